@@ -1,0 +1,83 @@
+"""`lmx train`: runs an experiment, or goes on with it where it stopped."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from lmx.cli.config import add_import, load_words
+from lmx.config.names import ConfigError
+from lmx.config.tree import Config
+
+_ABOUT = """\
+Trains an experiment in a folder of its own, runs/NAME-ID, where ID is a digest of what
+decides its outcome. The same command again goes on where the run stopped, to the same
+bits; with another mesh too. Ctrl-C saves first.
+
+  lmx train experiments/quickstart.gin
+  lmx train experiments/quickstart.gin Experiment.seed=1 Decoder.depth=6
+  lmx train experiments/shakespeare_char.gin Text.path=input.txt --run runs/bard
+  lmx config show experiments/quickstart.gin       what can be set, and how it is
+"""
+
+
+def add(parsers: Any) -> None:
+    """Adds the verb `train` to what `ArgumentParser.add_subparsers` returned."""
+    parser = parsers.add_parser(
+        "train",
+        help="train an experiment, or go on with it",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="lmx train EXPERIMENT.gin [Name.parameter=value ...] [options]",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("words", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
+    parser.add_argument("--run", dest="folder", type=Path, help="the run's folder")
+    parser.add_argument(
+        "--json", action="store_true", help="print the summary for a machine"
+    )
+    add_import(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains. Returns the exit status."""
+    file, *overrides = args.words
+    try:
+        config = load_words(file, overrides, args.imports)
+        for note in config.notes:
+            print("note:", note, file=sys.stderr)
+        _allow_float64(config)
+        name = Path(file).stem
+        folder = args.folder or Path("runs") / f"{name}-{config.run_id()}"
+        return _train(name, config, folder, as_json=args.json)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _train(name: str, config: Config, folder: Path, *, as_json: bool) -> int:
+    from lmx.train.attempt import attempt
+    from lmx.train.hooks import StoppedError
+    from lmx.train.record.directory import last
+    from lmx.train.record.summary import summary
+
+    try:
+        attempt(name, config, folder)
+    except StoppedError as stopped:
+        print(f"{stopped}; the same command goes on: {folder}", file=sys.stderr)
+        return 128 + stopped.signum
+    if as_json:
+        print(json.dumps({"run": str(folder), **last(folder)}))
+    else:
+        print(summary(folder))
+    return 0
+
+
+def _allow_float64(config: Config) -> None:
+    """Tells jax before anything is built, if the experiment asks for 64 bits."""
+    import jax
+
+    precision = config["model.precision"]
+    if "float64" in precision.fields.values():
+        jax.config.update("jax_enable_x64", True)

@@ -1,0 +1,25 @@
+"""One alphabet of dimensions, used everywhere.
+
+A letter means the same thing as the suffix of a local array (`q_BTNH`), in an einsum
+equation, in a jaxtyping annotation and, through `logical`, in a sharding rule.
+
+    B  batch              D  model width         E  experts
+    T  query position     F  feed-forward width  C  choices: experts per token
+    S  key position       H  head width          R  low rank
+    V  vocabulary         N  query heads         L  layers
+    P  channel pairs      K  key/value heads     G  query heads per key head, N / K
+    M  rows: any leading dimensions, flattened into one
+    I  reach: tokens before this one
+"""
+
+LOGICAL = {
+    "B": "batch", "T": "length", "S": "kv_length", "V": "vocab", "L": "layers",
+    "D": "embed", "F": "mlp", "H": "head_width", "N": "heads", "K": "kv_heads",
+    "G": "head_group", "E": "experts", "C": "choices", "R": "rank", "P": "pairs",
+    "M": "rows", "I": "reach",
+}  # fmt: skip
+
+
+def logical(dims: str) -> tuple[str, ...]:
+    """Logical axis names, as in `logical("BTD") == ("batch", "length", "embed")`."""
+    return tuple(LOGICAL[d] for d in dims)

@@ -1,0 +1,125 @@
+"""The one place where logical axes meet the mesh.
+
+Parameters carry logical axis names (`nnx.Param(x, axes=("embed", "mlp"))`); rules say
+which mesh axes split each of them. Layers know neither the rules nor the mesh.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+Rules = Mapping[str, tuple[str, ...]]
+
+# Megatron splits (Shoeybi et al. 2019, arXiv:1909.08053) over `tensor`, the rest of
+# every matrix over `fsdp` (ZeRO-3; Rajbhandari et al. 2019, arXiv:1910.02054).
+RULES: Rules = MappingProxyType({
+    "batch": ("replica", "data", "fsdp"),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "experts": ("expert",),
+})  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """How many devices stand along each axis; their product is the devices used."""
+
+    replica: int = 1  # slices, over slow links
+    data: int | None = None  # None: every device that the other axes leave
+    fsdp: int = 1
+    expert: int = 1
+    context: int = 1
+    tensor: int = 1
+    stage: int = 1
+
+    def __post_init__(self):
+        for axis, size in asdict(self).items():
+            if size is not None and size < 1:
+                raise ValueError(
+                    f"mesh axis {axis!r} needs 1 device or more, not {size}."
+                )
+
+    def over(self, devices: Sequence[Any], rules: Rules) -> jax.sharding.Mesh:
+        """The mesh over the first devices there are, if the rules use all its axes."""
+        rest = math.prod(size for size in asdict(self).values() if size is not None)
+        data = self.data or max(len(devices) // rest, 1)
+        sizes = asdict(self) | {"data": data}
+        count = math.prod(sizes.values())
+        if count > len(devices):
+            raise ValueError(
+                f"a mesh of {_shown(sizes)} needs {count} devices and there are"
+                f" {len(devices)}: make an axis smaller."
+            )
+        used = {axis for axes in rules.values() for axis in axes}
+        idle = [axis for axis, size in sizes.items() if size > 1 and axis not in used]
+        if idle:
+            raise ValueError(
+                f"no rule splits anything over mesh axis {idle[0]!r}: leave it at 1."
+            )
+        return jax.make_mesh(
+            tuple(sizes.values()),
+            tuple(sizes),
+            axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+            devices=devices[:count],
+        )
+
+
+def _shown(sizes: Mapping[str, int]) -> str:
+    """The axes longer than one, as in `data=2 x fsdp=4`."""
+    shown = [f"{axis}={size}" for axis, size in sizes.items() if size > 1]
+    return " x ".join(shown) or "one device"
+
+
+def spec(
+    axes: Sequence[str], shape: Sequence[int], mesh: jax.sharding.Mesh, rules: Rules
+) -> PartitionSpec:
+    """How an array with these logical axes is split.
+
+    A mesh axis splits one dimension of an array at most: the first that asks has it.
+    """
+    taken: set[str] = set()
+    split = []
+    for axis, size in zip(axes, shape, strict=True):
+        wanted = tuple(
+            m for m in rules.get(axis, ()) if mesh.shape[m] > 1 and m not in taken
+        )
+        taken.update(wanted)
+        parts = math.prod(mesh.shape[m] for m in wanted)
+        if size % parts:
+            raise ValueError(
+                f"{axis!r} of size {size} cannot be split evenly over mesh axes"
+                f" {wanted} ({parts} parts): change the mesh, or drop the rule for"
+                f" {axis!r} to keep it whole."
+            )
+        split.append(wanted or None)
+    return PartitionSpec(*split)
+
+
+def shardings(tree: PyTree, mesh: jax.sharding.Mesh, rules: Rules) -> PyTree:
+    """Where each parameter of `tree` lives; what carries no axes is copied everywhere.
+
+    Serves parameters, gradients and optimizer state alike, abstract or real.
+    """
+
+    def place(leaf: Any) -> NamedSharding:
+        axes = leaf.get_metadata().get("axes") if is_variable(leaf) else None
+        if axes is None:
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, spec(axes, leaf.shape, mesh, rules))
+
+    return jax.tree.map(place, tree, is_leaf=is_variable)
+
+
+def is_variable(leaf: Any) -> bool:
+    """Whether `leaf` is an NNX variable, which JAX by itself would look into."""
+    return isinstance(leaf, nnx.Variable)

@@ -1,0 +1,56 @@
+"""What is made once and kept: whole or not there, however many make it at a time."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from lmx.config.names import ConfigError
+
+
+def cache_folder(name: str) -> Path:
+    """That folder of the cache, below `LMX_CACHE`, or ~/.cache/lmx if it is unset."""
+    root = Path(os.environ.get("LMX_CACHE") or "~/.cache/lmx").expanduser()
+    try:
+        (root / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot keep anything in {root} ({error.strerror}): set LMX_CACHE to a"
+            " folder that can be written."
+        ) from None
+    return root / name
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes the file such that readers see all of it or what was there before."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def build_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Puts the folder that `fill` makes at `path`, unless another was quicker."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as made:
+        fill(Path(made, "new"))
+        try:
+            os.rename(Path(made, "new"), path)
+        except OSError:
+            if not path.is_dir():
+                raise
+
+
+def discard(path: Path) -> None:
+    """Takes the folder away at once; who has its files open may read on."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".old-") as away:
+        try:
+            os.rename(path, Path(away, "old"))
+        except FileNotFoundError:
+            return
+        shutil.rmtree(Path(away, "old"))

@@ -1,0 +1,100 @@
+"""Which stretch of a token stream each row of each batch is."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from lmx.config.names import ConfigError, configurable
+from lmx.data.keyed import below, hashed, permuted
+
+SHUFFLE, WINDOW = 1, 2  # purposes, so that two uses of one seed do not meet
+
+
+class Stream(NamedTuple):
+    """How much there is to read, and in what portions."""
+
+    tokens: int
+    batch: int  # B, rows over all devices
+    length: int  # T, tokens
+
+    @property
+    def rows(self) -> int:
+        """Rows in which every token but the first is a target once."""
+        return -(-(self.tokens - 1) // self.length)
+
+
+class Order(ABC):
+    """Gives rows their place. A function of (seed, step, row) and nothing else."""
+
+    @abstractmethod
+    def steps(self, stream: Stream) -> int | None:
+        """Batches in one pass over the stream, None where there is no such thing."""
+
+    @abstractmethod
+    def offsets(
+        self, seed: int, step: int, rows: Int64[np.ndarray, " M"], stream: Stream
+    ) -> Int64[np.ndarray, " M"]:
+        """The first token of each of these rows of the batch of that step."""
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Shuffled(Order):
+    """Every row once an epoch, in an order of its own each epoch; nothing is dropped.
+
+    Epochs follow one another in the middle of a batch, if that is where they end.
+    """
+
+    def steps(self, stream: Stream) -> int | None:
+        return -(-stream.rows // stream.batch)
+
+    def offsets(
+        self, seed: int, step: int, rows: Int64[np.ndarray, " M"], stream: Stream
+    ) -> Int64[np.ndarray, " M"]:
+        epoch, place = np.divmod(step * stream.batch + rows, stream.rows)
+        key = hashed(seed, SHUFFLE, epoch)
+        return permuted(place, stream.rows, key) * stream.length
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Windows(Order):
+    """Stretches that begin anywhere, drawn with replacement, as nanoGPT trains."""
+
+    def steps(self, stream: Stream) -> int | None:
+        if stream.tokens <= stream.length:
+            raise ConfigError(
+                f"{stream.tokens} tokens hold no window of {stream.length} and its"
+                f" next token: set length to {stream.tokens - 1} or less."
+            )
+        return None
+
+    def offsets(
+        self, seed: int, step: int, rows: Int64[np.ndarray, " M"], stream: Stream
+    ) -> Int64[np.ndarray, " M"]:
+        return below(stream.tokens - stream.length, seed, WINDOW, step, rows)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class InOrder(Order):
+    """One pass from the first token to the last; the last batch is filled up with
+    padding. The seed changes nothing.
+    """
+
+    def steps(self, stream: Stream) -> int | None:
+        return -(-stream.rows // stream.batch)
+
+    def offsets(
+        self, seed: int, step: int, rows: Int64[np.ndarray, " M"], stream: Stream
+    ) -> Int64[np.ndarray, " M"]:
+        if step * stream.batch >= stream.rows:
+            raise ConfigError(
+                f"there is no batch {step} in order: one pass of {stream.rows} rows is"
+                f" {self.steps(stream)} batches of {stream.batch}. For more than one"
+                " pass set order = @Shuffled()."
+            )
+        return (step * stream.batch + rows) * stream.length

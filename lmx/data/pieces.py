@@ -1,0 +1,176 @@
+"""Pieces of words, learned with SentencePiece from the train split."""
+
+import functools
+import hashlib
+import io
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int32
+
+from lmx.config.names import ConfigError, configurable
+from lmx.data.cache import cache_folder, write_whole
+from lmx.data.corpus import Corpus
+from lmx.data.progress import say
+from lmx.data.tokenizer import MODEL, Codec, Tokenizer
+
+SPACE = "\u2581"  # what SentencePiece writes for a space, and so cannot read as itself
+RESERVED = re.compile("[\0\t\u2047\u2581\u2585]+")  # it skips text that holds these
+RECIPE = 1  # raise it when the same text and settings come to give other pieces
+CHUNK = 4096  # characters that it sees as one sentence
+ENOUGH = {"bpe": 32_000_000, "unigram": 4_000_000}  # characters, for half a minute
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class SentencePiece(Tokenizer):
+    """Frequent strings of the train split, and the 256 bytes for all the rest.
+
+    No normalisation, so nothing is lost. Words are kept apart at spaces, which begin
+    them; a run of spaces may be one piece, and so may punctuation with its newline,
+    which is what source code is full of. Learned once, then kept in the cache.
+    Kudo and Richardson 2018, arXiv:1808.06226.
+    """
+
+    vocab: int = 4096  # V, with the bytes, begin, end and one that is never used
+    kind: Literal["bpe", "unigram"] = "bpe"
+
+    def open(self, corpus: Corpus) -> "PieceCodec":
+        """From the cache, or trained on the train split."""
+        import sentencepiece
+
+        by = f"{RECIPE}, sentencepiece {sentencepiece.__version__}"
+        made_by = (corpus.digest(), self.vocab, self.kind, by)
+        key = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:32]
+        path = cache_folder("tokenizers") / f"{key}.model"
+        if not path.is_file():
+            write_whole(path, self._trained(corpus))
+        return PieceCodec(model=path.read_bytes())
+
+    def _trained(self, corpus: Corpus) -> bytes:
+        began = time.monotonic()
+        characters = sum(len(text) for _, text in corpus.documents("train"))
+        stride = -(-characters // ENOUGH[self.kind])
+        say(
+            f"learning {self.vocab} {self.kind} pieces from {characters:,} characters"
+            + (f", one chunk in {stride}" if stride > 1 else "")
+        )
+        model = _learned(_chunks(corpus, stride), self.vocab, self.kind)
+        say(f"learned them in {time.monotonic() - began:.0f} s")
+        return model
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class PieceCodec(Codec):
+    """What a SentencePiece model does, for text without exception."""
+
+    model: bytes
+    pieces: tuple[bytes, ...] = ()
+
+    def __post_init__(self):
+        tokens = range(self._processor.vocab_size())
+        pieces = tuple(_bytes(self._processor, token) for token in tokens)
+        object.__setattr__(self, "pieces", pieces)
+        object.__setattr__(self, "begin", self._processor.bos_id())
+        object.__setattr__(self, "end", self._processor.eos_id())
+
+    @functools.cached_property
+    def _processor(self) -> Any:
+        import sentencepiece
+
+        processor = sentencepiece.SentencePieceProcessor()
+        try:
+            processor.LoadFromSerializedProto(self.model)
+        except RuntimeError:
+            raise ConfigError(
+                f"{len(self.model)} bytes that are no SentencePiece model: the"
+                f" {MODEL} they come from is damaged, take it from where it is whole."
+            ) from None
+        return processor
+
+    @functools.cached_property
+    def _space(self) -> list[int]:
+        """The bytes of U+2581, which in a piece means a space."""
+        to_token: Callable[[str], int] = self._processor.PieceToId
+        return [to_token(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+
+    def encode(self, text: str) -> Int32[np.ndarray, " T"]:
+        first, *others = text.split(SPACE)
+        tokens = self._processor.Encode(first)
+        for other in others:
+            tokens += self._space + self._processor.Encode(other)
+        return np.array(tokens, np.int32)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.model).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        write_whole(folder / MODEL, self.model)
+
+
+def _bytes(processor: Any, token: int) -> bytes:
+    """The UTF-8 bytes that a token stands for."""
+    piece = processor.IdToPiece(token)
+    if processor.IsByte(token):
+        return bytes([int(piece[3:5], 16)])
+    if processor.IsControl(token) or processor.IsUnknown(token):
+        return b""
+    return piece.replace(SPACE, " ").encode()
+
+
+def _chunks(corpus: Corpus, stride: int) -> Iterator[str]:
+    """Every `stride`-th chunk of the train split."""
+    count = 0
+    for _, text in corpus.documents("train"):
+        for part in RESERVED.split(text):
+            for begin in range(0, len(part), CHUNK):
+                if count % stride == 0:
+                    yield part[begin : begin + CHUNK]
+                count += 1
+
+
+def _learned(chunks: Iterator[str], vocab: int, kind: str) -> bytes:
+    """The model of that size, as SentencePiece stores it."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=chunks,
+            model_writer=model,
+            vocab_size=vocab,
+            model_type=kind,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=4 * CHUNK,  # bytes: none is too long
+            num_threads=1,  # the same model wherever it is learned; two are no faster
+            minloglevel=2,  # errors, which come back as exceptions
+        )
+    except RuntimeError as error:
+        raise _refusal(vocab, f"{error}") from None
+    return model.getvalue()
+
+
+def _refusal(vocab: int, message: str) -> ConfigError:
+    """What SentencePiece says of a size that cannot be, in our words."""
+    if high := re.search(r"too high.*<= (\d+)", message):
+        return ConfigError(
+            f"the text has too few repetitions for {vocab} pieces: set"
+            f" SentencePiece.vocab to {high[1]} or less, or give more text."
+        )
+    if low := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
+        return ConfigError(
+            f"{vocab} pieces are too few for the bytes and the characters of the text:"
+            f" set SentencePiece.vocab to {int(low[1])} or more."
+        )
+    return ConfigError(f"SentencePiece cannot learn {vocab} pieces: {message}")

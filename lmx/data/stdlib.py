@@ -1,0 +1,74 @@
+"""A corpus that every Python brings along: its own library and language reference."""
+
+import ast
+import os
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmx.config.names import ConfigError, configurable
+from lmx.data.corpus import Corpus, Document, Split, check_fraction, chosen
+
+TOPICS = "pydoc_data/topics.py"
+LEFT_OUT = frozenset({
+    "site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test",
+})  # fmt: skip
+LOCAL = ("config-", "_sysconfigdata_", "sitecustomize.py", TOPICS)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Stdlib(Corpus):
+    """The sources of the running Python's library, and its language reference.
+
+    A module is a document and lies in one split, by a hash of its name. The topics of
+    the reference repeat one another and are all for training. Tests, what is installed
+    beside the library, what describes this machine, and what is not UTF-8 are left out.
+    """
+
+    held_out: float = 0.04  # of the modules, for validation
+
+    def __post_init__(self):
+        check_fraction("Stdlib.held_out", self.held_out)
+
+    def read(self, split: Split) -> Iterator[Document]:
+        root = Path(sysconfig.get_path("stdlib"))
+        if not (root / "os.py").is_file():
+            raise ConfigError(
+                f"this Python keeps no sources in {root}: give a corpus of your own"
+                " with @Text()."
+            )
+        for name in _modules(root):
+            if chosen(name, self.held_out) == (split == "validation"):
+                yield from _module(root / name, name)
+        if split == "train" and (root / TOPICS).is_file():
+            yield from _topics(root / TOPICS)
+
+
+def _modules(root: Path) -> list[str]:
+    """The files below `root` which any machine with this Python has, in order."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in LEFT_OUT]
+        inner = Path(folder).relative_to(root)
+        found += [(inner / name).as_posix() for name in files if name.endswith(".py")]
+    return sorted(name for name in found if not name.startswith(LOCAL))
+
+
+def _module(path: Path, name: str) -> Iterator[Document]:
+    """The module, if it is text and not empty."""
+    try:
+        text = path.read_bytes().decode()
+    except (UnicodeDecodeError, OSError):
+        return
+    if text:
+        yield Document(name, text)
+
+
+def _topics(path: Path) -> Iterator[Document]:
+    """The chapters of the language reference, out of the table that pydoc prints."""
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.Assign):
+            for name, text in ast.literal_eval(node.value).items():
+                yield Document(f"{TOPICS}:{name}", text)

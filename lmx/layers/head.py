@@ -1,0 +1,47 @@
+"""From the last vectors to one logit for each token that could come next."""
+
+from abc import abstractmethod
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lmx.config.names import configurable
+from lmx.layers.init import Init
+from lmx.layers.linear import Einsum
+
+
+class Head(nnx.Module):
+    """Anything that turns the last vectors into logits; `table` is the embedding."""
+
+    @abstractmethod
+    def __call__(
+        self, x: Float[Array, "B T D"], table: Float[Array, "V D"]
+    ) -> Float[Array, "B T V"]:
+        """One logit for each token that could come next."""
+
+
+@configurable
+class Untied(Head):
+    """A projection of its own."""
+
+    def __init__(self, width: int, vocab: int, init: Init):
+        self.out = Einsum("BTD,DV->BTV", dict(D=width, V=vocab), init, "head")
+
+    def __call__(
+        self, x: Float[Array, "B T D"], table: Float[Array, "V D"]
+    ) -> Float[Array, "B T V"]:
+        return self.out(x)
+
+
+@configurable
+class Tied(Head):
+    """The embedding, read backwards. Press and Wolf 2016, arXiv:1608.05859."""
+
+    def __init__(self, width: int, vocab: int, init: Init):
+        del width, vocab, init
+
+    def __call__(
+        self, x: Float[Array, "B T D"], table: Float[Array, "V D"]
+    ) -> Float[Array, "B T V"]:
+        return jnp.einsum("BTD,VD->BTV", x, table.astype(x.dtype))

@@ -1,0 +1,140 @@
+"""How parameters are born: their distribution, their dtype and the names of their axes.
+
+A layer says what a weight is for; a scheme, chosen by the experiment, says how large.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from lmx.config.names import configurable
+from lmx.core import dims
+
+# What a weight is for: tokens in, between layers, into the residual stream, logits out.
+Role = Literal["embed", "hidden", "residual", "head"]
+
+# The standard deviation of a unit normal that is cut at two of them.
+CUT = 0.87962566103423978
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class FanIn:
+    """Truncated normal of variance 1 / fan-in; embeddings of deviation `embed`.
+
+    LeCun et al. 1998, "Efficient BackProp", section 4.6.
+    """
+
+    embed: float = 1.0
+
+    def deviation(self, role: Role, fan_in: int, depth: int) -> float:
+        """The standard deviation of a weight; `depth` counts residual blocks."""
+        del depth
+        return self.embed if role == "embed" else fan_in**-0.5
+
+    def draw(
+        self, key: Key[Array, ""], shape: Sequence[int], deviation: float
+    ) -> Float[Array, "..."]:
+        """A sample: normal, cut at two deviations and widened back to `deviation`."""
+        return jax.random.truncated_normal(key, -2.0, 2.0, shape) * (deviation / CUT)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class DepthScaled(FanIn):
+    """`FanIn`, with what enters the residual stream divided by sqrt(2 * depth).
+
+    The stream then keeps its variance over depth. Radford et al. 2019, section 2.3.
+    """
+
+    def deviation(self, role: Role, fan_in: int, depth: int) -> float:
+        scale = (2 * depth) ** -0.5 if role == "residual" else 1.0
+        return super().deviation(role, fan_in, depth) * scale
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class ZeroResidual(FanIn):
+    """`FanIn`, with what enters the residual stream zero: every block starts as none.
+
+    Zhang et al. 2019, arXiv:1901.09321 (Fixup), section 3.
+    """
+
+    def deviation(self, role: Role, fan_in: int, depth: int) -> float:
+        return 0.0 if role == "residual" else super().deviation(role, fan_in, depth)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class GPT2:
+    """Normal of one deviation, over sqrt(2 * depth) into the residual stream.
+
+    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", and its
+    released code.
+    """
+
+    std: float = 0.02
+
+    def deviation(self, role: Role, fan_in: int, depth: int) -> float:
+        del fan_in
+        return self.std * ((2 * depth) ** -0.5 if role == "residual" else 1.0)
+
+    def draw(
+        self, key: Key[Array, ""], shape: Sequence[int], deviation: float
+    ) -> Float[Array, "..."]:
+        return jax.random.normal(key, shape) * deviation
+
+
+Scheme = FanIn | GPT2
+
+
+@dataclass(frozen=True)
+class Init:
+    """What a constructor makes its parameters with."""
+
+    rngs: nnx.Rngs
+    scheme: Scheme
+    depth: int  # residual blocks
+    dtype: str = "float32"
+
+    def weight(
+        self,
+        letters: str,
+        sizes: Mapping[str, int],
+        *,
+        into: str,
+        role: Role = "hidden",
+        out_of: str = "",
+    ) -> nnx.Param:
+        """A random weight, whose axes carry the names of its letters.
+
+        `into` are the letters it sums over, `out_of` those it makes (the others, if not
+        said); any further letter indexes independent matrices, one per expert.
+        """
+        out_of = out_of or "".join(d for d in letters if d not in into)
+        fan_in = 1
+        for letter in into:
+            fan_in *= sizes[letter]
+        std = self.scheme.deviation(role, fan_in, self.depth)
+        shape = tuple(sizes[d] for d in letters)
+        value = self.scheme.draw(self.rngs.params(), shape, std)
+        return nnx.Param(
+            value.astype(self.dtype),
+            axes=dims.logical(letters),
+            into=dims.logical(into),
+            out_of=dims.logical(out_of),
+        )
+
+    def full(self, letters: str, sizes: Mapping[str, int], value: float) -> nnx.Param:
+        """One value everywhere: gains or offsets, which sum over nothing."""
+        array = jnp.full([sizes[d] for d in letters], value, self.dtype)
+        return nnx.Param(array, axes=dims.logical(letters), into=(), out_of=())
+
+    def at(self, key: Key[Array, ""]) -> "Init":
+        """The same, drawing from `key`."""
+        return replace(self, rngs=nnx.Rngs(params=key))

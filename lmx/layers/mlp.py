@@ -1,0 +1,102 @@
+"""What follows attention in a block: one feed-forward layer, or many (`moe`)."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from lmx.config.names import configurable
+from lmx.core.mean import Aux
+from lmx.layers.init import Init
+from lmx.layers.linear import Einsum
+
+Activation = Callable[[Array], Array]
+gelu = partial(jax.nn.gelu, approximate=True)  # the tanh form, as GPT-2's
+
+
+def relu_squared(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
+    """max(0, x)^2. So et al. 2021, arXiv:2109.08668 (Primer)."""
+    return jnp.square(jax.nn.relu(x))
+
+
+class FeedForward(nnx.Module):
+    """Anything that maps each token to a new vector, with its auxiliary losses.
+
+    `live` is False at padding, which no auxiliary loss counts.
+
+    Attributes:
+        share: of the weights indexed by experts, how many a token is multiplied with.
+    """
+
+    share: float = 1.0
+
+    @abstractmethod
+    def __call__(
+        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """What is added to `x`, and the auxiliary losses by name."""
+
+
+class Plain(FeedForward):
+    """down(activation(up(x)))."""
+
+    activation: Activation
+
+    def __init__(self, width: int, init: Init, *, hidden: int):
+        sizes = dict(D=width, F=hidden)
+        self.up = Einsum("BTD,DF->BTF", sizes, init)
+        self.down = Einsum("BTF,FD->BTD", sizes, init, "residual")
+
+    def __call__(
+        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        return self.down(type(self).activation(self.up(x))), {}
+
+
+class Gated(FeedForward):
+    """down(activation(gate(x)) * up(x)). Shazeer 2020, arXiv:2002.05202."""
+
+    activation: Activation
+
+    def __init__(self, width: int, init: Init, *, hidden: int):
+        sizes = dict(D=width, F=hidden)
+        self.gate = Einsum("BTD,DF->BTF", sizes, init)
+        self.up = Einsum("BTD,DF->BTF", sizes, init)
+        self.down = Einsum("BTF,FD->BTD", sizes, init, "residual")
+
+    def __call__(
+        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        return self.down(type(self).activation(self.gate(x)) * self.up(x)), {}
+
+
+@configurable
+class GELU(Plain):
+    """Hendrycks and Gimpel 2016, arXiv:1606.08415, in its tanh form."""
+
+    activation = staticmethod(gelu)
+
+
+@configurable
+class ReLU2(Plain):
+    """Squared rectifier. So et al. 2021, arXiv:2109.08668."""
+
+    activation = staticmethod(relu_squared)
+
+
+@configurable
+class SwiGLU(Gated):
+    """Gated by a sigmoid linear unit. Shazeer 2020, arXiv:2002.05202."""
+
+    activation = staticmethod(jax.nn.silu)
+
+
+@configurable
+class GeGLU(Gated):
+    """Gated by a Gaussian error linear unit. Shazeer 2020, arXiv:2002.05202."""
+
+    activation = staticmethod(gelu)

@@ -1,0 +1,67 @@
+"""Normalisation of activations, along their last dimension."""
+
+from abc import abstractmethod
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lmx.config.names import configurable
+from lmx.core.precision import widened
+from lmx.layers.init import Init
+
+
+def rms_norm(
+    x: Float[Array, "*rows D"], scale: Float[Array, "D"], epsilon: float
+) -> Float[Array, "*rows D"]:
+    """`x` at root-mean-square `scale`. Zhang and Sennrich 2019, arXiv:1910.07467."""
+    wide = widened(x)
+    power = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    unit = (wide * jax.lax.rsqrt(power + epsilon)).astype(x.dtype)
+    return jnp.einsum("...D,D->...D", unit, scale.astype(x.dtype))
+
+
+def layer_norm(
+    x: Float[Array, "*rows D"], scale: Float[Array, "D"], epsilon: float
+) -> Float[Array, "*rows D"]:
+    """`x` less its mean, at deviation `scale`. Ba et al. 2016, arXiv:1607.06450."""
+    wide = widened(x)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    return rms_norm((wide - mean).astype(x.dtype), scale, epsilon)
+
+
+class Norm(nnx.Module):
+    """Anything that normalises vectors of `size`; `letter` names their dimension."""
+
+    @abstractmethod
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        """`x`, normalised."""
+
+
+@configurable
+class RMSNorm(Norm):
+    """Root-mean-square norm with a learned gain."""
+
+    def __init__(
+        self, size: int, init: Init, letter: str = "D", *, epsilon: float = 1e-6
+    ):
+        self.scale = init.full(letter, {letter: size}, 1.0)
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        return rms_norm(x, self.scale[...], self.epsilon)
+
+
+@configurable
+class LayerNorm(Norm):
+    """Layer norm with a learned gain and no offset, as GPT-2's successors train it."""
+
+    def __init__(
+        self, size: int, init: Init, letter: str = "D", *, epsilon: float = 1e-5
+    ):
+        self.scale = init.full(letter, {letter: size}, 1.0)
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        return layer_norm(x, self.scale[...], self.epsilon)

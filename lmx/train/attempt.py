@@ -1,0 +1,71 @@
+"""One attempt at a run: from where the last one stopped to the end, or the next."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lmx.config.tree import Config
+from lmx.data.batches import Batch
+from lmx.data.prefetch import prefetch
+from lmx.train.checkpoint import Checkpoints
+from lmx.train.experiment import Experiment
+from lmx.train.hooks import Log, Stop, Waited
+from lmx.train.loop import train
+from lmx.train.record.card import card
+from lmx.train.record.directory import Directory, last
+from lmx.train.record.line import Line
+from lmx.train.record.plots import draw
+from lmx.train.run import Run
+from lmx.train.step import TrainState
+
+
+def attempt(name: str, config: Config[Experiment], path: Path) -> Directory:
+    """Trains the rest of the run in its folder, which afterwards holds all of it.
+
+    Raises ConfigError before anything is written, `StoppedError` once a signal's stop
+    is saved.
+    """
+    experiment = config.build()
+    run = experiment.open()
+    periodic = [hook.start(run) for hook in experiment.hooks]
+    directory = Directory.claim(
+        path, config, card(name, config, run), run.data.tokenizer
+    )
+    checkpoints = Checkpoints(directory.checkpoints, experiment.checkpoint.keep)
+    state = resumed(run, checkpoints)
+    begun = time.perf_counter()
+    done = int(state.step)
+    directory.begin(done)
+    batches = Waited(_batches(run, done))
+    stop = Stop(checkpoints)
+    line = Line(name, done, run.steps)
+    log = Log(run, directory, batches, experiment.log_every, line)
+    beside = [
+        *(hook(directory) for hook in periodic),
+        experiment.checkpoint.start(checkpoints, run.steps),
+    ]
+    hooks = [log, *map(log.beside, beside), stop]
+    try:
+        train(run.step, state, batches, steps=run.steps, hooks=hooks)
+        checkpoints.wait()
+        directory.update(final=last(path), seconds=time.perf_counter() - begun)
+    finally:
+        stop.restore()
+        line.close()
+        batches.close()
+        directory.close()
+        draw(path)
+    return directory
+
+
+def resumed(run: Run, checkpoints: Checkpoints) -> TrainState:
+    """The newest state on disk, or that of step 0."""
+    steps = checkpoints.steps()
+    return checkpoints.restore(steps[-1], run.like()) if steps else run.init()
+
+
+def _batches(run: Run, start: int) -> Iterator[Batch]:
+    """The batches from step `start` on, put on their devices ahead of their step."""
+    return prefetch(
+        lambda step: run.put(run.data.batch_at(run.seed, step)), start, run.steps
+    )

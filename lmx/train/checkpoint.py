@@ -1,0 +1,92 @@
+"""The state of a run on disk: saved beside the training, listed from what is there."""
+
+import shutil
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from lmx.config.names import ConfigError
+from lmx.train.step import TrainState
+
+State = TypeVar("State")
+
+SCHEMA = 1  # of what a checkpoint holds; a reader refuses what is newer
+
+
+class Checkpoints:
+    """The checkpoints of one run, one folder a step, complete or not there at all."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder.absolute(), keep
+        self.writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+
+    def steps(self) -> list[int]:
+        """The steps whose commit is on disk now, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [p for p in self.folder.iterdir() if p.name.isdigit()]
+        return sorted(
+            int(p.name) for p in found if ocp.utils.is_checkpoint_finalized(p)
+        )
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Copies the state and returns; writes it while training goes on.
+
+        Waits for the save before it, so that at most one is on its way.
+        """
+        self.wait()
+        self.writer.save(
+            self._path(step),
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(_named(state)),
+                meta=ocp.args.JsonSave({"schema": SCHEMA, "step": step}),
+            ),
+            force=True,
+        )
+
+    def wait(self) -> None:
+        """Until what was saved is committed; then only the newest few are kept."""
+        self.writer.wait_until_finished()
+        for step in self.steps()[: -self.keep]:
+            shutil.rmtree(self._path(step))
+
+    def restore(self, step: int, like: State) -> State:
+        """The state of that step, in the shapes and on the devices of `like`.
+
+        `like` may be a part of it, as in `{"params": shapes}`.
+        """
+        wanted = _named(like)
+        meta = self.writer.restore(
+            self._path(step), args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        )["meta"]
+        if meta["schema"] > SCHEMA:
+            raise ConfigError(
+                f"{self._path(step)} was written by a newer lmx (schema"
+                f" {meta['schema']}, and this one reads up to {SCHEMA}): upgrade lmx."
+            )
+        state = self.writer.restore(
+            self._path(step),
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(
+                    item=wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=True,
+                )
+            ),
+        )["state"]
+        leaves = [state[name] for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{step:08d}"
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Every array by its path, as in `params.stack.blocks.attention.q.w`."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves
+    ]
+    return dict(zip(names, (leaf for _, leaf in leaves), strict=True))

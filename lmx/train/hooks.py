@@ -1,0 +1,203 @@
+"""What happens beside the training: logging, saving, stopping at a signal."""
+
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmx.config.names import ConfigError, configurable
+from lmx.core import device
+from lmx.data.batches import Batch
+from lmx.data.progress import say
+from lmx.train.checkpoint import Checkpoints
+from lmx.train.loop import Hook
+from lmx.train.record.directory import Directory
+from lmx.train.record.line import Line
+from lmx.train.run import Run
+from lmx.train.step import Metrics, TrainState
+
+
+class Periodic(ABC):
+    """A hook that an experiment chooses: evaluation, samples, a profile."""
+
+    @abstractmethod
+    def start(self, run: Run) -> Callable[[Directory], Hook]:
+        """Opens and checks what is needed; given a directory to write to, the hook."""
+
+
+class Waited(Iterator[Batch]):
+    """Batches, and the seconds that were spent waiting for them."""
+
+    def __init__(self, batches: Iterator[Batch]):
+        self.batches, self.waited = batches, 0.0
+
+    def __next__(self) -> Batch:
+        begun = time.perf_counter()
+        batch = next(self.batches)
+        self.waited += time.perf_counter() - begun
+        return batch
+
+    def close(self) -> None:
+        """Ends the threads that make batches."""
+        if isinstance(self.batches, Generator):
+            self.batches.close()
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Save:
+    """How often the state is saved, and how many of the newest saves are kept."""
+
+    every: int = 1000  # steps
+    keep: int = 2
+
+    def __post_init__(self):
+        if self.every < 1 or self.keep < 1:
+            raise ConfigError("Save.every and Save.keep must be 1 or more.")
+
+    def start(self, checkpoints: Checkpoints, steps: int) -> Hook:
+        """Saves every so many steps, and at the last."""
+
+        def save(done: int, state: TrainState, metrics: Metrics) -> None:
+            del metrics
+            if done % self.every == 0 or done == steps:
+                checkpoints.save(done, state)
+
+        return save
+
+
+class StoppedError(Exception):
+    """A signal asked to stop; the state is saved."""
+
+    def __init__(self, signum: int, done: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {done}")
+        self.signum = signum
+
+
+class Stop:
+    """At Ctrl-C or SIGTERM ends the step, saves and stops; at the second, at once."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+        self.asked: int | None = None
+        self.before = {
+            signum: signal.signal(signum, self._ask)
+            for signum in (signal.SIGINT, signal.SIGTERM)
+        }
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        self.asked = signum
+        self.restore()
+        say("stopping after this step; once more stops at once without saving")
+
+    def restore(self) -> None:
+        """Signals do again what they did before."""
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
+
+    def __call__(self, done: int, state: TrainState, metrics: Metrics) -> None:
+        del metrics
+        if self.asked is None:
+            return
+        if done not in self.checkpoints.steps():
+            self.checkpoints.save(done, state)
+        self.checkpoints.wait()
+        raise StoppedError(self.asked, done)
+
+
+class Log:
+    """Writes metrics every few steps, and shows the newest on one line.
+
+    Reads them one step late, so that the device never waits for the reader.
+    """
+
+    def __init__(
+        self, run: Run, directory: Directory, batches: Waited, every: int, line: Line
+    ):
+        self.run, self.directory, self.every = run, directory, every
+        self.batches, self.line = batches, line
+        self.peak = device.peak()
+        self.pending: tuple[int, Metrics] | None = None
+        self.mark: tuple[int, float, float] | None = None  # done, seconds, waited
+        self.away = 0.0  # seconds spent in other hooks since the mark
+        self.newest: Metrics = {}
+
+    def beside(self, hook: Hook) -> Hook:
+        """The hook, its seconds kept out of those of the training."""
+
+        def timed(done: int, state: TrainState, metrics: Metrics) -> None:
+            begun = time.perf_counter()
+            hook(done, state, metrics)
+            self.away += time.perf_counter() - begun
+
+        return timed
+
+    def __call__(self, done: int, state: TrainState, metrics: Metrics) -> None:
+        del state
+        jax.block_until_ready(self.newest)  # no more than one step runs ahead
+        self.newest = metrics
+        self.line.update(done)
+        self.flush()
+        if self.mark is None:  # the first step of a process compiles: it is no measure
+            jax.block_until_ready(metrics["loss"])
+            self._lap(done)
+        if done % self.every == 0 or done == self.run.steps:
+            self.pending = (done, metrics)
+        if done == self.run.steps:
+            self.flush()
+
+    def flush(self) -> None:
+        """Reads and writes what is still on the device."""
+        if self.pending is None:
+            return
+        done, metrics = self.pending
+        self.pending = None
+        values = {name: _number(value) for name, value in metrics.items()}
+        values["perplexity"] = float(np.exp(values["nats"]))
+        values["tokens_seen"] = done * self.run.tokens
+        speed = self._lap(done)
+        self.directory.log(done, values | speed)
+        shown = {"loss": f"{values['loss']:.3f}"}
+        if speed:
+            shown["tok/s"] = f"{speed['tokens_per_second']:,.0f}"
+        if "mfu" in speed:
+            shown["mfu"] = f"{speed['mfu']:.1%}"
+        self.line.show(shown)
+
+    def _lap(self, done: int) -> dict[str, float]:
+        """What a step took since the last lap, once the step `done` is known done."""
+        now, waited = time.perf_counter(), self.batches.waited
+        before, self.mark = self.mark, (done, now, waited)
+        away, self.away = self.away, 0.0
+        if before is None or before[0] == done:
+            return {}
+        steps = done - before[0]
+        seconds = (now - before[1] - away) / steps
+        waiting = (waited - before[2]) / steps
+        speed = {
+            "seconds/step": seconds,
+            "seconds/data_wait": waiting,
+            "seconds/compute": seconds - waiting,
+            "tokens_per_second": self.run.tokens / seconds,
+        }
+        if self.peak:
+            speed["mfu"] = self.run.flops / seconds / self.peak
+        return speed
+
+
+def _number(value: Any) -> float | list[float]:
+    """A Python number, or one for each layer, that prints as short as it can."""
+    return [float(f"{v:.6g}") for v in value] if np.ndim(value) else float(value)
+
+
+def due(every: int, steps: int) -> Callable[[int], bool]:
+    """Whether something is due after that many steps: every so many, and at the end."""
+    if every < 1:
+        raise ConfigError(f"every {every} steps is never: it must be 1 or more.")
+    return lambda done: done % every == 0 or done == steps

@@ -1,0 +1,60 @@
+"""What a run stands on: versions, machine, commit."""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lmx.config.tree import Config
+from lmx.train.run import Run
+
+PACKAGES = ("lmx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def card(name: str, config: Config, run: Run) -> dict[str, Any]:
+    """The facts that `card.json` begins with."""
+    commit, changes = _code()
+    return {
+        "name": name,
+        "run_id": config.run_id(),
+        "digest": config.digest(),
+        "data": dict(run.data.fingerprint),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.like().params)),
+        "tokens_per_step": run.tokens,
+        "flops_per_step": run.flops,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "mesh": {axis: size for axis, size in run.mesh.shape.items() if size > 1},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "command": sys.argv,
+        "commit": commit,
+        "uncommitted": changes,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _code() -> tuple[str | None, str | None]:
+    """The commit of lmx's own source and what was changed since; None outside git."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *words], capture_output=True, text=True
+            )
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    return git("rev-parse", "HEAD"), git("diff", "HEAD", "--", ".")

@@ -1,0 +1,163 @@
+"""The run directory: what a run was told, what it found, and where it stopped."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from lmx.config.names import ConfigError
+from lmx.config.resolve import from_json
+from lmx.config.tree import Config, diff
+from lmx.data.tokenizer import Codec
+
+METRICS = "metrics.jsonl"
+Values = Mapping[str, float | str | list[float]]
+
+
+class Directory:
+    """One run's folder. `log` takes numbers, `path` holds everything else."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lines: Any = None
+        self._board: SummaryWriter | None = None
+
+    @classmethod
+    def claim(
+        cls, path: Path, config: Config, card: Mapping[str, Any], codec: Codec | None
+    ) -> "Directory":
+        """The folder of this run: a new one, whole at once, or the one it began in."""
+        if (path / "experiment.json").is_file():
+            _same_run(path, config, card)
+            _write(path, config)
+            return cls(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(
+                f"{path} is there and is no run: name another folder with --run."
+            )
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            fresh.mkdir(parents=True)
+            try:
+                _write(fresh, config)
+                (fresh / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+                if codec:
+                    codec.save(fresh)
+                fresh.rename(path)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+        except OSError as error:
+            raise ConfigError(
+                f"no run can be written at {path}: {error.strerror} ({error.filename});"
+                " name another folder with --run."
+            ) from None
+        return cls(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the states are."""
+        return self.path / "checkpoints"
+
+    def begin(self, step: int) -> None:
+        """Ready to log what follows `step`; what was logged beyond it is dropped."""
+        kept = [line for line in rows(self.path) if line["step"] <= step]
+        metrics = self.path / METRICS
+        fresh = metrics.with_suffix(".new")
+        fresh.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
+        fresh.replace(metrics)
+        self._lines = metrics.open("a")
+        self._board = SummaryWriter(str(self.path), purge_step=step + 1)
+
+    def log(self, step: int, values: Values) -> None:
+        """One line of metrics, and the same for TensorBoard."""
+        line = {name: _finite(value) for name, value in values.items()}
+        self._lines.write(f"{json.dumps({'step': step} | line, allow_nan=False)}\n")
+        self._lines.flush()
+        assert self._board is not None
+        for name, value in values.items():
+            if isinstance(value, str):
+                self._board.add_text(name, value, step)
+            elif isinstance(value, list):
+                for index, item in enumerate(value):
+                    self._board.add_scalar(f"{name}/{index}", item, step)
+            else:
+                self._board.add_scalar(name, value, step)
+
+    def update(self, **facts: Any) -> None:
+        """Adds facts to the card, or replaces them."""
+        card = self.path / "card.json"
+        known = json.loads(card.read_text()) | facts
+        fresh = card.with_suffix(".new")
+        fresh.write_text(json.dumps(known, indent=1) + "\n")
+        fresh.replace(card)
+
+    def close(self) -> None:
+        """Everything logged is on disk."""
+        if self._lines is not None:
+            self._lines.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of metrics of a run, as far as they are whole."""
+    metrics = path / METRICS
+    if not metrics.is_file():
+        return
+    for line in metrics.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return  # torn by a kill: it was the last, and will be written again
+
+
+def last(path: Path) -> dict[str, Any]:
+    """The newest value of every metric."""
+    newest: dict[str, Any] = {}
+    for row in rows(path):
+        newest.update(row)
+    return newest
+
+
+def _finite(value: float | str | list[float]) -> Any:
+    """What JSON has no number for, as a word: "NaN", "Infinity", "-Infinity"."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, str) or math.isfinite(value):
+        return value
+    return json.dumps(value)
+
+
+def _write(path: Path, config: Config) -> None:
+    """What the run was told, as a value and as a page."""
+    for name, text in {
+        "experiment.json": config.json(indent=1),
+        "experiment.gin": config.text(),
+    }.items():
+        fresh = path / f".{name}"
+        fresh.write_text(text.rstrip() + "\n")
+        fresh.replace(path / name)
+
+
+def _same_run(path: Path, config: Config, card: Mapping[str, Any]) -> None:
+    """Refuses to go on with a run that is another one, or has other data."""
+    old = from_json((path / "experiment.json").read_text())
+    if old.run_id() != config.run_id():
+        changes = diff(old.identity(), config.identity()).items()
+        lines = [f"  {name}: {was} there, {now} here" for name, (was, now) in changes]
+        raise ConfigError(
+            f"{path} holds another run: name another folder with --run, or undo\n"
+            + "\n".join(lines)
+        )
+    data = json.loads((path / "card.json").read_text())["data"]
+    if data != card["data"]:
+        raise ConfigError(
+            f"the data have changed since {path} began: bring back the old, or name"
+            " another folder with --run.\n"
+            f"  {data} there\n  {card['data']} here"
+        )

@@ -1,0 +1,48 @@
+"""The live line of a run: a bar on a terminal, now and then a line elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+from lmx.data.progress import PAUSE, say
+
+
+class Line:
+    """How far a run is, what it last measured, and how long it will still take."""
+
+    def __init__(self, name: str, done: int, steps: int):
+        self.name, self.steps = name, steps
+        self.first, self.done = done, done
+        self.began = self.said = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            desc=name,
+            total=steps,
+            initial=done,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.terminal,
+        )
+
+    def update(self, done: int) -> None:
+        """That many steps are done."""
+        self.bar.update(done - self.done)
+        self.done = done
+
+    def show(self, values: Mapping[str, str]) -> None:
+        """The newest measurements."""
+        self.bar.set_postfix(values, refresh=False)
+        now = time.monotonic()
+        if self.terminal or now - self.said < PAUSE and self.done < self.steps:
+            return
+        self.said = now
+        left = (self.steps - self.done) * (now - self.began) / (self.done - self.first)
+        shown = ", ".join(f"{name} {value}" for name, value in values.items())
+        clock = tqdm.format_interval(left)
+        say(f"{self.name}: step {self.done}/{self.steps}, {shown}, {clock} left")
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self.bar.close()

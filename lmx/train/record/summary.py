@@ -1,0 +1,43 @@
+"""What a run came to, and where everything is."""
+
+import json
+from pathlib import Path
+
+from lmx.train.record.directory import last
+
+
+def summary(path: Path) -> str:
+    """A few lines for the terminal, from the files of the run."""
+    card = json.loads((path / "card.json").read_text())
+    found = last(path)
+    lines = [
+        f"{card['name']}: {found['step']:,} steps, {found['tokens_seen']:,} tokens,"
+        f" {card['parameters']:,} parameters, on {card['devices']}",
+        f"  training    {found['nats']:.4f} nats per token",
+    ]
+    if "validation/nats" in found:
+        lines.append(
+            f"  validation  {found['validation/nats']:.4f} nats per token,"
+            f" perplexity {found['validation/perplexity']:.2f}"
+        )
+    if "validation/bits_per_byte" in found:
+        lines.append(f"  validation  {_bits(found)}")
+    lines += [
+        f"  curves      {path / 'plots' / 'loss.png'}",
+        f"  metrics     {path / 'metrics.jsonl'} (and: tensorboard --logdir {path})",
+        f"  states      {path / 'checkpoints'}",
+    ]
+    if any(path.glob("tokenizer.*")):
+        lines.append(f'  try         lmx generate {path} --prompt "def "')
+    return "\n".join(lines)
+
+
+def _bits(found: dict) -> str:
+    """The model's bits per byte beside those of the compressors, where they are."""
+    text = f"{found['validation/bits_per_byte']:.4f} bits per byte"
+    others = [
+        f"{name} {found[key]:.4f}"
+        for name in ("zlib", "xz")
+        if (key := f"validation/{name}_bits_per_byte") in found
+    ]
+    return f"{text} ({', '.join(others)})" if others else text

@@ -1,0 +1,65 @@
+"""An experiment, opened: checked, shaped and placed on its mesh."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding
+from jaxtyping import PyTree
+
+from lmx.core import sharding
+from lmx.data.batches import Batch, Rows
+from lmx.train.loop import Step
+from lmx.train.step import TrainState
+
+
+@dataclass(frozen=True)
+class Run:
+    """What training, and every hook, needs to know.
+
+    Attributes:
+        graph: the model without its parameters; `nnx.merge(graph, params)` has both.
+        places: where each part of a state lives.
+        init: the state of step 0, born in its places.
+        step: one compiled training step, which consumes its state.
+        rate: the learning rate of a step.
+        tokens: tokens of one step, padding among them.
+        flops: FLOPs of one step, forward and backward.
+    """
+
+    steps: int
+    seed: int
+    data: Rows
+    mesh: jax.sharding.Mesh
+    rules: sharding.Rules
+    graph: nnx.GraphDef
+    places: TrainState
+    init: Callable[[], TrainState]
+    step: Step
+    rate: optax.Schedule
+    tokens: int
+    flops: float
+
+    def like(self) -> TrainState:
+        """Shapes, dtypes and places of a state."""
+
+        def placed(place: NamedSharding, shapes: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
+            )
+
+        return jax.tree.map(placed, self.places, jax.eval_shape(self.init))
+
+    def put(self, batch: Batch) -> Batch:
+        """The batch on the devices, its rows split as the rules say."""
+        return jax.device_put(batch, rows_sharding(batch, self.mesh, self.rules))
+
+
+def rows_sharding(
+    batch: Batch, mesh: jax.sharding.Mesh, rules: sharding.Rules
+) -> NamedSharding:
+    """Where the rows of a batch of this shape go."""
+    axes = ("batch", "length")
+    return NamedSharding(mesh, sharding.spec(axes, batch.tokens.shape, mesh, rules))

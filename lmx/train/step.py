@@ -1,0 +1,120 @@
+"""One training step, as a pure function of the loss it is given."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from lmx.core import rng
+from lmx.core.mean import Mean
+from lmx.core.sharding import is_variable
+from lmx.data.batches import Batch
+from lmx.train.loss import Means
+
+Metrics = dict[str, Float[Array, "..."]]  # a number, or one number a layer
+LossFn = Callable[[Any, Batch, Any], tuple[Mean, Means]]  # of model, batch and keys
+
+
+class TrainState(NamedTuple):
+    """All that a checkpoint must hold to resume: the data is a function of `step`."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+
+
+class Recipe(NamedTuple):
+    """What a step is made of, beside the state and the batch."""
+
+    graph: nnx.GraphDef
+    loss: LossFn
+    optimizer: optax.GradientTransformation
+    rate: optax.Schedule
+    seed: int
+    microbatches: int
+
+
+def init_state(
+    make: Callable[[nnx.Rngs], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+) -> TrainState:
+    """The state of step 0. Jit it with `core.sharding.shardings` to be born split."""
+    _, params = nnx.split(make(nnx.Rngs(params=rng.key(seed, "params"))))
+    return TrainState(jnp.zeros((), "int32"), params, optimizer.init(params))
+
+
+def gradients(
+    graph: nnx.GraphDef,
+    loss_fn: LossFn,
+    params: PyTree,
+    batch: Batch,
+    keys: Key[Array, "B"] | None = None,
+) -> tuple[PyTree, Mean, Means]:
+    """The gradient of the loss's total rather than of its mean, and the loss.
+
+    Totals of parts of a batch add up to those of the whole, however unevenly weighted:
+    accumulate both, then divide once.
+    """
+
+    def total(params: PyTree) -> tuple[Float[Array, ""], tuple[Mean, Means]]:
+        loss, means = loss_fn(nnx.merge(graph, params), batch, keys)
+        return loss.total, (loss, means)
+
+    grads, (loss, means) = jax.grad(total, has_aux=True)(params)
+    return grads, loss, means
+
+
+def accumulated(
+    recipe: Recipe, params: PyTree, batch: Batch, keys: Key[Array, "B"]
+) -> tuple[PyTree, Mean, Means]:
+    """`gradients` of the whole batch, taken in equal parts one after the other.
+
+    Part i has rows i, i + parts, ..., so that each device keeps the rows it has.
+    """
+    grad = partial(gradients, recipe.graph, recipe.loss, params)
+    parts = recipe.microbatches
+    if parts == 1:
+        return grad(batch, keys)
+    split = jax.tree.map(
+        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, keys)
+    )
+    shapes = jax.eval_shape(grad, *jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, grad(*part)), None
+
+    return jax.lax.scan(add, zeros, split)[0]
+
+
+def norms(tree: PyTree) -> tuple[Float[Array, ""], Float[Array, "L"]]:
+    """The Euclidean norm of parameters, or the like, whole and layer by layer."""
+    whole, layers = jnp.zeros(()), jnp.zeros(())
+    for leaf in jax.tree.leaves(tree, is_leaf=is_variable):
+        stacked = leaf.axes[0] == "layers"
+        square = jnp.square(leaf[...]).sum(axis=tuple(range(stacked, leaf.ndim)))
+        whole, layers = whole + square.sum(), layers + square * stacked
+    return jnp.sqrt(whole), jnp.sqrt(layers)
+
+
+def train_step(
+    recipe: Recipe, state: TrainState, batch: Batch
+) -> tuple[TrainState, Metrics]:
+    """Forward, backward, update. Jit, shard and donate where it is called."""
+    keys_B = rng.fold(recipe.seed, state.step, "dropout", batch.tokens.shape[0])
+    grads, loss, means = accumulated(recipe, state.params, batch, keys_B)
+    grads = optax.tree.scale(1.0 / jnp.maximum(loss.weight, 1.0), grads)
+    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {name: mean.value for name, mean in means.items()}
+    metrics |= {"loss": loss.value, "tokens": loss.weight}
+    metrics["learning_rate"] = jnp.asarray(recipe.rate(state.step))
+    for name, tree in {"grad": grads, "update": updates, "param": params}.items():
+        metrics[f"{name}_norm"], metrics[f"{name}_norm/layer"] = norms(tree)
+    return TrainState(state.step + 1, params, opt_state), metrics

@@ -1,0 +1,167 @@
+"""Defaults that are configurable themselves, and what does not name a run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from lmx.config.names import ConfigError, Execution, configurable
+from lmx.config.resolve import from_json, load
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    depth: int = 5
+    keeper: str = "Ann"
+
+
+@configurable
+class Chart:
+    def __init__(self, width: int, *, scale: float = 1.0):
+        self.width, self.scale = width, scale
+
+
+@configurable
+class Star:
+    def __init__(self, *, north: bool = True):
+        self.north = north
+
+
+@configurable
+def steer(*, by: Execution[str] = "stars", speed: int = 3) -> Port:
+    return Port()
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    start: Port = Port(depth=9)
+    stops: tuple[Port, ...] = (Port(), Port(depth=2))
+    named: Mapping[str, Port] = field(default_factory=lambda: {"home": Port(depth=1)})
+    chart: Callable[..., Chart] = Chart
+    steered: Callable[..., Port] = steer
+    crew: Execution[int] = 4
+    harbour: Execution[Port] = field(default_factory=Port)
+    flag: Execution[Port | None] = None
+
+
+@pytest.fixture
+def route(tmp_path, monkeypatch):
+    """Loads a page and overrides."""
+    monkeypatch.chdir(tmp_path)
+
+    def route(text="", *overrides):
+        (tmp_path / "route.gin").write_text(text)
+        return load(["route.gin"], overrides, root=Route)
+
+    return route
+
+
+def test_without_a_word_the_configuration_builds_what_the_signature_says(route):
+    built, plain = route().build(), Route()
+    for name in ("start", "stops", "named", "crew", "harbour", "flag"):
+        assert getattr(built, name) == getattr(plain, name)
+    assert built.chart(7).scale == 1.0
+
+
+def test_a_default_instance_can_be_bound_though_no_page_references_it(route):
+    config = route("Port.keeper = 'Bob'")
+    assert config["start.keeper"] == config["named.home.keeper"] == "Bob"
+    assert config["stops.1.keeper"] == config["harbour.keeper"] == "Bob"
+
+
+def test_what_a_default_instance_says_is_its_default(route):
+    assert route()["start.depth"] == 9
+    assert route()["stops.0.depth"] == 5
+    assert route("Port.depth = 3")["start.depth"] == 3
+    assert route().why("start.depth") == "start.depth = 9\n  default"
+
+
+def test_a_default_class_or_function_can_be_bound(route):
+    config = route("Chart.scale = 2\nsteer.speed = 1")
+    assert (str(config["chart"]), config["chart.scale"]) == ("@Chart", 2.0)
+    assert config["steered.speed"] == 1
+
+
+def test_a_default_replaced_by_a_reference_has_the_defaults_of_its_class(route):
+    assert route("Route.start = @Port()")["start.depth"] == 5
+
+
+def test_a_default_has_the_scope_of_the_place_that_it_is_the_default_of(route):
+    config = route(
+        "Route.steered = @far/steer\nRoute.start = @far/Port()", "Port.depth=1"
+    )
+    assert config["start.depth"] == 1
+
+
+def test_setting_a_default_to_what_it_is_changes_nothing(route):
+    config = route("Route.crew = 4\nRoute.chart = @Chart\nChart.scale = 1.0")
+    assert config == route() and config.digest() == route().digest()
+
+
+def test_defaults_come_back_from_json_and_from_the_page(route):
+    config = route("Route.start = @Port()")
+    assert from_json(config.json()) == config
+    assert route(config.text()) == config
+    assert from_json('{"@Route()": {}}') == route()
+
+
+def test_a_default_that_hides_how_it_was_made_is_refused(route, tmp_path):
+    @configurable
+    @dataclass(frozen=True, kw_only=True)
+    class Sky:
+        star: Star = Star()
+
+    with pytest.raises(ConfigError) as error:
+        load([], root=Sky)
+    assert "default of Sky.star: a default made by Star hides how" in str(error.value)
+
+
+def test_a_default_that_no_page_could_write_is_refused():
+    @configurable
+    @dataclass(frozen=True, kw_only=True)
+    class Sum:
+        over: Callable[..., float] = sum
+
+    with pytest.raises(ConfigError, match="no page can write: make it configurable"):
+        load([], root=Sum)
+
+
+EXECUTION = [
+    "Route.crew=9",
+    "steer.by='moon'",
+    "Route.harbour=@h/Port() h/Port.depth=7",
+    "Route.flag=@f/Port() f/Port.keeper=Eve",
+]
+MATHEMATICS = [
+    "Port.depth=8",
+    "steer.speed=9",
+    "Chart.scale=0.5",
+    "Route.stops=()",
+    "Route.named={}",
+    "Route.start=@Port()",
+]
+
+
+@pytest.mark.parametrize("words", EXECUTION)
+def test_execution_changes_the_digest_and_never_the_run_id(route, words):
+    config = route("", *words.split())
+    assert config.run_id() == route().run_id()
+    assert config.digest() != route().digest()
+
+
+@pytest.mark.parametrize("words", MATHEMATICS)
+def test_what_changes_the_mathematics_changes_the_run_id(route, words):
+    assert route("", words).run_id() != route().run_id()
+
+
+def test_the_identity_has_no_field_of_execution_at_any_depth(route):
+    told = route().identity().json()
+    assert not any(word in told for word in ("crew", "harbour", "flag", '"by"'))
+    assert from_json(route().json()).run_id() == route().run_id()
+
+
+def test_a_run_id_is_twelve_letters_and_stays_what_it_was(route):
+    assert route().run_id() == route().run_id()
+    assert len(route().run_id()) == 12

@@ -1,0 +1,182 @@
+"""We read `.gin` files as gin does: the two agree on thousands of random pages.
+
+The pages hold what the two mean alike. Where they differ on purpose is a table:
+`tests/config/test_differences.py`.
+"""
+
+import dataclasses
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import gin
+import pytest
+
+from lmx.config.names import configurable
+from lmx.config.parse import parse
+from lmx.config.resolve import from_json, load, resolve
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bud:
+    a: Any = "bud"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaf:
+    a: Any = 0
+    b: Any = 1
+    c: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Twig:
+    a: Any = 0
+    left: Any = None
+    right: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trunk:
+    x: Any = None
+    y: Any = None
+
+
+KINDS = (Bud, Leaf, Twig, Trunk)
+SCOPES = ["", "", "s/", "t/", "s/t/", "s/t/u/", "s/u/"]
+SCALARS = ["0", "-1", "2.5", "-1e-3", "True", "None", "1_000", "0x1F", "1e999"]
+STRINGS = ["'s'", '"it\'s"', "'a' 'b'", "'a' \\\n 'b'", "('c'\n 'd')", "'''\ne\n'''"]
+MACROS = ["%M", "%N", "%Oak_tree"]
+GAPS = [" ", " ", "\n      ", "  # why\n    "]
+
+
+class Scribbler:
+    """Writes random pages: every construct, in random order and to random depth."""
+
+    def __init__(self, seed: int):
+        self.rng = random.Random(seed)
+
+    def page(self) -> list[str]:
+        """Statements that bind everything, some of them several times."""
+        lines = [
+            f"M = {self.pick(['3', repr('m'), '{1: 2}', self.scoped('Bud')])}",
+            f"N = {self.value(['%M', '7', self.scoped('Bud')])}",
+            f"Oak_tree = {self.pick(['%N', '[%N, %M]', '{None: %N}', '-7'])}",
+        ]
+        for name, parameters, atoms in [
+            ("Bud", "a", [*SCALARS, *STRINGS]),
+            ("Leaf", "abc", [*SCALARS, *MACROS, "Bud"]),
+            ("Twig", ["a", "left", "right"], [*STRINGS, *MACROS, *["Leaf"] * 9]),
+        ]:
+            for parameter in parameters:
+                for scope in self.rng.sample(SCOPES, self.rng.randint(0, 3)):
+                    lines.append(self.binding(scope + name, parameter, atoms))
+        for parameter in ["x", "y", "y"]:
+            lines.append(self.binding("Trunk", parameter, ["Twig", "Twig", "Leaf"]))
+        self.rng.shuffle(lines)
+        return lines
+
+    def binding(self, name: str, parameter: str, atoms: list[str]) -> str:
+        """One line, or a block, with comments here and there."""
+        value, note = self.value(atoms), self.pick(["", "  # so", "\n# well\n\n"])
+        if self.rng.random() < 0.3:
+            return f"{name}:  # both\n\n  # first\n  {parameter} = {value}\n{note}"
+        return f"{name}.{parameter} = {value}{note}"
+
+    def value(self, atoms: list[str], depth: int = 2) -> str:
+        """One of `atoms` or a container of them, which may break its lines."""
+        kind, gap = self.rng.random(), self.pick(GAPS)
+        if not depth or kind > 0.4:
+            atom = self.pick(atoms)
+            return self.reference(atom) if atom in map(named, KINDS) else atom
+        inner = [self.value(atoms, depth - 1) for _ in range(self.rng.randint(0, 3))]
+        if kind < 0.15:
+            return f"[{f',{gap}'.join(inner)}]"
+        if kind < 0.3:
+            return f"({gap}{''.join(f'{item},{gap}' for item in inner)})"
+        keys = self.rng.sample(["'k'", "1", "None", "'@l'", "-2.5"], len(inner))
+        pairs = (f"{k}: {item}" for k, item in zip(keys, inner, strict=True))
+        return "{" + f",{gap}".join(pairs) + "}"
+
+    def reference(self, name: str) -> str:
+        """Called in any scope; uncalled only in one of its own, where both agree."""
+        if self.rng.random() < 0.2:
+            return self.scoped(name, called=False)
+        return f"@{self.pick(SCOPES)}{name}()"
+
+    def scoped(self, name: str, *, called: bool = True) -> str:
+        return f"@{self.pick(SCOPES[2:])}{name}{'()' * called}"
+
+    def pick(self, words: list[str]) -> str:
+        return self.rng.choice(words)
+
+
+def named(thing: type) -> str:
+    return thing.__name__
+
+
+def plain(value: Any) -> Any:
+    """Lists and tuples alike, objects opened, factories called, types told apart."""
+    if dataclasses.is_dataclass(value) and not callable(value):
+        fields = dataclasses.fields(value)
+        return type(value).__name__, [plain(getattr(value, f.name)) for f in fields]
+    if callable(value):
+        return "factory", plain(value())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return type(value).__name__, value
+
+
+@pytest.fixture(scope="module")
+def gins_trunk():
+    for thing in KINDS:
+        configurable(thing)
+    *_, trunk = [gin.external_configurable(thing) for thing in KINDS]
+    yield trunk
+    gin.clear_config()
+
+
+@pytest.fixture
+def pages(tmp_path, monkeypatch):
+    """Endless random `page.gin`, some of it in files that it includes."""
+    monkeypatch.chdir(tmp_path)
+
+    def pages(seed: int):
+        scribbler, rng = Scribbler(seed), random.Random(seed)
+        for _ in range(200):
+            lines = scribbler.page()
+            cut, end = sorted(rng.sample(range(len(lines) + 1), 2))
+            (tmp_path / "inner.gin").write_text("\n".join(lines[cut:end]))
+            (tmp_path / "middle.gin").write_text("include 'inner.gin'\n")
+            lines[cut:end] = ["include 'middle.gin'"]
+            (tmp_path / "page.gin").write_text("\n".join(lines))
+            (tmp_path / "more.gin").write_text("\n".join(scribbler.page()[:2]))
+            yield ["page.gin", "more.gin"]
+
+    return pages
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_thousands_of_random_pages_mean_what_they_mean_to_gin(gins_trunk, pages, seed):
+    for files in pages(seed):
+        gin.clear_config()
+        gin.parse_config_files_and_bindings(files, [])
+        ours = resolve(parse(files), "Trunk", strict=False).build()
+        assert plain(ours) == plain(gins_trunk())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_random_configuration_comes_back_from_json_and_from_its_page(pages, seed):
+    for thing in KINDS:
+        configurable(thing)
+    for files in pages(seed):
+        config = resolve(parse(files), "Trunk", strict=False)
+        assert from_json(config.json()) == config
+        Path("flat.gin").write_text(config.text())
+        again = load(["flat.gin"], root=Trunk)
+        assert again == config
+        assert again.text() == config.text()
+        assert pickle.loads(pickle.dumps(config)) == config

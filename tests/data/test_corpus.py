@@ -1,0 +1,170 @@
+"""What a corpus must keep, and what it must refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lmx.config.names import ConfigError
+from lmx.data.corpus import SPLITS, ByDocument, Corpus, Document, Tail, Text
+from lmx.data.stdlib import TOPICS, Stdlib
+
+
+def texts(corpus: Corpus) -> tuple[list[Document], list[Document]]:
+    return list(corpus.documents("train")), list(corpus.documents("validation"))
+
+
+@pytest.fixture(scope="module")
+def stdlib():
+    return texts(Stdlib())
+
+
+@pytest.fixture
+def folder(tmp_path, write):
+    for number in range(100):
+        write(f"texts/{number % 7}/{number}.txt", f"text {number}\r\n")
+    return str(tmp_path / "texts")
+
+
+def test_no_module_of_the_library_is_in_both_splits(stdlib):
+    train, validation = ({document.name for document in part} for part in stdlib)
+    assert train.isdisjoint(validation)
+    assert {"ast.py", "os.py", "json/decoder.py"} <= train | validation
+    assert 0.02 < len(validation) / len(train | validation) < 0.06
+
+
+def test_the_library_has_its_reference_as_prose_and_no_tests(stdlib):
+    train, validation = stdlib
+    names = {name for name, _ in (*train, *validation)}
+    assert TOPICS not in names
+    assert f"{TOPICS}:while" in {name for name, _ in train}
+    assert dict(train)[f"{TOPICS}:while"].startswith('The "while" statement\n****')
+    parts = {part for name in names for part in name.split("/")}
+    assert parts.isdisjoint({"test", "tests", "site-packages", "__pycache__"})
+
+
+def test_the_library_keeps_no_module_that_tells_of_the_machine(stdlib):
+    names = {name for part in stdlib for name, _ in part}
+    assert not any("_sysconfigdata_" in name for name in names)
+
+
+def test_a_file_added_to_a_folder_moves_no_other(folder, write):
+    before = texts(Text(path=folder))
+    write("texts/new.txt", "new")
+    after = texts(Text(path=folder))
+    for old, new in zip(before, after, strict=True):
+        assert [document for document in new if document.name != "new.txt"] == old
+    assert 0 < len(before[1]) < 12
+
+
+def test_text_is_read_as_it_is(folder):
+    train, validation = texts(Text(path=folder))
+    assert sorted(text for _, text in (*train, *validation)) == sorted(
+        f"text {number}\r\n" for number in range(100)
+    )
+
+
+def test_hidden_files_and_other_kinds_are_passed_over(folder, write):
+    digest = Text(path=folder).digest()
+    write("texts/.git/a.txt", "hidden")
+    write("texts/picture.png", b"\xff")
+    write("texts/empty.txt", "")
+    assert Text(path=folder).digest() == digest
+
+
+def test_a_tail_cuts_where_nanogpt_cuts(write):
+    text = "".join(map(str, range(1000)))
+    train, validation = texts(Text(path=write("a.txt", text), split=Tail()))
+    cut = int(len(text) * 0.9)
+    assert (train[0].text, validation[0].text) == (text[:cut], text[cut:])
+
+
+def test_each_line_of_json_is_a_document(write):
+    lines = [json.dumps({"body": f"ä {number}\n"}) for number in range(50)]
+    path = write("a.jsonl", "\n".join([*lines, "", ""]))
+    corpus = Text(path=path, text_field="body", split=ByDocument(fraction=0.2))
+    train, validation = texts(corpus)
+    assert {text for _, text in train + validation} == {f"ä {n}\n" for n in range(50)}
+    assert 3 < len(validation) < 20
+
+
+def test_a_folder_of_lines_names_each_by_its_file(write):
+    for name in ("a", "b"):
+        path = write(f"lines/{name}.jsonl", '{"text": "1"}\n\n{"text": "3"}\n')
+    corpus = Text(path=str(Path(path).parent), suffixes=(".jsonl",))
+    names = {name for split in SPLITS for name, _ in corpus.read(split)}
+    assert names == {"a.jsonl:1", "a.jsonl:3", "b.jsonl:1", "b.jsonl:3"}
+
+
+def test_where_a_corpus_lies_does_not_change_what_it_is(write):
+    lines = "".join(json.dumps({"text": f"{number}"}) + "\n" for number in range(50))
+    here, there = (Text(path=write(p, lines)) for p in ("a.jsonl", "b/other.jsonl"))
+    assert here.digest() == there.digest()
+
+
+def test_a_digest_knows_names_texts_and_splits(write):
+    one, other = (write(f"{name}.txt", "abc" * 9 + name) for name in "xy")
+    corpora = [
+        Text(path=one, split=Tail()),
+        Text(path=other, split=Tail()),
+        Text(path=one, split=Tail(fraction=0.5)),
+    ]
+    assert len({corpus.digest() for corpus in corpora}) == 3
+
+
+def refused(corpus: Corpus, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        texts(corpus)
+
+
+def test_a_missing_path_is_told_the_nearest(write):
+    write("shakespeare.txt", "To be")
+    path = write("other.txt", "").replace("other", "shakespear")
+    refused(Text(path=path, split=Tail()), r"did you mean .*shakespeare\.txt\?")
+    refused(Text(path="/no/such/a.txt", split=Tail()), "nor a folder /no/such")
+
+
+def test_one_document_is_not_split_by_document(write):
+    refused(Text(path=write("a.txt", "To be")), r"set Text\.split = @Tail\(\)")
+
+
+def test_text_in_another_encoding_is_refused_with_the_byte(write):
+    path = write("a.txt", b"sch" + "ö".encode("latin-1") + b"n")
+    refused(Text(path=path, split=Tail()), r"a\.txt: not UTF-8 at byte 3 \(0xf6\)")
+    path = write("a.jsonl", b'{"text": "a"}\n{"text": "\xf6"}\n')
+    refused(Text(path=path), r"a\.jsonl: not UTF-8 at byte 24")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"text": "a"', r"a\.jsonl:2: not JSON: Expecting"),
+        ("[1]", r"a\.jsonl:2: each line must be a JSON object"),
+        ('{"body": "a", "id": 1}', r":2: no field 'text', there are 'body', 'id'"),
+        ('{"text": 3}', ":2: 'text' holds no text: 3"),
+        ('{"text": "\\ud800"}', ":2: 'text' has half a surrogate pair"),
+    ],
+)
+def test_a_broken_line_is_refused_where_it_stands(write, line, words):
+    refused(Text(path=write("a.jsonl", '{"text": "a"}\n' + line)), words)
+
+
+def test_a_folder_without_text_is_refused_with_the_endings(tmp_path):
+    refused(Text(path=str(tmp_path)), r"ends in \.txt or \.md or \.py")
+
+
+def test_an_empty_split_is_refused_when_it_is_wanted(write):
+    few = Text(path=write("a.jsonl", '{"text": "a"}\n'))
+    assert len(list(few.documents("train"))) == 1
+    refused(few, "validation split of Text.* is empty: .*larger fraction")
+    refused(Text(path=write("b.txt", ""), split=Tail()), "train split of Text.* empty")
+
+
+def test_a_fraction_leaves_something_to_train_on():
+    for make in (
+        lambda: Tail(fraction=1.0),
+        lambda: ByDocument(fraction=-0.1),
+        lambda: Stdlib(held_out=4.0),
+    ):
+        with pytest.raises(ConfigError, match="at least 0 and less than 1"):
+            make()
