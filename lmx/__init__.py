@@ -14,14 +14,14 @@ def load_experiment(
     path: str | Path, overrides: Iterable[str] = ()
 ) -> "Config[Experiment]":
     """The experiment of a `.gin` page under overrides, as in `"Attention.heads=8"`."""
-    from lmx import shipped  # so that `import lmx` itself imports no jax
-    from lmx.config.resolve import load
+    from lmx.config.resolve import load  # here, so that `import lmx` imports no jax
+    from lmx.train.experiment import Experiment
 
-    return load([path], overrides, root=shipped.lmx.train.experiment.Experiment)
+    return load([path], overrides, root=Experiment)
 
 
 def restore(run: str | Path) -> "Trained":
     """What the run in that folder has learned: `restore(run).model(tokens)`."""
-    from lmx import shipped
+    from lmx.train import restore as trained
 
-    return shipped.lmx.train.restore.restore(run)
+    return trained.restore(run)

@@ -135,13 +135,11 @@ def load_words(
 
     A run is a folder with an `experiment.json`. `imports` are modules of the user.
     """
-    from lmx import shipped
-
     for module in imports:
         _import(module)
     recorded = Path(file) / "experiment.json"
     if not recorded.is_file():
-        return load([file], overrides, root=shipped.lmx.train.experiment.Experiment)
+        return load([file], overrides, root=_root())
     if overrides:
         page = Path(file) / "experiment.gin"
         raise ConfigError(
@@ -149,6 +147,7 @@ def load_words(
             f" its page, {page}"
         )
     try:
+        _root()  # a record imports nothing itself
         return from_json(recorded.read_text(encoding="utf-8"))
     except (ConfigError, OSError) as error:
         raise ConfigError(f"{recorded}: {error}") from error

@@ -29,7 +29,11 @@ def main(words: Sequence[str] | None = None) -> None:
     for verb in (train, generate, config):
         verb.add(verbs)
     args = parser.parse_args(words)
-    sys.exit(args.run(args))
+    try:
+        sys.exit(args.run(args))
+    except KeyboardInterrupt:
+        print("stopped at once", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,6 @@ def run(args: argparse.Namespace) -> int:
     file, *overrides = args.words
     try:
         config = load_words(file, overrides, args.imports)
-        for note in config.notes:
-            print("note:", note, file=sys.stderr)
         _allow_float64(config)
         name = Path(file).stem
         folder = args.folder or Path("runs") / f"{name}-{config.run_id()}"

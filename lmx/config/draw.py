@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lmx.config.names import REQUIRED, choices, find
-from lmx.config.node import DEFAULT, Node, Trail, inside, places, plain, written
+from lmx.config.node import Node, Trail, inside, places, plain, written
 
 RECORDED: Trail = ("recorded",)  # read back from JSON, which keeps no trails
 
@@ -49,7 +49,5 @@ def _entries(node: Node) -> Iterator[tuple[str, Node | None]]:
 
 def _is_default(node: Node, name: str) -> bool:
     """Whether a field without references has the value of its signature."""
-    if name in node.trails:
-        return node.trails[name] == DEFAULT
     default = choices(find(node.name, "tree"))[name].default
     return default is not REQUIRED and plain(node.fields[name]) == plain(default)

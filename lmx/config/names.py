@@ -62,23 +62,24 @@ def configurable(thing: Thing) -> Thing:
     return thing
 
 
-def find(name: str, where: object, also: Iterable[str] = ()) -> Callable[..., Any]:
+def find(name: str, where: object, parameter: str = "") -> Callable[..., Any]:
     """The class or function of that name, imported now if it ships with lmx.
 
     If there is none, the message begins with `where` and ends with the nearest name,
-    or with what `also` offers.
+    or with those that have the parameter.
     """
-    if name not in _NAMES:
-        try:
-            bring(name)
-        except ImportError as error:
-            raise ConfigError(f"{where}: {name} cannot be had: {error}") from error
-    if name not in _NAMES:
-        near, there = hint(name, {*_NAMES, *shipped()}), ", ".join(also)
-        if there and "did you mean" not in near:
-            near = f"; there is {there}"
-        raise ConfigError(f"{where}: nothing configurable is named {name!r}{near}")
-    return _NAMES[name]
+    if name in _NAMES:
+        return _NAMES[name]
+    try:
+        bring(name)
+    except ImportError as error:
+        raise ConfigError(f"{where}: {name} cannot be had: {error}") from error
+    if name in _NAMES:
+        return _NAMES[name]
+    near, there = hint(name, {*_NAMES, *shipped()}), ", ".join(owners(parameter))
+    if there and "did you mean" not in near:
+        near = f"; there is {there}"
+    raise ConfigError(f"{where}: nothing configurable is named {name!r}{near}")
 
 
 def is_configurable(name: str) -> bool:

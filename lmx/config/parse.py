@@ -19,7 +19,6 @@ from lmx.config.names import (
     choices,
     find,
     hint,
-    owners,
     parameters,
 )
 
@@ -132,18 +131,22 @@ def _text(file: Path, includer: Where | None) -> str:
     if file.is_dir():
         raise ConfigError(f"{where}{file} is a folder: name the .gin file in it")
     if not file.exists():
-        pages = sorted(page.name for page in file.parent.glob("*.gin"))
-        # The ending is alike in all, and would make any two names look near.
-        stems = {page.removesuffix(".gin"): page for page in pages}
-        near = difflib.get_close_matches(file.name.removesuffix(".gin"), stems, n=1)
-        there = [str(file.parent / stems[near[0]])] if near else pages
-        raise ConfigError(f"{where}there is no file {file}{hint(str(file), there)}")
+        raise ConfigError(f"{where}there is no file {file}{_beside(file)}")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}{file} is no text: {error}") from error
     except OSError as error:
         raise ConfigError(f"{where}{file}: {error.strerror}") from error
+
+
+def _beside(file: Path) -> str:
+    """The nearest page beside a file that is not there, or the few there are."""
+    pages = {page.stem: str(page) for page in sorted(file.parent.glob("*.gin"))}
+    # Without the ending, which would make any two names look near.
+    if near := difflib.get_close_matches(file.stem, pages, n=1):
+        return f"; did you mean {pages[near[0]]!r}?"
+    return f"; there are {', '.join(pages.values())}" if 0 < len(pages) <= 12 else ""
 
 
 def _import(module: str, where: Where) -> None:
@@ -174,7 +177,7 @@ def _take(statement: Any, where: Where, into: Bindings, *, included: bool) -> No
 
 def _check(key: Key, where: Where) -> None:
     """Refuses a parameter that nothing has."""
-    thing = find(key.name, where, also=owners(key.parameter))
+    thing = find(key.name, where, key.parameter)
     known = choices(thing)
     if key.parameter in known:
         return

@@ -105,7 +105,12 @@ class Reader:
         if isinstance(value, dict):
             keys = (self.value(key, scope, where, way) for key in value)
             items = [self.value(item, scope, where, way) for item in value.values()]
-            return dict(zip(keys, items, strict=True))
+            try:
+                return dict(zip(keys, items, strict=True))
+            except TypeError:
+                raise ConfigError(
+                    f"{where}: a key is a scalar: {written(value)}"
+                ) from None
         return value
 
     def default(self, value: Any, scope: Scope, label: str) -> Any:

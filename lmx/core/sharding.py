@@ -4,8 +4,9 @@ Parameters carry logical axis names (`nnx.Param(x, axes=("embed", "mlp"))`); rul
 which mesh axes split each of them. Layers know neither the rules nor the mesh.
 """
 
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +15,8 @@ import jax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+
+from lmx.core.dims import LOGICAL
 
 Rules = Mapping[str, tuple[str, ...]]
 
@@ -51,9 +54,11 @@ class Mesh:
 
     def over(self, devices: Sequence[Any], rules: Rules) -> jax.sharding.Mesh:
         """The mesh over the first devices there are, if the rules use all its axes."""
-        rest = math.prod(size for size in asdict(self).values() if size is not None)
-        data = self.data or max(len(devices) // rest, 1)
-        sizes = asdict(self) | {"data": data}
+        sizes = asdict(self) | {"data": self.data or self._rest(len(devices))}
+        for axis, onto in rules.items():
+            _check("logical axis", axis, LOGICAL.values())
+            for mesh_axis in onto:
+                _check("mesh axis", mesh_axis, sizes)
         count = math.prod(sizes.values())
         if count > len(devices):
             raise ValueError(
@@ -72,6 +77,24 @@ class Mesh:
             axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
             devices=devices[:count],
         )
+
+    def _rest(self, devices: int) -> int:
+        """How many stand along `data` if it takes every device the others leave."""
+        others = math.prod(size for size in asdict(self).values() if size is not None)
+        rest = max(devices // others, 1)
+        if devices % others and devices > others:
+            raise ValueError(
+                f"{devices} devices do not part into groups of {others}: change the"
+                f" mesh, or set Mesh.data={rest} to use {rest * others} of them."
+            )
+        return rest
+
+
+def _check(kind: str, name: str, names: Collection[str]) -> None:
+    """Refuses a name that a rule would use in vain."""
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        raise ValueError(f"no {kind} is named {name!r}; did you mean {near!r}?")
 
 
 def _shown(sizes: Mapping[str, int]) -> str:
@@ -108,14 +131,17 @@ def spec(
 def shardings(tree: PyTree, mesh: jax.sharding.Mesh, rules: Rules) -> PyTree:
     """Where each parameter of `tree` lives; what carries no axes is copied everywhere.
 
-    Serves parameters, gradients and optimizer state alike, abstract or real.
+    Serves parameters, gradients and optimizer state alike, abstract or real. What an
+    optimizer keeps for a parameter without its shape is copied everywhere too: a
+    factored moment, the (1,) in place of one, a mask.
     """
 
     def place(leaf: Any) -> NamedSharding:
-        axes = leaf.get_metadata().get("axes") if is_variable(leaf) else None
-        if axes is None:
+        axes = leaf.get_metadata().get("axes", ()) if is_variable(leaf) else ()
+        shape = getattr(leaf, "shape", ())
+        if len(axes) != len(shape) or shape == (1,):
             return NamedSharding(mesh, PartitionSpec())
-        return NamedSharding(mesh, spec(axes, leaf.shape, mesh, rules))
+        return NamedSharding(mesh, spec(axes, shape, mesh, rules))
 
     return jax.tree.map(place, tree, is_leaf=is_variable)
 

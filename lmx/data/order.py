@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from lmx.config.names import ConfigError, configurable
 from lmx.data.keyed import below, hashed, permuted
 
-SHUFFLE, WINDOW = 1, 2  # purposes, so that two uses of one seed do not meet
+SHUFFLE, WINDOW, PHASE = 1, 2, 3  # purposes, so that two uses of one seed do not meet
 
 
 class Stream(NamedTuple):
@@ -65,17 +65,48 @@ class Windows(Order):
     """Stretches that begin anywhere, drawn with replacement, as nanoGPT trains."""
 
     def steps(self, stream: Stream) -> int | None:
-        if stream.tokens <= stream.length:
-            raise ConfigError(
-                f"{stream.tokens} tokens hold no window of {stream.length} and its"
-                f" next token: set length to {stream.tokens - 1} or less."
-            )
+        _check_window(stream)
         return None
 
     def offsets(
         self, seed: int, step: int, rows: Int64[np.ndarray, " M"], stream: Stream
     ) -> Int64[np.ndarray, " M"]:
         return below(stream.tokens - stream.length, seed, WINDOW, step, rows)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Phased(Order):
+    """Random windows that cover the stream evenly: each epoch begins at a random phase,
+    and reads the whole windows from there on once, in an order of its own.
+    """
+
+    def steps(self, stream: Stream) -> int | None:
+        return -(-self._windows(stream) // stream.batch)
+
+    def offsets(
+        self, seed: int, step: int, rows: Int64[np.ndarray, " M"], stream: Stream
+    ) -> Int64[np.ndarray, " M"]:
+        windows = self._windows(stream)
+        epoch, place = np.divmod(step * stream.batch + rows, windows)
+        phases = 1 + (stream.tokens - 1 - stream.length * windows)
+        phase = below(phases, seed, PHASE, epoch)
+        key = hashed(seed, SHUFFLE, epoch)
+        return phase + permuted(place, windows, key) * stream.length
+
+    def _windows(self, stream: Stream) -> int:
+        """How many fit from any phase below the length of a window."""
+        _check_window(stream)
+        return max((stream.tokens - stream.length) // stream.length, 1)
+
+
+def _check_window(stream: Stream) -> None:
+    """Refuses a stream in which not one window fits."""
+    if stream.tokens <= stream.length:
+        raise ConfigError(
+            f"{stream.tokens} tokens hold no window of {stream.length} and its"
+            f" next token: set length to {stream.tokens - 1} or less."
+        )
 
 
 @configurable

@@ -89,6 +89,8 @@ def attend(
 
 def soft_cap(logits: Float[Array, "*dims"], cap: float) -> Float[Array, "*dims"]:
     """Cap * tanh(logits / cap): the identity near 0, never beyond +-cap."""
+    if cap <= 0.0:
+        raise ValueError(f"logits cannot be capped at {cap}: it must be above 0.")
     return cap * jnp.tanh(logits / cap)
 
 

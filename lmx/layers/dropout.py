@@ -12,6 +12,8 @@ def dropout(
 
     `use` tells apart the uses of one key. Srivastava et al. 2014, JMLR 15.
     """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"a share of {rate} cannot be dropped: it must be in [0, 1).")
     if keys is None or rate == 0.0:
         return x
 

@@ -36,7 +36,11 @@ class Untied(Head):
 
 @configurable
 class Tied(Head):
-    """The embedding, read backwards. Press and Wolf 2016, arXiv:1608.05859."""
+    """The embedding, read backwards. Press and Wolf 2016, arXiv:1608.05859.
+
+    Its logits are born with deviation sqrt(width) times that of the embedding: choose a
+    scheme with a small one (`GPT2`, or `FanIn.embed`).
+    """
 
     def __init__(self, width: int, vocab: int, init: Init):
         del width, vocab, init

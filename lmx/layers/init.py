@@ -59,14 +59,16 @@ class DepthScaled(FanIn):
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class ZeroResidual(FanIn):
-    """`FanIn`, with what enters the residual stream zero: every block starts as none.
+class ZeroOut(FanIn):
+    """`FanIn`, with what enters the residual stream, and the head, zero.
 
-    Zhang et al. 2019, arXiv:1901.09321 (Fixup), section 3.
+    Every block starts as none, every token as likely as any other. Zhang et al. 2019,
+    arXiv:1901.09321 (Fixup), section 3.
     """
 
     def deviation(self, role: Role, fan_in: int, depth: int) -> float:
-        return 0.0 if role == "residual" else super().deviation(role, fan_in, depth)
+        begins = role in ("embed", "hidden")
+        return super().deviation(role, fan_in, depth) if begins else 0.0
 
 
 @configurable

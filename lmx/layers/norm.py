@@ -19,7 +19,7 @@ def rms_norm(
     wide = widened(x)
     power = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     unit = (wide * jax.lax.rsqrt(power + epsilon)).astype(x.dtype)
-    return jnp.einsum("...D,D->...D", unit, scale.astype(x.dtype))
+    return unit * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
 
 
 def layer_norm(
@@ -28,7 +28,7 @@ def layer_norm(
     """`x` less its mean, at deviation `scale`. Ba et al. 2016, arXiv:1607.06450."""
     wide = widened(x)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
-    return rms_norm((wide - mean).astype(x.dtype), scale, epsilon)
+    return rms_norm(wide - mean, scale, epsilon).astype(x.dtype)
 
 
 class Norm(nnx.Module):

@@ -73,7 +73,10 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T V"]:
-        """Logits. Without `positions` and `segments` each row is one document."""
+        """Logits. Each row is one document if there are no `segments`.
+
+        Without `positions` they restart at 0 with each document.
+        """
         return self.forward(tokens, positions, segments)[0]
 
     def forward(
@@ -87,10 +90,10 @@ class Decoder(nnx.Module):
 
         Dropout acts where there are `keys`, one a row.
         """
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         if segments is None:
             segments = jnp.ones_like(tokens)
+        if positions is None:
+            positions = mask.restarting(segments)
         context = Context(
             positions=positions,
             mask=mask.causal(segments, segments),
@@ -125,7 +128,8 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B T V"], Cache]:
         """Logits of tokens that follow those in `past`, and the longer past.
 
-        Segment 0 is padding, which nothing sees.
+        Segment 0 is padding, which nothing sees. There must be room for the tokens:
+        beyond it they would be written over the last ones.
         """
         now = past.read(segments)
         context = Context(

@@ -143,6 +143,7 @@ def gins_trunk():
 def pages(tmp_path, monkeypatch):
     """Endless random `page.gin`, some of it in files that it includes."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "middle.gin").write_text("include 'inner.gin'\n")
 
     def pages(seed: int):
         scribbler, rng = Scribbler(seed), random.Random(seed)
@@ -150,7 +151,6 @@ def pages(tmp_path, monkeypatch):
             lines = scribbler.page()
             cut, end = sorted(rng.sample(range(len(lines) + 1), 2))
             (tmp_path / "inner.gin").write_text("\n".join(lines[cut:end]))
-            (tmp_path / "middle.gin").write_text("include 'inner.gin'\n")
             lines[cut:end] = ["include 'middle.gin'"]
             (tmp_path / "page.gin").write_text("\n".join(lines))
             (tmp_path / "more.gin").write_text("\n".join(scribbler.page()[:2]))
@@ -168,7 +168,7 @@ def test_thousands_of_random_pages_mean_what_they_mean_to_gin(gins_trunk, pages,
         assert plain(ours) == plain(gins_trunk())
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_random_configuration_comes_back_from_json_and_from_its_page(pages, seed):
     for thing in KINDS:
         configurable(thing)

@@ -107,6 +107,7 @@ def test_a_refused_override_is_named(bell, override, message):
         ("\n\nBel:\n  rings = 1", 3, "nothing configurable is named 'Bel'; did you"),
         ("Bell:\n  rings = 1\n  wait = 1", 3, "Bell has no parameter 'wait'"),
         ("Bell.parts = {\n[1]: 2}", 2, "unhashable type: 'list'"),
+        ("M = {}\nBell.parts = {%M: 1}", 2, "a key is a scalar: {%M: 1}"),
         ("import os", 1, "modules of lmx only: leave this line out, and add --import"),
         ("import lmx.nothing", 1, "No module named 'lmx.nothing'"),
         ("import lmxx", 1, "modules of lmx only"),

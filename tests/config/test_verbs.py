@@ -31,7 +31,7 @@ class Book:
 
 @pytest.fixture
 def lmx(tmp_path, monkeypatch, capsys):
-    """Runs `lmx config ...` on a shelf of pages; the status, what is said and moaned."""
+    """Runs `lmx config ...` on a shelf of pages; its status, output and errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(verbs, "_root", lambda: Book)
     (tmp_path / "a.gin").write_text("Book.title = 'A'\nP = 5\nChapter.pages = %P")

@@ -142,6 +142,7 @@ def test_the_tree_shows_references_and_what_is_no_default(house):
 def test_the_tree_of_a_recorded_configuration_is_the_same(house):
     config = house(FULL, "House.limit=2")
     assert from_json(config.json()).tree() == config.tree()
+    assert house(FULL, "House.limit=2", "Door.locked=True").tree() == config.tree()
     assert "recorded" in from_json(config.json()).show()
 
 

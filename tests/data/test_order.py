@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lmx.config.names import ConfigError
-from lmx.data.order import InOrder, Order, Shuffled, Stream, Windows
+from lmx.data.order import InOrder, Order, Phased, Shuffled, Stream, Windows
 
-ORDERS = pytest.mark.parametrize("order", [Shuffled(), Windows(), InOrder()], ids=str)
+ORDERS = pytest.mark.parametrize("order", [Shuffled(), Windows(), Phased(), InOrder()], ids=str)
 
 
 def all_offsets(order: Order, stream: Stream, start: int, stop: int, seed: int = 0):
@@ -42,7 +42,7 @@ def test_epochs_differ_and_so_do_seeds():
     assert len(set(epochs)) == 9
 
 
-@pytest.mark.parametrize("order", [Shuffled(), Windows()], ids=str)
+@pytest.mark.parametrize("order", [Shuffled(), Windows(), Phased()], ids=str)
 def test_steps_beyond_a_billion_are_read_as_the_first(order):
     stream = Stream(tokens=10**10, batch=1024, length=2048)
     offsets = order.offsets(0, 10**9, np.arange(1024), stream)
@@ -77,3 +77,32 @@ def test_windows_begin_anywhere_that_leaves_room_for_the_last_target():
 def test_a_window_longer_than_the_text_is_refused_with_one_that_fits():
     with pytest.raises(ConfigError, match="10 tokens.*set length to 9 or less"):
         Windows().steps(Stream(tokens=10, batch=1, length=10))
+
+
+@pytest.mark.parametrize("tokens", [17, 64, 65, 100, 1000])
+def test_a_phased_epoch_reads_no_target_twice_and_skips_less_than_two_windows(tokens):
+    stream = Stream(tokens=tokens, batch=1, length=8)
+    order = Phased()
+    count = order.steps(stream)
+    assert count is not None
+    for epoch in range(3):
+        rows = np.zeros(1, np.int64)
+        offsets = [
+            int(order.offsets(5, epoch * count + i, rows, stream)[0])
+            for i in range(count)
+        ]
+        read = [o + 1 + i for o in offsets for i in range(stream.length)]
+        assert len(set(read)) == len(read) and 1 <= min(read) <= max(read) < tokens
+        assert tokens - 1 - len(read) < 2 * stream.length
+
+
+def test_phases_differ_between_epochs_and_all_occur():
+    stream = Stream(tokens=1000, batch=1, length=8)
+    count = Phased().steps(stream)
+    assert count is not None
+    rows = np.zeros(1, np.int64)
+    phases = {
+        int(Phased().offsets(0, epoch * count, rows, stream)[0]) % 8
+        for epoch in range(200)
+    }
+    assert phases == set(range(8))

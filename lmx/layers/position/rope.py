@@ -71,6 +71,11 @@ class NTKAware(RoPE):
     factor: float
 
     def speed(self, H: int) -> Float[Array, "P"]:
+        if H < 4:
+            raise ValueError(
+                f"a head of width {H} has no slowest pair beside the fastest: NTKAware"
+                " needs head_width 4 or more."
+            )
         slower_P = self.factor ** (-jnp.arange(0, H, 2) / (H - 2))
         return super().speed(H) * slower_P
 
@@ -87,6 +92,13 @@ class ByParts(RoPE):
     trained_length: int  # tokens
     slow: float = 1.0  # turns in trained_length below which a pair is interpolated
     fast: float = 32.0  # turns in trained_length above which a pair is kept
+
+    def __post_init__(self):
+        if self.slow >= self.fast:
+            raise ValueError(
+                f"pairs of {self.slow} turns or fewer are slow, of {self.fast} or more"
+                " fast: slow must be below fast."
+            )
 
     def speed(self, H: int) -> Float[Array, "P"]:
         speed_P = super().speed(H)
@@ -106,7 +118,7 @@ class YaRN(ByParts):
 
     @property
     def amplitude(self) -> float:
-        return 0.1 * math.log(self.factor) + 1.0  # section 3.4, equation 15
+        return 0.1 * math.log(self.factor) + 1.0  # section 3.4
 
 
 @configurable
