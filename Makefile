@@ -1,29 +1,30 @@
-# Everything runs in .venv, made on first use with the Python below.
+# Everything runs in .venv, made on first use. PYTHON=python3.12 names what makes it.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# --no-compile: byte-compiling every module takes as long as installing it, and Python
-# compiles what is really imported the first time it is.
+VERSIONS := 3.11 3.12 3.13
+# Byte-compiling all modules takes as long as installing them; Python compiles those that
+# are really used when it first imports them, unless it is told not to.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
-.NOTPARALLEL:
+
 .PHONY: help demo test style nightly bench constraints clean
+.NOTPARALLEL:
 
 help:
-	@echo "make demo         train a small model on this machine and say something with it"
-	@echo "make test         the tests"
-	@echo "make style        ruff, pyright and the direction of imports"
-	@echo "make nightly      the slow tests, then all tests on every other Python found"
-	@echo "make bench        the benchmarks, as tables"
-	@echo "make constraints  resolve the versions of constraints.txt afresh, and print them"
-	@echo "make clean        remove the environments and caches; runs/ stays"
-	@echo "PYTHON=python3.12 names the Python that makes $(VENV)."
+	@echo 'make demo         train a small model on this machine, and see what it learned'
+	@echo 'make test         run the tests'
+	@echo 'make style        ruff, pyright and the direction of imports'
+	@echo 'make nightly      run the slow tests, then all tests on every Python found'
+	@echo 'make bench        run the benchmarks'
+	@echo 'make constraints  resolve the versions of constraints.txt afresh and print them'
+	@echo 'make clean        remove environments and caches, but not runs'
 
 demo: $(VENV)/.core
 	@$(BIN)/lmx train experiments/quickstart.gin
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -m 'not nightly'
 
 style: $(VENV)/.dev
 	@$(BIN)/ruff check --quiet .
@@ -31,41 +32,55 @@ style: $(VENV)/.dev
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
 
-# pytest exits with 5 where nothing is marked nightly.
-nightly: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -m nightly || [ $$? = 5 ]
-	@for version in $(filter-out $(call version,$(BIN)/python),$(VERSIONS)); do \
-	  python=$$(echo "$(FOUND)" | tr ' ' '\n' | grep "python$$version$$") || \
-	    { echo "No Python $$version on this machine: not tested on it."; continue; }; \
-	  echo "Testing on Python $$version"; \
-	  $(MAKE) --no-print-directory test VENV=.venv-$$version PYTHON=$$python || exit 1; \
-	done
-
 bench: $(VENV)/.core
-	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; echo; done
+	@set -e; for file in benchmarks/*.py; do $(BIN)/python $$file; done
+
+# Prints an interpreter for each version that runs here: pyenv's shims may not.
+FOUND = for v in $(VERSIONS); do \
+  for p in python$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$v.*/bin/python$$v; do \
+    if "$$p" -c 'import ensurepip' 2>/dev/null; then echo "$$p"; break; fi; \
+  done; done
+
+# pytest exits with 5 where it finds no test.
+nightly: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q -m nightly || [ $$? -eq 5 ]
+	@set -e; for python in $$($(FOUND)); do version=$${python##*python}; \
+	  [ -e $(BIN)/python$$version ] || $(MAKE) --no-print-directory test \
+	    VENV=.venv-$$version PYTHON=$$python; done
 
 constraints:
-	@$(PYTHON) .ci/constraints.py $(FOUND)
+	@$(PYTHON) .ci/constraints.py $$($(FOUND))
 
 clean:
-	@rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache
-	@rm -rf .import_linter_cache
-	@find lmx tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	find lmx tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
-# The interpreters that run: a name on PATH may be a pyenv shim of one not chosen.
-VERSIONS := 3.11 3.12 3.13
-version = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-PYENV = $${PYENV_ROOT:-$$HOME/.pyenv}/versions
-FOUND = $(shell for v in $(VERSIONS); do \
-	for p in "$$(command -v python$$v)" $(PYENV)/$$v.*/bin/python$$v; do \
-	"$$p" -c '' 2>/dev/null && echo "$$p" && break; done; done)
-
-# What is installed stands in a stamp; `.unfinished` marks an interrupted install.
-$(VENV)/.core: WHAT = .
-$(VENV)/.dev: WHAT = .[dev]
+# A stamp says what is installed. `.unfinished` is there while an install runs, so that
+# what an interrupted one left is thrown away.
+$(VENV)/.core: WANTED = .
+$(VENV)/.dev: WANTED = .[dev]
 $(VENV)/.core $(VENV)/.dev: pyproject.toml constraints.txt
-	@if [ -e $(VENV)/.unfinished ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; \
-	  then rm -rf $(VENV); fi
-	@[ -d $(VENV) ] || $(PYTHON) -c "$$CHECK" $(PYTHON) || [ $$? = 1 ] && \
-	  [ -d $(VENV) ] || command -v $(PYTHON) >/dev/null
-	@true
+	@[ ! -e $(VENV)/.unfinished ] && $(BIN)/python -m pip --version >/dev/null 2>&1 || \
+	  rm -rf $(VENV)
+	@[ -d $(VENV) ] || $(PYTHON) -c "$$CHECK" || { \
+	  echo 'Name another Python, as in: make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 1; }
+	@echo "Installing lmx and what it needs into $(VENV), for the first time or anew ..."
+	@set -e; began=$$(date +%s); mkdir -p $(VENV); touch $(VENV)/.unfinished; \
+	[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV); \
+	$(PIP) --constraint constraints.txt --editable '$(WANTED)' || { \
+	  echo 'Installing failed; the same command tries again.' >&2; exit 1; }; \
+	rm $(VENV)/.unfinished; touch $(VENV)/.core $@; \
+	echo "... done in $$(($$(date +%s) - began)) s"
+
+# Old Pythons read it too.
+define CHECK
+import sys
+here = "%d.%d" % sys.version_info[:2]
+if here not in "$(VERSIONS)".split():
+    sys.exit("lmx needs one of Python $(VERSIONS), and $(PYTHON) is " + here + ".")
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("$(PYTHON) cannot make environments: apt install python" + here + "-venv")
+endef
+export CHECK

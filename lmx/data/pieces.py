@@ -6,7 +6,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,13 @@ from lmx.data.tokenizer import MODEL, Codec, Tokenizer
 
 SPACE = "\u2581"  # what SentencePiece writes for a space, and so cannot read as itself
 RESERVED = re.compile("[\0\t\u2047\u2581\u2585]+")  # it skips text that holds these
-RECIPE = 1  # raise it when the same text and settings come to give other pieces
-CHUNK = 4096  # characters that it sees as one sentence
+RECIPE = 2  # raise it when the same text and settings come to give other pieces
+CHUNK = 4096  # characters at most that it sees as one sentence
+Within = Literal["word", "line"]
+BREAKS: Mapping[Within, re.Pattern[str]] = {
+    "word": re.compile(rf"(?s).{{1,{CHUNK}}}"),
+    "line": re.compile(rf"[^\n]{{0,{CHUNK}}}\n+ *|[^\n]{{1,{CHUNK}}}"),
+}
 ENOUGH = {"bpe": 32_000_000, "unigram": 4_000_000}  # characters, for half a minute
 
 
@@ -32,21 +37,25 @@ ENOUGH = {"bpe": 32_000_000, "unigram": 4_000_000}  # characters, for half a min
 class SentencePiece(Tokenizer):
     """Frequent strings of the train split, and the 256 bytes for all the rest.
 
-    No normalisation, so nothing is lost. Words are kept apart at spaces, which begin
-    them; a run of spaces may be one piece, and so may punctuation with its newline,
-    which is what source code is full of. Learned once, then kept in the cache.
-    Kudo and Richardson 2018, arXiv:1808.06226.
+    No normalisation, so nothing is lost. Learned once, then kept in the cache. Kudo and
+    Richardson 2018, arXiv:1808.06226.
+
+    Attributes:
+        within: what a piece may not reach beyond. A word has the space before it, and a
+            run of spaces or of punctuation with its newline is one too. A line has the
+            indentation of the next; source code needs fewer such tokens.
     """
 
     vocab: int = 4096  # V, with the bytes, begin, end and one that is never used
     kind: Literal["bpe", "unigram"] = "bpe"
+    within: Within = "word"
 
     def open(self, corpus: Corpus) -> "PieceCodec":
         """From the cache, or trained on the train split."""
         import sentencepiece
 
         by = f"{RECIPE}, sentencepiece {sentencepiece.__version__}"
-        made_by = (corpus.digest(), self.vocab, self.kind, by)
+        made_by = (corpus.digest(), self.vocab, self.kind, self.within, by)
         key = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:32]
         path = cache_folder("tokenizers") / f"{key}.model"
         if not path.is_file():
@@ -61,7 +70,8 @@ class SentencePiece(Tokenizer):
             f"learning {self.vocab} {self.kind} pieces from {characters:,} characters"
             + (f", one chunk in {stride}" if stride > 1 else "")
         )
-        model = _learned(_chunks(corpus, stride), self.vocab, self.kind)
+        chunks = _chunks(corpus, stride, BREAKS[self.within])
+        model = _learned(chunks, self.vocab, self.kind, self.within)
         say(f"learned them in {time.monotonic() - began:.0f} s")
         return model
 
@@ -125,18 +135,18 @@ def _bytes(processor: Any, token: int) -> bytes:
     return piece.replace(SPACE, " ").encode()
 
 
-def _chunks(corpus: Corpus, stride: int) -> Iterator[str]:
+def _chunks(corpus: Corpus, stride: int, chunk: re.Pattern[str]) -> Iterator[str]:
     """Every `stride`-th chunk of the train split."""
     count = 0
     for _, text in corpus.documents("train"):
         for part in RESERVED.split(text):
-            for begin in range(0, len(part), CHUNK):
+            for found in chunk.finditer(part):
                 if count % stride == 0:
-                    yield part[begin : begin + CHUNK]
+                    yield found[0]
                 count += 1
 
 
-def _learned(chunks: Iterator[str], vocab: int, kind: str) -> bytes:
+def _learned(chunks: Iterator[str], vocab: int, kind: str, within: Within) -> bytes:
     """The model of that size, as SentencePiece stores it."""
     import sentencepiece
 
@@ -152,6 +162,9 @@ def _learned(chunks: Iterator[str], vocab: int, kind: str) -> bytes:
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
+            split_by_whitespace=within == "word",
+            split_by_unicode_script=within == "word",
+            split_digits=within == "line",
             max_sentence_length=4 * CHUNK,  # bytes: none is too long
             num_threads=1,  # the same model wherever it is learned; two are no faster
             minloglevel=2,  # errors, which come back as exceptions

@@ -20,7 +20,7 @@ from lmx.train.hooks import Periodic, due
 from lmx.train.loop import Hook
 from lmx.train.loss import nats_of
 from lmx.train.record.directory import Directory
-from lmx.train.run import Run
+from lmx.train.run import Run, rows_sharding
 from lmx.train.step import Metrics, TrainState
 
 
@@ -46,6 +46,9 @@ class Evaluate(Periodic):
         is_due = due(self.every, run.steps)
         score = jax.jit(partial(_score, run.graph))
         sizes = data.token_bytes
+        batch = data.batch_at(0, 0)
+        rows_sharding(batch, run.mesh, run.rules)  # a refusal now, not at the first
+        jax.eval_shape(score, run.like().params, batch, sizes)
 
         def evaluate(directory: Directory) -> Hook:
             def hook(done: int, state: TrainState, metrics: Metrics) -> None:

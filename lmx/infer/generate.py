@@ -68,7 +68,9 @@ class Generator:
                 rows = [row if len(row) < limit else row[-limit // 2 :] for row in rows]
             fits = left if not limit else min(left, limit - max(map(len, rows)))
             for piece in self._window(rows, fits, tokens - left):
-                rows = [row + list(new) for row, new in zip(rows, piece, strict=True)]
+                rows = [
+                    row + new.tolist() for row, new in zip(rows, piece, strict=True)
+                ]
                 left -= piece.shape[1]
                 yield piece
 

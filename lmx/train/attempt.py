@@ -1,16 +1,19 @@
 """One attempt at a run: from where the last one stopped to the end, or the next."""
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lmx.config.names import ConfigError
+from lmx.config.node import places
 from lmx.config.tree import Config
 from lmx.data.batches import Batch
 from lmx.data.prefetch import prefetch
 from lmx.train.checkpoint import Checkpoints
 from lmx.train.experiment import Experiment
 from lmx.train.hooks import Log, Stop, Waited
-from lmx.train.loop import train
+from lmx.train.loop import Hook, train
 from lmx.train.record.card import card
 from lmx.train.record.directory import Directory, last
 from lmx.train.record.line import Line
@@ -25,24 +28,25 @@ def attempt(name: str, config: Config[Experiment], path: Path) -> Directory:
     Raises ConfigError before anything is written, `StoppedError` once a signal's stop
     is saved.
     """
-    experiment = config.build()
-    run = experiment.open()
-    periodic = [hook.start(run) for hook in experiment.hooks]
+    experiment, run, periodic = _opened(config)
     directory = Directory.claim(
         path, config, card(name, config, run), run.data.tokenizer
     )
     checkpoints = Checkpoints(directory.checkpoints, experiment.checkpoint.keep)
+    if directory.finished and checkpoints.steps()[-1:] == [run.steps]:
+        return directory
+    checkpoints.clean()
     state = resumed(run, checkpoints)
     begun = time.perf_counter()
     done = int(state.step)
     directory.begin(done)
     batches = Waited(_batches(run, done))
-    stop = Stop(checkpoints)
     line = Line(name, done, run.steps)
     log = Log(run, directory, batches, experiment.log_every, line)
+    stop = Stop(checkpoints, log.flush)
     beside = [
         *(hook(directory) for hook in periodic),
-        experiment.checkpoint.start(checkpoints, run.steps),
+        experiment.checkpoint.start(checkpoints, run.steps, log.flush),
     ]
     hooks = [log, *map(log.beside, beside), stop]
     try:
@@ -56,6 +60,31 @@ def attempt(name: str, config: Config[Experiment], path: Path) -> Directory:
         directory.close()
         draw(path)
     return directory
+
+
+def _opened(
+    config: Config[Experiment],
+) -> tuple[Experiment, Run, list[Callable[[Directory], Hook]]]:
+    """The experiment, its run and its hooks; any refusal with where its cause was set.
+
+    Writes nothing.
+    """
+    try:
+        experiment = config.build()
+        run = experiment.open()
+        return experiment, run, [hook.start(run) for hook in experiment.hooks]
+    except ValueError as error:
+        raise ConfigError(f"{error}{_places(str(error), config)}") from error
+
+
+def _places(message: str, config: Config[Experiment]) -> str:
+    """The story of every `Class.parameter` that the message names and does not tell."""
+    told = [
+        config.why(path)
+        for path, owner, name in places(config)
+        if re.search(rf"\b{owner.name}\.{name}\b(?! = )", message)
+    ]
+    return "".join(f"\n  {line}" for why in told for line in why.splitlines())
 
 
 def resumed(run: Run, checkpoints: Checkpoints) -> TrainState:

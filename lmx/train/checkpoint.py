@@ -8,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from lmx.config.names import ConfigError
+from lmx.data.cache import discard
 from lmx.train.step import TrainState
 
 State = TypeVar("State")
@@ -50,7 +51,13 @@ class Checkpoints:
         """Until what was saved is committed; then only the newest few are kept."""
         self.writer.wait_until_finished()
         for step in self.steps()[: -self.keep]:
-            shutil.rmtree(self._path(step))
+            discard(self._path(step))
+
+    def clean(self) -> None:
+        """Takes away what a process that was killed left half written or removed."""
+        for path in self.folder.glob("*"):
+            if not path.name.isdigit():
+                shutil.rmtree(path)
 
     def restore(self, step: int, like: State) -> State:
         """The state of that step, in the shapes and on the devices of `like`.

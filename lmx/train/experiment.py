@@ -49,6 +49,13 @@ class Experiment:
     checkpoint: Execution[Save] = Save()
     log_every: Execution[int] = 10
 
+    def __post_init__(self):
+        for name in ("steps", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"Experiment.{name} is {getattr(self, name)}: at least 1."
+                )
+
     def open(self) -> Run:
         """Everything a run needs, checked before anything is written or compiled."""
         rate = self.schedule.over(self.steps)

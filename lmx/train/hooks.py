@@ -61,12 +61,18 @@ class Save:
         if self.every < 1 or self.keep < 1:
             raise ConfigError("Save.every and Save.keep must be 1 or more.")
 
-    def start(self, checkpoints: Checkpoints, steps: int) -> Hook:
-        """Saves every so many steps, and at the last."""
+    def start(
+        self, checkpoints: Checkpoints, steps: int, flush: Callable[[], None]
+    ) -> Hook:
+        """Saves every so many steps, and at the last; `flush` before that.
+
+        So that no state is there whose metrics are not.
+        """
 
         def save(done: int, state: TrainState, metrics: Metrics) -> None:
             del metrics
             if done % self.every == 0 or done == steps:
+                flush()
                 checkpoints.save(done, state)
 
         return save
@@ -83,8 +89,8 @@ class StoppedError(Exception):
 class Stop:
     """At Ctrl-C or SIGTERM ends the step, saves and stops; at the second, at once."""
 
-    def __init__(self, checkpoints: Checkpoints):
-        self.checkpoints = checkpoints
+    def __init__(self, checkpoints: Checkpoints, flush: Callable[[], None]):
+        self.checkpoints, self.flush = checkpoints, flush
         self.asked: int | None = None
         self.before = {
             signum: signal.signal(signum, self._ask)
@@ -105,6 +111,8 @@ class Stop:
         del metrics
         if self.asked is None:
             return
+        self.flush()
+        self.checkpoints.wait()
         if done not in self.checkpoints.steps():
             self.checkpoints.save(done, state)
         self.checkpoints.wait()
@@ -142,8 +150,8 @@ class Log:
         del state
         jax.block_until_ready(self.newest)  # no more than one step runs ahead
         self.newest = metrics
-        self.line.update(done)
         self.flush()
+        self.line.update(done)
         if self.mark is None:  # the first step of a process compiles: it is no measure
             jax.block_until_ready(metrics["loss"])
             self._lap(done)

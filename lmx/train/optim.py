@@ -4,6 +4,9 @@
 among them): gains and offsets keep theirs. `clip` is the largest global gradient norm.
 """
 
+import math
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -97,7 +100,9 @@ def muon(
     *,
     beta: float = 0.95,
     decay: float = 0.0,
-    adam_rate: float = 1.0,
+    embed_rate: float = 1.0,
+    head_rate: float = 1.0,
+    gain_rate: float = 1.0,
     adam_b1: float = 0.9,
     adam_b2: float = 0.95,
     adam_eps: float = 1e-8,
@@ -105,36 +110,78 @@ def muon(
 ) -> optax.GradientTransformation:
     """Orthogonalised momentum for hidden matrices, Adam for all else.
 
-    Embeddings, the head, gains and offsets take Adam at `adam_rate` times the rate. An
-    update has root-mean-square sqrt(max(1, out / in)) / sqrt(max(in, out)). Jordan
-    2024, "Muon: an optimizer for hidden layers in neural networks".
+    Embeddings, the head, and gains and offsets take Adam, each at its own multiple of
+    the rate. An orthogonal update has root-mean-square sqrt(max(1, out / in)) /
+    sqrt(max(in, out)). Jordan 2024, "Muon: an optimizer for hidden layers in neural
+    networks".
     """
+
+    def relative(p: Any) -> float:
+        if not p.into:
+            return gain_rate
+        return head_rate if "vocab" in p.out_of else embed_rate
+
+    orthogonal = optax.chain(
+        optax.contrib.scale_by_muon(beta=beta, weight_dimension_numbers=_dimensions),
+        _scaled(_by_shape),
+        optax.add_decayed_weights(decay),
+        optax.scale_by_learning_rate(rate),
+    )
+    adam = optax.chain(
+        optax.scale_by_adam(adam_b1, adam_b2, adam_eps),
+        optax.add_decayed_weights(decay, mask=matrices),
+        _scaled(relative),
+        optax.scale_by_learning_rate(rate),
+    )
     return _clipped(
-        clip,
-        optax.contrib.muon(
-            rate,
-            beta=beta,
-            weight_decay=decay,
-            adam_b1=adam_b1,
-            adam_b2=adam_b2,
-            adam_learning_rate=lambda count: adam_rate * rate(count),
-            muon_weight_dimension_numbers=_hidden,
-        ),
+        clip, optax.masked(orthogonal, hidden), optax.masked(adam, _not_hidden)
     )
 
 
-def _hidden(params: PyTree) -> PyTree:
-    """How each hidden weight is a matrix from what it sums over to what it makes."""
+def hidden(params: PyTree) -> PyTree:
+    """True at matrices between layers: not embeddings, the head, gains or offsets."""
+
+    def between(p: Any) -> bool:
+        return bool(p.into) and "vocab" not in p.axes and "length" not in p.axes
+
+    return jax.tree.map(between, params, is_leaf=is_variable)
+
+
+def _not_hidden(params: PyTree) -> PyTree:
+    return jax.tree.map(operator.not_, hidden(params))
+
+
+def _dimensions(params: PyTree) -> PyTree:
+    """How each weight is a matrix from what it sums over to what it makes."""
 
     def matrix(p: Any) -> Any:
-        if not p.into or "vocab" in p.axes or "length" in p.axes:
-            return None
-        return optax.contrib.MuonDimensionNumbers(
+        numbers = optax.contrib.MuonDimensionNumbers(
             tuple(p.axes.index(a) for a in p.into),
             tuple(p.axes.index(a) for a in p.out_of),
         )
+        return jax.tree.map(lambda _: numbers, p)
 
     return jax.tree.map(matrix, params, is_leaf=is_variable)
+
+
+def _by_shape(p: Any) -> float:
+    """sqrt(max(1, out / in)): larger where more is made than summed over."""
+    made, summed = (
+        math.prod(p.shape[p.axes.index(a)] for a in axes) for axes in (p.out_of, p.into)
+    )
+    return max(1.0, made / summed) ** 0.5
+
+
+def _scaled(factor: Callable[[Any], float]) -> optax.GradientTransformation:
+    """Every update times the factor of its parameter."""
+
+    def scale(updates: PyTree, params: PyTree = None) -> PyTree:
+        del params
+        return jax.tree.map(
+            lambda p: p.replace(p[...] * factor(p)), updates, is_leaf=is_variable
+        )
+
+    return optax.stateless(scale)
 
 
 def _decay(rate: optax.Schedule, decay: float) -> optax.GradientTransformation:

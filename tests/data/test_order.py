@@ -6,7 +6,9 @@ import pytest
 from lmx.config.names import ConfigError
 from lmx.data.order import InOrder, Order, Phased, Shuffled, Stream, Windows
 
-ORDERS = pytest.mark.parametrize("order", [Shuffled(), Windows(), Phased(), InOrder()], ids=str)
+ORDERS = pytest.mark.parametrize(
+    "order", [Shuffled(), Windows(), Phased(), InOrder()], ids=str
+)
 
 
 def all_offsets(order: Order, stream: Stream, start: int, stop: int, seed: int = 0):

@@ -38,6 +38,7 @@ TOKENIZERS = [
     Characters(),
     SentencePiece(vocab=400),
     SentencePiece(vocab=400, kind="unigram"),
+    SentencePiece(vocab=400, within="line"),
 ]
 
 

@@ -1,5 +1,6 @@
 """The run directory: what a run was told, what it found, and where it stopped."""
 
+import contextlib
 import json
 import math
 import os
@@ -16,7 +17,8 @@ from lmx.config.tree import Config, diff
 from lmx.data.tokenizer import Codec
 
 METRICS = "metrics.jsonl"
-Values = Mapping[str, float | str | list[float]]
+Value = int | float | str | list[float]
+Values = Mapping[str, Value]
 
 
 class Directory:
@@ -32,25 +34,12 @@ class Directory:
         cls, path: Path, config: Config, card: Mapping[str, Any], codec: Codec | None
     ) -> "Directory":
         """The folder of this run: a new one, whole at once, or the one it began in."""
-        if (path / "experiment.json").is_file():
-            _same_run(path, config, card)
-            _write(path, config)
-            return cls(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(
-                f"{path} is there and is no run: name another folder with --run."
-            )
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            fresh.mkdir(parents=True)
-            try:
-                _write(fresh, config)
-                (fresh / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-                if codec:
-                    codec.save(fresh)
-                fresh.rename(path)
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
+            if (path / "experiment.json").is_file():
+                _same_run(path, config, card)
+                _write(path, config)
+            else:
+                _begin(path, config, card, codec)
         except OSError as error:
             raise ConfigError(
                 f"no run can be written at {path}: {error.strerror} ({error.filename});"
@@ -62,6 +51,11 @@ class Directory:
     def checkpoints(self) -> Path:
         """Where the states are."""
         return self.path / "checkpoints"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step was done and its numbers are on the card."""
+        return "final" in json.loads((self.path / "card.json").read_text())
 
     def begin(self, step: int) -> None:
         """Ready to log what follows `step`; what was logged beyond it is dropped."""
@@ -124,7 +118,7 @@ def last(path: Path) -> dict[str, Any]:
     return newest
 
 
-def _finite(value: float | str | list[float]) -> Any:
+def _finite(value: Value) -> Any:
     """What JSON has no number for, as a word: "NaN", "Infinity", "-Infinity"."""
     if isinstance(value, list):
         return [_finite(item) for item in value]
@@ -144,9 +138,41 @@ def _write(path: Path, config: Config) -> None:
         fresh.replace(path / name)
 
 
+def _begin(
+    path: Path, config: Config, card: Mapping[str, Any], codec: Codec | None
+) -> None:
+    """Makes the folder of a new run; where that fails, nothing is left of it."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(
+            f"{path} is there and is no run: name another folder with --run."
+        )
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    absent = [parent for parent in path.parents if not parent.exists()]
+    try:
+        fresh.mkdir(parents=True)
+        _write(fresh, config)
+        (fresh / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+        if codec:
+            codec.save(fresh)
+        fresh.rename(path)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        for parent in absent:
+            with contextlib.suppress(OSError):  # never made, or no longer empty
+                parent.rmdir()
+        raise
+
+
 def _same_run(path: Path, config: Config, card: Mapping[str, Any]) -> None:
     """Refuses to go on with a run that is another one, or has other data."""
-    old = from_json((path / "experiment.json").read_text())
+    try:
+        old = from_json((path / "experiment.json").read_text())
+        data = json.loads((path / "card.json").read_text())["data"]
+    except (ValueError, KeyError, OSError) as error:
+        raise ConfigError(
+            f"the record of {path} cannot be read ({error}): bring back its"
+            " experiment.json and card.json, or name another folder with --run."
+        ) from None
     if old.run_id() != config.run_id():
         changes = diff(old.identity(), config.identity()).items()
         lines = [f"  {name}: {was} there, {now} here" for name, (was, now) in changes]
@@ -154,7 +180,6 @@ def _same_run(path: Path, config: Config, card: Mapping[str, Any]) -> None:
             f"{path} holds another run: name another folder with --run, or undo\n"
             + "\n".join(lines)
         )
-    data = json.loads((path / "card.json").read_text())["data"]
     if data != card["data"]:
         raise ConfigError(
             f"the data have changed since {path} began: bring back the old, or name"

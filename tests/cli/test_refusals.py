@@ -1,0 +1,286 @@
+"""Wrong input is told with its cause and its cure, and leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmx import load_experiment as experiment
+from lmx.train.record.directory import Directory
+
+ROOT = Path(__file__).parents[2]
+TEXT = [
+    "Experiment.data=@Tokens()",
+    "Tokens.corpus=@Text()",
+    "Tokens.tokenizer=@Bytes()",
+    "Tokens.batch=8",
+    "Tokens.length=16",
+    "Text.path=text.txt",
+    "Text.split=@Tail()",
+    "Decoder.vocab=258",
+]
+PIECES = [*TEXT, "Tokens.tokenizer=@SentencePiece()", "SentencePiece.vocab=5000"]
+MOE = ["Decoder.mlp=@MoE", "MoE.experts=4", "MoE.hidden=8", "MoE.router=@TopK"]
+FILES = {
+    "text.txt": b"To be or not to be, that is the question. " * 9,
+    "empty.txt": b"",
+    "latin.txt": b"caf\xe9 " * 90,
+    "taken.txt": b"mine",
+    "docs/thesis.tex": b"my only copy",
+    "broken/experiment.json": b"{",
+    "lost.gin": b"include 'gone.gin'\n",
+    "bare.gin": b"Experiment.steps = 3\n",
+    "binary.gin": b"\xff\xfe\x00",
+    "echo.gin": b"include 'tiny.gin'\nAttention.heads = 5\n",
+}
+
+# What is wrong, the words after the verb, and what the message must hold: cause, cure.
+PAGES = {  # `lmx config show` refuses these as `lmx train` does
+    "unknown binding": (["tiny.gin", "Attention.head=2"], "'head'", "'heads'"),
+    "unknown class": (["tiny.gin", "Atention.heads=2"], "Atention", "'Attention'"),
+    "unknown optimizer": (
+        ["tiny.gin", "Experiment.optimizer=@adamv"],
+        "nothing configurable is named 'adamv'",
+        "did you mean 'adamw'?",
+    ),
+    "wrong type": (["tiny.gin", "Decoder.depth=two"], "Decoder.depth wants int", "two"),
+    "wrong reference": (
+        ["tiny.gin", "Decoder.mlp=@Untied"],
+        "override 'Decoder.mlp=@Untied'",
+        "wants Callable[..., FeedForward], got @Untied",
+    ),
+    "undefined macro": (["tiny.gin", "Decoder.depth=%DEPHT"], "DEPHT", "override"),
+    "missing page": (["tinny.gin"], "there is no file tinny.gin", "tiny.gin"),
+    "missing include": (["lost.gin"], "gone.gin", "lost.gin:1"),
+    "nothing given": (["bare.gin"], "needs Experiment.model", "set them"),
+    "a folder for a page": (["docs"], "docs is a folder", "name the .gin file in it"),
+    "no text for a page": (["binary.gin"], "binary.gin is no text", "utf-8"),
+    "unknown import": (
+        ["tiny.gin", "--import", "nowhere"],
+        "--import nowhere",
+        "No mo",
+    ),
+    "unknown option": (["tiny.gin", "--jsn"], "--jsn", "usage: lmx"),
+    "no page": ([], "required: WORD", "usage: lmx"),
+}
+RUNS = {  # these only training can see
+    "heads not divisible": (
+        ["tiny.gin", "Attention.kv_heads=3"],
+        "4 query heads cannot share 3 key/value heads evenly",
+        "Attention.kv_heads = 3 set by override 'Attention.kv_heads=3'",
+    ),
+    "heads not divisible on the page": (
+        ["echo.gin"],
+        "heads must be a multiple of kv_heads",
+        "Attention.heads = 5 set at echo.gin:2",
+    ),
+    "odd head width": (
+        ["tiny.gin", "Attention.head_width=5"],
+        "width 5 has no pairs",
+        "make head_width even",
+    ),
+    "too many choices": (
+        ["tiny.gin", *MOE, "TopK.choices=9"],
+        "cannot choose 9 of 4 experts",
+        "at most MoE.experts",
+    ),
+    "aux loss not named": (
+        ["tiny.gin", *MOE, "TopK.choices=2"],
+        "the model returns ['balance', 'router_z']",
+        "name each, with 0.0 for none",
+    ),
+    "longer than its positions": (
+        ["tiny.gin", "Decoder.position=@Learned", "Learned.length=8"],
+        "16 tokens do not fit 8 learned positions",
+        "model.position.length = 8\n    override 'Learned.length=8'",
+    ),
+    "vocabulary too small": (
+        ["tiny.gin", *TEXT, "Decoder.vocab=100"],
+        "data has 258 different tokens and the model knows 100",
+        "set Decoder.vocab=258",
+    ),
+    "vocabulary larger than the text": (
+        ["tiny.gin", *PIECES],
+        "5000",
+        "SentencePiece.vocab",
+    ),
+    "empty corpus": (
+        ["tiny.gin", *TEXT, "Text.path=empty.txt"],
+        "the train split of",
+        "is empty: give more documents",
+    ),
+    "missing text": (
+        ["tiny.gin", *TEXT, "Text.path=texd.txt"],
+        "there is no texd.txt",
+        "did you mean text.txt?",
+    ),
+    "one document by document": (
+        ["tiny.gin", *TEXT, "Text.split=@ByDocument()"],
+        "text.txt is one document",
+        "set Text.split = @Tail()",
+    ),
+    "not UTF-8": (
+        ["tiny.gin", *TEXT, "Text.path=latin.txt"],
+        "latin.txt: not UTF-8 at byte 3",
+        "save it as UTF-8",
+    ),
+    "shorter than a window": (
+        ["tiny.gin", *TEXT, "Tokens.order=@Windows()", "Tokens.length=900"],
+        "hold no window of 900",
+        "set length to",
+    ),
+    "batch not divisible": (
+        ["tiny.gin", "Echo.batch=6"],
+        "'batch' of size 6 cannot be split evenly",
+        "change the mesh",
+    ),
+    "width not divisible": (
+        ["tiny.gin", "Mesh.data=1", "Mesh.fsdp=5"],
+        "cannot be split evenly over mesh axes ('fsdp',) (5 parts)",
+        "change the mesh",
+    ),
+    "too many devices": (
+        ["tiny.gin", "Mesh.data=16"],
+        "data=16 needs 16 devices and there are 8",
+        "make an axis smaller",
+    ),
+    "microbatches not dividing": (
+        ["tiny.gin", "Experiment.microbatches=3"],
+        "8 rows cannot be taken in 3 equal parts",
+        "must divide the batch.\n  microbatches = 3\n    override",
+    ),
+    "all warm-up": (
+        ["tiny.gin", "Constant.warmup=10"],
+        "a warm-up of 10 steps leaves nothing of 10 to train",
+        "schedule.warmup = 10\n    override 'Constant.warmup=10'",
+    ),
+    "no steps": (["tiny.gin", "Experiment.steps=0"], "steps is 0", "at least 1"),
+    "no lines": (
+        ["tiny.gin", "Experiment.log_every=0"],
+        "Experiment.log_every is 0: at least 1",
+        "override 'Experiment.log_every=0'",
+    ),
+    "no saves": (["tiny.gin", "Save.every=0"], "Save.every", "must be 1 or more"),
+    "impossible sampler": (
+        ["tiny.gin", "Experiment.hooks=[@Sample()]", "Sampler.top_p=2"],
+        "top_p is 2",
+        "above 0 and at most 1",
+    ),
+    "samples without text": (
+        ["tiny.gin", "Experiment.hooks=[@Sample()]"],
+        "needs data that are text",
+        "leave it out",
+    ),
+    "evaluation not divisible": (
+        [
+            "tiny.gin",
+            "Experiment.hooks=[@Evaluate()]",
+            "Evaluate.data=@other/Echo()",
+            "other/Echo.batch=3",
+        ],
+        "'batch' of size 3 cannot be split evenly",
+        "change the mesh",
+    ),
+    "a folder that is no run": (
+        ["tiny.gin", "--run", "docs"],
+        "docs is there and is no run",
+        "name another folder with --run",
+    ),
+    "a file for a folder": (
+        ["tiny.gin", "--run", "taken.txt"],
+        "taken.txt is there and is no run",
+        "name another folder with --run",
+    ),
+    "a folder below a file": (
+        ["tiny.gin", "--run", "taken.txt/run"],
+        "no run can be written at taken.txt/run: Not a directory",
+        "name another folder with --run",
+    ),
+    "an unwritable folder": (
+        ["tiny.gin", "--run", "/proc/lmx/run"],
+        "no run can be written at /proc/lmx/run",
+        "name another folder with --run",
+    ),
+    "an endless name": (
+        ["tiny.gin", "--run", f"deep/{'x' * 300}"],
+        "File name too long",
+        "name another folder with --run",
+    ),
+    "a broken record": (
+        ["tiny.gin", "--run", "broken"],
+        "the record of broken cannot be read",
+        "bring back its experiment.json",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def listed(work):
+    """Lists the working folder, which holds pages, texts and what is in the way."""
+    for name, content in FILES.items():
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).write_bytes(content)
+    return lambda: {
+        path: path.is_file() and path.read_bytes() for path in work.rglob("*")
+    }
+
+
+def check(outcome, *parts):
+    status, said, moaned = outcome
+    assert (status, said) == (2, ""), moaned
+    assert "error: " in moaned and "Traceback" not in moaned
+    for part in parts:
+        assert part in moaned
+
+
+@pytest.mark.parametrize(("words", "cause", "cure"), PAGES.values(), ids=PAGES)
+@pytest.mark.parametrize("verb", [["train"], ["config", "show"]], ids=" ".join)
+def test_a_page_that_cannot_be_meant(lmx, listed, verb, words, cause, cure):
+    before = listed()
+    check(lmx(*verb, *words), cause, cure)
+    assert listed() == before
+
+
+@pytest.mark.parametrize(("words", "cause", "cure"), RUNS.values(), ids=RUNS)
+def test_a_run_that_cannot_begin(lmx, listed, words, cause, cure):
+    before = listed()
+    check(lmx("train", *words), cause, cure)
+    assert listed() == before
+
+
+def test_the_folder_of_another_experiment(lmx, listed, work):
+    other = experiment("tiny.gin", ["Experiment.seed=7"])
+    Directory.claim(work / "theirs", other, {"data": {}}, None)
+    before = listed()
+    parts = ("theirs holds another run", "name another folder with --run, or undo")
+    found = lmx("train", "tiny.gin", "--run", "theirs")
+    check(found, *parts, "seed: 7 there, 0 here")
+    assert listed() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "cause", "cure"),
+    [
+        (["tarin"], "invalid choice: 'tarin'", "choose from"),
+        ([], "required: VERB", "usage: lmx"),
+        (["config", "shwo", "tiny.gin"], "invalid choice: 'shwo'", "choose from"),
+    ],
+)
+def test_an_unknown_verb(lmx, words, cause, cure):
+    check(lmx(*words), cause, cure)
+
+
+@pytest.mark.parametrize("kind", ["unknown binding", "too many devices"])
+def test_as_a_process(listed, kind):
+    before = listed()
+    words, *parts = {**PAGES, **RUNS}[kind]
+    ran = subprocess.run(
+        [sys.executable, "-m", "lmx.cli.main", "train", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    check((ran.returncode, ran.stdout, ran.stderr), *parts)
+    assert listed() == before

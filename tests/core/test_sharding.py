@@ -1,0 +1,130 @@
+"""How logical axes land on the mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from lmx.core.sharding import RULES, Mesh, shardings, spec
+
+WHOLE = PartitionSpec()
+
+
+def over(mesh: Mesh, rules=RULES, devices=8):
+    return mesh.over(jax.devices()[:devices], rules)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return over(Mesh(data=2, fsdp=2, tensor=2))
+
+
+def test_data_takes_every_device_that_the_other_axes_leave():
+    assert over(Mesh()).shape["data"] == 8
+    assert over(Mesh(fsdp=2, tensor=2)).shape["data"] == 2
+    assert over(Mesh(tensor=8)).shape["data"] == 1
+
+
+def test_a_mesh_may_use_fewer_devices_than_there_are():
+    assert over(Mesh(data=3)).size == 3
+
+
+@pytest.mark.parametrize(
+    "mesh, message",
+    [
+        (Mesh(data=3, tensor=4), "data=3 x tensor=4 needs 12 devices and there are 8"),
+        (Mesh(tensor=16), "tensor=16 needs 16 devices and there are 8: make an axis"),
+        (Mesh(tensor=3), "8 devices do not part into groups of 3.*Mesh.data=2 to use"),
+        (Mesh(stage=2), "no rule splits anything over mesh axis 'stage': leave it at"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused_with_its_cure(mesh, message):
+    with pytest.raises(ValueError, match=message):
+        over(mesh)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_an_axis_without_devices_is_refused(size):
+    with pytest.raises(ValueError, match=f"'fsdp' needs 1 device or more, not {size}"):
+        Mesh(fsdp=size)
+
+
+@pytest.mark.parametrize(
+    "rule, message",
+    [
+        ({"mpl": ("tensor",)}, "no logical axis is named 'mpl'; did you mean 'mlp'"),
+        ({"mlp": ("tensr",)}, "no mesh axis is named 'tensr'; did you mean 'tensor'"),
+    ],
+)
+def test_a_rule_with_an_unknown_name_is_refused_with_the_nearest(rule, message):
+    with pytest.raises(ValueError, match=message):
+        over(Mesh(), dict(RULES) | rule)
+
+
+def test_a_matrix_is_split_as_the_rules_say(mesh):
+    got = spec(("embed", "heads", "head_width"), (8, 4, 3), mesh, RULES)
+    assert got == PartitionSpec(("fsdp",), ("tensor",), None)
+
+
+def test_rows_are_split_over_every_axis_that_copies_the_model(mesh):
+    got = spec(("batch", "length"), (8, 3), mesh, RULES)
+    assert got == PartitionSpec(("data", "fsdp"), None)
+
+
+def test_a_mesh_axis_splits_one_dimension_only(mesh):
+    assert spec(("mlp", "heads"), (8, 8), mesh, RULES)[1] is None
+
+
+def test_an_axis_of_one_device_splits_nothing():
+    mesh = over(Mesh(data=8))
+    assert spec(("embed", "mlp"), (3, 5), mesh, RULES) == PartitionSpec(None, None)
+
+
+def test_an_uneven_split_is_refused_with_its_cure(mesh):
+    with pytest.raises(ValueError, match="'kv_heads' of size 1 cannot be split.*whole"):
+        spec(("embed", "kv_heads"), (8, 1), mesh, RULES)
+
+
+def test_a_shard_of_each_device_adds_up_to_the_parameter(mesh):
+    values = jnp.arange(32.0).reshape(8, 4)
+    param = nnx.Param(values, axes=("embed", "mlp"), into=("embed",))
+    place = shardings({"w": param}, mesh, RULES)["w"]
+    placed = jax.device_put(values, place)
+    for shard in placed.addressable_shards:
+        assert shard.data.shape == (4, 2)
+        np.testing.assert_array_equal(shard.data, values[shard.index])
+
+
+def test_what_has_no_axes_is_copied_everywhere(mesh):
+    tree = {"count": jnp.zeros(()), "bare": nnx.Param(jnp.zeros(3))}
+    places = shardings(tree, mesh, RULES)
+    assert {place.spec for place in places.values()} == {WHOLE}
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(0.1), optax.adafactor(0.1)])
+def test_an_optimizer_keeps_moments_where_their_parameters_are(mesh, optimizer):
+    params = {
+        "w": nnx.Param(jnp.zeros((128, 256)), axes=("embed", "mlp")),
+        "gain": nnx.Param(jnp.zeros(128), axes=("embed",)),
+    }
+    state = jax.eval_shape(optimizer.init, params)
+    places = jax.tree.leaves(shardings(state, mesh, RULES))
+    kept = {
+        (128, 256): PartitionSpec(("fsdp",), ("tensor",)),
+        (128,): PartitionSpec(("fsdp",)),
+    }
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state)]
+    assert not all(place.is_fully_replicated for place in places)
+    for shape, place in zip(shapes, places, strict=True):
+        assert place.spec in (WHOLE, kept.get(shape))
+
+
+def test_what_an_optimizer_masks_has_a_place_too(mesh):
+    params = {"w": nnx.Param(jnp.zeros((8, 8)), axes=("embed", "mlp"))}
+    init = optax.masked(optax.adam(0.1), {"w": False}).init
+    places = shardings(jax.eval_shape(init, params), mesh, RULES)
+    state = jax.jit(init, out_shardings=places)(params)
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(state))

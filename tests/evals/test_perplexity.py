@@ -1,0 +1,182 @@
+"""Numbers about held-out text, against a plain loop over its windows."""
+
+import lzma
+import math
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import lmx
+from lmx.config.names import ConfigError
+from lmx.evals.perplexity import compressed, measure
+from lmx.infer.generate import prompt_of
+from lmx.train.record.directory import Directory, last, rows
+
+TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
+LINES = "".join(f"{n} é bottles of beer on the wall\n" for n in range(60))
+WORDS = [
+    "Experiment.data=@Tokens()",
+    "Tokens.corpus=@Text()",
+    "Tokens.tokenizer=@Bytes()",
+    "Tokens.length=16",
+    "Tokens.batch=8",
+    "Text.split=@Tail()",
+    "Decoder.vocab=258",
+    "Experiment.steps=4",
+    "Mesh.data=2",
+    "Experiment.hooks=[@Evaluate(), @Compressors(), @Sample()]",
+    "Evaluate.data=@held/Tokens()",
+    "Evaluate.every=2",
+    "Evaluate.batches=1",
+    "Compressors.data=@held/Tokens()",
+    "held/Tokens.split=validation",
+    "held/Tokens.order=@InOrder()",
+    "Sample.prompt=wall",
+    "Sample.tokens=12",
+    "Sample.every=3",
+    "Sampler.temperature=0.0",
+]
+
+
+@pytest.fixture(scope="module")
+def run_and_hooks(tmp_path_factory):
+    """An opened run on text, its state of step 0, and its hooks."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "text.txt").write_text(LINES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMX_CACHE", str(folder / "cache"))
+        path = f"Text.path={folder / 'text.txt'}"
+        experiment = lmx.load_experiment(TINY, [*WORDS, path]).build()
+        run = experiment.open()
+        hooks = [hook.start(run) for hook in experiment.hooks]
+    return run, run.init(), hooks
+
+
+@pytest.fixture
+def logged(run_and_hooks, tmp_path):
+    """Runs one of the hooks after some steps; every line it logged."""
+    run, state, hooks = run_and_hooks
+
+    def logged(which, *steps):
+        directory = Directory(tmp_path)
+        directory.begin(0)
+        hook = hooks[which](directory)
+        for done in steps:
+            hook(done, state, {})
+        directory.close()
+        return list(rows(tmp_path))
+
+    return logged
+
+
+HELD_OUT = LINES[int(len(LINES) * 0.9) :]
+
+
+def by_hand(run, state):
+    """Nats and targets of the held-out text, window by window, token by token."""
+    graph = run.graph
+    forward = jax.jit(lambda params, row: nnx.merge(graph, params)(row))
+    params = jax.device_put(state.params, jax.devices()[0])
+    stream = [256, *HELD_OUT.encode(), 257]
+    nats, targets = 0.0, 0
+    for begin in range(0, len(stream) - 1, 16):
+        window = stream[begin : begin + 17]
+        row = np.zeros((1, 16), np.int32)
+        row[0, : len(window) - 1] = window[:-1]
+        logits = np.asarray(forward(params, row)[0], np.float64)
+        for at, target in enumerate(window[1:]):
+            nats += np.log(np.exp(logits[at]).sum()) - logits[at, target]
+            targets += 1
+    return nats, targets
+
+
+def test_at_the_end_every_window_counts_once(run_and_hooks, logged):
+    run, state, _ = run_and_hooks
+    nats, targets = by_hand(run, state)
+    (row,) = logged(0, 4)
+    size = len(HELD_OUT.encode())
+    assert targets % 128  # the last batch is not full
+    assert row["validation/tokens"] == targets and row["validation/bytes"] == size
+    assert row["validation/nats"] == pytest.approx(nats / targets, rel=1e-5)
+    assert row["validation/perplexity"] == pytest.approx(math.exp(nats / targets), 1e-4)
+    bits = nats / math.log(2) / size
+    assert row["validation/bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_before_the_end_only_some_batches_are_read_when_due(logged):
+    found = logged(0, 1, 2, 3)
+    assert [(row["step"], row["validation/tokens"]) for row in found] == [(2, 128)]
+
+
+def test_the_compressors_are_those_of_python(logged):
+    text = HELD_OUT.encode()
+    (row,) = logged(1, 2, 4)
+    assert row == {
+        "step": 4,
+        "validation/zlib_bits_per_byte": 8 * len(zlib.compress(text, 9)) / len(text),
+        "validation/xz_bits_per_byte": 8
+        * len(lzma.compress(text, preset=9))
+        / len(text),
+    }
+    assert compressed(bytes(10_000))["zlib_bits_per_byte"] < 0.1
+
+
+def test_samples_are_logged_when_due_and_are_those_of_the_state(
+    run_and_hooks, logged, capsys
+):
+    run, state, _ = run_and_hooks
+    first, final = logged(2, 1, 2, 3, 4)
+    assert (first["step"], final["step"]) == (3, 4)
+    assert first["sample"] == final["sample"]
+    said = capsys.readouterr().out
+    assert "--- step 3 ---\nwall" in said
+    context = prompt_of(run.data.tokenizer, "wall")
+    params = jax.device_put(state.params, jax.devices()[0])
+    forward = jax.jit(lambda row: nnx.merge(run.graph, params)(row))
+    for _ in range(12):
+        row = np.zeros((1, 32), np.int32)
+        row[0, : len(context)] = context
+        context.append(int(forward(row)[0, len(context) - 1].argmax()))
+    assert first["sample"] == run.data.tokenizer.decode(context)
+
+
+def test_a_mean_is_of_all_batches_and_not_of_their_means(run_and_hooks):
+    run, _, _ = run_and_hooks
+    made = iter(jnp.array([[10.0, 4.0, 8.0], [1.0, 1.0, 0.0]]))
+
+    def score(batch):
+        nats, tokens, size = next(made)
+        return nats, tokens, size
+
+    found = measure(score, run.data, 2, "made up")
+    assert found["nats"] == 11 / 5 and found["tokens"] == 5
+    assert found["bits_per_byte"] == pytest.approx(11 / math.log(2) / 8)
+
+
+def test_what_can_never_be_evaluated_is_refused_before_the_run(run_and_hooks):
+    run, _, _ = run_and_hooks
+    words = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@other/Echo()"]
+    for word, message in {
+        "other/Echo.batch=3": "'batch' of size 3 cannot be split evenly",
+        "Evaluate.every=0": "every 0 steps is never",
+    }.items():
+        (hook,) = lmx.load_experiment(TINY, [*words, word]).build().hooks
+        with pytest.raises(ValueError, match=message):
+            hook.start(run)
+
+
+def test_the_newest_evaluation_is_what_a_summary_finds(logged, tmp_path):
+    logged(0, 2, 4)
+    assert last(tmp_path)["step"] == 4
+
+
+def test_samples_need_text(run_and_hooks):
+    run = lmx.load_experiment(TINY).build().open()
+    (hook,) = lmx.load_experiment(TINY, ["Experiment.hooks=[@Sample()]"]).build().hooks
+    with pytest.raises(ConfigError, match="needs data that are text: leave it out"):
+        hook.start(run)

@@ -1,0 +1,189 @@
+"""A run that is killed again and again ends in the bits of one that never was."""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import chex
+import jax
+import pytest
+
+import lmx
+from lmx.train.checkpoint import Checkpoints
+from lmx.train.record.directory import rows
+
+ROOT = Path(__file__).parents[2]
+STEPS, EVERY = 100, 4
+WORDS = [
+    f"Experiment.steps={STEPS}",
+    f"Save.every={EVERY}",
+    "Experiment.hooks=[@Evaluate()]",
+    "Evaluate.data=@Echo()",
+    "Evaluate.every=6",
+    "Decoder.dropout=0.1",
+    "Mesh.data=1",
+]
+CLOCKS = ("seconds", "tokens_per_second", "mfu")
+PATIENCE = 300.0  # seconds, on a machine that has much else to do
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    work = tmp_path_factory.mktemp("faults")
+    shutil.copy(ROOT / "tests" / "train" / "tiny.gin", work)
+    return work
+
+
+def start(work: Path, name: str) -> subprocess.Popen:
+    """`lmx train` of the run of that name, on one device."""
+    fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    command = ["train", "tiny.gin", *WORDS, "--run", name]
+    return subprocess.Popen(
+        [sys.executable, "-m", "lmx.cli.main", *command],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": fast}
+        | {"JAX_PLATFORMS": "cpu"},
+        cwd=work,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def stopped(
+    work: Path, name: str, signum: signal.Signals, when: Callable[[Path], bool]
+) -> tuple[int, str]:
+    """Starts the run, sends a signal as soon as `when`; its status and last words."""
+    process = start(work, name)
+    patience = time.monotonic() + PATIENCE
+    while process.poll() is None and not when(work / name):
+        assert time.monotonic() < patience
+        time.sleep(0.001)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signum)
+    _, moaned = process.communicate(timeout=PATIENCE)
+    return process.returncode, moaned
+
+
+def ended(process: subprocess.Popen) -> str:
+    """What a run said that came to its end."""
+    said, moaned = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, moaned
+    return said
+
+
+def reached(step: int) -> Callable[[Path], bool]:
+    """Whether metrics of that step are on disk."""
+    return lambda path: max((row["step"] for row in rows(path)), default=0) >= step
+
+
+def saving(after: int) -> Callable[[Path], bool]:
+    """Whether a state after that step is half written."""
+
+    def half_there(path: Path) -> bool:
+        found = {file.name for file in (path / "checkpoints").glob("*")}
+        done = [int(name) for name in found if name.isdigit()]
+        return max(done, default=0) >= after and any(not n.isdigit() for n in found)
+
+    return half_there
+
+
+@pytest.fixture(scope="module")
+def reference(work):
+    """Waits for the run that nobody disturbs, and gives its folder."""
+    process = start(work, "reference")
+
+    def reference():
+        if process.returncode is None:
+            ended(process)
+        return work / "reference"
+
+    yield reference
+    process.kill()
+    process.communicate()
+
+
+def measured(path: Path) -> list[dict]:
+    """Every line of metrics without what a clock decides."""
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: v for name, v in json.loads(line).items() if not name.startswith(CLOCKS)}
+        for line in lines
+    ]
+
+
+def check_same(work: Path, path: Path, other: Path) -> None:
+    """The same metrics and the same last state, to the bit."""
+    assert measured(path) == measured(other)
+    run = lmx.load_experiment(work / "tiny.gin", WORDS).build().open()
+    states = [
+        Checkpoints(folder / "checkpoints", 2).restore(STEPS, run.like())
+        for folder in (path, other)
+    ]
+    chex.assert_trees_all_equal(*map(jax.device_get, states))
+
+
+def test_a_run_killed_at_random_and_in_the_middle_of_saves_ends_the_same(
+    work, reference
+):
+    chance = random.Random(1)  # each process costs seconds; `make nightly` kills often
+    moments = [
+        reached(chance.randrange(1, 30)),
+        saving(chance.randrange(40, 90)),
+    ]
+    for moment in moments:
+        status, _ = stopped(work, "killed", signal.SIGKILL, moment)
+        assert status == -signal.SIGKILL
+    ended(start(work, "killed"))
+    check_same(work, work / "killed", reference())
+    left = {path.name for path in (work / "killed" / "checkpoints").iterdir()}
+    assert left == {f"{STEPS - EVERY:08d}", f"{STEPS:08d}"}
+
+
+def test_a_run_asked_to_stop_saves_its_step_and_says_how_to_go_on(work, reference):
+    for signum, status, moment in [
+        (signal.SIGINT, 130, 10),
+        (signal.SIGTERM, 143, 50),
+    ]:
+        found, moaned = stopped(work, "asked", signum, reached(moment))
+        assert found == status
+        step = Checkpoints(work / "asked" / "checkpoints", 2).steps()[-1]
+        last_words = moaned.strip().splitlines()[-1]
+        assert last_words == (
+            f"stopped by {signum.name} after step {step};"
+            " the same command goes on: asked"
+        )
+        assert step >= moment and measured(work / "asked")[-1]["step"] == step
+    ended(start(work, "asked"))
+    check_same(work, work / "asked", reference())
+
+
+def test_a_finished_run_started_again_changes_nothing(work, reference):
+    path = reference()
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    assert f"{STEPS} steps" in ended(start(work, "reference"))
+    after = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    assert before == after
+
+
+@pytest.mark.nightly
+def test_twenty_kills_at_any_moment_end_the_same(work, reference):
+    chance = random.Random(2)
+    for number in itertools.count():
+        process = start(work, "often")
+        try:
+            process.communicate(timeout=chance.uniform(1.0, 12.0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        if process.returncode == 0 or number == 20:
+            break
+    ended(start(work, "often"))
+    check_same(work, work / "often", reference())

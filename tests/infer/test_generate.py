@@ -1,0 +1,123 @@
+"""What the cache makes is what reading everything again would make."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import lmx
+from lmx.config.names import ConfigError
+from lmx.data.tokenizer import ByteCodec, CharacterCodec
+from lmx.infer.generate import Generator, prompt_of
+from lmx.infer.sample import Sampler
+
+TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
+GREEDY = Sampler(temperature=0.0)
+LIMIT = 24
+KINDS = {
+    "endless": [],
+    "limited": ["Decoder.position=@Learned", f"Learned.length={LIMIT}"],
+    "conv": ["Decoder.block=@PreNorm", "PreNorm.conv=@ShortConv"],
+}
+PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5]]
+
+
+def made(kind):
+    """The graph and parameters of an untrained model."""
+    words = ["Decoder.vocab=32", "Echo.vocab=32", *KINDS[kind]]
+    return nnx.split(lmx.load_experiment(TINY, words).build().model(nnx.Rngs(1)))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request):
+    return made(request.param)
+
+
+@pytest.fixture(scope="module")
+def greedy(model):
+    graph, params = model
+    return Generator(graph, params, GREEDY, 0)
+
+
+@pytest.fixture(scope="module")
+def next_of(model):
+    """The likeliest next token, by one pass over a padded row and without a cache."""
+    graph, params = model
+    forward = jax.jit(lambda params, row: nnx.merge(graph, params)(row))
+
+    def next_of(context):
+        width = LIMIT if nnx.merge(graph, params).limit else 64
+        row = np.zeros((1, width), np.int32)
+        row[0, : len(context)] = context
+        return int(forward(params, row)[0, len(context) - 1].argmax())
+
+    return next_of
+
+
+def joined(pieces):
+    return np.concatenate(list(pieces), axis=1)
+
+
+def test_greedy_tokens_are_those_of_reading_everything_again(greedy, next_of):
+    for prompt in PROMPTS[:2]:
+        context, wanted = list(prompt), []
+        for _ in range(
+            40
+        ):  # more than one piece, and past the limit where there is one
+            if greedy.limit and len(context) >= greedy.limit:
+                context = context[-greedy.limit // 2 :]
+            wanted.append(next_of(context))
+            context.append(wanted[-1])
+        assert joined(greedy([prompt], 40))[0].tolist() == wanted
+
+
+def test_prompts_of_different_lengths_do_not_disturb_one_another(greedy):
+    few = 12 if greedy.limit else 20  # before the longest is full and the others not
+    together = joined(greedy(PROMPTS, few))
+    for row, prompt in zip(together, PROMPTS, strict=True):
+        assert row.tolist() == joined(greedy([prompt], few))[0].tolist()
+
+
+def test_it_stops_at_the_token_that_ends(greedy):
+    tokens = joined(greedy([PROMPTS[0]], 20))[0].tolist()
+    end = tokens[7]
+    first = tokens.index(end)
+    assert list(greedy.stream(PROMPTS[0], 20, end)) == tokens[:first]
+    assert list(greedy.stream(PROMPTS[0], 20, None)) == tokens
+
+
+def test_exactly_as_many_tokens_come_as_were_asked_for(greedy):
+    for tokens in (1, 16, 17):
+        assert joined(greedy([PROMPTS[2]], tokens)).shape == (1, tokens)
+
+
+def cached(jitted: Any) -> int:
+    """How many programs were compiled for it."""
+    return jitted._cache_size()
+
+
+def test_prompts_of_one_bucket_share_one_program(model):
+    graph, params = model
+    generator = Generator(graph, params, GREEDY, 0)
+    for length in (1, 5, 8):
+        joined(generator([[1] * length], 10))
+    assert cached(generator.prefill) == cached(generator.decode) == 1
+
+
+def test_a_seed_says_what_is_drawn():
+    graph, params = made("endless")
+    warm = Sampler(temperature=1.0)
+    one, other = (Generator(graph, params, warm, seed) for seed in (1, 2))
+    found = [joined(g([PROMPTS[0]], 20)).tolist() for g in (one, one, other)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_prompt_begins_as_a_document_does():
+    assert prompt_of(ByteCodec(), "a") == [256, 97]
+    assert prompt_of(ByteCodec(), "") == [256]
+    assert prompt_of(CharacterCodec(characters="ab"), "ba") == [1, 0]
+    with pytest.raises(ConfigError, match="give a prompt of a character or more"):
+        prompt_of(CharacterCodec(characters="ab"), "")

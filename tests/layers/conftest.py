@@ -1,0 +1,18 @@
+"""What the layers under test are born with."""
+
+import chex
+import pytest
+from flax import nnx
+
+from lmx.layers.init import FanIn, Init
+
+
+@pytest.fixture(autouse=True)
+def count_traces_anew():
+    """For `chex.assert_max_traces`, which counts by line of source over all tests."""
+    chex.clear_trace_counter()
+
+
+@pytest.fixture
+def init():
+    return Init(nnx.Rngs(0), FanIn(), depth=2)

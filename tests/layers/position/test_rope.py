@@ -1,0 +1,175 @@
+"""What every rotation must keep, and how the schemes differ."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmx.layers.position.rope import (
+    ByParts,
+    Interpolated,
+    Llama3,
+    NTKAware,
+    RoPE,
+    YaRN,
+)
+
+H = 8
+SCALED = [
+    Interpolated(factor=4.0),
+    NTKAware(factor=4.0),
+    ByParts(factor=4.0, trained_length=64),
+    YaRN(factor=4.0, trained_length=64),
+    Llama3(trained_length=64),
+]
+SCHEMES = pytest.mark.parametrize(
+    "scheme", [RoPE(), *SCALED], ids=lambda scheme: type(scheme).__name__
+)
+
+
+def vectors(seed, T=6, N=1, dtype="float32"):
+    x = np.random.default_rng(seed).normal(size=(1, T, N, H))
+    return jnp.asarray(x, dtype)
+
+
+def scores(scheme, shift):
+    q, k, positions = vectors(0), vectors(1), jnp.arange(6)[None] + shift
+    q, k = scheme.rotate(q, positions), scheme.rotate(k, positions)
+    return jnp.einsum("BTNH,BSNH->BTS", q, k)
+
+
+@SCHEMES
+def test_only_distance_matters(scheme):
+    np.testing.assert_allclose(scores(scheme, 0), scores(scheme, 37), atol=1e-4)
+
+
+@SCHEMES
+def test_alike_tokens_score_lower_the_farther_they_are(scheme):
+    """Up to half a turn, pi tokens, of the fastest pair."""
+    x = scheme.rotate(jnp.ones((1, 4, 1, H)), jnp.arange(4)[None])[0, :, 0]
+    assert (jnp.diff(x @ x[0]) < 0).all()
+
+
+@SCHEMES
+def test_lengths_are_kept_up_to_the_amplitude(scheme):
+    x = vectors(1)
+    y = scheme.rotate(x, jnp.arange(6)[None])
+    want = scheme.amplitude * jnp.linalg.norm(x, axis=-1)
+    np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), want, rtol=1e-5)
+
+
+@SCHEMES
+def test_the_first_token_is_not_turned(scheme):
+    x = vectors(2, T=1, N=2)
+    y = scheme.rotate(x, jnp.zeros((1, 1), int))
+    np.testing.assert_allclose(y, scheme.amplitude * x, rtol=1e-6)
+
+
+@SCHEMES
+def test_agrees_with_multiplication_by_complex_numbers(scheme):
+    with jax.enable_x64(True):
+        x, positions = vectors(3, dtype="float64"), np.array([[0, 1, 2, 3, 77, 4096]])
+        turn = np.exp(1j * positions[..., None] * np.asarray(scheme.speed(H)))
+        left, right = np.split(np.asarray(x), 2, axis=-1)
+        want = scheme.amplitude * (left + 1j * right) * turn[:, :, None]
+        got = scheme.rotate(x, jnp.asarray(positions))
+        assert got.dtype == jnp.float64
+        np.testing.assert_allclose(got[..., :4], want.real, atol=1e-12)
+        np.testing.assert_allclose(got[..., 4:], want.imag, atol=1e-12)
+
+
+@SCHEMES
+def test_bfloat16_is_turned_in_float32(scheme):
+    x, positions = vectors(4, dtype="bfloat16"), 4096 + jnp.arange(6)[None]
+    want = scheme.rotate(x.astype("float32"), positions).astype("bfloat16")
+    np.testing.assert_array_equal(scheme.rotate(x, positions), want)
+
+
+@SCHEMES
+def test_the_second_call_does_not_recompile(scheme):
+    rotate = jax.jit(chex.assert_max_traces(scheme.rotate, n=1))
+    for shift in range(2):
+        rotate(vectors(shift), shift + jnp.arange(6)[None])
+
+
+@SCHEMES
+def test_a_head_without_pairs_is_refused(scheme):
+    with pytest.raises(ValueError, match="width 5 has no pairs.*make head_width even"):
+        scheme.speed(5)
+
+
+def test_pairs_turn_at_powers_of_the_base():
+    want = [10_000.0 ** (-2 * pair / 64) for pair in range(32)]
+    np.testing.assert_allclose(RoPE().speed(64), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Interpolated(factor=1.0),
+        NTKAware(factor=1.0),
+        ByParts(factor=1.0, trained_length=64),
+        YaRN(factor=1.0, trained_length=64),
+        Llama3(factor=1.0, base=10_000.0),
+    ],
+    ids=lambda scheme: type(scheme).__name__,
+)
+def test_a_context_extended_once_is_not_extended(scheme):
+    np.testing.assert_allclose(scheme.speed(64), RoPE().speed(64), rtol=1e-6)
+    assert scheme.amplitude == 1.0
+
+
+def test_interpolation_reads_positions_as_if_they_were_nearer():
+    far = Interpolated(factor=4.0).rotate(vectors(0), 4 * jnp.arange(6)[None])
+    near = RoPE().rotate(vectors(0), jnp.arange(6)[None])
+    np.testing.assert_allclose(far, near, atol=1e-5)
+
+
+def test_ntk_aware_raises_the_base():
+    base = 10_000.0 * 8.0 ** (128 / 126)  # Peng et al. 2023, section 3.1
+    scaled, plain = NTKAware(factor=8.0).speed(128), RoPE().speed(128)
+    np.testing.assert_allclose(scaled, RoPE(base=base).speed(128), rtol=1e-5)
+    np.testing.assert_allclose(scaled[0], plain[0])
+    np.testing.assert_allclose(scaled[-1], plain[-1] / 8.0, rtol=1e-6)
+
+
+def test_llama_3_turns_as_its_published_code():
+    """Wavelengths and their bounds, as in apply_scaling of Meta's llama-models."""
+    want = []
+    for speed in 500_000.0 ** (-np.arange(0, 128, 2) / 128):
+        wavelength = 2 * math.pi / speed
+        if wavelength < 8192 / 4.0:
+            want.append(speed)
+        elif wavelength > 8192 / 1.0:
+            want.append(speed / 8.0)
+        else:
+            smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
+            want.append((1 - smooth) * speed / 8.0 + smooth * speed)
+    np.testing.assert_allclose(Llama3().speed(128), want, rtol=1e-5)
+
+
+def test_yarn_keeps_pairs_of_32_turns_and_interpolates_those_of_one():
+    plain = np.asarray(RoPE().speed(128))
+    scaled = YaRN(factor=8.0, trained_length=4096).speed(128)
+    turns = 4096 * plain / (2 * math.pi)
+    kept = np.interp(turns, [1.0, 32.0], [0.0, 1.0])  # section 3.2, gamma
+    want = kept * plain + (1 - kept) * plain / 8.0
+    np.testing.assert_allclose(scaled, want, rtol=1e-5)
+    assert 0 < ((kept > 0) & (kept < 1)).sum() < 64
+
+
+def test_yarn_multiplies_logits_by_the_inverse_temperature():
+    yarn = YaRN(factor=16.0, trained_length=64)
+    parts = ByParts(factor=16.0, trained_length=64)
+    inverse = (0.1 * math.log(16.0) + 1.0) ** 2  # section 3.4, 1 / t
+    np.testing.assert_allclose(scores(yarn, 3), inverse * scores(parts, 3), rtol=1e-4)
+
+
+def test_schemes_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="width 2 has no slowest pair"):
+        NTKAware(factor=2.0).speed(2)
+    with pytest.raises(ValueError, match="slow must be below fast"):
+        ByParts(factor=2.0, trained_length=64, slow=4.0, fast=4.0)

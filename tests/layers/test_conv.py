@@ -1,0 +1,88 @@
+"""A short causal convolution sees a few tokens back, and no other document."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmx.layers.conv import ShortConv, causal_conv
+
+B, T, D, I = 2, 7, 3, 2
+
+
+def positions(*lengths):
+    """Of a row that holds documents of these lengths, for every row."""
+    row = np.concatenate([np.arange(length) for length in lengths])
+    return jnp.asarray(np.tile(row, (B, 1)))
+
+
+@pytest.fixture
+def x():
+    return jax.random.normal(jax.random.key(0), (B, T, D))
+
+
+@pytest.fixture
+def layer(init):
+    layer = ShortConv(D, init, reach=I)
+    layer.w = nnx.Param(jax.random.normal(jax.random.key(1), (I, D)))
+    return layer
+
+
+def test_agrees_with_a_convolution_of_each_channel(layer, x):
+    y, _ = layer(x, positions(T), None)
+    for b, d in np.ndindex(B, D):
+        taps = np.concatenate([[1.0], layer.w[:, d]])
+        want = np.convolve(x[b, :, d], taps)[:T]
+        np.testing.assert_allclose(y[b, :, d], want, atol=1e-5)
+
+
+def test_the_future_does_not_reach_the_past(layer, x):
+    changed, _ = layer(x.at[:, 3:].add(1.0), positions(T), None)
+    np.testing.assert_array_equal(
+        changed[:, :3], layer(x, positions(T), None)[0][:, :3]
+    )
+
+
+def test_documents_of_a_row_do_not_meet(layer, x):
+    packed, _ = layer(x, positions(1, 4, 2), None)
+    for start, stop in ((0, 1), (1, 5), (5, 7)):
+        alone, _ = layer(x[:, start:stop], positions(stop - start), None)
+        np.testing.assert_allclose(packed[:, start:stop], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("pieces", [(3, 4), (1, 1, 5), (1,) * 7])
+def test_a_text_in_pieces_is_read_as_the_whole(layer, x, pieces):
+    whole, _ = layer(x, positions(T), None)
+    past, start, parts = layer.empty(B, x.dtype), 0, []
+    for length in pieces:
+        part = slice(start, start + length)
+        y, past = layer(x[:, part], positions(T)[:, part], past)
+        parts.append(y)
+        start += length
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-6)
+    np.testing.assert_array_equal(past, x[:, -I:])
+
+
+def test_it_is_born_as_the_identity_and_learns(init, x):
+    layer = ShortConv(D, init, reach=I)
+    np.testing.assert_array_equal(layer(x, positions(T), None)[0], x)
+    before = layer.empty(B, x.dtype)
+
+    def loss(w):
+        return jnp.square(causal_conv(x, before, w, positions(T))).sum()
+
+    assert (jnp.abs(jax.grad(loss)(layer.w[...])) > 0).all()
+    assert layer.w.axes == ("reach", "embed")
+
+
+def test_a_reach_of_nothing_is_refused(init):
+    with pytest.raises(ValueError, match="reach is 0: it must be 1 token or more"):
+        ShortConv(D, init, reach=0)
+
+
+def test_the_second_call_does_not_recompile(layer, x):
+    call = jax.jit(chex.assert_max_traces(lambda layer, *args: layer(*args), n=1))
+    for shift in range(2):
+        call(layer, x + shift, positions(3 + shift, 4 - shift), None)

@@ -1,0 +1,35 @@
+"""The equation says all there is to say about a projection."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmx.layers.linear import Einsum
+
+SIZES = dict(D=5, N=3, H=4, F=6)
+
+
+@pytest.mark.parametrize(
+    "equation, into, out_of",
+    [
+        ("BTD,DNH->BTNH", ("embed",), ("heads", "head_width")),
+        ("BTNH,NHD->BTD", ("heads", "head_width"), ("embed",)),
+        ("BTD,DF->BTF", ("embed",), ("mlp",)),
+    ],
+)
+def test_the_equation_shapes_and_names_the_weight(init, equation, into, out_of):
+    layer = Einsum(equation, SIZES, init)
+    x_dims = equation.partition(",")[0]
+    x = jax.random.normal(
+        jax.random.key(0), [(SIZES | dict(B=2, T=3))[d] for d in x_dims]
+    )
+    want = np.einsum(equation, x, layer.w[...])
+    np.testing.assert_allclose(layer(x), want, atol=1e-5)
+    assert (layer.w.axes, layer.w.into, layer.w.out_of) == (into + out_of, into, out_of)
+
+
+def test_it_computes_in_the_dtype_of_its_input(init):
+    layer = Einsum("BTD,DF->BTF", SIZES, init)
+    assert layer(jnp.ones((1, 2, 5), "bfloat16")).dtype == jnp.bfloat16
+    assert layer.w.dtype == jnp.float32

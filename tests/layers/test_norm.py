@@ -1,0 +1,95 @@
+"""What every norm must keep."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmx.layers.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
+
+D = 16
+KINDS = pytest.mark.parametrize("kind", [RMSNorm, LayerNorm])
+
+
+@pytest.fixture
+def x():
+    return 3.0 * jax.random.normal(jax.random.key(0), (2, 3, D)) + 1.0
+
+
+@pytest.mark.parametrize("shape", [(D,), (2, D), (2, 3, 4, D)])
+def test_agrees_with_one_vector_at_a_time(shape):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x, scale = rng.normal(size=shape), rng.normal(size=D)
+        power = np.apply_along_axis(lambda v: np.full(D, (v @ v) / D), -1, x)
+        want = x / np.sqrt(power + 1e-3) * scale
+        got = rms_norm(jnp.asarray(x), jnp.asarray(scale), 1e-3)
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+        mean, spread = (f(x, axis=-1, keepdims=True) for f in (np.mean, np.var))
+        want = (x - mean) / np.sqrt(spread + 1e-3) * scale
+        got = layer_norm(jnp.asarray(x), jnp.asarray(scale), 1e-3)
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+@KINDS
+def test_the_scale_of_a_vector_does_not_matter(kind, init, x):
+    norm = kind(D, init, epsilon=0.0)
+    np.testing.assert_allclose(norm(7.0 * x), norm(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind, kept", [(RMSNorm, False), (LayerNorm, True)])
+def test_only_layer_norm_forgets_the_mean(kind, kept, init, x):
+    norm = kind(D, init)
+    assert (jnp.abs(norm(x + 2.0) - norm(x)).max() < 1e-4) == kept
+
+
+@KINDS
+def test_vectors_come_out_at_unit_power_times_the_gain(kind, init, x):
+    norm = kind(D, init)
+    np.testing.assert_allclose(jnp.square(norm(x)).mean(axis=-1), 1.0, rtol=1e-4)
+    norm.scale = nnx.Param(jnp.arange(D, dtype="float32"))
+    unit = kind(D, init)(x)
+    np.testing.assert_allclose(norm(x), unit * np.arange(D)[None, None], rtol=1e-5)
+
+
+@KINDS
+def test_other_vectors_do_not_matter(kind, init, x):
+    norm = kind(D, init)
+    np.testing.assert_allclose(norm(x)[1, 2], norm(x[1:, 2:])[0, 0], rtol=1e-5)
+
+
+@KINDS
+def test_zero_stays_zero_and_its_gradient_finite(kind, init):
+    norm = kind(D, init)
+    value, grad = jax.value_and_grad(lambda x: norm(x).sum())(jnp.zeros((1, D)))
+    assert value == 0.0 and jnp.isfinite(grad).all()
+
+
+@KINDS
+def test_bfloat16_is_normalised_in_float32(kind, init):
+    x = 100.0 + jax.random.normal(jax.random.key(1), (64, D))
+    narrow, norm = x.astype("bfloat16"), kind(D, init)
+    want = norm(narrow.astype("float32"))
+    assert norm(narrow).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(norm(narrow), want.astype("bfloat16"))
+
+
+@KINDS
+def test_float64_stays_float64(kind, init):
+    with jax.enable_x64(True):
+        assert kind(D, init)(jnp.ones((1, D), "float64")).dtype == jnp.float64
+
+
+@KINDS
+def test_the_second_call_does_not_recompile(kind, init, x):
+    call = jax.jit(chex.assert_max_traces(lambda norm, x: norm(x), n=1))
+    for shift in range(2):
+        call(kind(D, init), x + shift)
+
+
+@KINDS
+def test_a_gain_is_named_by_the_letter_it_is_given(kind, init):
+    assert kind(D, init).scale.axes == ("embed",)
+    assert kind(D, init, "H").scale.axes == ("head_width",)

@@ -1,0 +1,51 @@
+"""Arithmetic counted by the model against arithmetic counted by hand."""
+
+from functools import partial
+
+import pytest
+from flax import nnx
+
+from lmx.layers.head import Tied
+from lmx.layers.moe import MoE, TopK
+from lmx.models import flops
+
+D, L, V, T = 16, 3, 11, 8
+ATTENTION = L * (D * 4 * 4 + 2 * D * 2 * 4 + 4 * 4 * D)  # q; k and v; out
+DENSE = L * 3 * D * 16  # gate, up and down
+QUADRATIC = 12 * L * 4 * 4 * T  # of 4 heads of width 4, forward and backward
+
+
+@pytest.fixture
+def shape(make):
+    """Makes a decoder of shapes only."""
+    return lambda *args, **said: nnx.eval_shape(lambda: make(*args, **said))
+
+
+@pytest.mark.parametrize(
+    "variant", ["post learned dense", "pre waves dense", "sandwich rope dense"]
+)
+def test_a_dense_model_multiplies_with_every_matrix(shape, variant):
+    """And with no row of a table that is looked up, nor with gains."""
+    want = 6 * (ATTENTION + DENSE + D * V) + QUADRATIC
+    assert flops.per_token(shape(variant), T) == want
+
+
+def test_a_tied_table_counts_once_as_the_head(shape):
+    dense = "sandwich rope dense"
+    assert flops.per_token(shape(dense, head=Tied), T) == flops.per_token(
+        shape(dense), T
+    )
+
+
+@pytest.mark.parametrize("choices", [1, 2, 4])
+def test_a_token_meets_its_chosen_experts_and_the_router(shape, choices):
+    mlp = partial(MoE, experts=4, hidden=8, router=partial(TopK, choices=choices))
+    sparse = L * (D * 4 + choices * 3 * D * 8)
+    want = 6 * (ATTENTION + sparse + D * V) + QUADRATIC
+    assert flops.per_token(shape("sandwich waves moe", mlp=mlp), T) == want
+
+
+def test_only_attention_grows_with_the_length(shape):
+    model = shape("sandwich rope dense")
+    longer = flops.per_token(model, 5 * T) - flops.per_token(model, T)
+    assert longer == 4 * QUADRATIC

@@ -1,0 +1,41 @@
+"""One tiny experiment and its variants, for every test of training."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+import lmx
+
+PAGE = Path(__file__).with_name("tiny.gin")
+VARIANTS = {
+    "dense": [],
+    "moe": [
+        "Decoder.mlp=@MoE",
+        "MoE.experts=4",
+        "MoE.hidden=16",
+        "MoE.router=@TopK",
+        "TopK.choices=2",
+        "NextToken.aux={'balance': 0.01, 'router_z': 0.001}",
+    ],
+    "dropout": ["Decoder.dropout=0.2", "Decoder.block=@PreNorm", "PreNorm.dropout=0.3"],
+}
+FLOAT64 = ["Decoder.precision=@Precision()"]
+FLOAT64 += [f"Precision.{kind}=float64" for kind in ("params", "compute")]
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The configuration of a variant of the tiny experiment under overrides."""
+
+    def tiny(*overrides, kind="dense"):
+        return lmx.load_experiment(PAGE, [*VARIANTS[kind], *overrides])
+
+    return tiny
+
+
+@pytest.fixture
+def x64():
+    """64 bits for the length of a test, and the overrides that make use of them."""
+    with jax.enable_x64(True):
+        yield FLOAT64

@@ -1,0 +1,74 @@
+"""What happens beside the training happens when it should."""
+
+import os
+import signal
+
+import jax.numpy as jnp
+import pytest
+
+from lmx.config.names import ConfigError
+from lmx.train.checkpoint import Checkpoints
+from lmx.train.hooks import Save, Stop, StoppedError, due
+from lmx.train.step import TrainState
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints", keep=9)
+
+
+def state_of(step):
+    return TrainState(jnp.int32(step), {"w": jnp.ones(3) * step}, ())
+
+
+def test_the_state_is_saved_every_few_steps_and_at_the_last(checkpoints):
+    flushed = []
+    save = Save(every=3).start(checkpoints, 8, lambda: flushed.append(saved()))
+
+    def saved():
+        checkpoints.wait()
+        return checkpoints.steps()
+
+    for done in range(1, 9):
+        save(done, state_of(done), {})
+    assert saved() == [3, 6, 8]
+    assert flushed == [[], [3], [3, 6]]  # what was measured is written before
+
+
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"keep": 0}])
+def test_never_to_save_or_to_keep_is_refused(wrong):
+    with pytest.raises(
+        ConfigError, match=r"Save.every and Save.keep must be 1 or more"
+    ):
+        Save(**wrong)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_saves_and_stops(checkpoints, capsys, signum):
+    flushed = []
+    before = signal.getsignal(signum)
+    stop = Stop(checkpoints, lambda: flushed.append(True))
+    stop(4, state_of(4), {})
+    os.kill(os.getpid(), signum)
+    assert "stopping after this step" in capsys.readouterr().err
+    assert signal.getsignal(signum) is before  # the second stops at once
+    with pytest.raises(StoppedError, match="stopped by SIG.* after step 5") as stopped:
+        stop(5, state_of(5), {})
+    assert stopped.value.signum == signum
+    assert checkpoints.steps() == [5] and flushed == [True]
+
+
+def test_a_state_that_is_on_its_way_is_not_saved_twice(checkpoints, monkeypatch):
+    stop = Stop(checkpoints, lambda: None)
+    checkpoints.save(5, state_of(5))
+    monkeypatch.setattr(checkpoints, "save", lambda *_: pytest.fail("saved again"))
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(StoppedError):
+        stop(5, state_of(5), {})
+
+
+def test_due_every_few_steps_and_at_the_end():
+    is_due = due(3, 8)
+    assert [done for done in range(1, 9) if is_due(done)] == [3, 6, 8]
+    with pytest.raises(ConfigError, match="every 0 steps is never: it must be 1"):
+        due(0, 8)

@@ -1,0 +1,62 @@
+"""Learning rates against what a pencil says."""
+
+import math
+
+import pytest
+
+from lmx.config.names import ConfigError
+from lmx.train.schedule import WSD, Constant, Cosine, Linear
+
+STEPS, WARMUP = 110, 10
+
+
+def half(progress):
+    """Half a cosine from 1 to 0.1."""
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+SHAPES = {
+    "constant": (Constant(peak=2.0, warmup=WARMUP), lambda progress: 1.0),
+    "cosine": (Cosine(peak=2.0, warmup=WARMUP), half),
+    "linear": (
+        Linear(peak=2.0, warmup=WARMUP, floor=0.2),
+        lambda progress: 1 - 0.8 * progress,
+    ),
+    "wsd": (
+        WSD(peak=2.0, warmup=WARMUP, decay=0.25, floor=0.1),
+        lambda progress: 0.1 + 0.9 * min(1.0, (1 - progress) / 0.25),
+    ),
+}
+CONTRACT = pytest.mark.parametrize(("schedule", "shape"), SHAPES.values(), ids=SHAPES)
+
+
+@CONTRACT
+def test_the_rate_is_a_line_up_and_then_its_shape(schedule, shape):
+    rate = schedule.over(STEPS)
+    for count in range(STEPS):
+        wanted = 2.0 * (count + 1) / (WARMUP + 1)
+        if count >= WARMUP:
+            wanted = 2.0 * shape((count - WARMUP) / (STEPS - WARMUP))
+        assert rate(count) == pytest.approx(wanted, rel=1e-5)
+
+
+@CONTRACT
+def test_the_first_step_moves_and_the_peak_comes_after_the_warm_up(schedule, shape):
+    rate = schedule.over(STEPS)
+    assert rate(0) == pytest.approx(2.0 / (WARMUP + 1))
+    assert rate(WARMUP) == pytest.approx(2.0)
+    last = (STEPS - 1 - WARMUP) / (STEPS - WARMUP)
+    assert rate(STEPS - 1) == pytest.approx(2.0 * shape(last), rel=1e-5)
+    assert max(float(rate(count)) for count in range(STEPS)) <= 2.0 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("warmup", [10, 11])
+def test_a_warm_up_that_leaves_nothing_to_train_is_refused(warmup):
+    with pytest.raises(ConfigError, match="Cosine.warmup must be below Experiment"):
+        Cosine(peak=1.0, warmup=warmup).over(10)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.5])
+def test_a_decay_that_is_no_share_is_refused(decay):
+    with pytest.raises(ConfigError, match=f"share of the steps, not {decay}"):
+        WSD(peak=1.0, decay=decay)

@@ -1,0 +1,105 @@
+"""One step: a batch in pieces is the batch, and what has no weight teaches nothing."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmx.core import rng
+from lmx.train.loop import train
+from lmx.train.step import Recipe, accumulated, gradients, norms
+
+
+def opened(tiny, kind, *overrides, parts=1):
+    """A recipe, parameters, an unevenly weighted batch and the keys of its rows."""
+    experiment = tiny(*overrides, kind=kind).build()
+    graph, params = nnx.split(experiment.model(nnx.Rngs(0)))
+    rate = experiment.schedule.over(10)
+    recipe = Recipe(graph, experiment.loss, experiment.optimizer(rate), rate, 0, parts)
+    batch = experiment.data.open().batch_at(0, 0)
+    uneven = np.arange(8, dtype=np.float32)[:, None] / 8
+    batch = batch._replace(weights=batch.weights * uneven)
+    return recipe, params, batch, rng.fold(0, 0, "dropout", 8)
+
+
+def cached(jitted: Any) -> int:
+    """How many programs were compiled for it."""
+    return jitted._cache_size()
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe", "dropout"])
+def test_a_batch_in_parts_has_the_gradient_and_loss_of_the_whole(tiny, kind, x64):
+    found = []
+    for parts in (1, 2, 4):
+        recipe, params, batch, keys = opened(tiny, kind, *x64, parts=parts)
+        take = jax.jit(lambda p, b, k, recipe=recipe: accumulated(recipe, p, b, k))
+        found.append(take(params, batch, keys))
+    for other in found[1:]:
+        chex.assert_trees_all_close(found[0], other, rtol=1e-11, atol=1e-13)
+    assert float(found[0][1].weight) == batch.weights.sum()
+
+
+@pytest.mark.nightly
+def test_a_step_in_microbatches_is_the_step(tiny, x64):
+    states = []
+    for parts in (1, 4):
+        page = tiny(*x64, f"Experiment.microbatches={parts}", "Mesh.data=1", kind="moe")
+        run = page.build().open()
+        states.append(run.step(run.init(), run.put(run.data.batch_at(0, 0)))[0])
+    chex.assert_trees_all_close(*states, rtol=1e-10, atol=1e-14)
+
+
+def test_dropout_draws_anew_each_step_and_the_same_at_the_same_step(tiny):
+    run = tiny("Mesh.data=1", "Constant.peak=0.0", kind="dropout").build().open()
+    batch = run.put(run.data.batch_at(0, 0))
+    state, first = run.step(run.init(), batch)
+    _, second = run.step(state, batch)
+    _, again = run.step(run.init(), batch)
+    assert first["loss"] != second["loss"] and first["loss"] == again["loss"]
+
+
+def test_rows_without_weight_teach_nothing(tiny):
+    recipe, params, batch, _ = opened(tiny, "dense")
+    take = jax.jit(lambda b: gradients(recipe.graph, recipe.loss, params, b))
+    half = np.arange(8)[:, None] < 4
+    light = batch._replace(weights=batch.weights * half)
+    noise = np.where(half, light.tokens, (light.tokens + 3) % 8)
+    chex.assert_trees_all_close(
+        take(light), take(light._replace(tokens=noise)), atol=1e-6
+    )
+    none = take(batch._replace(weights=np.zeros_like(batch.weights)))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(none[0]))
+    assert float(none[1].value) == 0.0
+
+
+def test_a_model_learns_echo_and_compiles_once(tiny):
+    page = tiny("Experiment.steps=60", "Constant.peak=0.02", "Mesh.data=1")
+    run = page.build().open()
+    losses = []
+    train(
+        run.step,
+        run.init(),
+        (run.put(run.data.batch_at(0, step)) for step in range(60)),
+        steps=60,
+        hooks=[lambda done, state, metrics: losses.append(float(metrics["loss"]))],
+    )
+    assert len(losses) == 60 and losses[0] == pytest.approx(np.log(8), rel=0.6)
+    assert losses[-1] < 0.8 * np.log(8)
+    assert cached(run.step) == 1
+
+
+def test_norms_are_those_of_all_numbers_and_of_each_layer(tiny):
+    params = nnx.split(tiny().build().model(nnx.Rngs(0)))[1]
+    whole, layers = norms(params)
+    square, by_layer = 0.0, np.zeros(2)
+    for path, leaf in jax.tree.flatten_with_path(params)[0]:
+        square += np.square(leaf, dtype=np.float64).sum()
+        if "blocks" in str(path):
+            by_layer += [np.square(leaf[i], dtype=np.float64).sum() for i in (0, 1)]
+    assert whole == pytest.approx(np.sqrt(square), rel=1e-5)
+    np.testing.assert_allclose(layers, np.sqrt(by_layer), rtol=1e-5)
+    assert jnp.square(layers).sum() < jnp.square(whole)
