@@ -115,7 +115,8 @@ def tree():
 @all_files
 def test_the_readme_says_what_each_file_is(path):
     if path.name != "__init__.py":
-        first = ast.get_docstring(ast.parse((ROOT / path).read_text())).splitlines()[0]
+        said = ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
+        first = said.splitlines()[0]
         assert tree().get(str(path.relative_to("lmx"))) == first.rstrip(".")
 
 

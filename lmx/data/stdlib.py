@@ -11,6 +11,7 @@ from lmx.config.names import ConfigError, configurable
 from lmx.data.corpus import Corpus, Document, Split, check_fraction, chosen
 
 TOPICS = "pydoc_data/topics.py"
+REPEATED = "encodings/"  # code pages, generated and alike
 LEFT_OUT = frozenset({
     "site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test",
 })  # fmt: skip
@@ -23,7 +24,8 @@ class Stdlib(Corpus):
     """The sources of the running Python's library, and its language reference.
 
     A module is a document and lies in one split, by a hash of its name. The topics of
-    the reference repeat one another and are all for training. Tests, what is installed
+    the reference repeat one another, and so do the tables of encodings: these are all
+    for training, or the held-out would be known. Tests, what is installed
     beside the library, what describes this machine, and what is not UTF-8 are left out.
     """
 
@@ -40,7 +42,8 @@ class Stdlib(Corpus):
                 " with @Text()."
             )
         for name in _modules(root):
-            if chosen(name, self.held_out) == (split == "validation"):
+            held_out = chosen(name, self.held_out) and not name.startswith(REPEATED)
+            if held_out == (split == "validation"):
                 yield from _module(root / name, name)
         if split == "train" and (root / TOPICS).is_file():
             yield from _topics(root / TOPICS)

@@ -8,17 +8,20 @@ import pytest
 import lmx
 
 PAGE = Path(__file__).with_name("tiny.gin")
+MOE = [
+    "Decoder.mlp=@MoE",
+    "MoE.experts=4",
+    "MoE.hidden=16",
+    "MoE.router=@TopK",
+    "TopK.choices=2",
+    "NextToken.aux={'balance': 0.01, 'router_z': 0.001}",
+]
+DROPOUT = ["Decoder.dropout=0.2", "Decoder.block=@PreNorm", "PreNorm.dropout=0.3"]
 VARIANTS = {
     "dense": [],
-    "moe": [
-        "Decoder.mlp=@MoE",
-        "MoE.experts=4",
-        "MoE.hidden=16",
-        "MoE.router=@TopK",
-        "TopK.choices=2",
-        "NextToken.aux={'balance': 0.01, 'router_z': 0.001}",
-    ],
-    "dropout": ["Decoder.dropout=0.2", "Decoder.block=@PreNorm", "PreNorm.dropout=0.3"],
+    "moe": MOE,
+    "dropout": DROPOUT,
+    "moe with dropout": [*MOE, *DROPOUT],
 }
 FLOAT64 = ["Decoder.precision=@Precision()"]
 FLOAT64 += [f"Precision.{kind}=float64" for kind in ("params", "compute")]
