@@ -12,7 +12,7 @@ from typing import Any
 from lmx.config.names import ConfigError
 from lmx.config.node import plain, written
 from lmx.config.resolve import from_json, load
-from lmx.config.tree import ABSENT, Config, diff
+from lmx.config.tree import ABSENT, Config, diff, explained
 
 _ABOUT = """\
 An experiment is a .gin page. It binds parameters of classes, and every class says in
@@ -186,12 +186,23 @@ def _answer(
     configs = [_loaded(file, overrides, imports) for file in files]
     match verb:
         case "show":
+            _check(configs[0])
             return show(configs[0], as_json=as_json)
         case "tree":
             return tree(configs[0], as_json=as_json)
         case "diff":
             return difference(*configs, as_json=as_json)
     return why(configs[0], names[1:], as_json=as_json)
+
+
+def _check(config: Config) -> None:
+    """Refuses what only building and shaping the model can tell to be wrong."""
+    from lmx.train.experiment import Experiment
+
+    with explained(config):
+        experiment = config.build()
+        if isinstance(experiment, Experiment):
+            experiment.shaped()
 
 
 def _loaded(file: str, overrides: Sequence[str], imports: Sequence[str]) -> Config:

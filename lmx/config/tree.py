@@ -1,7 +1,9 @@
 """A resolved configuration: an immutable value to build, print, compare and store."""
 
+import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -124,3 +126,21 @@ def diff(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     a, b = dict(old.flat()), dict(new.flat())
     pairs = {path: (a.get(path, ABSENT), b.get(path, ABSENT)) for path in {**a, **b}}
     return {path: (x, y) for path, (x, y) in pairs.items() if written(x) != written(y)}
+
+
+@contextlib.contextmanager
+def explained(config: Config) -> Iterator[None]:
+    """Whatever is refused inside is told with where its cause was set.
+
+    That is the story of every `Class.parameter` which the message names without one.
+    """
+    try:
+        yield
+    except ValueError as error:
+        told = [
+            line
+            for path, owner, name in places(config)
+            if re.search(rf"\b{owner.name}\.{name}\b(?! = )", f"{error}")
+            for line in config.why(path).splitlines()
+        ]
+        raise ConfigError("\n  ".join((f"{error}", *told))) from error

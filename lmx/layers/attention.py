@@ -111,11 +111,13 @@ class Attention(nnx.Module):
         logit_cap: float | None = None,
         dropout: float = 0.0,
     ):
-        if heads % kv_heads:
+        if kv_heads < 1 or heads % kv_heads:
             raise ValueError(
                 f"{heads} query heads cannot share {kv_heads} key/value heads evenly:"
                 " heads must be a multiple of kv_heads."
             )
+        if position:
+            position.speed(head_width)  # refuses what it cannot rotate
         sizes = dict(D=width, N=heads, K=kv_heads, H=head_width)
         self.q = Einsum("BTD,DNH->BTNH", sizes, init)
         self.k = Einsum("BTD,DKH->BTKH", sizes, init)

@@ -122,8 +122,11 @@ class Init:
         fan_in = 1
         for letter in into:
             fan_in *= sizes[letter]
-        std = self.scheme.deviation(role, fan_in, self.depth)
         shape = tuple(sizes[d] for d in letters)
+        if min(shape) < 1:
+            named = dict(zip(dims.logical(letters), shape, strict=True))
+            raise ValueError(f"a weight of {named} has nothing in it: 1 is the least.")
+        std = self.scheme.deviation(role, fan_in, self.depth)
         value = self.scheme.draw(self.rngs.params(), shape, std)
         return nnx.Param(
             value.astype(self.dtype),

@@ -1,13 +1,10 @@
 """One attempt at a run: from where the last one stopped to the end, or the next."""
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lmx.config.names import ConfigError
-from lmx.config.node import places
-from lmx.config.tree import Config
+from lmx.config.tree import Config, explained
 from lmx.data.batches import Batch
 from lmx.data.prefetch import prefetch
 from lmx.train.checkpoint import Checkpoints
@@ -69,22 +66,10 @@ def _opened(
 
     Writes nothing.
     """
-    try:
+    with explained(config):
         experiment = config.build()
         run = experiment.open()
         return experiment, run, [hook.start(run) for hook in experiment.hooks]
-    except ValueError as error:
-        raise ConfigError(f"{error}{_places(str(error), config)}") from error
-
-
-def _places(message: str, config: Config[Experiment]) -> str:
-    """The story of every `Class.parameter` that the message names and does not tell."""
-    told = [
-        config.why(path)
-        for path, owner, name in places(config)
-        if re.search(rf"\b{owner.name}\.{name}\b(?! = )", message)
-    ]
-    return "".join(f"\n  {line}" for why in told for line in why.splitlines())
 
 
 def resumed(run: Run, checkpoints: Checkpoints) -> TrainState:

@@ -56,8 +56,17 @@ class Experiment:
                     f"Experiment.{name} is {getattr(self, name)}: at least 1."
                 )
 
+    def shaped(self) -> Decoder:
+        """The model without its numbers, once the experiment is known to make sense.
+
+        Asks for no data and no device.
+        """
+        self.optimizer(self.schedule.over(self.steps))
+        return nnx.eval_shape(lambda: self.model(nnx.Rngs(0)))
+
     def open(self) -> Run:
         """Everything a run needs, checked before anything is written or compiled."""
+        model = self.shaped()
         rate = self.schedule.over(self.steps)
         optimizer = self.optimizer(rate)
         init = partial(init_state, self.model, optimizer, self.seed)
@@ -66,7 +75,6 @@ class Experiment:
         mesh = self.mesh.over(jax.devices(), rules)
         places = sharding.shardings(state, mesh, rules)
         data = self.data.open()
-        model = nnx.eval_shape(lambda: self.model(nnx.Rngs(0)))
         if data.vocab > model.vocab:
             raise ConfigError(
                 f"the data has {data.vocab} different tokens and the model knows"

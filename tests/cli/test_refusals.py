@@ -64,8 +64,6 @@ PAGES = {  # `lmx config show` refuses these as `lmx train` does
     ),
     "unknown option": (["tiny.gin", "--jsn"], "--jsn", "usage: lmx"),
     "no page": ([], "required: WORD", "usage: lmx"),
-}
-RUNS = {  # these only training can see
     "heads not divisible": (
         ["tiny.gin", "Attention.kv_heads=3"],
         "4 query heads cannot share 3 key/value heads evenly",
@@ -86,6 +84,27 @@ RUNS = {  # these only training can see
         "cannot choose 9 of 4 experts",
         "at most MoE.experts",
     ),
+    "all warm-up": (
+        ["tiny.gin", "Constant.warmup=10"],
+        "a warm-up of 10 steps leaves nothing of 10 to train",
+        "schedule.warmup = 10\n    override 'Constant.warmup=10'",
+    ),
+    "no steps": (["tiny.gin", "Experiment.steps=0"], "steps is 0", "at least 1"),
+    "no lines": (
+        ["tiny.gin", "Experiment.log_every=0"],
+        "Experiment.log_every is 0: at least 1",
+        "override 'Experiment.log_every=0'",
+    ),
+    "no saves": (["tiny.gin", "Save.every=0"], "Save.every", "must be 1 or more"),
+    "impossible sampler": (
+        ["tiny.gin", "Experiment.hooks=[@Sample()]", "Sampler.top_p=2"],
+        "top_p is 2",
+        "above 0 and at most 1",
+    ),
+    "no heads": (["tiny.gin", "Attention.kv_heads=0"], "share 0", "multiple of"),
+    "no width": (["tiny.gin", "Decoder.width=-8"], "'embed': -8", "1 is the least"),
+}
+RUNS = {  # these only training can see
     "aux loss not named": (
         ["tiny.gin", *MOE, "TopK.choices=2"],
         "the model returns ['balance', 'router_z']",
@@ -150,23 +169,6 @@ RUNS = {  # these only training can see
         ["tiny.gin", "Experiment.microbatches=3"],
         "8 rows cannot be taken in 3 equal parts",
         "must divide the batch.\n  microbatches = 3\n    override",
-    ),
-    "all warm-up": (
-        ["tiny.gin", "Constant.warmup=10"],
-        "a warm-up of 10 steps leaves nothing of 10 to train",
-        "schedule.warmup = 10\n    override 'Constant.warmup=10'",
-    ),
-    "no steps": (["tiny.gin", "Experiment.steps=0"], "steps is 0", "at least 1"),
-    "no lines": (
-        ["tiny.gin", "Experiment.log_every=0"],
-        "Experiment.log_every is 0: at least 1",
-        "override 'Experiment.log_every=0'",
-    ),
-    "no saves": (["tiny.gin", "Save.every=0"], "Save.every", "must be 1 or more"),
-    "impossible sampler": (
-        ["tiny.gin", "Experiment.hooks=[@Sample()]", "Sampler.top_p=2"],
-        "top_p is 2",
-        "above 0 and at most 1",
     ),
     "samples without text": (
         ["tiny.gin", "Experiment.hooks=[@Sample()]"],

@@ -1,6 +1,5 @@
 """A run that is killed again and again ends in the bits of one that never was."""
 
-import itertools
 import json
 import os
 import random
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import chex
@@ -95,19 +95,44 @@ def saving(after: int) -> Callable[[Path], bool]:
     return half_there
 
 
+def undisturbed(work: Path) -> Path:
+    """The folder of a run from its first step to its last."""
+    ended(start(work, "reference"))
+    return work / "reference"
+
+
+def killed(work: Path) -> list[int]:
+    """Two kills, the second in the middle of a save, then the rest; each status."""
+    chance = random.Random(1)  # each process costs seconds; `make nightly` kills often
+    moments = [reached(chance.randrange(1, 30)), saving(chance.randrange(40, 90))]
+    found = [stopped(work, "killed", signal.SIGKILL, moment) for moment in moments]
+    ended(start(work, "killed"))
+    return [status for status, _ in found]
+
+
+def asked(work: Path) -> list[tuple[int, str, int, int]]:
+    """Ctrl-C, SIGTERM, the rest; each status, last line, newest state and metrics."""
+    found = []
+    for signum, moment in [(signal.SIGINT, 10), (signal.SIGTERM, 50)]:
+        status, moaned = stopped(work, "asked", signum, reached(moment))
+        state = Checkpoints(work / "asked" / "checkpoints", 2).steps()[-1]
+        row = measured(work / "asked")[-1]["step"]
+        found.append((status, moaned.strip().splitlines()[-1], state, row))
+    ended(start(work, "asked"))
+    return found
+
+
 @pytest.fixture(scope="module")
-def reference(work):
-    """Waits for the run that nobody disturbs, and gives its folder."""
-    process = start(work, "reference")
+def runs(work):
+    """What became of a run under each of these, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {f.__name__: pool.submit(f, work) for f in (killed, asked, undisturbed)}
 
-    def reference():
-        if process.returncode is None:
-            ended(process)
-        return work / "reference"
 
-    yield reference
-    process.kill()
-    process.communicate()
+@pytest.fixture
+def reference(runs):
+    """The folder of the run that nobody disturbed."""
+    return runs["undisturbed"].result()
 
 
 def measured(path: Path) -> list[dict]:
@@ -130,43 +155,30 @@ def check_same(work: Path, path: Path, other: Path) -> None:
     chex.assert_trees_all_equal(*map(jax.device_get, states))
 
 
-def test_a_run_killed_at_random_and_in_the_middle_of_saves_ends_the_same(
-    work, reference
+def test_a_run_killed_at_random_and_in_the_middle_of_a_save_ends_the_same(
+    work, runs, reference
 ):
-    chance = random.Random(1)  # each process costs seconds; `make nightly` kills often
-    moments = [
-        reached(chance.randrange(1, 30)),
-        saving(chance.randrange(40, 90)),
-    ]
-    for moment in moments:
-        status, _ = stopped(work, "killed", signal.SIGKILL, moment)
-        assert status == -signal.SIGKILL
-    ended(start(work, "killed"))
-    check_same(work, work / "killed", reference())
+    assert runs["killed"].result() == [-signal.SIGKILL] * 2
+    check_same(work, work / "killed", reference)
     left = {path.name for path in (work / "killed" / "checkpoints").iterdir()}
     assert left == {f"{STEPS - EVERY:08d}", f"{STEPS:08d}"}
 
 
-def test_a_run_asked_to_stop_saves_its_step_and_says_how_to_go_on(work, reference):
-    for signum, status, moment in [
-        (signal.SIGINT, 130, 10),
-        (signal.SIGTERM, 143, 50),
-    ]:
-        found, moaned = stopped(work, "asked", signum, reached(moment))
-        assert found == status
-        step = Checkpoints(work / "asked" / "checkpoints", 2).steps()[-1]
-        last_words = moaned.strip().splitlines()[-1]
-        assert last_words == (
-            f"stopped by {signum.name} after step {step};"
-            " the same command goes on: asked"
-        )
-        assert step >= moment and measured(work / "asked")[-1]["step"] == step
-    ended(start(work, "asked"))
-    check_same(work, work / "asked", reference())
+def test_a_run_asked_to_stop_saves_its_step_and_says_how_to_go_on(
+    work, runs, reference
+):
+    how = "the same command goes on: asked"
+    for found, status, name in zip(
+        runs["asked"].result(), (130, 143), ("SIGINT", "SIGTERM"), strict=True
+    ):
+        *said, state, row = found
+        assert said == [status, f"stopped by {name} after step {state}; {how}"]
+        assert state == row  # no state without its metrics
+    check_same(work, work / "asked", reference)
 
 
 def test_a_finished_run_started_again_changes_nothing(work, reference):
-    path = reference()
+    path = reference
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     assert f"{STEPS} steps" in ended(start(work, "reference"))
     after = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
@@ -174,16 +186,13 @@ def test_a_finished_run_started_again_changes_nothing(work, reference):
 
 
 @pytest.mark.nightly
-def test_twenty_kills_at_any_moment_end_the_same(work, reference):
+def test_a_dozen_kills_in_a_row_end_the_same(work, reference):
     chance = random.Random(2)
-    for number in itertools.count():
-        process = start(work, "often")
-        try:
-            process.communicate(timeout=chance.uniform(1.0, 12.0))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-        if process.returncode == 0 or number == 20:
-            break
+    for step in sorted(chance.sample(range(1, 80), 12)):
+
+        def moment(path: Path, step: int = step) -> bool:
+            return reached(step)(path) and not time.sleep(chance.uniform(0.0, 0.03))
+
+        stopped(work, "often", signal.SIGKILL, moment)
     ended(start(work, "often"))
-    check_same(work, work / "often", reference())
+    check_same(work, work / "often", reference)

@@ -28,7 +28,11 @@ DOUBLE = [
     pytest.param("dense", "data=2 x fsdp=4", marks=NIGHTLY),
     pytest.param("moe", "expert=2 x fsdp=4", marks=NIGHTLY),
 ]
-SINGLE = [("dense", "data=8"), ("dense", "fsdp=8")]
+SINGLE = [
+    ("dense", "data=2 x fsdp=4"),
+    pytest.param("dense", "data=8", marks=NIGHTLY),
+    pytest.param("dense", "fsdp=8", marks=NIGHTLY),
+]
 
 
 @pytest.fixture(scope="module")

@@ -39,8 +39,9 @@ class RoPE:
         self, x: Float[Array, "B T N H"], positions: Int[Array, "B T"]
     ) -> Float[Array, "B T N H"]:
         """Turns channel pair (p, p + P) of every head by position * speed[p]."""
+        speed_P = self.speed(x.shape[-1])  # refuses an odd width before the split does
         a_BTNP, b_BTNP = jnp.split(widened(x), 2, axis=-1)
-        speed_P = self.speed(x.shape[-1]).astype(a_BTNP.dtype)
+        speed_P = speed_P.astype(a_BTNP.dtype)
         angle_BTP = positions[:, :, None] * speed_P[None, None]
         cos_BT1P = self.amplitude * jnp.cos(angle_BTP)[:, :, None]
         sin_BT1P = self.amplitude * jnp.sin(angle_BTP)[:, :, None]
