@@ -24,7 +24,7 @@ demo: $(VENV)/.core
 	@$(BIN)/lmx train experiments/quickstart.gin
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -m 'not nightly'
+	@$(BIN)/python -m pytest -q -m 'not nightly' -n 2 --dist loadfile
 
 style: $(VENV)/.dev
 	@$(BIN)/ruff check --quiet .

@@ -73,26 +73,42 @@ class ZeroOut(FanIn):
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class GPT2:
-    """Normal of one deviation, over sqrt(2 * depth) into the residual stream.
+class Normal:
+    """Normal of one deviation, whatever the weight is for.
 
-    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", and its
-    released code.
+    Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training",
+    section 4.1.
     """
 
     std: float = 0.02
 
     def deviation(self, role: Role, fan_in: int, depth: int) -> float:
-        del fan_in
-        return self.std * ((2 * depth) ** -0.5 if role == "residual" else 1.0)
+        """The standard deviation of a weight."""
+        del role, fan_in, depth
+        return self.std
 
     def draw(
         self, key: Key[Array, ""], shape: Sequence[int], deviation: float
     ) -> Float[Array, "..."]:
+        """A sample of that deviation."""
         return jax.random.normal(key, shape) * deviation
 
 
-Scheme = FanIn | GPT2
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class GPT2(Normal):
+    """`Normal`, with what enters the residual stream divided by sqrt(2 * depth).
+
+    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section
+    2.3, and its released code.
+    """
+
+    def deviation(self, role: Role, fan_in: int, depth: int) -> float:
+        scale = (2 * depth) ** -0.5 if role == "residual" else 1.0
+        return super().deviation(role, fan_in, depth) * scale
+
+
+Scheme = FanIn | Normal
 
 
 @dataclass(frozen=True)

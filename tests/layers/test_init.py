@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from lmx.layers.attention import Attention
-from lmx.layers.init import CUT, GPT2, DepthScaled, FanIn, Init, Scheme, ZeroOut
+from lmx.layers.init import CUT, GPT2, DepthScaled, FanIn, Init, Normal, Scheme, ZeroOut
 from lmx.layers.mlp import SwiGLU
 from lmx.layers.moe import MoE, TopK
 
@@ -17,7 +17,7 @@ SIZES = dict(D=128, F=256, V=512, E=4)
 DEPTH = 8
 SCHEMES = pytest.mark.parametrize(
     "scheme",
-    [FanIn(embed=0.5), DepthScaled(embed=0.5), ZeroOut(embed=0.5), GPT2()],
+    [FanIn(embed=0.5), DepthScaled(embed=0.5), ZeroOut(embed=0.5), Normal(), GPT2()],
     ids=lambda scheme: type(scheme).__name__,
 )
 ROLES = pytest.mark.parametrize(
@@ -34,6 +34,7 @@ WANT = {
     FanIn: dict(embed=0.5, hidden=128**-0.5, residual=256**-0.5, head=128**-0.5),
     DepthScaled: dict(embed=0.5, hidden=128**-0.5, residual=0.015625, head=128**-0.5),
     ZeroOut: dict(embed=0.5, hidden=128**-0.5, residual=0.0, head=0.0),
+    Normal: dict(embed=0.02, hidden=0.02, residual=0.02, head=0.02),
     GPT2: dict(embed=0.02, hidden=0.02, residual=0.02 / 16**0.5, head=0.02),
 }
 
