@@ -11,9 +11,9 @@ from lmx.config.names import ConfigError, configurable
 from lmx.data.corpus import Corpus, Document, Split, check_fraction, chosen
 
 TOPICS = "pydoc_data/topics.py"
-REPEATED = "encodings/"  # code pages, generated and alike
 LEFT_OUT = frozenset({
     "site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test",
+    "encodings",  # generated tables, so alike that one split would know the other
 })  # fmt: skip
 LOCAL = ("config-", "_sysconfigdata_", "sitecustomize.py", TOPICS)
 
@@ -24,9 +24,9 @@ class Stdlib(Corpus):
     """The sources of the running Python's library, and its language reference.
 
     A module is a document and lies in one split, by a hash of its name. The topics of
-    the reference repeat one another, and so do the tables of encodings: these are all
-    for training, or the held-out would be known. Tests, what is installed
-    beside the library, what describes this machine, and what is not UTF-8 are left out.
+    the reference repeat one another and are all for training. Tests, code pages, what
+    is installed beside the library, what describes this machine, and what is not UTF-8
+    are left out.
     """
 
     held_out: float = 0.04  # of the modules, for validation
@@ -42,8 +42,7 @@ class Stdlib(Corpus):
                 " with @Text()."
             )
         for name in _modules(root):
-            held_out = chosen(name, self.held_out) and not name.startswith(REPEATED)
-            if held_out == (split == "validation"):
+            if chosen(name, self.held_out) == (split == "validation"):
                 yield from _module(root / name, name)
         if split == "train" and (root / TOPICS).is_file():
             yield from _topics(root / TOPICS)
