@@ -1,6 +1,18 @@
 """A cache of their own for these tests."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+
+NAMES = """
+import hashlib
+from lmx.data.corpus import ByDocument, Tail, Text
+from lmx.data.pieces import SentencePiece
+from lmx.data.store import open_store
+from lmx.data.tokenizer import Bytes
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +32,21 @@ def write(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def at_once():
+    """Runs code in three processes at a time; what each of them prints."""
+
+    def at_once(code: str) -> list[str]:
+        command = [sys.executable, "-c", NAMES + code]
+        root = Path(__file__).parents[2]
+        began = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+            for _ in range(3)
+        ]
+        said = [process.communicate()[0] for process in began]
+        assert [process.returncode for process in began] == [0, 0, 0]
+        return said
+
+    return at_once

@@ -79,9 +79,11 @@ def test_only_a_few_batches_are_made_ahead():
 
 def test_an_interrupt_ends_the_process():
     code = (
+        "import signal\n"
         "from functools import partial\n"
         "from lmx.data.prefetch import prefetch\n"
         "from lmx.data.synthetic import Echo\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "batch_at = partial(Echo(vocab=9, batch=2, length=4).batch_at, 0)\n"
         "for number, _ in enumerate(prefetch(batch_at, 0, 10**9)):\n"
         "    if number == 3: print('reading', flush=True)\n"

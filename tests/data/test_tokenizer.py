@@ -1,7 +1,6 @@
 """What every tokenizer must keep: nothing is lost on the way and back."""
 
 import inspect
-import multiprocessing
 import random
 import textwrap
 from pathlib import Path
@@ -156,15 +155,10 @@ def test_pieces_are_learned_from_the_train_split_alone(write):
     assert any(b"a" in piece for piece in codec.pieces[259:])
 
 
-def test_processes_that_learn_at_once_do_not_meet(corpus, cache):
-    with multiprocessing.get_context("fork").Pool(3) as pool:
-        digests = pool.map(learned, [corpus] * 3)
+def test_processes_that_learn_at_once_do_not_meet(corpus, cache, at_once):
+    digests = at_once(f"print(SentencePiece(vocab=400).open({corpus}).digest)")
     assert len(set(digests)) == 1
     assert len(list((cache / "tokenizers").iterdir())) == 1
-
-
-def learned(corpus: Text) -> str:
-    return SentencePiece(vocab=400).open(corpus).digest
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
