@@ -1,6 +1,7 @@
 """What a run came to, and where everything is."""
 
 import json
+import sys
 from pathlib import Path
 
 from lmx.train.record.directory import last
@@ -28,7 +29,8 @@ def summary(path: Path) -> str:
         f"  states      {path / 'checkpoints'}",
     ]
     if any(path.glob("tokenizer.*")):
-        lines.append(f'  try         lmx generate {path} --prompt "def "')
+        lmx = sys.argv[0] if Path(sys.argv[0]).name == "lmx" else "lmx"
+        lines.append(f'  try         {lmx} generate {path} --prompt "def "')
     return "\n".join(lines)
 
 
