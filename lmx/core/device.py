@@ -19,7 +19,7 @@ PEAKS = {
 }
 
 
-def peak() -> float | None:
-    """FLOP/s that all devices together could reach; None where that is not known."""
+def peak(devices: int) -> float | None:
+    """FLOP/s that so many devices could reach; None where that is not known."""
     each = PEAKS.get(jax.devices()[0].device_kind)
-    return each and each * jax.device_count()
+    return each and each * devices

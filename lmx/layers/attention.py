@@ -54,10 +54,6 @@ class Context(NamedTuple):
     first: Int[Array, ""]  # the slot of query 0 among the keys
     keys: Key[Array, "B"] | None = None  # for dropout; None: there is none
 
-    def of_layer(self, keys: Key[Array, "B"] | None) -> "Context":
-        """The same with other keys."""
-        return self._replace(keys=keys)
-
 
 def attend(
     q: Float[Array, "B T N H"],

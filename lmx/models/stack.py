@@ -67,7 +67,7 @@ class Stack(nnx.Module):
         def step(x_BTD, layer):
             params, keys_B, past = layer
             y_BTD, aux, past = nnx.merge(graph, params)(
-                x_BTD, context.of_layer(keys_B), past
+                x_BTD, context._replace(keys=keys_B), past
             )
             return y_BTD, (aux, past)
 

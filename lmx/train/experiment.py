@@ -104,7 +104,6 @@ class Experiment:
             places=places,
             init=born,
             step=step,
-            rate=rate,
             tokens=batch.tokens.size,
             flops=cost,
         )

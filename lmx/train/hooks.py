@@ -130,7 +130,7 @@ class Log:
     ):
         self.run, self.directory, self.every = run, directory, every
         self.batches, self.line = batches, line
-        self.peak = device.peak()
+        self.peak = device.peak(run.mesh.size)
         self.pending: tuple[int, Metrics] | None = None
         self.mark: tuple[int, float, float] | None = None  # done, seconds, waited
         self.away = 0.0  # seconds spent in other hooks since the mark

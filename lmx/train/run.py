@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import optax
 from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import PyTree
@@ -24,7 +23,6 @@ class Run:
         places: where each part of a state lives.
         init: the state of step 0, born in its places.
         step: one compiled training step, which consumes its state.
-        rate: the learning rate of a step.
         tokens: tokens of one step, padding among them.
         flops: FLOPs of one step, forward and backward.
     """
@@ -38,7 +36,6 @@ class Run:
     places: TrainState
     init: Callable[[], TrainState]
     step: Step
-    rate: optax.Schedule
     tokens: int
     flops: float
 

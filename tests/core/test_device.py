@@ -7,9 +7,9 @@ from lmx.core import device
 
 
 def test_a_device_without_a_data_sheet_has_no_peak():
-    assert device.peak() is None
+    assert device.peak(8) is None
 
 
-def test_all_devices_together_reach_the_sum_of_their_peaks(monkeypatch):
+def test_several_devices_reach_the_sum_of_their_peaks(monkeypatch):
     monkeypatch.setitem(device.PEAKS, jax.devices()[0].device_kind, 2e12)
-    assert device.peak() == pytest.approx(2e12 * jax.device_count())
+    assert device.peak(8) == pytest.approx(8 * 2e12)
