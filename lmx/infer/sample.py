@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from lmx.config.names import configurable
-from lmx.layers.attention import MASKED
+from lmx.layers.attention.dot import MASKED
 
 
 @configurable

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from lmx.config.names import configurable
 from lmx.layers.init import Init
+from lmx.layers.mask import Place
 
 
 def causal_conv(
@@ -46,16 +47,27 @@ class ShortConv(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        positions: Int[Array, "B T"],
+        place: Place,
         past: Float[Array, "B I D"] | None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B I D"] | None]:
         """The mix, and the last tokens of `past` followed by `x`."""
-        before_BID = self.empty(x.shape[0], x.dtype) if past is None else past
-        y_BTD = causal_conv(x, before_BID, self.w[...].astype(x.dtype), positions)
-        if past is not None:
-            past = jnp.concatenate([past, x], axis=1)[:, -self.reach :]
-        return y_BTD, past
+        w_ID = self.w[...].astype(x.dtype)
+        if past is None:
+            before_BID = self.empty(x.shape[0], x.dtype)
+            return causal_conv(x, before_BID, w_ID, place.positions), None
+        # Padding may stand anywhere: it is moved behind the others, and back.
+        order_BT = jnp.argsort(~place.live, axis=1, stable=True)
+        x_BTD = _taken(x, order_BT)
+        positions_BT = jnp.take_along_axis(place.positions, order_BT, axis=1)
+        y_BTD = causal_conv(x_BTD, past, w_ID, positions_BT)
+        all_BTD = jnp.concatenate([past, x_BTD], axis=1)
+        last_BI = place.live.sum(axis=1)[:, None] + jnp.arange(self.reach)[None]
+        return _taken(y_BTD, jnp.argsort(order_BT, axis=1)), _taken(all_BTD, last_BI)
 
     def empty(self, rows: int, dtype: jnp.dtype) -> Float[Array, "B I D"]:
         """What comes before the first token: nothing."""
         return jnp.zeros((rows, self.reach, self.width), dtype)
+
+
+def _taken(x: Float[Array, "B S D"], at: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    return jnp.take_along_axis(x, at[:, :, None], axis=1)

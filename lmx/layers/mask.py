@@ -1,8 +1,30 @@
-"""Where documents begin and who may attend to whom. Masks are True where one may."""
+"""Where tokens stand, and who may attend to whom. Masks are True where one may."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+
+
+class Place(NamedTuple):
+    """Where each token of some rows stands."""
+
+    positions: Int[Array, "B T"]  # restart at 0 with each document
+    order: Int[Array, "B T"]  # grows along a row; tokens see none of a higher one
+    segments: Int[Array, "B T"]  # the document, 0 at padding
+
+    @property
+    def live(self) -> Bool[Array, "B T"]:
+        """False at padding."""
+        return self.segments > 0
+
+
+def standing(positions: Int[Array, "B T"], segments: Int[Array, "B T"]) -> Place:
+    """The places of tokens in the order in which they are given."""
+    order_T = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    order_BT = jnp.broadcast_to(order_T[None], segments.shape)
+    return Place(positions, order_BT, segments)
 
 
 def restarting(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
@@ -12,16 +34,14 @@ def restarting(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
     return at_T[None] - jax.lax.cummax(jnp.where(begins_BT, at_T[None], 0), axis=1)
 
 
-def causal(
-    segments: Int[Array, "B T"],
-    key_segments: Int[Array, "B S"],
-    first: int | Int[Array, ""] = 0,
+def visible(
+    query: Place, key: Place, window: int | None = None
 ) -> Bool[Array, "B T S"]:
-    """Query t sees key s of the same document (`segments`), at or before it.
+    """Query t sees key s of the same document, at or before it.
 
-    Keys stand in the order in which they came; query 0 is key number `first`.
+    With a window it sees that many tokens at most, itself among them.
     """
-    same_BTS = segments[:, :, None] == key_segments[:, None, :]
-    query_T1 = first + jnp.arange(segments.shape[1])[:, None]
-    key_1S = jnp.arange(key_segments.shape[1])[None]
-    return same_BTS & (key_1S <= query_T1)[None]
+    same_BTS = query.segments[:, :, None] == key.segments[:, None, :]
+    ahead_BTS = query.order[:, :, None] - key.order[:, None, :]
+    seen_BTS = same_BTS & (ahead_BTS >= 0)
+    return seen_BTS if window is None else seen_BTS & (ahead_BTS < window)

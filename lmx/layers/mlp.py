@@ -42,14 +42,21 @@ class FeedForward(nnx.Module):
 
 
 class Plain(FeedForward):
-    """down(activation(up(x)))."""
+    """down(activation(up(x))); `linear` makes both, `@Affine` with offsets."""
 
     activation: Activation
 
-    def __init__(self, width: int, init: Init, *, hidden: int):
+    def __init__(
+        self,
+        width: int,
+        init: Init,
+        *,
+        hidden: int,
+        linear: Callable[..., Einsum] = Einsum,
+    ):
         sizes = dict(D=width, F=hidden)
-        self.up = Einsum("BTD,DF->BTF", sizes, init)
-        self.down = Einsum("BTF,FD->BTD", sizes, init, "residual")
+        self.up = linear("BTD,DF->BTF", sizes, init)
+        self.down = linear("BTF,FD->BTD", sizes, init, "residual")
 
     def __call__(
         self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
@@ -58,15 +65,25 @@ class Plain(FeedForward):
 
 
 class Gated(FeedForward):
-    """down(activation(gate(x)) * up(x)). Shazeer 2020, arXiv:2002.05202."""
+    """down(activation(gate(x)) * up(x)). Shazeer 2020, arXiv:2002.05202.
+
+    `linear` makes all three, `@Affine` with offsets.
+    """
 
     activation: Activation
 
-    def __init__(self, width: int, init: Init, *, hidden: int):
+    def __init__(
+        self,
+        width: int,
+        init: Init,
+        *,
+        hidden: int,
+        linear: Callable[..., Einsum] = Einsum,
+    ):
         sizes = dict(D=width, F=hidden)
-        self.gate = Einsum("BTD,DF->BTF", sizes, init)
-        self.up = Einsum("BTD,DF->BTF", sizes, init)
-        self.down = Einsum("BTF,FD->BTD", sizes, init, "residual")
+        self.gate = linear("BTD,DF->BTF", sizes, init)
+        self.up = linear("BTD,DF->BTF", sizes, init)
+        self.down = linear("BTF,FD->BTD", sizes, init, "residual")
 
     def __call__(
         self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]

@@ -65,3 +65,37 @@ class LayerNorm(Norm):
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         return layer_norm(x, self.scale[...], self.epsilon)
+
+
+@configurable
+class OffsetRMSNorm(Norm):
+    """`RMSNorm` whose gain is 1 and a learned offset, so that decay pulls it to 1.
+
+    The product is rounded once, in at least float32. Gemma Team 2024, arXiv:2403.08295,
+    and its released code.
+    """
+
+    def __init__(
+        self, size: int, init: Init, letter: str = "D", *, epsilon: float = 1e-6
+    ):
+        self.offset = init.full(letter, {letter: size}, 0.0)
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        gain = 1.0 + widened(self.offset[...])
+        return rms_norm(widened(x), gain, self.epsilon).astype(x.dtype)
+
+
+@configurable
+class AffineLayerNorm(LayerNorm):
+    """Layer norm with a learned gain and offset. Ba et al. 2016, arXiv:1607.06450."""
+
+    def __init__(
+        self, size: int, init: Init, letter: str = "D", *, epsilon: float = 1e-5
+    ):
+        super().__init__(size, init, letter, epsilon=epsilon)
+        self.offset = init.full(letter, {letter: size}, 0.0)
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        y = super().__call__(x)
+        return y + jnp.broadcast_to(self.offset[...].astype(y.dtype), y.shape)

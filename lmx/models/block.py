@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from lmx.config.names import configurable
 from lmx.core.mean import Aux
-from lmx.layers.attention import KV, Attention, Context
+from lmx.layers.attention.context import Context
+from lmx.layers.attention.heads import SelfAttention
 from lmx.layers.conv import ShortConv
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
@@ -21,7 +22,7 @@ from lmx.layers.norm import Norm
 class Past(NamedTuple):
     """What a block remembers of the tokens before; the last two serve `conv`."""
 
-    kv: KV
+    attention: PyTree
     attention_in: Float[Array, "*L B I D"] | None
     mlp_in: Float[Array, "*L B I D"] | None
 
@@ -38,7 +39,7 @@ class Block(nnx.Module):
         self,
         width: int,
         init: Init,
-        attention: Callable[..., Attention],
+        attention: Callable[..., SelfAttention],
         mlp: Callable[..., FeedForward],
         norm: Callable[..., Norm],
         *,
@@ -65,10 +66,10 @@ class Block(nnx.Module):
         """What attention makes of its input."""
         recent = past and past.attention_in
         if self.attention_conv:
-            x, recent = self.attention_conv(x, context.positions, recent)
-        y_BTD, kv = self.attention(x, context, past and past.kv)
+            x, recent = self.attention_conv(x, context.here, recent)
+        y_BTD, read = self.attention(x, context, past and past.attention)
         y_BTD = dropout(y_BTD, self.dropout, context.keys, 1)
-        return y_BTD, past and past._replace(kv=kv, attention_in=recent)
+        return y_BTD, past and past._replace(attention=read, attention_in=recent)
 
     def feed(
         self, x: Float[Array, "B T D"], context: Context, past: Past | None
@@ -76,8 +77,8 @@ class Block(nnx.Module):
         """What the feed-forward layer makes of its input."""
         recent = past and past.mlp_in
         if self.mlp_conv:
-            x, recent = self.mlp_conv(x, context.positions, recent)
-        y_BTD, aux = self.mlp(x, context.live)
+            x, recent = self.mlp_conv(x, context.here, recent)
+        y_BTD, aux = self.mlp(x, context.here.live)
         y_BTD = dropout(y_BTD, self.dropout, context.keys, 2)
         return y_BTD, aux, past and past._replace(mlp_in=recent)
 
@@ -124,7 +125,7 @@ class SandwichNorm(Block):
         self,
         width: int,
         init: Init,
-        attention: Callable[..., Attention],
+        attention: Callable[..., SelfAttention],
         mlp: Callable[..., FeedForward],
         norm: Callable[..., Norm],
         *,
@@ -142,3 +143,16 @@ class SandwichNorm(Block):
         x += self.attention_out_norm(change_BTD)
         change_BTD, aux, past = self.feed(self.mlp_norm(x), context, past)
         return x + self.mlp_out_norm(change_BTD), aux, past
+
+
+@configurable
+class ReorderedNorm(Block):
+    """x + norm(f(x)). OLMo Team 2024, arXiv:2501.00656, section 3.2."""
+
+    def __call__(
+        self, x: Float[Array, "B T D"], context: Context, past: Past | None
+    ) -> tuple[Float[Array, "B T D"], Aux, Past | None]:
+        change_BTD, past = self.attend(x, context, past)
+        x += self.attention_norm(change_BTD)
+        change_BTD, aux, past = self.feed(x, context, past)
+        return x + self.mlp_norm(change_BTD), aux, past

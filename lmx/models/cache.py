@@ -3,22 +3,42 @@
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
 
-from lmx.models.block import Past
+from lmx.layers.attention.context import Read, put
+from lmx.layers.mask import Place
 
 
 class Cache(NamedTuple):
-    """What every layer remembers; slot s of a row holds the s-th token read."""
+    """What every layer remembers, and where the tokens stand; rows are independent.
 
-    layers: Past  # leading dimension L
-    segments: Int[Array, "B S"]  # 0 where nothing was read, or padding
-    length: Int[Array, ""]  # slots filled so far
+    A row's tokens stand in slots 0, 1, ... without the padding between them.
+    """
 
-    def read(self, segments: Int[Array, "B T"]) -> "Cache":
-        """With room taken for more tokens, which the layers are still to see."""
-        put = jax.lax.dynamic_update_slice_in_dim
-        return self._replace(
-            segments=put(self.segments, segments, self.length, 1),
-            length=self.length + segments.shape[1],
+    layers: PyTree  # one Past for each block of each cycle, leading dimension L
+    positions: Int[Array, "B S"]
+    segments: Int[Array, "B S"]  # 0 where nothing was read
+    lengths: Int[Array, "B"]  # tokens read so far
+
+    def read(
+        self, positions: Int[Array, "B T"], segments: Int[Array, "B T"]
+    ) -> tuple[Place, Read]:
+        """Where more tokens stand, and what the layers are told of all of them."""
+        live_BT = segments > 0
+        order_BT = self.lengths[:, None] + jnp.cumsum(live_BT, axis=1) - 1
+        order_BT = jnp.where(live_BT, order_BT, -1).astype(jnp.int32)
+        after_B = self.lengths + live_BT.sum(axis=1, dtype=jnp.int32)
+        read = Read(
+            put(self.positions, positions, order_BT, after_B),
+            put(self.segments, segments, order_BT, after_B),
+            self.lengths,
+            after_B,
         )
+        return Place(positions, order_BT, segments), read
+
+    def rows(self, index: Int[Array, "M"]) -> "Cache":
+        """The cache of these rows, in this order, any of them more than once."""
+        layers = jax.tree.map(lambda x: x[:, index], self.layers)
+        others = jax.tree.map(lambda x: x[index], self._replace(layers=None))
+        return others._replace(layers=layers)

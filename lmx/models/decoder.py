@@ -1,35 +1,49 @@
 """A decoder-only language model: embed, `depth` residual blocks, unembed."""
 
 from collections.abc import Callable
+from functools import cache, partial
+from typing import TypeVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lmx.config.names import Execution, configurable
 from lmx.core.mean import Aux
 from lmx.core.precision import Precision, widened
 from lmx.layers import mask
-from lmx.layers.attention import Attention, Context, soft_cap
+from lmx.layers.attention.context import Context
+from lmx.layers.attention.dot import soft_cap
+from lmx.layers.attention.heads import SelfAttention
 from lmx.layers.dropout import dropout
 from lmx.layers.head import Head, Untied
 from lmx.layers.init import FanIn, Init, Scheme
 from lmx.layers.mlp import FeedForward
 from lmx.layers.norm import Norm, RMSNorm
 from lmx.layers.position.absolute import Absolute
-from lmx.models.block import Block, Past, PreNorm
+from lmx.models.block import Block, PreNorm
 from lmx.models.cache import Cache
-from lmx.models.stack import Remat, Stack
+from lmx.models.stack import Maker, Remat, Stack
 
 configurable(Precision)
+
+Layer = TypeVar("Layer")
+Cyclic = Callable[..., Layer] | tuple[Callable[..., Layer], ...]
 
 BELOW = 2**31  # dropout's use of a key below the layers, beyond any layer's number
 
 
 @configurable
 class Decoder(nnx.Module):
-    """Logits of the next token at every position, and what the layers tell the loss."""
+    """Logits of the next token at every position, and what the layers tell the loss.
+
+    Attributes:
+        attention: of every layer, or of the layers of a cycle that repeats, as in
+            `[@local/Attention, @global/Attention]`.
+        mlp: likewise; a cycle of its own, beginning with layer 0 too.
+        lead: the feed-forward layers of the first layers, where they are others.
+        embed_scale: what embeddings are multiplied by.
+    """
 
     def __init__(
         self,
@@ -38,13 +52,15 @@ class Decoder(nnx.Module):
         vocab: int,
         width: int,
         depth: int,
-        attention: Callable[..., Attention],
-        mlp: Callable[..., FeedForward],
+        attention: Cyclic[SelfAttention],
+        mlp: Cyclic[FeedForward],
+        lead: tuple[Callable[..., FeedForward], ...] = (),
         block: Callable[..., Block] = PreNorm,
         norm: Callable[..., Norm] = RMSNorm,
         position: Callable[..., Absolute] | None = None,
         head: Callable[..., Head] = Untied,
         init: Scheme = FanIn(),
+        embed_scale: float = 1.0,
         logit_cap: float | None = None,
         dropout: float = 0.0,
         precision: Precision = Precision(),
@@ -55,17 +71,12 @@ class Decoder(nnx.Module):
         sizes = dict(V=vocab, D=width)
         self.table = born.weight("VD", sizes, into="V", role="embed")
         self.position = position and position(width, born)
-        self.stack = Stack(
-            lambda born: block(width, born, attention, mlp, norm),
-            depth,
-            born,
-            unroll=unroll,
-            remat=remat,
-        )
+        makers = _makers(depth, attention, mlp, lead, partial(block, width, norm=norm))
+        self.stack = Stack(makers, len(lead), born, unroll=unroll, remat=remat)
         self.norm = norm(width, born)
         self.head = head(width, vocab, born)
         self.vocab, self.logit_cap, self.dropout = vocab, logit_cap, dropout
-        self.precision = precision
+        self.embed_scale, self.precision = embed_scale, precision
 
     def __call__(
         self,
@@ -94,13 +105,8 @@ class Decoder(nnx.Module):
             segments = jnp.ones_like(tokens)
         if positions is None:
             positions = mask.restarting(segments)
-        context = Context(
-            positions=positions,
-            mask=mask.causal(segments, segments),
-            live=segments > 0,
-            first=jnp.zeros((), jnp.int32),
-            keys=keys,
-        )
+        here = mask.standing(positions, segments)
+        context = Context(here, tokens.shape[1], keys=keys)
         logits_BTV, aux, _ = self._run(tokens, context, None)
         return logits_BTV, aux
 
@@ -111,13 +117,9 @@ class Decoder(nnx.Module):
 
     def cache(self, rows: int, length: int) -> Cache:
         """An empty cache with room for `length` tokens of each of `rows` texts."""
-        one = self.stack.blocks.empty(rows, length, self.precision.compute_dtype)
-        depth = self.stack.depth
-        return Cache(
-            jax.tree.map(lambda x: jnp.zeros((depth, *x.shape), x.dtype), one),
-            jnp.zeros((rows, length), jnp.int32),
-            jnp.zeros((), jnp.int32),
-        )
+        layers = self.stack.empty(rows, length, self.precision.compute_dtype)
+        nothing = jnp.zeros((rows, length), jnp.int32)
+        return Cache(layers, nothing, nothing, jnp.zeros(rows, jnp.int32))
 
     def extend(
         self,
@@ -128,28 +130,54 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B T V"], Cache]:
         """Logits of tokens that follow those in `past`, and the longer past.
 
-        Segment 0 is padding, which nothing sees. There must be room for the tokens:
-        beyond it they would be written over the last ones.
+        Segment 0 is padding, which nothing sees and which may stand anywhere. There
+        must be room for the tokens: beyond it the oldest are forgotten.
         """
-        now = past.read(segments)
-        context = Context(
-            positions=positions,
-            mask=mask.causal(segments, now.segments, past.length),
-            live=segments > 0,
-            first=past.length,
-        )
+        here, read = past.read(positions, segments)
+        context = Context(here, read.room, read)
         logits_BTV, _, layers = self._run(tokens, context, past.layers)
-        return logits_BTV, now._replace(layers=layers)
+        after = Cache(layers, read.positions, read.segments, read.after)
+        return logits_BTV, after
 
     def _run(
-        self, tokens: Int[Array, "B T"], context: Context, past: Past | None
-    ) -> tuple[Float[Array, "B T V"], Aux, Past | None]:
+        self, tokens: Int[Array, "B T"], context: Context, past: PyTree
+    ) -> tuple[Float[Array, "B T V"], Aux, PyTree]:
         x_BTD = self.table[...][tokens].astype(self.precision.compute_dtype)
+        x_BTD *= jnp.asarray(self.embed_scale, x_BTD.dtype)
         if self.position:
-            x_BTD += self.position(context.positions).astype(x_BTD.dtype)
+            x_BTD += self.position(context.here.positions).astype(x_BTD.dtype)
         x_BTD = dropout(x_BTD, self.dropout, context.keys, BELOW)
         x_BTD, aux, past = self.stack(x_BTD, context, past)
         logits_BTV = widened(self.head(self.norm(x_BTD), self.table[...]))
         if self.logit_cap is not None:
             logits_BTV = soft_cap(logits_BTV, self.logit_cap)
         return logits_BTV, aux, past
+
+
+def _makers(
+    depth: int,
+    attention: Cyclic[SelfAttention],
+    mlp: Cyclic[FeedForward],
+    lead: tuple[Callable[..., FeedForward], ...],
+    block: Callable[..., Block],
+) -> list[Maker]:
+    """What makes each layer; the same object for layers of the same kind."""
+    attentions = attention if isinstance(attention, tuple) else (attention,)
+    mlps = mlp if isinstance(mlp, tuple) else (mlp,)
+    if not attentions or not mlps:
+        raise ValueError("Decoder.attention and Decoder.mlp name one layer at least.")
+    if len(lead) > depth:
+        raise ValueError(
+            f"{len(lead)} layers lead {depth}: Decoder.lead names as many feed-forward"
+            " layers as Decoder.depth at most."
+        )
+
+    @cache
+    def maker(attention: int, mlp: int, leads: bool) -> Maker:
+        read, feed = attentions[attention], (lead if leads else mlps)[mlp]
+        return lambda init: block(init, attention=read, mlp=feed)
+
+    return [
+        maker(i % len(attentions), i if i < len(lead) else i % len(mlps), i < len(lead))
+        for i in range(depth)
+    ]

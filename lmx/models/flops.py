@@ -3,6 +3,7 @@
 import math
 
 import jax
+from flax import nnx
 
 from lmx.core.sharding import is_variable
 from lmx.layers.head import Tied
@@ -12,27 +13,30 @@ from lmx.models.decoder import Decoder
 def per_token(model: Decoder, length: int) -> float:
     """FLOPs of training on one token: 6 per weight it meets, and attention's own.
 
-    Attention is counted as if every token saw all `length`, the convention of
-    Chowdhery et al. 2022, arXiv:2204.02311, appendix B. `model` may be abstract.
+    Attention is counted as if every token saw all `length`, or its whole window, the
+    convention of Chowdhery et al. 2022, arXiv:2204.02311, appendix B. `model` may be
+    abstract.
     """
-    attention = model.stack.blocks.attention
-    L, _, N, H = attention.q.w.shape
-    weights = sum(map(_met(model), jax.tree.leaves(model, is_leaf=is_variable)))
+    products = _met(model.head)
     if isinstance(model.head, Tied):
-        weights += math.prod(model.table.shape)
-    return 6.0 * weights + 12.0 * L * N * H * length
+        products += math.prod(model.table.shape)
+    for block, layers in model.stack.all():
+        reach = min(length, block.attention.window or length)
+        products += _met(block, block.mlp.share)
+        products += layers * block.attention.pairs * reach
+    return 6.0 * products
 
 
-def _met(model: Decoder):
-    """How many of the weights in a parameter one token is multiplied with."""
+def _met(module: nnx.Module, share: float = 1.0) -> float:
+    """How many weights of the module a token is multiplied with.
+
+    Of those that are there for each expert it meets a `share`.
+    """
 
     def count(leaf) -> float:
-        looked_up = leaf.into in (("vocab",), ("length",))
-        if not leaf.into or looked_up:
+        if not leaf.into:
             return 0.0
-        share = 1.0
-        if "experts" in leaf.axes and "experts" not in (*leaf.into, *leaf.out_of):
-            share = model.stack.blocks.mlp.share
-        return share * math.prod(leaf.shape)
+        each = "experts" in leaf.axes and "experts" not in (*leaf.into, *leaf.out_of)
+        return math.prod(leaf.shape) * (share if each else 1.0)
 
-    return count
+    return sum(map(count, jax.tree.leaves(module, is_leaf=is_variable)), 0.0)

@@ -1,15 +1,17 @@
-"""Many identical blocks, their parameters stacked, run by one scan."""
+"""Many blocks, their parameters stacked, run by one scan for each cycle of kinds."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lmx.core import dims
 from lmx.core.mean import Aux
-from lmx.layers.attention import Context
+from lmx.layers.attention.context import Context
 from lmx.layers.init import Init
 from lmx.models.block import Block, Past
 
@@ -21,59 +23,172 @@ POLICIES = {
     "keep_weight_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "keep_none": jax.checkpoint_policies.nothing_saveable,
 }
+Maker = Callable[[Init], Block]
+
+
+class Span(NamedTuple):
+    """`repeats` * `period` layers whose kinds repeat, beginning with `first`."""
+
+    first: int
+    period: int
+    repeats: int
+
+    @property
+    def layers(self) -> Int[np.ndarray, "L kinds"]:
+        """The numbers of the layers, a row for each turn."""
+        count = np.arange(self.period * self.repeats)
+        return self.first + count.reshape(self.repeats, self.period)
+
+
+def spans(kinds: Sequence[Hashable], lead: int = 0) -> Iterator[Span]:
+    """As few repetitions as `kinds` are made of, the first `lead` apart."""
+    for begin, end in ((0, lead), (lead, len(kinds))):
+        part = list(kinds[begin:end])
+        if not part:
+            continue
+        period = next(
+            p
+            for p in range(1, len(part) + 1)
+            if all(part[i] == part[i % p] for i in range(len(part)))
+        )
+        repeats, rest = divmod(len(part), period)
+        yield Span(begin, period, repeats)
+        if rest:
+            yield Span(begin + repeats * period, rest, 1)
+
+
+class Cycle(nnx.Module):
+    """A few blocks of different kinds, repeated.
+
+    Attributes:
+        blocks: one of each kind; every parameter has a leading dimension L, and says in
+            its metadata which `layers` of the model these are.
+    """
+
+    def __init__(self, makers: Sequence[Maker], span: Span, keys: Array, init: Init):
+        layers = span.layers.T.tolist()
+        self.blocks = nnx.List(
+            [_stacked(*kind, keys, init) for kind in zip(makers, layers, strict=True)]
+        )
+        self.span = span
 
 
 class Stack(nnx.Module):
-    """`depth` blocks made alike and initialised apart.
+    """Blocks made alike or in cycles, and initialised apart.
 
     Attributes:
-        blocks: one block whose every parameter has a leading dimension L.
-        unroll: blocks per turn of the loop; `depth` of them leaves no loop at all.
+        unroll: turns of a cycle per turn of the loop; all of them leave no loop.
         remat: what the backward pass need not compute again.
     """
 
     def __init__(
         self,
-        make: Callable[[Init], Block],
-        depth: int,
+        makers: Sequence[Maker],
+        lead: int,
         init: Init,
         *,
         unroll: int,
         remat: Remat,
     ):
-        keys = jax.random.split(init.rngs.params(), depth)
-        graph, _ = nnx.split(nnx.eval_shape(lambda: make(init.at(keys[0]))))
-        params = jax.vmap(lambda key: nnx.split(make(init.at(key)))[1])(keys)
-        self.blocks = nnx.merge(
-            graph,
-            jax.tree.map(
-                lambda p: p.replace(p[...], axes=dims.logical("L") + p.axes),
-                params,
-                is_leaf=lambda p: isinstance(p, nnx.Param),
-            ),
+        keys = jax.random.split(init.rngs.params(), len(makers))
+        self.cycles = nnx.List(
+            [
+                Cycle(makers[span.first : span.first + span.period], span, keys, init)
+                for span in spans(makers, lead)
+            ]
         )
-        self.depth, self.unroll, self.remat = depth, unroll, remat
+        self.depth, self.unroll, self.remat = len(makers), unroll, remat
 
     def __call__(
-        self, x: Float[Array, "B T D"], context: Context, past: Past | None = None
-    ) -> tuple[Float[Array, "B T D"], Aux, Past | None]:
+        self, x: Float[Array, "B T D"], context: Context, past: PyTree = None
+    ) -> tuple[Float[Array, "B T D"], Aux, PyTree]:
         """The last block's output, auxiliary means stacked over L, and `past`."""
-        graph, params = nnx.split(self.blocks)
-        keys_LB = context.keys
-        if keys_LB is not None:
-            fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
-            keys_LB = fold(keys_LB, jax.numpy.arange(self.depth))
+        auxes, pasts = [], []
+        for number, cycle in enumerate(self.cycles):
+            x, aux, after = self._turns(cycle, x, context, past and past[number])
+            auxes.append(aux)
+            pasts.append(after)
+        return x, _joined(auxes), past and tuple(pasts)
 
-        def step(x_BTD, layer):
-            params, keys_B, past = layer
-            y_BTD, aux, past = nnx.merge(graph, params)(
-                x_BTD, context._replace(keys=keys_B), past
-            )
-            return y_BTD, (aux, past)
+    def _turns(
+        self, cycle: Cycle, x: Float[Array, "B T D"], context: Context, past: PyTree
+    ) -> tuple[Float[Array, "B T D"], Aux, PyTree]:
+        """All turns of a cycle, one after the other."""
+        graphs, params = zip(*map(nnx.split, cycle.blocks), strict=True)
+
+        def run(kind: int, params: PyTree, x: Array, keys: Any, past: Past | None):
+            block = nnx.merge(graphs[kind], params)
+            return block(x, context._replace(keys=keys), past)
 
         if self.remat != "keep_all":
-            step = jax.checkpoint(step, policy=POLICIES[self.remat])
-        x, (aux, past) = jax.lax.scan(
-            step, x, (params, keys_LB, past), unroll=self.unroll
+            run = jax.checkpoint(run, policy=POLICIES[self.remat], static_argnums=0)
+
+        def step(x_BTD, turn):
+            params, layers_C, past = turn
+            auxes, pasts = [], []
+            for kind in range(cycle.span.period):
+                keys_B = _folded(context.keys, layers_C[kind])
+                before = past and past[kind]
+                x_BTD, aux, after = run(kind, params[kind], x_BTD, keys_B, before)
+                auxes.append(jax.tree.map(lambda x: x[None], aux))
+                pasts.append(after)
+            return x_BTD, (_joined(auxes), past and tuple(pasts))
+
+        turns = (params, jnp.asarray(cycle.span.layers), past)
+        unroll = min(self.unroll, cycle.span.repeats)
+        x, (aux, past) = jax.lax.scan(step, x, turns, unroll=unroll)
+        return x, jax.tree.map(lambda x: x.reshape(-1), aux), past
+
+    def empty(self, rows: int, length: int, dtype: jnp.dtype) -> PyTree:
+        """What every layer remembers of texts that have not begun."""
+        return tuple(
+            tuple(_repeated(b.empty(rows, length, dtype), cycle) for b in cycle.blocks)
+            for cycle in self.cycles
         )
-        return x, aux, past
+
+    def all(self) -> Iterator[tuple[Block, int]]:
+        """Each kind of block, and how many layers are of it."""
+        for cycle in self.cycles:
+            for block in cycle.blocks:
+                yield block, cycle.span.repeats
+
+
+def _stacked(make: Maker, layers: Sequence[int], keys: Array, init: Init) -> Block:
+    """The blocks of these layers as one, parameters stacked."""
+    keys = keys[jnp.array(layers)]
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make(init.at(keys[0]))))
+    params = jax.vmap(lambda key: nnx.split(make(init.at(key)))[1])(keys)
+    return nnx.merge(
+        graph,
+        jax.tree.map(
+            lambda p: p.replace(
+                p[...], axes=dims.logical("L") + p.axes, layers=tuple(layers)
+            ),
+            params,
+            is_leaf=lambda p: isinstance(p, nnx.Param),
+        ),
+    )
+
+
+def _repeated(past: Past, cycle: Cycle) -> Past:
+    repeats = cycle.span.repeats
+    return jax.tree.map(lambda x: jnp.zeros((repeats, *x.shape), x.dtype), past)
+
+
+def _folded(keys: Key[Array, "B"] | None, layer: Int[Array, ""]) -> Any:
+    """The keys of a layer."""
+    if keys is None:
+        return None
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, layer)
+
+
+def _joined(auxes: Sequence[Aux]) -> Aux:
+    """Means of several layers in one, those of each name in the order of layers."""
+    names = dict.fromkeys(name for aux in auxes for name in aux)
+    return {
+        name: jax.tree.map(
+            lambda *means: jnp.concatenate(means),
+            *(aux[name] for aux in auxes if name in aux),
+        )
+        for name in names
+    }

@@ -95,11 +95,15 @@ def accumulated(
 
 def norms(tree: PyTree) -> tuple[Float[Array, ""], Float[Array, "L"]]:
     """The Euclidean norm of parameters, or the like, whole and layer by layer."""
-    whole, layers = jnp.zeros(()), jnp.zeros(())
-    for leaf in jax.tree.leaves(tree, is_leaf=is_variable):
-        stacked = leaf.axes[0] == "layers"
-        square = jnp.square(leaf[...]).sum(axis=tuple(range(stacked, leaf.ndim)))
-        whole, layers = whole + square.sum(), layers + square * stacked
+    leaves = jax.tree.leaves(tree, is_leaf=is_variable)
+    numbers = [leaf.get_metadata().get("layers", ()) for leaf in leaves]
+    depth = max((max(n) + 1 for n in numbers if n), default=0)
+    whole, layers = jnp.zeros(()), jnp.zeros(depth)
+    for leaf, number in zip(leaves, numbers, strict=True):
+        square = jnp.square(leaf[...]).sum(axis=tuple(range(bool(number), leaf.ndim)))
+        whole += square.sum()
+        if number:
+            layers = layers.at[jnp.array(number)].add(square)
     return jnp.sqrt(whole), jnp.sqrt(layers)
 
 

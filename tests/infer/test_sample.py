@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmx.infer.sample import Sampler, top_k, top_p
-from lmx.layers.attention import MASKED
+from lmx.layers.attention.dot import MASKED
 
 NOISE = np.random.default_rng(0)
 LOGITS = NOISE.normal(size=(6, 12)).astype(np.float32) * 2

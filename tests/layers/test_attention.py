@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.layers import attention, mask
-from lmx.layers.attention import KV, Attention, Context, soft_cap
+from lmx.layers import mask
+from lmx.layers.attention import dot
+from lmx.layers.attention.context import Context
+from lmx.layers.attention.dot import soft_cap
+from lmx.layers.attention.heads import Attention
 from lmx.layers.norm import RMSNorm
 from lmx.layers.position.rope import RoPE
 
 B, T, N, H, D = 2, 5, 4, 8, 12
-attend = jax.jit(attention.attend, static_argnames=("cap", "drop"))
+attend = jax.jit(dot.attend, static_argnames=("scored", "drop"))
 
+CAPS = {None: None, 0.5: partial(soft_cap, cap=0.5)}
 KV_HEADS = pytest.mark.parametrize("K", [1, 2, 4], ids=["mqa", "gqa", "mha"])
 
 
@@ -25,7 +29,8 @@ def make_inputs(K, seed=0, dtype="float32"):
     rng = np.random.default_rng(seed)
     q, k, v = (rng.normal(size=(B, T, heads, H)) for heads in (N, K, K))
     segments = jnp.array([[1, 1, 1, 1, 1], [1, 1, 2, 2, 2]])
-    causal = mask.causal(segments, segments)
+    place = mask.standing(mask.restarting(segments), segments)
+    causal = mask.visible(place, place)
     q, k, v = (jnp.asarray(x, dtype) for x in (q, k, v))
     return q, k, v, causal
 
@@ -44,13 +49,7 @@ def one_query_at_a_time(q, k, v, mask, cap=None):
 
 def make_context(keys=None):
     segments = jnp.ones((B, T), int)
-    return Context(
-        positions=mask.restarting(segments),
-        mask=mask.causal(segments, segments),
-        live=segments > 0,
-        first=jnp.zeros((), "int32"),
-        keys=keys,
-    )
+    return Context(mask.standing(mask.restarting(segments), segments), T, keys=keys)
 
 
 @jax.jit
@@ -69,12 +68,12 @@ def x():
 
 
 @KV_HEADS
-@pytest.mark.parametrize("cap", [None, 0.5])
+@pytest.mark.parametrize("cap", CAPS)
 def test_agrees_with_one_query_at_a_time(K, cap):
     with jax.enable_x64(True):
         inputs = make_inputs(K, dtype="float64")
         want = one_query_at_a_time(*inputs, cap)
-        np.testing.assert_allclose(attend(*inputs, cap=cap), want, atol=1e-12)
+        np.testing.assert_allclose(attend(*inputs, scored=CAPS[cap]), want, atol=1e-12)
 
 
 @KV_HEADS
@@ -126,7 +125,7 @@ def test_probabilities_are_what_is_dropped():
         seen.append(probs)
         return probs.at[..., 1:].set(0.0)
 
-    y = attention.attend(q, k, v, mask, drop=first_key_only)
+    y = dot.attend(q, k, v, mask, drop=first_key_only)
     np.testing.assert_allclose(seen[0].sum(axis=-1), 1.0, rtol=1e-5)
     share = seen[0][..., 0].transpose(0, 3, 1, 2).reshape(B, T, N, 1)
     want = share * jnp.repeat(v[:, :1], N // 2, axis=2)
@@ -155,7 +154,7 @@ def test_a_layer_is_its_projections_around_attend(make, x):
     layer, context = make(position=None), make_context()
     w = {name: np.asarray(getattr(layer, name).w[...]) for name in "qkv"}
     q, k, v = (np.einsum("BTD,DNH->BTNH", x, w[name]) for name in "qkv")
-    y = one_query_at_a_time(q, k, v, context.mask)
+    y = one_query_at_a_time(q, k, v, mask.visible(context.here, context.here))
     want = np.einsum("BTNH,NHD->BTD", y, np.asarray(layer.out.w[...]))
     np.testing.assert_allclose(run(layer, x), want, atol=1e-5)
 
@@ -187,19 +186,9 @@ def test_dropout_acts_only_where_there_are_keys(make, x):
     assert jnp.abs(run(layer, x, keys) - run(layer, x)).max() > 1e-2
 
 
-def test_new_keys_and_values_are_written_behind_the_old():
-    _, k, v, _ = make_inputs(K=2)
-    empty = jnp.zeros((B, 8, 2, H), "bfloat16")
-    past = KV(empty, empty).extended(k, v, jnp.array(2))
-    for slots, written in zip(past, (k, v), strict=True):
-        assert slots.dtype == jnp.bfloat16
-        chex.assert_trees_all_equal(slots[:, 2:7], written.astype("bfloat16"))
-        assert not slots[:, :2].any() and not slots[:, 7:].any()
-
-
 def test_the_second_call_does_not_recompile(make, x):
     call = jax.jit(
-        chex.assert_max_traces(lambda layer, x, context: layer(x, context)[0], n=1)
+        chex.assert_max_traces(lambda layer, x: layer(x, make_context())[0], n=1)
     )
     for seed in range(2):
-        call(make(), x + seed, make_context())
+        call(make(), x + seed)

@@ -8,14 +8,16 @@ import pytest
 from flax import nnx
 
 from lmx.layers.conv import ShortConv, causal_conv
+from lmx.layers.mask import restarting, standing
 
 B, T, D, I = 2, 7, 3, 2
 
 
-def positions(*lengths):
+def place(*lengths):
     """Of a row that holds documents of these lengths, for every row."""
-    row = np.concatenate([np.arange(length) for length in lengths])
-    return jnp.asarray(np.tile(row, (B, 1)))
+    row = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    segments = jnp.asarray(np.tile(row, (B, 1)))
+    return standing(restarting(segments), segments)
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def layer(init):
 
 
 def test_agrees_with_a_convolution_of_each_channel(layer, x):
-    y, _ = layer(x, positions(T), None)
+    y, _ = layer(x, place(T), None)
     for b, d in np.ndindex(B, D):
         taps = np.concatenate([[1.0], layer.w[:, d]])
         want = np.convolve(x[b, :, d], taps)[:T]
@@ -39,39 +41,55 @@ def test_agrees_with_a_convolution_of_each_channel(layer, x):
 
 
 def test_the_future_does_not_reach_the_past(layer, x):
-    changed, _ = layer(x.at[:, 3:].add(1.0), positions(T), None)
-    np.testing.assert_array_equal(
-        changed[:, :3], layer(x, positions(T), None)[0][:, :3]
-    )
+    changed, _ = layer(x.at[:, 3:].add(1.0), place(T), None)
+    np.testing.assert_array_equal(changed[:, :3], layer(x, place(T), None)[0][:, :3])
 
 
 def test_documents_of_a_row_do_not_meet(layer, x):
-    packed, _ = layer(x, positions(1, 4, 2), None)
+    packed, _ = layer(x, place(1, 4, 2), None)
     for start, stop in ((0, 1), (1, 5), (5, 7)):
-        alone, _ = layer(x[:, start:stop], positions(stop - start), None)
+        alone, _ = layer(x[:, start:stop], place(stop - start), None)
         np.testing.assert_allclose(packed[:, start:stop], alone, atol=1e-6)
 
 
 @pytest.mark.parametrize("pieces", [(3, 4), (1, 1, 5), (1,) * 7])
 def test_a_text_in_pieces_is_read_as_the_whole(layer, x, pieces):
-    whole, _ = layer(x, positions(T), None)
+    whole, _ = layer(x, place(T), None)
     past, start, parts = layer.empty(B, x.dtype), 0, []
     for length in pieces:
         part = slice(start, start + length)
-        y, past = layer(x[:, part], positions(T)[:, part], past)
+        y, past = layer(
+            x[:, part], jax.tree.map(lambda x, part=part: x[:, part], place(T)), past
+        )
         parts.append(y)
         start += length
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-6)
     np.testing.assert_array_equal(past, x[:, -I:])
 
 
+@pytest.mark.parametrize("pads", [(0, 0, 1), (1, 0, 0), (0, 1, 1)])
+def test_padding_anywhere_is_skipped(layer, x, pads):
+    """Two tokens, then three of which some are padding, then two."""
+    live = jnp.array([1, 1, *(1 - p for p in pads), 1, 1])
+    segments = jnp.tile(live[None], (B, 1))
+    where, kept = jnp.cumsum(segments, axis=1) - 1, live > 0
+    whole, _ = layer(x[:, kept], place(int(live.sum())), None)
+    past, parts = layer.empty(B, x.dtype), []
+    for part in (slice(0, 2), slice(2, 5), slice(5, 7)):
+        here = standing(where[:, part], segments[:, part])
+        y, past = layer(x[:, part], here, past)
+        parts.append(y)
+    got = jnp.concatenate(parts, axis=1)[:, kept]
+    np.testing.assert_allclose(got, whole, atol=1e-6)
+
+
 def test_it_is_born_as_the_identity_and_learns(init, x):
     layer = ShortConv(D, init, reach=I)
-    np.testing.assert_array_equal(layer(x, positions(T), None)[0], x)
+    np.testing.assert_array_equal(layer(x, place(T), None)[0], x)
     before = layer.empty(B, x.dtype)
 
     def loss(w):
-        return jnp.square(causal_conv(x, before, w, positions(T))).sum()
+        return jnp.square(causal_conv(x, before, w, place(T).positions)).sum()
 
     assert (jnp.abs(jax.grad(loss)(layer.w[...])) > 0).all()
     assert layer.w.axes == ("reach", "embed")
@@ -85,4 +103,4 @@ def test_a_reach_of_nothing_is_refused(init):
 def test_the_second_call_does_not_recompile(layer, x):
     call = jax.jit(chex.assert_max_traces(lambda layer, *args: layer(*args), n=1))
     for shift in range(2):
-        call(layer, x + shift, positions(3 + shift, 4 - shift), None)
+        call(layer, x + shift, place(3 + shift, 4 - shift), None)

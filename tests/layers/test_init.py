@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.layers.attention import Attention
+from lmx.layers.attention.heads import Attention
 from lmx.layers.init import CUT, GPT2, DepthScaled, FanIn, Init, Normal, Scheme, ZeroOut
 from lmx.layers.mlp import SwiGLU
 from lmx.layers.moe import MoE, TopK

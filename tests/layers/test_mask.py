@@ -10,18 +10,23 @@ from lmx.layers import mask
 SEGMENTS = jnp.array([[0, 0, 1, 1, 1, 2], [1, 2, 2, 3, 3, 0]])
 
 
+PLACE = mask.standing(mask.restarting(SEGMENTS), SEGMENTS)
+
+
 @pytest.mark.parametrize("first", [0, 2, 5])
-def test_agrees_with_one_pair_at_a_time(first):
+@pytest.mark.parametrize("window", [None, 1, 2, 9])
+def test_agrees_with_one_pair_at_a_time(first, window):
     segments, keys = np.asarray(SEGMENTS[:, first:]), np.asarray(SEGMENTS)
     want = np.zeros((2, 6 - first, 6), bool)
     for b, t, s in np.ndindex(want.shape):
-        want[b, t, s] = segments[b, t] == keys[b, s] and s <= t + first
-    got = mask.causal(jnp.asarray(segments), SEGMENTS, first)
-    np.testing.assert_array_equal(got, want)
+        near = window is None or t + first - s < window
+        want[b, t, s] = segments[b, t] == keys[b, s] and s <= t + first and near
+    query = jax.tree.map(lambda x: x[:, first:], PLACE)
+    np.testing.assert_array_equal(mask.visible(query, PLACE, window), want)
 
 
 def test_nothing_live_sees_padding():
-    seen = mask.causal(SEGMENTS, SEGMENTS)
+    seen = mask.visible(PLACE, PLACE)
     live = SEGMENTS > 0
     assert not (seen & live[:, :, None] & ~live[:, None, :]).any()
 

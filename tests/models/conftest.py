@@ -6,13 +6,17 @@ import jax
 import pytest
 from flax import nnx
 
-from lmx.layers.attention import Attention
+from lmx.layers.attention.heads import Attention, Sink
 from lmx.layers.conv import ShortConv
+from lmx.layers.linear import Affine
 from lmx.layers.mlp import SwiGLU
 from lmx.layers.moe import MoE, TopK
 from lmx.layers.position.absolute import Learned, Sinusoidal
+from lmx.layers.position.alibi import ALiBi
+from lmx.layers.position.cope import CoPE
+from lmx.layers.position.extended import DynamicNTK
 from lmx.layers.position.rope import RoPE
-from lmx.models.block import PostNorm, PreNorm, SandwichNorm
+from lmx.models.block import PostNorm, PreNorm, ReorderedNorm, SandwichNorm
 from lmx.models.decoder import Decoder
 
 DENSE = partial(SwiGLU, hidden=16)
@@ -22,6 +26,14 @@ UNTURNED = dict(attention=partial(ATTENTION, position=None))
 LEARNED = UNTURNED | dict(position=partial(Learned, length=8))
 WAVES = UNTURNED | dict(position=Sinusoidal)
 TURNED = dict(attention=partial(ATTENTION, position=RoPE()))
+WINDOW = partial(ATTENTION, window=3)
+CYCLE = dict(attention=(partial(WINDOW, position=None), ATTENTION, WINDOW))
+ALIBI = dict(attention=partial(ATTENTION, position=ALiBi()))
+COPE = dict(attention=partial(ATTENTION, position=partial(CoPE, limit=3)))
+SINKING = dict(attention=partial(WINDOW, sink=partial(Sink, logit=0.5)))
+DYNAMIC = DynamicNTK(factor=3.0, trained_length=4, pairs="neighbours")
+STRETCHED = dict(attention=partial(ATTENTION, position=DYNAMIC))
+OFFSET = partial(WINDOW, qkv=Affine, out=Affine, logit_cap=2.0, scale=1.0)
 CONV = dict(conv=partial(ShortConv, reach=2))
 
 # Every two of block, feed-forward layer, position and convolution meet in one of them.
@@ -35,6 +47,18 @@ VARIANTS = {
     "sandwich rope dense": (SandwichNorm, TURNED, DENSE, {}),
     "sandwich learned moe conv": (SandwichNorm, LEARNED, SPARSE, CONV),
     "sandwich waves moe": (SandwichNorm, WAVES, SPARSE, {}),
+    "reordered cycle of windows moe": (ReorderedNorm, CYCLE, SPARSE, {}),
+    "pre alibi": (PreNorm, ALIBI, DENSE, {}),
+    "reordered cope": (ReorderedNorm, COPE, DENSE, {}),
+    "pre window sink": (PreNorm, SINKING, DENSE, {}),
+    "post stretched": (PostNorm, STRETCHED, DENSE, {}),
+    "sandwich offsets cap": (SandwichNorm, dict(attention=OFFSET), DENSE, {}),
+    "lead window cope moe": (
+        PreNorm,
+        dict(attention=(partial(WINDOW, position=CoPE), ATTENTION), lead=(DENSE,)),
+        SPARSE,
+        {},
+    ),
 }
 
 
@@ -44,7 +68,9 @@ def make():
 
     def make(variant="pre rope dense conv", rate=0.0, **said):
         block, positions, mlp, conv = VARIANTS[variant]
-        attention = partial(positions["attention"], dropout=rate)
+        attention = positions["attention"]
+        cycle = attention if isinstance(attention, tuple) else (attention,)
+        attention = tuple(partial(part, dropout=rate) for part in cycle)
         block = partial(block, dropout=rate, **conv)
         chosen = dict(vocab=11, width=16, depth=3, dropout=rate, mlp=mlp, block=block)
         chosen |= positions | dict(attention=attention) | said
@@ -56,7 +82,8 @@ def make():
 
 def awake(model: Decoder) -> Decoder:
     """With convolutions that do something, which at birth they do not."""
-    for conv in (model.stack.blocks.attention_conv, model.stack.blocks.mlp_conv):
+    [(block, _)] = model.stack.all()
+    for conv in (block.attention_conv, block.mlp_conv):
         assert conv
         values = jax.random.normal(jax.random.key(7), conv.w.shape)
         conv.w.set_value(values.astype(conv.w.dtype))

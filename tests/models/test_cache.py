@@ -10,7 +10,7 @@ from lmx.core.precision import Precision
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-V, PADS, ROOM = 11, (0, 2), 9
+V, PADS, ROOM = 11, (0, 2), 8
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (2, 8)), "int32")
 
 
@@ -24,14 +24,15 @@ def read(model):
     """Reads tokens in pieces; compiled once for each length of a piece."""
     chex.clear_trace_counter()  # of the model before
     extend = jax.jit(
-        chex.assert_max_traces(lambda model, *args: model.extend(*args), n=2)
+        chex.assert_max_traces(lambda model, *args: model.extend(*args), n=3)
     )
 
     def read(tokens, positions, segments, lengths):
         cache, start, logits = model.cache(len(tokens), ROOM), 0, []
         for length in lengths:
             inputs = (
-                x[:, start : start + length] for x in (tokens, positions, segments)
+                x[:, start : start + length].astype("int32")
+                for x in (tokens, positions, segments)
             )
             piece, cache = extend(model, cache, *inputs)
             logits.append(piece)
@@ -51,9 +52,34 @@ def test_cached_is_full_with_and_without_padding_on_the_left(model, read):
         alone = jnp.roll(TOKENS[row : row + 1], -pad, axis=1)
         whole = jax.jit(lambda model, tokens: model(tokens))(model, alone)
         np.testing.assert_allclose(logits[row, pad:], whole[0, : 8 - pad], atol=1e-9)
-    assert cache.length == 8
-    np.testing.assert_array_equal(cache.segments[:, :8], segments)
-    assert not cache.segments[:, 8:].any()
+    np.testing.assert_array_equal(cache.lengths, 8 - np.array(PADS))
+
+
+def test_cached_is_full_with_padding_on_the_right(model, read):
+    """Prompts of 5 and 3 tokens that begin together, then three tokens one by one."""
+    place = np.arange(8)[None] - np.array([[0], [2]]) * (np.arange(8) >= 5)
+    live = (np.arange(8)[None] < np.array([[5], [3]])) | (np.arange(8) >= 5)
+    tokens = jnp.take_along_axis(TOKENS, jnp.asarray(place), axis=1)
+    inputs = jnp.asarray(place, "int32"), jnp.asarray(live, "int32")
+    logits, cache = read(tokens, *inputs, (5, 1, 1, 1))
+    whole = jax.jit(lambda model, tokens: model(tokens))(model, TOKENS)
+    for row, length in enumerate(live.sum(axis=1)):
+        got = logits[row, live[row]]
+        np.testing.assert_allclose(got, whole[row, :length], atol=1e-9)
+        assert cache.lengths[row] == length
+
+
+def test_rows_of_a_cache_can_be_taken_in_any_order(model, read):
+    """Row 1 twice and row 0 go on as they would have gone on alone."""
+    ones = jnp.ones_like(TOKENS)
+    positions = jnp.tile(jnp.arange(8)[None], (2, 1))
+    whole, _ = read(TOKENS, positions, ones, (5, 1, 1, 1))
+    _, cache = read(TOKENS[:, :5], positions[:, :5], ones[:, :5], (5,))
+    order = jnp.array([1, 1, 0])
+    extend = jax.jit(lambda model, *args: model.extend(*args)[0])
+    at = (x[order, 5:6] for x in (TOKENS, positions, ones))
+    logits = extend(model, cache.rows(order), *at)
+    np.testing.assert_allclose(logits[:, 0], whole[order, 5], atol=1e-9)
 
 
 def test_one_program_decodes_every_token(read):

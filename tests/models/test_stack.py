@@ -73,7 +73,7 @@ def test_without_keys_nothing_is_dropped(dropping, make):
 
 
 def test_layers_are_initialised_apart_and_named(dropping):
-    blocks = dropping().stack.blocks
+    [(blocks, _)] = dropping().stack.all()
     w = blocks.attention.q.w
     assert w.axes == ("layers", "embed", "heads", "head_width")
     assert (w.into, w.out_of) == (("embed",), ("heads", "head_width"))

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.layers.position.rope import (
+from lmx.layers.position.extended import (
     ByParts,
+    DynamicNTK,
     Interpolated,
     Llama3,
     NTKAware,
-    RoPE,
     YaRN,
 )
+from lmx.layers.position.rope import RoPE
 
 H = 8
 SCALED = [
@@ -24,6 +25,7 @@ SCALED = [
     ByParts(factor=4.0, trained_length=64),
     YaRN(factor=4.0, trained_length=64),
     Llama3(trained_length=64),
+    DynamicNTK(factor=4.0, trained_length=64),
 ]
 SCHEMES = pytest.mark.parametrize(
     "scheme", [RoPE(), *SCALED], ids=lambda scheme: type(scheme).__name__
@@ -97,7 +99,7 @@ def test_the_second_call_does_not_recompile(scheme):
 
 @SCHEMES
 def test_a_head_without_pairs_is_refused(scheme):
-    with pytest.raises(ValueError, match="width 5 has no pairs.*make head_width even"):
+    with pytest.raises(ValueError, match="5 channels have no pairs"):
         scheme.speed(5)
 
 
@@ -113,6 +115,7 @@ def test_pairs_turn_at_powers_of_the_base():
         NTKAware(factor=1.0),
         ByParts(factor=1.0, trained_length=64),
         YaRN(factor=1.0, trained_length=64),
+        DynamicNTK(factor=9.0, trained_length=64),
         Llama3(factor=1.0, base=10_000.0),
     ],
     ids=lambda scheme: type(scheme).__name__,
@@ -151,9 +154,9 @@ def test_llama_3_turns_as_its_published_code():
     np.testing.assert_allclose(Llama3().speed(128), want, rtol=1e-5)
 
 
-def test_yarn_keeps_pairs_of_32_turns_and_interpolates_those_of_one():
+def test_by_parts_keeps_pairs_of_32_turns_and_interpolates_those_of_one():
     plain = np.asarray(RoPE().speed(128))
-    scaled = YaRN(factor=8.0, trained_length=4096).speed(128)
+    scaled = ByParts(factor=8.0, trained_length=4096).speed(128)
     turns = 4096 * plain / (2 * math.pi)
     kept = np.interp(turns, [1.0, 32.0], [0.0, 1.0])  # section 3.2, gamma
     want = kept * plain + (1 - kept) * plain / 8.0
@@ -161,15 +164,54 @@ def test_yarn_keeps_pairs_of_32_turns_and_interpolates_those_of_one():
     assert 0 < ((kept > 0) & (kept < 1)).sum() < 64
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_yarn_goes_from_kept_to_interpolated_on_a_line_over_pairs(whole):
+    plain = np.asarray(RoPE().speed(128))
+    scaled = YaRN(factor=8.0, trained_length=4096, whole=whole).speed(128)
+    turns = 4096 * plain / (2 * math.pi)
+    low, high = (
+        np.interp(-math.log(n), -np.log(turns), np.arange(64)) for n in (32, 1)
+    )
+    ends = (math.floor(low), math.ceil(high)) if whole else (low, high)
+    kept = np.interp(np.arange(64), ends, [1.0, 0.0])
+    want = kept * plain + (1 - kept) * plain / 8.0
+    np.testing.assert_allclose(scaled, want, rtol=1e-4)
+
+
+def test_dynamic_ntk_stretches_as_far_as_the_call_is_long():
+    scheme = DynamicNTK(factor=4.0, trained_length=64)
+    np.testing.assert_array_equal(scheme.speed(H, 64), RoPE().speed(H))
+    for length in (128, 256):
+        stretched = NTKAware(factor=4.0 * length / 64 - 3.0)  # section 3.3
+        np.testing.assert_allclose(scheme.speed(H, length), stretched.speed(H))
+
+
+def test_a_share_of_the_channels_turns_and_the_rest_stand_still():
+    x, positions = vectors(5), jnp.arange(6)[None]
+    part = RoPE(share=0.5).rotate(x, positions)
+    np.testing.assert_array_equal(part[..., 4:], x[..., 4:])
+    whole = RoPE().rotate(x[..., :4], positions)
+    np.testing.assert_array_equal(part[..., :4], whole)
+
+
+def test_neighbours_turn_as_halves_do_once_they_are_reordered():
+    order = jnp.array([0, 2, 4, 6, 1, 3, 5, 7])
+    x, positions = vectors(6), jnp.arange(6)[None]
+    got = RoPE(pairs="neighbours").rotate(x, positions)
+    np.testing.assert_array_equal(got, RoPE().rotate(x[..., order], positions))
+
+
 def test_yarn_multiplies_logits_by_the_inverse_temperature():
     yarn = YaRN(factor=16.0, trained_length=64)
-    parts = ByParts(factor=16.0, trained_length=64)
+    parts = YaRN(factor=16.0, trained_length=64, temperature=1.0)
     inverse = (0.1 * math.log(16.0) + 1.0) ** 2  # section 3.4, 1 / t
     np.testing.assert_allclose(scores(yarn, 3), inverse * scores(parts, 3), rtol=1e-4)
 
 
 def test_schemes_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="width 2 has no slowest pair"):
+    with pytest.raises(ValueError, match="2 channels have no slowest pair"):
         NTKAware(factor=2.0).speed(2)
     with pytest.raises(ValueError, match="slow must be below fast"):
         ByParts(factor=2.0, trained_length=64, slow=4.0, fast=4.0)
+    with pytest.raises(ValueError, match="share is 1.5: more than none"):
+        RoPE(share=1.5).check(8)

@@ -1,0 +1,196 @@
+"""Multi-head (K = N), grouped-query and multi-query (K = 1) attention.
+
+Vaswani et al. 2017, arXiv:1706.03762, section 3.2; Shazeer 2019, arXiv:1911.02150;
+Ainslie et al. 2023, arXiv:2305.13245.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+from lmx.config.names import configurable
+from lmx.layers.attention.context import Context, remember
+from lmx.layers.attention.dot import attend, soft_cap
+from lmx.layers.dropout import dropout
+from lmx.layers.init import Init
+from lmx.layers.linear import Einsum
+from lmx.layers.mask import visible
+from lmx.layers.norm import Norm
+from lmx.layers.position.relative import Relative
+from lmx.layers.position.rope import RoPE
+
+
+class SelfAttention(nnx.Module):
+    """Anything that lets tokens read the tokens before them.
+
+    Attributes:
+        pairs: multiplications of one token with one that it sees.
+        window: how many tokens it sees, itself among them; None: all.
+    """
+
+    pairs: int
+    window: int | None = None
+
+    @abstractmethod
+    def __call__(
+        self, x: Float[Array, "B T D"], context: Context, past: PyTree = None
+    ) -> tuple[Float[Array, "B T D"], PyTree]:
+        """What is added to `x`, and `past` with what is remembered of `x`."""
+
+    @abstractmethod
+    def empty(self, rows: int, length: int, dtype: jnp.dtype) -> PyTree:
+        """The past of `rows` texts that have not begun; each has `length` tokens."""
+
+
+class KV(NamedTuple):
+    """Keys and values."""
+
+    k: Float[Array, "*L B S K H"]
+    v: Float[Array, "*L B S K H"]
+
+
+@configurable
+class Sink(nnx.Module):
+    """One more key for each head to look at when there is nothing to see.
+
+    Its logit is learned, its value zero. Xiao et al. 2023, arXiv:2309.17453, section
+    3.3; OpenAI 2025, arXiv:2508.10925, section 2.3.
+    """
+
+    def __init__(self, heads: int, init: Init, *, logit: float = 0.0):
+        self.logit = init.full("N", dict(N=heads), logit)
+
+
+@configurable
+class Attention(SelfAttention):
+    """Self-attention and its four projections.
+
+    Attributes:
+        position: what tells tokens apart by their distance; None: nothing does, but
+            that a token sees only those before it (NoPE; Kazemnejad et al. 2023,
+            arXiv:2305.19466).
+        window: as in Beltagy et al. 2020, arXiv:2004.05150, section 3.1.
+        qk_norm: of queries and keys, each head by itself, or all `heads` as one.
+        scale: of the logits; None: 1 / sqrt(head_width).
+        qkv: makes queries, keys and values: `@Affine` gives them offsets, as `out`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        init: Init,
+        *,
+        heads: int,
+        kv_heads: int,
+        head_width: int,
+        position: Relative | Callable[..., Relative] | None = RoPE(),
+        window: int | None = None,
+        sink: Callable[..., Sink] | None = None,
+        qk_norm: Callable[..., Norm] | None = None,
+        qk_norm_of: Literal["head", "heads"] = "head",
+        scale: float | None = None,
+        logit_cap: float | None = None,
+        dropout: float = 0.0,
+        qkv: Callable[..., Einsum] = Einsum,
+        out: Callable[..., Einsum] = Einsum,
+    ):
+        _check(heads, kv_heads, window)
+        sizes = dict(D=width, N=heads, K=kv_heads, H=head_width)
+        self.q = qkv("BTD,DNH->BTNH", sizes, init)
+        self.k = qkv("BTD,DKH->BTKH", sizes, init)
+        self.v = qkv("BTD,DKH->BTKH", sizes, init)
+        self.out = out("BTNH,NHD->BTD", sizes, init, "residual")
+        whole = qk_norm_of == "heads"
+        self.q_norm = qk_norm and qk_norm(head_width * heads**whole, init, "H")
+        self.k_norm = qk_norm and qk_norm(head_width * kv_heads**whole, init, "H")
+        self.qk_norm_of = qk_norm_of
+        self.sink = sink and sink(heads, init)
+        if position is not None and not isinstance(position, Relative):
+            position = position(heads, head_width, init)
+        if position:
+            position.check(head_width)
+        self.position = position
+        self.kv_shape, self.window = (kv_heads, head_width), window
+        self.pairs = 2 * heads * head_width
+        self.scale, self.logit_cap, self.dropout = scale, logit_cap, dropout
+
+    def __call__(
+        self, x: Float[Array, "B T D"], context: Context, past: KV | None = None
+    ) -> tuple[Float[Array, "B T D"], KV | None]:
+        """The attended values, and `past` with the keys and values of `x`."""
+        q_BTNH, k_BTKH, v_BTKH = self.projected(x, context)
+        (k_BSKH, v_BSKH), keys, past = remember(past, KV(k_BTKH, v_BTKH), context)
+        mask_BTS = visible(context.here, keys, self.window)
+        y_BTNH = attend(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            mask_BTS,
+            scale=self.scale,
+            scored=partial(self.scored, q_BTNH, mask_BTS, context.here, keys),
+            sink=self.sink and self.sink.logit[...],
+            drop=lambda probs: dropout(probs, self.dropout, context.keys, 0),
+        )
+        return self.out(y_BTNH), past
+
+    def projected(
+        self, x: Float[Array, "B T D"], context: Context
+    ) -> tuple[
+        Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]
+    ]:
+        """Queries and keys, normed and turned, and values."""
+        q_BTNH, k_BTKH, v_BTKH = self.q(x), self.k(x), self.v(x)
+        if self.q_norm and self.k_norm:
+            q_BTNH = self._normed(self.q_norm, q_BTNH)
+            k_BTKH = self._normed(self.k_norm, k_BTKH)
+        if self.position:
+            at = context.here.positions, context.length
+            q_BTNH = self.position.rotate(q_BTNH, *at)
+            k_BTKH = self.position.rotate(k_BTKH, *at)
+        return q_BTNH, k_BTKH, v_BTKH
+
+    def _normed(self, norm: Norm, x: Float[Array, "B T N H"]) -> Array:
+        if self.qk_norm_of == "head":
+            return norm(x)
+        joined = norm(rearrange(x, "B T N H -> B T (N H)"))
+        return rearrange(joined, "B T (N H) -> B T N H", N=x.shape[2])
+
+    def scored(
+        self,
+        q: Float[Array, "B T N H"],
+        mask: Array,
+        here: Any,
+        keys: Any,
+        logits: Float[Array, "B K G T S"],
+    ) -> Float[Array, "B K G T S"]:
+        """The logits, capped, and moved by what the position scheme makes of them."""
+        if self.logit_cap is not None:
+            logits = soft_cap(logits, self.logit_cap)
+        if self.position:
+            logits = self.position.scored(logits, q, mask, here, keys)
+        return logits
+
+    def empty(self, rows: int, length: int, dtype: jnp.dtype) -> KV:
+        """Room for the keys and values of `length` tokens, or of a window of them."""
+        room = min(length, self.window or length)
+        room_BSKH = jnp.zeros((rows, room, *self.kv_shape), dtype)
+        return KV(room_BSKH, room_BSKH)
+
+
+def _check(heads: int, kv_heads: int, window: int | None) -> None:
+    """Refuses heads and windows that cannot be."""
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(
+            f"{heads} query heads cannot share {kv_heads} key/value heads evenly:"
+            " heads must be a multiple of kv_heads."
+        )
+    if window is not None and window < 1:
+        raise ValueError(
+            f"Attention.window is {window}: a token sees 1 token at least, itself."
+        )
