@@ -91,7 +91,7 @@ class Checkpoints:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """Every array by its path, as in `params.stack.blocks.attention.q.w`."""
+    """Every array by its path, as in `params.stack.cycles.0.blocks.0.attention.q.w`."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     names = [
         jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves
