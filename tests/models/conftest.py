@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from lmx.layers.attention.heads import Attention, Sink
+from lmx.layers.attention.latent import LatentAttention
 from lmx.layers.conv import ShortConv
 from lmx.layers.linear import Affine
 from lmx.layers.mlp import SwiGLU
@@ -34,6 +35,9 @@ SINKING = dict(attention=partial(WINDOW, sink=partial(Sink, logit=0.5)))
 DYNAMIC = DynamicNTK(factor=3.0, trained_length=4, pairs="neighbours")
 STRETCHED = dict(attention=partial(ATTENTION, position=DYNAMIC))
 OFFSET = partial(WINDOW, qkv=Affine, out=Affine, logit_cap=2.0, scale=1.0)
+LATENT = partial(
+    LatentAttention, heads=4, kv_rank=6, head_width=4, rope_width=2, value_width=3
+)
 CONV = dict(conv=partial(ShortConv, reach=2))
 
 # Every two of block, feed-forward layer, position and convolution meet in one of them.
@@ -53,6 +57,13 @@ VARIANTS = {
     "pre window sink": (PreNorm, SINKING, DENSE, {}),
     "post stretched": (PostNorm, STRETCHED, DENSE, {}),
     "sandwich offsets cap": (SandwichNorm, dict(attention=OFFSET), DENSE, {}),
+    "pre latent": (PreNorm, dict(attention=LATENT), DENSE, {}),
+    "post latent queries": (
+        PostNorm,
+        dict(attention=partial(LATENT, q_rank=5)),
+        DENSE,
+        {},
+    ),
     "lead window cope moe": (
         PreNorm,
         dict(attention=(partial(WINDOW, position=CoPE), ATTENTION), lead=(DENSE,)),
