@@ -23,7 +23,7 @@ includes, macros, scopes, defaults and overrides, and run nothing.
   lmx config show experiments/x.gin Attention.kv_heads=2     the same, with an override
   lmx config why  experiments/x.gin Attention.kv_heads       the story of one value
   lmx config diff experiments/x.gin experiments/y.gin        what differs between pages
-  lmx config tree experiments/x.gin                          the references, drawn
+  lmx config tree experiments/x.gin                          references and parameters
 """
 
 _VERBS = {
@@ -51,8 +51,9 @@ _VERBS = {
         "  lmx config diff runs/x experiments/x.gin",
     ),
     "tree": (
-        "the references, drawn as a tree",
-        "Which class holds which, with the values that are not defaults.\n\n"
+        "the references as a tree, and the parameters",
+        "Which class holds which, with the values that are not defaults; then every\n"
+        "parameter, how many numbers it has and along which axes, and their sum.\n\n"
         "  lmx config tree experiments/x.gin Decoder.mlp=@MoE",
     ),
 }
@@ -225,10 +226,31 @@ def show(config: Config, *, as_json: bool = False) -> str:
 
 
 def tree(config: Config, *, as_json: bool = False) -> str:
-    """The references as a picture; for a machine, all of the configuration nested."""
+    """The references as a picture, and the parameters that they come to.
+
+    For a machine, all of the configuration nested.
+    """
+    from lmx.models import table
+
+    model = _model(config)
     if not as_json:
-        return config.tree()
-    return _json({**_names(config), "experiment": plain(config)})
+        drawn = config.tree()
+        return drawn if model is None else f"{drawn}\n\n{table.text(model)}"
+    told = {**_names(config), "experiment": plain(config)}
+    if model is not None:
+        told["parameters"] = {row.name: row.sizes for row in table.rows(model)}
+    return _json(told)
+
+
+def _model(config: Config) -> Any:
+    """The model without its numbers, where there is one."""
+    if "model" not in config.fields:
+        return None
+    from flax import nnx
+
+    with explained(config):
+        make = config["model"].build()
+        return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
 
 
 def why(config: Config, labels: Iterable[str], *, as_json: bool = False) -> str:

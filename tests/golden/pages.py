@@ -1,13 +1,11 @@
 """The golden text of each experiment: `python tests/golden/pages.py` writes it anew."""
 
-import math
 import pathlib
 
-import jax
 from flax import nnx
 
 import lmx
-from lmx.core.sharding import is_variable
+from lmx.models import table
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = sorted((ROOT / "experiments").rglob("*.gin"))
@@ -17,15 +15,10 @@ def golden(page: pathlib.Path) -> str:
     """The resolved configuration, then a table of the parameters."""
     config = lmx.load_experiment(page)
     make = config["model"].build()
-    _, params = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    leaves, _ = jax.tree.flatten_with_path(params, is_leaf=is_variable)
+    model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     rows = [f"# run id {config.run_id()}", config.text().rstrip(), ""]
-    total = 0
-    for path, leaf in leaves:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        rows.append(f"# {name:44} {str(leaf.shape):22} {' '.join(leaf.axes)}")
-        total += math.prod(leaf.shape)
-    return "\n".join([*rows, f"# {total:,} parameters", ""])
+    rows += [f"# {line}" for line in table.text(model).splitlines()]
+    return "\n".join([*rows, ""])
 
 
 def text_of(page: pathlib.Path) -> pathlib.Path:
