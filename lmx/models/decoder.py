@@ -1,8 +1,7 @@
 """A decoder-only language model: embed, `depth` residual blocks, unembed."""
 
 from collections.abc import Callable
-from functools import cache, partial
-from typing import TypeVar
+from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
@@ -23,12 +22,10 @@ from lmx.layers.norm import Norm, RMSNorm
 from lmx.layers.position.absolute import Absolute
 from lmx.models.block import Block, PreNorm
 from lmx.models.cache import Cache
-from lmx.models.stack import Maker, Remat, Stack
+from lmx.models.layout import Cyclic, makers
+from lmx.models.stack import Remat, Stack
 
 configurable(Precision)
-
-Layer = TypeVar("Layer")
-Cyclic = Callable[..., Layer] | tuple[Callable[..., Layer], ...]
 
 BELOW = 2**31  # dropout's use of a key below the layers, beyond any layer's number
 
@@ -71,8 +68,8 @@ class Decoder(nnx.Module):
         sizes = dict(V=vocab, D=width)
         self.table = born.weight("VD", sizes, into="V", role="embed")
         self.position = position and position(width, born)
-        makers = _makers(depth, attention, mlp, lead, partial(block, width, norm=norm))
-        self.stack = Stack(makers, len(lead), born, unroll=unroll, remat=remat)
+        each = makers(depth, attention, mlp, lead, partial(block, width, norm=norm))
+        self.stack = Stack(each, len(lead), born, unroll=unroll, remat=remat)
         self.norm = norm(width, born)
         self.head = head(width, vocab, born)
         self.vocab, self.logit_cap, self.dropout = vocab, logit_cap, dropout
@@ -152,32 +149,3 @@ class Decoder(nnx.Module):
         if self.logit_cap is not None:
             logits_BTV = soft_cap(logits_BTV, self.logit_cap)
         return logits_BTV, aux, past
-
-
-def _makers(
-    depth: int,
-    attention: Cyclic[SelfAttention],
-    mlp: Cyclic[FeedForward],
-    lead: tuple[Callable[..., FeedForward], ...],
-    block: Callable[..., Block],
-) -> list[Maker]:
-    """What makes each layer; the same object for layers of the same kind."""
-    attentions = attention if isinstance(attention, tuple) else (attention,)
-    mlps = mlp if isinstance(mlp, tuple) else (mlp,)
-    if not attentions or not mlps:
-        raise ValueError("Decoder.attention and Decoder.mlp name one layer at least.")
-    if len(lead) > depth:
-        raise ValueError(
-            f"{len(lead)} layers lead {depth}: Decoder.lead names as many feed-forward"
-            " layers as Decoder.depth at most."
-        )
-
-    @cache
-    def maker(attention: int, mlp: int, leads: bool) -> Maker:
-        read, feed = attentions[attention], (lead if leads else mlps)[mlp]
-        return lambda init: block(init, attention=read, mlp=feed)
-
-    return [
-        maker(i % len(attentions), i if i < len(lead) else i % len(mlps), i < len(lead))
-        for i in range(depth)
-    ]

@@ -1,19 +1,18 @@
 """Many blocks, their parameters stacked, run by one scan for each cycle of kinds."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from lmx.core import dims
-from lmx.core.mean import Aux
+from lmx.core.mean import Aux, joined
 from lmx.layers.attention.context import Context
 from lmx.layers.init import Init
 from lmx.models.block import Block, Past
+from lmx.models.layout import Maker, Span, spans, stacked
 
 # What the backward pass keeps of the forward pass: everything, the products of
 # matrices, those without a batch dimension, or nothing but each block's input.
@@ -23,38 +22,6 @@ POLICIES = {
     "keep_weight_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "keep_none": jax.checkpoint_policies.nothing_saveable,
 }
-Maker = Callable[[Init], Block]
-
-
-class Span(NamedTuple):
-    """`repeats` * `period` layers whose kinds repeat, beginning with `first`."""
-
-    first: int
-    period: int
-    repeats: int
-
-    @property
-    def layers(self) -> Int[np.ndarray, "L kinds"]:
-        """The numbers of the layers, a row for each turn."""
-        count = np.arange(self.period * self.repeats)
-        return self.first + count.reshape(self.repeats, self.period)
-
-
-def spans(kinds: Sequence[Hashable], lead: int = 0) -> Iterator[Span]:
-    """As few repetitions as `kinds` are made of, the first `lead` apart."""
-    for begin, end in ((0, lead), (lead, len(kinds))):
-        part = list(kinds[begin:end])
-        if not part:
-            continue
-        period = next(
-            p
-            for p in range(1, len(part) + 1)
-            if all(part[i] == part[i % p] for i in range(len(part)))
-        )
-        repeats, rest = divmod(len(part), period)
-        yield Span(begin, period, repeats)
-        if rest:
-            yield Span(begin + repeats * period, rest, 1)
 
 
 class Cycle(nnx.Module):
@@ -68,7 +35,7 @@ class Cycle(nnx.Module):
     def __init__(self, makers: Sequence[Maker], span: Span, keys: Array, init: Init):
         layers = span.layers.T.tolist()
         self.blocks = nnx.List(
-            [_stacked(*kind, keys, init) for kind in zip(makers, layers, strict=True)]
+            [stacked(*kind, keys, init) for kind in zip(makers, layers, strict=True)]
         )
         self.span = span
 
@@ -108,7 +75,7 @@ class Stack(nnx.Module):
             x, aux, after = self._turns(cycle, x, context, past and past[number])
             auxes.append(aux)
             pasts.append(after)
-        return x, _joined(auxes), past and tuple(pasts)
+        return x, joined(auxes), past and tuple(pasts)
 
     def _turns(
         self, cycle: Cycle, x: Float[Array, "B T D"], context: Context, past: PyTree
@@ -132,7 +99,7 @@ class Stack(nnx.Module):
                 x_BTD, aux, after = run(kind, params[kind], x_BTD, keys_B, before)
                 auxes.append(jax.tree.map(lambda x: x[None], aux))
                 pasts.append(after)
-            return x_BTD, (_joined(auxes), past and tuple(pasts))
+            return x_BTD, (joined(auxes), past and tuple(pasts))
 
         turns = (params, jnp.asarray(cycle.span.layers), past)
         unroll = min(self.unroll, cycle.span.repeats)
@@ -153,23 +120,6 @@ class Stack(nnx.Module):
                 yield block, cycle.span.repeats
 
 
-def _stacked(make: Maker, layers: Sequence[int], keys: Array, init: Init) -> Block:
-    """The blocks of these layers as one, parameters stacked."""
-    keys = keys[jnp.array(layers)]
-    graph, _ = nnx.split(nnx.eval_shape(lambda: make(init.at(keys[0]))))
-    params = jax.vmap(lambda key: nnx.split(make(init.at(key)))[1])(keys)
-    return nnx.merge(
-        graph,
-        jax.tree.map(
-            lambda p: p.replace(
-                p[...], axes=dims.logical("L") + p.axes, layers=tuple(layers)
-            ),
-            params,
-            is_leaf=lambda p: isinstance(p, nnx.Param),
-        ),
-    )
-
-
 def _repeated(past: Past, cycle: Cycle) -> Past:
     repeats = cycle.span.repeats
     return jax.tree.map(lambda x: jnp.zeros((repeats, *x.shape), x.dtype), past)
@@ -180,15 +130,3 @@ def _folded(keys: Key[Array, "B"] | None, layer: Int[Array, ""]) -> Any:
     if keys is None:
         return None
     return jax.vmap(jax.random.fold_in, (0, None))(keys, layer)
-
-
-def _joined(auxes: Sequence[Aux]) -> Aux:
-    """Means of several layers in one, those of each name in the order of layers."""
-    names = dict.fromkeys(name for aux in auxes for name in aux)
-    return {
-        name: jax.tree.map(
-            lambda *means: jnp.concatenate(means),
-            *(aux[name] for aux in auxes if name in aux),
-        )
-        for name in names
-    }

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lmx.core import rng
 from lmx.core.mean import Mean
-from lmx.core.sharding import is_variable
+from lmx.core.norm import norms
 from lmx.data.batches import Batch
 from lmx.train.loss import Means
 
@@ -91,20 +91,6 @@ def accumulated(
         return jax.tree.map(jnp.add, total, grad(*part)), None
 
     return jax.lax.scan(add, zeros, split)[0]
-
-
-def norms(tree: PyTree) -> tuple[Float[Array, ""], Float[Array, "L"]]:
-    """The Euclidean norm of parameters, or the like, whole and layer by layer."""
-    leaves = jax.tree.leaves(tree, is_leaf=is_variable)
-    numbers = [leaf.get_metadata().get("layers", ()) for leaf in leaves]
-    depth = max((max(n) + 1 for n in numbers if n), default=0)
-    whole, layers = jnp.zeros(()), jnp.zeros(depth)
-    for leaf, number in zip(leaves, numbers, strict=True):
-        square = jnp.square(leaf[...]).sum(axis=tuple(range(bool(number), leaf.ndim)))
-        whole += square.sum()
-        if number:
-            layers = layers.at[jnp.array(number)].add(square)
-    return jnp.sqrt(whole), jnp.sqrt(layers)
 
 
 def train_step(

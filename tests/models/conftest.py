@@ -17,8 +17,9 @@ from lmx.layers.position.alibi import ALiBi
 from lmx.layers.position.cope import CoPE
 from lmx.layers.position.extended import DynamicNTK
 from lmx.layers.position.rope import RoPE
-from lmx.models.block import PostNorm, PreNorm, ReorderedNorm, SandwichNorm
+from lmx.models.block import PreNorm
 from lmx.models.decoder import Decoder
+from lmx.models.placement import PostNorm, ReorderedNorm, SandwichNorm
 
 DENSE = partial(SwiGLU, hidden=16)
 SPARSE = partial(MoE, experts=4, hidden=8, router=partial(TopK, choices=2))

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from lmx.core import rng
+from lmx.core.norm import norms
 from lmx.train.loop import train
-from lmx.train.step import Recipe, accumulated, gradients, norms
+from lmx.train.step import Recipe, accumulated, gradients
 
 
 def opened(tiny, kind, *overrides, parts=1):
