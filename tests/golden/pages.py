@@ -23,9 +23,11 @@ def golden(page: pathlib.Path) -> str:
 
 def text_of(page: pathlib.Path) -> pathlib.Path:
     """Where the golden text of the page stands."""
-    return pathlib.Path(__file__).with_name(f"{page.stem}.txt")
+    within = page.relative_to(ROOT / "experiments").with_suffix(".txt")
+    return pathlib.Path(__file__).parent / within
 
 
 if __name__ == "__main__":
     for each in PAGES:
+        text_of(each).parent.mkdir(exist_ok=True)
         text_of(each).write_text(golden(each))

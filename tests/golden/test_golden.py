@@ -13,6 +13,22 @@ SPEC = importlib.util.spec_from_file_location("pages", HERE / "pages.py")
 assert SPEC and SPEC.loader
 pages = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(pages)
+# As transformers counts the released models, tied embeddings once.
+PUBLISHED = {
+    "gemma2_2b": 2_614_341_888,
+    "gemma3_1b": 999_885_952,
+    "gpt2": 124_439_808,
+    "llama2_7b": 6_738_415_616,
+    "llama32_1b": 1_235_814_400,
+    "llama3_8b": 8_030_261_248,
+    "mistral_7b": 7_241_732_096,
+    "mixtral_8x7b": 46_702_792_704,
+    "olmo2_7b": 7_298_617_344,
+    "qwen2_7b": 7_615_616_512,
+    "qwen3_30b_a3b": 30_532_122_624,
+    "qwen3_8b": 8_190_735_360,
+}
+FAMILIES = [page for page in pages.PAGES if page.parent.name == "families"]
 all_pages = pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.stem)
 
 
@@ -36,3 +52,13 @@ def test_a_page_survives_json_and_its_own_text(page, tmp_path):
     assert from_json(config.json()) == config
     (tmp_path / "page.gin").write_text(config.text())
     assert load([tmp_path / "page.gin"], root=Experiment) == config
+
+
+def test_every_family_has_a_page_with_a_published_number_of_parameters():
+    assert {page.stem for page in FAMILIES} == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("page", FAMILIES, ids=lambda page: page.stem)
+def test_a_family_has_as_many_parameters_as_it_was_published_with(page):
+    last = pages.text_of(page).read_text().splitlines()[-1]
+    assert last.split()[-1] == f"{PUBLISHED[page.stem]:,}"
