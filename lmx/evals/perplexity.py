@@ -18,7 +18,7 @@ from lmx.config.names import configurable
 from lmx.data.batches import Batch, Rows, Source, Tokens
 from lmx.train.hooks import Periodic, due
 from lmx.train.loop import Hook
-from lmx.train.loss import nats_of
+from lmx.train.loss.next_token import nats_of
 from lmx.train.record.directory import Directory
 from lmx.train.run import Run, rows_sharding
 from lmx.train.step import Metrics, TrainState

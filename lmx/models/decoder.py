@@ -10,8 +10,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from lmx.config.names import Execution, configurable
 from lmx.core.mean import Aux
 from lmx.core.precision import Precision, widened
-from lmx.layers import mask
-from lmx.layers.attention.context import Context
+from lmx.layers.attention.context import Context, reading
 from lmx.layers.attention.dot import soft_cap
 from lmx.layers.attention.heads import SelfAttention
 from lmx.layers.dropout import dropout
@@ -20,10 +19,12 @@ from lmx.layers.init import FanIn, Init, Scheme
 from lmx.layers.mlp import FeedForward
 from lmx.layers.norm import Norm, RMSNorm
 from lmx.layers.position.absolute import Absolute
+from lmx.models.ahead import Ahead
 from lmx.models.block import Block, PreNorm
 from lmx.models.cache import Cache
 from lmx.models.layout import Cyclic, makers
-from lmx.models.stack import Remat, Stack
+from lmx.models.remat import Remat
+from lmx.models.stack import Stack
 
 configurable(Precision)
 
@@ -39,6 +40,7 @@ class Decoder(nnx.Module):
             `[@local/Attention, @global/Attention]`.
         mlp: likewise; a cycle of its own, beginning with layer 0 too.
         lead: the feed-forward layers of the first layers, where they are others.
+        ahead: predicts further tokens, for a loss that asks (`MultiToken`).
         embed_scale: what embeddings are multiplied by.
     """
 
@@ -56,6 +58,7 @@ class Decoder(nnx.Module):
         norm: Callable[..., Norm] = RMSNorm,
         position: Callable[..., Absolute] | None = None,
         head: Callable[..., Head] = Untied,
+        ahead: Callable[..., Ahead] | None = None,
         init: Scheme = FanIn(),
         embed_scale: float = 1.0,
         logit_cap: float | None = None,
@@ -72,6 +75,7 @@ class Decoder(nnx.Module):
         self.stack = Stack(each, len(lead), born, unroll=unroll, remat=remat)
         self.norm = norm(width, born)
         self.head = head(width, vocab, born)
+        self.ahead = ahead and ahead(width, born, each[-1], norm)
         self.vocab, self.logit_cap, self.dropout = vocab, logit_cap, dropout
         self.embed_scale, self.precision = embed_scale, precision
 
@@ -98,14 +102,9 @@ class Decoder(nnx.Module):
 
         Dropout acts where there are `keys`, one a row.
         """
-        if segments is None:
-            segments = jnp.ones_like(tokens)
-        if positions is None:
-            positions = mask.restarting(segments)
-        here = mask.standing(positions, segments)
-        context = Context(here, tokens.shape[1], keys=keys)
-        logits_BTV, aux, _ = self._run(tokens, context, None)
-        return logits_BTV, aux
+        context = reading(tokens, positions, segments, keys)
+        x_BTD, aux, _ = self.run(self.embedded(tokens, context), context, None)
+        return self.logits(self.norm(x_BTD)), aux
 
     @property
     def limit(self) -> int | None:
@@ -132,20 +131,30 @@ class Decoder(nnx.Module):
         """
         here, read = past.read(positions, segments)
         context = Context(here, read.room, read)
-        logits_BTV, _, layers = self._run(tokens, context, past.layers)
+        embedded_BTD = self.embedded(tokens, context)
+        x_BTD, _, layers = self.run(embedded_BTD, context, past.layers)
         after = Cache(layers, read.positions, read.segments, read.after)
-        return logits_BTV, after
+        return self.logits(self.norm(x_BTD)), after
 
-    def _run(
-        self, tokens: Int[Array, "B T"], context: Context, past: PyTree
-    ) -> tuple[Float[Array, "B T V"], Aux, PyTree]:
+    def embedded(
+        self, tokens: Int[Array, "B T"], context: Context
+    ) -> Float[Array, "B T D"]:
+        """The vectors that the first layer reads."""
         x_BTD = self.table[...][tokens].astype(self.precision.compute_dtype)
         x_BTD *= jnp.asarray(self.embed_scale, x_BTD.dtype)
         if self.position:
             x_BTD += self.position(context.here.positions).astype(x_BTD.dtype)
-        x_BTD = dropout(x_BTD, self.dropout, context.keys, BELOW)
-        x_BTD, aux, past = self.stack(x_BTD, context, past)
-        logits_BTV = widened(self.head(self.norm(x_BTD), self.table[...]))
+        return x_BTD
+
+    def run(
+        self, x: Float[Array, "B T D"], context: Context, past: PyTree
+    ) -> tuple[Float[Array, "B T D"], Aux, PyTree]:
+        """All layers: the stream behind the last, auxiliary means, and the past."""
+        return self.stack(dropout(x, self.dropout, context.keys, BELOW), context, past)
+
+    def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """The logits of a normed stream, in at least float32."""
+        logits_BTV = widened(self.head(x, self.table[...]))
         if self.logit_cap is not None:
             logits_BTV = soft_cap(logits_BTV, self.logit_cap)
-        return logits_BTV, aux, past
+        return logits_BTV

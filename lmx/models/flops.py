@@ -17,10 +17,12 @@ def per_token(model: Decoder, length: int) -> float:
     convention of Chowdhery et al. 2022, arXiv:2204.02311, appendix B. `model` may be
     abstract.
     """
-    products = _met(model.head)
-    if isinstance(model.head, Tied):
-        products += math.prod(model.table.shape)
-    for block, layers in model.stack.all():
+    table = math.prod(model.table.shape) if isinstance(model.head, Tied) else 0
+    further = model.ahead.modules if model.ahead else ()
+    products = (_met(model.head) + table) * (1 + len(further))
+    products += sum(_met(module.joint) for module in further)
+    blocks = [*model.stack.all(), *((module.block, 1) for module in further)]
+    for block, layers in blocks:
         reach = min(length, block.attention.window or length)
         products += _met(block, block.mlp.share)
         products += layers * block.attention.pairs * reach

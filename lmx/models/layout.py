@@ -81,7 +81,23 @@ def spans(kinds: Sequence[Hashable], lead: int = 0) -> Iterator[Span]:
             yield Span(begin + repeats * period, rest, 1)
 
 
-def stacked(make: Maker, layers: Sequence[int], keys: Array, init: Init) -> Block:
+class Cycle(nnx.Module):
+    """A few blocks of different kinds, repeated.
+
+    Attributes:
+        blocks: one of each kind; every parameter has a leading dimension L, and says in
+            its metadata which `layers` of the model these are.
+    """
+
+    def __init__(self, makers: Sequence[Maker], span: Span, keys: Array, init: Init):
+        layers = span.layers.T.tolist()
+        self.blocks = nnx.List(
+            [_stacked(*kind, keys, init) for kind in zip(makers, layers, strict=True)]
+        )
+        self.span = span
+
+
+def _stacked(make: Maker, layers: Sequence[int], keys: Array, init: Init) -> Block:
     """The blocks of these layers as one, parameters stacked."""
     keys = keys[jnp.array(layers)]
     graph, _ = nnx.split(nnx.eval_shape(lambda: make(init.at(keys[0]))))

@@ -1,7 +1,7 @@
 """Many blocks, their parameters stacked, run by one scan for each cycle of kinds."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,32 +12,8 @@ from lmx.core.mean import Aux, joined
 from lmx.layers.attention.context import Context
 from lmx.layers.init import Init
 from lmx.models.block import Block, Past
-from lmx.models.layout import Maker, Span, spans, stacked
-
-# What the backward pass keeps of the forward pass: everything, the products of
-# matrices, those without a batch dimension, or nothing but each block's input.
-Remat = Literal["keep_all", "keep_dots", "keep_weight_dots", "keep_none"]
-POLICIES = {
-    "keep_dots": jax.checkpoint_policies.dots_saveable,
-    "keep_weight_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "keep_none": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-class Cycle(nnx.Module):
-    """A few blocks of different kinds, repeated.
-
-    Attributes:
-        blocks: one of each kind; every parameter has a leading dimension L, and says in
-            its metadata which `layers` of the model these are.
-    """
-
-    def __init__(self, makers: Sequence[Maker], span: Span, keys: Array, init: Init):
-        layers = span.layers.T.tolist()
-        self.blocks = nnx.List(
-            [stacked(*kind, keys, init) for kind in zip(makers, layers, strict=True)]
-        )
-        self.span = span
+from lmx.models.layout import Cycle, Maker, spans
+from lmx.models.remat import Remat, rematerialised
 
 
 class Stack(nnx.Module):
@@ -64,7 +40,8 @@ class Stack(nnx.Module):
                 for span in spans(makers, lead)
             ]
         )
-        self.depth, self.unroll, self.remat = len(makers), unroll, remat
+        self.depth, self.unroll = len(makers), unroll
+        self.remat: Remat = remat
 
     def __call__(
         self, x: Float[Array, "B T D"], context: Context, past: PyTree = None
@@ -87,8 +64,7 @@ class Stack(nnx.Module):
             block = nnx.merge(graphs[kind], params)
             return block(x, context._replace(keys=keys), past)
 
-        if self.remat != "keep_all":
-            run = jax.checkpoint(run, policy=POLICIES[self.remat], static_argnums=0)
+        call = rematerialised(run, self.remat)
 
         def step(x_BTD, turn):
             params, layers_C, past = turn
@@ -96,8 +72,8 @@ class Stack(nnx.Module):
             for kind in range(cycle.span.period):
                 keys_B = _folded(context.keys, layers_C[kind])
                 before = past and past[kind]
-                x_BTD, aux, after = run(kind, params[kind], x_BTD, keys_B, before)
-                auxes.append(jax.tree.map(lambda x: x[None], aux))
+                x_BTD, aux, after = call(kind, params[kind], x_BTD, keys_B, before)
+                auxes.append({name: mean.stacked() for name, mean in aux.items()})
                 pasts.append(after)
             return x_BTD, (joined(auxes), past and tuple(pasts))
 
@@ -109,7 +85,13 @@ class Stack(nnx.Module):
     def empty(self, rows: int, length: int, dtype: jnp.dtype) -> PyTree:
         """What every layer remembers of texts that have not begun."""
         return tuple(
-            tuple(_repeated(b.empty(rows, length, dtype), cycle) for b in cycle.blocks)
+            tuple(
+                jax.tree.map(
+                    lambda x, n=cycle.span.repeats: jnp.zeros((n, *x.shape), x.dtype),
+                    block.empty(rows, length, dtype),
+                )
+                for block in cycle.blocks
+            )
             for cycle in self.cycles
         )
 
@@ -118,11 +100,6 @@ class Stack(nnx.Module):
         for cycle in self.cycles:
             for block in cycle.blocks:
                 yield block, cycle.span.repeats
-
-
-def _repeated(past: Past, cycle: Cycle) -> Past:
-    repeats = cycle.span.repeats
-    return jax.tree.map(lambda x: jnp.zeros((repeats, *x.shape), x.dtype), past)
 
 
 def _folded(keys: Key[Array, "B"] | None, layer: Int[Array, ""]) -> Any:

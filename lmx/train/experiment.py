@@ -15,7 +15,7 @@ from lmx.data.batches import Source
 from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.train.hooks import Periodic, Save
-from lmx.train.loss import NextToken
+from lmx.train.loss.next_token import NextToken
 from lmx.train.run import Run, rows_sharding
 from lmx.train.schedule import Schedule
 from lmx.train.step import Recipe, init_state, train_step

@@ -14,7 +14,7 @@ from lmx.core import rng
 from lmx.core.mean import Mean
 from lmx.core.norm import norms
 from lmx.data.batches import Batch
-from lmx.train.loss import Means
+from lmx.train.loss.next_token import Means
 
 Metrics = dict[str, Float[Array, "..."]]  # a number, or one number a layer
 LossFn = Callable[[Any, Batch, Any], tuple[Mean, Means]]  # of model, batch and keys

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmx.core.precision import Precision
-from lmx.models.stack import POLICIES
+from lmx.models.remat import POLICIES
 
 pytestmark = pytest.mark.usefixtures("exact")
 

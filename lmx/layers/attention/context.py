@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, Shaped
 
+from lmx.layers import mask
 from lmx.layers.mask import Place
 
 Tree = TypeVar("Tree")
@@ -51,6 +52,23 @@ class Context(NamedTuple):
     length: int  # tokens that this call, or its cache, has room for
     read: Read | None = None  # where there is a cache
     keys: Key[Array, "B"] | None = None  # for dropout; None: there is none
+
+
+def reading(
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"] | None,
+    segments: Int[Array, "B T"] | None,
+    keys: Key[Array, "B"] | None,
+) -> Context:
+    """Of whole rows. Each is one document if there are no `segments`.
+
+    Without `positions` they restart at 0 with each document.
+    """
+    if segments is None:
+        segments = jnp.ones_like(tokens)
+    if positions is None:
+        positions = mask.restarting(segments)
+    return Context(mask.standing(positions, segments), tokens.shape[1], keys=keys)
 
 
 def put(

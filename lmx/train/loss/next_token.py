@@ -37,15 +37,20 @@ class NextToken:
         An auxiliary loss is a mean over layers and a sum over live tokens, divided with
         the nats by the weight of the targets: so that parts of a batch add up exactly.
         """
-        logits_BTV, aux = model.forward(
-            batch.tokens, batch.positions, batch.segments, keys
-        )
+        inputs = (batch.tokens, batch.positions, batch.segments, keys)
+        logits_BTV, aux = model.forward(*inputs)
+        return self.of(logits_BTV, batch, aux)
+
+    def of(
+        self, logits: Float[Array, "B T V"], batch: Batch, aux: Means
+    ) -> tuple[Mean, Means]:
+        """The loss of these logits and auxiliary means."""
         if set(self.aux) != set(aux):
             raise ConfigError(
                 f"NextToken.aux weighs {sorted(self.aux)} but the model returns"
                 f" {sorted(aux)}: name each, with 0.0 for none."
             )
-        nats, log_z = nats_of(logits_BTV, batch), log_z_squared(logits_BTV, batch)
+        nats, log_z = nats_of(logits, batch), log_z_squared(logits, batch)
         extra = sum(scale * aux[name].total.mean() for name, scale in self.aux.items())
         loss = Mean(nats.total + self.z_loss * log_z.total + extra, nats.weight)
         return loss, {"nats": nats, "log_z_squared": log_z, **aux}

@@ -1,0 +1,99 @@
+"""Predicting more than the next token: one further block for each token ahead."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lmx.config.names import configurable
+from lmx.core.mean import Aux, joined
+from lmx.layers.attention.context import Context, reading
+from lmx.layers.init import Init
+from lmx.layers.linear import Einsum
+from lmx.layers.norm import Norm
+from lmx.models.block import Block
+
+
+class Further(nnx.Module):
+    """From the stream of one module, and tokens one further ahead, to the next stream.
+
+    DeepSeek-AI 2024, arXiv:2412.19437, section 2.2, equations 21 and 22.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        init: Init,
+        make: Callable[[Init], Block],
+        norm: Callable[..., Norm],
+    ):
+        self.stream_norm = norm(width, init)
+        self.token_norm = norm(width, init)
+        self.joint = Einsum("BTF,FD->BTD", dict(F=2 * width, D=width), init)
+        self.block = make(init)
+        self.norm = norm(width, init)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        tokens: Float[Array, "B T D"],
+        context: Context,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        both = [self.stream_norm(x), self.token_norm(tokens)]
+        x_BTD = self.joint(jnp.concatenate(both, axis=-1))
+        x_BTD, aux, _ = self.block(x_BTD, context, None)
+        return x_BTD, aux
+
+
+@configurable
+class Ahead(nnx.Module):
+    """`modules` blocks in a row, like the decoder's last; they share its head.
+
+    Module k reads token t + k beside the stream at t, and predicts token t + k + 1.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        init: Init,
+        make: Callable[[Init], Block],
+        norm: Callable[..., Norm],
+        *,
+        modules: int = 1,
+    ):
+        if modules < 1:
+            raise ValueError(f"Ahead.modules is {modules}: 1 at least, or no Ahead.")
+        self.modules = nnx.List(
+            [Further(width, init, make, norm) for _ in range(modules)]
+        )
+
+    def __call__(
+        self, x: Float[Array, "B T D"], tokens: Float[Array, "B T D"], context: Context
+    ) -> tuple[Sequence[Float[Array, "B T D"]], Aux]:
+        """A normed stream for each module, made of the last one and embedded tokens.
+
+        What follows the end of a row, or of a document, is not to be relied on.
+        """
+        streams, auxes = [], []
+        for number, module in enumerate(self.modules, 1):
+            x, aux = module(x, jnp.roll(tokens, -number, axis=1), context)
+            streams.append(module.norm(x))
+            auxes.append({name: mean.stacked() for name, mean in aux.items()})
+        return streams, joined(auxes)
+
+
+def foresee(
+    model: Any, *inputs: Any
+) -> tuple[Float[Array, "B T V"], list[Float[Array, "B T V"]], Aux]:
+    """What `model.forward` returns, with logits of tokens 2, 3, ... ahead between.
+
+    `inputs` are tokens, positions, segments and keys.
+    """
+    context = reading(*inputs)
+    embedded_BTD = model.embedded(inputs[0], context)
+    x_BTD, aux, _ = model.run(embedded_BTD, context, None)
+    streams, more = model.ahead(x_BTD, embedded_BTD, context)
+    further = [model.logits(x) for x in streams]
+    return model.logits(model.norm(x_BTD)), further, joined([aux, more])
