@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lmx.config.tree import Config
+    from lmx.core.precision import Dtype
+    from lmx.core.sharding import Mesh, Rules
     from lmx.train.experiment import Experiment
     from lmx.train.restore import Trained
 
@@ -25,3 +27,26 @@ def restore(run: str | Path) -> "Trained":
     from lmx.train import restore as trained
 
     return trained.restore(run)
+
+
+def load_hf(
+    folder: str | Path,
+    mesh: "Mesh | None" = None,
+    rules: "Rules | None" = None,
+    dtype: "Dtype | None" = None,
+) -> "Trained":
+    """The model in a folder of Hugging Face transformers.
+
+    On one device, or on a mesh split by `rules`: each process reads the bytes of its
+    own devices' shares. `dtype` is that of the parameters; None: the files' own.
+    """
+    from lmx.train.record import exchange
+
+    return exchange.load_hf(folder, mesh, rules, dtype)
+
+
+def save_hf(trained: "Trained", folder: str | Path) -> None:
+    """Writes a model in a new folder as transformers would have saved it."""
+    from lmx.train.record import exchange
+
+    exchange.save_hf(trained, folder)

@@ -45,6 +45,11 @@ def run(args: argparse.Namespace) -> int:
     file, *overrides = args.words
     try:
         config = load_words(file, overrides, args.imports)
+        if config.name != "Experiment":
+            raise ConfigError(
+                f"{file} is @{config.name}, which has a model and no recipe: train an"
+                " experiment, or go on with a run that was trained here."
+            )
         _allow_float64(config)
         name = Path(file).stem
         folder = args.folder or Path("runs") / f"{name}-{config.run_id()}"

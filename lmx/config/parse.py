@@ -101,6 +101,15 @@ def parse(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Binding
     return bindings
 
 
+def parse_text(text: str, source: str) -> Bindings:
+    """The bindings of a page that is no file; it includes and imports nothing."""
+    bindings: Bindings = {}
+    for statement in _statements(text, Where(source, 1)):
+        where = Where(source, statement.location.line_num)
+        _take(statement, where, bindings, included=False)
+    return bindings
+
+
 def _read(file: Path, bindings: Bindings, opened: dict[Path, Where]) -> None:
     """Adds the bindings of a file and of those it includes, in the order written.
 

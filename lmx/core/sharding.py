@@ -146,6 +146,17 @@ def shardings(tree: PyTree, mesh: jax.sharding.Mesh, rules: Rules) -> PyTree:
     return jax.tree.map(place, tree, is_leaf=is_variable)
 
 
+def placed(shapes: PyTree, places: PyTree) -> PyTree:
+    """The shapes, each with the place that `shardings` found for it."""
+
+    def inside(place: NamedSharding, part: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), part
+        )
+
+    return jax.tree.map(inside, places, shapes)
+
+
 def is_variable(leaf: Any) -> bool:
     """Whether `leaf` is an NNX variable, which JAX by itself would look into."""
     return isinstance(leaf, nnx.Variable)

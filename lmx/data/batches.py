@@ -12,7 +12,7 @@ from lmx.config.names import ConfigError, configurable
 from lmx.data.corpus import Corpus, Split
 from lmx.data.order import Order, Shuffled, Stream
 from lmx.data.store import Store, open_store
-from lmx.data.tokenizer import Codec, Tokenizer
+from lmx.data.tokenizers.codec import Codec, Tokenizer
 
 
 class Batch(NamedTuple):

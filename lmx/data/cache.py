@@ -1,5 +1,6 @@
 """What is made once and kept: whole or not there, however many make it at a time."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -44,6 +45,28 @@ def build_folder(path: Path, fill: Callable[[Path], None]) -> None:
         except OSError:
             if not path.is_dir():
                 raise
+
+
+def new_folder(path: Path, fill: Callable[[Path], None], advice: str) -> None:
+    """Puts a folder where none is, filled before anyone sees it.
+
+    Where that fails, nothing is left of it. A folder that holds something is refused
+    with the advice.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} is there and {advice}")
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    absent = [parent for parent in path.parents if not parent.exists()]
+    try:
+        fresh.mkdir(parents=True)
+        fill(fresh)
+        fresh.rename(path)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        for parent in absent:
+            with contextlib.suppress(OSError):  # never made, or no longer empty
+                parent.rmdir()
+        raise
 
 
 def discard(path: Path) -> None:

@@ -30,9 +30,7 @@ def watched(documents: Iterable[Item], title: str) -> Generator[Item, None, None
     terminal = sys.stderr.isatty()
     done, began = 0, time.monotonic()
     said = began
-    with tqdm(
-        desc=title, unit="B", unit_scale=True, delay=PATIENCE, disable=not terminal
-    ) as bar:
+    with bytes_bar(title) as bar:
         for count, document in enumerate(documents, 1):
             yield document
             done += len(document.text)
@@ -42,6 +40,18 @@ def watched(documents: Iterable[Item], title: str) -> Generator[Item, None, None
             if not terminal and now - said > PAUSE:
                 said, rate = now, done / 1e6 / (now - began)
                 say(f"{title}: {count} documents, {done / 1e6:.0f} MB, {rate:.1f} MB/s")
+
+
+def bytes_bar(title: str, total: int | None = None) -> tqdm:
+    """A bar of bytes on a terminal, and nothing elsewhere."""
+    return tqdm(
+        desc=title,
+        total=total,
+        unit="B",
+        unit_scale=True,
+        delay=PATIENCE,
+        disable=not sys.stderr.isatty(),
+    )
 
 
 def say(line: str) -> None:

@@ -16,7 +16,7 @@ from lmx.config.names import ConfigError
 from lmx.data.cache import build_folder, cache_folder, discard
 from lmx.data.corpus import Corpus, Document, Split
 from lmx.data.progress import watched
-from lmx.data.tokenizer import Codec
+from lmx.data.tokenizers.codec import Codec
 
 LAYOUT = 1  # raise it when the files below change
 ATTEMPTS = 3  # another process may discard what this one has just made

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Int32, PyTree
 
 from lmx.config.names import ConfigError
 from lmx.core import rng
-from lmx.data.tokenizer import Codec
+from lmx.data.tokenizers.codec import Codec
 from lmx.infer.sample import Sampler
 from lmx.models.cache import Cache
 

@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 
 from lmx.config.names import ConfigError
 from lmx.data.cache import discard
-from lmx.train.step import TrainState
 
 State = TypeVar("State")
 
@@ -32,7 +32,7 @@ class Checkpoints:
             int(p.name) for p in found if ocp.utils.is_checkpoint_finalized(p)
         )
 
-    def save(self, step: int, state: TrainState) -> None:
+    def save(self, step: int, state: PyTree) -> None:
         """Copies the state and returns; writes it while training goes on.
 
         Waits for the save before it, so that at most one is on its way.

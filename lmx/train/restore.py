@@ -11,8 +11,9 @@ from jaxtyping import PyTree
 from lmx.config.names import ConfigError
 from lmx.config.resolve import from_json
 from lmx.config.tree import Config
-from lmx.data.tokenizer import Codec, load
+from lmx.data.tokenizers.codec import Codec, load
 from lmx.models.decoder import Decoder
+from lmx.models.hf.pretrained import Pretrained
 from lmx.train.checkpoint import Checkpoints
 from lmx.train.experiment import Experiment
 from lmx.train.record.directory import Directory
@@ -21,7 +22,7 @@ from lmx.train.record.directory import Directory
 class Trained(NamedTuple):
     """What a run has learned."""
 
-    config: Config[Experiment]
+    config: Config[Experiment] | Config[Pretrained]
     step: int
     graph: nnx.GraphDef
     params: PyTree
@@ -31,6 +32,11 @@ class Trained(NamedTuple):
     def model(self) -> Decoder:
         """The model with its parameters."""
         return nnx.merge(self.graph, self.params)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it has learned."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
 
 def restore(path: str | Path) -> Trained:
@@ -50,5 +56,5 @@ def restore(path: str | Path) -> Trained:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
     )
     params = checkpoints.restore(steps[-1], {"params": like})["params"]
-    has_codec = any(path.glob("tokenizer.*"))
+    has_codec = any(path.glob("tokenizer*"))
     return Trained(config, steps[-1], graph, params, load(path) if has_codec else None)

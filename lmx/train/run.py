@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 from jax.sharding import NamedSharding
-from jaxtyping import PyTree
 
 from lmx.core import sharding
 from lmx.data.batches import Batch, Rows
@@ -41,13 +40,7 @@ class Run:
 
     def like(self) -> TrainState:
         """Shapes, dtypes and places of a state."""
-
-        def placed(place: NamedSharding, shapes: PyTree) -> PyTree:
-            return jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
-            )
-
-        return jax.tree.map(placed, self.places, jax.eval_shape(self.init))
+        return sharding.placed(jax.eval_shape(self.init), self.places)
 
     def put(self, batch: Batch) -> Batch:
         """The batch on the devices, its rows split as the rules say."""

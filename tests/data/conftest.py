@@ -9,9 +9,9 @@ import pytest
 NAMES = """
 import hashlib
 from lmx.data.corpus import ByDocument, Tail, Text
-from lmx.data.pieces import SentencePiece
+from lmx.data.tokenizers.pieces import SentencePiece
 from lmx.data.store import open_store
-from lmx.data.tokenizer import Bytes
+from lmx.data.tokenizers.codec import Bytes
 """
 
 

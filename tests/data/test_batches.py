@@ -9,7 +9,7 @@ from lmx.config.names import ConfigError
 from lmx.data.batches import Batch, Rows, TokenRows, Tokens
 from lmx.data.corpus import ByDocument, Tail, Text
 from lmx.data.order import InOrder, Shuffled, Windows
-from lmx.data.tokenizer import Bytes, Characters
+from lmx.data.tokenizers.codec import Bytes, Characters
 
 ORDERS = pytest.mark.parametrize("order", [Shuffled(), Windows(), InOrder()], ids=str)
 

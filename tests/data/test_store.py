@@ -8,7 +8,7 @@ import pytest
 from lmx.config.names import ConfigError
 from lmx.data.corpus import ByDocument, Text
 from lmx.data.store import STARTS, TOKENS, open_store
-from lmx.data.tokenizer import Bytes, Characters
+from lmx.data.tokenizers.codec import Bytes, Characters
 
 TEXTS = [f"document {number}: ä\n" * (number % 5 + 1) for number in range(30)]
 

@@ -10,8 +10,8 @@ import pytest
 
 from lmx.config.names import ConfigError
 from lmx.data.corpus import Tail, Text
-from lmx.data.pieces import SentencePiece
-from lmx.data.tokenizer import Bytes, Characters, Codec, Tokenizer, load
+from lmx.data.tokenizers.codec import Bytes, Characters, Codec, Tokenizer, load
+from lmx.data.tokenizers.pieces import SentencePiece
 
 HARD = [
     "",

@@ -10,7 +10,7 @@ from flax import nnx
 
 import lmx
 from lmx.config.names import ConfigError
-from lmx.data.tokenizer import ByteCodec, CharacterCodec
+from lmx.data.tokenizers.codec import ByteCodec, CharacterCodec
 from lmx.infer.generate import Generator, prompt_of
 from lmx.infer.sample import Sampler
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from lmx.config.names import ConfigError
-from lmx.data.tokenizer import ByteCodec
+from lmx.data.tokenizers.codec import ByteCodec
 from lmx.train.record import directory
 from lmx.train.record.directory import Directory, last, rows
 

@@ -17,7 +17,6 @@ PACKAGES = ("lmx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"
 
 def card(name: str, config: Config, run: Run) -> dict[str, Any]:
     """The facts that `card.json` begins with."""
-    commit, changes = _code()
     return {
         "name": name,
         "run_id": config.run_id(),
@@ -28,6 +27,14 @@ def card(name: str, config: Config, run: Run) -> dict[str, Any]:
         "flops_per_step": run.flops,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "mesh": {axis: size for axis, size in run.mesh.shape.items() if size > 1},
+        **ground(),
+    }
+
+
+def ground() -> dict[str, Any]:
+    """Versions, command and commit: the same for whatever this process does."""
+    commit, changes = _code()
+    return {
         "python": platform.python_version(),
         "system": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},

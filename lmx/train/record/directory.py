@@ -1,10 +1,7 @@
 """The run directory: what a run was told, what it found, and where it stopped."""
 
-import contextlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,8 @@ from tensorboardX import SummaryWriter
 from lmx.config.names import ConfigError
 from lmx.config.resolve import from_json
 from lmx.config.tree import Config, diff
-from lmx.data.tokenizer import Codec
+from lmx.data.cache import new_folder
+from lmx.data.tokenizers.codec import Codec
 
 METRICS = "metrics.jsonl"
 Value = int | float | str | list[float]
@@ -142,25 +140,21 @@ def _begin(
     path: Path, config: Config, card: Mapping[str, Any], codec: Codec | None
 ) -> None:
     """Makes the folder of a new run; where that fails, nothing is left of it."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(
-            f"{path} is there and is no run: name another folder with --run."
-        )
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    absent = [parent for parent in path.parents if not parent.exists()]
-    try:
-        fresh.mkdir(parents=True)
-        _write(fresh, config)
-        (fresh / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-        if codec:
-            codec.save(fresh)
-        fresh.rename(path)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        for parent in absent:
-            with contextlib.suppress(OSError):  # never made, or no longer empty
-                parent.rmdir()
-        raise
+
+    def fill(fresh: Path) -> None:
+        describe(fresh, config, card, codec)
+
+    new_folder(path, fill, "is no run: name another folder with --run.")
+
+
+def describe(
+    path: Path, config: Config, card: Mapping[str, Any], codec: Codec | None
+) -> None:
+    """What a run begins with: its configuration, its card and its tokenizer."""
+    _write(path, config)
+    (path / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    if codec:
+        codec.save(path)
 
 
 def _same_run(path: Path, config: Config, card: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from lmx.config.names import ConfigError, configurable
 from lmx.data.cache import cache_folder, write_whole
 from lmx.data.corpus import Corpus
 from lmx.data.progress import say
-from lmx.data.tokenizer import MODEL, Codec, Tokenizer
+from lmx.data.tokenizers.codec import MODEL, Codec, Tokenizer
 
 SPACE = "\u2581"  # what SentencePiece writes for a space, and so cannot read as itself
 RESERVED = re.compile("[\0\t\u2047\u2581\u2585]+")  # it skips text that holds these
@@ -85,24 +85,14 @@ class PieceCodec(Codec):
 
     def __post_init__(self):
         tokens = range(self._processor.vocab_size())
-        pieces = tuple(_bytes(self._processor, token) for token in tokens)
+        pieces = tuple(meaning(self._processor, token) for token in tokens)
         object.__setattr__(self, "pieces", pieces)
         object.__setattr__(self, "begin", self._processor.bos_id())
         object.__setattr__(self, "end", self._processor.eos_id())
 
     @functools.cached_property
     def _processor(self) -> Any:
-        import sentencepiece
-
-        processor = sentencepiece.SentencePieceProcessor()
-        try:
-            processor.LoadFromSerializedProto(self.model)
-        except RuntimeError:
-            raise ConfigError(
-                f"{len(self.model)} bytes that are no SentencePiece model: the"
-                f" {MODEL} they come from is damaged, take it from where it is whole."
-            ) from None
-        return processor
+        return opened(self.model)
 
     @functools.cached_property
     def _space(self) -> list[int]:
@@ -121,11 +111,30 @@ class PieceCodec(Codec):
     def digest(self) -> str:
         return hashlib.sha256(self.model).hexdigest()
 
+    @property
+    def carried(self) -> Mapping[str, bytes]:
+        return {MODEL: self.model}
+
     def save(self, folder: Path) -> None:
         write_whole(folder / MODEL, self.model)
 
 
-def _bytes(processor: Any, token: int) -> bytes:
+def opened(model: bytes) -> Any:
+    """What SentencePiece makes of a model as it stores them."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except RuntimeError:
+        raise ConfigError(
+            f"{len(model)} bytes that are no SentencePiece model: the {MODEL} they"
+            " come from is damaged, take it from where it is whole."
+        ) from None
+    return processor
+
+
+def meaning(processor: Any, token: int) -> bytes:
     """The UTF-8 bytes that a token stands for."""
     piece = processor.IdToPiece(token)
     if processor.IsByte(token):

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import SupportsIndex
@@ -19,6 +19,7 @@ from lmx.data.corpus import SPLITS, Corpus
 
 BYTES = tuple(bytes([value]) for value in range(256))
 DESCRIPTION, MODEL = "tokenizer.json", "tokenizer.model"  # files of a run's folder
+FOLDER = "tokenizer"  # of a run, where files of others keep their names
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -41,6 +42,16 @@ class Codec(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Writes what `load` needs."""
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Tokens at which a generated text ends."""
+        return () if self.end is None else (self.end,)
+
+    @property
+    def carried(self) -> Mapping[str, bytes]:
+        """Its files, as a folder of Hugging Face transformers has them, if any."""
+        return {}
 
     @property
     def vocab(self) -> int:
@@ -173,8 +184,12 @@ class CharacterCodec(Codec):
 
 def load(folder: Path) -> Codec:
     """The tokenizer that was saved in the folder."""
+    if (folder / FOLDER).is_dir():
+        from lmx.data.tokenizers.folder import load_folder
+
+        return load_folder(folder / FOLDER)
     if (folder / MODEL).is_file():
-        from lmx.data.pieces import PieceCodec
+        from lmx.data.tokenizers.pieces import PieceCodec
 
         return PieceCodec(model=(folder / MODEL).read_bytes())
     if not (folder / DESCRIPTION).is_file():

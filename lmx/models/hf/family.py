@@ -1,0 +1,184 @@
+"""A family of published models: its configuration and its weights, in one table."""
+
+import functools
+import importlib
+import pkgutil
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmx.config.names import ConfigError, choices, find, hint
+from lmx.config.node import Node, map_nodes, plain, written
+from lmx.config.parse import Binding, Bindings, Key, Where, parse_text
+from lmx.config.resolve import resolve
+from lmx.config.tree import Config, diff
+from lmx.models import families
+from lmx.models.hf.field import Rule, Values
+from lmx.models.hf.table import Weight
+
+# Fields of any config.json that change no logit of the whole model.
+IDLE = frozenset(
+    "architectures model_type dtype torch_dtype transformers_version use_cache"
+    " initializer_range attention_dropout max_position_embeddings bos_token_id"
+    " eos_token_id pad_token_id _name_or_path output_attentions output_hidden_states"
+    " return_dict output_router_logits".split()
+)
+# Of these, the ones that an export says anew.
+ANEW = {"architectures", "model_type", "dtype", "torch_dtype"}
+# What they must be, where they are at all.
+FIXED: Mapping[str, Any] = {"quantization_config": None, "is_encoder_decoder": False}
+# What does not change the logits of a model that is trained already.
+UNSAID = {"init", "dropout", "precision"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """All that is known of a family; import, export and pages are made of it.
+
+    Attributes:
+        model_type, architecture: how a config.json names it.
+        page: the parts it is made of, as a `.gin` page whose root is `Pretrained`.
+        rules: which fields bind what, in the order in which they need each other.
+        fixed: fields whose other values would be another model.
+        idle: fields, beside `IDLE`, that change no logit.
+        weights: which tensor is which parameter.
+        ignored: patterns of tensors that are no weights.
+        prefix: what the names of files written without a head lack.
+        presets: published sizes, in the fields that are no defaults.
+    """
+
+    model_type: str
+    architecture: str
+    page: str
+    rules: tuple[Rule, ...]
+    weights: tuple[Weight, ...]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()
+    ignored: tuple[str, ...] = ()
+    prefix: str = "model."
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def compose(
+        self, given: Values, where: str, more: Mapping[str, Any] | None = None
+    ) -> Config:
+        """The configuration that a config.json describes, with `more` bindings."""
+        self._check(given, where)
+        bindings = parse_text(self.page, f"the page of {self.model_type}")
+        settled: dict[str, Any] = {}
+        try:
+            for rule in self.rules:
+                settled |= rule.settle({**given, **settled})
+            for rule in self.rules:
+                for key, value in rule.bind(settled).items():
+                    _add(bindings, key, value, f"{where}: {rule.names[0]}")
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        ruled = {name for rule in self.rules for name in rule.names}
+        known = ruled | ANEW | self.fixed.keys() | FIXED.keys()
+        facts = {name: value for name, value in given.items() if name not in known}
+        also = {"Pretrained.family": self.model_type, "Pretrained.facts": facts}
+        for key, value in (also | dict(more or {})).items():
+            _add(bindings, key, value, where)
+        return resolve(bindings, "Pretrained")
+
+    def describe(self, config: Config) -> dict[str, Any]:
+        """The fields of the config.json that would compose to `config`, if any does."""
+        read: dict[str, Any] = {}
+        for rule in self.rules:
+            read |= rule.read(config)
+        return {**self.fixed, **read}
+
+    def _check(self, given: Values, where: str) -> None:
+        """Refuses what would change the numbers, and what nobody knows."""
+        fixed = {**FIXED, **self.fixed}
+        ruled = {name for rule in self.rules for name in rule.names}
+        for name, value in given.items():
+            if name in fixed and value != fixed[name] and (value or fixed[name]):
+                raise ConfigError(
+                    f"{where}: {name} = {value!r} makes it another model than"
+                    f" {self.architecture} is here, where it is {fixed[name]!r}."
+                )
+            if name not in {*fixed, *ruled, *self.idle, *IDLE}:
+                near = hint(name, {*fixed, *ruled, *self.idle})
+                raise ConfigError(
+                    f"{where}: {name} = {value!r} is a field that {self.architecture}"
+                    f" does not have here{near}: it may change the numbers. Take it"
+                    " away if it does not."
+                )
+
+    def ignores(self, tensor: str) -> bool:
+        """Whether a tensor is no weight."""
+        return any(re.fullmatch(pattern, tensor) for pattern in self.ignored)
+
+
+def _add(bindings: Bindings, key: str, value: Any, where: str) -> None:
+    scoped, _, parameter = key.rpartition(".")
+    *scope, name = scoped.split("/")
+    at = Key(tuple(scope), name, parameter)
+    bindings[at] = Binding(value, Where(where, 0), False, bindings.get(at))
+
+
+@functools.cache
+def every() -> dict[str, Family]:
+    """The family of each `model_type`."""
+    names = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
+    found = [importlib.import_module(f"{families.__name__}.{n}").FAMILY for n in names]
+    return {family.model_type: family for family in found}
+
+
+def family_of(given: Values, where: str) -> Family:
+    """The family that a config.json names."""
+    known, kind = every(), given.get("model_type")
+    if kind not in known:
+        raise ConfigError(
+            f"{where}: model_type = {kind!r} is no family known here"
+            f"{hint(f'{kind}', known)}."
+        )
+    family = known[kind]
+    stated = given.get("architectures") or [family.architecture]
+    if family.architecture not in stated:
+        raise ConfigError(
+            f"{where}: architectures = {stated}: of {kind} models only"
+            f" {family.architecture} can be had here."
+        )
+    return family
+
+
+def express(config: Config) -> tuple[Family, dict[str, Any]]:
+    """The family that can say all of a model, and the fields that say it.
+
+    The model's own family is asked first. Nothing is lost: the fields compose to the
+    same model again.
+    """
+    own = config.fields.get("family")
+    known = sorted(every().values(), key=lambda family: family.model_type != own)
+    losses: list[tuple[int, str]] = []
+    for family in known:
+        try:
+            fields = family.describe(config)
+            again = family.compose(fields, family.architecture)
+        except ConfigError as error:
+            losses.append((len(IDLE), f"{error}"))
+            continue
+        lost = diff(_essence(config["model"]), _essence(again["model"]))
+        if not lost:
+            return family, plain(fields)
+        told = [f"{path} = {_side(a)}, not {_side(b)}" for path, (a, b) in lost.items()]
+        losses.append((len(lost), f"{family.architecture} lacks " + "; ".join(told)))
+    raise ConfigError(f"no family can say what this model is: {min(losses)[1]}.")
+
+
+def _side(value: Any) -> str:
+    return value if isinstance(value, str) else written(value)
+
+
+def _essence(node: Node) -> Config:
+    """What decides the logits of a model, given its parameters."""
+    known = choices(find(node.name, "essence"))
+    fields = {
+        name: map_nodes(value, _essence)
+        for name, value in node.fields.items()
+        if name not in UNSAID and not known[name].execution
+    }
+    return Config(node.name, node.called, fields)

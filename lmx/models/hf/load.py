@@ -1,0 +1,133 @@
+"""Parameters out of safetensors, each device's share and nothing else."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from lmx.config.names import ConfigError
+from lmx.models.hf.table import Part, Shape, by_path
+from lmx.models.hf.tensors import Folder
+
+ALIGNMENT = 64  # bytes; a host array that begins so becomes a device's without a copy
+SHOWN = 8  # names in a message
+ROWS = 4096  # compared at a time
+Index = tuple[slice, ...] | None
+
+
+def named(tree: PyTree) -> dict[str, Any]:
+    """Every array, or its shape, by its path, as in `norm.scale`."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves
+    ]
+    whole = [name.removesuffix(".value") for name in names]
+    return dict(zip(whole, (leaf for _, leaf in leaves), strict=True))
+
+
+def load(
+    folder: Folder,
+    found: Iterable[Part],
+    like: PyTree,
+    watch: Callable[[], object] = lambda: None,
+) -> PyTree:
+    """The parameters in the shapes, dtypes and places of `like`.
+
+    Beside what is loaded, the host holds this process's share of one parameter.
+    `watch` is called after each tensor.
+    """
+    places = by_path(found)
+    leaves = []
+    for path, leaf in named(like).items():
+        read = _once(partial(_read, folder, places[path], leaf, watch))
+        leaves.append(
+            jax.make_array_from_callback(leaf.shape, leaf.sharding, read, leaf.dtype)
+        )
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _once(read: Callable[[Index], np.ndarray]) -> Callable[[Index], np.ndarray]:
+    """The same, for devices that hold equal shares: what was read is not read again."""
+    known: dict[tuple, np.ndarray] = {}
+
+    def reread(index: Index) -> np.ndarray:
+        key = tuple((part.start, part.stop) for part in index or ())
+        if key not in known:
+            known[key] = read(index)
+        return known[key]
+
+    return reread
+
+
+def _read(
+    folder: Folder,
+    places: Mapping[Shape, Part],
+    leaf: jax.ShapeDtypeStruct,
+    watch: Callable[[], object],
+    index: Index,
+) -> np.ndarray:
+    """That part of a parameter, tensor by tensor."""
+    slices = index or ()
+    bounds = [part.indices(size) for part, size in zip(slices, leaf.shape, strict=True)]
+    out = _empty([stop - start for start, stop, _ in bounds], leaf.dtype)
+    depth = len(next(iter(places)))
+    for lead in itertools.product(*(range(*bound) for bound in bounds[:depth])):
+        part = places[lead]
+        there = part.view(folder.view(part.tensor))[slices[depth:]]
+        here = tuple(i - start for i, (start, *_) in zip(lead, bounds, strict=False))
+        out[here] = folder.take(there)
+        watch()
+    return out
+
+
+def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    count = int(np.prod(shape)) * dtype.itemsize
+    room = np.empty(count + ALIGNMENT, np.uint8)
+    begin = -room.ctypes.data % ALIGNMENT
+    return room[begin : begin + count].view(dtype).reshape(shape)
+
+
+def check(folder: Folder, found: Sequence[Part], shapes: Mapping[str, Shape]) -> None:
+    """Refuses files that lack a parameter, or one of another shape."""
+    places = by_path(found)
+    gone = sorted({part.tensor for part in found} - set(folder.tensors))
+    refuse("the files lack", gone)
+    refuse("no tensor fills", sorted(set(shapes) - set(places)))
+    for path, inside in places.items():
+        depth = len(next(iter(inside)))
+        every = set(np.ndindex(*shapes[path][:depth]))
+        refuse(f"no tensor fills {path} at", [f"{at}" for at in every - set(inside)])
+    for part in found:
+        if (have := folder.tensors[part.tensor].shape) != part.shape:
+            raise ConfigError(
+                f"{part.tensor} is {have} and the model needs {part.shape}: the"
+                " config.json is not the one of these weights."
+            )
+
+
+def refuse(what: str, names: Sequence[str]) -> None:
+    """Raises if there are names, and lists them."""
+    if names:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        raise ConfigError(
+            f"{what} {', '.join(names[:SHOWN])}{more}: weights and config.json must"
+            " be of one model."
+        )
+
+
+def check_copy(folder: Folder, copy: str, original: str) -> None:
+    """Refuses a tensor that should be the same as another and is not."""
+    a, b = folder.view(copy), folder.view(original)
+    same = a.shape == b.shape and all(
+        np.array_equal(a[row : row + ROWS], b[row : row + ROWS])
+        for row in range(0, len(a), ROWS)
+    )
+    if not same:
+        raise ConfigError(
+            f"{copy} is not {original}, though config.json says that they are tied: set"
+            " tie_word_embeddings to false there if the file is right."
+        )
