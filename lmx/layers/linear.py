@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lmx.config.names import configurable
 from lmx.layers.init import Init, Role
 
 
+@configurable
 class Einsum(nnx.Module):
     """`y = einsum(equation, x, w)` with a learned `w`, as in `"BTD,DNH->BTNH"`.
 
@@ -32,3 +34,23 @@ class Einsum(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.einsum(self.equation, x, self.w[...].astype(x.dtype))
+
+
+@configurable
+class Affine(Einsum):
+    """`Einsum` and a learned offset for each channel that it makes, born zero."""
+
+    def __init__(
+        self,
+        equation: str,
+        sizes: Mapping[str, int],
+        init: Init,
+        role: Role = "hidden",
+    ):
+        super().__init__(equation, sizes, init, role)
+        made = re.split(",|->", equation)[1:]
+        self.b = init.full("".join(d for d in made[1] if d in made[0]), sizes, 0.0)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        y = super().__call__(x)
+        return y + jnp.broadcast_to(self.b[...].astype(y.dtype), y.shape)
