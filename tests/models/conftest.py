@@ -9,7 +9,8 @@ from flax import nnx
 from lmx.layers.attention import Attention
 from lmx.layers.conv import ShortConv
 from lmx.layers.mlp import SwiGLU
-from lmx.layers.moe import MoE, TopK
+from lmx.layers.moe.layer import MoE
+from lmx.layers.moe.router import TopK
 from lmx.layers.position.absolute import Learned, Sinusoidal
 from lmx.layers.position.rope import RoPE
 from lmx.models.block import PostNorm, PreNorm, SandwichNorm
