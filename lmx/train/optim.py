@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
@@ -193,5 +194,31 @@ def _decay(rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
         return updates, optax.ScaleByScheduleState(state.count + 1)
 
     return optax.GradientTransformation(
-        lambda params: optax.ScaleByScheduleState(jax.numpy.zeros([], "int32")), update
+        lambda params: optax.ScaleByScheduleState(jnp.zeros([], "int32")), update
     )
+
+
+def quieted(grads: PyTree) -> PyTree:
+    """Gradients, with 0 for what steps by their sign, which so clips nothing."""
+
+    def quiet(g: Any) -> Any:
+        return g if _sign_rate(g) is None else g.replace(jnp.zeros_like(g[...]))
+
+    return jax.tree.map(quiet, grads, is_leaf=is_variable)
+
+
+def steered(updates: PyTree, grads: PyTree) -> PyTree:
+    """Updates, where what has a `sign_rate` steps by that against its gradient's sign.
+
+    So biases balance a router (`layers.moe.router.Sigmoid`), whatever the optimizer.
+    """
+
+    def steer(update: Any, g: Any) -> Any:
+        rate = _sign_rate(g)
+        return update if rate is None else g.replace(-rate * jnp.sign(g[...]))
+
+    return jax.tree.map(steer, updates, grads, is_leaf=is_variable)
+
+
+def _sign_rate(variable: Any) -> float | None:
+    return variable.get_metadata("sign_rate", None)

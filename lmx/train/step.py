@@ -15,6 +15,7 @@ from lmx.core.mean import Mean
 from lmx.core.norm import norms
 from lmx.data.batches import Batch
 from lmx.train.loss.next_token import Means
+from lmx.train.optim import quieted, steered
 
 Metrics = dict[str, Float[Array, "..."]]  # a number, or one number a layer
 LossFn = Callable[[Any, Batch, Any], tuple[Mean, Means]]  # of model, batch and keys
@@ -100,8 +101,9 @@ def train_step(
     keys_B = rng.fold(recipe.seed, state.step, "dropout", batch.tokens.shape[0])
     grads, loss, means = accumulated(recipe, state.params, batch, keys_B)
     grads = optax.tree.scale(1.0 / jnp.maximum(loss.weight, 1.0), grads)
+    loud, grads = grads, quieted(grads)
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = optax.apply_updates(state.params, steered(updates, loud))
     metrics = {name: mean.value for name, mean in means.items()}
     metrics |= {"loss": loss.value, "tokens": loss.weight}
     metrics["learning_rate"] = jnp.asarray(recipe.rate(state.step))

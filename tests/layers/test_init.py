@@ -11,7 +11,8 @@ from flax import nnx
 from lmx.layers.attention.heads import Attention
 from lmx.layers.init import CUT, GPT2, DepthScaled, FanIn, Init, Normal, Scheme, ZeroOut
 from lmx.layers.mlp import SwiGLU
-from lmx.layers.moe import MoE, TopK
+from lmx.layers.moe.layer import MoE
+from lmx.layers.moe.router import TopK
 
 SIZES = dict(D=128, F=256, V=512, E=4)
 DEPTH = 8

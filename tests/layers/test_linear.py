@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.layers.linear import Einsum
+from lmx.layers.linear import Affine, Einsum
 
 SIZES = dict(D=5, N=3, H=4, F=6)
 
@@ -33,3 +33,19 @@ def test_it_computes_in_the_dtype_of_its_input(init):
     layer = Einsum("BTD,DF->BTF", SIZES, init)
     assert layer(jnp.ones((1, 2, 5), "bfloat16")).dtype == jnp.bfloat16
     assert layer.w.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "equation, made",
+    [("BTD,DNH->BTNH", ("heads", "head_width")), ("BTNH,NHD->BTD", ("embed",))],
+)
+def test_affine_adds_one_offset_for_each_channel_that_it_makes(init, equation, made):
+    layer = Affine(equation, SIZES, init)
+    x_dims = equation.partition(",")[0]
+    x = jnp.ones([(SIZES | dict(B=2, T=3))[d] for d in x_dims])
+    plain = layer(x)
+    np.testing.assert_allclose(plain, np.einsum(equation, x, layer.w[...]), atol=1e-5)
+    layer.b.set_value(jnp.arange(layer.b.size, dtype="float32").reshape(layer.b.shape))
+    assert (layer.b.axes, layer.b.into) == (made, ())
+    for offset in (layer(x) - plain).reshape(6, *layer.b.shape):
+        np.testing.assert_allclose(offset, layer.b[...], atol=1e-5)

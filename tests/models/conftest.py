@@ -11,7 +11,8 @@ from lmx.layers.attention.latent import LatentAttention
 from lmx.layers.conv import ShortConv
 from lmx.layers.linear import Affine
 from lmx.layers.mlp import SwiGLU
-from lmx.layers.moe import MoE, TopK
+from lmx.layers.moe.layer import MoE
+from lmx.layers.moe.router import TopK
 from lmx.layers.position.absolute import Learned, Sinusoidal
 from lmx.layers.position.alibi import ALiBi
 from lmx.layers.position.cope import CoPE

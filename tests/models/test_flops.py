@@ -6,7 +6,10 @@ import pytest
 from flax import nnx
 
 from lmx.layers.head import Tied
-from lmx.layers.moe import MoE, TopK
+from lmx.layers.mlp import SwiGLU
+from lmx.layers.moe.expert_choice import ExpertChoice
+from lmx.layers.moe.layer import ClampedMoE, MoE
+from lmx.layers.moe.router import Sigmoid, TopK
 from lmx.models import flops
 
 D, L, V, T = 16, 3, 11, 8
@@ -41,6 +44,21 @@ def test_a_tied_table_counts_once_as_the_head(shape):
 def test_a_token_meets_its_chosen_experts_and_the_router(shape, choices):
     mlp = partial(MoE, experts=4, hidden=8, router=partial(TopK, choices=choices))
     sparse = L * (D * 4 + choices * 3 * D * 8)
+    want = 6 * (ATTENTION + sparse + D * V) + QUADRATIC
+    assert flops.per_token(shape("sandwich waves moe", mlp=mlp), T) == want
+
+
+def test_a_shared_expert_is_met_by_all_and_offsets_by_no_product(shape):
+    shared, router = partial(SwiGLU, hidden=5), partial(Sigmoid, choices=2)
+    mlp = partial(ClampedMoE, experts=4, hidden=8, router=router, shared=shared)
+    sparse = L * (D * 4 + 2 * 3 * D * 8 + 3 * D * 5)
+    want = 6 * (ATTENTION + sparse + D * V) + QUADRATIC
+    assert flops.per_token(shape("sandwich waves moe", mlp=mlp), T) == want
+
+
+def test_a_token_is_chosen_by_as_many_experts_on_average(shape):
+    mlp = partial(ExpertChoice, experts=4, hidden=8, choices=2)
+    sparse = L * (D * 4 + 2 * 3 * D * 8)
     want = 6 * (ATTENTION + sparse + D * V) + QUADRATIC
     assert flops.per_token(shape("sandwich waves moe", mlp=mlp), T) == want
 

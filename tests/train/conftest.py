@@ -16,10 +16,29 @@ MOE = [
     "TopK.choices=2",
     "NextToken.aux={'balance': 0.01, 'router_z': 0.001}",
 ]
+SIGMOID = [
+    *MOE[:3],
+    "MoE.router=@Sigmoid",
+    "MoE.shared=@SwiGLU",
+    "Sigmoid.choices=2",
+    "Sigmoid.groups=2",
+    "NextToken.aux={'balance': 0.01, 'load': 1.0}",
+]
+CAPACITY = [
+    *MOE[:5],
+    "MoE.dispatch=@Capacity()",
+    "NextToken.aux={'balance': 0.01, 'router_z': 0.001, 'dropped': 0.0}",
+]
+CHOOSING = ["Decoder.mlp=@ExpertChoice"] + [
+    f"ExpertChoice.{said}" for said in ("experts=4", "hidden=16", "choices=2")
+]
 DROPOUT = ["Decoder.dropout=0.2", "Decoder.block=@PreNorm", "PreNorm.dropout=0.3"]
 VARIANTS = {
     "dense": [],
     "moe": MOE,
+    "sigmoid": SIGMOID,
+    "capacity": CAPACITY,
+    "expert choice": CHOOSING,
     "dropout": DROPOUT,
     "moe with dropout": [*MOE, *DROPOUT],
 }

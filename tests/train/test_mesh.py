@@ -25,8 +25,11 @@ DOUBLE = [
     ("dense", "fsdp=8"),
     ("dense", "data=2 x fsdp=2 x tensor=2"),
     ("moe", "data=2 x fsdp=4"),
+    ("sigmoid", "expert=2 x fsdp=4"),
     pytest.param("dense", "data=2 x fsdp=4", marks=NIGHTLY),
     pytest.param("moe", "expert=2 x fsdp=4", marks=NIGHTLY),
+    pytest.param("capacity", "expert=2 x fsdp=4", marks=NIGHTLY),
+    pytest.param("expert choice", "expert=2 x fsdp=4", marks=NIGHTLY),
 ]
 SINGLE = [
     ("dense", "data=2 x fsdp=4"),

@@ -32,7 +32,7 @@ def cached(jitted: Any) -> int:
     return jitted._cache_size()
 
 
-@pytest.mark.parametrize("kind", ["dense", "moe with dropout"])
+@pytest.mark.parametrize("kind", ["dense", "moe with dropout", "sigmoid"])
 def test_a_batch_in_parts_has_the_gradient_and_loss_of_the_whole(tiny, kind, x64):
     found = []
     for parts in (1, 2, 4):

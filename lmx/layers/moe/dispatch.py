@@ -1,0 +1,135 @@
+"""How tokens come to the experts they chose, and the answers back."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from lmx.config.names import ConfigError, configurable
+from lmx.core.mean import Aux, Mean
+from lmx.layers.moe.loss import chosen
+from lmx.layers.moe.router import Routing
+
+Dot = Callable[[Array, Array], Array]  # of rows and E matrices: each row with its own
+Answer = Callable[[Array, Dot], Array]  # what experts make of rows
+
+
+def capacities(tokens: int, share: float) -> Int[np.ndarray, "counts"]:
+    """The most tokens an expert takes of a row of 0, 1, ... `tokens` live ones."""
+    rounding = 1e-9  # of n * share, which makes no room
+    return np.array([math.ceil(n * share - rounding) for n in range(tokens + 1)])
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Dropless:
+    """Every token is answered by every expert it chose.
+
+    Tokens are sorted by expert and multiplied group by group, so that an overloaded
+    expert is slower but never lossy. Gale et al. 2022, arXiv:2211.15841.
+    """
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        live: Bool[Array, "B T"],
+        routing: Routing,
+        experts: int,
+        answer: Answer,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """The weighted sums of answers, and no auxiliary loss."""
+        del live
+        B, T, C = routing.experts.shape
+        expert_M = rearrange(routing.experts, "B T C -> (B T C)")
+        order_M = jnp.argsort(expert_M)
+        counts_E = jnp.bincount(expert_M, length=experts).astype("int32")
+        x_MD = rearrange(_for_each_choice(x, C), "B M D -> (B M) D")[order_M]
+        y_MD = answer(x_MD, partial(jax.lax.ragged_dot, group_sizes=counts_E))
+        y_BTCD = y_MD[jnp.argsort(order_M)].reshape(B, T, C, -1)
+        return _combined(y_BTCD, routing.weights), {}
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """An expert takes the first of a row's tokens that chose it; others go without.
+
+    It has room for `factor` times its even share of the row's live tokens. Tells the
+    share of choices that were dropped. Lepikhin et al. 2020, arXiv:2006.16668; Fedus
+    et al. 2021, arXiv:2101.03961, section 2.2.
+    """
+
+    factor: float = 1.25
+
+    def __post_init__(self):
+        if self.factor <= 0:
+            raise ConfigError(f"Capacity.factor is {self.factor}: it must be above 0.")
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        live: Bool[Array, "B T"],
+        routing: Routing,
+        experts: int,
+        answer: Answer,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """The weighted sums of answers, and "dropped"."""
+        B, T, C = routing.experts.shape
+        room = np.minimum(capacities(T, self.factor * C / experts), T)
+        slots, kept_BTC = _slots(routing.experts, live, room, experts)
+        rows = jnp.broadcast_to(jnp.arange(B)[:, None], slots.shape)
+        sources = jnp.full((B, experts * room[-1]), T * C)
+        sources = sources.at[rows, slots].set(jnp.arange(T * C), mode="drop")
+        x_BMD = _taken(_for_each_choice(x, C), sources)
+        x_EMD = rearrange(x_BMD, "B (E M) D -> E (B M) D", E=experts)
+        y_BMD = rearrange(answer(x_EMD, jnp.matmul), "E (B M) D -> B (E M) D", B=B)
+        y_BTCD = _taken(y_BMD, slots).reshape(B, T, C, -1)
+        choices = live.sum().astype(routing.weights.dtype) * C
+        dropped = Mean(choices - kept_BTC.sum(), choices)
+        return _combined(y_BTCD, routing.weights), {"dropped": dropped}
+
+
+def _slots(
+    experts: Int[Array, "B T C"],
+    live: Bool[Array, "B T"],
+    room: Int[np.ndarray, "counts"],
+    count: int,
+) -> Any:
+    """Where each choice of a row stands among the slots of all experts, if it does.
+
+    One that does not stands behind the last.
+    """
+    ahead_BTE = jnp.cumsum(chosen(experts, count, live), axis=1)
+    place_BTC = jnp.take_along_axis(ahead_BTE, experts, axis=-1) - 1
+    room_B = jnp.asarray(room)[live.sum(axis=1)]
+    kept_BTC = (place_BTC < room_B[:, None, None]) & live[:, :, None]
+    slots_BTC = jnp.where(kept_BTC, experts * room[-1] + place_BTC, count * room[-1])
+    return rearrange(slots_BTC, "B T C -> B (T C)"), kept_BTC
+
+
+def _for_each_choice(x: Float[Array, "B T D"], choices: int) -> Float[Array, "B M D"]:
+    """Every token as often as it chooses.
+
+    Indexed once each, so that the gradient is an ordered sum: the same on any device.
+    """
+    return jnp.repeat(x, choices, axis=1)
+
+
+def _taken(
+    rows: Float[Array, "B M D"], at: Int[Array, "B slots"]
+) -> Float[Array, "B slots D"]:
+    """The rows at these places; 0 for a place behind the last."""
+    return jnp.take_along_axis(rows, at[:, :, None], 1, mode="fill", fill_value=0)
+
+
+def _combined(
+    y: Float[Array, "B T C D"], weights: Float[Array, "B T C"]
+) -> Float[Array, "B T D"]:
+    return jnp.einsum("BTCD,BTC->BTD", y, weights.astype(y.dtype))

@@ -1,0 +1,71 @@
+"""A mixture in which experts choose tokens, and not tokens experts."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float
+
+from lmx.config.names import configurable
+from lmx.core.mean import Aux
+from lmx.core.precision import widened
+from lmx.layers.init import Init
+from lmx.layers.linear import Einsum
+from lmx.layers.mlp import FeedForward
+from lmx.layers.moe.dispatch import capacities
+from lmx.layers.moe.experts import Experts
+from lmx.layers.moe.router import check_choices
+
+
+@configurable
+class ExpertChoice(Experts):
+    """Each SwiGLU layer answers the tokens of a row that it likes best.
+
+    All take equally many: a token has `choices` of them on average, perhaps none,
+    perhaps all. Which they are depends on the tokens after it, so no such model can
+    generate. Zhou et al. 2022, arXiv:2202.09368.
+    """
+
+    causal = False
+
+    def __init__(
+        self,
+        width: int,
+        init: Init,
+        *,
+        experts: int,
+        hidden: int,
+        choices: int,
+        shared: Callable[..., FeedForward] | None = None,
+    ):
+        check_choices("ExpertChoice", choices, experts)
+        self.score = Einsum("BTD,DE->BTE", dict(D=width, E=experts), init)
+        super().__init__(width, init, experts=experts, hidden=hidden, shared=shared)
+        self.share = choices / experts
+
+    def routed(
+        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        probs_BTE = jax.nn.softmax(self.score(widened(x)), axis=-1)
+        taken_BEMT = best_tokens(probs_BTE, live, self.share).astype(x.dtype)
+        x_EBMD = jnp.einsum("BEMT,BTD->EBMD", taken_BEMT, x)
+        x_EMD = rearrange(x_EBMD, "E B M D -> E (B M) D")
+        y_EMD = self.answer(x_EMD, jnp.matmul)
+        y_EBMD = rearrange(y_EMD, "E (B M) D -> E B M D", B=len(x))
+        weights_BEM = jnp.einsum("BEMT,BTE->BEM", taken_BEMT, probs_BTE.astype(x.dtype))
+        return jnp.einsum("BEMT,EBMD,BEM->BTD", taken_BEMT, y_EBMD, weights_BEM), {}
+
+
+def best_tokens(
+    probs: Float[Array, "B T E"], live: Bool[Array, "B T"], share: float
+) -> Bool[Array, "B E M T"]:
+    """Which token is in which place of each expert: a `share` of the live ones."""
+    T = live.shape[1]
+    room = capacities(T, share)
+    liked_BET = jnp.where(live[:, :, None], probs, -1.0).swapaxes(1, 2)
+    tokens_BEM = jax.lax.top_k(liked_BET, room[-1])[1]
+    used_BM = np.arange(room[-1]) < room[:, None]
+    used_BM = jnp.asarray(used_BM)[live.sum(axis=1)]
+    return jax.nn.one_hot(tokens_BEM, T, dtype="bool") & used_BM[:, None, :, None]

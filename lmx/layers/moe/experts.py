@@ -1,0 +1,86 @@
+"""The feed-forward layers that tokens are shared out among."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lmx.core.mean import Aux
+from lmx.layers.init import Init
+from lmx.layers.mlp import FeedForward
+from lmx.layers.moe.dispatch import Dot
+
+LIMIT, SLOPE = 7.0, 1.702  # of gpt-oss's experts, in its released code
+
+
+def swiglu(
+    gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
+) -> Float[Array, "*rows F"]:
+    """silu(gate) * up. Shazeer 2020, arXiv:2002.05202."""
+    return jax.nn.silu(gate) * up
+
+
+def clamped_swiglu(
+    gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
+) -> Float[Array, "*rows F"]:
+    """SiLU at slope 1.702 of the gate, times up + 1, where no input goes far.
+
+    OpenAI 2025, arXiv:2508.10925 (gpt-oss), section 2.2, and its released code.
+    """
+    gate = jnp.minimum(gate, LIMIT)
+    up = jnp.clip(up, -LIMIT, LIMIT)
+    return gate * jax.nn.sigmoid(SLOPE * gate) * (up + 1)
+
+
+class Experts(FeedForward):
+    """Alike layers of which each token meets a few, and one it always meets.
+
+    Attributes:
+        shared: what every token meets beside the experts it is routed to. Dai et al.
+            2024, arXiv:2401.06066, section 3.2.
+    """
+
+    joined = staticmethod(swiglu)
+
+    def __init__(
+        self,
+        width: int,
+        init: Init,
+        *,
+        experts: int,
+        hidden: int,
+        shared: Callable[..., FeedForward] | None = None,
+    ):
+        sizes = dict(D=width, E=experts, F=hidden)
+        self.gate = init.weight("EDF", sizes, into="D", out_of="F")
+        self.up = init.weight("EDF", sizes, into="D", out_of="F")
+        self.down = init.weight("EFD", sizes, into="F", out_of="D", role="residual")
+        self.shared = shared and shared(width, init)
+
+    @abstractmethod
+    def routed(
+        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """What the experts make of the tokens that are theirs."""
+
+    def __call__(
+        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        y_BTD, aux = self.routed(x, live)
+        if self.shared:
+            always_BTD, more = self.shared(x, live)
+            y_BTD, aux = y_BTD + always_BTD, {**aux, **more}
+        return y_BTD, aux
+
+    def answer(self, x: Float[Array, "*rows D"], dot: Dot) -> Float[Array, "*rows D"]:
+        """What each row's expert makes of it, where `dot` knows whose it is."""
+        gate, up = (self.project(name, x, dot) for name in ("gate", "up"))
+        return self.project("down", type(self).joined(gate, up), dot)
+
+    def project(
+        self, name: str, x: Float[Array, "*rows _"], dot: Dot
+    ) -> Float[Array, "*rows _"]:
+        """Each row times its expert's matrix of that name."""
+        return dot(x, getattr(self, name)[...].astype(x.dtype))

@@ -1,0 +1,82 @@
+"""A mixture of experts: each token's weighted sum of the answers of a few."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lmx.config.names import configurable
+from lmx.core.mean import Aux
+from lmx.layers.init import Init
+from lmx.layers.mlp import FeedForward
+from lmx.layers.moe.dispatch import Capacity, Dot, Dropless
+from lmx.layers.moe.experts import Experts, clamped_swiglu
+from lmx.layers.moe.router import Router
+
+
+@configurable
+class MoE(Experts):
+    """Each token's weighted sum of the few of many SwiGLU layers that it chose."""
+
+    def __init__(
+        self,
+        width: int,
+        init: Init,
+        *,
+        experts: int,
+        hidden: int,
+        router: Callable[..., Router],
+        dispatch: Dropless | Capacity = Dropless(),
+        shared: Callable[..., FeedForward] | None = None,
+    ):
+        self.router = router(width, experts, init)
+        super().__init__(width, init, experts=experts, hidden=hidden, shared=shared)
+        self.share = self.router.choices / experts
+        self.dispatch = dispatch
+
+    def routed(
+        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        routing, aux = self.router(x, live)
+        count = self.gate.shape[0]
+        y_BTD, more = self.dispatch(x, live, routing, count, self.answer)
+        return y_BTD, {**aux, **more}
+
+
+@configurable
+class ClampedMoE(MoE):
+    """`MoE` of gpt-oss's experts: offsets everywhere, and clamped in between."""
+
+    joined = staticmethod(clamped_swiglu)
+
+    def __init__(
+        self,
+        width: int,
+        init: Init,
+        *,
+        experts: int,
+        hidden: int,
+        router: Callable[..., Router],
+        dispatch: Dropless | Capacity = Dropless(),
+        shared: Callable[..., FeedForward] | None = None,
+    ):
+        super().__init__(
+            width,
+            init,
+            experts=experts,
+            hidden=hidden,
+            router=router,
+            dispatch=dispatch,
+            shared=shared,
+        )
+        sizes = dict(D=width, E=experts, F=hidden)
+        self.gate_b = init.full("EF", sizes, 0.0)
+        self.up_b = init.full("EF", sizes, 0.0)
+        self.down_b = init.full("ED", sizes, 0.0)
+
+    def project(
+        self, name: str, x: Float[Array, "*rows _"], dot: Dot
+    ) -> Float[Array, "*rows _"]:
+        offset_E1F = getattr(self, f"{name}_b")[...].astype(x.dtype)[:, None]
+        ones = jnp.ones_like(x[..., :1])
+        return super().project(name, x, dot) + dot(ones, offset_E1F)

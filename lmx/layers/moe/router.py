@@ -1,0 +1,194 @@
+"""Which experts each token goes to."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from lmx.config.names import configurable
+from lmx.core.mean import Aux
+from lmx.core.precision import widened
+from lmx.layers.init import Init
+from lmx.layers.linear import Einsum
+from lmx.layers.moe.loss import balance, load, router_z
+
+
+class Routing(NamedTuple):
+    """Which experts each token goes to, and how much of each answer it takes."""
+
+    experts: Int[Array, "B T C"]
+    weights: Float[Array, "B T C"]
+
+
+def top_k(logits: Float[Array, "B T E"], choices: int) -> Routing:
+    """Each token's best experts, weighted by a softmax over those alone."""
+    best_BTC, experts_BTC = jax.lax.top_k(logits, choices)
+    return Routing(experts_BTC, jax.nn.softmax(best_BTC, axis=-1))
+
+
+def top_k_of_all(logits: Float[Array, "B T E"], choices: int) -> Routing:
+    """Each token's best experts, weighted by their shares of a softmax over all."""
+    shares_BTC, experts_BTC = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), choices)
+    return Routing(experts_BTC, shares_BTC)
+
+
+def in_best_groups(
+    scores: Float[Array, "B T E"], groups: int, choices: int
+) -> Bool[Array, "B T E"]:
+    """Whether an expert's group is among the best by the sum of its two best scores."""
+    E = scores.shape[-1]
+    grouped = rearrange(scores, "B T (groups E) -> B T groups E", groups=groups)
+    sums = jax.lax.top_k(grouped, 2)[0].sum(axis=-1)
+    best = jax.lax.top_k(sums, choices)[1]
+    kept = jax.nn.one_hot(best, groups, dtype="bool").any(axis=2)
+    return jnp.repeat(kept, E // groups, axis=-1)
+
+
+class Router(nnx.Module):
+    """Anything that lets each token choose its experts.
+
+    Attributes:
+        choices: experts per token.
+    """
+
+    choices: int
+
+    @abstractmethod
+    def __call__(
+        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+    ) -> tuple[Routing, Aux]:
+        """The choices of every token, and the auxiliary losses over `live` ones."""
+
+
+@configurable
+class TopK(Router):
+    """The best experts, weighted by a softmax over their scores; the weights sum to 1.
+
+    Scores are taken in at least float32. `linear` makes them, `@Affine` with offsets.
+    Shazeer et al. 2017, arXiv:1701.06538, section 2.1.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        init: Init,
+        *,
+        choices: int,
+        linear: Callable[..., Einsum] = Einsum,
+    ):
+        check_choices(type(self).__name__, choices, experts)
+        self.choices = choices
+        self.score = linear("BTD,DE->BTE", dict(D=width, E=experts), init)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+    ) -> tuple[Routing, Aux]:
+        logits_BTE = self.score(widened(x))
+        routing = self.route(logits_BTE)
+        probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
+        return routing, {
+            "balance": balance(probs_BTE, routing.experts, live),
+            "router_z": router_z(logits_BTE, live),
+        }
+
+    def route(self, logits: Float[Array, "B T E"]) -> Routing:
+        """The choices that these scores make."""
+        return top_k(logits, self.choices)
+
+
+@configurable
+class Softmax(TopK):
+    """`TopK`, weighted by a softmax over all experts: the weights sum to less than 1.
+
+    Dai et al. 2024, arXiv:2401.06066, section 2 (DeepSeekMoE).
+    """
+
+    def route(self, logits: Float[Array, "B T E"]) -> Routing:
+        return top_k_of_all(logits, self.choices)
+
+
+@configurable
+class Sigmoid(Router):
+    """Experts scored apart, and chosen with a bias that keeps their loads even.
+
+    The bias decides who is chosen and weighs nothing; it learns from the auxiliary loss
+    "load" alone, by steps of `rate` against its sign. Experts stand in `groups`, and a
+    token chooses within the best `group_choices` of them. The weights sum to `scale`.
+    DeepSeek-AI 2024, arXiv:2412.19437, section 2.1.2, and its released code. "balance"
+    counts, as there, the best by score without the bias.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        init: Init,
+        *,
+        choices: int,
+        groups: int = 1,
+        group_choices: int = 1,
+        scale: float = 1.0,
+        rate: float = 0.001,
+    ):
+        check_choices("Sigmoid", choices, experts)
+        _check_groups(experts, groups, group_choices, choices)
+        sizes = dict(D=width, E=experts)
+        self.score = Einsum("BTD,DE->BTE", sizes, init)
+        self.bias = init.full("E", sizes, 0.0)
+        self.bias.set_metadata(sign_rate=rate)
+        self.choices, self.scale = choices, scale
+        self.groups, self.group_choices = groups, group_choices
+
+    def __call__(
+        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+    ) -> tuple[Routing, Aux]:
+        scores_BTE = jax.nn.sigmoid(self.score(widened(x)))
+        bias_E = widened(self.bias[...])
+        routing = self.route(scores_BTE, bias_E)
+        probs_BTE = scores_BTE / scores_BTE.sum(axis=-1, keepdims=True)
+        best_BTC = jax.lax.top_k(scores_BTE, self.choices)[1]
+        return routing, {
+            "balance": balance(probs_BTE, best_BTC, live),
+            "load": load(bias_E, routing.experts, live),
+        }
+
+    def route(self, scores: Float[Array, "B T E"], bias: Float[Array, "E"]) -> Routing:
+        """The choices that these scores make under the bias."""
+        biased_BTE = scores + jnp.broadcast_to(bias, scores.shape)
+        if self.group_choices < self.groups:
+            kept_BTE = in_best_groups(biased_BTE, self.groups, self.group_choices)
+            biased_BTE = jnp.where(kept_BTE, biased_BTE, -jnp.inf)
+        experts_BTC = jax.lax.top_k(biased_BTE, self.choices)[1]
+        weights_BTC = jnp.take_along_axis(scores, experts_BTC, axis=-1)
+        total_BT1 = weights_BTC.sum(axis=-1, keepdims=True) + 1e-20  # its code's
+        return Routing(experts_BTC, weights_BTC / total_BT1 * self.scale)
+
+
+def check_choices(name: str, choices: int, experts: int) -> None:
+    """Refuses to choose more than there is, or nothing."""
+    if not 0 < choices <= experts:
+        raise ValueError(
+            f"a token cannot choose {choices} of {experts} experts: {name}.choices"
+            " must be 1 or more, and at most MoE.experts."
+        )
+
+
+def _check_groups(experts: int, groups: int, group_choices: int, choices: int) -> None:
+    """Refuses groups that are no groups, or in which a token finds too few experts."""
+    if groups < 1 or experts % groups or (groups > 1 and experts // groups < 2):
+        raise ValueError(
+            f"{experts} experts do not stand in {groups} groups: Sigmoid.groups must"
+            " divide MoE.experts into equal groups of 2 or more."
+        )
+    if not 0 < group_choices <= groups or group_choices * experts // groups < choices:
+        raise ValueError(
+            f"a token cannot choose {choices} experts within {group_choices} of"
+            f" {groups} groups of {experts // groups}: Sigmoid.group_choices must be"
+            " at most Sigmoid.groups, and hold Sigmoid.choices experts."
+        )

@@ -1,0 +1,205 @@
+"""Every router agrees with its paper's rule, one token at a time."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmx.layers.linear import Affine
+from lmx.layers.moe.router import Sigmoid, Softmax, TopK
+
+B, T, D, E = 2, 5, 6, 8
+LIVE = jnp.ones((B, T), bool)
+PADDED = LIVE.at[0, 3:].set(False)
+
+
+@jax.jit
+def run(router, x, live=LIVE):
+    return router(x, live)
+
+
+@pytest.fixture
+def x():
+    return jax.random.normal(jax.random.key(1), (B, T, D))
+
+
+def best(scores, count):
+    return np.argsort(-scores, kind="stable")[:count]
+
+
+def softmax_of_the_chosen(score, choices):
+    chosen = best(score, choices)
+    share = np.exp(score[chosen])
+    return chosen, share / share.sum()
+
+
+def shares_of_a_softmax_of_all(score, choices):
+    chosen = best(score, choices)
+    return chosen, (np.exp(score) / np.exp(score).sum())[chosen]
+
+
+def sigmoids_within_groups(score, choices, bias, groups, group_choices, scale):
+    sigmoid = 1 / (1 + np.exp(-score))
+    biased = (sigmoid + bias).reshape(groups, -1)
+    two_best = np.sort(biased, axis=1)[:, -2:].sum(axis=1)
+    kept = best(two_best, group_choices)
+    left = [
+        (g * E // groups + i, biased[g, i]) for g in kept for i in range(E // groups)
+    ]
+    left.sort(key=lambda pair: -pair[1])
+    chosen = np.array([expert for expert, _ in left[:choices]])
+    weights = sigmoid[chosen]
+    return chosen, scale * weights / weights.sum()
+
+
+def agrees(router, x, rule):
+    """Whether the rule, token by token, is what the router does."""
+    routing, _ = run(router, x)
+    w, b = np.asarray(router.score.w[...]), getattr(router.score, "b", None)
+    scores = np.asarray(x) @ w + (0.0 if b is None else np.asarray(b[...]))
+    for at in np.ndindex(B, T):
+        experts, weights = rule(scores[at])
+        np.testing.assert_array_equal(routing.experts[at], experts)
+        np.testing.assert_allclose(routing.weights[at], weights, rtol=1e-5)
+
+
+@pytest.mark.parametrize("choices", [1, 3, E])
+def test_top_k_is_a_softmax_over_the_chosen(init, x, choices):
+    router = TopK(D, E, init, choices=choices)
+    agrees(router, x, partial(softmax_of_the_chosen, choices=choices))
+
+
+def test_a_score_with_an_offset_is_taken_with_it(init, x):
+    router = TopK(D, E, init, choices=2, linear=Affine)
+    assert isinstance(router.score, Affine)
+    router.score.b.set_value(jnp.linspace(-1.0, 1.0, E))
+    agrees(router, x, partial(softmax_of_the_chosen, choices=2))
+
+
+@pytest.mark.parametrize("choices", [1, 3, E])
+def test_softmax_is_a_share_of_all(init, x, choices):
+    router = Softmax(D, E, init, choices=choices)
+    agrees(router, x, partial(shares_of_a_softmax_of_all, choices=choices))
+
+
+def test_softmax_made_to_sum_to_one_is_top_k(init, x):
+    shares, top = (kind(D, E, init, choices=3) for kind in (Softmax, TopK))
+    top.score = shares.score
+    some, _ = run(shares, x)
+    whole, _ = run(top, x)
+    np.testing.assert_array_equal(some.experts, whole.experts)
+    total = some.weights.sum(axis=-1, keepdims=True)
+    assert (total < 1).all()
+    np.testing.assert_allclose(some.weights / total, whole.weights, rtol=1e-5)
+
+
+def make_sigmoid(init, **said):
+    router = Sigmoid(D, E, init, choices=2, scale=2.5, **said)
+    bias = np.random.default_rng(0).normal(size=E) / 2
+    router.bias.set_value(jnp.asarray(bias, "float32"))
+    return router, np.asarray(router.bias[...])
+
+
+@pytest.mark.parametrize("groups, group_choices", [(1, 1), (2, 1), (4, 2), (4, 4)])
+def test_sigmoid_chooses_within_the_best_groups_by_biased_score(
+    init, x, groups, group_choices
+):
+    router, bias = make_sigmoid(init, groups=groups, group_choices=group_choices)
+    said = dict(groups=groups, group_choices=group_choices)
+    agrees(
+        router,
+        x,
+        partial(sigmoids_within_groups, choices=2, bias=bias, scale=2.5, **said),
+    )
+
+
+def test_all_groups_are_none(init, x):
+    alone, _ = make_sigmoid(init)
+    grouped, _ = make_sigmoid(init, groups=4, group_choices=4)
+    grouped.score = alone.score
+    jax.tree.map(np.testing.assert_array_equal, run(alone, x), run(grouped, x))
+
+
+def test_the_bias_of_a_sigmoid_chooses_and_does_not_weigh(init, x):
+    router = Sigmoid(D, E, init, choices=E)
+    even, _ = run(router, x)
+    router.bias.set_value(jnp.linspace(9.0, -9.0, E))
+    odd, _ = run(router, x)
+    assert (odd.experts == jnp.arange(E)[None, None]).all()
+    again = jnp.take_along_axis(odd.weights, even.experts, axis=-1)
+    np.testing.assert_allclose(again, even.weights, rtol=1e-6)
+
+
+def test_the_bias_of_a_sigmoid_learns_from_load_alone(init, x):
+    router, _ = make_sigmoid(init)
+
+    def outputs(router):
+        routing, aux = router(x, LIVE)
+        return (
+            jnp.square(routing.weights).sum(),
+            aux["balance"].total,
+            aux["load"].total,
+        )
+
+    def grads(router):
+        values, back = jax.vjp(outputs, router)
+        return [back(tuple(row * jnp.ones_like(values[0])))[0] for row in jnp.eye(3)]
+
+    weights, balance, load = jax.jit(grads)(router)
+    assert weights.score.w[...].any() and balance.score.w[...].any()
+    assert not weights.bias[...].any() and not balance.bias[...].any()
+    assert load.bias[...].any() and not load.score.w[...].any()
+
+
+@pytest.mark.parametrize("kind", [TopK, Softmax, Sigmoid])
+def test_no_auxiliary_loss_counts_padding(init, x, kind):
+    router = kind(D, E, init, choices=2)
+    noise = jnp.where(PADDED[:, :, None], 0.0, 9.0)
+    _, aux = run(router, x, PADDED)
+    _, changed = run(router, x + noise, PADDED)
+    _, none = run(router, x, jnp.zeros_like(LIVE))
+    for name, mean in aux.items():
+        np.testing.assert_allclose(mean, changed[name], rtol=1e-6)
+        assert mean.weight == PADDED.sum()
+        assert none[name].total == 0 and none[name].value == 0
+
+
+@pytest.mark.parametrize("kind", [TopK, Softmax, Sigmoid])
+def test_bfloat16_is_scored_in_float32(init, x, kind):
+    router, low = kind(D, E, init, choices=2), x.astype("bfloat16")
+    got, aux = run(router, low)
+    want, _ = run(router, low.astype("float32"))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert aux["balance"].total.dtype == "float32"
+
+
+@pytest.mark.parametrize("kind", [TopK, Softmax, Sigmoid])
+@pytest.mark.parametrize("choices", [0, E + 1])
+def test_more_choices_than_experts_or_none_are_refused(init, kind, choices):
+    said = rf"cannot choose {choices} of {E} experts: {kind.__name__}\.choices"
+    with pytest.raises(ValueError, match=said):
+        kind(D, E, init, choices=choices)
+
+
+@pytest.mark.parametrize(
+    "said, why",
+    [
+        (dict(groups=3), "8 experts do not stand in 3 groups"),
+        (dict(groups=8), "groups of 2 or more"),
+        (dict(groups=0), "do not stand in 0 groups"),
+        (dict(groups=2, group_choices=3), "within 3 of 2 groups of 4"),
+        (dict(groups=4, group_choices=1, choices=3), "cannot choose 3 experts within"),
+    ],
+)
+def test_groups_that_cannot_be_are_refused(init, said, why):
+    with pytest.raises(ValueError, match=why):
+        Sigmoid(D, E, init, **dict(choices=2) | said)
+
+
+def test_a_bias_is_an_offset_of_experts_with_a_rate_of_its_own(init):
+    bias = Sigmoid(D, E, init, choices=2, rate=0.5).bias
+    assert isinstance(bias, nnx.Param) and not bias[...].any()
+    assert (bias.axes, bias.into, bias.sign_rate) == (("experts",), (), 0.5)
