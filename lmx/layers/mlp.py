@@ -30,9 +30,11 @@ class FeedForward(nnx.Module):
 
     Attributes:
         share: of the weights indexed by experts, how many a token is multiplied with.
+        causal: whether no token depends on those after it.
     """
 
     share: float = 1.0
+    causal: bool = True
 
     @abstractmethod
     def __call__(

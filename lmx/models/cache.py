@@ -22,3 +22,8 @@ class Cache(NamedTuple):
             segments=put(self.segments, segments, self.length, 1),
             length=self.length + segments.shape[1],
         )
+
+    def rows(self, index: Int[Array, "M"]) -> "Cache":
+        """The rows of that index, which may repeat or leave out some."""
+        layers = jax.tree.map(lambda x: x[:, index], self.layers)
+        return self._replace(layers=layers, segments=self.segments[index])

@@ -58,7 +58,7 @@ def next_of(model):
 
 
 def joined(pieces):
-    return np.concatenate(list(pieces), axis=1)
+    return np.concatenate([made.tokens for made in pieces], axis=1)
 
 
 def test_greedy_tokens_are_those_of_reading_everything_again(greedy, next_of):
@@ -85,8 +85,8 @@ def test_it_stops_at_the_token_that_ends(greedy):
     tokens = joined(greedy([PROMPTS[0]], 20))[0].tolist()
     end = tokens[7]
     first = tokens.index(end)
-    assert list(greedy.stream(PROMPTS[0], 20, end)) == tokens[:first]
-    assert list(greedy.stream(PROMPTS[0], 20, None)) == tokens
+    assert list(greedy.stream(PROMPTS[0], 20, {end})) == tokens[:first]
+    assert list(greedy.stream(PROMPTS[0], 20)) == tokens
 
 
 def test_exactly_as_many_tokens_come_as_were_asked_for(greedy):
@@ -104,7 +104,7 @@ def test_prompts_of_one_bucket_share_one_program(model):
     generator = Generator(graph, params, GREEDY, 0)
     for length in (1, 5, 8):
         joined(generator([[1] * length], 10))
-    assert cached(generator.prefill) == cached(generator.decode) == 1
+    assert cached(generator.begin) == cached(generator.decode) == 1
 
 
 def test_a_seed_says_what_is_drawn():
