@@ -99,7 +99,7 @@ def top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
 
 
 def top_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
-    """The fewest largest that together reach p; of equals, the last come first.
+    """The fewest largest that together reach p.
 
     Holtzman et al. 2019, arXiv:1904.09751, section 3.1.
     """

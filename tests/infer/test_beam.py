@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from lmx.config.names import ConfigError
-from lmx.infer.beam import Beam, BeamSearch
+from lmx.infer.beam import Beam, BeamSearch, Until
 
-UNTIL = {True: "full", False: "likely", "never": "sure"}
+UNTIL: dict[Any, Until] = {True: "full", False: "likely", "never": "sure"}
 
 
 def told(said):
@@ -23,13 +23,18 @@ def told(said):
     )
 
 
+def searched(llama, beam):
+    graph, params = llama
+    return BeamSearch(graph, params, beam)
+
+
 def test_sequences_and_scores_are_those_of_transformers(llama, searches):
     """Prompts of different lengths at once; an end that is met, and one that is not."""
     prompts, stop = searches["prompts"], {searches["end"]}
     cases = [case for case in searches["searches"] if case["said"]["num_beams"] > 1]
     assert len(cases) == 7
     for case in cases:
-        found = BeamSearch(*llama, told(case["said"]))(prompts, 12, stop)
+        found = searched(llama, told(case["said"]))(prompts, 12, stop)
         for results, wanted in zip(found, case["found"], strict=True):
             assert [r.tokens for r in results] == [tokens for tokens, _ in wanted]
             scores = [score for _, score in wanted]
@@ -70,7 +75,7 @@ def test_a_wide_beam_finds_the_best_of_all(llama, log_probs, power):
     prompt, stop = [5, 1], {3, 9}
     wanted = everything(log_probs, prompt, 3, stop, power)[:13]
     beam = Beam(beams=169, length_penalty=power, until="sure")
-    (found,) = BeamSearch(*llama, beam)([prompt], 3, stop)
+    (found,) = searched(llama, beam)([prompt], 3, stop)
     assert [r.tokens for r in found[:13]] == [row for _, row in wanted]
     scores = [score for score, _ in wanted]
     np.testing.assert_allclose([r.score for r in found[:13]], scores, 1e-5)
@@ -78,7 +83,7 @@ def test_a_wide_beam_finds_the_best_of_all(llama, log_probs, power):
 
 def test_one_beam_is_greedy(llama, searches):
     (case,) = [c for c in searches["searches"] if c["said"] == {"num_beams": 1}]
-    found = BeamSearch(*llama, Beam(beams=1, until="full"))(
+    found = searched(llama, Beam(beams=1, until="full"))(
         searches["prompts"], 12, {searches["end"]}
     )
     assert [[r.tokens for r in each] for each in found] == [
@@ -87,7 +92,7 @@ def test_one_beam_is_greedy(llama, searches):
 
 
 def test_a_prompt_is_searched_as_if_alone(llama, searches):
-    search = BeamSearch(*llama, Beam(beams=3))
+    search = searched(llama, Beam(beams=3))
     together = search(searches["prompts"], 6, {searches["end"]})
     for prompt, wanted in zip(searches["prompts"], together, strict=True):
         (alone,) = search([prompt], 6, {searches["end"]})
@@ -95,7 +100,7 @@ def test_a_prompt_is_searched_as_if_alone(llama, searches):
 
 
 def test_lengths_of_one_bucket_share_one_program(llama):
-    search: Any = BeamSearch(*llama, Beam(beams=2))
+    search: Any = searched(llama, Beam(beams=2))
     for length, tokens, stop in ((1, 3, ()), (9, 30, {1}), (64, 64, {1, 2})):
         search([[1] * length], tokens, stop)
     assert search.search._cache_size() == 1
@@ -105,4 +110,4 @@ def test_what_cannot_be_searched_is_refused(llama):
     with pytest.raises(ConfigError, match="Beam.beams is 0: it must be 1 or more"):
         Beam(beams=0)
     with pytest.raises(ConfigError, match="prompt 1 has no token"):
-        BeamSearch(*llama, Beam())([[1], []], 3)
+        searched(llama, Beam())([[1], []], 3)

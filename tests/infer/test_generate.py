@@ -1,5 +1,6 @@
 """What the cache makes is what reading everything again would make."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from flax import nnx
 import lmx
 from lmx.config.names import ConfigError
 from lmx.data.tokenizer import ByteCodec, CharacterCodec
+from lmx.infer.beam import Beam, BeamSearch
 from lmx.infer.generate import Generator, prompt_of
 from lmx.infer.sample import Sampler
+from lmx.layers.attention import Attention
+from lmx.layers.mlp import SwiGLU
+from lmx.models.decoder import Decoder
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 GREEDY = Sampler(temperature=0.0)
@@ -121,3 +126,62 @@ def test_a_prompt_begins_as_a_document_does():
     assert prompt_of(CharacterCodec(characters="ab"), "ba") == [1, 0]
     with pytest.raises(ConfigError, match="give a prompt of a character or more"):
         prompt_of(CharacterCodec(characters="ab"), "")
+
+
+def test_a_row_that_stops_is_silent_and_changes_no_other(greedy):
+    free = joined(greedy(PROMPTS, 12))
+    stop = {int(free[0, 3])}
+    pieces = list(greedy(PROMPTS, 12, stop))
+    tokens, live = (
+        np.concatenate([getattr(made, name) for made in pieces], axis=1)
+        for name in ("tokens", "live")
+    )
+    logprobs = np.concatenate([made.logprobs for made in pieces], axis=1)
+    for row, alive, wanted in zip(tokens, live, free.tolist(), strict=True):
+        stops = [at for at, token in enumerate(wanted, 1) if token in stop]
+        count = stops[0] if stops else 12
+        assert row[alive].tolist() == wanted[:count]
+        assert alive.tolist() == [at < count for at in range(row.size)]
+    assert not tokens[~live].any() and not logprobs[~live].any()
+
+
+def test_it_ends_when_all_rows_have_stopped(greedy):
+    free = joined(greedy(PROMPTS, 5))
+    pieces = list(greedy(PROMPTS, 1000, set(free[:, 2].tolist())))
+    assert sum(made.tokens.shape[1] for made in pieces) <= 16
+
+
+def test_other_stops_need_no_other_program(model):
+    graph, params = model
+    generator = Generator(graph, params, GREEDY, 0)
+    for stop in ((), {1}, {2, 3}):
+        joined(generator([[4, 5]], 3, stop))
+    assert cached(generator.begin) == cached(generator.decode) == 1
+
+
+class AllAtOnce(SwiGLU):
+    """Stands for a router that looks ahead."""
+
+    causal = False
+
+
+def test_a_model_that_looks_ahead_is_refused():
+    model = Decoder(
+        nnx.Rngs(0),
+        vocab=8,
+        width=8,
+        depth=2,
+        attention=partial(Attention, heads=2, kv_heads=1, head_width=4),
+        mlp=partial(AllAtOnce, hidden=8),
+    )
+    message = "AllAtOnce of Einsum, Einsum, Einsum is not causal"
+    graph, params = nnx.split(model)
+    with pytest.raises(ConfigError, match=message):
+        Generator(graph, params, GREEDY, 0)
+    with pytest.raises(ConfigError, match=message):
+        BeamSearch(graph, params, Beam())
+
+
+def test_a_prompt_of_nothing_is_refused(greedy):
+    with pytest.raises(ConfigError, match="prompt 1 has no token: give each at least"):
+        next(greedy([[1], []], 4))

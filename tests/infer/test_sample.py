@@ -1,11 +1,13 @@
-"""The sampler against NumPy, token by token."""
+"""The sampler against NumPy, token by token, and against transformers."""
+
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.infer.sample import Sampler, top_k, top_p
+from lmx.infer.sample import Sampler, min_p, repetition, top_k, top_p, typical
 
 NOISE = np.random.default_rng(0)
 LOGITS = NOISE.normal(size=(6, 12)).astype(np.float32) * 2
@@ -45,6 +47,72 @@ def test_top_p_keeps_the_fewest_that_reach_p(p):
             total += softmax(row)[token]
         wanted.append([token in chosen for token in range(12)])
     assert kept(top_p(jnp.asarray(LOGITS), p)).tolist() == wanted
+
+
+@pytest.mark.parametrize("p", [0.01, 0.3, 1.0])
+def test_min_p_keeps_what_is_so_likely_beside_the_likeliest(p):
+    wanted = [(softmax(row) >= p * softmax(row).max()).tolist() for row in LOGITS]
+    assert kept(min_p(jnp.asarray(LOGITS), p)).tolist() == wanted
+
+
+@pytest.mark.parametrize("mass", [0.01, 0.5, 0.9, 0.999])
+def test_typical_keeps_those_of_nearly_the_expected_surprise(mass):
+    wanted = []
+    for row in LOGITS:
+        probs = softmax(row)
+        entropy = -sum(p * np.log(p) for p in probs)
+        total, chosen = 0.0, set()
+        for token in sorted(range(12), key=lambda t: abs(-np.log(probs[t]) - entropy)):
+            if total < mass:
+                chosen.add(token)
+            total += probs[token]
+        wanted.append([token in chosen for token in range(12)])
+    assert kept(typical(jnp.asarray(LOGITS), mass)).tolist() == wanted
+
+
+def test_a_penalty_makes_what_was_seen_less_likely_and_nothing_else():
+    seen = NOISE.random(LOGITS.shape) < 0.5
+    found = np.asarray(repetition(jnp.asarray(LOGITS), jnp.asarray(seen), 1.5))
+    np.testing.assert_array_equal(found[~seen], LOGITS[~seen])
+    wanted = [x / 1.5 if x > 0 else x * 1.5 for x in LOGITS[seen]]
+    np.testing.assert_allclose(found[seen], wanted, 1e-6)
+
+
+def test_every_rule_and_their_order_is_that_of_transformers(rules):
+    """Rules alone and together; in half of the rows some logits are equal.
+
+    Which of equal ones top-p keeps is up to the order of an unstable sort there.
+    """
+    logits, tokens = rules.pop("logits"), rules.pop("tokens")
+    seen = np.zeros(logits.shape, bool)
+    np.put_along_axis(seen, tokens, True, axis=1)
+    plain = dict(temperature=1.0)
+    assert len(rules) == 13
+    for name, wanted in rules.items():
+        sampler = Sampler(**(plain | json.loads(name)))
+        found = sampler.kept(jnp.asarray(logits), jnp.asarray(seen))
+        if "top_p" in name:
+            found, wanted = np.sort(found, axis=1), np.sort(wanted, axis=1)
+        np.testing.assert_allclose(found, wanted, 1e-6, err_msg=name)
+
+
+def test_rules_that_rule_nothing_out_change_nothing():
+    loose = Sampler(temperature=1.0, top_k=12, min_p=1e-9, repetition_penalty=1.0)
+    found = loose.kept(jnp.asarray(LOGITS), ~UNSEEN)
+    np.testing.assert_array_equal(found, LOGITS)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Sampler(top_k=1),
+        Sampler(top_p=1e-6),
+        Sampler(min_p=1.0),
+        Sampler(top_k=3, top_p=0.5, min_p=0.5, typical_p=1e-6),
+    ],
+)
+def test_something_is_always_left(sampler):
+    assert kept(sampler.kept(jnp.asarray(LOGITS), UNSEEN)).any(axis=1).all()
 
 
 def drawn(sampler, logits, draws):
@@ -106,6 +174,9 @@ def test_more_choices_than_tokens_are_all_of_them():
         ({"top_k": 0}, "top_k is 0: it must be 1 or more"),
         ({"top_p": 0.0}, "top_p is 0.0: above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p is 1.5: above 0 and at most 1"),
+        ({"min_p": -0.1}, "Sampler.min_p is -0.1: from 0 to 1"),
+        ({"typical_p": 0.0}, "Sampler.typical_p is 0.0: above 0 and at most 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0: it must be above 0"),
     ],
 )
 def test_what_nothing_can_be_drawn_with_is_refused(wrong, message):
