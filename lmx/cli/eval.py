@@ -77,9 +77,7 @@ def _scored(args: argparse.Namespace) -> str:
     said = {"run": folder, "step": trained.step, "length": length, "stride": stride}
     if args.json:
         return json.dumps({**said, "files": found, "all": every}, indent=2)
-    head = (
-        f"{folder}, step {trained.step:,}: windows of {length} tokens, {stride} apart"
-    )
+    head = f"{folder} at step {trained.step:,}, {length} tokens every {stride}"
     rows = found | ({"all": every} if len(found) > 1 else {})
     return f"{head}\n{table(rows)}"
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lmx.config.names import ConfigError
 from lmx.infer.causal import check_causal
-from lmx.infer.decode import bucketed, check, padded, prefill
+from lmx.infer.decode import Prompts, bucketed, check, padded, prefill
 from lmx.models.cache import Cache
 from lmx.models.decoder import Decoder
 
@@ -98,7 +98,7 @@ class BeamSearch:
         stops_V[list(stop)] = True
         found = self.search(
             self.params,
-            *padded(prompts, self.limit),
+            padded(prompts, self.limit),
             stops_V,
             np.int32(tokens),
             room=bucketed(tokens),
@@ -115,8 +115,7 @@ class BeamSearch:
     def _search(
         self,
         params: PyTree,
-        tokens: Int[Array, "B T"],
-        segments: Int[Array, "B T"],
+        prompts: Prompts,
         stops: Bool[Array, "V"],
         most: Int[Array, ""],
         *,
@@ -130,18 +129,13 @@ class BeamSearch:
         def on(search: Search) -> Search:
             return step(model, self.beam, stops, most, search)
 
-        first = begin(model, self.beam, room, tokens, segments)
+        first = begin(model, self.beam, room, prompts)
         return jax.lax.while_loop(searching, on, first).results
 
 
-def begin(
-    model: Decoder,
-    beam: Beam,
-    room: int,
-    tokens: Int[Array, "B T"],
-    segments: Int[Array, "B T"],
-) -> Search:
+def begin(model: Decoder, beam: Beam, room: int, prompts: Prompts) -> Search:
     """Reads the prompts; of each, one beam has begun."""
+    tokens, segments, _ = map(jnp.asarray, prompts)
     (B, T), W = tokens.shape, beam.beams
     logits_BV, cache = prefill(model, model.cache(B, T + room), tokens, segments)
     row_M = jnp.repeat(jnp.arange(B), W)

@@ -20,8 +20,9 @@ BUCKET = 64  # tokens: prompts and caches have a multiple of it, so that few com
 class Prompts(NamedTuple):
     """Texts of different lengths as one array, ends aligned."""
 
-    tokens: Int32[np.ndarray, "B T"]
-    segments: Int32[np.ndarray, "B T"]  # 1, and 0 at padding
+    tokens: Int32[Array | np.ndarray, "B T"]
+    segments: Int32[Array | np.ndarray, "B T"]  # 1, and 0 at padding
+    numbers: Int32[Array | np.ndarray, "B"]  # which draws each row takes
 
 
 class Going(NamedTuple):
@@ -32,6 +33,7 @@ class Going(NamedTuple):
     position: Int[Array, "B"]  # of that token
     seen: Bool[Array, "B V"]  # the tokens that a row has already
     live: Bool[Array, "B"]  # False once a row has stopped
+    numbers: Int[Array, "B"]  # which draws each row takes
     made: Int[Array, ""]  # tokens so far
 
 
@@ -58,15 +60,21 @@ def bucketed(tokens: int) -> int:
     return -(-tokens // BUCKET) * BUCKET
 
 
-def padded(prompts: Sequence[Sequence[int]], limit: int | None) -> Prompts:
-    """The prompts, padded on the left to one of a few lengths, `limit` at most."""
-    width = bucketed(max(map(len, prompts)))
+def padded(
+    prompts: Sequence[Sequence[int]], limit: int | None, first: int = 0
+) -> Prompts:
+    """The prompts, padded on the left to one of a few lengths, `limit` at most.
+
+    They are numbered from `first` on.
+    """
+    B, width = len(prompts), bucketed(max(map(len, prompts)))
     width = width if limit is None else min(width, limit)
-    found = Prompts(*np.zeros((2, len(prompts), width), np.int32))
-    for tokens, segments, prompt in zip(*found, prompts, strict=True):
+    tokens_BT, segments_BT = np.zeros((2, B, width), np.int32)
+    for row, prompt in enumerate(prompts):
         begin = width - len(prompt)
-        tokens[begin:], segments[begin:] = prompt, 1
-    return found
+        tokens_BT[row, begin:], segments_BT[row, begin:] = prompt, 1
+    numbers_B = np.arange(first, first + B, dtype=np.int32)
+    return Prompts(tokens_BT, segments_BT, numbers_B)
 
 
 def prefill(
@@ -87,20 +95,15 @@ def prefill(
     return jnp.take_along_axis(logits_BTV, last_B11, axis=1)[:, 0], cache
 
 
-def begin(
-    model: Decoder,
-    room: int,
-    made: Int[Array, ""],
-    tokens: Int[Array, "B T"],
-    segments: Int[Array, "B T"],
-) -> Going:
+def begin(model: Decoder, room: int, made: Int[Array, ""], prompts: Prompts) -> Going:
     """Reads the prompts into a new cache of that room; rows of padding are silent."""
+    tokens, segments, numbers = map(jnp.asarray, prompts)
     B, live_BT = len(tokens), segments > 0
     logits_BV, cache = prefill(model, model.cache(B, room), tokens, segments)
     seen_BV = jnp.zeros(logits_BV.shape, bool)
     seen_BV = seen_BV.at[jnp.arange(B)[:, None], tokens].max(live_BT)
     length_B = live_BT.sum(axis=1)
-    return Going(cache, logits_BV, length_B, seen_BV, length_B > 0, made)
+    return Going(cache, logits_BV, length_B, seen_BV, length_B > 0, numbers, made)
 
 
 def step(
@@ -111,8 +114,8 @@ def step(
     A row stops after a token at which `stops` is True. The log-probability is the
     model's own, before the sampler's rules.
     """
-    B = len(going.live)
-    keys_B = rng.fold(seed, going.made, "sample", B)
+    key = jax.random.fold_in(rng.key(seed, "sample"), going.made)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, going.numbers)
     token_B = sampler(going.logits, going.seen, keys_B).astype(jnp.int32)
     token_B = jnp.where(going.live, token_B, 0)
     log_probs_BV = jax.nn.log_softmax(going.logits, axis=-1)
@@ -125,8 +128,12 @@ def step(
         going.position[:, None],
         live_B[:, None].astype(jnp.int32),
     )
-    seen_BV = going.seen.at[jnp.arange(B), token_B].set(True)
-    after = Going(
-        cache, logits_B1V[:, 0], going.position + 1, seen_BV, live_B, going.made + 1
+    after = going._replace(
+        cache=cache,
+        logits=logits_B1V[:, 0],
+        position=going.position + 1,
+        seen=going.seen.at[jnp.arange(len(token_B)), token_B].set(True),
+        live=live_B,
+        made=going.made + 1,
     )
     return after, made

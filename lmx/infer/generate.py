@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from lmx.config.names import ConfigError
 from lmx.data.tokenizer import Codec
 from lmx.infer.causal import check_causal
-from lmx.infer.decode import Going, Made, begin, bucketed, check, padded, step
+from lmx.infer.decode import Going, Made, Prompts, begin, bucketed, check, padded, step
 from lmx.infer.sample import Sampler
 
 CHUNK = 16  # tokens made by one jitted loop before the host looks at them
@@ -52,12 +52,14 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         tokens: int,
         stop: Collection[int] = (),
+        first: int = 0,
     ) -> Iterator[Made]:
         """That many tokens after each prompt, in pieces of up to `CHUNK`.
 
-        A row stops after any of the `stop` tokens, and all does when all rows have. A
-        model with a limit goes on from the last half of what it can see whenever that
-        is full.
+        Prompts are numbered from `first` on, and each draws by its number, whatever
+        others there are. A row stops after any of the `stop` tokens, and all does when
+        all rows have. A model with a limit goes on from the last half of what it can
+        see whenever that is full.
         """
         check(prompts)
         rows, left = [list(prompt) for prompt in prompts], tokens
@@ -65,7 +67,8 @@ class Generator:
             if limit := self.limit:
                 rows = [row if len(row) < limit else row[-limit // 2 :] for row in rows]
             fits = left if not limit else min(left, limit - max(map(len, rows)))
-            for made in self._window(rows, fits, tokens - left, stop):
+            window = padded(rows, self.limit, first)
+            for made in self._window(window, fits, tokens - left, stop):
                 yield made
                 left -= made.tokens.shape[1]
                 rows = [
@@ -86,27 +89,21 @@ class Generator:
                 yield token
 
     def _window(
-        self, rows: list[list[int]], tokens: int, made: int, stop: Collection[int]
+        self, prompts: Prompts, tokens: int, made: int, stop: Collection[int]
     ) -> Iterator[Made]:
         """That many tokens, all within what the model can see at once."""
-        prompts = padded(rows, self.limit)
         stops_V = np.zeros(self.vocab, bool)
         stops_V[list(stop)] = True
         room = bucketed(prompts.tokens.shape[1] + -(-tokens // CHUNK) * CHUNK)
-        going = self.begin(self.params, np.int32(made), *prompts, room=room)
+        going = self.begin(self.params, np.int32(made), prompts, room=room)
         for start in range(0, tokens, CHUNK):
             going, piece = self.decode(self.params, stops_V, going=going)
             yield Made(*(np.asarray(x).T[:, : tokens - start] for x in piece))
 
     def _begin(
-        self,
-        params: PyTree,
-        made: Int[Array, ""],
-        tokens: Int[Array, "B T"],
-        segments: Int[Array, "B T"],
-        room: int,
+        self, params: PyTree, made: Int[Array, ""], prompts: Prompts, room: int
     ) -> Going:
-        return begin(nnx.merge(self.graph, params), room, made, tokens, segments)
+        return begin(nnx.merge(self.graph, params), room, made, prompts)
 
     def _decode(
         self, params: PyTree, stops: Bool[Array, "V"], going: Going

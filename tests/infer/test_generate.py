@@ -185,3 +185,11 @@ def test_a_model_that_looks_ahead_is_refused():
 def test_a_prompt_of_nothing_is_refused(greedy):
     with pytest.raises(ConfigError, match="prompt 1 has no token: give each at least"):
         next(greedy([[1], []], 4))
+
+
+def test_a_prompt_draws_by_its_number_whatever_others_there_are():
+    graph, params = made("endless")
+    generator = Generator(graph, params, Sampler(temperature=2.0), 0)
+    whole = joined(generator([PROMPTS[0]] * 3, 20)).tolist()
+    assert whole[0] != whole[1] != whole[2]
+    assert joined(generator([PROMPTS[0]] * 2, 20, first=1)).tolist() == whole[1:]
