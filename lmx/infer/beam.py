@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lmx.config.names import ConfigError
 from lmx.infer.causal import check_causal
-from lmx.infer.decode import Prompts, bucketed, check, padded, prefill
+from lmx.infer.decode import Prompts, bucketed, check, marked, padded, prefill
 from lmx.models.cache import Cache
 from lmx.models.decoder import Decoder
 
@@ -87,19 +87,17 @@ class BeamSearch:
 
         A continuation ends with the first of the `stop` tokens in it.
         """
-        check(prompts)
+        check(prompts, self.vocab)
         longest = max(map(len, prompts))
         if self.limit and longest + tokens > self.limit:
             raise ConfigError(
                 f"a prompt of {longest} tokens and {tokens} more do not fit the"
                 f" {self.limit} that the model sees: ask for fewer."
             )
-        stops_V = np.zeros(self.vocab, bool)
-        stops_V[list(stop)] = True
         found = self.search(
             self.params,
             padded(prompts, self.limit),
-            stops_V,
+            marked(stop, self.vocab),
             np.int32(tokens),
             room=bucketed(tokens),
         )

@@ -1,6 +1,6 @@
 """Reading prompts and making tokens, as pure functions of a model and its cache."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import jax
@@ -41,18 +41,31 @@ class Made(NamedTuple):
     """Tokens after each prompt."""
 
     tokens: Int[Array | np.ndarray, "B *T"]  # 0 where a row has stopped
-    logprobs: Float[Array | np.ndarray, "B *T"]  # nats below certainty, as 0 there
+    logprobs: Float[Array | np.ndarray, "B *T"]  # in nats, likewise
     live: Bool[Array | np.ndarray, "B *T"]  # False where a row has stopped
 
 
-def check(prompts: Sequence[Sequence[int]]) -> None:
-    """Refuses a prompt that has no token to begin with."""
+def check(prompts: Sequence[Sequence[int]], vocab: int) -> None:
+    """Refuses prompts that have no token to begin with, or one that is unknown."""
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ConfigError(
                 f"prompt {number} has no token: give each at least one, such as the"
                 " one that begins a document."
             )
+        marked(prompt, vocab)
+
+
+def marked(tokens: Collection[int], vocab: int) -> Bool[np.ndarray, "V"]:
+    """True at those tokens."""
+    if outside := [token for token in tokens if not 0 <= token < vocab]:
+        raise ConfigError(
+            f"token {outside[0]} is none of the {vocab} that the model knows: they are"
+            " counted from 0."
+        )
+    marked_V = np.zeros(vocab, bool)
+    marked_V[list(tokens)] = True
+    return marked_V
 
 
 def bucketed(tokens: int) -> int:

@@ -10,7 +10,17 @@ from jaxtyping import Array, Bool, Int, PyTree
 from lmx.config.names import ConfigError
 from lmx.data.tokenizer import Codec
 from lmx.infer.causal import check_causal
-from lmx.infer.decode import Going, Made, Prompts, begin, bucketed, check, padded, step
+from lmx.infer.decode import (
+    Going,
+    Made,
+    Prompts,
+    begin,
+    bucketed,
+    check,
+    marked,
+    padded,
+    step,
+)
 from lmx.infer.sample import Sampler
 
 CHUNK = 16  # tokens made by one jitted loop before the host looks at them
@@ -61,14 +71,15 @@ class Generator:
         all rows have. A model with a limit goes on from the last half of what it can
         see whenever that is full.
         """
-        check(prompts)
+        check(prompts, self.vocab)
+        stops_V = marked(stop, self.vocab)
         rows, left = [list(prompt) for prompt in prompts], tokens
         while left > 0:
             if limit := self.limit:
                 rows = [row if len(row) < limit else row[-limit // 2 :] for row in rows]
             fits = left if not limit else min(left, limit - max(map(len, rows)))
             window = padded(rows, self.limit, first)
-            for made in self._window(window, fits, tokens - left, stop):
+            for made in self._window(window, stops_V, fits, tokens - left):
                 yield made
                 left -= made.tokens.shape[1]
                 rows = [
@@ -89,15 +100,13 @@ class Generator:
                 yield token
 
     def _window(
-        self, prompts: Prompts, tokens: int, made: int, stop: Collection[int]
+        self, prompts: Prompts, stops: Bool[np.ndarray, "V"], tokens: int, made: int
     ) -> Iterator[Made]:
         """That many tokens, all within what the model can see at once."""
-        stops_V = np.zeros(self.vocab, bool)
-        stops_V[list(stop)] = True
         room = bucketed(prompts.tokens.shape[1] + -(-tokens // CHUNK) * CHUNK)
         going = self.begin(self.params, np.int32(made), prompts, room=room)
         for start in range(0, tokens, CHUNK):
-            going, piece = self.decode(self.params, stops_V, going=going)
+            going, piece = self.decode(self.params, stops, going=going)
             yield Made(*(np.asarray(x).T[:, : tokens - start] for x in piece))
 
     def _begin(

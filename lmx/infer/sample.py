@@ -24,7 +24,7 @@ class Sampler:
         top_p: only the fewest likeliest tokens that together have this probability.
         min_p: only tokens at least so many times as likely as the likeliest.
         typical_p: only the most typical tokens that together have this probability.
-        repetition_penalty: what the logits of tokens that were there already suffer.
+        repetition_penalty: above 1, tokens that the model sees already are less likely.
     """
 
     temperature: float = 0.8

@@ -1,6 +1,7 @@
 """Beam search against transformers, and against trying everything."""
 
 import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,10 @@ from flax import nnx
 
 from lmx.config.names import ConfigError
 from lmx.infer.beam import Beam, BeamSearch, Until
+from lmx.layers.attention import Attention
+from lmx.layers.mlp import SwiGLU
+from lmx.layers.position.absolute import Learned
+from lmx.models.decoder import Decoder
 
 UNTIL: dict[Any, Until] = {True: "full", False: "likely", "never": "sure"}
 
@@ -109,5 +114,19 @@ def test_lengths_of_one_bucket_share_one_program(llama):
 def test_what_cannot_be_searched_is_refused(llama):
     with pytest.raises(ConfigError, match="Beam.beams is 0: it must be 1 or more"):
         Beam(beams=0)
+    limited = partial(Learned, length=16)
+    model = Decoder(
+        nnx.Rngs(0),
+        vocab=8,
+        width=8,
+        depth=1,
+        attention=partial(Attention, heads=2, kv_heads=1, head_width=4, position=None),
+        mlp=partial(SwiGLU, hidden=8),
+        position=limited,
+    )
+    search = searched(nnx.split(model), Beam(beams=2))
+    assert len(search([[1, 2]], 14)[0][0].tokens) == 14
+    with pytest.raises(ConfigError, match="2 tokens and 15 more do not fit the 16"):
+        search([[1, 2]], 15)
     with pytest.raises(ConfigError, match="prompt 1 has no token"):
         searched(llama, Beam())([[1], []], 3)

@@ -182,9 +182,13 @@ def test_a_model_that_looks_ahead_is_refused():
         BeamSearch(graph, params, Beam())
 
 
-def test_a_prompt_of_nothing_is_refused(greedy):
+def test_a_prompt_of_nothing_or_of_unknown_tokens_is_refused(greedy):
     with pytest.raises(ConfigError, match="prompt 1 has no token: give each at least"):
         next(greedy([[1], []], 4))
+    with pytest.raises(ConfigError, match="token 32 is none of the 32 that the model"):
+        next(greedy([[1], [2, 32]], 4))
+    with pytest.raises(ConfigError, match="token -1 is none of the 32 that the model"):
+        next(greedy([[1]], 4, {-1}))
 
 
 def test_a_prompt_draws_by_its_number_whatever_others_there_are():
