@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lmx.cli import config, exchange, generate, train
+from lmx.cli import config, eval, exchange, generate, train
 
 _ABOUT = """\
 Language models in JAX. An experiment is a page of settings, a run is a folder.
@@ -12,6 +12,7 @@ Language models in JAX. An experiment is a page of settings, a run is a folder.
   lmx train experiments/quickstart.gin             train, evaluate, sample, draw
   lmx train experiments/quickstart.gin STEPS=50    the same with a setting changed
   lmx generate runs/quickstart-... --prompt "def " text from what a run has learned
+  lmx eval runs/quickstart-... essay.txt           how well it predicts a text
   lmx config show experiments/quickstart.gin       every setting, and who decided it
   lmx import hf Llama-3.2-1B runs/llama            a model of Hugging Face, as a run
 """
@@ -27,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(
         required=True, metavar="VERB", parser_class=config.Words
     )
-    for verb in (train, generate, config, exchange):
+    for verb in (train, generate, eval, config, exchange):
         verb.add(verbs)
     args = parser.parse_args(words)
     try:

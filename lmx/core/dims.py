@@ -10,13 +10,14 @@ equation, in a jaxtyping annotation and, through `logical`, in a sharding rule.
     P  channel pairs      K  key/value heads     G  query heads per key head, N / K
     M  rows: any leading dimensions, flattened into one
     I  reach: tokens before   J  head width of values, where it is not H
+    W  beams: the continuations of one prompt that a search keeps
 """
 
 LOGICAL = {
     "B": "batch", "T": "length", "S": "kv_length", "V": "vocab", "L": "layers",
     "D": "embed", "F": "mlp", "H": "head_width", "N": "heads", "K": "kv_heads",
     "G": "head_group", "E": "experts", "C": "choices", "R": "rank", "P": "pairs",
-    "M": "rows", "I": "reach", "J": "value_width",
+    "M": "rows", "I": "reach", "J": "value_width", "W": "beams",
 }  # fmt: skip
 
 

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Float64, Int, PyTree
 from tqdm import tqdm
 
 from lmx.config.names import configurable
-from lmx.data.batches import Batch, Rows, Source, Tokens
+from lmx.data.batches import Batch, Source, Tokens
 from lmx.train.hooks import Periodic, due
 from lmx.train.loop import Hook
 from lmx.train.loss.next_token import nats_of
@@ -44,7 +44,7 @@ class Evaluate(Periodic):
     def start(self, run: Run) -> Callable[[Directory], Hook]:
         data = self.data.open()
         is_due = due(self.every, run.steps)
-        score = jax.jit(partial(_score, run.graph))
+        score = jax.jit(partial(score_batch, run.graph))
         sizes = data.token_bytes
         batch = data.batch_at(0, 0)
         rows_sharding(batch, run.mesh, run.rules)  # a refusal now, not at the first
@@ -54,13 +54,15 @@ class Evaluate(Periodic):
             def hook(done: int, state: TrainState, metrics: Metrics) -> None:
                 del metrics
                 if is_due(done):
-                    few = None if done == run.steps else self.batches
-                    found = measure(
+                    every = data.steps or 1
+                    few = every if done == run.steps else self.batches or every
+                    total = measure(
                         lambda batch: score(state.params, run.put(batch), sizes),
-                        data,
-                        few,
+                        partial(data.batch_at, 0),
+                        min(every, few),
                         self.name,
                     )
+                    found = numbers(total)
                     directory.log(
                         done, {f"{self.name}/{k}": v for k, v in found.items()}
                     )
@@ -72,16 +74,20 @@ class Evaluate(Periodic):
 
 def measure(
     score: Callable[[Batch], tuple[Array, Array, Array]],
-    data: Rows,
-    batches: int | None,
+    batch_at: Callable[[int], Batch],
+    count: int,
     name: str,
-) -> dict[str, float]:
-    """Nats per token, perplexity and bits per byte of the first batches, or of all."""
-    count = min(data.steps or 1, batches or data.steps or 1)
+) -> Float64[np.ndarray, "3"]:
+    """What `score_batch` finds in the first `count` batches, in total."""
     total = np.zeros(3)
     for index in tqdm(range(count), desc=name, leave=False, disable=None):
-        total += [float(part) for part in score(data.batch_at(0, index))]
-    nats, tokens, size = total
+        total += [float(part) for part in score(batch_at(index))]
+    return total
+
+
+def numbers(total: Float64[np.ndarray, "3"]) -> dict[str, float]:
+    """Nats per token, perplexity and bits per byte, of nats, tokens and bytes."""
+    nats, tokens, size = map(float, total)
     found = {
         "nats": nats / tokens,
         "perplexity": math.exp(min(nats / tokens, 700.0)),
@@ -92,7 +98,7 @@ def measure(
     return found
 
 
-def _score(
+def score_batch(
     graph: nnx.GraphDef,
     params: PyTree,
     batch: Batch,

@@ -1,22 +1,29 @@
 """Text out of a model, token by token, from a cache that stays on the device."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int, Int32, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from lmx.config.names import ConfigError
-from lmx.core import rng
 from lmx.data.tokenizers.codec import Codec
+from lmx.infer.causal import check_causal
+from lmx.infer.decode import (
+    Going,
+    Made,
+    Prompts,
+    begin,
+    bucketed,
+    check,
+    marked,
+    padded,
+    step,
+)
 from lmx.infer.sample import Sampler
-from lmx.models.cache import Cache
 
 CHUNK = 16  # tokens made by one jitted loop before the host looks at them
-BUCKET = 64  # prompts are padded to a multiple of this, so that few lengths compile
 
 
 def prompt_of(codec: Codec, text: str) -> list[int]:
@@ -31,13 +38,9 @@ def prompt_of(codec: Codec, text: str) -> list[int]:
     return prompt
 
 
-class Going(NamedTuple):
-    """A generation under way."""
-
-    cache: Cache
-    token: Int[Array, "B"]  # the newest, not yet in the cache
-    position: Int[Array, "B"]  # of that token
-    made: Int[Array, ""]  # tokens so far
+def ends_of(codec: Codec) -> set[int]:
+    """The tokens that end a document, if there are any."""
+    return set() if codec.end is None else {codec.end}
 
 
 class Generator:
@@ -46,93 +49,83 @@ class Generator:
     def __init__(
         self, graph: nnx.GraphDef, params: PyTree, sampler: Sampler, seed: int
     ):
+        model = nnx.merge(graph, params)
+        check_causal(model)
         self.graph, self.params = graph, params
         self.sampler, self.seed = sampler, seed
-        self.limit = nnx.merge(graph, params).limit
-        self.prefill = jax.jit(self._prefill, static_argnames="room")
-        self.decode = jax.jit(self._decode, donate_argnums=1)
+        self.limit, self.vocab = model.limit, model.vocab
+        self.begin = jax.jit(self._begin, static_argnames="room")
+        self.decode = jax.jit(self._decode, donate_argnames="going")
 
     def __call__(
-        self, prompts: Sequence[Sequence[int]], tokens: int
-    ) -> Iterator[Int32[np.ndarray, "B T"]]:
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        stop: Collection[int] = (),
+        first: int = 0,
+    ) -> Iterator[Made]:
         """That many tokens after each prompt, in pieces of up to `CHUNK`.
 
-        A prompt has one token at least. A model with a limit goes on from the last half
-        of what it can see whenever that is full.
+        Prompts are numbered from `first` on, and each draws by its number, whatever
+        others there are. A row stops after any of the `stop` tokens, and all does when
+        all rows have. A model with a limit goes on from the last half of what it can
+        see whenever that is full.
         """
-        limit = self.limit
-        rows = [list(prompt) for prompt in prompts]
-        left = tokens
+        check(prompts, self.vocab)
+        stops_V = marked(stop, self.vocab)
+        rows, left = [list(prompt) for prompt in prompts], tokens
         while left > 0:
-            if limit:
+            if limit := self.limit:
                 rows = [row if len(row) < limit else row[-limit // 2 :] for row in rows]
             fits = left if not limit else min(left, limit - max(map(len, rows)))
-            for piece in self._window(rows, fits, tokens - left):
+            window = padded(rows, self.limit, first)
+            for made in self._window(window, stops_V, fits, tokens - left):
+                yield made
+                left -= made.tokens.shape[1]
                 rows = [
-                    row + new.tolist() for row, new in zip(rows, piece, strict=True)
+                    _grown(row, new[live].tolist(), stop)
+                    for row, new, live in zip(rows, made.tokens, made.live, strict=True)
                 ]
-                left -= piece.shape[1]
-                yield piece
+                if not any(rows):
+                    return
 
     def stream(
-        self, prompt: Sequence[int], tokens: int, end: int | None
+        self, prompt: Sequence[int], tokens: int, stop: Collection[int] = ()
     ) -> Iterator[int]:
-        """The tokens after one prompt, one by one, up to the one that ends it."""
-        for piece_BT in self([prompt], tokens):
-            for token in map(int, piece_BT[0]):
-                if token == end:
+        """The tokens after one prompt, one by one, up to one that stops it."""
+        for made in self([prompt], tokens, stop):
+            for token in made.tokens[made.live].tolist():
+                if token in stop:
                     return
                 yield token
 
     def _window(
-        self, rows: list[list[int]], tokens: int, made: int
-    ) -> Iterator[Int32[np.ndarray, "B T"]]:
+        self, prompts: Prompts, stops: Bool[np.ndarray, "V"], tokens: int, made: int
+    ) -> Iterator[Made]:
         """That many tokens, all within what the model can see at once."""
-        longest = max(map(len, rows))
-        width = min(-(-longest // BUCKET) * BUCKET, self.limit or longest + BUCKET)
-        prompt_BT = np.zeros((len(rows), width), np.int32)
-        for padded, row in zip(prompt_BT, rows, strict=True):
-            padded[width - len(row) :] = row
-        lengths_B = np.array([len(row) for row in rows], np.int32)
-        room = width + -(-tokens // CHUNK) * CHUNK
-        going = self.prefill(self.params, prompt_BT, lengths_B, made, room=room)
+        room = bucketed(prompts.tokens.shape[1] + -(-tokens // CHUNK) * CHUNK)
+        going = self.begin(self.params, np.int32(made), prompts, room=room)
         for start in range(0, tokens, CHUNK):
-            going, piece_TB = self.decode(self.params, going)
-            yield np.asarray(piece_TB).T[:, : tokens - start]
+            going, piece = self.decode(self.params, stops, going=going)
+            yield Made(*(np.asarray(x).T[:, : tokens - start] for x in piece))
 
-    def _prefill(
-        self,
-        params: PyTree,
-        prompt: Int[Array, "B T"],
-        lengths: Int[Array, "B"],
-        made: Int[Array, ""],
-        room: int,
+    def _begin(
+        self, params: PyTree, made: Int[Array, ""], prompts: Prompts, room: int
     ) -> Going:
-        """Reads the prompts, which end together, and draws one token for each."""
-        model = nnx.merge(self.graph, params)
-        B, T = prompt.shape
-        place_BT = jnp.arange(T)[None] - (T - lengths)[:, None]
-        segments_BT = (place_BT >= 0).astype(jnp.int32)
-        logits_BTV, cache = model.extend(
-            model.cache(B, room), prompt, jnp.maximum(place_BT, 0), segments_BT
-        )
-        return Going(cache, self._draw(logits_BTV[:, -1], made), lengths, made + 1)
+        return begin(nnx.merge(self.graph, params), room, made, prompts)
 
-    def _decode(self, params: PyTree, going: Going) -> tuple[Going, Int[Array, "T B"]]:
-        """`CHUNK` tokens, beginning with the newest that `going` already has."""
+    def _decode(
+        self, params: PyTree, stops: Bool[Array, "V"], going: Going
+    ) -> tuple[Going, Made]:
+        """`CHUNK` tokens a row, time first."""
         model = nnx.merge(self.graph, params)
 
-        def step(going: Going, _: None) -> tuple[Going, Int[Array, "B"]]:
-            token_B1, position_B1 = going.token[:, None], going.position[:, None]
-            logits_B1V, cache = model.extend(
-                going.cache, token_B1, position_B1, jnp.ones_like(token_B1)
-            )
-            token_B = self._draw(logits_B1V[:, 0], going.made)
-            after = Going(cache, token_B, going.position + 1, going.made + 1)
-            return after, going.token
+        def one(going: Going, _: None) -> tuple[Going, Made]:
+            return step(model, self.sampler, self.seed, stops, going)
 
-        return jax.lax.scan(step, going, None, length=CHUNK)
+        return jax.lax.scan(one, going, None, length=CHUNK)
 
-    def _draw(self, logits: Array, made: Int[Array, ""]) -> Int[Array, "B"]:
-        keys_B = rng.fold(self.seed, made, "sample", logits.shape[0])
-        return self.sampler(logits, keys_B).astype(jnp.int32)
+
+def _grown(row: list[int], new: list[int], stop: Collection[int]) -> list[int]:
+    """The row with what is new; nothing once it has stopped."""
+    return [] if not row or any(token in stop for token in new) else row + new

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flax import nnx
 from tqdm import tqdm
 
 from lmx.config.names import ConfigError, configurable
-from lmx.infer.generate import Generator, prompt_of
+from lmx.infer.causal import check_causal
+from lmx.infer.generate import Generator, ends_of, prompt_of
 from lmx.infer.sample import Sampler
 from lmx.train.hooks import Periodic, due
 from lmx.train.loop import Hook
@@ -31,6 +33,7 @@ class Sample(Periodic):
         if codec is None:
             raise ConfigError("@Sample() needs data that are text: leave it out here.")
         prompt = prompt_of(codec, self.prompt)
+        check_causal(nnx.merge(run.graph, run.like().params))
         is_due = due(self.every, run.steps)
 
         def sample(directory: Directory) -> Hook:
@@ -46,7 +49,7 @@ class Sample(Periodic):
                         run.graph, state.params, self.sampler, self.seed
                     )
                 generator.params = state.params
-                made = generator.stream(prompt, self.tokens, codec.end)
+                made = generator.stream(prompt, self.tokens, ends_of(codec))
                 text = self.prompt + codec.decode(made)
                 generator.params = None  # the next step consumes them
                 tqdm.write(f"--- step {done} ---\n{text}\n---")

@@ -1,13 +1,34 @@
-"""A working folder with a page, and the command line within it."""
+"""A working folder with a page, a run, and the command line."""
 
+import contextlib
+import io
+import json
 import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from lmx.cli.main import main
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
+WORDS = [
+    "Experiment.steps=3",
+    "Experiment.data=@Tokens()",
+    "Tokens.corpus=@Text()",
+    "Tokens.tokenizer=@Characters()",
+    "Tokens.length=16",
+    "Tokens.batch=8",
+    "Text.path=text.txt",
+    "Text.split=@Tail()",
+    "Mesh.data=1",
+    "Experiment.hooks=[@Evaluate()]",
+    "Evaluate.data=@held/Tokens()",
+    "held/Tokens.split=validation",
+    "held/Tokens.order=@InOrder()",
+]
+LINES = "a bead faded\n" * 40
+VOCAB = f"Decoder.vocab={len(set(LINES))}"
 
 
 @pytest.fixture
@@ -31,3 +52,32 @@ def lmx(capsys):
         return (stop.value.code, *capsys.readouterr())
 
     return lmx
+
+
+class Trained(NamedTuple):
+    """A run that is over."""
+
+    work: Path  # where one stood
+    words: list[str]  # of `lmx train`
+    summary: dict[str, Any]
+
+    @property
+    def run(self) -> str:
+        """Its folder."""
+        return str(self.work / self.summary["run"])
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Of a page that lies elsewhere, on the lines of `text.txt`."""
+    work = tmp_path_factory.mktemp("work")
+    (work / "text.txt").write_text(LINES)
+    words = ["train", str(TINY), *WORDS, VOCAB]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.chdir(work)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            with pytest.raises(SystemExit) as stop:
+                main([*words, "--json"])
+    assert stop.value.code == 0
+    return Trained(work, words, json.loads(said.getvalue()))

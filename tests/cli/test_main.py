@@ -14,9 +14,22 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ([], ["lmx train experiments/", "lmx generate runs/", "lmx config show"]),
+        (
+            [],
+            [
+                "lmx train experiments/",
+                "lmx generate runs/",
+                "lmx eval",
+                "lmx config show",
+            ],
+        ),
         (["train"], ["lmx train EXPERIMENT.gin", "--run", "--json", "Ctrl-C saves"]),
         (["generate"], ["lmx generate RUN", "--prompt", "--top-k", "--seed"]),
+        (
+            ["generate"],
+            ["--min-p", "--typical-p", "--beams", "in this order"],
+        ),
+        (["eval"], ["lmx eval RUN TEXT_FILE", "--stride", "bits per byte", "--json"]),
         (["config"], ["show", "why", "diff", "tree"]),
     ],
 )

@@ -1,5 +1,6 @@
 """What the cache makes is what reading everything again would make."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from flax import nnx
 import lmx
 from lmx.config.names import ConfigError
 from lmx.data.tokenizers.codec import ByteCodec, CharacterCodec
+from lmx.infer.beam import Beam, BeamSearch
 from lmx.infer.generate import Generator, prompt_of
 from lmx.infer.sample import Sampler
+from lmx.layers.attention.heads import Attention
+from lmx.layers.mlp import SwiGLU
+from lmx.models.decoder import Decoder
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 GREEDY = Sampler(temperature=0.0)
@@ -58,7 +63,7 @@ def next_of(model):
 
 
 def joined(pieces):
-    return np.concatenate(list(pieces), axis=1)
+    return np.concatenate([made.tokens for made in pieces], axis=1)
 
 
 def test_greedy_tokens_are_those_of_reading_everything_again(greedy, next_of):
@@ -85,8 +90,8 @@ def test_it_stops_at_the_token_that_ends(greedy):
     tokens = joined(greedy([PROMPTS[0]], 20))[0].tolist()
     end = tokens[7]
     first = tokens.index(end)
-    assert list(greedy.stream(PROMPTS[0], 20, end)) == tokens[:first]
-    assert list(greedy.stream(PROMPTS[0], 20, None)) == tokens
+    assert list(greedy.stream(PROMPTS[0], 20, {end})) == tokens[:first]
+    assert list(greedy.stream(PROMPTS[0], 20)) == tokens
 
 
 def test_exactly_as_many_tokens_come_as_were_asked_for(greedy):
@@ -104,7 +109,7 @@ def test_prompts_of_one_bucket_share_one_program(model):
     generator = Generator(graph, params, GREEDY, 0)
     for length in (1, 5, 8):
         joined(generator([[1] * length], 10))
-    assert cached(generator.prefill) == cached(generator.decode) == 1
+    assert cached(generator.begin) == cached(generator.decode) == 1
 
 
 def test_a_seed_says_what_is_drawn():
@@ -121,3 +126,74 @@ def test_a_prompt_begins_as_a_document_does():
     assert prompt_of(CharacterCodec(characters="ab"), "ba") == [1, 0]
     with pytest.raises(ConfigError, match="give a prompt of a character or more"):
         prompt_of(CharacterCodec(characters="ab"), "")
+
+
+def test_a_row_that_stops_is_silent_and_changes_no_other(greedy):
+    free = joined(greedy(PROMPTS, 12))
+    stop = {int(free[0, 3])}
+    pieces = list(greedy(PROMPTS, 12, stop))
+    tokens, live = (
+        np.concatenate([getattr(made, name) for made in pieces], axis=1)
+        for name in ("tokens", "live")
+    )
+    logprobs = np.concatenate([made.logprobs for made in pieces], axis=1)
+    for row, alive, wanted in zip(tokens, live, free.tolist(), strict=True):
+        stops = [at for at, token in enumerate(wanted, 1) if token in stop]
+        count = stops[0] if stops else 12
+        assert row[alive].tolist() == wanted[:count]
+        assert alive.tolist() == [at < count for at in range(row.size)]
+    assert not tokens[~live].any() and not logprobs[~live].any()
+
+
+def test_it_ends_when_all_rows_have_stopped(greedy):
+    free = joined(greedy(PROMPTS, 5))
+    pieces = list(greedy(PROMPTS, 1000, set(free[:, 2].tolist())))
+    assert sum(made.tokens.shape[1] for made in pieces) <= 16
+
+
+def test_other_stops_need_no_other_program(model):
+    graph, params = model
+    generator = Generator(graph, params, GREEDY, 0)
+    for stop in ((), {1}, {2, 3}):
+        joined(generator([[4, 5]], 3, stop))
+    assert cached(generator.begin) == cached(generator.decode) == 1
+
+
+class AllAtOnce(SwiGLU):
+    """Stands for a router that looks ahead."""
+
+    causal = False
+
+
+def test_a_model_that_looks_ahead_is_refused():
+    model = Decoder(
+        nnx.Rngs(0),
+        vocab=8,
+        width=8,
+        depth=2,
+        attention=partial(Attention, heads=2, kv_heads=1, head_width=4),
+        mlp=partial(AllAtOnce, hidden=8),
+    )
+    message = "AllAtOnce of Einsum, Einsum, Einsum is not causal"
+    graph, params = nnx.split(model)
+    with pytest.raises(ConfigError, match=message):
+        Generator(graph, params, GREEDY, 0)
+    with pytest.raises(ConfigError, match=message):
+        BeamSearch(graph, params, Beam())
+
+
+def test_a_prompt_of_nothing_or_of_unknown_tokens_is_refused(greedy):
+    with pytest.raises(ConfigError, match="prompt 1 has no token: give each at least"):
+        next(greedy([[1], []], 4))
+    with pytest.raises(ConfigError, match="token 32 is none of the 32 that the model"):
+        next(greedy([[1], [2, 32]], 4))
+    with pytest.raises(ConfigError, match="token -1 is none of the 32 that the model"):
+        next(greedy([[1]], 4, {-1}))
+
+
+def test_a_prompt_draws_by_its_number_whatever_others_there_are():
+    graph, params = made("endless")
+    generator = Generator(graph, params, Sampler(temperature=2.0), 0)
+    whole = joined(generator([PROMPTS[0]] * 3, 20)).tolist()
+    assert whole[0] != whole[1] != whole[2]
+    assert joined(generator([PROMPTS[0]] * 2, 20, first=1)).tolist() == whole[1:]

@@ -1,0 +1,108 @@
+"""How well a model predicts given texts, however long they are."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+from jaxtyping import Float64, Int32
+
+from lmx.config.names import ConfigError
+from lmx.data.batches import Batch
+from lmx.evals.perplexity import measure, score_batch
+from lmx.infer.causal import check_causal
+from lmx.train.restore import Trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """How a long text is read: in rows of `length` tokens, each `stride` further on.
+
+    Every token but the first is scored once, in the first row that has it, where it is
+    predicted from the length - stride + 1 tokens before it or more, if there are so
+    many. A `stride` of `length` reads each token once, as training and `Evaluate` do.
+    """
+
+    length: int
+    stride: int
+    batch: int = 8  # rows at a time
+
+    def __post_init__(self):
+        for name in ("length", "stride", "batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"Windows.{name} is {getattr(self, name)}: at least 1."
+                )
+        if self.stride > self.length:
+            raise ConfigError(
+                f"windows of {self.length} tokens, each {self.stride} after the last,"
+                " leave tokens out: Windows.stride must be at most Windows.length."
+            )
+
+    def rows(self, tokens: int) -> int:
+        """Rows of a text of so many tokens."""
+        return 1 + max(0, -(-(tokens - 1 - self.length) // self.stride))
+
+    def cut(self, stream: Int32[np.ndarray, " M"], step: int) -> Batch:
+        """The rows of that batch of the stream; past its end is padding."""
+        row_B1 = (step * self.batch + np.arange(self.batch))[:, None]
+        at_1T = np.arange(self.length, dtype=np.int32)[None]
+        index_BT = row_B1 * self.stride + at_1T
+        live_BT = (index_BT + 1 < len(stream)) & (row_B1 < self.rows(len(stream)))
+        reached_B1 = np.where(row_B1, (row_B1 - 1) * self.stride + self.length, 0)
+        index_BT = np.where(live_BT, index_BT, 0)
+        return Batch(
+            tokens=np.where(live_BT, stream[index_BT], 0),
+            targets=np.where(live_BT, stream[index_BT + 1], 0),
+            weights=(live_BT & (index_BT + 1 > reached_B1)).astype(np.float32),
+            positions=np.where(live_BT, at_1T, 0),
+            segments=live_BT.astype(np.int32),
+        )
+
+
+def trained_length(trained: Trained) -> int:
+    """The tokens of a row in training, or else how many the model can see."""
+    length = dict(trained.config.flat()).get("data.length") or trained.model.limit
+    if not isinstance(length, int):
+        raise ConfigError(
+            "this run does not say how many tokens its rows had: give a length."
+        )
+    return length
+
+
+class Scorer:
+    """What a run makes of texts, by one compiled program."""
+
+    def __init__(self, trained: Trained, windows: Windows):
+        if trained.codec is None:
+            raise ConfigError("this run has learned no text: it has no tokenizer.")
+        limit = trained.model.limit
+        if limit is not None and windows.length > limit:
+            raise ConfigError(
+                f"windows of {windows.length} tokens do not fit the {limit} that the"
+                f" model sees: Windows.length must be at most {limit}."
+            )
+        check_causal(trained.model)
+        self.codec, self.windows = trained.codec, windows
+        self.params, self.sizes = trained.params, trained.codec.token_bytes
+        self.score = jax.jit(partial(score_batch, trained.graph))
+
+    def __call__(self, text: str, name: str) -> Float64[np.ndarray, "3"]:
+        """Nats, tokens and UTF-8 bytes of what is scored, each in total.
+
+        A text is a document, between begin and end where the tokenizer has them.
+        Without begin nothing predicts its first token, which then does not count.
+        """
+        codec, windows = self.codec, self.windows
+        around = [[] if end is None else [end] for end in (codec.begin, codec.end)]
+        stream = np.concatenate([around[0], codec.encode(text), around[1]])
+        if not text or len(stream) < 2:
+            raise ConfigError(
+                f"{name} has {len(text)} characters: there is nothing to predict in it."
+            )
+        return measure(
+            lambda batch: self.score(self.params, batch, self.sizes),
+            partial(windows.cut, stream.astype(np.int32)),
+            -(-windows.rows(len(stream)) // windows.batch),
+            name,
+        )

@@ -1,0 +1,236 @@
+"""Beam search: the likeliest continuations that a search of fixed width finds."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from lmx.config.names import ConfigError
+from lmx.infer.causal import check_causal
+from lmx.infer.decode import Prompts, bucketed, check, marked, padded, prefill
+from lmx.models.cache import Cache
+from lmx.models.decoder import Decoder
+
+# When a prompt is done, once it has as many results as there are beams: at once; when
+# no beam, were it to end now, would be better than the worst of them; or when none
+# could be, however long. transformers' early_stopping True, False and "never".
+Until = Literal["full", "likely", "sure"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beam:
+    """How to search. A result's score is its log-probability / tokens^length_penalty.
+
+    Sutskever et al. 2014, arXiv:1409.3215, section 3.2, with the scores and the end of
+    the search as transformers has them, so that both find the same.
+    """
+
+    beams: int = 4
+    length_penalty: float = 1.0
+    until: Until = "likely"
+
+    def __post_init__(self):
+        if self.beams < 1:
+            raise ConfigError(f"Beam.beams is {self.beams}: it must be 1 or more.")
+
+
+class Result(NamedTuple):
+    """One continuation of a prompt, with the token that stopped it, if one did."""
+
+    tokens: list[int]
+    score: float
+
+
+class Results(NamedTuple):
+    """The best so far of each prompt; a score is -inf where there is none yet."""
+
+    tokens: Int[Array, "B W T"]
+    lengths: Int[Array, "B W"]
+    scores: Float[Array, "B W"]
+
+
+class Search(NamedTuple):
+    """A search under way; the beams of one prompt are neighbours in M."""
+
+    cache: Cache
+    logits: Float[Array, "M V"]  # of each beam's next token
+    position: Int[Array, "M"]  # of that token
+    tokens: Int[Array, "B W T"]
+    scores: Float[Array, "B W"]  # log-probabilities, -inf where no beam has begun
+    made: Int[Array, ""]  # tokens of each beam
+    results: Results
+    open: Bool[Array, "B"]  # whether a prompt's results may still get better
+
+
+class BeamSearch:
+    """A model's parameters and the compiled search for continuations of prompts."""
+
+    def __init__(self, graph: nnx.GraphDef, params: PyTree, beam: Beam):
+        model = nnx.merge(graph, params)
+        check_causal(model)
+        self.graph, self.params, self.beam = graph, params, beam
+        self.limit, self.vocab = model.limit, model.vocab
+        self.search = jax.jit(self._search, static_argnames="room")
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        stop: Collection[int] = (),
+    ) -> list[list[Result]]:
+        """The results of each prompt, best first, each of so many tokens at most.
+
+        A continuation ends with the first of the `stop` tokens in it.
+        """
+        check(prompts, self.vocab)
+        longest = max(map(len, prompts))
+        if self.limit and longest + tokens > self.limit:
+            raise ConfigError(
+                f"a prompt of {longest} tokens and {tokens} more do not fit the"
+                f" {self.limit} that the model sees: ask for fewer."
+            )
+        found = self.search(
+            self.params,
+            padded(prompts, self.limit),
+            marked(stop, self.vocab),
+            np.int32(tokens),
+            room=bucketed(tokens),
+        )
+        return [
+            [
+                Result(row[:length].tolist(), float(score))
+                for row, length, score in zip(*parts, strict=True)
+                if score > -np.inf
+            ]
+            for parts in zip(*map(np.asarray, found), strict=True)
+        ]
+
+    def _search(
+        self,
+        params: PyTree,
+        prompts: Prompts,
+        stops: Bool[Array, "V"],
+        most: Int[Array, ""],
+        *,
+        room: int,
+    ) -> Results:
+        model = nnx.merge(self.graph, params)
+
+        def searching(search: Search) -> Bool[Array, ""]:
+            return (search.made < most) & search.open.any()
+
+        def on(search: Search) -> Search:
+            return step(model, self.beam, stops, most, search)
+
+        first = begin(model, self.beam, room, prompts)
+        return jax.lax.while_loop(searching, on, first).results
+
+
+def begin(model: Decoder, beam: Beam, room: int, prompts: Prompts) -> Search:
+    """Reads the prompts; of each, one beam has begun."""
+    tokens, segments, _ = map(jnp.asarray, prompts)
+    (B, T), W = tokens.shape, beam.beams
+    logits_BV, cache = prefill(model, model.cache(B, T + room), tokens, segments)
+    row_M = jnp.repeat(jnp.arange(B), W)
+    none_BW = jnp.full((B, W), -jnp.inf, logits_BV.dtype)
+    empty_BWT = jnp.zeros((B, W, room), jnp.int32)
+    return Search(
+        cache.rows(row_M),
+        logits_BV[row_M],
+        (segments > 0).sum(axis=1)[row_M],
+        empty_BWT,
+        none_BW.at[:, 0].set(0),
+        jnp.zeros((), jnp.int32),
+        Results(empty_BWT, jnp.zeros((B, W), jnp.int32), none_BW),
+        jnp.ones(B, bool),
+    )
+
+
+def step(
+    model: Decoder,
+    beam: Beam,
+    stops: Bool[Array, "V"],
+    most: Int[Array, ""],
+    search: Search,
+) -> Search:
+    """Every beam goes on with every token; the best end or are the next beams.
+
+    Those that end are results; only the best W of all continuations may. At the last
+    of `most` tokens all end.
+    """
+    (B, W, _), V = search.tokens.shape, len(stops)
+    log_probs_BWV = jax.nn.log_softmax(search.logits, axis=-1).reshape(B, W, V)
+    scores_BWV = search.scores[:, :, None] + log_probs_BWV
+    best = choose(search, scores_BWV)
+    ends_BW = stops[best.newest] | (search.made + 1 == most)
+    results = merged(beam, search, best, ends_BW & search.open[:, None])
+    on = choose(search, jnp.where(stops[None, None], -jnp.inf, scores_BWV))
+    row_M = (jnp.arange(B)[:, None] * W + on.beams).reshape(-1)
+    newest_M1 = on.newest.reshape(-1, 1)
+    logits_M1V, cache = model.extend(
+        search.cache.rows(row_M),
+        newest_M1,
+        search.position[:, None],
+        jnp.ones_like(newest_M1),
+    )
+    made = search.made + 1
+    length = most if beam.until == "sure" and beam.length_penalty > 0 else made
+    hope_B = on.scores[:, 0] / length**beam.length_penalty
+    worst_B = results.scores[:, -1]
+    better_B = worst_B == -jnp.inf if beam.until == "full" else hope_B > worst_B
+    return Search(
+        cache,
+        logits_M1V[:, 0],
+        search.position + 1,
+        on.tokens,
+        on.scores,
+        made,
+        results,
+        search.open & better_B,
+    )
+
+
+class Choice(NamedTuple):
+    """The best W continuations of a prompt by one token."""
+
+    scores: Float[Array, "B W"]
+    beams: Int[Array, "B W"]  # which of the prompt's each continues
+    newest: Int[Array, "B W"]
+    tokens: Int[Array, "B W T"]  # with the newest
+
+
+def choose(search: Search, scores: Float[Array, "B W V"]) -> Choice:
+    """The best by those scores of each beam with each token."""
+    B, W, V = scores.shape
+    best_BW, at_BW = jax.lax.top_k(scores.reshape(B, W * V), W)
+    beam_BW, newest_BW = jnp.divmod(at_BW, V)
+    tokens_BWT = jnp.take_along_axis(search.tokens, beam_BW[:, :, None], axis=1)
+    tokens_BWT = tokens_BWT.at[:, :, search.made].set(newest_BW)
+    return Choice(best_BW, beam_BW, newest_BW, tokens_BWT)
+
+
+def merged(
+    beam: Beam, search: Search, best: Choice, ends: Bool[Array, "B W"]
+) -> Results:
+    """The best W of the results so far and of the continuations that end."""
+    made = search.made + 1
+    scores_BW = best.scores / made**beam.length_penalty
+    new = Results(
+        best.tokens,
+        jnp.full_like(search.results.lengths, made),
+        jnp.where(ends, scores_BW, -jnp.inf),
+    )
+    both = jax.tree.map(
+        lambda *parts: jnp.concatenate(parts, axis=1), search.results, new
+    )
+    scores_BW, at_BW = jax.lax.top_k(both.scores, beam.beams)
+    return Results(
+        jnp.take_along_axis(both.tokens, at_BW[:, :, None], axis=1),
+        jnp.take_along_axis(both.lengths, at_BW, axis=1),
+        scores_BW,
+    )

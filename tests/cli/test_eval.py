@@ -1,0 +1,64 @@
+"""`lmx eval`, from files to numbers."""
+
+import json
+
+import pytest
+
+LINES = "a bead faded\n" * 40
+HELD_OUT = LINES[int(len(LINES) * 0.9) :]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """The text that was held out in training."""
+    (tmp_path / "held.txt").write_text(HELD_OUT)
+    return str(tmp_path / "held.txt")
+
+
+def test_the_held_out_text_scores_what_it_did_in_training(trained, lmx, file):
+    words = ("--json", "--length", "16", "--stride", "16")
+    status, said, _ = lmx("eval", trained.run, file, *words)
+    told, summary = json.loads(said), trained.summary
+    assert status == 0 and told["step"] == 3 and told["run"] == trained.run
+    found = told["files"][file]
+    for name in ("nats", "perplexity", "bits_per_byte", "tokens", "bytes"):
+        assert found[name] == pytest.approx(summary[f"validation/{name}"], rel=1e-5)
+    assert told["all"] == found
+
+
+def test_a_window_is_as_in_training_unless_told_otherwise(trained, lmx, file):
+    told = json.loads(lmx("eval", trained.run, file, "--json")[1])
+    assert (told["length"], told["stride"]) == (16, 8)
+
+
+def test_several_files_make_a_table_and_their_sum(trained, lmx, file, tmp_path):
+    other = tmp_path / "a.txt"
+    other.write_text("a bad bed\n")
+    status, said, _ = lmx("eval", trained.run, file, str(other))
+    head, titles, *rows = said.splitlines()
+    assert status == 0 and len(rows) == 3
+    assert head.endswith(" at step 3, 16 tokens every 8")
+    assert titles.split()[:4] == ["text", "nats/token", "perplexity", "bits/byte"]
+    told = json.loads(lmx("eval", trained.run, file, str(other), "--json")[1])
+    numbers = [*told["files"].values(), told["all"]]
+    for row, name, found in zip(rows, [file, str(other), "all"], numbers, strict=True):
+        assert row.split()[0] == name and row.split()[1] == f"{found['nats']:.4f}"
+    for name in ("tokens", "bytes"):
+        assert numbers[2][name] == numbers[0][name] + numbers[1][name]
+    sums = [found["nats"] * found["tokens"] for found in numbers]
+    assert sums[2] == pytest.approx(sums[0] + sums[1])
+
+
+def test_what_cannot_be_scored_is_refused(trained, lmx, file, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9\xe8")
+    for words, message in {
+        (): "which text? lmx eval RUN TEXT_FILE",
+        (str(tmp_path / "none.txt"),): "No such file or directory",
+        (str(tmp_path / "empty.txt"),): "empty.txt has 0 characters",
+        (str(tmp_path / "latin.txt"),): "not UTF-8 at byte 0",
+        (file, "--stride", "17"): "windows of 16 tokens, each 17 after the last",
+        (file, "--batch", "0"): "Windows.batch is 0: at least 1",
+    }.items():
+        status, said, moaned = lmx("eval", trained.run, *words)
+        assert (status, said) == (2, "") and message in moaned

@@ -1,0 +1,144 @@
+"""`lmx generate`, from words to text."""
+
+import json
+import shutil
+
+import pytest
+
+from lmx.cli.generate import prompts_in
+
+GREEDY = ("--temperature", "0", "--tokens", "20")
+PROMPTS = ["a be", "faded", "b"]
+
+
+@pytest.fixture
+def told(trained, lmx):
+    """What is said with those options, each line of it read as JSON."""
+
+    def told(*words):
+        status, said, moaned = lmx("generate", trained.run, *words, "--json")
+        assert (status, moaned) == (0, "")
+        return [json.loads(line) for line in said.splitlines()]
+
+    return told
+
+
+def test_generated_text_streams_and_is_that_of_json(trained, lmx, told):
+    words = ("--prompt", "a be", *GREEDY)
+    status, said, _ = lmx("generate", trained.run, *words)
+    assert status == 0 and said.startswith("a be") and said.endswith("\n")
+    (found,) = told(*words)
+    assert (found["prompt"], found["text"]) == ("a be", said[4:-1])
+    assert len(found["text"]) == 20 and set(found["text"]) <= set("a bead faded\n")
+    assert len(found["tokens"]) == len(found["logprobs"]) == 20
+    assert max(found["logprobs"]) <= 0
+
+
+def test_a_seed_draws_the_same_text(trained, lmx):
+    words = ("generate", trained.run, "--prompt", "a", "--tokens", "20")
+    texts = [lmx(*words, "--seed", "1")[1] for _ in range(2)]
+    assert texts[0] == texts[1] and len(texts[0]) == 22
+
+
+def test_prompts_of_a_file_are_continued_as_if_each_were_alone(
+    trained, lmx, told, tmp_path
+):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n\n".join(PROMPTS))
+    words = ("--file", str(file), *GREEDY)
+    alone = [(each["prompt"], each["text"]) for each in told(*words, "--batch", "1")]
+    assert [prompt for prompt, _ in alone] == PROMPTS
+    assert [(each["prompt"], each["text"]) for each in told(*words)] == alone
+    said = lmx("generate", trained.run, *words)[1]
+    assert said == "\n---\n".join(prompt + text for prompt, text in alone) + "\n"
+
+
+def test_prompts_are_lines_or_those_of_json_objects(tmp_path):
+    prompts = ["a", " b ", "é\u2028c"]
+    (tmp_path / "a.txt").write_bytes("\r\n\n".join(prompts).encode())
+    objects = [json.dumps({"prompt": prompt, "id": 1}) for prompt in prompts]
+    (tmp_path / "a.jsonl").write_text("\n".join(objects) + "\n")
+    for name in ("a.txt", "a.jsonl"):
+        assert prompts_in(tmp_path / name) == prompts
+
+
+def test_draws_do_not_depend_on_how_many_are_made_at_a_time(told, tmp_path):
+    (tmp_path / "same.txt").write_text("a\n" * 3)
+    words = ("--file", str(tmp_path / "same.txt"), "--tokens", "20", "--batch")
+    texts = [[each["text"] for each in told(*words, batch)] for batch in ("2", "3")]
+    assert texts[0] == texts[1] and len(set(texts[0])) == 3
+
+
+def test_a_text_stops_before_what_stops_it(trained, lmx, told):
+    words = ("--prompt", "a", *GREEDY)
+    (free,) = told(*words)
+    stop = free["text"][7:10]
+    end = free["text"].index(stop)
+    (found,) = told(*words, "--stop", "zzz", "--stop", stop)
+    assert found["text"] == free["text"][:end]
+    assert found["tokens"] == free["tokens"][: end + 3]
+    said = lmx("generate", trained.run, *words, "--stop", stop)[1]
+    assert said == f"a{free['text'][:end]}\n"
+
+
+def test_beams_come_best_first_and_the_first_is_the_text(trained, lmx, told):
+    words = ("--prompt", "a be", "--tokens", "6", "--beams", "3")
+    (found,) = told(*words)
+    scores = [beam["score"] for beam in found["beams"]]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    assert found["text"] == found["beams"][0]["text"]
+    assert lmx("generate", trained.run, *words)[1] == f"a be{found['text']}\n"
+    (other,) = told(*words, "--length-penalty", "0")
+    assert other["beams"][0]["score"] == pytest.approx(6 * scores[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt", "a", "--tokens", "0"], "--tokens is 0: it must be 1 or more"),
+        (["--prompt", "a", "--batch", "0"], "--batch is 0: it must be 1 or more"),
+        (["--prompt", "a", "--top-p", "2"], "top_p is 2.0: above 0 and at most 1"),
+        (["--prompt", "a", "--temperature", "-1"], "temperature is -1.0: it must be 0"),
+        ([], "this model has no token that begins a document: give a prompt"),
+        (["--prompt", "xyz"], "'x' (U+0078) is none of the"),
+        (["--prompt", "a", "--beams", "0"], "Beam.beams is 0: it must be 1 or more"),
+        (["--beams", "2", "--top-k", "3"], "leave out --top-k, or --beams"),
+        (["--beams", "2", "--stop", "a"], "leave out --stop, or --beams"),
+        (["--length-penalty", "1"], "--length-penalty is of beam search"),
+        (["--prompt", "a", "--stop", ""], "a stop text must have a character or more"),
+        (["--file", "none.txt"], "No such file or directory: 'none.txt'"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(trained, lmx, words, message):
+    status, said, moaned = lmx("generate", trained.run, *words)
+    assert status == 2 and moaned.startswith("error: ") and message in moaned
+    assert said == ""
+
+
+def test_a_file_of_no_prompts_is_refused_where_it_is_wrong(tmp_path):
+    for name, text, message in (
+        ("a.txt", "\n \n", "a.txt has no prompts: write one a line"),
+        ("a.jsonl", '{"prompt": "a"}\n[1]', "a.jsonl:2: each line must be"),
+        ("b.jsonl", '{"prompt": 1}', "b.jsonl:1: each line must be"),
+        ("c.jsonl", "prompt", "c.jsonl:1: each line must be"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            prompts_in(tmp_path / name)
+
+
+def test_a_folder_that_has_nothing_to_say_is_refused(trained, lmx, tmp_path):
+    for path, message in {
+        tmp_path / "none": "is no run: it has no experiment.json",
+        tmp_path: "is no run: it has no experiment.json",
+        tmp_path / "fresh": "has saved nothing yet: train it further first",
+    }.items():
+        if path.name == "fresh":
+            shutil.copytree(trained.run, path)
+            shutil.rmtree(path / "checkpoints")
+        for words in (
+            ["generate", str(path), "--prompt", "a"],
+            ["eval", str(path), __file__],
+        ):
+            status, said, moaned = lmx(*words)
+            assert (status, said) == (2, "") and message in moaned
