@@ -174,7 +174,7 @@ def test_a_model_that_looks_ahead_is_refused():
         attention=partial(Attention, heads=2, kv_heads=1, head_width=4),
         mlp=partial(AllAtOnce, hidden=8),
     )
-    message = "AllAtOnce of Einsum, Einsum, Einsum is not causal"
+    message = "AllAtOnce is not causal"
     graph, params = nnx.split(model)
     with pytest.raises(ConfigError, match=message):
         Generator(graph, params, GREEDY, 0)
