@@ -9,7 +9,7 @@ FAMILIES = (
     "gemma2 gemma3 olmo2 deepseek_v3 gpt_oss"
 ).split()  # the cases in whose names nothing is added: also golden files of `make test`
 ROWS, NEW, PROMPTS = 2, 32, (4, 9, 14)
-GRADIENTS = {"llama", "llama_grouped", "mixtral", "mixtral_tied", "gemma2"}
+GRADIENTS = {"llama", "llama_grouped", "mixtral", "mixtral_window", "gemma2"}
 BEAMS = {"llama", "llama_grouped", "gpt2", "gpt2_untied"}
 SEARCHES = (
     {"length_penalty": 1.0, "early_stopping": False},

@@ -178,7 +178,10 @@ def check(root: pathlib.Path) -> None:
         with np.load(root / case.name / "answers.npz") as made:
             want, tokens = made["logits"], made["tokens"]
         try:
-            got = logits(load(root / case.name / "exported"), tokens)
+            folder = root / case.name / "exported"
+            if not folder.is_dir():
+                raise ValueError("was not exported")
+            got = logits(load(folder), tokens)
             error = np.abs(got - want).max() / np.abs(want).max()
             if not error <= 1e-4:
                 raise ValueError(f"logits differ by {error:.1e} of the largest")
