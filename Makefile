@@ -5,16 +5,17 @@ BIN := $(VENV)/bin
 VERSIONS := 3.11 3.12 3.13
 # Byte-compiling all modules takes as long as installing them; Python compiles those that
 # are really used when it first imports them, unless it is told not to.
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test style nightly bench constraints clean
+.PHONY: help demo test style parity nightly bench constraints clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo         train a small model on this machine, and see what it learned'
 	@echo 'make test         run the tests'
 	@echo 'make style        ruff, pyright and the direction of imports'
+	@echo 'make parity       compare with Hugging Face transformers, in .venv-parity'
 	@echo 'make nightly      run the slow tests, then all tests on every Python found'
 	@echo 'make bench        run the benchmarks'
 	@echo 'make constraints  resolve the versions of constraints.txt afresh and print them'
@@ -31,6 +32,25 @@ style: $(VENV)/.dev
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
+
+# The other library lives apart; only files pass between the two.
+PEER := .venv-parity
+TORCH := 2.13.0
+TRANSFORMERS := 5.23.0
+PEERS := $(PEER)/.torch-$(TORCH)-transformers-$(TRANSFORMERS)
+
+parity: $(VENV)/.dev $(PEERS)
+	@rm -rf build/parity; fault=0; \
+	$(PEER)/bin/python -m tests.parity.peer write build/parity && \
+	{ $(BIN)/python -m tests.parity.compare build/parity || fault=1; } && \
+	$(PEER)/bin/python -m tests.parity.peer check build/parity && exit $$fault
+
+# torch goes first and alone: what transformers would pull in can be gigabytes of CUDA.
+$(PEERS): BIN = $(PEER)/bin
+$(PEERS):
+	@echo "Installing torch and transformers into $(PEER), for the first time or anew ..."
+	@rm -rf $(PEER); $(PYTHON) -m venv $(PEER) && \
+	$(PIP) torch==$(TORCH) && $(PIP) transformers==$(TRANSFORMERS) && touch $@
 
 bench: $(VENV)/.core
 	@set -e; for file in benchmarks/*.py; do $(BIN)/python $$file; done
