@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from lmx.layers.attention.heads import Attention, Sink
+from lmx.layers.attention.infini import Infini
 from lmx.layers.conv import ShortConv
 from lmx.layers.linear import Affine
 from lmx.layers.mlp import SwiGLU
@@ -33,6 +34,7 @@ COPE = dict(attention=partial(ATTENTION, position=partial(CoPE, limit=3)))
 SINKING = dict(attention=partial(WINDOW, sink=partial(Sink, logit=0.5)))
 DYNAMIC = DynamicNTK(factor=3.0, trained_length=4, pairs="neighbours")
 STRETCHED = dict(attention=partial(ATTENTION, position=DYNAMIC))
+INFINI = partial(Infini, heads=4, kv_heads=2, head_width=4, segment=3, gate=0.5)
 OFFSET = partial(WINDOW, qkv=Affine, out=Affine, logit_cap=2.0, scale=1.0)
 CONV = dict(conv=partial(ShortConv, reach=2))
 
@@ -53,6 +55,7 @@ VARIANTS = {
     "pre window sink": (PreNorm, SINKING, DENSE, {}),
     "post stretched": (PostNorm, STRETCHED, DENSE, {}),
     "sandwich offsets cap": (SandwichNorm, dict(attention=OFFSET), DENSE, {}),
+    "pre infini": (PreNorm, dict(attention=INFINI), DENSE, {}),
     "lead window cope moe": (
         PreNorm,
         dict(attention=(partial(WINDOW, position=CoPE), ATTENTION), lead=(DENSE,)),
