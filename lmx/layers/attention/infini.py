@@ -90,8 +90,7 @@ class Infini(Attention):
 
     Attributes:
         segment: tokens.
-        gate: where each head begins to learn how much it takes from memory, sigmoid of
-            this.
+        gate: sigmoid of this is the share of memory in each head at first; learned.
     """
 
     def __init__(
