@@ -11,6 +11,7 @@ def check_causal(model: nnx.Module) -> None:
     for _, module in nnx.iter_modules(model):
         if isinstance(module, FeedForward) and not module.causal:
             raise ConfigError(
-                f"{type(module).__name__} is not causal: a token's vector depends on the"
-                " tokens after it, which are not there yet when text is made. Train with experts that look at each token alone: Decoder.mlp = @MoE."
+                f"{type(module).__name__} is not causal: what a token gets depends on"
+                " the tokens after it, which are not there yet when text is made. Train"
+                " with experts that see each token alone, as Decoder.mlp = @MoE."
             )

@@ -88,6 +88,13 @@ def test_specials_stand_for_no_text_and_are_never_encoded(codec):
     assert len(codec.token_bytes) == codec.vocab
 
 
+def test_tokens_beyond_those_of_the_text_stand_for_nothing(codec):
+    """A model may have more of them: a pause, or rows that fill up its table."""
+    tokens = [*codec.encode("Abc"), codec.vocab, codec.vocab + 7]
+    stream = codec.stream()
+    assert codec.decode(tokens) == "".join(map(stream, tokens)) == "Abc"
+
+
 def test_text_that_streams_is_the_text(codec):
     for text in HARD:
         stream = codec.stream()

@@ -57,7 +57,7 @@ def weights():
     }
 
 
-BLOCK = ("stack", "cycles", 0, "blocks", 0)
+PLACE = ("stack", "cycles", 0, "blocks", 0)
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +73,7 @@ def llama():
     )
     left = weights()
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        (end,) = [end for end in left if path in (end, (*BLOCK, *end))]
+        (end,) = [end for end in left if path in (end, (*PLACE, *end))]
         value = left.pop(end)
         assert value.shape == variable.shape
         variable.set_value(jnp.asarray(value))

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.layers.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
+from lmx.layers.norm import (
+    AffineLayerNorm,
+    LayerNorm,
+    OffsetRMSNorm,
+    RMSNorm,
+    layer_norm,
+    rms_norm,
+)
 
 D = 16
 KINDS = pytest.mark.parametrize("kind", [RMSNorm, LayerNorm])
@@ -93,3 +100,39 @@ def test_the_second_call_does_not_recompile(kind, init, x):
 def test_a_gain_is_named_by_the_letter_it_is_given(kind, init):
     assert kind(D, init).scale.axes == ("embed",)
     assert kind(D, init, "H").scale.axes == ("head_width",)
+
+
+@pytest.mark.parametrize("kind", [OffsetRMSNorm, AffineLayerNorm])
+def test_a_norm_without_its_offset_is_the_norm_it_is_made_from(kind, init, x):
+    plain = RMSNorm if kind is OffsetRMSNorm else LayerNorm
+    got, want = kind(D, init), plain(D, init)
+    assert got.epsilon == want.epsilon and (got.offset[...] == 0.0).all()
+    assert kind(D, init, "H").offset.axes == ("head_width",)
+    np.testing.assert_array_equal(got(x), want(x))
+
+
+def test_the_gain_of_an_offset_norm_is_one_and_the_offset_by_numpy(init, x):
+    norm = OffsetRMSNorm(D, init, epsilon=1e-3)
+    offset = np.linspace(-1.0, 1.0, D, dtype="float32")
+    norm.offset.set_value(jnp.asarray(offset))
+    power = np.mean(np.square(x), axis=-1, keepdims=True)
+    want = np.asarray(x) / np.sqrt(power + 1e-3) * (1.0 + offset)
+    np.testing.assert_allclose(norm(x), want, rtol=1e-5, atol=1e-6)
+
+
+def test_an_offset_norm_rounds_once_to_bfloat16(init, x):
+    norm, narrow = OffsetRMSNorm(D, init), x.astype("bfloat16")
+    norm.offset.set_value(jnp.linspace(-1.0, 1.0, D))
+    want = norm(narrow.astype("float32")).astype("bfloat16")
+    np.testing.assert_array_equal(norm(narrow), want)
+
+
+def test_an_affine_norm_is_gain_and_offset_by_numpy(init, x):
+    norm = AffineLayerNorm(D, init, epsilon=1e-3)
+    gain, offset = (np.linspace(a, 2.0, D, dtype="float32") for a in (-1.0, 0.5))
+    norm.scale.set_value(jnp.asarray(gain))
+    norm.offset.set_value(jnp.asarray(offset))
+    x = np.asarray(x)
+    mean, spread = (f(x, axis=-1, keepdims=True) for f in (np.mean, np.var))
+    want = (x - mean) / np.sqrt(spread + 1e-3) * gain + offset
+    np.testing.assert_allclose(norm(jnp.asarray(x)), want, rtol=1e-4, atol=1e-5)

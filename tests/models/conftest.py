@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from lmx.layers.attention.heads import Attention, Sink
+from lmx.layers.attention.infini import Infini
 from lmx.layers.attention.latent import LatentAttention
 from lmx.layers.conv import ShortConv
 from lmx.layers.linear import Affine
@@ -36,6 +37,7 @@ COPE = dict(attention=partial(ATTENTION, position=partial(CoPE, limit=3)))
 SINKING = dict(attention=partial(WINDOW, sink=partial(Sink, logit=0.5)))
 DYNAMIC = DynamicNTK(factor=3.0, trained_length=4, pairs="neighbours")
 STRETCHED = dict(attention=partial(ATTENTION, position=DYNAMIC))
+INFINI = partial(Infini, heads=4, kv_heads=2, head_width=4, segment=3, gate=0.5)
 OFFSET = partial(WINDOW, qkv=Affine, out=Affine, logit_cap=2.0, scale=1.0)
 LATENT = partial(
     LatentAttention, heads=4, kv_rank=6, head_width=4, rope_width=2, value_width=3
@@ -66,6 +68,7 @@ VARIANTS = {
         DENSE,
         {},
     ),
+    "pre infini": (PreNorm, dict(attention=INFINI), DENSE, {}),
     "lead window cope moe": (
         PreNorm,
         dict(attention=(partial(WINDOW, position=CoPE), ATTENTION), lead=(DENSE,)),

@@ -69,6 +69,18 @@ def test_cached_is_full_with_padding_on_the_right(model, read):
         assert cache.lengths[row] == length
 
 
+def test_documents_that_follow_one_another_are_read_as_the_whole(model, read):
+    """One ends and another begins within a piece, with padding between or without."""
+    segments = jnp.array([[1, 1, 1, 0, 2, 2, 2, 2], [1, 1, 1, 1, 1, 2, 2, 2]], "int32")
+    positions = jnp.array([[0, 1, 2, 0, 0, 1, 2, 3], [0, 1, 2, 3, 4, 0, 1, 2]], "int32")
+    whole = jax.jit(lambda model, *inputs: model(*inputs))
+    want = whole(model, TOKENS, positions, segments)
+    for lengths in ((3, 3, 1, 1), (5, 3)):
+        logits, _ = read(TOKENS, positions, segments, lengths)
+        live = segments > 0
+        np.testing.assert_allclose(logits[live], want[live], atol=1e-9)
+
+
 def test_rows_of_a_cache_can_be_taken_in_any_order(model, read):
     """Row 1 twice and row 0 go on as they would have gone on alone."""
     ones = jnp.ones_like(TOKENS)

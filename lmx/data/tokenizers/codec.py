@@ -4,6 +4,7 @@ import codecs
 import functools
 import hashlib
 import json
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ class Codec(ABC):
 
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """The text of the tokens; bytes that are no UTF-8 become U+FFFD."""
-        return b"".join(self.pieces[token] for token in tokens).decode(errors="replace")
+        said = b"".join(piece_of(token, self.pieces) for token in tokens)
+        return said.decode(errors="replace")
 
     def stream(self) -> "Decoder":
         """A decoder that takes tokens one by one."""
@@ -81,11 +83,16 @@ class Decoder:
 
     def __call__(self, token: SupportsIndex) -> str:
         """The characters that this token completes."""
-        return self._bytes.decode(self._pieces[token])
+        return self._bytes.decode(piece_of(token, self._pieces))
 
     def rest(self) -> str:
         """What stays when no token will come: U+FFFD for a character cut short."""
         return self._bytes.decode(b"", final=True)
+
+
+def piece_of(token: SupportsIndex, pieces: tuple[bytes, ...]) -> bytes:
+    """What a token stands for: nothing, where a model has more tokens than text."""
+    return pieces[token] if operator.index(token) < len(pieces) else b""
 
 
 class Tokenizer(ABC):

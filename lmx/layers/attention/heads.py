@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from lmx.config.names import configurable
 from lmx.layers.attention.context import Context, remember
@@ -20,7 +20,7 @@ from lmx.layers.attention.dot import attend, soft_cap
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
-from lmx.layers.mask import visible
+from lmx.layers.mask import Place, visible
 from lmx.layers.norm import Norm
 from lmx.layers.position.relative import Relative
 from lmx.layers.position.rope import RoPE
@@ -53,6 +53,14 @@ class KV(NamedTuple):
 
     k: Float[Array, "*L B S K H"]
     v: Float[Array, "*L B S K H"]
+
+
+class QKV(NamedTuple):
+    """Queries, keys and values."""
+
+    q: Float[Array, "B T N H"]
+    k: Float[Array, "B T K H"]
+    v: Float[Array, "B T K H"]
 
 
 @configurable
@@ -124,9 +132,28 @@ class Attention(SelfAttention):
         self, x: Float[Array, "B T D"], context: Context, past: KV | None = None
     ) -> tuple[Float[Array, "B T D"], KV | None]:
         """The attended values, and `past` with the keys and values of `x`."""
-        q_BTNH, k_BTKH, v_BTKH = self.projected(x, context)
+        y_BTNH, past = self.attended(self.projected(x), context, past)
+        return self.out(y_BTNH), past
+
+    def projected(self, x: Float[Array, "B T D"]) -> QKV:
+        """Queries and keys, normed but not yet turned, and values."""
+        q_BTNH, k_BTKH, v_BTKH = self.q(x), self.k(x), self.v(x)
+        if self.q_norm and self.k_norm:
+            q_BTNH = self._normed(self.q_norm, q_BTNH)
+            k_BTKH = self._normed(self.k_norm, k_BTKH)
+        return QKV(q_BTNH, k_BTKH, v_BTKH)
+
+    def attended(
+        self, qkv: QKV, context: Context, past: KV | None
+    ) -> tuple[Float[Array, "B T N H"], KV | None]:
+        """The average of the values that each query sees, and what is remembered."""
+        q_BTNH, k_BTKH, v_BTKH = qkv
+        if self.position:
+            at = context.here.positions, context.length
+            q_BTNH = self.position.rotate(q_BTNH, *at)
+            k_BTKH = self.position.rotate(k_BTKH, *at)
         (k_BSKH, v_BSKH), keys, past = remember(past, KV(k_BTKH, v_BTKH), context)
-        mask_BTS = visible(context.here, keys, self.window)
+        mask_BTS = self.seen(context.here, keys)
         y_BTNH = attend(
             q_BTNH,
             k_BSKH,
@@ -137,23 +164,11 @@ class Attention(SelfAttention):
             sink=self.sink and self.sink.logit[...],
             drop=lambda probs: dropout(probs, self.dropout, context.keys, 0),
         )
-        return self.out(y_BTNH), past
+        return y_BTNH, past
 
-    def projected(
-        self, x: Float[Array, "B T D"], context: Context
-    ) -> tuple[
-        Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]
-    ]:
-        """Queries and keys, normed and turned, and values."""
-        q_BTNH, k_BTKH, v_BTKH = self.q(x), self.k(x), self.v(x)
-        if self.q_norm and self.k_norm:
-            q_BTNH = self._normed(self.q_norm, q_BTNH)
-            k_BTKH = self._normed(self.k_norm, k_BTKH)
-        if self.position:
-            at = context.here.positions, context.length
-            q_BTNH = self.position.rotate(q_BTNH, *at)
-            k_BTKH = self.position.rotate(k_BTKH, *at)
-        return q_BTNH, k_BTKH, v_BTKH
+    def seen(self, query: Place, key: Place) -> Bool[Array, "B T S"]:
+        """Which keys a query attends to."""
+        return visible(query, key, self.window)
 
     def _normed(self, norm: Norm, x: Float[Array, "B T N H"]) -> Array:
         if self.qk_norm_of == "head":

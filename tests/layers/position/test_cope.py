@@ -1,0 +1,96 @@
+"""What positions that are counted by the context must keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmx.layers import mask
+from lmx.layers.position.cope import CoPE
+
+B, T, K, G, H, LIMIT = 2, 6, 2, 2, 4, 4
+N = K * G
+SEGMENTS = np.array([[1] * 6, [1, 1, 2, 2, 2, 2]])
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    """In float64, where rounding cannot hide a fault."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def scheme(init):
+    return CoPE(N, H, init, limit=LIMIT)
+
+
+@pytest.fixture
+def inputs():
+    rng = np.random.default_rng(0)
+    logits = 2.0 * rng.normal(size=(B, K, G, T, T))
+    return jnp.asarray(logits), jnp.asarray(rng.normal(size=(B, T, N, H)))
+
+
+@pytest.fixture
+def place():
+    segments = jnp.asarray(SEGMENTS)
+    return mask.standing(mask.restarting(segments), segments)
+
+
+def seen(t, s, b):
+    return s <= t and SEGMENTS[b, s] == SEGMENTS[b, t]
+
+
+def test_agrees_with_a_loop_over_queries_and_keys(scheme, inputs, place):
+    """Gates, positions and interpolated vectors of section 4, one pair at a time."""
+    logits, q = map(np.asarray, inputs)
+    got = scheme.scored(*inputs, mask.visible(place, place), place, place)
+    table = np.asarray(scheme.table[...], np.float64)
+    for b, n, t, s in np.ndindex(B, N, T, T):
+        if not seen(t, s, b):
+            continue
+        between = logits[b, n // G, n % G, t, s : t + 1]
+        at = min((1 / (1 + np.exp(-between))).sum(), LIMIT - 1)
+        low, high = int(np.floor(at)), int(np.ceil(at))
+        vector = (at - low) * table[:, high] + (1 - at + low) * table[:, low]
+        want = between[0] + q[b, t, n] @ vector
+        np.testing.assert_allclose(got[b, n // G, n % G, t, s], want, atol=1e-12)
+
+
+def test_with_all_gates_one_it_is_a_learned_vector_for_each_distance(
+    scheme, inputs, place
+):
+    """Shaw et al. 2018, arXiv:1803.02155, section 3.2, counted from 1 and clipped."""
+    q = np.asarray(inputs[1])
+    open_gates = jnp.full((B, K, G, T, T), 50.0)
+    got = scheme.scored(open_gates, inputs[1], mask.visible(place, place), place, place)
+    table = np.asarray(scheme.table[...], np.float64)
+    for b, n, t, s in np.ndindex(B, N, T, T):
+        if seen(t, s, b):
+            relative = table[:, min(t - s + 1, LIMIT - 1)]
+            change = got[b, n // G, n % G, t, s] - 50.0
+            np.testing.assert_allclose(change, q[b, t, n] @ relative, atol=1e-12)
+
+
+def test_with_all_gates_closed_all_keys_stand_at_position_zero(scheme, inputs, place):
+    closed = jnp.full((B, K, G, T, T), -800.0)
+    got = scheme.scored(closed, inputs[1], mask.visible(place, place), place, place)
+    vector = np.asarray(scheme.table[:, 0], np.float64)
+    want = np.einsum("BTNH,H->BNT", inputs[1], vector).reshape(B, K, G, T)
+    np.testing.assert_allclose(got[..., 0] + 800.0, want, atol=1e-10)
+
+
+def test_the_order_of_keys_in_memory_does_not_matter(scheme, inputs, place):
+    """As in a ring, where the newest key may stand in any slot."""
+    logits, q = inputs
+    order = jnp.array([4, 5, 0, 1, 2, 3])
+    moved = type(place)(*(x[:, order] for x in place))
+    got = scheme.scored(logits[..., order], q, mask.visible(place, moved), place, moved)
+    want = scheme.scored(logits, q, mask.visible(place, place), place, place)
+    np.testing.assert_allclose(got, want[..., order], atol=1e-12)
+
+
+def test_one_vector_is_refused_since_positions_would_be_alike(init):
+    with pytest.raises(ValueError, match="CoPE.limit is 1: 2 positions are the least"):
+        CoPE(N, H, init, limit=1)

@@ -1,0 +1,69 @@
+"""Where norms stand in each kind of block, by its formula."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmx.config.names import find
+from lmx.layers import mask
+from lmx.layers.attention.context import Context
+from lmx.layers.attention.heads import Attention
+from lmx.layers.init import FanIn, Init
+from lmx.layers.mlp import SwiGLU
+from lmx.layers.norm import RMSNorm
+
+B, T, D = 2, 4, 8
+FORMULAS = {
+    "PreNorm": (
+        lambda x, f, block: x + f(block.attention_norm(x)),
+        lambda x, f, block: x + f(block.mlp_norm(x)),
+    ),
+    "PostNorm": (
+        lambda x, f, block: block.attention_norm(x + f(x)),
+        lambda x, f, block: block.mlp_norm(x + f(x)),
+    ),
+    "SandwichNorm": (
+        lambda x, f, block: x + block.attention_out_norm(f(block.attention_norm(x))),
+        lambda x, f, block: x + block.mlp_out_norm(f(block.mlp_norm(x))),
+    ),
+    "ReorderedNorm": (
+        lambda x, f, block: x + block.attention_norm(f(x)),
+        lambda x, f, block: x + block.mlp_norm(f(x)),
+    ),
+}
+
+
+@pytest.fixture(params=FORMULAS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def block(kind):
+    """A block whose norms are not alike."""
+    init = Init(nnx.Rngs(0), FanIn(), depth=2)
+    attention = partial(Attention, heads=2, kv_heads=1, head_width=4)
+    block = find(kind, "a page")(D, init, attention, partial(SwiGLU, hidden=8), RMSNorm)
+    names = [name for name in vars(block) if name.endswith("_norm")]
+    for seed, name in enumerate(names):
+        gain = jax.random.normal(jax.random.key(seed), (D,))
+        getattr(block, name).scale.set_value(gain)
+    return block
+
+
+def test_a_block_is_its_formula_twice(kind, block):
+    segments = jnp.ones((B, T), int)
+    context = Context(mask.standing(mask.restarting(segments), segments), T)
+    x = jax.random.normal(jax.random.key(9), (B, T, D))
+    attend, feed = FORMULAS[kind]
+
+    def by_formula(block, x):
+        x = attend(x, lambda x: block.attention(x, context)[0], block)
+        return feed(x, lambda x: block.mlp(x, context.here.live)[0], block)
+
+    got = jax.jit(lambda block, x: block(x, context, None)[0])(block, x)
+    np.testing.assert_allclose(got, jax.jit(by_formula)(block, x), rtol=1e-5, atol=1e-5)
