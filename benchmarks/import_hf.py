@@ -48,7 +48,8 @@ input()
 source = Source.of(Path(sys.argv[1]))
 trained = loaded(source, mesh=Mesh(fsdp=2, tensor=2))
 leaves = jax.tree.leaves(trained.params)
-print(sum(s.data.nbytes for x in leaves for s in x.addressable_shards), source.weights.read)
+has = sum(share.data.nbytes for leaf in leaves for share in leaf.addressable_shards)
+print(has, source.weights.read)
 """
 
 
@@ -128,7 +129,9 @@ def main() -> None:
         folder.mkdir()
         size = make(folder)
         print(f"{platform.machine()}, {PRESET}, random, {size / 1e9:.2f} GB of weights")
-        print(f"{'process':12} {'has':>8} {'peak':>8} {'ratio':>6} {'read':>8} {'s':>6}")
+        print(
+            f"{'process':12} {'has':>8} {'peak':>8} {'ratio':>6} {'read':>8} {'s':>6}"
+        )
         ((peak, has, _, seconds),) = watch([[IMPORT, f"{folder}", f"{where}/run"]])
         print(
             f"{'import hf':12} {has / 1e9:8.2f} {peak / 1e9:8.2f} {peak / has:6.2f}"
