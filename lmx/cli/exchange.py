@@ -72,14 +72,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _import(folder: Path, run: Path, dtype: Any) -> tuple[str, dict[str, Any]]:
+    import jax
+
     from lmx.core.precision import Dtype
     from lmx.train.record.exchange import import_hf
 
     if dtype not in (None, *get_args(Dtype)):
         raise ConfigError(f"--dtype is {dtype}: one of {', '.join(get_args(Dtype))}.")
-    _allow_float64()
     began = time.monotonic()
-    trained = import_hf(folder, run, dtype)
+    with jax.enable_x64(True):  # weights that are float64 stay so; no others change
+        trained = import_hf(folder, run, dtype)
     facts = {
         "run": str(run),
         "family": trained.config["family"],
@@ -97,11 +99,13 @@ def _import(folder: Path, run: Path, dtype: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _export(run: Path, folder: Path) -> tuple[str, dict[str, Any]]:
+    import jax
+
     import lmx
 
-    _allow_float64()
-    trained = lmx.restore(run)
-    lmx.save_hf(trained, folder)
+    with jax.enable_x64(True):  # as in import
+        trained = lmx.restore(run)
+        lmx.save_hf(trained, folder)
     files = sorted(file.name for file in folder.iterdir())
     if trained.codec and not trained.codec.carried:
         print(
@@ -111,10 +115,3 @@ def _export(run: Path, folder: Path) -> tuple[str, dict[str, Any]]:
         )
     said = f"{folder}: {trained.parameters:,} parameters of step {trained.step}"
     return said, {"folder": str(folder), "step": trained.step, "files": files}
-
-
-def _allow_float64() -> None:
-    """Lets weights that are float64 stay so; no other weight changes."""
-    import jax
-
-    jax.config.update("jax_enable_x64", True)

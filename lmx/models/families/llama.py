@@ -4,7 +4,7 @@ Touvron et al. 2023, arXiv:2307.09288; Grattafiori et al. 2024, arXiv:2407.21783
 """
 
 from lmx.models.hf.family import Family
-from lmx.models.hf.field import Field, at
+from lmx.models.hf.field import Field, at, quotient, same
 from lmx.models.hf.rope import Rotary
 from lmx.models.hf.table import Weight
 
@@ -26,15 +26,11 @@ FAMILY = Family(
         Field("num_hidden_layers", "Decoder.depth", 32),
         Field("intermediate_size", "SwiGLU.hidden", 11_008),
         Field("num_attention_heads", "Attention.heads", 32),
-        Field(
-            "num_key_value_heads",
-            "Attention.kv_heads",
-            lambda given: given["num_attention_heads"],
-        ),
+        Field("num_key_value_heads", "Attention.kv_heads", same("num_attention_heads")),
         Field(
             "head_dim",
             "Attention.head_width",
-            lambda given: given["hidden_size"] // given["num_attention_heads"],
+            quotient("hidden_size", "num_attention_heads"),
         ),
         Field("rms_norm_eps", "RMSNorm.epsilon", 1e-6),
         Field(

@@ -80,6 +80,25 @@ class Field(Rule):
         return {self.name: named[written(value)]} if written(value) in named else {}
 
 
+def same(name: str) -> Callable[[Values], Any]:
+    """A default: whatever another field is."""
+    return lambda given: given[name]
+
+
+def quotient(over: str, under: str) -> Callable[[Values], int]:
+    """A default: one field divided by another."""
+
+    def divided(given: Values) -> int:
+        a, b = given[over], given[under]
+        if type(a) is not int or type(b) is not int or b < 1:
+            raise ConfigError(
+                f"{over} = {a!r} and {under} = {b!r} must be whole numbers above 0."
+            )
+        return a // b
+
+    return divided
+
+
 def at(name: str, called: bool = False) -> Ref:
     """The reference `@name`, or `@name()`."""
     return Ref((), name, called)

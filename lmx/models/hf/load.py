@@ -43,7 +43,7 @@ def load(
     places = by_path(found)
     leaves = []
     for path, leaf in named(like).items():
-        read = _once(partial(_read, folder, places[path], leaf, watch))
+        read = _once(partial(read_share, folder, places[path], leaf, watch))
         leaves.append(
             jax.make_array_from_callback(leaf.shape, leaf.sharding, read, leaf.dtype)
         )
@@ -63,7 +63,7 @@ def _once(read: Callable[[Index], np.ndarray]) -> Callable[[Index], np.ndarray]:
     return reread
 
 
-def _read(
+def read_share(
     folder: Folder,
     places: Mapping[Shape, Part],
     leaf: jax.ShapeDtypeStruct,

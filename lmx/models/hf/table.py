@@ -105,15 +105,15 @@ def parts(
     rows = list(rows)
     single = [row for row in rows if LAYER not in row.file]
     layered = [row for row in rows if LAYER in row.file]
-    found = [part for row in single for part in _parts(row, "", (), shapes)]
+    found = [part for row in single for part in row_parts(row, "", (), shapes)]
     for layer, (prefix, index) in enumerate(homes(model)):
         for row in layered:
             here = row._replace(file=row.file.replace(LAYER, str(layer)))
-            found += _parts(here, f"{prefix}.", (index,), shapes)
+            found += row_parts(here, f"{prefix}.", (index,), shapes)
     return found
 
 
-def _parts(
+def row_parts(
     row: Weight, prefix: str, lead: Shape, shapes: Mapping[str, Shape]
 ) -> Iterator[Part]:
     """What a row says of one layer."""

@@ -42,20 +42,17 @@ def load_hf(
     process reads its devices' shares and nothing else. `dtype` is that of the
     parameters; None: the files' own.
     """
-    source = Source.of(Path(folder))
-    places = None
-    if mesh is not None:
-        rules = dict(RULES) | dict(rules or {})
-        places = (mesh.over(jax.devices(), rules), rules)
-    return _loaded(source, dtype, None, places)
+    return loaded(Source.of(Path(folder)), dtype, mesh, rules)
 
 
-def _loaded(
+def loaded(
     source: Source,
-    dtype: Dtype | None,
-    digest: str | None,
-    places: tuple[jax.sharding.Mesh, Rules] | None,
+    dtype: Dtype | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
+    digest: str | None = None,
 ) -> Trained:
+    """The model of a source; `source.weights.read` tells how many bytes it took."""
     model = shaped(source.config("bfloat16"))
     found = source.parts(model)
     config = source.config(dtype or source.dtype(model, found), digest)
@@ -66,9 +63,7 @@ def _loaded(
             " for dtype float32, or set jax_enable_x64."
         )
     graph, shapes = nnx.split(shaped(config))
-    like = _on_one(shapes)
-    if places is not None:
-        like = sharding.placed(shapes, sharding.shardings(shapes, *places))
+    like = _placed(shapes, mesh, dict(RULES) | dict(rules or {}))
     weights = source.weights
     total = sum(weights.tensors[name].bytes for name in by_tensor(found))
     with bytes_bar(f"reading {source.path.name}", total) as bar:
@@ -77,7 +72,11 @@ def _loaded(
     return Trained(config, 0, graph, params, codec)
 
 
-def _on_one(shapes: PyTree) -> PyTree:
+def _placed(shapes: PyTree, mesh: Mesh | None, rules: Rules) -> PyTree:
+    """The shapes, with their places on the mesh or on one device."""
+    if mesh is not None:
+        over = mesh.over(jax.devices(), rules)
+        return sharding.placed(shapes, sharding.shardings(shapes, over, rules))
     place = SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
@@ -107,9 +106,9 @@ def save_hf(trained: Trained, folder: str | Path, shard: int = SHARD) -> None:
     }
 
     def fill(fresh: Path) -> None:
-        _write(fresh / CONFIG, told)
+        write_json(fresh / CONFIG, told)
         if generation := trained.config.fields.get("generation"):
-            _write(fresh / GENERATION, plain(generation))
+            write_json(fresh / GENERATION, plain(generation))
         total = sum(leaf.nbytes for leaf in params.values())
         with bytes_bar(f"writing {Path(folder).name}", total) as bar:
             save(fresh, found, params, bar.update, shard)
@@ -119,7 +118,8 @@ def save_hf(trained: Trained, folder: str | Path, shard: int = SHARD) -> None:
     new_folder(Path(folder), fill, "is not empty: name another folder.")
 
 
-def _write(file: Path, content: Any) -> None:
+def write_json(file: Path, content: Any) -> None:
+    """Writes it as transformers does."""
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -128,7 +128,7 @@ def import_hf(folder: Path, run: Path, dtype: Dtype | None = None) -> Trained:
     source = Source.of(folder)
 
     def fill(fresh: Path) -> None:
-        made.append(trained := _loaded(source, dtype, _digest(source), None))
+        made.append(trained := loaded(source, dtype, digest=_digest(source)))
         card = {
             "name": run.name,
             "run_id": trained.config.run_id(),

@@ -1,0 +1,152 @@
+"""What it takes to read a model: `python benchmarks/import_hf.py`.
+
+A random Llama of a billion parameters in bfloat16, imported into a run by one process,
+and read by four that share it. Memory is what a process holds beyond its idle self that
+is not a page of a file (RssAnon), at its peak, over the size of what it has in the end.
+"""
+
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+PRESET = "llama-3.2-1b"
+PAUSE = 0.005  # seconds between two looks at a process
+READY = "ready"
+
+# Each waits, idle, for a line; then does its work and tells what it has.
+IMPORT = """
+import sys
+from pathlib import Path
+import jax
+from lmx.train.record.exchange import import_hf
+jax.devices()
+print("ready", flush=True)
+input()
+trained = import_hf(Path(sys.argv[1]), Path(sys.argv[2]))
+print(sum(leaf.nbytes for leaf in jax.tree.leaves(trained.params)), 0)
+"""
+SHARE = """
+import sys
+from pathlib import Path
+import jax
+from lmx.core.sharding import Mesh
+from lmx.models.hf.source import Source
+from lmx.train.record.exchange import loaded
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[2], 4, int(sys.argv[3]))
+jax.devices()
+print("ready", flush=True)
+input()
+source = Source.of(Path(sys.argv[1]))
+trained = loaded(source, mesh=Mesh(fsdp=2, tensor=2))
+leaves = jax.tree.leaves(trained.params)
+has = sum(share.data.nbytes for leaf in leaves for share in leaf.addressable_shards)
+print(has, source.weights.read)
+"""
+
+
+def make(folder: Path) -> int:
+    """Writes the model; returns its bytes."""
+    from flax import nnx
+
+    from lmx.models.families.llama import FAMILY
+    from lmx.models.hf.load import named
+    from lmx.models.hf.source import CONFIG, shaped
+    from lmx.models.hf.table import by_tensor, parts
+    from lmx.models.hf.tensors import Tensor, write
+    from lmx.train.record.exchange import write_json
+
+    model = shaped(FAMILY.compose(FAMILY.presets[PRESET], PRESET))
+    shapes = {name: leaf.shape for name, leaf in named(nnx.state(model)).items()}
+    found = by_tensor(parts(FAMILY.weights, shapes, model))
+    dtype = np.dtype(ml_dtypes.bfloat16)
+    tensors = [Tensor(name, dtype, first.shape) for name, (first, *_) in found.items()]
+    random = np.random.default_rng(0)
+
+    def value(tensor: Tensor) -> np.ndarray:
+        return random.standard_normal(tensor.shape, np.float32).astype(dtype)
+
+    write(folder, tensors, value)
+    write_json(folder / CONFIG, {**FAMILY.presets[PRESET], "model_type": "llama"})
+    return sum(tensor.bytes for tensor in tensors)
+
+
+def anonymous(process: int) -> int:
+    """Bytes that a process holds and that are no file's, now; 0 once it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    lines = [line for line in status.splitlines() if line.startswith("RssAnon")]
+    return int(lines[0].split()[1]) * 1024 if lines else 0
+
+
+def watch(words: Sequence[Sequence[str]]) -> list[tuple[int, int, int, float]]:
+    """Of each process: peak over idle, what it has, what it read, and seconds."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", *each],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for each in words
+    ]
+    for process in running:
+        assert process.stdout and process.stdout.readline().strip() == READY
+    idle = [anonymous(process.pid) for process in running]
+    peak = list(idle)
+    began = time.monotonic()
+    for process in running:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    while any(process.poll() is None for process in running):
+        now = [anonymous(process.pid) for process in running]
+        peak = list(map(max, peak, now))
+        time.sleep(PAUSE)
+    seconds = time.monotonic() - began
+    found = []
+    for process, low, high in zip(running, idle, peak, strict=True):
+        assert process.stdout and process.returncode == 0
+        has, read = map(int, process.stdout.readline().split())
+        found.append((high - low, has, read, seconds))
+    return found
+
+
+def main() -> None:
+    """Prints a line for each process."""
+    with tempfile.TemporaryDirectory() as where:
+        folder = Path(where, "llama")
+        folder.mkdir()
+        size = make(folder)
+        print(f"{platform.machine()}, {PRESET}, random, {size / 1e9:.2f} GB of weights")
+        print(
+            f"{'process':12} {'has':>8} {'peak':>8} {'ratio':>6} {'read':>8} {'s':>6}"
+        )
+        ((peak, has, _, seconds),) = watch([[IMPORT, f"{folder}", f"{where}/run"]])
+        print(
+            f"{'import hf':12} {has / 1e9:8.2f} {peak / 1e9:8.2f} {peak / has:6.2f}"
+            f" {'':8} {seconds:6.0f}"
+        )
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        four = [[SHARE, f"{folder}", address, f"{n}"] for n in range(4)]
+        for number, (peak, has, read, seconds) in enumerate(watch(four)):
+            print(
+                f"{f'load {number} of 4':12} {has / 1e9:8.2f} {peak / 1e9:8.2f}"
+                f" {peak / has:6.2f} {read / 1e9:8.2f} {seconds:6.0f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

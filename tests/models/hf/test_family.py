@@ -1,0 +1,135 @@
+"""Configurations from config.json and back: nothing guessed, nothing lost."""
+
+import json
+
+import pytest
+
+import lmx
+from lmx.config.names import ConfigError
+from lmx.models.hf.family import every, express, family_of
+from lmx.models.hf.source import Source, shaped
+
+LLAMA = every()["llama"]
+SMALL = dict(vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
+SMALL |= dict(num_attention_heads=4)
+LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+LLAMA3 |= dict(original_max_position_embeddings=32)
+
+
+def composed(**fields):
+    return LLAMA.compose(SMALL | fields, "config.json")
+
+
+def position(config):
+    return config["model.attention.position"]
+
+
+@pytest.mark.parametrize("family", every().values(), ids=every())
+def test_every_preset_composes_builds_and_is_read_back(family):
+    for name, preset in family.presets.items():
+        config = family.compose(preset, name)
+        shaped(config)
+        found, fields = express(config)
+        assert found is family
+        assert family.compose(fields, name)["model"] == config["model"]
+
+
+def test_fields_that_a_file_lacks_have_the_defaults_of_transformers():
+    config = LLAMA.compose({}, "config.json")
+    model = config["model"].fields
+    assert (model["vocab"], model["width"], model["depth"]) == (32_000, 4096, 32)
+    assert config["model.attention.kv_heads"] == 32
+    assert config["model.attention.head_width"] == 128
+    assert config["model.norm.epsilon"] == 1e-6
+    assert composed()["model.attention.head_width"] == 4
+    assert composed(num_key_value_heads=None)["model.attention.kv_heads"] == 4
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        dict(rope_theta=5e5, rope_scaling={"rope_type": "llama3", **LLAMA3}),
+        dict(rope_theta=5e5, rope_scaling={"type": "llama3", **LLAMA3}),
+        dict(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}),
+    ],
+    ids=["rope_type", "type", "rope_parameters"],
+)
+def test_rope_is_understood_in_every_way_that_files_tell_it(said):
+    found = position(composed(**said))
+    assert found.name == "Llama3"
+    assert found.fields == dict(
+        base=5e5, factor=8.0, trained_length=32, slow=1.0, fast=4.0
+    )
+
+
+def test_plain_and_linear_rope_are_read_back():
+    for said in (
+        dict(rope_theta=7.0, rope_scaling=None),
+        dict(rope_theta=7.0, rope_scaling={"rope_type": "linear", "factor": 2.0}),
+    ):
+        _, fields = express(composed(**said))
+        assert {name: fields[name] for name in said} == said
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(hidden_act="relu"), "hidden_act = 'relu' makes it another model"),
+        (dict(quantization_config={"bits": 4}), "quantization_config = .* another"),
+        (dict(attention_bias=True), "attention_bias = True makes it another model"),
+        (dict(atention_bias=False), "did you mean 'attention_bias'"),
+        (dict(logit_scale=2.0), "logit_scale = 2.0 is a field that LlamaForCausalLM"),
+        (dict(tie_word_embeddings="yes"), "tie_word_embeddings = 'yes': only False"),
+        (dict(rope_scaling={"type": "longrope"}), "rope_type = 'longrope': only"),
+        (dict(rope_scaling={"type": "linear"}), "'linear' needs factor"),
+        (
+            dict(rope_scaling={"type": "linear", "factor": 2.0, "mscale": 1.0}),
+            "mscale = 1.0 of rope_type 'linear' is not known",
+        ),
+        (dict(hidden_size="wide"), "hidden_size = 'wide' and num_attention_heads"),
+        (dict(num_hidden_layers=2.5), "num_hidden_layers: Decoder.depth wants int"),
+    ],
+)
+def test_what_would_change_the_numbers_is_refused_by_name(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        composed(**fields)
+
+
+def test_sizes_that_cannot_be_are_told_with_their_field():
+    with pytest.raises(ConfigError, match="num_key_value_heads"):
+        shaped(composed(num_key_value_heads=3))
+
+
+def test_a_model_of_no_known_family_is_refused():
+    with pytest.raises(ConfigError, match="model_type = 'lama' .* mean 'llama'"):
+        family_of({"model_type": "lama"}, "config.json")
+    stated = {"model_type": "llama", "architectures": ["LlamaForQuestionAnswering"]}
+    with pytest.raises(ConfigError, match="only LlamaForCausalLM"):
+        family_of(stated, "config.json")
+
+
+def test_a_broken_config_is_told(llama):
+    folder = llama()
+    for text, message in [("{", "is no JSON"), ("[]", "no JSON object")]:
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            Source.of(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ConfigError, match="there is no .*config.json"):
+        Source.of(folder)
+
+
+def test_an_experiment_made_of_a_familys_parts_is_expressed():
+    family, fields = express(lmx.load_experiment("experiments/llama3_8b.gin"))
+    assert family is LLAMA
+    preset = LLAMA.compose(LLAMA.presets["llama-3-8b"], "preset")
+    assert fields == express(preset)[1]
+    assert json.loads(json.dumps(fields)) == fields
+
+
+def test_what_no_family_can_say_is_named():
+    config = lmx.load_experiment(
+        "experiments/llama3_8b.gin", ["Attention.logit_cap=30.0"]
+    )
+    with pytest.raises(ConfigError, match=r"attention\.logit_cap = 30\.0, not None"):
+        express(config)
