@@ -71,7 +71,9 @@ class Family:
                 settled |= rule.settle({**given, **settled})
             for rule in self.rules:
                 for key, value in rule.bind(settled).items():
-                    _add(bindings, key, value, f"{where}: {rule.names[0]}")
+                    _add(
+                        bindings, key, value, f"{where}: {', '.join(rule.names) or key}"
+                    )
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
         ruled = {name for rule in self.rules for name in rule.names}

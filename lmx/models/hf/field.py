@@ -43,6 +43,7 @@ class Field(Rule):
             fields before.
         words: what its values are called here, where they are not the same.
         aliases: other names that files have for it; the first that has a value counts.
+        null: whether a file may say null and mean it.
     """
 
     name: str
@@ -50,13 +51,18 @@ class Field(Rule):
     default: Any | Callable[[Values], Any] = None
     words: Mapping[Any, Any] | None = None
     aliases: tuple[str, ...] = ()
+    null: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         return (self.name, *self.aliases)
 
     def settle(self, given: Values) -> dict[str, Any]:
-        told = (given[name] for name in self.names if given.get(name) is not None)
+        told = (
+            given[name]
+            for name in self.names
+            if name in given and (self.null or given[name] is not None)
+        )
         value = next(told, self.default)
         return {self.name: value(given) if callable(value) else value}
 
@@ -97,6 +103,54 @@ def quotient(over: str, under: str) -> Callable[[Values], int]:
         return a // b
 
     return divided
+
+
+@dataclass(frozen=True)
+class Formula(Rule):
+    """One field that is one parameter, but for arithmetic."""
+
+    name: str
+    binding: str
+    default: Any
+    there: Callable[[Any], Any]
+    back: Callable[[Any], Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def settle(self, given: Values) -> dict[str, Any]:
+        value = given.get(self.name)
+        return {self.name: self.default if value is None else value}
+
+    def bind(self, settled: Values) -> dict[str, Any]:
+        return {self.binding: self.there(settled[self.name])}
+
+    def read(self, config: Config) -> dict[str, Any]:
+        values = [config[path] for path in places(config, self.binding)]
+        known = [value for value in values if value is not None]
+        return {self.name: self.back(known[0])} if known else {}
+
+
+@dataclass(frozen=True)
+class Derived(Rule):
+    """A parameter that follows from other fields."""
+
+    binding: str
+    value: Callable[[Values], Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    def settle(self, given: Values) -> dict[str, Any]:
+        return {}
+
+    def bind(self, settled: Values) -> dict[str, Any]:
+        return {self.binding: self.value(settled)}
+
+    def read(self, config: Config) -> dict[str, Any]:
+        return {}
 
 
 def at(name: str, called: bool = False) -> Ref:

@@ -1,28 +1,44 @@
 """Rotary positions as a config.json tells them, in each of the ways it has had."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lmx.config.names import ConfigError, hint
+from lmx.config.parse import Ref
 from lmx.config.tree import Config
-from lmx.models.hf.field import Rule, Values, at, places
+from lmx.models.hf.field import Rule, Values, places
 
 LENGTH = "original_max_position_embeddings"
+LONGEST = "max_position_embeddings"
 # rope_type: the class here, and its parameter for each of the type's own fields.
 KINDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "default": ("RoPE", {}),
     "linear": ("Interpolated", {"factor": "factor"}),
+    "dynamic": ("DynamicNTK", {"factor": "factor", LENGTH: "trained_length"}),
+    "yarn": (
+        "YaRN",
+        {
+            "factor": "factor",
+            LENGTH: "trained_length",
+            "beta_slow": "slow",
+            "beta_fast": "fast",
+            "truncate": "whole",
+            "attention_factor": "temperature",
+        },
+    ),
     "llama3": (
         "Llama3",
         {
             "factor": "factor",
+            LENGTH: "trained_length",
             "low_freq_factor": "slow",
             "high_freq_factor": "fast",
-            LENGTH: "trained_length",
         },
     ),
 }
+MSCALES = ("mscale", "mscale_all_dim")  # of "yarn"; the second also scales logits
 
 
 @dataclass(frozen=True)
@@ -30,10 +46,15 @@ class Rotary(Rule):
     """`rope_theta` and `rope_scaling`, or both within `rope_parameters` (since v5).
 
     It writes the first two, which every version reads.
+
+    Attributes:
+        scope: of what it binds, where layers differ.
+        theta: what `rope_theta` is where the file has none.
     """
 
     binding: str = "Attention.position"
     theta: float = 10_000.0
+    scope: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -44,40 +65,78 @@ class Rotary(Rule):
         old = scaling.pop("type", "default")
         kind = scaling.pop("rope_type", old)
         theta = scaling.pop("rope_theta", given.get("rope_theta"))
+        theta = self.theta if theta is None else theta
         if kind not in KINDS:
             raise ConfigError(
                 f"rope_type = {kind!r}: only {', '.join(map(repr, KINDS))} can be had"
                 " here."
             )
         wanted = KINDS[kind][1]
-        if LENGTH in wanted:
-            scaling.setdefault(LENGTH, given.get("max_position_embeddings"))
-        for name in scaling.keys() - wanted.keys():
+        if LENGTH in wanted and not scaling.get(LENGTH):
+            scaling[LENGTH] = given.get(LONGEST)
+        if kind == "dynamic":  # transformers asks for this one
+            scaling[LENGTH] = given.get(LONGEST)
+        if kind == "yarn":
+            scaling = _yarn(scaling, given.get(LONGEST))
+        for name in scaling.keys() - wanted.keys() - set(MSCALES):
             raise ConfigError(
                 f"{name} = {scaling[name]!r} of rope_type {kind!r} is not known"
                 f" here{hint(name, wanted)}: it may change the numbers."
             )
         for name in wanted.keys() - scaling.keys():
             raise ConfigError(f"rope_type {kind!r} needs {name}.")
-        theta = self.theta if theta is None else theta
         described = {"rope_type": kind, **scaling} if kind != "default" else None
         return {"rope_theta": theta, "rope_scaling": described}
 
     def bind(self, settled: Values) -> dict[str, Any]:
         scaling = settled["rope_scaling"] or {"rope_type": "default"}
         name, wanted = KINDS[scaling["rope_type"]]
-        bound = {f"{name}.{ours}": scaling[theirs] for theirs, ours in wanted.items()}
-        base = {f"{name}.base": settled["rope_theta"]}
-        return {self.binding: at(name, called=True), **base, **bound}
+        within = f"{self.scope}/" if self.scope else ""
+        values = {ours: scaling[theirs] for theirs, ours in wanted.items()}
+        values["base"] = float(settled["rope_theta"])
+        bound = {f"{within}{name}.{ours}": value for ours, value in values.items()}
+        scope = (self.scope,) if self.scope else ()
+        return {f"{within}{self.binding}": Ref(scope, name, True), **bound}
 
     def read(self, config: Config) -> dict[str, Any]:
-        for kind, (name, wanted) in KINDS.items():
-            found = [config[path] for path in places(config, self.binding)]
-            for position in found:
-                if position is None or position.name != name:
-                    continue
-                fields = position.fields
-                scaling = {theirs: fields[ours] for theirs, ours in wanted.items()}
-                described = {"rope_type": kind, **scaling} if wanted else None
-                return {"rope_theta": fields["base"], "rope_scaling": described}
+        for path in places(config, self.binding):
+            if position := config[path]:
+                return described(position)
         return {}
+
+
+def described(position: Any) -> dict[str, Any]:
+    """The fields that tell of a position scheme, if there are any."""
+    for kind, (name, wanted) in KINDS.items():
+        if position.name == name:
+            fields = position.fields
+            scaling = {theirs: fields[ours] for theirs, ours in wanted.items()}
+            told = {"rope_theta": fields["base"], "rope_scaling": None}
+            if kind == "dynamic":
+                told[LONGEST] = scaling.pop(LENGTH)
+            if wanted:
+                told["rope_scaling"] = {"rope_type": kind, **scaling}
+            return told
+    return {}
+
+
+def _yarn(scaling: dict[str, Any], longest: int | None) -> dict[str, Any]:
+    """The fields of "yarn", all of them, with one temperature."""
+    given = {name: value for name, value in scaling.items() if value is not None}
+    length = given.get(LENGTH)
+    if not given.get("factor") and length and longest:
+        given["factor"] = longest / length
+    both = [given.get(name) or 0.0 for name in MSCALES]
+    if "attention_factor" not in given and all(both) and "factor" in given:
+        over, under = (mscale(given["factor"], share) for share in both)
+        given["attention_factor"] = over / under
+    given.pop("mscale", None)
+    usual = {"truncate": True, "attention_factor": None}
+    turns = {"beta_slow": given.get("beta_slow") or 1.0}
+    turns["beta_fast"] = given.get("beta_fast") or 32.0
+    return {**usual, **given, **turns}
+
+
+def mscale(factor: float, share: float) -> float:
+    """What YaRN's inverse temperature is the square of, as a `share` of 0.1."""
+    return 1.0 if factor <= 1.0 else 0.1 * share * math.log(factor) + 1.0

@@ -1,0 +1,88 @@
+"""Which layers see a window of tokens, as a config.json tells it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmx.config.names import ConfigError
+from lmx.config.node import Node
+from lmx.config.parse import Ref
+from lmx.config.tree import Config
+from lmx.models.hf.field import Rule, Values, at
+
+WINDOW, FULL = "sliding_attention", "full_attention"
+SCOPES = {WINDOW: "local", FULL: "global"}
+
+
+@dataclass(frozen=True)
+class Windows(Rule):
+    """`sliding_window` and `layer_types`: one attention, or a cycle of them.
+
+    Attributes:
+        default: the window where the file does not name one; null is none.
+        types: of every layer, where the file does not name them; None: the window is
+            every layer's, and files never name types.
+        asks: further fields that `types` looks at.
+        tells: what is written beside the types, given whether there is a window.
+    """
+
+    default: int | None = None
+    types: Callable[[Values], Sequence[str]] | None = None
+    asks: tuple[str, ...] = ()
+    tells: Callable[[bool], dict[str, Any]] = lambda _: {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        typed = () if self.types is None else ("layer_types",)
+        return ("sliding_window", *typed, *self.asks)
+
+    def settle(self, given: Values) -> dict[str, Any]:
+        window = given.get("sliding_window", self.default)
+        depth = given["num_hidden_layers"]
+        if self.types is None:
+            kinds = [WINDOW if window else FULL] * depth
+        else:
+            kinds = given.get("layer_types")
+            kinds = kinds or self.types({**given, "sliding_window": window})
+        if len(kinds) != depth or not set(kinds) <= SCOPES.keys():
+            raise ConfigError(
+                f"layer_types names {len(kinds)} layers, {sorted(set(kinds))}: there"
+                f" are {depth}, and only {WINDOW!r} and {FULL!r} can be had here."
+            )
+        if WINDOW in kinds and not window:
+            raise ConfigError(f"layer_types has {WINDOW!r} and sliding_window is null.")
+        return {"sliding_window": window, "layer_types": list(kinds)}
+
+    def bind(self, settled: Values) -> dict[str, Any]:
+        kinds, window = settled["layer_types"], settled["sliding_window"]
+        if len(set(kinds)) == 1:
+            whole = {"Decoder.attention": at("Attention")}
+            return whole | ({"Attention.window": window} if kinds[0] == WINDOW else {})
+        cycle = [Ref((SCOPES[kind],), "Attention", False) for kind in _cycle(kinds)]
+        return {"Decoder.attention": cycle, "local/Attention.window": window}
+
+    def read(self, config: Config) -> dict[str, Any]:
+        windows = [layer.fields.get("window") for layer in layers(config)]
+        known = sorted({window for window in windows if window})
+        if len(known) > 1:
+            raise ConfigError(f"windows of {known} tokens in one model.")
+        told = {"sliding_window": known[0] if known else None}
+        if self.types is not None:
+            told["layer_types"] = [WINDOW if window else FULL for window in windows]
+        return told | self.tells(bool(known))
+
+
+def layers(config: Config) -> list[Node]:
+    """The attention of every layer."""
+    cycle = config["model.attention"]
+    cycle = cycle if isinstance(cycle, tuple) else (cycle,)
+    return [cycle[i % len(cycle)] for i in range(config["model.depth"])]
+
+
+def _cycle(kinds: Sequence[str]) -> Sequence[str]:
+    """As few of them as repeat to all."""
+    return next(
+        kinds[:period]
+        for period in range(1, len(kinds) + 1)
+        if all(kind == kinds[i % period] for i, kind in enumerate(kinds))
+    )
