@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from tokenizers import (
 
 from lmx.config.names import ConfigError
 from lmx.data.tokenizers.codec import load
-from lmx.data.tokenizers.folder import FastCodec, open_folder
+from lmx.data.tokenizers.fast import FastCodec
+from lmx.data.tokenizers.folder import open_folder
 
 TEXTS = ["def f(x):\n    return x  # ä 你好 🙂", "Hello world, hello!", "a", "  two  "]
 CORPUS = [*TEXTS, "the quick brown fox", "return hello world"] * 4
@@ -154,6 +156,15 @@ def test_a_spelled_special_token_is_that_token():
     codec = FastCodec(files={"tokenizer.json": made.to_str().encode()})
     assert codec.encode("<|user|>hi").tolist()[0] == made.token_to_id("<|user|>")
     assert codec.decode(codec.encode("<plain>")) == "<plain>"
+
+
+def test_only_encoding_needs_the_library(monkeypatch):
+    made = by_bytes()
+    codec = FastCodec(files={"tokenizer.json": made.to_str().encode()})
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert codec.decode(made.encode("hello", add_special_tokens=False).ids) == "hello"
+    with pytest.raises(ConfigError, match=r"pip install 'lmx\[hf\]'"):
+        codec.encode("hello")
 
 
 def test_a_decoder_that_loses_text_is_refused(tmp_path):

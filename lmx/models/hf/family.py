@@ -22,7 +22,9 @@ IDLE = frozenset(
     "architectures model_type dtype torch_dtype transformers_version use_cache"
     " initializer_range attention_dropout max_position_embeddings bos_token_id"
     " eos_token_id pad_token_id _name_or_path output_attentions output_hidden_states"
-    " return_dict output_router_logits".split()
+    " return_dict output_router_logits max_sequence_length tokenizer_class"
+    " task_specific_params id2label label2id problem_type chunk_size_feed_forward"
+    " _attn_implementation_autoset".split()
 )
 # Of these, the ones that an export says anew.
 ANEW = {"architectures", "model_type", "dtype", "torch_dtype"}

@@ -19,7 +19,7 @@ from lmx.data.cache import new_folder
 from lmx.data.progress import bytes_bar
 from lmx.data.tokenizers.folder import open_folder
 from lmx.models.hf.family import express
-from lmx.models.hf.load import load, named
+from lmx.models.hf.load import load, named, refuse
 from lmx.models.hf.save import save
 from lmx.models.hf.source import CONFIG, GENERATION, Source, shaped
 from lmx.models.hf.table import by_tensor, parts
@@ -96,6 +96,7 @@ def save_hf(trained: Trained, folder: str | Path, shard: int = SHARD) -> None:
     model = nnx.merge(trained.graph, jax.eval_shape(lambda: trained.params))
     shapes = {name: leaf.shape for name, leaf in params.items()}
     found = parts(family.weights, shapes, model)
+    refuse("no tensor holds", sorted(shapes.keys() - {part.path for part in found}))
     own = trained.config.fields.get("family") == family.model_type
     told = {
         **(plain(trained.config["facts"]) if own else {}),

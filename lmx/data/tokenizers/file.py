@@ -1,0 +1,124 @@
+"""Tokenizers whose files are those of others, and are kept as they are."""
+
+import functools
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+from jaxtyping import Int32
+
+from lmx.data.cache import write_whole
+from lmx.data.tokenizers.codec import FOLDER, Codec
+from lmx.data.tokenizers.pieces import meaning, opened
+
+SENTENCE, ABOUT, ADDED = "tokenizer.model", "tokenizer_config.json", "added_tokens.json"
+IDS = "ids.json"  # beside them in a run: which tokens begin and end
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class FileCodec(Codec):
+    """A tokenizer of others, whose files are carried along.
+
+    `decode(encode(text)) == text` where its own normalisation leaves the text as it is
+    and no special token is spelled in it.
+
+    Attributes:
+        ends: tokens at which a generated text ends; `end` and perhaps others.
+        strips: whether `encode` puts a space before a text; `decode` takes it away.
+    """
+
+    files: Mapping[str, bytes]
+    ends: tuple[int, ...] = ()
+    strips: bool = False
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        return self.ends
+
+    @property
+    @abstractmethod
+    def prefix(self) -> tuple[int, ...]:
+        """What its own files say comes before every text."""
+
+    @abstractmethod
+    def token(self, text: str) -> int | None:
+        """The token that is spelled so, special ones among them."""
+
+    @property
+    def digest(self) -> str:
+        digest = hashlib.sha256(f"{(self.begin, self.end)}".encode())
+        for name in sorted(self.files):
+            digest.update(name.encode() + hashlib.sha256(self.files[name]).digest())
+        return digest.hexdigest()
+
+    @property
+    def carried(self) -> Mapping[str, bytes]:
+        return self.files
+
+    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
+        text = super().decode(tokens)
+        return text.removeprefix(" ") if self.strips else text
+
+    def save(self, folder: Path) -> None:
+        (folder / FOLDER).mkdir(exist_ok=True)
+        ids = {"begin": self.begin, "end": self.end, "ends": self.ends}
+        for name, text in {**self.files, IDS: json.dumps(ids).encode()}.items():
+            write_whole(folder / FOLDER / name, text)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SentenceCodec(FileCodec):
+    """A SentencePiece model, with the normalisation it was trained with.
+
+    Spelled special tokens are no tokens in text: they are read as any other words.
+    """
+
+    pieces: tuple[bytes, ...] = ()
+
+    def __post_init__(self):
+        count = self._processor.vocab_size()
+        pieces = {token: meaning(self._processor, token) for token in range(count)}
+        for text, (token, special) in self._added.items():
+            pieces.setdefault(token, b"" if special else text.encode())
+        every = range(max(pieces) + 1)
+        object.__setattr__(self, "pieces", tuple(pieces.get(n, b"") for n in every))
+        (first, *_) = self._processor.Encode("a")
+        object.__setattr__(self, "strips", self.pieces[first].startswith(b" "))
+
+    @functools.cached_property
+    def _processor(self) -> Any:
+        return opened(self.files[SENTENCE])
+
+    @functools.cached_property
+    def _added(self) -> dict[str, tuple[int, bool]]:
+        """Tokens that came after training, and whether they are special."""
+        old = content(self.files, ADDED)
+        new = content(self.files, ABOUT).get("added_tokens_decoder", {})
+        return {text: (token, True) for text, token in old.items()} | {
+            one["content"]: (int(token), one.get("special", False))
+            for token, one in new.items()
+        }
+
+    def encode(self, text: str) -> Int32[np.ndarray, " T"]:
+        return np.array(self._processor.Encode(text), np.int32)
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        begin = self._processor.bos_id()
+        return (begin,) if begin >= 0 else ()
+
+    def token(self, text: str) -> int | None:
+        if text in self._added:
+            return self._added[text][0]
+        token = self._processor.PieceToId(text)
+        return None if token == self._processor.unk_id() else token
+
+
+def content(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """What a file of JSON says; nothing if it is not there."""
+    return json.loads(files.get(name, b"{}"))
