@@ -127,15 +127,18 @@ class BeamSearch:
         def on(search: Search) -> Search:
             return step(model, self.beam, stops, most, search)
 
-        first = begin(model, self.beam, room, prompts)
+        first = begin(model, self.beam, room, most, prompts)
         return jax.lax.while_loop(searching, on, first).results
 
 
-def begin(model: Decoder, beam: Beam, room: int, prompts: Prompts) -> Search:
-    """Reads the prompts; of each, one beam has begun."""
+def begin(
+    model: Decoder, beam: Beam, room: int, most: Int[Array, ""], prompts: Prompts
+) -> Search:
+    """Reads the prompts, which at `most` so many tokens follow; one beam has begun."""
     tokens, segments, _ = map(jnp.asarray, prompts)
     (B, T), W = tokens.shape, beam.beams
-    logits_BV, cache = prefill(model, model.cache(B, T + room), tokens, segments)
+    cache = model.cache(B, T + room, (segments > 0).sum(axis=1).max() + most)
+    logits_BV, cache = prefill(model, cache, tokens, segments)
     row_M = jnp.repeat(jnp.arange(B), W)
     none_BW = jnp.full((B, W), -jnp.inf, logits_BV.dtype)
     empty_BWT = jnp.zeros((B, W, room), jnp.int32)

@@ -108,11 +108,21 @@ def prefill(
     return jnp.take_along_axis(logits_BTV, last_B11, axis=1)[:, 0], cache
 
 
-def begin(model: Decoder, room: int, made: Int[Array, ""], prompts: Prompts) -> Going:
-    """Reads the prompts into a new cache of that room; rows of padding are silent."""
+def begin(
+    model: Decoder,
+    room: int,
+    made: Int[Array, ""],
+    more: Int[Array, ""],
+    prompts: Prompts,
+) -> Going:
+    """Reads the prompts into a new cache of that room; rows of padding are silent.
+
+    `more` tokens will follow each.
+    """
     tokens, segments, numbers = map(jnp.asarray, prompts)
     B, live_BT = len(tokens), segments > 0
-    logits_BV, cache = prefill(model, model.cache(B, room), tokens, segments)
+    cache = model.cache(B, room, live_BT.sum(axis=1).max() + more)
+    logits_BV, cache = prefill(model, cache, tokens, segments)
     seen_BV = jnp.zeros(logits_BV.shape, bool)
     seen_BV = seen_BV.at[jnp.arange(B)[:, None], tokens].max(live_BT)
     length_B = live_BT.sum(axis=1)

@@ -104,15 +104,21 @@ class Generator:
     ) -> Iterator[Made]:
         """That many tokens, all within what the model can see at once."""
         room = bucketed(prompts.tokens.shape[1] + -(-tokens // CHUNK) * CHUNK)
-        going = self.begin(self.params, np.int32(made), prompts, room=room)
+        ahead = np.int32(made), np.int32(tokens)
+        going = self.begin(self.params, *ahead, prompts, room=room)
         for start in range(0, tokens, CHUNK):
             going, piece = self.decode(self.params, stops, going=going)
             yield Made(*(np.asarray(x).T[:, : tokens - start] for x in piece))
 
     def _begin(
-        self, params: PyTree, made: Int[Array, ""], prompts: Prompts, room: int
+        self,
+        params: PyTree,
+        made: Int[Array, ""],
+        more: Int[Array, ""],
+        prompts: Prompts,
+        room: int,
     ) -> Going:
-        return begin(nnx.merge(self.graph, params), room, made, prompts)
+        return begin(nnx.merge(self.graph, params), room, made, more, prompts)
 
     def _decode(
         self, params: PyTree, stops: Bool[Array, "V"], going: Going

@@ -20,6 +20,7 @@ class Cache(NamedTuple):
     positions: Int[Array, "B S"]
     segments: Int[Array, "B S"]  # 0 where nothing was read
     lengths: Int[Array, "B"]  # tokens read so far
+    length: Int[Array, ""]  # tokens that the longest row will have come to
 
     def read(
         self, positions: Int[Array, "B T"], segments: Int[Array, "B T"]
@@ -39,6 +40,10 @@ class Cache(NamedTuple):
 
     def rows(self, index: Int[Array, "M"]) -> "Cache":
         """The cache of these rows, in this order, any of them more than once."""
-        layers = jax.tree.map(lambda x: x[:, index], self.layers)
-        others = jax.tree.map(lambda x: x[index], self._replace(layers=None))
-        return others._replace(layers=layers)
+        return Cache(
+            jax.tree.map(lambda x: x[:, index], self.layers),
+            self.positions[index],
+            self.segments[index],
+            self.lengths[index],
+            self.length,
+        )

@@ -19,6 +19,7 @@ from lmx.layers.init import FanIn, Init, Scheme
 from lmx.layers.mlp import FeedForward
 from lmx.layers.norm import Norm, RMSNorm
 from lmx.layers.position.absolute import Absolute
+from lmx.layers.position.relative import Length
 from lmx.models.ahead import Ahead
 from lmx.models.block import Block, PreNorm
 from lmx.models.cache import Cache
@@ -111,11 +112,15 @@ class Decoder(nnx.Module):
         """How many tokens of a document it can see; None: as many as one likes."""
         return self.position and self.position.limit
 
-    def cache(self, rows: int, length: int) -> Cache:
-        """An empty cache with room for `length` tokens of each of `rows` texts."""
-        layers = self.stack.empty(rows, length, self.precision.compute_dtype)
-        nothing = jnp.zeros((rows, length), jnp.int32)
-        return Cache(layers, nothing, nothing, jnp.zeros(rows, jnp.int32))
+    def cache(self, rows: int, room: int, length: Length | None = None) -> Cache:
+        """An empty cache with room for that many tokens of each of `rows` texts.
+
+        `length` is what the longest will come to, if it is not known to be `room`.
+        """
+        layers = self.stack.empty(rows, room, self.precision.compute_dtype)
+        nothing = jnp.zeros((rows, room), jnp.int32)
+        length = jnp.asarray(room if length is None else length, jnp.int32)
+        return Cache(layers, nothing, nothing, jnp.zeros(rows, jnp.int32), length)
 
     def extend(
         self,
@@ -130,10 +135,10 @@ class Decoder(nnx.Module):
         must be room for the tokens: beyond it the oldest are forgotten.
         """
         here, read = past.read(positions, segments)
-        context = Context(here, read.room, read)
+        context = Context(here, past.length, read)
         embedded_BTD = self.embedded(tokens, context)
         x_BTD, _, layers = self.run(embedded_BTD, context, past.layers)
-        after = Cache(layers, read.positions, read.segments, read.after)
+        after = Cache(layers, read.positions, read.segments, read.after, past.length)
         return self.logits(self.norm(x_BTD)), after
 
     def embedded(

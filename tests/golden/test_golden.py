@@ -6,6 +6,8 @@ import pathlib
 import pytest
 
 from lmx.config.resolve import from_json, load
+from lmx.config.tree import diff
+from lmx.models.hf.family import essence, every
 from lmx.train.experiment import Experiment
 
 HERE = pathlib.Path(__file__).parent
@@ -62,3 +64,13 @@ def test_every_family_has_a_page_with_a_published_number_of_parameters():
 def test_a_family_has_as_many_parameters_as_it_was_published_with(page):
     last = pages.text_of(page).read_text().splitlines()[-1]
     assert last.split()[-1] == f"{PUBLISHED[page.stem]:,}"
+
+
+@pytest.mark.parametrize("page", FAMILIES, ids=lambda page: page.stem)
+def test_a_family_page_is_the_model_that_its_published_fields_compose_to(page):
+    """But for what a trained model does not show: how it was born, and is computed."""
+    families = [family for family in every().values() if page.stem in family.presets]
+    assert len(families) == 1
+    composed = families[0].compose(families[0].presets[page.stem], page.stem)
+    mine = load([page], root=Experiment)["model"]
+    assert not diff(essence(mine), essence(composed["model"]))

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, Key, Shaped
 
 from lmx.layers import mask
 from lmx.layers.mask import Place
+from lmx.layers.position.relative import Length
 
 Tree = TypeVar("Tree")
 
@@ -49,7 +50,7 @@ class Context(NamedTuple):
     """What every layer is told about the tokens, beside their vectors."""
 
     here: Place  # of the tokens at hand
-    length: int  # tokens that this call, or its cache, has room for
+    length: Length  # tokens of this call, or those its cache will have come to
     read: Read | None = None  # where there is a cache
     keys: Key[Array, "B"] | None = None  # for dropout; None: there is none
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lmx.config.names import configurable
+from lmx.layers.position.relative import Length
 from lmx.layers.position.rope import RoPE
 
 
@@ -17,7 +18,7 @@ class Interpolated(RoPE):
 
     factor: float
 
-    def speed(self, H: int, length: int = 0) -> Float[Array, "P"]:
+    def speed(self, H: int, length: Length = 0) -> Float[Array, "P"]:
         return super().speed(H, length) / self.factor
 
 
@@ -31,11 +32,11 @@ class NTKAware(RoPE):
 
     factor: float
 
-    def speed(self, H: int, length: int = 0) -> Float[Array, "P"]:
+    def speed(self, H: int, length: Length = 0) -> Float[Array, "P"]:
         speed_P = super().speed(H, length)
         return speed_P * _slower(H, self.stretch(length))
 
-    def stretch(self, length: int) -> float:
+    def stretch(self, length: Length) -> float | Float[Array, ""]:
         """How many times the slowest pair is slowed in a call of `length` tokens."""
         del length
         return self.factor
@@ -46,14 +47,14 @@ class NTKAware(RoPE):
 class DynamicNTK(NTKAware):
     """`NTKAware` by as much as the length of the call asks for, and not before.
 
-    A call is a text read at once, or all that a cache has room for: keys that are kept
-    are turned once. Peng et al. 2023, arXiv:2309.00071, section 3.3 ("emozilla").
+    A call is a text read at once, or all that a cache will have come to: keys that are
+    kept are turned once. Peng et al. 2023, arXiv:2309.00071, section 3.3 ("emozilla").
     """
 
     trained_length: int  # tokens
 
-    def stretch(self, length: int) -> float:
-        longer = max(length, self.trained_length) / self.trained_length
+    def stretch(self, length: Length) -> float | Float[Array, ""]:
+        longer = jnp.maximum(length, self.trained_length) / self.trained_length
         return self.factor * longer - (self.factor - 1.0)
 
 
@@ -77,7 +78,7 @@ class ByParts(RoPE):
                 " fast: slow must be below fast."
             )
 
-    def speed(self, H: int, length: int = 0) -> Float[Array, "P"]:
+    def speed(self, H: int, length: Length = 0) -> Float[Array, "P"]:
         speed_P = super().speed(H, length)
         keep_P = self.kept(speed_P)
         return speed_P * (keep_P + (1.0 - keep_P) / self.factor)
@@ -139,7 +140,7 @@ class Llama3(ByParts):
     fast: float = 4.0
 
 
-def _slower(H: int, factor: float) -> Float[Array, "P"]:
+def _slower(H: int, factor: float | Float[Array, ""]) -> Float[Array, "P"]:
     """1 for the fastest pair to 1 / factor for the slowest."""
     if H < 4:
         raise ValueError(

@@ -4,6 +4,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lmx.layers.mask import Place
 
+Length = int | Int[Array, ""]  # tokens that a call has, or will have come to
+
 
 class Relative:
     """Anything that turns queries and keys by position, or changes their logits."""
@@ -13,9 +15,12 @@ class Relative:
         del head_width
 
     def rotate(
-        self, x: Float[Array, "B T N H"], positions: Int[Array, "B T"], length: int = 0
+        self,
+        x: Float[Array, "B T N H"],
+        positions: Int[Array, "B T"],
+        length: Length = 0,
     ) -> Float[Array, "B T N H"]:
-        """Queries or keys, turned, in a call with room for `length` tokens."""
+        """Queries or keys, turned, in a call that comes to `length` tokens."""
         del positions, length
         return x
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from lmx.config.names import configurable
 from lmx.core.precision import widened
-from lmx.layers.position.relative import Relative
+from lmx.layers.position.relative import Length, Relative
 
 
 @configurable
@@ -32,7 +32,7 @@ class RoPE(Relative):
     share: float = 1.0
     pairs: Literal["halves", "neighbours"] = "halves"
 
-    def speed(self, H: int, length: int = 0) -> Float[Array, "P"]:
+    def speed(self, H: int, length: Length = 0) -> Float[Array, "P"]:
         """Radians per token of each of the P = H / 2 pairs, fastest first.
 
         `H` channels turn, in a call of `length` tokens.
@@ -59,7 +59,10 @@ class RoPE(Relative):
         self.speed(int(head_width * self.share))
 
     def rotate(
-        self, x: Float[Array, "B T N H"], positions: Int[Array, "B T"], length: int = 0
+        self,
+        x: Float[Array, "B T N H"],
+        positions: Int[Array, "B T"],
+        length: Length = 0,
     ) -> Float[Array, "B T N H"]:
         """Turns every pair p of every head by position * speed[p]."""
         turning = int(x.shape[-1] * self.share)

@@ -41,9 +41,7 @@ WEIGHTS = (
 )
 
 
-def sizes(
-    vocab: int, attention_cap: float | None, cap: float | None
-) -> tuple[Rule, ...]:
+def sizes(vocab: int, cap: float | None) -> tuple[Rule, ...]:
     """What the families of Gemma have in common."""
     return (
         *common(vocab, 2304, 26, heads=8, kv_heads=4, head_width=256),
@@ -56,9 +54,6 @@ def sizes(
             256,
             there=lambda scalar: scalar**-0.5,
             back=lambda scale: round(scale**-2, 6),
-        ),
-        Field(
-            "attn_logit_softcapping", "Attention.logit_cap", attention_cap, null=True
         ),
         Field("final_logit_softcapping", "Decoder.logit_cap", cap, null=True),
         *attention_bias(False),
@@ -75,7 +70,12 @@ FAMILY = Family(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
     page=PAGE,
-    rules=(*sizes(256_000, 50.0, 30.0), Windows(4096, types), Rotary()),
+    rules=(
+        *sizes(256_000, 30.0),
+        Field("attn_logit_softcapping", "Attention.logit_cap", 50.0, null=True),
+        Windows(4096, types),
+        Rotary(),
+    ),
     fixed=FIXED,
     idle=IDLE,
     weights=WEIGHTS,

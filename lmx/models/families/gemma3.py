@@ -73,12 +73,12 @@ FAMILY = Family(
     architecture="Gemma3ForCausalLM",
     page=gemma2.PAGE + "    Attention.qk_norm = @OffsetRMSNorm\n",
     rules=(
-        *gemma2.sizes(262_208, None, None),
+        *gemma2.sizes(262_208, None),
         Windows(4096, types, ("sliding_window_pattern", "_sliding_window_pattern")),
         TwoRotaries(),
     ),
     fixed=gemma2.FIXED,
-    idle=gemma2.IDLE,
+    idle=gemma2.IDLE | {"attn_logit_softcapping"},  # unused in transformers too
     weights=(
         *gemma2.WEIGHTS,
         Weight(f"{ATTENTION}.q_norm.weight", "attention.q_norm.offset", "H -> H"),

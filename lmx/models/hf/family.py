@@ -165,7 +165,7 @@ def express(config: Config) -> tuple[Family, dict[str, Any]]:
         except ConfigError as error:
             losses.append((len(IDLE), f"{error}"))
             continue
-        lost = diff(_essence(config["model"]), _essence(again["model"]))
+        lost = diff(essence(config["model"]), essence(again["model"]))
         if not lost:
             return family, plain(fields)
         told = [f"{path} = {_side(a)}, not {_side(b)}" for path, (a, b) in lost.items()]
@@ -177,11 +177,11 @@ def _side(value: Any) -> str:
     return value if isinstance(value, str) else written(value)
 
 
-def _essence(node: Node) -> Config:
+def essence(node: Node) -> Config:
     """What decides the logits of a model, given its parameters."""
     known = choices(find(node.name, "essence"))
     fields = {
-        name: map_nodes(value, _essence)
+        name: map_nodes(value, essence)
         for name, value in node.fields.items()
         if name not in UNSAID and not known[name].execution
     }
