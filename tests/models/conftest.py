@@ -17,7 +17,14 @@ from lmx.layers.moe.router import TopK
 from lmx.layers.position.absolute import Learned, Sinusoidal
 from lmx.layers.position.alibi import ALiBi
 from lmx.layers.position.cope import CoPE
-from lmx.layers.position.extended import DynamicNTK
+from lmx.layers.position.extended import (
+    ByParts,
+    DynamicNTK,
+    Interpolated,
+    Llama3,
+    NTKAware,
+    YaRN,
+)
 from lmx.layers.position.rope import RoPE
 from lmx.models.block import PreNorm
 from lmx.models.decoder import Decoder
@@ -37,11 +44,22 @@ COPE = dict(attention=partial(ATTENTION, position=partial(CoPE, limit=3)))
 SINKING = dict(attention=partial(WINDOW, sink=partial(Sink, logit=0.5)))
 DYNAMIC = DynamicNTK(factor=3.0, trained_length=4, pairs="neighbours")
 STRETCHED = dict(attention=partial(ATTENTION, position=DYNAMIC))
+PARTS = ByParts(factor=3.0, trained_length=16)
+SLOWED = (Interpolated(factor=3.0), NTKAware(factor=3.0), PARTS)
+YARN = YaRN(factor=3.0, trained_length=16)
+TUNED = (YARN, Llama3(factor=3.0, trained_length=16), RoPE(share=0.5))
 INFINI = partial(Infini, heads=4, kv_heads=2, head_width=4, segment=3, gate=0.5)
 OFFSET = partial(WINDOW, qkv=Affine, out=Affine, logit_cap=2.0, scale=1.0)
 LATENT = partial(
     LatentAttention, heads=4, kv_rank=6, head_width=4, rope_width=2, value_width=3
 )
+
+
+def turned(positions):
+    """A layer of each."""
+    return tuple(partial(ATTENTION, position=each) for each in positions)
+
+
 CONV = dict(conv=partial(ShortConv, reach=2))
 
 # Every two of block, feed-forward layer, position and convolution meet in one of them.
@@ -68,6 +86,8 @@ VARIANTS = {
         DENSE,
         {},
     ),
+    "pre slowed": (PreNorm, dict(attention=turned(SLOWED)), DENSE, {}),
+    "post tuned": (PostNorm, dict(attention=turned(TUNED)), DENSE, {}),
     "pre infini": (PreNorm, dict(attention=INFINI), DENSE, {}),
     "lead window cope moe": (
         PreNorm,

@@ -81,6 +81,22 @@ def test_documents_that_follow_one_another_are_read_as_the_whole(model, read):
         np.testing.assert_allclose(logits[live], want[live], atol=1e-9)
 
 
+def test_cached_is_full_in_float32_too(make, variant):
+    """To its rounding: 5 tokens, then 3 one by one."""
+    model = make(variant, precision=Precision(params="float32", compute="float32"))
+    extend = jax.jit(lambda model, *args: model.extend(*args))
+    places = jnp.tile(jnp.arange(8, dtype="int32")[None], (2, 1))
+    cache, logits = model.cache(2, ROOM), []
+    for part in (slice(0, 5), slice(5, 6), slice(6, 7), slice(7, 8)):
+        inputs = TOKENS[:, part], places[:, part], jnp.ones_like(places[:, part])
+        piece, cache = extend(model, cache, *inputs)
+        logits.append(piece)
+    whole = jax.jit(lambda model, tokens: model(tokens))(model, TOKENS)
+    assert whole.dtype == jnp.float32
+    got = jnp.concatenate(logits, axis=1)
+    np.testing.assert_allclose(got, whole, atol=1e-5 * float(jnp.abs(whole).max()))
+
+
 def test_rows_of_a_cache_can_be_taken_in_any_order(model, read):
     """Row 1 twice and row 0 go on as they would have gone on alone."""
     ones = jnp.ones_like(TOKENS)
