@@ -49,7 +49,7 @@ PAGES = {  # `lmx config show` refuses these as `lmx train` does
     "wrong reference": (
         ["tiny.gin", "Decoder.mlp=@Untied"],
         "override 'Decoder.mlp=@Untied'",
-        "wants Callable[..., FeedForward], got @Untied",
+        "wants Callable[..., FeedForward] or tuple",
     ),
     "undefined macro": (["tiny.gin", "Decoder.depth=%DEPHT"], "DEPHT", "override"),
     "missing page": (["tinny.gin"], "there is no file tinny.gin", "tiny.gin"),
@@ -76,8 +76,8 @@ PAGES = {  # `lmx config show` refuses these as `lmx train` does
     ),
     "odd head width": (
         ["tiny.gin", "Attention.head_width=5"],
-        "width 5 has no pairs",
-        "make head_width even",
+        "5 channels have no pairs",
+        "make head_width",
     ),
     "too many choices": (
         ["tiny.gin", *MOE, "TopK.choices=9"],

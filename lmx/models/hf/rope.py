@@ -78,7 +78,8 @@ class Rotary(Rule):
             scaling[LENGTH] = given.get(LONGEST)
         if kind == "yarn":
             scaling = _yarn(scaling, given.get(LONGEST))
-        for name in scaling.keys() - wanted.keys() - set(MSCALES):
+        idle = set(MSCALES) if kind == "yarn" else set()
+        for name in scaling.keys() - wanted.keys() - idle:
             raise ConfigError(
                 f"{name} = {scaling[name]!r} of rope_type {kind!r} is not known"
                 f" here{hint(name, wanted)}: it may change the numbers."

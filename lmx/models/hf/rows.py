@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from lmx.models.hf.field import Field, Rule, Values, at
+from lmx.models.hf.field import Field, Rule, Values, at, quotient, same
 from lmx.models.hf.table import Weight
 
 BLOCK = "model.layers.{layer}"
@@ -46,14 +46,8 @@ TURNS = r".*\.rotary_emb\.inv_freq"
 OFFSETS = {False: at("Einsum"), True: at("Affine")}
 
 
-def same_heads(given: Values) -> int:
-    """As many key heads as query heads."""
-    return given["num_attention_heads"]
-
-
-def split_width(given: Values) -> int:
-    """A head's share of the width."""
-    return given["hidden_size"] // given["num_attention_heads"]
+ALL_HEADS = same("num_attention_heads")
+SPLIT = quotient("hidden_size", "num_attention_heads")
 
 
 def sizes(
@@ -62,8 +56,8 @@ def sizes(
     depth: int,
     *,
     heads: int,
-    kv_heads: int | Callable[[Values], Any] = same_heads,
-    head_width: int | Callable[[Values], Any] = split_width,
+    kv_heads: int | Callable[[Values], Any] = ALL_HEADS,
+    head_width: int | Callable[[Values], Any] = SPLIT,
 ) -> tuple[Rule, ...]:
     """The sizes of a decoder and its attention, with what they are by default."""
     return (

@@ -57,9 +57,8 @@ def test_fields_that_a_file_lacks_have_the_defaults_of_transformers():
 def test_rope_is_understood_in_every_way_that_files_tell_it(said):
     found = position(composed(**said))
     assert found.name == "Llama3"
-    assert found.fields == dict(
-        base=5e5, factor=8.0, trained_length=32, slow=1.0, fast=4.0
-    )
+    want = dict(base=5e5, factor=8.0, trained_length=32, slow=1.0, fast=4.0)
+    assert {name: found.fields[name] for name in want} == want
 
 
 def test_plain_and_linear_rope_are_read_back():
@@ -76,7 +75,7 @@ def test_plain_and_linear_rope_are_read_back():
     [
         (dict(hidden_act="relu"), "hidden_act = 'relu' makes it another model"),
         (dict(quantization_config={"bits": 4}), "quantization_config = .* another"),
-        (dict(attention_bias=True), "attention_bias = True makes it another model"),
+        (dict(attention_bias="yes"), "attention_bias = 'yes': only False, True"),
         (dict(atention_bias=False), "did you mean 'attention_bias'"),
         (dict(logit_scale=2.0), "logit_scale = 2.0 is a field that LlamaForCausalLM"),
         (dict(tie_word_embeddings="yes"), "tie_word_embeddings = 'yes': only False"),
@@ -120,16 +119,16 @@ def test_a_broken_config_is_told(llama):
 
 
 def test_an_experiment_made_of_a_familys_parts_is_expressed():
-    family, fields = express(lmx.load_experiment("experiments/llama3_8b.gin"))
+    family, fields = express(lmx.load_experiment("experiments/families/llama3_8b.gin"))
     assert family is LLAMA
-    preset = LLAMA.compose(LLAMA.presets["llama-3-8b"], "preset")
+    preset = LLAMA.compose(LLAMA.presets["llama3_8b"], "preset")
     assert fields == express(preset)[1]
     assert json.loads(json.dumps(fields)) == fields
 
 
 def test_what_no_family_can_say_is_named():
     config = lmx.load_experiment(
-        "experiments/llama3_8b.gin", ["Attention.logit_cap=30.0"]
+        "experiments/families/llama3_8b.gin", ["Attention.logit_cap=30.0"]
     )
     with pytest.raises(ConfigError, match=r"attention\.logit_cap = 30\.0, not None"):
         express(config)

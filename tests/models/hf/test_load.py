@@ -47,7 +47,7 @@ def test_the_parameters_are_the_tensors_rearranged_by_hand(llama, weights):
     q = weights["model.layers.2.self_attn.q_proj.weight"]
     k = weights["model.layers.1.self_attn.k_proj.weight"]
     out = weights["model.layers.0.self_attn.o_proj.weight"]
-    blocks = "stack.blocks"
+    blocks = "stack.cycles.0.blocks.0"
     for d, n, h in [(0, 0, 0), (3, 2, 5), (15, 3, 1)]:
         assert found[f"{blocks}.attention.q.w"][2, d, n, h] == q[n * 6 + h, d]
         assert found[f"{blocks}.attention.out.w"][0, n, h, d] == out[d, n * 6 + h]
