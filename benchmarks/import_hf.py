@@ -17,7 +17,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-PRESET = "llama-3.2-1b"
+PRESET = "llama32_1b"
 PAUSE = 0.005  # seconds between two looks at a process
 READY = "ready"
 
