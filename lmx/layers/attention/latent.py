@@ -3,7 +3,7 @@
 DeepSeek-AI 2024, arXiv:2405.04434 (DeepSeek-V2), section 2.1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 from flax import nnx
@@ -56,9 +56,11 @@ class LatentAttention(SelfAttention):
         dropout: float = 0.0,
     ):
         whole = head_width + rope_width
-        self.query = Query(
-            width, init, heads=heads, head_width=whole, rank=q_rank, norm=norm
-        )
+        asked = dict(D=width, N=heads, H=whole)
+        if q_rank is None:
+            self.query = Einsum("BTD,DNH->BTNH", asked, init)
+        else:
+            self.query = LatentQuery(asked | dict(R=q_rank), init, norm)
         latent = dict(D=width, R=kv_rank + rope_width)
         self.down = Einsum("BTD,DR->BTR", latent, init)
         self.norm = norm(kv_rank, init, "R")
@@ -154,26 +156,13 @@ class LatentAttention(SelfAttention):
         return jnp.zeros((rows, length, self.kv_rank + self.rope_width), dtype)
 
 
-class Query(nnx.Module):
-    """Queries, by way of a few normed numbers where there is a rank (section 2.1.2)."""
+class LatentQuery(nnx.Module):
+    """Queries made from R normed numbers of a token (section 2.1.2)."""
 
-    def __init__(
-        self,
-        width: int,
-        init: Init,
-        *,
-        heads: int,
-        head_width: int,
-        rank: int | None,
-        norm: Callable[..., Norm],
-    ):
-        sizes = dict(D=width, N=heads, H=head_width, R=rank or 0)
-        self.down = Einsum("BTD,DR->BTR", sizes, init) if rank else None
-        self.norm = norm(rank, init, "R") if rank else None
-        letter = "R" if rank else "D"
-        self.up = Einsum(f"BT{letter},{letter}NH->BTNH", sizes, init)
+    def __init__(self, sizes: Mapping[str, int], init: Init, norm: Callable[..., Norm]):
+        self.down = Einsum("BTD,DR->BTR", sizes, init)
+        self.norm = norm(sizes["R"], init, "R")
+        self.up = Einsum("BTR,RNH->BTNH", sizes, init)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
-        if self.down and self.norm:
-            x = self.norm(self.down(x))
-        return self.up(x)
+        return self.up(self.norm(self.down(x)))
