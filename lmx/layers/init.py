@@ -156,6 +156,11 @@ class Init:
         array = jnp.full([sizes[d] for d in letters], value, self.dtype)
         return nnx.Param(array, axes=dims.logical(letters), into=(), out_of=())
 
+    def widened(self) -> "Init":
+        """The same, making parameters in at least float32."""
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        return replace(self, dtype=str(wide))
+
     def at(self, key: Key[Array, ""]) -> "Init":
         """The same, drawing from `key`."""
         return replace(self, rngs=nnx.Rngs(params=key))

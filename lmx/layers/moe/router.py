@@ -136,11 +136,12 @@ class Sigmoid(Router):
         scale: float = 1.0,
         rate: float = 0.001,
     ):
-        check_choices("Sigmoid", choices, experts)
-        _check_groups(experts, groups, group_choices, choices)
+        name = type(self).__name__
+        check_choices(name, choices, experts)
+        _check_groups(name, experts, groups, group_choices, choices)
         sizes = dict(D=width, E=experts)
         self.score = Einsum("BTD,DE->BTE", sizes, init)
-        self.bias = init.full("E", sizes, 0.0)
+        self.bias = init.widened().full("E", sizes, 0.0)
         self.bias.set_metadata(sign_rate=rate)
         self.choices, self.scale = choices, scale
         self.groups, self.group_choices = groups, group_choices
@@ -149,7 +150,7 @@ class Sigmoid(Router):
         self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
     ) -> tuple[Routing, Aux]:
         scores_BTE = jax.nn.sigmoid(self.score(widened(x)))
-        bias_E = widened(self.bias[...])
+        bias_E = self.bias[...]
         routing = self.route(scores_BTE, bias_E)
         probs_BTE = scores_BTE / scores_BTE.sum(axis=-1, keepdims=True)
         best_BTC = jax.lax.top_k(scores_BTE, self.choices)[1]
@@ -165,9 +166,20 @@ class Sigmoid(Router):
             kept_BTE = in_best_groups(biased_BTE, self.groups, self.group_choices)
             biased_BTE = jnp.where(kept_BTE, biased_BTE, -jnp.inf)
         experts_BTC = jax.lax.top_k(biased_BTE, self.choices)[1]
-        weights_BTC = jnp.take_along_axis(scores, experts_BTC, axis=-1)
-        total_BT1 = weights_BTC.sum(axis=-1, keepdims=True) + 1e-20  # its code's
-        return Routing(experts_BTC, weights_BTC / total_BT1 * self.scale)
+        scores_BTC = jnp.take_along_axis(scores, experts_BTC, axis=-1)
+        return Routing(experts_BTC, self.weights(scores_BTC) * self.scale)
+
+    def weights(self, scores: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+        """What the scores of the chosen weigh."""
+        return scores / (scores.sum(axis=-1, keepdims=True) + 1e-20)  # its code's
+
+
+@configurable
+class PlainSigmoid(Sigmoid):
+    """`Sigmoid`, weighted by the scores as they are: the weights sum to anything."""
+
+    def weights(self, scores: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+        return scores
 
 
 def check_choices(name: str, choices: int, experts: int) -> None:
@@ -179,16 +191,18 @@ def check_choices(name: str, choices: int, experts: int) -> None:
         )
 
 
-def _check_groups(experts: int, groups: int, group_choices: int, choices: int) -> None:
+def _check_groups(
+    name: str, experts: int, groups: int, group_choices: int, choices: int
+) -> None:
     """Refuses groups that are no groups, or in which a token finds too few experts."""
     if groups < 1 or experts % groups or (groups > 1 and experts // groups < 2):
         raise ValueError(
-            f"{experts} experts do not stand in {groups} groups: Sigmoid.groups must"
+            f"{experts} experts do not stand in {groups} groups: {name}.groups must"
             " divide MoE.experts into equal groups of 2 or more."
         )
     if not 0 < group_choices <= groups or group_choices * experts // groups < choices:
         raise ValueError(
             f"a token cannot choose {choices} experts within {group_choices} of"
-            f" {groups} groups of {experts // groups}: Sigmoid.group_choices must be"
-            " at most Sigmoid.groups, and hold Sigmoid.choices experts."
+            f" {groups} groups of {experts // groups}: {name}.group_choices must be"
+            f" at most {name}.groups, and hold {name}.choices experts."
         )

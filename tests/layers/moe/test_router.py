@@ -1,5 +1,6 @@
 """Every router agrees with its paper's rule, one token at a time."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -9,9 +10,10 @@ import pytest
 from flax import nnx
 
 from lmx.layers.linear import Affine
-from lmx.layers.moe.router import Sigmoid, Softmax, TopK
+from lmx.layers.moe.router import PlainSigmoid, Sigmoid, Softmax, TopK
 
 B, T, D, E = 2, 5, 6, 8
+KINDS = [TopK, Softmax, Sigmoid, PlainSigmoid]
 LIVE = jnp.ones((B, T), bool)
 PADDED = LIVE.at[0, 3:].set(False)
 
@@ -116,6 +118,25 @@ def test_sigmoid_chooses_within_the_best_groups_by_biased_score(
     )
 
 
+def test_a_plain_sigmoid_made_to_sum_to_its_scale_is_a_sigmoid(init, x):
+    sigmoid, _ = make_sigmoid(init, groups=2)
+    plain = PlainSigmoid(D, E, init, choices=2, scale=2.5, groups=2)
+    plain.score, plain.bias = sigmoid.score, sigmoid.bias
+    raw, _ = run(plain, x)
+    summed, _ = run(sigmoid, x)
+    np.testing.assert_array_equal(raw.experts, summed.experts)
+    shares = raw.weights / raw.weights.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(2.5 * shares, summed.weights, rtol=1e-5)
+
+
+def test_a_plain_sigmoid_weighs_by_the_score_of_each_expert_alone(init, x):
+    router = PlainSigmoid(D, E, init, choices=2, scale=2.5)
+    routing, _ = run(router, x)
+    scores = 1 / (1 + np.exp(-np.asarray(x) @ np.asarray(router.score.w[...])))
+    want = 2.5 * -np.sort(-scores, axis=-1)[..., :2]
+    np.testing.assert_allclose(routing.weights, want, rtol=1e-5)
+
+
 def test_all_groups_are_none(init, x):
     alone, _ = make_sigmoid(init)
     grouped, _ = make_sigmoid(init, groups=4, group_choices=4)
@@ -154,7 +175,7 @@ def test_the_bias_of_a_sigmoid_learns_from_load_alone(init, x):
     assert load.bias[...].any() and not load.score.w[...].any()
 
 
-@pytest.mark.parametrize("kind", [TopK, Softmax, Sigmoid])
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_auxiliary_loss_counts_padding(init, x, kind):
     router = kind(D, E, init, choices=2)
     noise = jnp.where(PADDED[:, :, None], 0.0, 9.0)
@@ -167,7 +188,7 @@ def test_no_auxiliary_loss_counts_padding(init, x, kind):
         assert none[name].total == 0 and none[name].value == 0
 
 
-@pytest.mark.parametrize("kind", [TopK, Softmax, Sigmoid])
+@pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_scored_in_float32(init, x, kind):
     router, low = kind(D, E, init, choices=2), x.astype("bfloat16")
     got, aux = run(router, low)
@@ -176,7 +197,7 @@ def test_bfloat16_is_scored_in_float32(init, x, kind):
     assert aux["balance"].total.dtype == "float32"
 
 
-@pytest.mark.parametrize("kind", [TopK, Softmax, Sigmoid])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("choices", [0, E + 1])
 def test_more_choices_than_experts_or_none_are_refused(init, kind, choices):
     said = rf"cannot choose {choices} of {E} experts: {kind.__name__}\.choices"
@@ -203,3 +224,8 @@ def test_a_bias_is_an_offset_of_experts_with_a_rate_of_its_own(init):
     bias = Sigmoid(D, E, init, choices=2, rate=0.5).bias
     assert isinstance(bias, nnx.Param) and not bias[...].any()
     assert (bias.axes, bias.into, bias.sign_rate) == (("experts",), (), 0.5)
+
+
+def test_a_bias_is_in_float32_whatever_weights_are_in(init):
+    router = Sigmoid(D, E, replace(init, dtype="bfloat16"), choices=2)
+    assert (router.score.w.dtype, router.bias.dtype) == ("bfloat16", "float32")
