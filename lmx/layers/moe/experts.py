@@ -12,8 +12,6 @@ from lmx.layers.init import Init
 from lmx.layers.mlp import FeedForward
 from lmx.layers.moe.dispatch import Dot
 
-LIMIT, SLOPE = 7.0, 1.702  # of gpt-oss's experts, in its released code
-
 
 def swiglu(
     gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
@@ -23,15 +21,18 @@ def swiglu(
 
 
 def clamped_swiglu(
-    gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
+    gate: Float[Array, "*rows F"],
+    up: Float[Array, "*rows F"],
+    limit: float,
+    slope: float,
 ) -> Float[Array, "*rows F"]:
-    """SiLU at slope 1.702 of the gate, times up + 1, where no input goes far.
+    """SiLU of that slope of the gate, times up + 1, where neither goes beyond `limit`.
 
     OpenAI 2025, arXiv:2508.10925 (gpt-oss), section 2.2, and its released code.
     """
-    gate = jnp.minimum(gate, LIMIT)
-    up = jnp.clip(up, -LIMIT, LIMIT)
-    return gate * jax.nn.sigmoid(SLOPE * gate) * (up + 1)
+    gate = jnp.minimum(gate, limit)
+    up = jnp.clip(up, -limit, limit)
+    return gate * jax.nn.sigmoid(slope * gate) * (up + 1)
 
 
 class Experts(FeedForward):
@@ -41,8 +42,6 @@ class Experts(FeedForward):
         shared: what every token meets beside the experts it is routed to. Dai et al.
             2024, arXiv:2401.06066, section 3.2.
     """
-
-    joined = staticmethod(swiglu)
 
     def __init__(
         self,
@@ -77,7 +76,13 @@ class Experts(FeedForward):
     def answer(self, x: Float[Array, "*rows D"], dot: Dot) -> Float[Array, "*rows D"]:
         """What each row's expert makes of it, where `dot` knows whose it is."""
         gate, up = (self.project(name, x, dot) for name in ("gate", "up"))
-        return self.project("down", type(self).joined(gate, up), dot)
+        return self.project("down", self.joined(gate, up), dot)
+
+    def joined(
+        self, gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
+    ) -> Float[Array, "*rows F"]:
+        """What goes down again."""
+        return swiglu(gate, up)
 
     def project(
         self, name: str, x: Float[Array, "*rows _"], dot: Dot

@@ -45,9 +45,11 @@ class MoE(Experts):
 
 @configurable
 class ClampedMoE(MoE):
-    """`MoE` of gpt-oss's experts: offsets everywhere, and clamped in between."""
+    """`MoE` of gpt-oss's experts: offsets everywhere, and clamped in between.
 
-    joined = staticmethod(clamped_swiglu)
+    Attributes:
+        limit, slope: of `clamped_swiglu`, by default as in the released code.
+    """
 
     def __init__(
         self,
@@ -59,6 +61,8 @@ class ClampedMoE(MoE):
         router: Callable[..., Router],
         dispatch: Dropless | Capacity = Dropless(),
         shared: Callable[..., FeedForward] | None = None,
+        limit: float = 7.0,
+        slope: float = 1.702,
     ):
         super().__init__(
             width,
@@ -73,6 +77,12 @@ class ClampedMoE(MoE):
         self.gate_b = init.full("EF", sizes, 0.0)
         self.up_b = init.full("EF", sizes, 0.0)
         self.down_b = init.full("ED", sizes, 0.0)
+        self.limit, self.slope = limit, slope
+
+    def joined(
+        self, gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
+    ) -> Float[Array, "*rows F"]:
+        return clamped_swiglu(gate, up, self.limit, self.slope)
 
     def project(
         self, name: str, x: Float[Array, "*rows _"], dot: Dot

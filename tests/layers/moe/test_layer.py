@@ -29,6 +29,7 @@ KINDS = {
     "sigmoid": partial(MoE, router=partial(Sigmoid, choices=2, groups=2, scale=2.5)),
     "shared": partial(MoE, router=TOP, shared=partial(SwiGLU, hidden=F)),
     "clamped": partial(ClampedMoE, router=partial(TopK, choices=2, linear=Affine)),
+    "close": partial(ClampedMoE, router=TOP, limit=0.5, slope=3.0),
     "capacity": partial(MoE, router=TOP, dispatch=Capacity(factor=0.75)),
     "clamped capacity": partial(ClampedMoE, router=TOP, dispatch=Capacity(factor=0.5)),
     "expert choice": partial(ExpertChoice, choices=2),
@@ -67,17 +68,19 @@ def swiglu(w, x):
     return gate / (1 + np.exp(-gate)) * (x @ w["up"]) @ w["down"]
 
 
-def clamped(w, x):
-    gate = np.minimum(x @ w["gate"] + w["gate_b"], 7.0)
-    up = np.clip(x @ w["up"] + w["up_b"], -7.0, 7.0)
-    return (up + 1) * gate / (1 + np.exp(-1.702 * gate)) @ w["down"] + w["down_b"]
+def clamped(w, limit, slope, x):
+    gate = np.minimum(x @ w["gate"] + w["gate_b"], limit)
+    up = np.clip(x @ w["up"] + w["up_b"], -limit, limit)
+    return (up + 1) * gate / (1 + np.exp(-slope * gate)) @ w["down"] + w["down_b"]
 
 
 def expert(layer, e):
     """The formula of expert `e`, of a vector."""
     names = ("gate", "up", "down", "gate_b", "up_b", "down_b")
     w = {n: np.asarray(getattr(layer, n)[e]) for n in names if hasattr(layer, n)}
-    return partial(clamped if "gate_b" in w else swiglu, w)
+    if "gate_b" in w:
+        return partial(clamped, w, layer.limit, layer.slope)
+    return partial(swiglu, w)
 
 
 def choices(layer, x, live):
