@@ -58,15 +58,16 @@ class Windows(Rule):
         if len(set(kinds)) == 1:
             whole = {"Decoder.attention": at("Attention")}
             return whole | ({"Attention.window": window} if kinds[0] == WINDOW else {})
-        cycle = [Ref((SCOPES[kind],), "Attention", False) for kind in _cycle(kinds)]
-        return {"Decoder.attention": cycle, "local/Attention.window": window}
+        turn = [Ref((SCOPES[kind],), "Attention", False) for kind in cycle(kinds)]
+        return {"Decoder.attention": turn, "local/Attention.window": window}
 
     def read(self, config: Config) -> dict[str, Any]:
         windows = [layer.fields.get("window") for layer in layers(config)]
         known = sorted({window for window in windows if window})
         if len(known) > 1:
             raise ConfigError(f"windows of {known} tokens in one model.")
-        told = {"sliding_window": known[0] if known else None}
+        unused = None if self.types is None else self.default  # some want a number
+        told: dict[str, Any] = {"sliding_window": known[0] if known else unused}
         if self.types is not None:
             told["layer_types"] = [WINDOW if window else FULL for window in windows]
         return told | self.tells(bool(known))
@@ -74,12 +75,12 @@ class Windows(Rule):
 
 def layers(config: Config) -> list[Node]:
     """The attention of every layer."""
-    cycle = config["model.attention"]
-    cycle = cycle if isinstance(cycle, tuple) else (cycle,)
-    return [cycle[i % len(cycle)] for i in range(config["model.depth"])]
+    kinds = config["model.attention"]
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    return [kinds[i % len(kinds)] for i in range(config["model.depth"])]
 
 
-def _cycle(kinds: Sequence[str]) -> Sequence[str]:
+def cycle(kinds: Sequence[str]) -> Sequence[str]:
     """As few of them as repeat to all."""
     return next(
         kinds[:period]
