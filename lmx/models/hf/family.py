@@ -45,7 +45,8 @@ class Family:
         fixed: fields whose other values would be another model.
         idle: fields, beside `IDLE`, that change no logit.
         weights: which tensor is which parameter.
-        ignored: patterns of tensors that are no weights.
+        ignored: patterns of tensors that are no weights; `{depth}` is how many layers
+            there are.
         prefix: what the names of files written without a head lack.
         presets: published sizes, in the fields that are no defaults.
     """
@@ -95,6 +96,12 @@ class Family:
 
     def _check(self, given: Values, where: str) -> None:
         """Refuses what would change the numbers, and what nobody knows."""
+        if how := given.get("quantization_config"):
+            raise ConfigError(
+                f"{where}: quantization_config = {how!r}: the weights are quantized,"
+                " and lmx reads floats. Save the model in bfloat16 (transformers:"
+                " from_pretrained, dequantized, and save_pretrained)."
+            )
         fixed = {**FIXED, **self.fixed}
         ruled = {name for rule in self.rules for name in rule.names}
         for name, value in given.items():
@@ -111,9 +118,10 @@ class Family:
                     " away if it does not."
                 )
 
-    def ignores(self, tensor: str) -> bool:
-        """Whether a tensor is no weight."""
-        return any(re.fullmatch(pattern, tensor) for pattern in self.ignored)
+    def ignores(self, tensor: str, depth: int) -> bool:
+        """Whether a tensor is no weight of a model of that many layers."""
+        patterns = [pattern.replace("{depth}", str(depth)) for pattern in self.ignored]
+        return any(re.fullmatch(pattern, tensor) for pattern in patterns)
 
 
 def _add(bindings: Bindings, key: str, value: Any, where: str) -> None:

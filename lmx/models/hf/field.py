@@ -44,6 +44,7 @@ class Field(Rule):
         words: what its values are called here, where they are not the same.
         aliases: other names that files have for it; the first that has a value counts.
         null: whether a file may say null and mean it.
+        path: where in the configuration it is read, if other parts have one too.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Field(Rule):
     words: Mapping[Any, Any] | None = None
     aliases: tuple[str, ...] = ()
     null: bool = False
+    path: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ class Field(Rule):
         return {self.binding: self.words[value]}
 
     def read(self, config: Config) -> dict[str, Any]:
-        found = places(config, self.binding)
+        found = places(config, self.path or self.binding)
         if not found:
             return {}
         value = config[found[0]]
@@ -84,6 +86,12 @@ class Field(Rule):
             return {self.name: plain(value)}
         named = {repr(ours): theirs for theirs, ours in self.words.items()}
         return {self.name: named[written(value)]} if written(value) in named else {}
+
+
+def filled(given: Values, usual: Values) -> dict[str, Any]:
+    """The fields of `usual` as given, or as there where the file has none, or null."""
+    told = {name: given.get(name) for name in usual}
+    return {name: usual[name] if told[name] is None else told[name] for name in usual}
 
 
 def same(name: str) -> Callable[[Values], Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lmx.config.names import ConfigError, hint
@@ -38,6 +38,7 @@ KINDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
 }
+UNSCALED = {"rope_type": "default"}
 MSCALES = ("mscale", "mscale_all_dim")  # of "yarn"; the second also scales logits
 
 
@@ -50,18 +51,21 @@ class Rotary(Rule):
     Attributes:
         scope: of what it binds, where layers differ.
         theta: what `rope_theta` is where the file has none.
+        scaling: likewise what `rope_scaling` is.
     """
 
     binding: str = "Attention.position"
     theta: float = 10_000.0
     scope: str = ""
+    scaling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
         return ("rope_theta", "rope_scaling", "rope_parameters")
 
     def settle(self, given: Values) -> dict[str, Any]:
-        scaling = dict(given.get("rope_scaling") or given.get("rope_parameters") or {})
+        told = given.get("rope_scaling") or given.get("rope_parameters")
+        scaling = dict(told or self.scaling)
         old = scaling.pop("type", "default")
         kind = scaling.pop("rope_type", old)
         theta = scaling.pop("rope_theta", given.get("rope_theta"))
@@ -90,7 +94,7 @@ class Rotary(Rule):
         return {"rope_theta": theta, "rope_scaling": described}
 
     def bind(self, settled: Values) -> dict[str, Any]:
-        scaling = settled["rope_scaling"] or {"rope_type": "default"}
+        scaling = settled["rope_scaling"] or UNSCALED
         name, wanted = KINDS[scaling["rope_type"]]
         within = f"{self.scope}/" if self.scope else ""
         values = {ours: scaling[theirs] for theirs, ours in wanted.items()}
@@ -102,7 +106,10 @@ class Rotary(Rule):
     def read(self, config: Config) -> dict[str, Any]:
         for path in places(config, self.binding):
             if position := config[path]:
-                return described(position)
+                told = described(position)
+                if self.scaling and "rope_scaling" in told:
+                    told["rope_scaling"] = told["rope_scaling"] or UNSCALED
+                return told
         return {}
 
 
@@ -138,6 +145,6 @@ def _yarn(scaling: dict[str, Any], longest: int | None) -> dict[str, Any]:
     return {**usual, **given, **turns}
 
 
-def mscale(factor: float, share: float) -> float:
+def mscale(factor: float | int, share: float | int) -> float:
     """What YaRN's inverse temperature is the square of, as a `share` of 0.1."""
     return 1.0 if factor <= 1.0 else 0.1 * share * math.log(factor) + 1.0

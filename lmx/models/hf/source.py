@@ -71,10 +71,11 @@ class Source:
             if tied.get(HEAD) in names and tied[TABLE] in used:
                 check_copy(self.weights, tied[HEAD], tied[TABLE])
                 used.add(tied[HEAD])
+        depth = model.stack.depth
         rest = sorted(name for name in names.keys() - used)
         refuse(
             f"{self.path}: {self.family.architecture} has no place for",
-            [name for name in rest if not self.family.ignores(name)],
+            [name for name in rest if not self.family.ignores(name, depth)],
         )
         check(self.weights, found, shapes)
         return found

@@ -74,7 +74,10 @@ def test_plain_and_linear_rope_are_read_back():
     "fields, message",
     [
         (dict(hidden_act="relu"), "hidden_act = 'relu' makes it another model"),
-        (dict(quantization_config={"bits": 4}), "quantization_config = .* another"),
+        (
+            dict(quantization_config={"bits": 4}),
+            "quantization_config = .* lmx reads floats",
+        ),
         (dict(attention_bias="yes"), "attention_bias = 'yes': only False, True"),
         (dict(atention_bias=False), "did you mean 'attention_bias'"),
         (dict(logit_scale=2.0), "logit_scale = 2.0 is a field that LlamaForCausalLM"),

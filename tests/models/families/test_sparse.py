@@ -1,0 +1,139 @@
+"""What the fields and files of models with experts mean, beside their logits."""
+
+import json
+import math
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import lmx
+from lmx.config.names import ConfigError
+from lmx.config.tree import diff
+from lmx.models.hf.experts import feeding
+from lmx.models.hf.family import essence, every, express
+from tests.parity.sparse import SPARSE
+from tests.parity.weights import weights
+
+CASES = {case.name: case.config for case in SPARSE}
+GOLDEN = Path(__file__).parents[2] / "golden" / "families" / "deepseek_v3.json"
+
+
+def composed(case, **fields):
+    given = CASES[case] | fields
+    return every()[given["model_type"]].compose(given, "config.json")
+
+
+@pytest.fixture
+def deepseek(tmp_path):
+    """Writes one in bfloat16, but for the bias of its routers, and `more` tensors."""
+    page = json.loads(GOLDEN.read_text())
+
+    def write(*more):
+        tensors = weights(page["shapes"] | dict.fromkeys(more, [3]))
+        kept = {name for name in tensors if name.endswith("correction_bias")}
+        for name in tensors.keys() - kept:
+            tensors[name] = tensors[name].astype(ml_dtypes.bfloat16)
+        save_file(tensors, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(page["config"]))
+        return tmp_path, kept
+
+    return write
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_an_export_says_composes_to_the_same_model(case):
+    config = composed(case)
+    family, fields = express(config)
+    assert family.model_type == CASES[case]["model_type"]
+    again = family.compose(json.loads(json.dumps(fields)), "again")
+    assert not diff(essence(config["model"]), essence(again["model"]))
+
+
+@pytest.mark.parametrize(
+    "fields, dense",
+    [
+        (dict(), []),
+        (dict(decoder_sparse_step=2), [0, 2, 4]),
+        (dict(mlp_only_layers=[1, 4]), [1, 4]),
+        (dict(decoder_sparse_step=3, mlp_only_layers=[2]), [0, 1, 2, 3, 4]),
+    ],
+)
+def test_qwen3_moe_has_experts_in_every_step_th_layer_but_those_named(fields, dense):
+    config = composed("qwen3_moe", num_hidden_layers=6, **fields)
+    kinds = [mlp.name for mlp in feeding(config)]
+    assert kinds == ["SwiGLU" if i in dense else "MoE" for i in range(6)]
+
+
+def test_the_window_of_qwen3_moe_is_used_only_if_it_says_so():
+    given = {"sliding_window": 7}
+    for used, window in ((True, 7), (False, None)):
+        config = composed("qwen3_moe", use_sliding_window=used, **given)
+        assert config["model.attention.window"] == window
+
+
+@pytest.mark.parametrize("dense, lead", [(0, 0), (2, 2), (9, 3)])
+def test_the_first_layers_of_deepseek_are_dense(dense, lead):
+    kinds = feeding(composed("deepseek_v3", first_k_dense_replace=dense))
+    assert [mlp.name for mlp in kinds] == ["SwiGLU"] * lead + ["MoE"] * (3 - lead)
+
+
+def test_latents_of_deepseek_are_normed_with_an_epsilon_of_their_own():
+    config = composed("deepseek_v3", rms_norm_eps=0.25)
+    assert config["model.norm.epsilon"] == 0.25
+    assert config["model.attention.norm.epsilon"] == 1e-6
+
+
+def test_the_temperature_of_deepseek_is_in_its_logits():
+    """0.1 ln(40) + 1, twice: of queries and of keys."""
+    config = composed("deepseek_v3")
+    assert config["model.attention.position.temperature"] == 1.0
+    want = (0.1 * math.log(40) + 1) ** 2 / math.sqrt(12 + 8)
+    assert config["model.attention.scale"] == pytest.approx(want, rel=1e-12)
+
+
+def test_a_bias_of_deepseek_stays_in_float32_beside_narrower_weights(deepseek):
+    folder, kept = deepseek()
+    lmx.save_hf(lmx.load_hf(folder), folder / "exported")
+    given = load_file(folder / "model.safetensors")
+    exported = load_file(folder / "exported" / "model.safetensors")
+    assert kept and exported.keys() == given.keys()
+    for name, tensor in given.items():
+        assert exported[name].dtype == ("float32" if name in kept else "bfloat16")
+        np.testing.assert_array_equal(exported[name], tensor)
+
+
+def test_layers_of_deepseek_that_predict_further_tokens_are_left_out(deepseek):
+    lmx.load_hf(deepseek("model.layers.3.eh_proj.weight")[0])
+    with pytest.raises(ConfigError, match=r"no place for model\.layers\.4\.eh_proj"):
+        lmx.load_hf(deepseek("model.layers.4.eh_proj.weight")[0])
+
+
+def test_gpt_oss_is_extended_where_its_file_says_nothing_of_positions():
+    config = composed("gpt_oss", rope_scaling=None, rope_theta=7.0)
+    position = config["model.attention.0.position"]
+    assert position.name == "YaRN" and position.fields["base"] == 7.0
+    assert position.fields["factor"] == 32.0 and not position.fields["whole"]
+    plain = express(composed("gpt_oss_full"))[1]
+    assert plain["rope_scaling"] == {"rope_type": "default"}
+
+
+@pytest.mark.parametrize(
+    "case, fields, message",
+    [
+        (
+            "gpt_oss",
+            dict(quantization_config={"quant_method": "mxfp4"}),
+            "quantization_config = .*mxfp4.* lmx reads floats",
+        ),
+        ("deepseek_v3", dict(attention_bias=True), "attention_bias = True makes it"),
+        ("deepseek_v3", dict(scoring_func="softmax"), "scoring_func = 'softmax' makes"),
+        ("qwen3_moe", dict(mlp_only_layers=[0, 1, 2]), "such a model is a Qwen3For"),
+        ("mixtral", dict(num_local_expert=3), "did you mean 'num_local_experts'"),
+    ],
+)
+def test_what_would_be_another_model_is_refused_by_name(case, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        composed(case, **fields)
