@@ -17,9 +17,11 @@ pages = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(pages)
 # As transformers counts the released models, tied embeddings once.
 PUBLISHED = {
+    "deepseek_v3": 671_026_419_200,  # and 14_848 biases of routers among them
     "gemma2_2b": 2_614_341_888,
     "gemma3_1b": 999_885_952,
     "gpt2": 124_439_808,
+    "gpt_oss_20b": 20_914_757_184,
     "llama2_7b": 6_738_415_616,
     "llama32_1b": 1_235_814_400,
     "llama3_8b": 8_030_261_248,
