@@ -41,6 +41,12 @@ WEIGHTS = (
 )
 
 
+def scalar(scale: float) -> float | int:
+    """What the scale is one over the root of; transformers takes whole numbers."""
+    found = round(scale**-2, 6)
+    return int(found) if found == int(found) else found
+
+
 def sizes(vocab: int, cap: float | None) -> tuple[Rule, ...]:
     """What the families of Gemma have in common."""
     return (
@@ -53,7 +59,7 @@ def sizes(vocab: int, cap: float | None) -> tuple[Rule, ...]:
             "Attention.scale",
             256,
             there=lambda scalar: scalar**-0.5,
-            back=lambda scale: round(scale**-2, 6),
+            back=scalar,
         ),
         Field("final_logit_softcapping", "Decoder.logit_cap", cap, null=True),
         *attention_bias(False),

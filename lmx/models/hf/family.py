@@ -77,7 +77,7 @@ class Family:
                     _add(
                         bindings, key, value, f"{where}: {', '.join(rule.names) or key}"
                     )
-        except ConfigError as error:
+        except (ConfigError, TypeError) as error:  # the latter of a value's kind
             raise ConfigError(f"{where}: {error}") from error
         ruled = {name for rule in self.rules for name in rule.names}
         known = ruled | ANEW | self.fixed.keys() | FIXED.keys()
