@@ -16,7 +16,7 @@ from lmx.infer.beam import Beam, BeamSearch
 from lmx.infer.generate import Generator, prompt_of
 from lmx.infer.sample import Sampler
 from lmx.layers.attention.heads import Attention
-from lmx.layers.mlp import SwiGLU
+from lmx.layers.moe.expert_choice import ExpertChoice
 from lmx.models.decoder import Decoder
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
@@ -159,12 +159,6 @@ def test_other_stops_need_no_other_program(model):
     assert cached(generator.begin) == cached(generator.decode) == 1
 
 
-class AllAtOnce(SwiGLU):
-    """Stands for a router that looks ahead."""
-
-    causal = False
-
-
 def test_a_model_that_looks_ahead_is_refused():
     model = Decoder(
         nnx.Rngs(0),
@@ -172,9 +166,9 @@ def test_a_model_that_looks_ahead_is_refused():
         width=8,
         depth=2,
         attention=partial(Attention, heads=2, kv_heads=1, head_width=4),
-        mlp=partial(AllAtOnce, hidden=8),
+        mlp=partial(ExpertChoice, experts=2, hidden=8, choices=1),
     )
-    message = "AllAtOnce is not causal"
+    message = "ExpertChoice is not causal"
     graph, params = nnx.split(model)
     with pytest.raises(ConfigError, match=message):
         Generator(graph, params, GREEDY, 0)

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from lmx.core.precision import Precision
+from lmx.layers.attention.heads import Attention
+from lmx.models.layout import spans
 from lmx.models.remat import POLICIES
 
 pytestmark = pytest.mark.usefixtures("exact")
 
 B, T, V, DEPTH = 4, 8, 11, 2
 DOUBLE = Precision(params="float64", compute="float64")
+UNTURNED = partial(Attention, heads=4, kv_heads=2, head_width=4, position=None)
 RUNS = [dict(unroll=DEPTH), *(dict(remat=name) for name in POLICIES)]
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), "int32")
 
@@ -81,3 +84,24 @@ def test_layers_are_initialised_apart_and_named(dropping):
     for weight in (w, blocks.mlp.gate, blocks.mlp.router.score.w):
         for layer in range(DEPTH):
             assert jnp.abs(weight[layer] - weight[layer - 1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("cycle", [2, 3])
+def test_a_cycle_of_one_kind_is_that_kind(make, cycle):
+    """However the layers are stacked, they are born alike and do alike."""
+    run = jax.jit(lambda model: model(TOKENS))
+    one = make("pre waves dense", precision=DOUBLE)
+    other = make("pre waves dense", precision=DOUBLE, attention=(UNTURNED,) * cycle)
+    assert len(other.stack.cycles[0].blocks) == cycle
+    np.testing.assert_allclose(run(other), run(one), rtol=1e-12)
+
+
+def test_layers_are_parted_into_as_few_cycles_as_repeat():
+    for kinds, lead, want in [
+        ("aaaa", 0, [(0, 1, 4)]),
+        ("ababab", 0, [(0, 2, 3)]),
+        ("aababaab", 0, [(0, 5, 1), (5, 3, 1)]),
+        ("dddmmmm", 3, [(0, 1, 3), (3, 1, 4)]),
+        ("lllglllgl", 0, [(0, 4, 2), (8, 1, 1)]),
+    ]:
+        assert [tuple(span) for span in spans(kinds, lead)] == want
