@@ -16,6 +16,7 @@ from lmx.config.tree import Config, explained
 from lmx.models.decoder import Decoder
 from lmx.models.hf.family import Family, family_of
 from lmx.models.hf.load import check, check_copy, named, refuse
+from lmx.models.hf.scaled import Scaled
 from lmx.models.hf.table import Part, parts
 from lmx.models.hf.tensors import Folder
 
@@ -28,7 +29,7 @@ class Source:
     """A model in a folder, of which nothing but descriptions is read yet.
 
     Attributes:
-        given: its config.json.
+        given: its config.json, without how the files store what is in them.
         generation: its generation_config.json, empty if there is none.
     """
 
@@ -41,8 +42,9 @@ class Source:
     @classmethod
     def of(cls, path: Path) -> "Source":
         """What is in the folder, if it is a family known here."""
-        weights = Folder(path)
         given = _json(path / CONFIG)
+        how = given.pop("quantization_config", None)
+        weights = Scaled(path, how) if how else Folder(path)
         has_generation = (path / GENERATION).is_file()
         generation = _json(path / GENERATION) if has_generation else {}
         where = str(path / CONFIG)
