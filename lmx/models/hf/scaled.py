@@ -19,8 +19,8 @@ MX = 32  # numbers that share a scale, in 16 bytes
 SLAB = 2**20  # numbers made at a time, few enough to stay in a cache
 # What may be said of the quantization; in which dtype each tensor is, the files say.
 KNOWN = frozenset(
-    "quant_method fmt weight_block_size scale_fmt activation_scheme dequantize"
-    " modules_to_not_convert modules_to_convert ignored_layers".split()
+    "quant_method fmt weight_block_size scale_fmt expert_dtype activation_scheme"
+    " dequantize modules_to_not_convert modules_to_convert ignored_layers".split()
 )
 Places = Sequence[np.ndarray]  # along each dimension, to be broadcast to one shape
 
@@ -46,20 +46,19 @@ class Blocks:
     def shape(self) -> tuple[int, ...]:
         """The tensor's."""
         *lead, rows, columns = self.codes.shape
-        return (*lead, rows * self._share, columns)
+        return (*lead, rows * self._shared, columns)
 
     def values(self, at: Places) -> np.ndarray:
         """The float32 products there."""
-        floats = np.arange(256, dtype=np.uint8).view(self.floats).astype(np.float32)
-        turn = (at[-2] % self._share * self._bits).astype(np.uint8)
-        codes = self.codes[self._bytes(at)] >> turn & (2**self._bits - 1)
-        blocks = self._blocks(at)
-        few = [np.unique(index) for index in blocks]
-        scales = self.scales[np.ix_(*few)].astype(np.float32)
-        return floats[codes] * scales[tuple(map(np.searchsorted, few, blocks))]
+        bits = 8 // self._shared
+        floats = np.arange(2**bits, dtype=np.uint8).view(self.floats)
+        turn = (at[-2] % self._shared * bits).astype(np.uint8)
+        codes = self.codes[self._bytes(at)] >> turn & (2**bits - 1)
+        scales = self.scales[self._blocks(at)].astype(np.float32)
+        return floats.astype(np.float32)[codes] * scales
 
     def bytes_at(self, at: Places) -> int:
-        """How many bytes they are made of."""
+        """How many bytes those are made of."""
         parts = (self.codes, self._bytes(at)), (self.scales, self._blocks(at))
         return sum(
             part.itemsize * math.prod(len(np.unique(index)) for index in places)
@@ -67,15 +66,12 @@ class Blocks:
         )
 
     @property
-    def _bits(self) -> int:
-        return ml_dtypes.finfo(self.floats).bits
-
-    @property
-    def _share(self) -> int:
-        return 8 // self._bits
+    def _shared(self) -> int:
+        """How many codes a byte has."""
+        return 8 // ml_dtypes.finfo(self.floats).bits
 
     def _bytes(self, at: Places) -> tuple[np.ndarray, ...]:
-        return (*at[:-2], at[-2] // self._share, at[-1])
+        return (*at[:-2], at[-2] // self._shared, at[-1])
 
     def _blocks(self, at: Places) -> tuple[np.ndarray, ...]:
         return tuple(i // size for i, size in zip(at, self.block, strict=True))
@@ -90,14 +86,15 @@ def fp8(folder: Folder, how: Mapping[str, Any]) -> Found:
     DeepSeek-AI 2024, arXiv:2412.19437, section 3.3.2.
     """
     size = how.get("weight_block_size", [128, 128])
-    if not (isinstance(size, list) and len(size) == 2 and min(size) > 0):
+    sizes = size if isinstance(size, list) else []
+    if [isinstance(n, int) and n > 0 for n in sizes] != [True, True]:
         raise ConfigError(
             f"quantization_config.weight_block_size = {size!r} must be the rows and"
             " columns that share a scale, as in [128, 128]."
         )
     for name, (_, dtype, shape) in folder.tensors.items():
         if dtype == E4M3 and len(shape) > 1:
-            block = (*(1 for _ in shape[2:]), *size)
+            block = (*(1 for _ in shape[2:]), *sizes)
             grid = tuple(-(-n // b) for n, b in zip(shape, block, strict=True))
             parts = name, f"{name}_scale_inv"
             scales = _scales(folder, parts, grid, jnp.floating)
@@ -157,7 +154,8 @@ class Scaled(Folder):
         if method not in FORMATS:
             raise ConfigError(
                 f"{path}: quantization_config.quant_method = {method!r} is not known"
-                f" here{hint(method, FORMATS)}: fetch the model in a float dtype."
+                f" here{hint(method, FORMATS)}: save the model in bfloat16, with"
+                " transformers (from_pretrained, dequantized, and save_pretrained)."
             )
         for name in sorted(how.keys() - KNOWN):
             raise ConfigError(
@@ -168,6 +166,11 @@ class Scaled(Folder):
         for name, parts, blocks in list(FORMATS[method](self, how)):
             for part in parts:
                 del self.tensors[part]
+            if name in self.tensors:
+                raise ConfigError(
+                    f"{path} has {name} twice, once as {parts[0]}: take away the one"
+                    " that is not wanted."
+                )
             self.tensors[name] = Tensor(name, BFLOAT16, blocks.shape)
             self._blocks[name] = blocks
 
@@ -179,16 +182,14 @@ class Scaled(Folder):
         return whole
 
     def size(self, name: str) -> int:
-        blocks = self._blocks.get(name)
-        return (
-            blocks.codes.nbytes + blocks.scales.nbytes if blocks else super().size(name)
-        )
+        if name not in self._blocks:
+            return super().size(name)
+        return self._blocks[name].codes.nbytes + self._blocks[name].scales.nbytes
 
     def fill(self, out: np.ndarray, name: str, view: View) -> None:
-        blocks = self._blocks.get(name)
-        if not blocks:
-            super().fill(out, name, view)
-            return
+        if name not in self._blocks:
+            return super().fill(out, name, view)
+        blocks = self._blocks[name]
         at = _places(blocks.shape, view)
         self.read += blocks.bytes_at(at)
         rows = max(1, SLAB * len(out) // max(1, out.size))

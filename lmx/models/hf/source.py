@@ -21,6 +21,7 @@ from lmx.models.hf.table import Part, parts
 from lmx.models.hf.tensors import Folder
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+QUANTIZATION = "quantization_config"  # the field that says how weights are stored
 TABLE, HEAD = "table", "head.out.w"  # where a decoder has its embedding and its head
 
 
@@ -29,7 +30,7 @@ class Source:
     """A model in a folder, of which nothing but descriptions is read yet.
 
     Attributes:
-        given: its config.json, without how the files store what is in them.
+        given: its config.json, without the quantization that the weights undo.
         generation: its generation_config.json, empty if there is none.
     """
 
@@ -43,8 +44,8 @@ class Source:
     def of(cls, path: Path) -> "Source":
         """What is in the folder, if it is a family known here."""
         given = _json(path / CONFIG)
-        how = given.pop("quantization_config", None)
-        weights = Scaled(path, how) if how else Folder(path)
+        quantized = isinstance(given.get(QUANTIZATION), dict)
+        weights = Scaled(path, given.pop(QUANTIZATION)) if quantized else Folder(path)
         has_generation = (path / GENERATION).is_file()
         generation = _json(path / GENERATION) if has_generation else {}
         where = str(path / CONFIG)

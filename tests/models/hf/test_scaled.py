@@ -125,7 +125,7 @@ def test_every_scale_of_mxfp4_is_its_power_of_two_and_the_last_no_number(tmp_pat
     scales = np.arange(256, dtype=np.uint8).reshape(1, 256, 1)
     found = taken(folder_of(tmp_path, FP4, w_blocks=blocks, w_scales=scales), "w")
     powers = [2.0 ** (n - 127) for n in range(255)]
-    np.testing.assert_array_equal(found[0, 17], np.float32([*powers, np.nan]))
+    np.testing.assert_array_equal(found[0, 17], np.array([*powers, np.nan], np.float32))
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
@@ -265,13 +265,15 @@ def test_a_mesh_gets_what_one_device_gets_which_reads_each_byte_once(published):
         ({"quant_method": "gptq", "bits": 4}, "quant_method = 'gptq' is not known"),
         ({"bits": 4}, "quant_method = 'None' is not known"),
         ({"quant_method": "fp4"}, "did you mean 'mxfp4'"),
-        (FP8 | {"expert_dtype": "fp4"}, "expert_dtype = 'fp4' is not known"),
+        (FP8 | {"zero_point": True}, "zero_point = True is not known"),
         (FP8 | {"weight_block_size": None}, "weight_block_size = None must be"),
+        (FP8 | {"weight_block_size": [128, 0]}, "weight_block_size = .* must be"),
+        ("fp8", "quantization_config = 'fp8' makes it another model"),
     ],
 )
 def test_other_quantizations_are_refused_by_name(how, message, llama):
     with pytest.raises(ConfigError, match=message):
-        Source.of(llama(quantization_config=how))
+        Source.of(llama(quantization_config=how)).config("float32")
 
 
 def test_scales_that_are_missing_or_misshapen_or_no_floats_are_named(tmp_path):
@@ -289,6 +291,13 @@ def test_scales_that_are_missing_or_misshapen_or_no_floats_are_named(tmp_path):
             folder_of(tmp_path, FP4, w_blocks=blocks, w_scales=scales)
     with pytest.raises(ConfigError, match="the last the 16 bytes of a block"):
         folder_of(tmp_path, FP4, w_blocks=blocks[..., :8], w_scales=blocks[..., 0])
+
+
+def test_a_tensor_that_is_there_plain_and_scaled_is_refused(tmp_path):
+    blocks, scales = np.zeros((1, 2, 1, 16), np.uint8), np.zeros((1, 2, 1), np.uint8)
+    plain = np.zeros((1, 32, 2), np.float32)
+    with pytest.raises(ConfigError, match="has w twice, once as w_blocks"):
+        folder_of(tmp_path, FP4, w=plain, w_blocks=blocks, w_scales=scales)
 
 
 def test_scales_of_nothing_have_no_place(published, llama):
