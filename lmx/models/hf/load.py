@@ -77,9 +77,12 @@ def read_share(
     depth = len(next(iter(places)))
     for lead in itertools.product(*(range(*bound) for bound in bounds[:depth])):
         part = places[lead]
-        there = part.view(folder.view(part.tensor))[slices[depth:]]
         here = tuple(i - start for i, (start, *_) in zip(lead, bounds, strict=False))
-        out[here] = folder.take(there)
+        folder.fill(
+            out[*here, ...],
+            part.tensor,
+            lambda tensor, part=part: part.view(tensor)[slices[depth:]],
+        )
         watch()
     return out
 

@@ -16,10 +16,12 @@ from lmx.config.tree import Config, explained
 from lmx.models.decoder import Decoder
 from lmx.models.hf.family import Family, family_of
 from lmx.models.hf.load import check, check_copy, named, refuse
+from lmx.models.hf.scaled import Scaled
 from lmx.models.hf.table import Part, parts
 from lmx.models.hf.tensors import Folder
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+QUANTIZATION = "quantization_config"  # the field that says how weights are stored
 TABLE, HEAD = "table", "head.out.w"  # where a decoder has its embedding and its head
 
 
@@ -28,7 +30,7 @@ class Source:
     """A model in a folder, of which nothing but descriptions is read yet.
 
     Attributes:
-        given: its config.json.
+        given: its config.json, without the quantization that the weights undo.
         generation: its generation_config.json, empty if there is none.
     """
 
@@ -41,8 +43,9 @@ class Source:
     @classmethod
     def of(cls, path: Path) -> "Source":
         """What is in the folder, if it is a family known here."""
-        weights = Folder(path)
         given = _json(path / CONFIG)
+        quantized = isinstance(given.get(QUANTIZATION), dict)
+        weights = Scaled(path, given.pop(QUANTIZATION)) if quantized else Folder(path)
         has_generation = (path / GENERATION).is_file()
         generation = _json(path / GENERATION) if has_generation else {}
         where = str(path / CONFIG)

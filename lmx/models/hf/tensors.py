@@ -36,6 +36,7 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+View = Callable[[np.ndarray], np.ndarray]  # which shows a part, and copies nothing
 
 
 class Tensor(NamedTuple):
@@ -79,10 +80,15 @@ class Folder:
         tensor = self.tensors[name]
         return self._bytes[name].view(tensor.dtype).reshape(tensor.shape)
 
-    def take(self, part: np.ndarray) -> np.ndarray:
-        """A part of a view, counted as read."""
+    def size(self, name: str) -> int:
+        """How many bytes of files it takes."""
+        return self.tensors[name].bytes
+
+    def fill(self, out: np.ndarray, name: str, view: View) -> None:
+        """Puts what the view shows of a tensor into `out`, and counts it as read."""
+        part = view(self.view(name))
         self.read += part.nbytes
-        return part
+        out[...] = part
 
 
 def _files(path: Path) -> list[Path]:

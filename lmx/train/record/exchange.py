@@ -65,7 +65,7 @@ def loaded(
     graph, shapes = nnx.split(shaped(config))
     like = _placed(shapes, mesh, dict(RULES) | dict(rules or {}))
     weights = source.weights
-    total = sum(weights.tensors[name].bytes for name in by_tensor(found))
+    total = sum(map(weights.size, by_tensor(found)))
     with bytes_bar(f"reading {source.path.name}", total) as bar:
         params = load(weights, found, like, lambda: bar.update(weights.read - bar.n))
     codec = open_folder(source.path, {**source.given, **source.generation})
