@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmx.config.tree import Config
-from lmx.models.hf.experts import EXPERTS, IDLE, Routed, feeding
 from lmx.models.hf.family import Family
-from lmx.models.hf.field import Field, Rule, Values, at, filled, places
-from lmx.models.hf.rope import Rotary, mscale
-from lmx.models.hf.rows import ATTENTION, ENDS, GATED, MLP, NORMS, tied
+from lmx.models.hf.rules.experts import EXPERTS, IDLE, Routed, feeding
+from lmx.models.hf.rules.field import Field, Rule, Values, at, filled, places
+from lmx.models.hf.rules.rope import Rotary, mscale
+from lmx.models.hf.rules.rows import ATTENTION, ENDS, GATED, MLP, NORMS, tied
 from lmx.models.hf.table import Weight
 
 PAIRS = {True: "neighbours", False: "halves"}

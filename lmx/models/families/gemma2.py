@@ -4,12 +4,19 @@ import math
 from collections.abc import Sequence
 
 from lmx.models.hf.family import Family
-from lmx.models.hf.field import Derived, Field, Formula, Rule, Values
-from lmx.models.hf.rope import Rotary
-from lmx.models.hf.rows import BLOCK, ENDS, GATED, PROJECTIONS, attention_bias, tied
-from lmx.models.hf.rows import sizes as common
+from lmx.models.hf.rules.field import Derived, Field, Formula, Rule, Values
+from lmx.models.hf.rules.rope import Rotary
+from lmx.models.hf.rules.rows import (
+    BLOCK,
+    ENDS,
+    GATED,
+    PROJECTIONS,
+    attention_bias,
+    tied,
+)
+from lmx.models.hf.rules.rows import sizes as common
+from lmx.models.hf.rules.windows import FULL, WINDOW, Windows
 from lmx.models.hf.table import Weight
-from lmx.models.hf.windows import FULL, WINDOW, Windows
 
 PAGE = """
     Pretrained.model = @Decoder

@@ -7,11 +7,11 @@ from typing import Any
 from lmx.config.tree import Config
 from lmx.models.families import gemma2
 from lmx.models.hf.family import Family
-from lmx.models.hf.field import Rule, Values
-from lmx.models.hf.rope import Rotary, described
-from lmx.models.hf.rows import ATTENTION
+from lmx.models.hf.rules.field import Rule, Values
+from lmx.models.hf.rules.rope import Rotary, described
+from lmx.models.hf.rules.rows import ATTENTION
+from lmx.models.hf.rules.windows import FULL, SCOPES, WINDOW, Windows, layers
 from lmx.models.hf.table import Weight
-from lmx.models.hf.windows import FULL, SCOPES, WINDOW, Windows, layers
 
 OF_WINDOWS = "rope_local_base_freq"
 THETAS = {FULL: 1_000_000.0, WINDOW: 10_000.0}

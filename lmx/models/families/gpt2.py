@@ -1,8 +1,8 @@
 """GPT-2. Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"."""
 
 from lmx.models.hf.family import Family
-from lmx.models.hf.field import Derived, Field
-from lmx.models.hf.rows import tied
+from lmx.models.hf.rules.field import Derived, Field
+from lmx.models.hf.rules.rows import tied
 from lmx.models.hf.table import Weight
 
 BLOCK = "transformer.h.{layer}"

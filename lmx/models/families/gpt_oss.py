@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from lmx.models.hf.experts import IDLE
 from lmx.models.hf.family import Family
-from lmx.models.hf.field import Field, Values
-from lmx.models.hf.rope import Rotary
-from lmx.models.hf.rows import (
+from lmx.models.hf.rules.experts import IDLE
+from lmx.models.hf.rules.field import Field, Values
+from lmx.models.hf.rules.rope import Rotary
+from lmx.models.hf.rules.rows import (
     ATTENTION,
     ENDS,
     MLP,
@@ -16,8 +16,8 @@ from lmx.models.hf.rows import (
     sizes,
     tied,
 )
+from lmx.models.hf.rules.windows import FULL, WINDOW, Windows
 from lmx.models.hf.table import Weight
-from lmx.models.hf.windows import FULL, WINDOW, Windows
 
 LONGER = {
     "rope_type": "yarn",

@@ -4,9 +4,9 @@ Touvron et al. 2023, arXiv:2307.09288; Grattafiori et al. 2024, arXiv:2407.21783
 """
 
 from lmx.models.hf.family import Family
-from lmx.models.hf.field import Field
-from lmx.models.hf.rope import Rotary
-from lmx.models.hf.rows import (
+from lmx.models.hf.rules.field import Field
+from lmx.models.hf.rules.rope import Rotary
+from lmx.models.hf.rules.rows import (
     ENDS,
     GATED,
     NORMS,

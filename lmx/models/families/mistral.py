@@ -1,10 +1,10 @@
 """Mistral 7B. Jiang et al. 2023, arXiv:2310.06825."""
 
 from lmx.models.hf.family import Family
-from lmx.models.hf.field import Field
-from lmx.models.hf.rope import Rotary
-from lmx.models.hf.rows import ENDS, GATED, NORMS, PROJECTIONS, TURNS, sizes, tied
-from lmx.models.hf.windows import Windows
+from lmx.models.hf.rules.field import Field
+from lmx.models.hf.rules.rope import Rotary
+from lmx.models.hf.rules.rows import ENDS, GATED, NORMS, PROJECTIONS, TURNS, sizes, tied
+from lmx.models.hf.rules.windows import Windows
 
 FAMILY = Family(
     model_type="mistral",

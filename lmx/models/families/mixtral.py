@@ -1,12 +1,12 @@
 """Mixtral. Jiang et al. 2024, arXiv:2401.04088."""
 
-from lmx.models.hf.experts import IDLE, experts
 from lmx.models.hf.family import Family
-from lmx.models.hf.field import Field
-from lmx.models.hf.rope import Rotary
-from lmx.models.hf.rows import BLOCK, ENDS, NORMS, PROJECTIONS, sizes, tied
+from lmx.models.hf.rules.experts import IDLE, experts
+from lmx.models.hf.rules.field import Field
+from lmx.models.hf.rules.rope import Rotary
+from lmx.models.hf.rules.rows import BLOCK, ENDS, NORMS, PROJECTIONS, sizes, tied
+from lmx.models.hf.rules.windows import Windows
 from lmx.models.hf.table import Weight
-from lmx.models.hf.windows import Windows
 
 MLP = f"{BLOCK}.block_sparse_moe"
 

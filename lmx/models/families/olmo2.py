@@ -1,9 +1,9 @@
 """OLMo 2. OLMo Team 2024, arXiv:2501.00656."""
 
 from lmx.models.hf.family import Family
-from lmx.models.hf.field import Field
-from lmx.models.hf.rope import Rotary
-from lmx.models.hf.rows import (
+from lmx.models.hf.rules.field import Field
+from lmx.models.hf.rules.rope import Rotary
+from lmx.models.hf.rules.rows import (
     BLOCK,
     ENDS,
     GATED,

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmx.models.hf.family import Family
-from lmx.models.hf.field import Field, Values
-from lmx.models.hf.rope import Rotary
-from lmx.models.hf.rows import ENDS, GATED, NORMS, PROJECTIONS, sizes, tied
-from lmx.models.hf.windows import FULL, WINDOW, Windows
+from lmx.models.hf.rules.field import Field, Values
+from lmx.models.hf.rules.rope import Rotary
+from lmx.models.hf.rules.rows import ENDS, GATED, NORMS, PROJECTIONS, sizes, tied
+from lmx.models.hf.rules.windows import FULL, WINDOW, Windows
 
 
 def types(given: Values) -> Sequence[str]:

@@ -2,9 +2,9 @@
 
 from lmx.models.families.qwen2 import WINDOWS
 from lmx.models.hf.family import Family
-from lmx.models.hf.field import Field
-from lmx.models.hf.rope import Rotary
-from lmx.models.hf.rows import (
+from lmx.models.hf.rules.field import Field
+from lmx.models.hf.rules.rope import Rotary
+from lmx.models.hf.rules.rows import (
     ENDS,
     GATED,
     NORMS,

@@ -7,11 +7,11 @@ from lmx.config.names import ConfigError
 from lmx.config.node import plain
 from lmx.config.tree import Config
 from lmx.models.families.qwen2 import tells
-from lmx.models.hf.experts import EXPERTS, IDLE, Routed, feeding
 from lmx.models.hf.family import Family
-from lmx.models.hf.field import Field, Rule, Values, at, filled
-from lmx.models.hf.rope import Rotary
-from lmx.models.hf.rows import (
+from lmx.models.hf.rules.experts import EXPERTS, IDLE, Routed, feeding
+from lmx.models.hf.rules.field import Field, Rule, Values, at, filled
+from lmx.models.hf.rules.rope import Rotary
+from lmx.models.hf.rules.rows import (
     ENDS,
     GATED,
     NORMS,
@@ -21,7 +21,7 @@ from lmx.models.hf.rows import (
     sizes,
     tied,
 )
-from lmx.models.hf.windows import Windows, cycle
+from lmx.models.hf.rules.windows import Windows, cycle
 
 
 @dataclass(frozen=True)

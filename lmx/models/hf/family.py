@@ -14,7 +14,7 @@ from lmx.config.parse import Binding, Bindings, Key, Where, parse_text
 from lmx.config.resolve import resolve
 from lmx.config.tree import Config, diff
 from lmx.models import families
-from lmx.models.hf.field import Rule, Values
+from lmx.models.hf.rules.field import Rule, Values
 from lmx.models.hf.table import Weight
 
 # Fields of any config.json that change no logit of the whole model.

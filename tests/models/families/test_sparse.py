@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 import lmx
 from lmx.config.names import ConfigError
 from lmx.config.tree import diff
-from lmx.models.hf.experts import feeding
 from lmx.models.hf.family import essence, every, express
+from lmx.models.hf.rules.experts import feeding
 from tests.parity.sparse import SPARSE
 from tests.parity.weights import weights
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from lmx.config.node import Node, plain
 from lmx.config.tree import Config
-from lmx.models.hf.field import Rule, Values, at, filled, places
-from lmx.models.hf.rows import MLP
+from lmx.models.hf.rules.field import Rule, Values, at, filled, places
+from lmx.models.hf.rules.rows import MLP
 from lmx.models.hf.table import Weight
 
 # Fields that only training looks at.

@@ -8,7 +8,7 @@ from lmx.config.names import ConfigError
 from lmx.config.node import Node
 from lmx.config.parse import Ref
 from lmx.config.tree import Config
-from lmx.models.hf.field import Rule, Values, at
+from lmx.models.hf.rules.field import Rule, Values, at
 
 WINDOW, FULL = "sliding_attention", "full_attention"
 SCOPES = {WINDOW: "local", FULL: "global"}

@@ -8,7 +8,7 @@ from typing import Any
 from lmx.config.names import ConfigError, hint
 from lmx.config.parse import Ref
 from lmx.config.tree import Config
-from lmx.models.hf.field import Rule, Values, places
+from lmx.models.hf.rules.field import Rule, Values, places
 
 LENGTH = "original_max_position_embeddings"
 LONGEST = "max_position_embeddings"

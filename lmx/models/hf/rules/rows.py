@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from lmx.models.hf.field import Field, Rule, Values, at, quotient, same
+from lmx.models.hf.rules.field import Field, Rule, Values, at, quotient, same
 from lmx.models.hf.table import Weight
 
 BLOCK = "model.layers.{layer}"
