@@ -7,18 +7,22 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import lmx
 from lmx.config.names import ConfigError
 from lmx.core.sharding import Mesh
+from lmx.models.hf.family import every
 from lmx.models.hf.load import read_share
 from lmx.models.hf.scaled import Scaled
 from lmx.models.hf.source import Source
 from lmx.models.hf.table import Weight, row_parts
 from lmx.models.hf.tensors import Folder
 from lmx.train.record.exchange import import_hf, loaded, save_hf
+from lmx.train.restore import Trained
 from tests.llama import CONFIG, tensors_of
+from tests.parity.cases import CASES
 
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
 FP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
@@ -309,3 +313,34 @@ def test_scales_of_nothing_have_no_place(published, llama):
     source = Source.of(llama(only=tensors | orphan, quantization_config=how))
     with pytest.raises(ConfigError, match="no place for lm_head.weight_scale_inv"):
         source.parts(want.model)
+
+
+def test_gpt_oss_in_mxfp4_is_the_model_that_it_stands_for(tmp_path):
+    """Its twin holds what a loop over the bits makes of the same codes."""
+    sizes = dict(hidden_size=32, intermediate_size=32)
+    given = CASES["gpt_oss"].config | sizes
+    config = every()["gpt_oss"].compose(given, "config.json")
+    graph, params = nnx.split(config.build().model(nnx.Rngs(0)))
+    save_hf(Trained(config, 0, graph, params, None), tmp_path / "twin")
+    plain = load_file(tmp_path / "twin" / "model.safetensors")
+    packed = dict(plain)
+    for name in plain:
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, rows, columns = plain[name].shape
+            blocks = random_bytes(experts, columns, rows // 32, 16)
+            scales = random_bytes(experts, columns, rows // 32, low=118, high=122)
+            del packed[name]
+            packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            plain[name] = by_mxfp4(blocks, scales)
+    save_file(plain, tmp_path / "twin" / "model.safetensors")
+    (tmp_path / "packed").mkdir()
+    save_file(packed, tmp_path / "packed" / "model.safetensors")
+    told = json.loads((tmp_path / "twin" / "config.json").read_text())
+    told["quantization_config"] = FP4
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(told))
+    one, other = (
+        lmx.load_hf(tmp_path / name, dtype="float32") for name in ("packed", "twin")
+    )
+    leaves = zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True)
+    for got, want in leaves:
+        np.testing.assert_array_equal(got, want)
