@@ -13,7 +13,7 @@ from lmx.data.cache import discard
 
 State = TypeVar("State")
 
-SCHEMA = 1  # of what a checkpoint holds; a reader refuses what is newer
+SCHEMA = 2  # of what a checkpoint holds; a reader refuses any other
 
 
 class Checkpoints:
@@ -75,10 +75,11 @@ class Checkpoints:
         meta = self.writer.restore(
             self._path(step), args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         )["meta"]
-        if meta["schema"] > SCHEMA:
+        if meta["schema"] != SCHEMA:
+            other = "a newer" if meta["schema"] > SCHEMA else "an older"
             raise ConfigError(
-                f"{self._path(step)} was written by a newer lmx (schema"
-                f" {meta['schema']}, and this one reads up to {SCHEMA}): upgrade lmx."
+                f"{self._path(step)} was written by {other} lmx (schema"
+                f" {meta['schema']}, and this one reads {SCHEMA}): use that one."
             )
         state = self.writer.restore(
             self._path(step),

@@ -99,11 +99,12 @@ def test_nothing_saved_is_an_empty_list(checkpoints):
     checkpoints.clean()
 
 
-def test_a_state_of_a_newer_schema_is_refused(checkpoints, monkeypatch):
-    with monkeypatch.context() as future:
-        future.setattr(checkpoint, "SCHEMA", checkpoint.SCHEMA + 1)
+@pytest.mark.parametrize("off, other", [(1, "a newer"), (-1, "an older")])
+def test_a_state_of_another_schema_is_refused(checkpoints, monkeypatch, off, other):
+    with monkeypatch.context() as writer:
+        writer.setattr(checkpoint, "SCHEMA", checkpoint.SCHEMA + off)
         saved(checkpoints, 1)
-    with pytest.raises(ConfigError, match="written by a newer lmx .schema 2.*upgrade"):
+    with pytest.raises(ConfigError, match=f"written by {other} lmx .schema .*reads 2"):
         checkpoints.restore(1, like(made_state(1)))
 
 
