@@ -21,7 +21,8 @@ def decoders(make):
     each = []
     for kernel in (Reference(), XLA()):
         layer = partial(Attention, heads=4, kv_heads=2, head_width=4, kernel=kernel)
-        each.append(make(attention=(partial(layer, window=3), layer)))
+        cycle = (partial(layer, window=3), layer)
+        each.append(make("sandwich rope dense", attention=cycle))
     nnx.update(each[1], nnx.state(each[0]))
     return each
 
