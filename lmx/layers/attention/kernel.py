@@ -79,7 +79,7 @@ class XLA(Kernel):
         for parameter in beyond:
             raise ValueError(
                 f"the kernel {type(self).__name__} cannot do what"
-                f" Attention.{parameter} asks for: leave that out, or choose"
+                f" Attention.{parameter} asks for: do without that, or choose"
                 " Attention.kernel=@Reference()."
             )
 
