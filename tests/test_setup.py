@@ -73,3 +73,57 @@ def test_jax_waits_until_it_is_needed(code):
     assert done.returncode == 0 and "lmx" in modules
     heavy = {"jax", "flax", "optax", "orbax", "numpy", "matplotlib", "grain"}
     assert not heavy & set(modules)
+
+
+LEAN = ["einops", "flax", "jax", "jaxtyping", "numpy", "optax"]  # all that a step needs
+BEYOND = ["gin", "orbax", "grain", "sentencepiece", "tqdm", "matplotlib", "chex"]
+BEYOND += ["tensorboardX", "safetensors", "tokenizers"]
+REFUSE = f"""
+import importlib, importlib.abc, pathlib, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BEYOND}:
+            raise ImportError(f"{{name}} is not here")
+
+sys.meta_path.insert(0, Refuse())
+"""
+IMPORTS = """
+for room in ("layers", "models"):
+    for file in sorted(pathlib.Path("lmx", room).rglob("*.py")):
+        importlib.import_module(".".join(file.with_suffix("").parts))
+importlib.import_module("lmx.train.step")
+importlib.import_module("lmx.train.schedule")
+print(*sys.modules)
+"""
+BENCHMARK = """
+import runpy
+
+sys.argv = ["benchmarks/gpu.py", "--tiny", "--rounds", "1"]
+runpy.run_path("benchmarks/gpu.py", run_name="__main__")
+"""
+
+
+def leanly(code):
+    """What a Python without the packages `BEYOND` prints."""
+    words = [sys.executable, "-c", REFUSE + code]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_package_is_either_lean_or_beyond():
+    modules = {re.split(r"\W", name)[0] for name in PROJECT["dependencies"]}
+    assert modules <= {*LEAN, *BEYOND}
+
+
+def test_layers_models_and_the_step_need_few_packages():
+    modules = leanly(IMPORTS).split()
+    assert {"lmx.models.families.llama", "lmx.models.decoder"} <= set(modules)
+    assert not set(BEYOND) & set(modules)
+
+
+def test_the_benchmark_of_gpus_runs_on_few_packages():
+    printed = leanly(BENCHMARK)
+    for row in ("product", "tiny, reference", "tiny, XLA"):
+        assert re.search(rf"^{row} +\d", printed, re.MULTILINE)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gin import config_parser
-
 from lmx.config.names import (
     ConfigError,
     choices,
@@ -80,13 +78,22 @@ class Binding(NamedTuple):
 Bindings = dict[Key, Binding]
 
 
-class _Delegate(config_parser.ParserDelegate):
+class _Delegate:
+    """What gin's parser makes of references and macros."""
+
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool):
         *scope, name = scoped_configurable_name.split("/")
         return Ref(tuple(scope), name, evaluate)
 
     def macro(self, macro_name: str):
         return Macro(macro_name)
+
+
+def _grammar() -> Any:
+    """Gin's parser, had when there is something to parse: Python code needs none."""
+    from gin import config_parser
+
+    return config_parser
 
 
 def parse(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Bindings:
@@ -119,7 +126,7 @@ def _read(file: Path, bindings: Bindings, opened: dict[Path, Where]) -> None:
     text = _text(file, includer)
     for statement in _statements(text, Where(str(file), 1)):
         where = Where(str(file), statement.location.line_num)
-        if isinstance(statement, config_parser.IncludeStatement):
+        if isinstance(statement, _grammar().IncludeStatement):
             here, there = file.resolve(), file.parent / statement.filename
             if there.resolve() in {here, *opened}:
                 way = ", ".join(map(str, opened.values()))
@@ -128,7 +135,7 @@ def _read(file: Path, bindings: Bindings, opened: dict[Path, Where]) -> None:
                     + (f", by way of {way}" if way else "")
                 )
             _read(there, bindings, {**opened, here: where})
-        elif isinstance(statement, config_parser.ImportStatement):
+        elif isinstance(statement, _grammar().ImportStatement):
             _import(statement.module, where)
         else:
             _take(statement, where, bindings, included=bool(opened))
@@ -172,10 +179,10 @@ def _import(module: str, where: Where) -> None:
 
 def _take(statement: Any, where: Where, into: Bindings, *, included: bool) -> None:
     """Adds one binding, if something can hear it."""
-    if isinstance(statement, config_parser.BlockDeclaration):
+    if isinstance(statement, _grammar().BlockDeclaration):
         find(statement.selector, where)
         return  # its bindings follow
-    if not isinstance(statement, config_parser.BindingStatement):
+    if not isinstance(statement, _grammar().BindingStatement):
         raise ConfigError(f"{where}: write it as Name.parameter=value")
     scope = tuple(filter(None, statement.scope.split("/")))
     key = Key(scope, statement.selector, statement.arg_name or "")
@@ -203,7 +210,7 @@ def _statements(text: str, where: Where) -> Iterator[Any]:
     """
     begun, parser = 1, None
     try:
-        parser = config_parser.ConfigParser(text, _Delegate())
+        parser = _grammar().ConfigParser(text, _Delegate())
         while statement := parser.parse_statement():
             yield statement
             begun = _line(parser)
@@ -223,7 +230,7 @@ def _statements(text: str, where: Where) -> Iterator[Any]:
     raise ConfigError(f"{at}: {message}")
 
 
-def _line(parser: config_parser.ConfigParser | None) -> int:
+def _line(parser: Any) -> int:
     """How far a parser has come."""
     token = parser.current_token if parser else None
     return token.start[0] if token else 1

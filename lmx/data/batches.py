@@ -3,26 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Int32, Int64
 
 from lmx.config.names import ConfigError, configurable
+from lmx.core.batch import Batch as Batch
 from lmx.data.corpus import Corpus, Split
 from lmx.data.order import Order, Shuffled, Stream
 from lmx.data.store import Store, open_store
 from lmx.data.tokenizers.codec import Codec, Tokenizer
-
-
-class Batch(NamedTuple):
-    """Packed rows of tokens. Documents may share a row."""
-
-    tokens: Int32[np.ndarray, "B T"]
-    targets: Int32[np.ndarray, "B T"]  # the token that follows tokens[b, t]
-    weights: Float32[np.ndarray, "B T"]  # 0 where the target is not to be learned
-    positions: Int32[np.ndarray, "B T"]  # restart at 0 with each document and row
-    segments: Int32[np.ndarray, "B T"]  # which document of the row, 0 for padding
 
 
 @runtime_checkable

@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lmx.core import rng
+from lmx.core.batch import Batch
 from lmx.core.mean import Mean
 from lmx.core.norm import norms
-from lmx.data.batches import Batch
 from lmx.train.loss.next_token import Means
 from lmx.train.optim import quieted, steered
 

@@ -53,6 +53,7 @@ class Context(NamedTuple):
     length: Length  # tokens of this call, or those its cache will have come to
     read: Read | None = None  # where there is a cache
     keys: Key[Array, "B"] | None = None  # for dropout; None: there is none
+    whole: bool = False  # each row is known to be one document without padding
 
 
 def reading(
@@ -65,11 +66,13 @@ def reading(
 
     Without `positions` they restart at 0 with each document.
     """
+    whole = segments is None
     if segments is None:
         segments = jnp.ones_like(tokens)
     if positions is None:
         positions = mask.restarting(segments)
-    return Context(mask.standing(positions, segments), tokens.shape[1], keys=keys)
+    here = mask.standing(positions, segments)
+    return Context(here, tokens.shape[1], keys=keys, whole=whole)
 
 
 def put(

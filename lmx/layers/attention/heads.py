@@ -14,9 +14,10 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PyTree
 
-from lmx.config.names import configurable
+from lmx.config.names import Execution, configurable
 from lmx.layers.attention.context import Context, remember
-from lmx.layers.attention.dot import attend, soft_cap
+from lmx.layers.attention.dot import soft_cap
+from lmx.layers.attention.kernel import Kernel, Reference, Seen
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
@@ -87,6 +88,7 @@ class Attention(SelfAttention):
         qk_norm: of queries and keys, each head by itself, or all `heads` as one.
         scale: of the logits; None: 1 / sqrt(head_width).
         qkv: makes queries, keys and values: `@Affine` gives them offsets, as `out`.
+        kernel: the program that computes it; the same numbers but for rounding.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Attention(SelfAttention):
         dropout: float = 0.0,
         qkv: Callable[..., Einsum] = Einsum,
         out: Callable[..., Einsum] = Einsum,
+        kernel: Execution[Kernel] = Reference(),
     ):
         _check(heads, kv_heads, window)
         sizes = dict(D=width, N=heads, K=kv_heads, H=head_width)
@@ -127,6 +130,8 @@ class Attention(SelfAttention):
         self.kv_shape, self.window = (kv_heads, head_width), window
         self.pairs = 2 * heads * head_width
         self.scale, self.logit_cap, self.dropout = scale, logit_cap, dropout
+        kernel.check(head_width, self._beyond())
+        self.kernel = kernel
 
     def __call__(
         self, x: Float[Array, "B T D"], context: Context, past: KV | None = None
@@ -154,11 +159,12 @@ class Attention(SelfAttention):
             k_BTKH = self.position.rotate(k_BTKH, *at)
         (k_BSKH, v_BSKH), keys, past = remember(past, KV(k_BTKH, v_BTKH), context)
         mask_BTS = self.seen(context.here, keys)
-        y_BTNH = attend(
+        whole = context.whole and past is None
+        y_BTNH = self.kernel(
             q_BTNH,
             k_BSKH,
             v_BSKH,
-            mask_BTS,
+            Seen(mask_BTS, whole, self.window),
             scale=self.scale,
             scored=partial(self.scored, q_BTNH, mask_BTS, context.here, keys),
             sink=self.sink and self.sink.logit[...],
@@ -169,6 +175,16 @@ class Attention(SelfAttention):
     def seen(self, query: Place, key: Place) -> Bool[Array, "B T S"]:
         """Which keys a query attends to."""
         return visible(query, key, self.window)
+
+    def _beyond(self) -> list[str]:
+        """The parameters that ask for more than dot products of what is seen."""
+        asked = {
+            "position": self.position and self.position.moves_logits,
+            "sink": self.sink,
+            "logit_cap": self.logit_cap is not None,
+            "dropout": self.dropout,
+        }
+        return [name for name, value in asked.items() if value]
 
     def _normed(self, norm: Norm, x: Float[Array, "B T N H"]) -> Array:
         if self.qk_norm_of == "head":

@@ -10,6 +10,11 @@ Length = int | Int[Array, ""]  # tokens that a call has, or will have come to
 class Relative:
     """Anything that turns queries and keys by position, or changes their logits."""
 
+    @property
+    def moves_logits(self) -> bool:
+        """Whether `scored` changes anything."""
+        return type(self).scored is not Relative.scored
+
     def check(self, head_width: int) -> None:
         """Refuses a head that it cannot serve."""
         del head_width

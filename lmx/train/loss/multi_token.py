@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from lmx.config.names import ConfigError, configurable
+from lmx.core.batch import Batch
 from lmx.core.mean import Mean
-from lmx.data.batches import Batch
 from lmx.models.ahead import foresee
 from lmx.train.loss.next_token import Means, NextToken, nats_of
 

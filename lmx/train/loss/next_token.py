@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from lmx.config.names import ConfigError, configurable
+from lmx.core.batch import Batch
 from lmx.core.mean import Mean
-from lmx.data.batches import Batch
 
 Means = Mapping[str, Mean]
 

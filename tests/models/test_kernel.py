@@ -1,0 +1,53 @@
+"""A decoder computes the same whatever kernel attends."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmx.layers.attention.heads import Attention
+from lmx.layers.attention.kernel import XLA, Reference
+
+TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 11, (2, 6)), "int32")
+SEGMENTS = jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 2, 2, 2, 0]], "int32")
+
+
+@pytest.fixture(scope="module")
+def decoders(make):
+    """The same numbers in two decoders, with windows in every other layer."""
+    each = []
+    for kernel in (Reference(), XLA()):
+        layer = partial(Attention, heads=4, kv_heads=2, head_width=4, kernel=kernel)
+        cycle = (partial(layer, window=3), layer)
+        each.append(make("sandwich rope dense", attention=cycle))
+    nnx.update(each[1], nnx.state(each[0]))
+    return each
+
+
+def read(model, segments):
+    """All logits, through a cache that is filled in two pieces and then by one."""
+    cache, start, logits = model.cache(2, 6), 0, []
+    for length in (3, 2, 1):
+        here = slice(start, start + length)
+        at = jnp.broadcast_to(jnp.arange(6, dtype="int32")[None, here], (2, length))
+        piece, cache = model.extend(cache, TOKENS[:, here], at, segments[:, here])
+        logits.append(piece)
+        start += length
+    return jnp.concatenate(logits, axis=1)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda model: model(TOKENS),
+        lambda model: model(TOKENS, None, SEGMENTS),
+        lambda model: read(model, jnp.ones_like(TOKENS)),
+    ],
+    ids=["whole", "packed", "cached"],
+)
+def test_a_decoder_has_the_logits_of_the_reference(decoders, run):
+    want, got = (jax.jit(run)(model) for model in decoders)
+    np.testing.assert_allclose(got, want, atol=1e-5)

@@ -1,0 +1,25 @@
+"""A kernel is how a run is carried out, and is refused before it begins."""
+
+import pytest
+
+from lmx.config.names import ConfigError
+
+CUDNN = ["Attention.kernel=@CuDNN()", "Attention.head_width=8"]
+
+
+def test_a_kernel_does_not_name_the_run(tiny):
+    assert tiny("Attention.kernel=@XLA()").run_id() == tiny().run_id()
+
+
+def test_a_kernel_that_cannot_run_here_is_refused_when_a_run_is_opened(tiny):
+    experiment = tiny(*CUDNN).build()
+    with pytest.raises(ValueError, match="CuDNN runs on GPUs and this process is on"):
+        experiment.open()
+
+
+def test_a_kernel_that_cannot_do_it_is_refused_with_the_lines_that_asked(tiny):
+    experiment = tiny(*CUDNN, "Attention.logit_cap=30.0").build
+    with pytest.raises(ConfigError, match="cannot do what Attention.logit_cap") as told:
+        experiment().open()
+    assert "logit_cap = 30.0 set by" in f"{told.value}"
+    assert "kernel = @CuDNN() set by" in f"{told.value}"
