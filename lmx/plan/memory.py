@@ -1,7 +1,7 @@
 """Bytes on one device, by what they are for."""
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,7 @@ class Saved(NamedTuple):
         return case.at_once * (self.stream + self.inner / case.sizes["tensor"])
 
 
+@lru_cache(maxsize=64)
 def saved(block: Block, width: int, dtype: jnp.dtype, remat: Remat) -> Saved:
     """What a block of stacked parameters keeps under a policy, by tracing it.
 
@@ -124,7 +125,7 @@ def needed(case: Case) -> Memory:
     what the layer at hand computes again. Accumulation holds a second set of
     gradients. Weights are gathered for the layer at hand and for the next.
     """
-    params = sum(tensor.local for tensor in case.tensors("params"))
+    params = sum((tensor.local for tensor in case.tensors("params")), 0.0)
     kept = layers(case, case.remat)
     again = [] if case.remat == "keep_all" else layers(case, "keep_all")
     at_hand = max((part.local(case) for part, _ in again), default=0.0)
@@ -135,7 +136,9 @@ def needed(case: Case) -> Memory:
     return Memory(
         {
             "parameters": params,
-            "optimizer state": sum(each.local for each in case.tensors("opt_state")),
+            "optimizer state": sum(
+                (tensor.local for tensor in case.tensors("opt_state")), 0.0
+            ),
             "gradients": params * (2 if case.microbatches > 1 else 1),
             "activations": sum(count * part.local(case) for part, count in kept),
         },

@@ -7,6 +7,7 @@ from lmx.plan.case import Case
 from lmx.plan.forecast import Forecast, forecast
 from lmx.plan.topology import Machine
 
+TENSORS = (1, 2, 4, 8)  # sizes that keep to one host
 DOUBLINGS = 8  # of a machine, until a larger one is no more looked for
 
 
@@ -74,9 +75,14 @@ def _parted(case: Case) -> Iterator[Case]:
 
 
 def _sharded(case: Case) -> Iterator[Case]:
-    """All that `data` takes given to `fsdp`."""
-    fsdp = case.sizes["data"] * case.sizes["fsdp"]
-    yield from _changed(case, sizes=case.sizes | {"data": 1, "fsdp": fsdp})
+    """All that `data` takes given to `fsdp`, and then more and more to `tensor`."""
+    free = case.machine.devices
+    for axis in ("replica", "expert", "context", "stage"):
+        free //= case.sizes[axis]
+    for tensor in TENSORS:
+        if tensor >= case.sizes["tensor"] and free % tensor == 0:
+            split = {"data": 1, "fsdp": free // tensor, "tensor": tensor}
+            yield from _changed(case, sizes=case.sizes | split)
 
 
 def _larger(case: Case) -> Iterator[Case]:
@@ -88,12 +94,10 @@ def _larger(case: Case) -> Iterator[Case]:
         else:
             groups *= 2
         machine = _machine(case.machine, group, groups)
-        others = case.devices // (case.sizes["data"] * case.sizes["fsdp"])
-        fsdp = machine.devices // others
-        sizes = case.sizes | {"data": 1, "fsdp": fsdp}
-        for grown in _changed(case, machine=machine, sizes=sizes, remat="keep_none"):
-            yield grown
-            yield from _parted(grown)
+        grown = dataclasses.replace(case, machine=machine, remat="keep_none")
+        for split in _sharded(grown):
+            yield split
+            yield from _parted(split)
 
 
 def _machine(like: Machine, group: int, groups: int) -> Machine:

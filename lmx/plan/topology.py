@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lmx.core.device import PEAKS
 
-GIB = 2**30
+GIB = 2.0**30
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ def _of_streams(case: Case) -> Iterator[Collective]:
     """
     passes = 3 if case.remat == "keep_none" else 2
     width = case.model.table.shape[1]
-    stream = case.at_once * case.microbatches * width * case.compute.itemsize
+    stream = float(case.at_once * case.microbatches * width * case.compute.itemsize)
     for axis in ("tensor", "expert"):
         if case.sizes[axis] == 1:
             continue
@@ -88,12 +88,15 @@ def _visits(case: Case) -> float:
         return max(size.get("experts", 0) for size in sizes)
 
     blocks = case.model.stack.all()
-    return sum(count * block.mlp.share * experts(block) for block, count in blocks)
+    visits = (count * block.mlp.share * experts(block) for block, count in blocks)
+    return sum(visits, 0.0)
 
 
 def _bytes(case: Case, tensors: list[Tensor]) -> float:
     """Of these on one device, in the dtype of the computation."""
-    return case.compute.itemsize * sum(math.prod(tensor.share) for tensor in tensors)
+    return sum(
+        (math.prod(t.share) * float(case.compute.itemsize) for t in tensors), 0.0
+    )
 
 
 def _one(
