@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lmx.cli import config, eval, exchange, generate, train
+from lmx.cli import config, eval, exchange, generate, plan, train
 
 _ABOUT = """\
 Language models in JAX. An experiment is a page of settings, a run is a folder.
@@ -14,12 +14,13 @@ Language models in JAX. An experiment is a page of settings, a run is a folder.
   lmx generate runs/quickstart-... --prompt "def " text from what a run has learned
   lmx eval runs/quickstart-... essay.txt           how well it predicts a text
   lmx config show experiments/quickstart.gin       every setting, and who decided it
+  lmx plan experiments/quickstart.gin --on v5e-16  whether it fits, how fast, how dear
   lmx import hf Llama-3.2-1B runs/llama            a model of Hugging Face, as a run
 """
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Runs one verb and exits: 0 done, 2 wrong inputs, 130 Ctrl-C, 143 SIGTERM."""
+    """Runs one verb and exits: 0 done, 1 no, 2 wrong words, 130 Ctrl-C, 143 SIGTERM."""
     parser = argparse.ArgumentParser(
         prog="lmx",
         description=_ABOUT,
@@ -28,7 +29,7 @@ def main(words: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(
         required=True, metavar="VERB", parser_class=config.Words
     )
-    for verb in (train, generate, eval, config, exchange):
+    for verb in (train, generate, eval, config, plan, exchange):
         verb.add(verbs)
     args = parser.parse_args(words)
     try:

@@ -13,12 +13,13 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from lmx.core.dims import LOGICAL
 
 Rules = Mapping[str, tuple[str, ...]]
+AnyMesh = jax.sharding.Mesh | AbstractMesh  # the second of devices that are not at hand
 
 # Megatron splits (Shoeybi et al. 2019, arXiv:1909.08053) over `tensor`, the rest of
 # every matrix over `fsdp` (ZeRO-3; Rajbhandari et al. 2019, arXiv:1910.02054).
@@ -54,16 +55,26 @@ class Mesh:
 
     def over(self, devices: Sequence[Any], rules: Rules) -> jax.sharding.Mesh:
         """The mesh over the first devices there are, if the rules use all its axes."""
-        sizes = asdict(self) | {"data": self.data or self._rest(len(devices))}
+        sizes = self.sizes(len(devices), rules)
+        return jax.make_mesh(
+            tuple(sizes.values()),
+            tuple(sizes),
+            axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+            devices=devices[: math.prod(sizes.values())],
+        )
+
+    def sizes(self, devices: int, rules: Rules) -> dict[str, int]:
+        """How many of so many devices stand along each axis, slowest first."""
+        sizes = asdict(self) | {"data": self.data or self._rest(devices)}
         for axis, onto in rules.items():
             _check("logical axis", axis, LOGICAL.values())
             for mesh_axis in onto:
                 _check("mesh axis", mesh_axis, sizes)
         count = math.prod(sizes.values())
-        if count > len(devices):
+        if count > devices:
             raise ValueError(
-                f"a mesh of {_shown(sizes)} needs {count} devices and there are"
-                f" {len(devices)}: make an axis smaller."
+                f"a mesh of {shown(sizes)} needs {count} devices and there are"
+                f" {devices}: make an axis smaller."
             )
         used = {axis for axes in rules.values() for axis in axes}
         idle = [axis for axis, size in sizes.items() if size > 1 and axis not in used]
@@ -71,12 +82,7 @@ class Mesh:
             raise ValueError(
                 f"no rule splits anything over mesh axis {idle[0]!r}: leave it at 1."
             )
-        return jax.make_mesh(
-            tuple(sizes.values()),
-            tuple(sizes),
-            axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
-            devices=devices[:count],
-        )
+        return sizes
 
     def _rest(self, devices: int) -> int:
         """How many stand along `data` if it takes every device the others leave."""
@@ -97,14 +103,14 @@ def _check(kind: str, name: str, names: Collection[str]) -> None:
         raise ValueError(f"no {kind} is named {name!r}; did you mean {near!r}?")
 
 
-def _shown(sizes: Mapping[str, int]) -> str:
+def shown(sizes: Mapping[str, int]) -> str:
     """The axes longer than one, as in `data=2 x fsdp=4`."""
     shown = [f"{axis}={size}" for axis, size in sizes.items() if size > 1]
     return " x ".join(shown) or "one device"
 
 
 def spec(
-    axes: Sequence[str], shape: Sequence[int], mesh: jax.sharding.Mesh, rules: Rules
+    axes: Sequence[str], shape: Sequence[int], mesh: AnyMesh, rules: Rules
 ) -> PartitionSpec:
     """How an array with these logical axes is split.
 
@@ -128,7 +134,7 @@ def spec(
     return PartitionSpec(*split)
 
 
-def shardings(tree: PyTree, mesh: jax.sharding.Mesh, rules: Rules) -> PyTree:
+def shardings(tree: PyTree, mesh: AnyMesh, rules: Rules) -> PyTree:
     """Where each parameter of `tree` lives; what carries no axes is copied everywhere.
 
     Serves parameters, gradients and optimizer state alike, abstract or real. What an

@@ -19,17 +19,17 @@ def per_token(model: Decoder, length: int) -> float:
     """
     table = math.prod(model.table.shape) if isinstance(model.head, Tied) else 0
     further = model.ahead.modules if model.ahead else ()
-    products = (_met(model.head) + table) * (1 + len(further))
-    products += sum(_met(module.joint) for module in further)
+    products = (met(model.head) + table) * (1 + len(further))
+    products += sum(met(module.joint) for module in further)
     blocks = [*model.stack.all(), *((module.block, 1) for module in further)]
     for block, layers in blocks:
         reach = min(length, block.attention.window or length)
-        products += _met(block, block.mlp.share)
+        products += met(block, block.mlp.share)
         products += layers * block.attention.pairs * reach
     return 6.0 * products
 
 
-def _met(module: nnx.Module, share: float = 1.0) -> float:
+def met(module: nnx.Module, share: float = 1.0) -> float:
     """How many weights of the module a token is multiplied with.
 
     Of those that are there for each expert it meets a `share`.

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
             ["--min-p", "--typical-p", "--beams", "in this order"],
         ),
         (["eval"], ["lmx eval RUN TEXT_FILE", "--stride", "bits per byte", "--json"]),
+        (["plan"], ["lmx plan EXPERIMENT.gin", "--on", "--png", "analytic"]),
         (["config"], ["show", "why", "diff", "tree"]),
     ],
 )

@@ -1,0 +1,77 @@
+"""`lmx plan`: what an experiment will need on a machine, before it runs."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from lmx.cli.config import add_import, load_words
+from lmx.config.names import ConfigError
+from lmx.config.tree import explained
+
+_ABOUT = """\
+Says whether an experiment fits a machine, how fast it should be, what bounds it and
+what it costs. Needs neither the machine nor the data: every number is analytic, from
+the shapes of the model and what the makers of chips publish.
+
+  lmx plan experiments/families/llama3_8b.gin Mesh.fsdp=256 --on v5e-256
+  lmx plan experiments/families/llama3_8b.gin Mesh.fsdp=64 --on v5p-128
+  lmx plan experiments/gpt2_124m.gin --on h100-8 --json
+  lmx plan experiments/quickstart.gin --on cpu --png plan.png
+
+Machines are v5e-N, v6e-N (N chips), v5p-N (N / 2 chips), 4xv5e-256 (slices), h100-8x4
+and h200-8 (servers of 8), and cpu. Exit status: 0 it fits, 1 it does not, and then it
+is said what would make it fit; 2 the words or inputs were wrong.
+"""
+
+
+def add(parsers: Any) -> None:
+    """Adds the verb `plan` to what `ArgumentParser.add_subparsers` returned."""
+    parser = parsers.add_parser(
+        "plan",
+        help="what an experiment will need on a machine",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="lmx plan EXPERIMENT.gin [Name.parameter=value ...] --on MACHINE",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("words", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
+    parser.add_argument("--on", required=True, metavar="MACHINE", help="as in v5p-128")
+    parser.add_argument(
+        "--price", type=float, help="US dollars for an hour of a chip (the list's)"
+    )
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw it, too")
+    parser.add_argument("--json", action="store_true", help="print it for a machine")
+    add_import(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plans. Returns the exit status."""
+    try:
+        return _plan(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from lmx.plan import case, picture, report, search, topology
+    from lmx.plan.forecast import forecast
+
+    file, *overrides = args.words
+    config = load_words(file, overrides, args.imports)
+    if config.name != "Experiment":
+        raise ConfigError(f"{file} is @{config.name}: only an experiment has a plan.")
+    with explained(config):
+        opened = case.opened(config.build(), topology.named(args.on))
+        said = forecast(opened, args.price)
+    better = {} if said.fits else search.remedies(said)
+    if args.json:
+        would = {name: search.words(said, each) for name, each in better.items()}
+        print(json.dumps({**said.plain(), "would_fit": would}, indent=2))
+    else:
+        print(report.text(said, better))
+    if args.png:
+        picture.draw(said, args.png)
+    return 0 if said.fits else 1

@@ -1,0 +1,173 @@
+"""An experiment on a machine, shaped and placed, with no device of it at hand."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, PartitionSpec
+from jaxtyping import PyTree
+
+from lmx.config.names import ConfigError
+from lmx.core import sharding
+from lmx.core.sharding import RULES, Rules, is_variable
+from lmx.data.batches import Source
+from lmx.models.decoder import Decoder
+from lmx.models.remat import Remat
+from lmx.plan.topology import Machine
+from lmx.train.experiment import Experiment
+from lmx.train.step import TrainState, init_state
+
+
+class Tensor(NamedTuple):
+    """One array of the state, and how it is split."""
+
+    name: str
+    shape: tuple[int, ...]
+    itemsize: int
+    split: PartitionSpec
+    share: tuple[int, ...]  # the shape of what one device has
+
+    @property
+    def bytes(self) -> int:
+        """Of all of it."""
+        return math.prod(self.shape) * self.itemsize
+
+    @property
+    def local(self) -> int:
+        """Bytes on one device."""
+        return math.prod(self.share) * self.itemsize
+
+    @property
+    def stacked(self) -> bool:
+        """Whether its first dimension is of layers."""
+        return self.name.startswith("stack.")
+
+    @property
+    def layer(self) -> str:
+        """The kind of layer that it is of, or which other part of the model."""
+        steps = self.name.split(".")
+        return ".".join(steps[:5]) if self.stacked else steps[0]
+
+    @property
+    def axes(self) -> set[str]:
+        """The mesh axes that split it."""
+        several = ((axes,) if isinstance(axes, str) else axes for axes in self.split)
+        return {axis for axes in several for axis in axes or ()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is planned. `dataclasses.replace` makes variants of it.
+
+    Attributes:
+        sizes: devices along each axis of the mesh, slowest first.
+        rows, length: of the global batch.
+    """
+
+    machine: Machine
+    model: Decoder
+    state: TrainState
+    rules: Rules
+    sizes: dict[str, int]
+    rows: int
+    length: int
+    steps: int
+    microbatches: int
+    remat: Remat
+
+    def __post_init__(self):
+        shape = (self.rows, self.length)
+        sharding.spec(("batch", "length"), shape, self.mesh, self.rules)
+        if self.microbatches < 1 or self.rows % self.microbatches:
+            raise ConfigError(
+                f"{self.rows} rows cannot be taken in {self.microbatches} equal parts:"
+                " Experiment.microbatches must divide the batch."
+            )
+
+    @property
+    def mesh(self) -> AbstractMesh:
+        """The mesh, of no real devices."""
+        return AbstractMesh(tuple(self.sizes.values()), tuple(self.sizes))
+
+    @property
+    def devices(self) -> int:
+        """How many the mesh uses."""
+        return math.prod(self.sizes.values())
+
+    @property
+    def compute(self) -> jnp.dtype:
+        """What activations are held in on the machine."""
+        return jnp.dtype(self.model.precision.compute or self.machine.chip.compute)
+
+    @property
+    def tokens(self) -> int:
+        """Of one step."""
+        return self.rows * self.length
+
+    @property
+    def batch_axes(self) -> list[str]:
+        """The mesh axes that split the rows."""
+        return [axis for axis in self.rules["batch"] if self.sizes[axis] > 1]
+
+    @property
+    def at_once(self) -> int:
+        """Tokens that one device has of a microbatch; its rows are whole."""
+        shards = math.prod(self.sizes[axis] for axis in self.batch_axes)
+        return math.ceil(self.rows / self.microbatches / shards) * self.length
+
+    def tensors(self, part: str) -> list[Tensor]:
+        """The arrays of `params` or `opt_state`."""
+        tree = getattr(self.state, part)
+        places = sharding.shardings(tree, self.mesh, self.rules)
+        leaves, _ = jax.tree.flatten_with_path(tree, is_leaf=is_variable)
+        return [
+            _tensor(path, leaf, place)
+            for (path, leaf), place in zip(leaves, jax.tree.leaves(places), strict=True)
+        ]
+
+
+def _tensor(path: Any, leaf: PyTree, place: jax.sharding.NamedSharding) -> Tensor:
+    [array] = jax.tree.leaves(leaf)
+    return Tensor(
+        jax.tree_util.keystr(path, simple=True, separator="."),
+        array.shape,
+        array.dtype.itemsize,
+        place.spec,
+        place.shard_shape(array.shape),
+    )
+
+
+def opened(experiment: Experiment, machine: Machine) -> Case:
+    """The experiment as its page has it. Reads no data."""
+    model = experiment.shaped()
+    optimizer = experiment.optimizer(experiment.schedule.over(experiment.steps))
+    rules = dict(RULES) | dict(experiment.rules)
+    rows, length = _batch(experiment.data)
+    return Case(
+        machine=machine,
+        model=model,
+        state=jax.eval_shape(partial(init_state, experiment.model, optimizer, 0)),
+        rules=rules,
+        sizes=experiment.mesh.sizes(machine.devices, rules),
+        rows=rows,
+        length=length,
+        steps=experiment.steps,
+        microbatches=experiment.microbatches,
+        remat=model.stack.remat,
+    )
+
+
+def _batch(source: Source) -> Sequence[int]:
+    """Rows and tokens of a row, from the source or the one that it wraps."""
+    inner: Any = source
+    while not hasattr(inner, "batch"):
+        if not hasattr(inner, "source"):
+            raise ConfigError(
+                f"{type(inner).__name__} does not say what batch and length it has."
+            )
+        inner = inner.source
+    return inner.batch, inner.length

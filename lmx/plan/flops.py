@@ -1,0 +1,54 @@
+"""The arithmetic of a token in three conventions, and what a device really does."""
+
+from typing import NamedTuple
+
+from lmx.models import flops
+from lmx.models.decoder import Decoder
+from lmx.models.remat import Remat
+
+
+class Flops(NamedTuple):
+    """FLOPs of training on one token.
+
+    Attributes:
+        weights: 6 for each weight that it meets (6N). Kaplan et al. 2020,
+            arXiv:2001.08361, section 2.1.
+        attention: and attention's own, as if it saw all tokens; what `lmx train` calls
+            MFU counts so. Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
+        causal: and attention's own, of the tokens before it only.
+        executed: as `causal`, and what the backward pass computes again.
+    """
+
+    weights: float
+    attention: float
+    causal: float
+    executed: float
+
+
+def per_token(model: Decoder, length: int, remat: Remat) -> Flops:
+    """All conventions for rows of `length` tokens, each one document.
+
+    Attention is taken to skip what it may not see and to keep no scores, so that all
+    policies but `keep_all` compute it again.
+    """
+    weights = flops.per_token(model, 0)
+    further = model.ahead.modules if model.ahead else ()
+    blocks = [*model.stack.all(), *((module.block, 1) for module in further)]
+    seen = sum(
+        layers * block.attention.pairs * _seen(length, block.attention.window)
+        for block, layers in blocks
+    )
+    inner = sum(flops.met(block, block.mlp.share) for block, _ in blocks)
+    again = 0.0
+    if remat != "keep_all":
+        again += 2 * seen
+    if remat == "keep_none":
+        again += 2 * inner
+    causal = weights + 6 * seen
+    return Flops(weights, flops.per_token(model, length), causal, causal + again)
+
+
+def _seen(length: int, window: int | None) -> float:
+    """How many tokens one sees on average, itself among them."""
+    reach = min(length, window or length)
+    return reach * (2 * length - reach + 1) / (2 * length)

@@ -1,0 +1,124 @@
+"""What a case will need, in numbers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lmx.core.sharding import shown
+from lmx.plan import flops, memory, roofline, traffic
+from lmx.plan.case import Case, Tensor
+from lmx.plan.flops import Flops
+from lmx.plan.memory import Memory
+from lmx.plan.price import PRICES
+from lmx.plan.roofline import Seconds
+from lmx.plan.traffic import Collective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """All that is foretold, every number of it analytic.
+
+    Attributes:
+        price: US dollars for an hour of one chip.
+    """
+
+    case: Case
+    flops: Flops
+    memory: Memory
+    traffic: tuple[Collective, ...]
+    seconds: Seconds
+    price: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device holds what it must at the fullest moment."""
+        return self.memory.total <= self.case.machine.chip.memory
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.case.tokens / self.seconds.step
+
+    @property
+    def mfu(self) -> float:
+        """Of the peak of the devices used, by the convention that `lmx train` has."""
+        peak = self.case.machine.chip.flops * self.case.devices
+        return self.flops.attention * self.tokens_per_second / peak
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run."""
+        return self.case.steps * self.seconds.step / 3600
+
+    @property
+    def dollars(self) -> float:
+        """For the whole run, of every chip of the machine, used or not."""
+        return self.hours * self.case.machine.devices * self.price
+
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of one."""
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Parameters, then the state of the optimizer."""
+        return [*self.case.tensors("params"), *self.case.tensors("opt_state")]
+
+    @property
+    def setting(self) -> str:
+        """What was chosen, in words of the command line."""
+        case = self.case
+        return (
+            f"{shown(case.sizes)}, remat {case.remat}, microbatches {case.microbatches}"
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """Everything, for a machine."""
+        case = self.case
+        return {
+            "how": "analytic",
+            "machine": case.machine.name,
+            "devices": case.machine.devices,
+            "mesh": case.sizes,
+            "remat": case.remat,
+            "microbatches": case.microbatches,
+            "fits": self.fits,
+            "memory": {
+                "device": case.machine.chip.memory,
+                "total": self.memory.total,
+                **self.memory._asdict(),
+            },
+            "flops_per_token": self.flops._asdict(),
+            "collectives": [each._asdict() for each in self.traffic],
+            "seconds": {**self.seconds._asdict(), "step": self.seconds.step},
+            "bound": self.seconds.bound,
+            "tokens_per_step": case.tokens,
+            "tokens_per_second": self.tokens_per_second,
+            "mfu": self.mfu,
+            "hours": self.hours,
+            "dollars": self.dollars,
+            "checkpoint_bytes": self.checkpoint,
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "shape": tensor.shape,
+                    "split": [tensor.split[i] for i in range(len(tensor.split))],
+                    "bytes": tensor.bytes,
+                    "device_bytes": tensor.local,
+                }
+                for tensor in self.tensors
+            ],
+        }
+
+
+def forecast(case: Case, price: float | None = None) -> Forecast:
+    """What the case will need. No price: the list's."""
+    counted = flops.per_token(case.model, case.length, case.remat)
+    told = tuple(traffic.collectives(case))
+    return Forecast(
+        case=case,
+        flops=counted,
+        memory=memory.needed(case),
+        traffic=told,
+        seconds=roofline.seconds(case, counted, told),
+        price=PRICES[case.machine.kind] if price is None else price,
+    )

@@ -1,0 +1,110 @@
+"""A forecast as text."""
+
+from lmx.plan.case import Tensor
+from lmx.plan.forecast import Forecast
+from lmx.plan.search import words
+from lmx.plan.topology import GIB
+
+ASSUMED = """\
+analytic: nothing was compiled or run. Attention is taken to be a fused kernel, that
+keeps no scores and skips what is not seen; products to reach 80% of the peak; gathers
+and reductions of weights to hide behind other work, those over `tensor` and `expert`
+not to; one document a row. Dropout, host work and stragglers are left out."""
+
+
+def text(said: Forecast, better: dict[str, Forecast]) -> str:
+    """All of it, the verdict last."""
+    case, machine = said.case, said.case.machine
+    idle = machine.devices - case.devices
+    head = (
+        f"{machine.name}: {machine.devices:,} devices in {machine.groups} group(s)"
+        f"{f', {idle} of them idle' if idle else ''}; {said.setting}"
+    )
+    parts = [head, _tensors(said), _memory(said), _traffic(said), _speed(said)]
+    return "\n\n".join([*parts, ASSUMED, verdict(said, better)])
+
+
+def verdict(said: Forecast, better: dict[str, Forecast]) -> str:
+    """Whether it fits, and what would make it."""
+    need, has = said.memory.total / GIB, said.case.machine.chip.memory / GIB
+    if said.fits:
+        return f"fits: {need:.1f} of {has:.1f} GiB a device"
+    lines = [f"does not fit: {need:.1f} GiB a device, which has {has:.1f}"]
+    for name, each in better.items():
+        step = f"{each.memory.total / GIB:.1f} GiB, {each.seconds.step:.3g} s a step"
+        lines.append(f"  {name}: {words(said, each)} fits ({step})")
+    if not better:
+        lines.append("  nothing that was tried makes it fit: make the model smaller")
+    return "\n".join(lines)
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    """Columns under one another, the first to the left, others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _tensors(said: Forecast) -> str:
+    rows = [("tensor", "shape", "split", "MiB", "MiB a device")]
+    rows += [_row(tensor) for tensor in said.tensors]
+    return _table(rows)
+
+
+def _row(tensor: Tensor) -> tuple[str, ...]:
+    return (
+        tensor.name,
+        " ".join(map(str, tensor.shape)) or "1",
+        " ".join(sorted(tensor.axes)) or "whole",
+        f"{tensor.bytes / 2**20:,.2f}",
+        f"{tensor.local / 2**20:,.2f}",
+    )
+
+
+def _memory(said: Forecast) -> str:
+    rows = [("a device, at the fullest moment", "GiB")]
+    rows += [(name, f"{part / GIB:.3f}") for name, part in said.memory.parts.items()]
+    return _table([*rows, ("in all", f"{said.memory.total / GIB:.3f}")])
+
+
+def _traffic(said: Forecast) -> str:
+    rows = [("collective", "over", "of", "GiB sent", "seconds", "")]
+    rows += [
+        (
+            each.kind,
+            each.axis,
+            each.of,
+            f"{each.bytes / GIB:.3f}",
+            f"{each.seconds:.4g}",
+            "hidden" if each.hidden else "waited for",
+        )
+        for each in said.traffic
+    ]
+    return _table(rows) if said.traffic else "no collectives"
+
+
+def _speed(said: Forecast) -> str:
+    took, flops = said.seconds, said.flops
+    rows = [
+        ("parameters' FLOPs a token (6N)", f"{flops.weights:.4g}"),
+        ("with attention", f"{flops.attention:.4g}"),
+        ("with causal attention", f"{flops.causal:.4g}"),
+        ("done, with what is computed again", f"{flops.executed:.4g}"),
+        ("seconds a step, computing", f"{took.compute:.4g}"),
+        ("at the memory", f"{took.memory:.4g}"),
+        ("on the network, hidden", f"{took.hidden:.4g}"),
+        ("on the network, waited for", f"{took.exposed:.4g}"),
+        (f"in all, bound by {took.bound}", f"{took.step:.4g}"),
+        ("tokens a step", f"{said.case.tokens:,}"),
+        ("tokens a second", f"{said.tokens_per_second:,.0f}"),
+        ("MFU, with attention", f"{said.mfu:.1%}"),
+        (f"hours for {said.case.steps:,} steps", f"{said.hours:,.1f}"),
+        ("GiB of a checkpoint", f"{said.checkpoint / GIB:,.2f}"),
+        (f"US dollars, {said.price:g} an hour a chip", f"{said.dollars:,.0f}"),
+    ]
+    return _table(rows)

@@ -1,0 +1,119 @@
+"""What would make fit what does not."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from lmx.plan.case import Case
+from lmx.plan.forecast import Forecast, forecast
+from lmx.plan.topology import Machine
+
+TENSORS = (1, 2, 4, 8)  # sizes that keep to one host
+DOUBLINGS = 8  # of a machine, until a larger one is no more looked for
+
+
+def remedies(said: Forecast) -> dict[str, Forecast]:
+    """The first change of each kind that makes a forecast fit, in words.
+
+    On the same machine recomputing more, more microbatches, splitting over all devices,
+    and these together; where nothing helps, the smallest larger machine on which they
+    do.
+    """
+    case = said.case
+    tried = {
+        "recompute": _recomputing(case),
+        "split the batch": _parted(case),
+        "shard": _sharded(case),
+        "together": (
+            part
+            for whole in (case, *_sharded(case))
+            for less in (whole, *_recomputing(whole))
+            for part in (less, *_parted(less))
+        ),
+    }
+    found = {name: _first(cases, said.price) for name, cases in tried.items()}
+    found = {name: each for name, each in found.items() if each}
+    if len(found) > 1:
+        found.pop("together", None)
+    if found:
+        return found
+    larger = _first(_larger(case), said.price)
+    return {"a larger machine": larger} if larger else {}
+
+
+def words(said: Forecast, better: Forecast) -> str:
+    """The settings that make the one of the other, as on the command line."""
+    old, new = said.case, better.case
+    changed = []
+    if new.machine != old.machine:
+        changed.append(f"--on {new.machine.name}")
+    for axis, size in new.sizes.items():
+        if size != old.sizes[axis] and axis != "data":
+            changed.append(f"Mesh.{axis}={size}")
+    if new.remat != old.remat:
+        changed.append(f"Decoder.remat={new.remat}")
+    if new.microbatches != old.microbatches:
+        changed.append(f"Experiment.microbatches={new.microbatches}")
+    return " ".join(changed)
+
+
+def _first(cases: Iterator[Case], price: float) -> Forecast | None:
+    return next((f for case in cases if (f := forecast(case, price)).fits), None)
+
+
+def _recomputing(case: Case) -> Iterator[Case]:
+    yield from _changed(case, remat="keep_none")
+
+
+def _parted(case: Case) -> Iterator[Case]:
+    """More microbatches, up to one row of each device."""
+    parts = 2 * case.microbatches
+    while parts * case.length * case.devices <= 2 * case.tokens and (
+        case.rows % parts == 0
+    ):
+        yield from _changed(case, microbatches=parts)
+        parts *= 2
+
+
+def _sharded(case: Case) -> Iterator[Case]:
+    """All that `data` takes given to `fsdp`, and then more and more to `tensor`."""
+    free = case.machine.devices
+    for axis in ("replica", "expert", "context", "stage"):
+        free //= case.sizes[axis]
+    for tensor in TENSORS:
+        if tensor >= case.sizes["tensor"] and free % tensor == 0:
+            split = {"data": 1, "fsdp": free // tensor, "tensor": tensor}
+            yield from _changed(case, sizes=case.sizes | split)
+
+
+def _larger(case: Case) -> Iterator[Case]:
+    """Machines of twice the chips each, everything split over all of them."""
+    group, groups = case.machine.group, case.machine.groups
+    for _ in range(DOUBLINGS):
+        if 2 * group <= case.machine.chip.joined:
+            group *= 2
+        else:
+            groups *= 2
+        machine = _machine(case.machine, group, groups)
+        grown = dataclasses.replace(case, machine=machine, remat="keep_none")
+        for split in _sharded(grown):
+            yield split
+            yield from _parted(split)
+
+
+def _machine(like: Machine, group: int, groups: int) -> Machine:
+    chip = like.chip
+    name = f"{like.kind}-{group * chip.counted}"
+    if groups > 1:
+        name = f"{name}x{groups}" if chip.dims == 1 else f"{groups}x{name}"
+    return Machine(name=name, kind=like.kind, group=group, groups=groups)
+
+
+def _changed(case: Case, **changes) -> Iterator[Case]:
+    """The changed case, where it makes sense and is another."""
+    try:
+        new = dataclasses.replace(case, **changes)
+        new.tensors("params")
+    except ValueError:
+        return
+    if any(getattr(case, name) != value for name, value in changes.items()):
+        yield new

@@ -1,0 +1,179 @@
+"""Machines by name: what their chips can do, and how they are joined."""
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+
+from lmx.core.device import PEAKS
+
+GIB = 2.0**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One kind of device, by what its maker published.
+
+    Attributes:
+        flops: dense FLOP/s of its compute dtype.
+        memory: bytes.
+        bandwidth: bytes/s between a chip and its memory.
+        link: bytes/s out of a chip over all its fast links.
+        dims: dimensions of the torus that fast links make; 1 behind a switch.
+        joined: the most devices that fast links join.
+        network: bytes/s of each device to those beyond.
+        counted: what its name counts for each chip.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+    dims: int
+    joined: int
+    network: float
+    counted: int = 1
+    compute: str = "bfloat16"
+
+
+CHIPS = {
+    # cloud.google.com/tpu/docs/v6e, its column v5e: 1600 Gbit/s of links, 6.4 Tbit/s of
+    # network for a pod of 256.
+    "v5e": Chip(
+        flops=PEAKS["TPU v5e"],
+        memory=16 * GIB,
+        bandwidth=800e9,
+        link=200e9,
+        dims=2,
+        joined=256,
+        network=3.125e9,
+    ),
+    # cloud.google.com/tpu/docs/v5p: 1200 GB/s of links, both ways; 50 Gbit/s of
+    # network; 6144 chips for the largest job. Names count its two cores.
+    "v5p": Chip(
+        flops=PEAKS["TPU v5p"],
+        memory=95 * GIB,
+        bandwidth=2765e9,
+        link=600e9,
+        dims=3,
+        joined=6144,
+        network=6.25e9,
+        counted=2,
+    ),
+    # cloud.google.com/tpu/docs/v6e: 3200 Gbit/s of links, 25.6 Tbit/s for a pod of 256.
+    "v6e": Chip(
+        flops=PEAKS["TPU v6e"],
+        memory=32 * GIB,
+        bandwidth=1600e9,
+        link=400e9,
+        dims=2,
+        joined=256,
+        network=12.5e9,
+    ),
+    # NVIDIA H100 SXM data sheet: 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways; DGX H100:
+    # 400 Gbit/s of network for each.
+    "h100": Chip(
+        flops=PEAKS["NVIDIA H100 80GB HBM3"],
+        memory=80e9,
+        bandwidth=3.35e12,
+        link=450e9,
+        dims=1,
+        joined=8,
+        network=50e9,
+    ),
+    # NVIDIA H200 SXM data sheet: 141 GB, 4.8 TB/s; the rest as H100.
+    "h200": Chip(
+        flops=PEAKS["NVIDIA H200"],
+        memory=141e9,
+        bandwidth=4.8e12,
+        link=450e9,
+        dims=1,
+        joined=8,
+        network=50e9,
+    ),
+    # Two cores of an AMD EPYC with 24 GiB: 130 GFLOP/s of float32 measured with XLA;
+    # the bandwidths are a guess of what such a share of a machine has.
+    "cpu": Chip(
+        flops=130e9,
+        memory=24 * GIB,
+        bandwidth=20e9,
+        link=10e9,
+        dims=1,
+        joined=1,
+        network=1e9,
+        compute="float32",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Groups of chips with fast links inside and a network between them.
+
+    Attributes:
+        group: devices of a slice or of a GPU server.
+        groups: how many there are.
+    """
+
+    name: str
+    kind: str
+    group: int
+    groups: int = 1
+
+    @property
+    def chip(self) -> Chip:
+        """What each device is."""
+        return CHIPS[self.kind]
+
+    @property
+    def devices(self) -> int:
+        """How many there are in all."""
+        return self.group * self.groups
+
+    def gathering(self, whole: float, count: int, stride: int) -> float:
+        """Seconds until `count` devices that share `whole` bytes each have them all.
+
+        They stand `stride` apart. Each group gathers over its links what its members
+        then pass on over the network, one after the other. A gather over fewer devices
+        than a group has uses as many dimensions of the torus as its share of the
+        group's logarithm, 1 at least. A reduction that scatters takes as long; one that
+        leaves the sum everywhere, twice that.
+        """
+        near = max(1, min(count, self.group // stride))
+        far = count / near
+        dims = self.chip.dims
+        if near > 1:
+            used = dims * math.log(near) / math.log(self.group)
+            dims = max(1, round(used)) / dims
+        fast = whole * (1 - 1 / near) / (self.chip.link * dims)
+        return fast + whole * (1 - 1 / far) / near / self.chip.network
+
+
+def named(name: str) -> Machine:
+    """The machine of a name as in v5e-256, 4xv5e-256, h100-8x4 or cpu."""
+    found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(?:-(\d+)(?:x(\d+))?)?", name)
+    kind = found[2] if found else name
+    if kind not in CHIPS:
+        near = difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"no machine is named {name!r}: {kind!r} is no chip; did you mean {near!r}?"
+            f" There are {', '.join(CHIPS)}, as in v5e-256, 4xv5e-256 (slices),"
+            " h100-8x4 (servers) or cpu."
+        )
+    assert found
+    chip = CHIPS[kind]
+    before, _, count, after = found.groups()
+    group, rest = divmod(int(count or chip.counted), chip.counted)
+    groups = int(before or 1) * int(after or 1)
+    if rest or not group or not groups:
+        raise ValueError(
+            f"{name!r} names no machine: the number after {kind!r} must be a multiple"
+            f" of {chip.counted}, which each chip counts, and none may be 0."
+        )
+    if group > chip.joined:
+        several = f"{-(-group // chip.joined)}x{kind}-{chip.joined * chip.counted}"
+        raise ValueError(
+            f"{name!r} asks for {group} chips in one piece and {kind} joins"
+            f" {chip.joined} at most: take several, as in {several!r}."
+        )
+    return Machine(name=name, kind=kind, group=group, groups=groups)

@@ -1,0 +1,110 @@
+"""What devices tell one another in a step, by kind of collective."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from lmx.core.sharding import is_variable
+from lmx.plan.case import Case, Tensor
+
+
+class Collective(NamedTuple):
+    """All collectives of one kind over one axis, in one step.
+
+    Attributes:
+        bytes: sent by each device.
+        seconds: that they take on idle links.
+        hidden: whether other work can go on meanwhile.
+    """
+
+    kind: str
+    axis: str
+    of: str
+    bytes: float
+    seconds: float
+    hidden: bool
+
+
+def collectives(case: Case) -> list[Collective]:
+    """Every kind that the rules lead to, where its axis is longer than one."""
+    return [*_of_weights(case), *_of_streams(case)]
+
+
+def _of_weights(case: Case) -> Iterator[Collective]:
+    """Weights are gathered twice a microbatch, and their gradients come together once.
+
+    In the dtype of the computation. Over an axis of the batch that does not split a
+    weight, its gradients are added up.
+    """
+    tensors, times = case.tensors("params"), case.microbatches
+    for axis in case.batch_axes:
+        split = [tensor for tensor in tensors if axis in tensor.axes]
+        whole = case.sizes[axis] * _bytes(case, split)
+        if split:
+            yield _one(case, "all-gather", axis, "weights", 2 * times * whole)
+            yield _one(case, "reduce-scatter", axis, "gradients", times * whole)
+        rest = [tensor for tensor in tensors if axis not in tensor.axes]
+        if rest:
+            both = 2 * times * _bytes(case, rest)
+            yield _one(case, "all-reduce", axis, "gradients", both)
+
+
+def _of_streams(case: Case) -> Iterator[Collective]:
+    """Partial sums over `tensor`, and what tokens ask of experts elsewhere.
+
+    A layer's attention and its feed-forward layer add up once forward, once backward,
+    and once more where the forward pass is computed again. So do layers of experts over
+    `expert` if it splits no rows; else each token goes there and back for each choice.
+    """
+    passes = 3 if case.remat == "keep_none" else 2
+    width = case.model.table.shape[1]
+    stream = float(case.at_once * case.microbatches * width * case.compute.itemsize)
+    for axis in ("tensor", "expert"):
+        if case.sizes[axis] == 1:
+            continue
+        kind, of, times = "all-reduce", "activations", _sums(case, axis)
+        if axis in case.batch_axes:
+            kind, of, times = "all-to-all", "tokens", _visits(case)
+        both = 2 * passes * stream * times
+        yield _one(case, kind, axis, of, both, hidden=False)
+
+
+def _sums(case: Case, axis: str) -> int:
+    """How often the stream is the sum of what the devices of an axis have, in all."""
+    split = [t for t in case.tensors("params") if t.stacked and axis in t.axes]
+    parts = {(t.layer, t.name.split(".")[5]): t.shape[0] for t in split}
+    return sum(parts.values())
+
+
+def _visits(case: Case) -> float:
+    """How many experts a token meets in all layers."""
+
+    def experts(block: nnx.Module) -> int:
+        leaves = jax.tree.leaves(block, is_leaf=is_variable)
+        sizes = [dict(zip(leaf.axes, leaf.shape, strict=True)) for leaf in leaves]
+        return max(size.get("experts", 0) for size in sizes)
+
+    blocks = case.model.stack.all()
+    visits = (count * block.mlp.share * experts(block) for block, count in blocks)
+    return sum(visits, 0.0)
+
+
+def _bytes(case: Case, tensors: list[Tensor]) -> float:
+    """Of these on one device, in the dtype of the computation."""
+    return sum(
+        (math.prod(t.share) * float(case.compute.itemsize) for t in tensors), 0.0
+    )
+
+
+def _one(
+    case: Case, kind: str, axis: str, of: str, whole: float, *, hidden: bool = True
+) -> Collective:
+    """The collective as gathers of `whole` bytes in all: what each sends, how long."""
+    count = case.sizes[axis]
+    names = list(case.sizes)
+    stride = math.prod(case.sizes[name] for name in names[names.index(axis) + 1 :])
+    seconds = case.machine.gathering(whole, count, stride)
+    return Collective(kind, axis, of, whole * (1 - 1 / count), seconds, hidden)

@@ -1,0 +1,57 @@
+"""Names of machines, and what their links take."""
+
+import pytest
+
+from lmx.plan.topology import named
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "groups"),
+    [
+        ("v5e-256", 256, 1),
+        ("v5p-128", 64, 1),
+        ("v6e-64", 64, 1),
+        ("4xv5e-256", 1024, 4),
+        ("h100-8x4", 32, 4),
+        ("h200-8", 8, 1),
+        ("cpu", 1, 1),
+    ],
+)
+def test_a_name_says_how_many_devices_stand_in_how_many_groups(name, devices, groups):
+    machine = named(name)
+    assert (machine.devices, machine.groups) == (devices, groups)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("v5x-256", "did you mean 'v5"),
+        ("H100", "did you mean"),
+        ("v5p-3", "multiple of 2"),
+        ("0xv5e-4", "none may be 0"),
+        ("v5e-512", "'2xv5e-256'"),
+        ("", "no machine is named"),
+    ],
+)
+def test_what_is_no_machine_is_refused_with_the_nearest(name, said):
+    with pytest.raises(ValueError, match=said):
+        named(name)
+
+
+def test_a_gather_within_a_group_is_what_is_missing_over_the_links():
+    assert named("h100-8").gathering(8e9, 8, 1) == pytest.approx(7e9 / 450e9)
+
+
+def test_a_gather_along_one_side_of_a_torus_uses_that_side_only():
+    got = named("v5e-256").gathering(16e9, 16, 16)
+    assert got == pytest.approx(15e9 / (200e9 / 2))
+
+
+def test_a_gather_over_servers_passes_an_eighth_by_each_network_card():
+    got = named("h100-8x4").gathering(32e9, 32, 1)
+    assert got == pytest.approx(28e9 / 450e9 + 24e9 / 8 / 50e9)
+
+
+def test_devices_of_different_servers_have_the_network_only():
+    got = named("h100-8x4").gathering(4e9, 4, 8)
+    assert got == pytest.approx(3e9 / 50e9)
