@@ -16,17 +16,17 @@ from flax import nnx
 import lmx
 from lmx.train.step import gradients
 
-ROUNDS = 5
+ROUNDS = 3
 PAGE = "experiments/quickstart.gin"
 SIZES = [
     "Experiment.data=@Echo()",
-    "Echo.vocab=50304",
-    "Decoder.vocab=50304",
+    "Echo.vocab=32768",
+    "Decoder.vocab=32768",
     "Echo.batch=2",
-    "Echo.length=1024",
+    "Echo.length=512",
     "Experiment.hooks=[]",
 ]
-CHUNKS = (None, 512, 128, 32)
+CHUNKS = (None, 128, 32)
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
             began = time.perf_counter()
             jax.block_until_ready(take())
             taken[chunk].append(time.perf_counter() - began)
-    logits = batch.tokens.size * 50304 * 4
+    logits = batch.tokens.size * 32768 * 4
     print(f"{jax.devices()[0].device_kind}, {platform.machine()}, {ROUNDS} rounds")
     print(f"logits are {logits / 2**20:.0f} MiB")
     print(f"{'chunk':>6} {'MiB':>6} {'min':>7} {'median':>7} {'max':>7}  ms; ratio")
