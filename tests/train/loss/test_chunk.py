@@ -1,6 +1,7 @@
 """The loss of a few tokens at a time is the loss, and all logits are never held."""
 
 from functools import partial
+from typing import Any
 
 import chex
 import jax
@@ -51,8 +52,8 @@ CASES = {
 }
 
 
-def made(compute, **said):
-    model = dict(mlp=partial(SwiGLU, hidden=16)) | said
+def made(compute, **said: Any):
+    model: dict[str, Any] = dict(mlp=partial(SwiGLU, hidden=16)) | said
     precision = Precision(params="float64", compute=compute)
     return Decoder(
         nnx.Rngs(0),
