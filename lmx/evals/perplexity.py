@@ -18,7 +18,7 @@ from lmx.config.names import configurable
 from lmx.data.batches import Batch, Source, Tokens
 from lmx.train.hooks import Periodic, due
 from lmx.train.loop import Hook
-from lmx.train.loss.next_token import nats_of
+from lmx.train.loss.next_token import measured
 from lmx.train.record.directory import Directory
 from lmx.train.run import Run, rows_sharding
 from lmx.train.step import Metrics, TrainState
@@ -108,7 +108,7 @@ def score_batch(
     logits_BTV, _ = nnx.merge(graph, params).forward(
         batch.tokens, batch.positions, batch.segments
     )
-    nats = nats_of(logits_BTV, batch)
+    nats, _ = measured(logits_BTV, batch)
     size = jnp.zeros(())
     if token_bytes is not None:
         size = jnp.sum(token_bytes[batch.targets] * batch.weights)

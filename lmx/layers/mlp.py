@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from lmx.config.names import configurable
 from lmx.core.mean import Aux
@@ -26,7 +26,7 @@ def relu_squared(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
 class FeedForward(nnx.Module):
     """Anything that maps each token to a new vector, with its auxiliary losses.
 
-    `live` is False at padding, which no auxiliary loss counts.
+    `segments` are the documents of a row, 0 at padding, which no auxiliary loss counts.
 
     Attributes:
         share: of the weights indexed by experts, how many a token is multiplied with.
@@ -38,7 +38,7 @@ class FeedForward(nnx.Module):
 
     @abstractmethod
     def __call__(
-        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
         """What is added to `x`, and the auxiliary losses by name."""
 
@@ -61,7 +61,7 @@ class Plain(FeedForward):
         self.down = linear("BTF,FD->BTD", sizes, init, "residual")
 
     def __call__(
-        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
         return self.down(type(self).activation(self.up(x))), {}
 
@@ -88,7 +88,7 @@ class Gated(FeedForward):
         self.down = linear("BTF,FD->BTD", sizes, init, "residual")
 
     def __call__(
-        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
         return self.down(type(self).activation(self.gate(x)) * self.up(x)), {}
 

@@ -84,16 +84,13 @@ class Ahead(nnx.Module):
         return streams, joined(auxes)
 
 
-def foresee(
-    model: Any, *inputs: Any
-) -> tuple[Float[Array, "B T V"], list[Float[Array, "B T V"]], Aux]:
-    """What `model.forward` returns, with logits of tokens 2, 3, ... ahead between.
+def foresee(model: Any, *inputs: Any) -> tuple[list[Float[Array, "B T D"]], Aux]:
+    """Normed streams to take logits from, of the next token and of 2, 3, ... ahead.
 
-    `inputs` are tokens, positions, segments and keys.
+    `inputs` are those of `model.forward`.
     """
     context = reading(*inputs)
     embedded_BTD = model.embedded(inputs[0], context)
     x_BTD, aux, _ = model.run(embedded_BTD, context, None)
-    streams, more = model.ahead(x_BTD, embedded_BTD, context)
-    further = [model.logits(x) for x in streams]
-    return model.logits(model.norm(x_BTD)), further, joined([aux, more])
+    further, more = model.ahead(x_BTD, embedded_BTD, context)
+    return [model.norm(x_BTD), *further], joined([aux, more])

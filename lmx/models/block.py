@@ -78,7 +78,7 @@ class Block(nnx.Module):
         recent = past and past.mlp_in
         if self.mlp_conv:
             x, recent = self.mlp_conv(x, context.here, recent)
-        y_BTD, aux = self.mlp(x, context.here.live)
+        y_BTD, aux = self.mlp(x, context.here.segments)
         y_BTD = dropout(y_BTD, self.dropout, context.keys, 2)
         return y_BTD, aux, past and past._replace(mlp_in=recent)
 

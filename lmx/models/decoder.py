@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -103,9 +104,14 @@ class Decoder(nnx.Module):
 
         Dropout acts where there are `keys`, one a row.
         """
-        context = reading(tokens, positions, segments, keys)
-        x_BTD, aux, _ = self.run(self.embedded(tokens, context), context, None)
-        return self.logits(self.norm(x_BTD)), aux
+        x_BTD, aux = self.stream(tokens, positions, segments, keys)
+        return self.logits(x_BTD), aux
+
+    def stream(self, *inputs: Any) -> tuple[Float[Array, "B T D"], Aux]:
+        """What `forward`, of the same inputs, makes logits of."""
+        context = reading(*inputs)
+        x_BTD, aux, _ = self.run(self.embedded(inputs[0], context), context, None)
+        return self.norm(x_BTD), aux
 
     @property
     def limit(self) -> int | None:

@@ -29,7 +29,7 @@ KINDS = pytest.mark.parametrize("kind", FORMULAS)
 
 
 def run(layer, x):
-    return jax.jit(lambda layer, x: layer(x, jnp.ones((B, T), bool)))(layer, x)
+    return jax.jit(lambda layer, x: layer(x, jnp.ones((B, T), int)))(layer, x)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_other_tokens_do_not_change_an_answer(kind, init, x):
 @KINDS
 def test_every_weight_learns(kind, init, x):
     def loss(layer):
-        return jnp.square(layer(x, jnp.ones((B, T), bool))[0]).sum()
+        return jnp.square(layer(x, jnp.ones((B, T), int))[0]).sum()
 
     grads = jax.jit(jax.grad(loss))(kind(D, init, hidden=F))
     for grad in jax.tree.leaves(grads):
@@ -67,7 +67,7 @@ def test_every_weight_learns(kind, init, x):
 @KINDS
 def test_the_second_call_does_not_recompile(kind, init, x):
     call = jax.jit(
-        chex.assert_max_traces(lambda layer, x: layer(x, jnp.ones((B, T), bool)), n=1)
+        chex.assert_max_traces(lambda layer, x: layer(x, jnp.ones((B, T), int)), n=1)
     )
     for shift in range(2):
         call(kind(D, init, hidden=F), x + shift)

@@ -13,7 +13,7 @@ from lmx.data.batches import Batch
 from lmx.models import flops
 from lmx.models.ahead import Ahead, foresee
 from lmx.train.loss.multi_token import MultiToken
-from lmx.train.loss.next_token import NextToken, nats_of
+from lmx.train.loss.next_token import NextToken, measured
 
 pytestmark = pytest.mark.usefixtures("exact")
 
@@ -21,9 +21,14 @@ V, T, MODULES = 11, 8, 2
 DOUBLE = Precision(params="float64", compute="float64")
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (2, T)), "int32")
 SEGMENTS = jnp.asarray([[1] * 8, [1, 1, 1, 1, 2, 2, 2, 2]], "int32")
-look = jax.jit(
-    lambda model, tokens, segments: foresee(model, tokens, None, segments, None)
-)
+
+
+@jax.jit
+def look(model, tokens, segments):
+    """Logits of the next token, those of the ones after it, and auxiliary means."""
+    streams, aux = foresee(model, tokens, None, segments, None)
+    first, *further = map(model.logits, streams)
+    return first, further, aux
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +110,7 @@ def test_nothing_is_foreseen_where_modules_copy_what_the_decoder_says(make):
     batch = batch_of(np.asarray(TOKENS), np.ones_like(TOKENS))
     logits, [further], _ = look(model, TOKENS, jnp.ones_like(TOKENS))
     np.testing.assert_allclose(further, logits, atol=1e-5)  # but for an epsilon
-    assert nats_of(further, batch).weight == 2 * (T - 1)
+    assert measured(further, batch)[0].weight == 2 * (T - 1)
 
 
 def test_every_module_is_counted_as_a_layer_a_projection_and_a_head(make):

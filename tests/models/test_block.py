@@ -63,7 +63,7 @@ def test_a_block_is_its_formula_twice(kind, block):
 
     def by_formula(block, x):
         x = attend(x, lambda x: block.attention(x, context)[0], block)
-        return feed(x, lambda x: block.mlp(x, context.here.live)[0], block)
+        return feed(x, lambda x: block.mlp(x, context.here.segments)[0], block)
 
     got = jax.jit(lambda block, x: block(x, context, None)[0])(block, x)
     np.testing.assert_allclose(got, jax.jit(by_formula)(block, x), rtol=1e-5, atol=1e-5)

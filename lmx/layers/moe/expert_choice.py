@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from lmx.config.names import configurable
 from lmx.core.mean import Aux
@@ -46,10 +46,10 @@ class ExpertChoice(Experts):
         self.share = choices / experts
 
     def routed(
-        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
         probs_BTE = jax.nn.softmax(self.score(widened(x)), axis=-1)
-        taken_BEMT = best_tokens(probs_BTE, live, self.share).astype(x.dtype)
+        taken_BEMT = best_tokens(probs_BTE, segments > 0, self.share).astype(x.dtype)
         x_EBMD = jnp.einsum("BEMT,BTD->EBMD", taken_BEMT, x)
         x_EMD = rearrange(x_EBMD, "E B M D -> E (B M) D")
         y_EMD = self.answer(x_EMD, jnp.matmul)

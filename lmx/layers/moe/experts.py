@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from lmx.core.mean import Aux
 from lmx.layers.init import Init
@@ -60,16 +60,16 @@ class Experts(FeedForward):
 
     @abstractmethod
     def routed(
-        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
         """What the experts make of the tokens that are theirs."""
 
     def __call__(
-        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
-        y_BTD, aux = self.routed(x, live)
+        y_BTD, aux = self.routed(x, segments)
         if self.shared:
-            always_BTD, more = self.shared(x, live)
+            always_BTD, more = self.shared(x, segments)
             y_BTD, aux = y_BTD + always_BTD, {**aux, **more}
         return y_BTD, aux
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from lmx.config.names import configurable
 from lmx.core.mean import Aux
@@ -35,11 +35,11 @@ class MoE(Experts):
         self.dispatch = dispatch
 
     def routed(
-        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
-        routing, aux = self.router(x, live)
+        routing, aux = self.router(x, segments)
         count = self.gate.shape[0]
-        y_BTD, more = self.dispatch(x, live, routing, count, self.answer)
+        y_BTD, more = self.dispatch(x, segments > 0, routing, count, self.answer)
         return y_BTD, {**aux, **more}
 
 

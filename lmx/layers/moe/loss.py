@@ -1,5 +1,7 @@
 """What a router tells the loss: how uneven its choices are, how large its scores."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -15,24 +17,34 @@ def chosen(
     return hot_BTCE.sum(axis=2) * live[:, :, None]
 
 
+def per_document(
+    values: Int[Array, "B T E"], segments: Int[Array, "B T"]
+) -> Int[Array, "B T E"]:
+    """At each token, the sum of the values of its document: a run of one segment."""
+    number_BT = jnp.cumsum(jnp.diff(segments, axis=1, prepend=0) != 0, axis=1)
+    add = partial(jax.ops.segment_sum, num_segments=segments.shape[1] + 1)
+    sums = jax.vmap(add)(values, number_BT)
+    return jnp.take_along_axis(sums, number_BT[:, :, None], axis=1)
+
+
 def balance(
     probs: Float[Array, "B T E"],
     experts: Int[Array, "B T C"],
-    live: Bool[Array, "B T"],
+    segments: Int[Array, "B T"],
 ) -> Mean:
-    """1 when every expert gets the same share of a row, E when one gets all of it.
+    """1 when every expert gets the same share of a document, E when one gets all of it.
 
-    Fedus et al. 2021, arXiv:2101.03961, equation 4, for any number of choices, and row
-    by row as in DeepSeek-AI 2024, arXiv:2412.19437, section 2.1.2: rows add up, where
-    products of batch means would not. Weighed by live tokens.
+    Fedus et al. 2021, arXiv:2101.03961, equation 4, for any number of choices, and text
+    by text as in DeepSeek-AI 2024, arXiv:2412.19437, section 2.1.2: documents add up,
+    however they are packed, where products of batch means would not. Weighed by live
+    tokens.
     """
-    E, C = probs.shape[-1], experts.shape[-1]
-    tokens_B = live.sum(axis=1).astype(probs.dtype)
-    share_BE = chosen(experts, E, live).sum(axis=1) / C
-    mass_BE = (probs * live[:, :, None]).sum(axis=1)
-    some_B = jnp.maximum(tokens_B, 1.0)
-    total = E * ((share_BE * mass_BE).sum(axis=-1) / some_B).sum()
-    return Mean(total, tokens_B.sum())
+    E, live_BT = probs.shape[-1], segments > 0
+    counts_BTE = per_document(chosen(experts, E, live_BT), segments)
+    some_BT1 = jnp.maximum(counts_BTE.sum(axis=-1, keepdims=True), 1)
+    share_BTE = (counts_BTE / some_BT1).astype(probs.dtype)  # of a document's choices
+    total = E * (probs * share_BTE * live_BT[:, :, None]).sum()
+    return Mean(total, live_BT.sum().astype(probs.dtype))
 
 
 def router_z(logits: Float[Array, "B T E"], live: Bool[Array, "B T"]) -> Mean:

@@ -60,9 +60,9 @@ class Router(nnx.Module):
 
     @abstractmethod
     def __call__(
-        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Routing, Aux]:
-        """The choices of every token, and the auxiliary losses over `live` ones."""
+        """The choices of every token, and the auxiliary losses over live ones."""
 
 
 @configurable
@@ -87,14 +87,14 @@ class TopK(Router):
         self.score = linear("BTD,DE->BTE", dict(D=width, E=experts), init)
 
     def __call__(
-        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Routing, Aux]:
         logits_BTE = self.score(widened(x))
         routing = self.route(logits_BTE)
         probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
         return routing, {
-            "balance": balance(probs_BTE, routing.experts, live),
-            "router_z": router_z(logits_BTE, live),
+            "balance": balance(probs_BTE, routing.experts, segments),
+            "router_z": router_z(logits_BTE, segments > 0),
         }
 
     def route(self, logits: Float[Array, "B T E"]) -> Routing:
@@ -147,7 +147,7 @@ class Sigmoid(Router):
         self.groups, self.group_choices = groups, group_choices
 
     def __call__(
-        self, x: Float[Array, "B T D"], live: Bool[Array, "B T"]
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Routing, Aux]:
         scores_BTE = jax.nn.sigmoid(self.score(widened(x)))
         bias_E = self.bias[...]
@@ -155,8 +155,8 @@ class Sigmoid(Router):
         probs_BTE = scores_BTE / scores_BTE.sum(axis=-1, keepdims=True)
         best_BTC = jax.lax.top_k(scores_BTE, self.choices)[1]
         return routing, {
-            "balance": balance(probs_BTE, best_BTC, live),
-            "load": load(bias_E, routing.experts, live),
+            "balance": balance(probs_BTE, best_BTC, segments),
+            "load": load(bias_E, routing.experts, segments > 0),
         }
 
     def route(self, scores: Float[Array, "B T E"], bias: Float[Array, "E"]) -> Routing:

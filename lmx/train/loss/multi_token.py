@@ -10,7 +10,7 @@ from lmx.config.names import ConfigError, configurable
 from lmx.core.batch import Batch
 from lmx.core.mean import Mean
 from lmx.models.ahead import foresee
-from lmx.train.loss.next_token import Means, NextToken, nats_of
+from lmx.train.loss.next_token import Means, NextToken
 
 
 @configurable
@@ -39,10 +39,10 @@ class MultiToken(NextToken):
                 " Decoder.ahead = @Ahead, or Experiment.loss = @NextToken()."
             )
         inputs = (batch.tokens, batch.positions, batch.segments, keys)
-        logits_BTV, further, aux = foresee(model, *inputs)
-        loss, means = self.of(logits_BTV, batch, aux)
-        for number, logits_BTV in enumerate(further, 1):
-            nats = nats_of(logits_BTV, ahead(batch, number))
+        (x_BTD, *further), aux = foresee(model, *inputs)
+        loss, means = self.of(*self.sums(model, x_BTD, batch), aux)
+        for number, x_BTD in enumerate(further, 1):
+            nats, _ = self.sums(model, x_BTD, ahead(batch, number))
             means = {**means, f"nats_{number + 1}": nats}
             share = self.further / len(further)
             loss = loss._replace(total=loss.total + share * nats.total)

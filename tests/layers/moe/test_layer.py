@@ -17,8 +17,8 @@ from lmx.layers.moe.layer import ClampedMoE, MoE
 from lmx.layers.moe.router import Sigmoid, Softmax, TopK
 
 B, T, D, E, F = 3, 7, 8, 4, 6
-LIVE = jnp.ones((B, T), bool)
-PADDED = LIVE.at[0, 4:].set(False).at[1].set(False)
+ONE = jnp.ones((B, T), int)  # document a row
+PADDED = ONE.at[0, 4:].set(0).at[1].set(0)
 
 TOP = partial(TopK, choices=2)
 KINDS = {
@@ -59,8 +59,8 @@ def x():
 
 
 @jax.jit
-def run(layer, x, live=LIVE):
-    return layer(x, live)
+def run(layer, x, segments=ONE):
+    return layer(x, segments)
 
 
 def swiglu(w, x):
@@ -88,7 +88,7 @@ def choices(layer, x, live):
     if isinstance(layer, ExpertChoice):
         yield from choices_of_experts(layer, x, live)
         return
-    routing = jax.tree.map(np.asarray, run(layer.router, x, live)[0])
+    routing = jax.tree.map(np.asarray, run(layer.router, x, live.astype(int))[0])
     factor = getattr(layer.dispatch, "factor", None)
     for b in range(B):
         room = factor and np.ceil(factor * live[b].sum() * layer.router.choices / E)
@@ -125,11 +125,11 @@ def one_token_at_a_time(layer, x, live):
 
 
 @ALL
-@pytest.mark.parametrize("live", [LIVE, PADDED], ids=["full", "padded"])
-def test_agrees_with_one_token_at_a_time(make, x, kind, live):
+@pytest.mark.parametrize("segments", [ONE, PADDED], ids=["full", "padded"])
+def test_agrees_with_one_token_at_a_time(make, x, kind, segments):
     layer = make(kind)
-    want = one_token_at_a_time(layer, np.asarray(x), np.asarray(live))
-    y, _ = run(layer, x, live)
+    want = one_token_at_a_time(layer, np.asarray(x), np.asarray(segments > 0))
+    y, _ = run(layer, x, segments)
     np.testing.assert_allclose(y, want, atol=3e-5 * np.abs(want).max())
 
 
@@ -152,11 +152,11 @@ def test_an_expert_that_chooses_looks_ahead_and_says_so(make, x):
 @ALL
 def test_padding_changes_nothing(make, x, kind):
     """Neither what stands there nor how much of it there is."""
-    layer, live = make(kind), LIVE.at[0, 5:].set(False)
-    y, aux = run(layer, x, live)
-    noise = jnp.where(live[:, :, None], 0.0, 9.0)
+    layer, segments = make(kind), ONE.at[0, 5:].set(0)
+    y, aux = run(layer, x, segments)
+    noise = jnp.where(segments[:, :, None] > 0, 0.0, 9.0)
     wide = jnp.pad(x + noise, ((0, 0), (0, 4), (0, 0)), constant_values=1.0)
-    other, more = run(layer, wide, jnp.pad(live, ((0, 0), (0, 4))))
+    other, more = run(layer, wide, jnp.pad(segments, ((0, 0), (0, 4))))
     np.testing.assert_allclose(y[0, :5], other[0, :5], atol=1e-4)
     np.testing.assert_allclose(y[1:], other[1:, :T], atol=1e-4)
     chex.assert_trees_all_close(aux, more, rtol=1e-5)
@@ -185,7 +185,7 @@ def test_the_names_of_experts_do_not_matter(make, x, kind):
 @ALL
 def test_every_weight_learns(make, x, kind):
     def loss(layer):
-        y, aux = layer(x, LIVE)
+        y, aux = layer(x, ONE)
         return jnp.square(y).sum() + sum(mean.total for mean in aux.values())
 
     for grad in jax.tree.leaves(jax.jit(jax.grad(loss))(make(kind))):
@@ -201,9 +201,11 @@ def test_it_computes_in_the_dtype_of_its_input(make, x, kind):
 
 @ALL
 def test_the_second_call_does_not_recompile(make, x, kind):
-    call = jax.jit(chex.assert_max_traces(lambda layer, x, live: layer(x, live), n=1))
-    for live in (LIVE, PADDED):
-        call(make(kind), x, live)
+    call = jax.jit(
+        chex.assert_max_traces(lambda layer, x, segments: layer(x, segments), n=1)
+    )
+    for segments in (ONE, PADDED):
+        call(make(kind), x, segments)
 
 
 def test_no_token_is_dropped_when_all_want_one_expert(make, x):
@@ -217,7 +219,7 @@ def test_no_token_is_dropped_when_all_want_one_expert(make, x):
 
 def test_every_expert_that_was_chosen_learns_and_no_other(make, x):
     layer = make("top 1")
-    grads = jax.jit(jax.grad(lambda layer: jnp.square(layer(x, LIVE)[0]).sum()))(layer)
+    grads = jax.jit(jax.grad(lambda layer: jnp.square(layer(x, ONE)[0]).sum()))(layer)
     chosen = set(np.asarray(run(layer.router, x)[0].experts).ravel())
     assert len(chosen) > 1
     for grad in (grads.gate, grads.up, grads.down):
@@ -247,7 +249,7 @@ def test_room_for_all_drops_nobody(make, x):
     want, aux = run(layer, x, PADDED)
     layer.dispatch = Capacity(factor=E / 2)
     got, more = run(layer, x, PADDED)
-    live = np.asarray(PADDED)
+    live = np.asarray(PADDED > 0)
     np.testing.assert_allclose(got[live], want[live], atol=1e-5)
     assert more.pop("dropped").value == 0
     chex.assert_trees_all_equal(aux, more)
@@ -255,9 +257,9 @@ def test_room_for_all_drops_nobody(make, x):
 
 def test_the_share_that_was_dropped_is_told(make, x):
     layer = make("capacity")
-    taken = len(list(choices(layer, np.asarray(x), np.asarray(PADDED))))
+    taken = len(list(choices(layer, np.asarray(x), np.asarray(PADDED > 0))))
     dropped = run(layer, x, PADDED)[1]["dropped"]
-    wanted = 2 * int(PADDED.sum())
+    wanted = 2 * int((PADDED > 0).sum())
     assert taken < wanted
     assert dropped == (wanted - taken, wanted)
 
