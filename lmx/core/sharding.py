@@ -1,7 +1,29 @@
-"""The one place where logical axes meet the mesh.
+"""Where logical axes meet the mesh: from a letter to a slice of a device.
 
-Parameters carry logical axis names (`nnx.Param(x, axes=("embed", "mlp"))`); rules say
-which mesh axes split each of them. Layers know neither the rules nor the mesh.
+A layer writes letters. `Einsum("BTD,DNH->BTNH", ...)` makes a weight of letters DNH,
+and `core/dims.py` names them: the parameter carries `axes=("embed", "heads",
+"head_width")`, or `("layers", "embed", "heads", "head_width")` once blocks are stacked.
+That is all a layer says; it knows neither rules nor mesh.
+
+An experiment names a mesh, as in `Mesh.fsdp=4 Mesh.tensor=2`: how many devices stand
+along each mesh axis. `RULES`, under `Experiment.rules`, say which mesh axes split which
+logical axis: `embed` over `fsdp`, `heads` over `tensor`, `batch` over `replica`, `data`
+and `fsdp`. What no rule names is whole on every device.
+
+`spec` puts the two together, axis by axis, as in
+
+    ("embed", "heads", "head_width") of (4096, 32, 128)
+    -> PartitionSpec('fsdp', 'tensor', None)
+
+so that each device holds 1024 x 16 x 128 of them: the device at place (f, t) of the
+mesh has embed rows 1024 f to 1024 (f + 1) and heads 16 t to 16 (t + 1). A mesh axis
+splits one dimension of an array at most; one that does not divide it is an error.
+`shardings` does this for every parameter, gradient and optimizer state alike, since all
+carry the names; rows of a batch are split likewise. `jax.jit` is told where its inputs
+and outputs live, and XLA finds what must move between devices: weights split over
+`fsdp` are gathered for a layer and their gradients scattered back (ZeRO-3), products
+over a `tensor` axis are summed behind each pair of matrices (Megatron), gradients over
+`data`.
 """
 
 import difflib
