@@ -78,7 +78,7 @@ def found(loss, model, mesh=None, batch=BATCH):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.nightly), 4])
 def test_a_loss_in_chunks_has_the_sums_and_gradient_of_the_whole(case, chunk):
     kind, model, said = CASES[case]
     model = made("float64", **model)
