@@ -70,39 +70,42 @@ def qwen3_moe() -> list[Case]:
     ]
 
 
+# DeepSeek-V3's own config.json, but for its sizes.
+DEEPSEEK = OLD | dict(
+    attention_bias=False,
+    ep_size=1,
+    first_k_dense_replace=1,
+    moe_intermediate_size=24,
+    moe_layer_freq=1,
+    n_group=4,
+    n_routed_experts=8,
+    n_shared_experts=1,
+    norm_topk_prob=True,
+    num_experts_per_tok=3,
+    num_nextn_predict_layers=1,
+    q_lora_rank=20,
+    rms_norm_eps=1e-6,
+    rope_scaling=dict(
+        beta_fast=32,
+        beta_slow=1,
+        factor=40,
+        mscale=1.0,
+        mscale_all_dim=1.0,
+        original_max_position_embeddings=128,
+        type="yarn",
+    ),
+    rope_theta=1000,
+    routed_scaling_factor=2.5,
+    scoring_func="sigmoid",
+    tie_word_embeddings=False,
+    topk_group=2,
+    topk_method="noaux_tc",
+)
+
+
 def deepseek_v3() -> list[Case]:
     name = named("deepseek_v3", "DeepseekV3ForCausalLM") | dict(
         kv_lora_rank=16, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10
-    )
-    old = OLD | dict(
-        attention_bias=False,
-        ep_size=1,
-        first_k_dense_replace=1,
-        moe_intermediate_size=24,
-        moe_layer_freq=1,
-        n_group=4,
-        n_routed_experts=8,
-        n_shared_experts=1,
-        norm_topk_prob=True,
-        num_experts_per_tok=3,
-        num_nextn_predict_layers=1,
-        q_lora_rank=20,
-        rms_norm_eps=1e-6,
-        rope_scaling=dict(
-            beta_fast=32,
-            beta_slow=1,
-            factor=40,
-            mscale=1.0,
-            mscale_all_dim=1.0,
-            original_max_position_embeddings=128,
-            type="yarn",
-        ),
-        rope_theta=1000,
-        routed_scaling_factor=2.5,
-        scoring_func="sigmoid",
-        tie_word_embeddings=False,
-        topk_group=2,
-        topk_method="noaux_tc",
     )
     direct = dict(
         q_lora_rank=None,
@@ -137,7 +140,9 @@ def deepseek_v3() -> list[Case]:
         ),
     )
     return [
-        Case("deepseek_v3", name | sizes(157, 3, 36, 6, 6, 40) | old, published=True),
+        Case(
+            "deepseek_v3", name | sizes(157, 3, 36, 6, 6, 40) | DEEPSEEK, published=True
+        ),
         Case("deepseek_v3_direct", name | sizes(90, 3, 30, 5, 5, 52) | direct),
         Case("deepseek_v3_halves", name | PLAIN | halves),
     ]
