@@ -23,9 +23,10 @@ weights (*.bin, *.pt) are refused, since reading them runs code.
 _EXPORT = """\
 Writes the newest state of a run as a folder that transformers reads with
 AutoModelForCausalLM.from_pretrained. The run may be imported or trained here; a model
-that no family can express is refused, with what is in the way.
+that no family can express is refused, with what is in the way: the short convolutions
+of the quickstart, for one.
 
-  lmx export hf runs/quickstart-... quickstart-hf
+  lmx export hf runs/llama llama-again
 """
 _ABOUT = {
     "import": ("a model of Hugging Face, as a run", _IMPORT, ("FOLDER", "RUN")),

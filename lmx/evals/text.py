@@ -65,7 +65,8 @@ def trained_length(trained: Trained) -> int:
     length = dict(trained.config.flat()).get("data.length") or trained.model.limit
     if not isinstance(length, int):
         raise ConfigError(
-            "this run does not say how many tokens its rows had: give a length."
+            "this run does not say how many tokens its rows had: say how many to"
+            " read at once, as in --length 2048."
         )
     return length
 
