@@ -19,6 +19,17 @@ bits; with another mesh too. Ctrl-C saves first.
   lmx train experiments/quickstart.gin Experiment.seed=1 Decoder.depth=6
   lmx train experiments/shakespeare_char.gin Text.path=input.txt --run runs/bard
   lmx config show experiments/quickstart.gin       what can be set, and how it is
+
+Several machines train one run if each starts the same command, the run's folder being
+on a disk that all share. Under SLURM, on a TPU pod and in an indexed Job of Kubernetes
+(GKE) they find one another; elsewhere say who is who:
+
+  srun -N 4 --ntasks-per-node=1 lmx train X.gin Mesh.fsdp=8 --run /shared/runs/x
+  gcloud compute tpus tpu-vm ssh POD --worker=all --command="lmx train X.gin --run ..."
+  lmx train X.gin --run ... --processes 2 --process 0 --coordinator node1:4321
+  lmx train X.gin --run ... --processes 2 --process 1 --coordinator node1:4321
+
+The first process writes, and shows how far it is. If one is lost, all exit with 75.
 """
 
 
@@ -37,6 +48,12 @@ def add(parsers: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print the summary for a machine"
     )
+    group = parser.add_argument_group("many processes, where nothing else tells")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where process 0 listens"
+    )
     add_import(parser)
 
 
@@ -53,13 +70,27 @@ def run(args: argparse.Namespace) -> int:
         _allow_float64(config)
         name = Path(file).stem
         folder = args.folder or Path("runs") / f"{name}-{config.run_id()}"
-        return _train(name, config, folder, as_json=args.json)
+        return _joined(args, name, config, folder)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
+def _joined(args: argparse.Namespace, name: str, config: Config, folder: Path) -> int:
+    """Trains as one of the processes there are, or alone."""
+    from lmx.core import lobby, process
+
+    try:
+        seat = process.seat(args.process, args.processes, args.coordinator)
+        with process.joined(seat, {"page": config.digest()}, ConfigError):
+            return _train(name, config, folder, as_json=args.json)
+    except (lobby.LostError, lobby.SeatError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return lobby.AGAIN if isinstance(error, lobby.LostError) else 2
+
+
 def _train(name: str, config: Config, folder: Path, *, as_json: bool) -> int:
+    from lmx.core import process
     from lmx.train.attempt import attempt
     from lmx.train.hooks import StoppedError
     from lmx.train.record.directory import last
@@ -68,8 +99,11 @@ def _train(name: str, config: Config, folder: Path, *, as_json: bool) -> int:
     try:
         attempt(name, config, folder)
     except StoppedError as stopped:
-        print(f"{stopped}; the same command goes on: {folder}", file=sys.stderr)
+        if process.first():
+            print(f"{stopped}; the same command goes on: {folder}", file=sys.stderr)
         return 128 + stopped.signum
+    if not process.first():
+        return 0
     if as_json:
         print(json.dumps({"run": str(folder), **last(folder)}))
     else:

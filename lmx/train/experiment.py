@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.config.names import ConfigError, Execution, configurable
 from lmx.core import sharding
@@ -16,7 +17,7 @@ from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.train.hooks import Periodic, Save
 from lmx.train.loss.next_token import NextToken
-from lmx.train.run import Run, rows_sharding
+from lmx.train.run import Run, rows_sharding, shaped
 from lmx.train.schedule import Schedule
 from lmx.train.step import Recipe, init_state, train_step
 
@@ -82,18 +83,18 @@ class Experiment:
             )
         graph, _ = nnx.split(model)
         recipe = Recipe(graph, self.loss, optimizer, rate, self.seed, self.microbatches)
-        batch = data.batch_at(self.seed, 0)
-        self._check_parts(len(batch.tokens))
+        batch = shaped(data)
+        self._check_parts(data.batch)
         jax.eval_shape(partial(train_step, recipe), state, batch)
         rows = rows_sharding(batch, mesh, rules)
         step = jax.jit(
             partial(train_step, recipe),
             in_shardings=(places, rows),
-            out_shardings=(places, None),
+            out_shardings=(places, NamedSharding(mesh, PartitionSpec())),
             donate_argnums=0,
         )
         born = jax.jit(init, out_shardings=places)
-        cost = flops.per_token(model, batch.tokens.shape[1]) * batch.tokens.size
+        cost = flops.per_token(model, data.length) * batch.tokens.size
         return Run(
             steps=self.steps,
             seed=self.seed,
