@@ -9,8 +9,8 @@ import optax
 from flax import nnx
 
 from lmx.config.names import ConfigError, Execution, configurable
-from lmx.core import sharding
-from lmx.core.sharding import RULES, Mesh
+from lmx.core import sharding, spread
+from lmx.core.sharding import RULES, AnyMesh, Mesh, Rules
 from lmx.data.batches import Source
 from lmx.models import flops
 from lmx.models.decoder import Decoder
@@ -83,11 +83,11 @@ class Experiment:
         graph, _ = nnx.split(model)
         recipe = Recipe(graph, self.loss, optimizer, rate, self.seed, self.microbatches)
         batch = data.batch_at(self.seed, 0)
-        self._check_parts(len(batch.tokens))
+        self._check_parts(len(batch.tokens), mesh, rules)
         jax.eval_shape(partial(train_step, recipe), state, batch)
         rows = rows_sharding(batch, mesh, rules)
         step = jax.jit(
-            partial(train_step, recipe),
+            spread.traced_for(mesh, rules, partial(train_step, recipe)),
             in_shardings=(places, rows),
             out_shardings=(places, None),
             donate_argnums=0,
@@ -108,9 +108,10 @@ class Experiment:
             flops=cost,
         )
 
-    def _check_parts(self, rows: int) -> None:
+    def _check_parts(self, rows: int, mesh: AnyMesh, rules: Rules) -> None:
         if self.microbatches < 1 or rows % self.microbatches:
             raise ConfigError(
                 f"{rows} rows cannot be taken in {self.microbatches} equal parts:"
                 " Experiment.microbatches must divide the batch."
             )
+        sharding.spec(("batch",), (rows // self.microbatches,), mesh, rules)
