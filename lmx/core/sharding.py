@@ -8,7 +8,7 @@ That is all a layer says; it knows neither rules nor mesh.
 An experiment names a mesh, as in `Mesh.fsdp=4 Mesh.tensor=2`: how many devices stand
 along each mesh axis. `RULES`, under `Experiment.rules`, say which mesh axes split which
 logical axis: `embed` over `fsdp`, `heads` over `tensor`, `batch` over `replica`, `data`
-and `fsdp`. What no rule names is whole on every device.
+and `fsdp`, `length` over `context`. What no rule names is whole on every device.
 
 `spec` puts the two together, axis by axis, as in
 
@@ -44,11 +44,13 @@ Rules = Mapping[str, tuple[str, ...]]
 AnyMesh = jax.sharding.Mesh | AbstractMesh  # the second of devices that are not at hand
 
 # Megatron splits (Shoeybi et al. 2019, arXiv:1909.08053) over `tensor`, the rest of
-# every matrix over `fsdp` (ZeRO-3; Rajbhandari et al. 2019, arXiv:1910.02054).
+# every matrix over `fsdp` (ZeRO-3; Rajbhandari et al. 2019, arXiv:1910.02054). What is
+# no expert treats `expert` as more of `fsdp`.
 RULES: Rules = MappingProxyType({
-    "batch": ("replica", "data", "fsdp"),
+    "batch": ("replica", "data", "fsdp", "expert"),
+    "length": ("context",),
     "vocab": ("tensor",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "expert"),
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from lmx.config.names import Execution, configurable
 from lmx.core.mean import Aux
 from lmx.core.precision import Precision, widened
+from lmx.core.spread import kept
 from lmx.layers.attention.context import Context, reading
 from lmx.layers.attention.dot import soft_cap
 from lmx.layers.attention.heads import SelfAttention
@@ -70,8 +71,7 @@ class Decoder(nnx.Module):
         remat: Execution[Remat] = "keep_all",
     ):
         born = Init(rngs, init, depth, precision.params)
-        sizes = dict(V=vocab, D=width)
-        self.table = born.weight("VD", sizes, into="V", role="embed")
+        self.table = born.weight("VD", dict(V=vocab, D=width), into="V", role="embed")
         self.position = position and position(width, born)
         each = makers(depth, attention, mlp, lead, partial(block, width, norm=norm))
         self.stack = Stack(each, len(lead), born, unroll=unroll, remat=remat)
@@ -142,8 +142,9 @@ class Decoder(nnx.Module):
         """
         here, read = past.read(positions, segments)
         context = Context(here, past.length, read)
-        embedded_BTD = self.embedded(tokens, context)
-        x_BTD, _, layers = self.run(embedded_BTD, context, past.layers)
+        x_BTD, _, layers = self.run(
+            self.embedded(tokens, context), context, past.layers
+        )
         after = Cache(layers, read.positions, read.segments, read.after, past.length)
         return self.logits(self.norm(x_BTD)), after
 
@@ -155,7 +156,7 @@ class Decoder(nnx.Module):
         x_BTD *= jnp.asarray(self.embed_scale, x_BTD.dtype)
         if self.position:
             x_BTD += self.position(context.here.positions).astype(x_BTD.dtype)
-        return x_BTD
+        return kept(x_BTD, "BTD")
 
     def run(
         self, x: Float[Array, "B T D"], context: Context, past: PyTree
@@ -165,7 +166,7 @@ class Decoder(nnx.Module):
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """The logits of a normed stream, in at least float32."""
-        logits_BTV = widened(self.head(x, self.table[...]))
+        logits_BTV = kept(widened(self.head(x, self.table[...])), "BTV")
         if self.logit_cap is not None:
             logits_BTV = soft_cap(logits_BTV, self.logit_cap)
         return logits_BTV

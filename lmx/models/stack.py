@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lmx.core.mean import Aux, joined
+from lmx.core.spread import kept
 from lmx.layers.attention.context import Context
 from lmx.layers.init import Init
 from lmx.models.block import Block, Past
@@ -62,7 +63,7 @@ class Stack(nnx.Module):
 
         def run(kind: int, params: PyTree, x: Array, keys: Any, past: Past | None):
             block = nnx.merge(graphs[kind], params)
-            return block(x, context._replace(keys=keys), past)
+            return block(kept(x, "BTD"), context._replace(keys=keys), past)
 
         call = rematerialised(run, self.remat)
 

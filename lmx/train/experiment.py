@@ -10,8 +10,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.config.names import ConfigError, Execution, configurable
-from lmx.core import sharding
-from lmx.core.sharding import RULES, Mesh
+from lmx.core import sharding, spread
+from lmx.core.sharding import RULES, AnyMesh, Mesh, Rules
 from lmx.data.batches import Source
 from lmx.models import flops
 from lmx.models.decoder import Decoder
@@ -74,6 +74,7 @@ class Experiment:
         state = jax.eval_shape(init)
         rules = dict(RULES) | dict(self.rules)
         mesh = self.mesh.over(jax.devices(), rules)
+        _check_all_work(mesh)
         places = sharding.shardings(state, mesh, rules)
         data = self.data.open()
         if data.vocab > model.vocab:
@@ -84,11 +85,11 @@ class Experiment:
         graph, _ = nnx.split(model)
         recipe = Recipe(graph, self.loss, optimizer, rate, self.seed, self.microbatches)
         batch = shaped(data)
-        self._check_parts(data.batch)
+        self._check_parts(data.batch, mesh, rules)
         jax.eval_shape(partial(train_step, recipe), state, batch)
         rows = rows_sharding(batch, mesh, rules)
         step = jax.jit(
-            partial(train_step, recipe),
+            spread.traced_for(mesh, rules, partial(train_step, recipe)),
             in_shardings=(places, rows),
             out_shardings=(places, NamedSharding(mesh, PartitionSpec())),
             donate_argnums=0,
@@ -109,9 +110,20 @@ class Experiment:
             flops=cost,
         )
 
-    def _check_parts(self, rows: int) -> None:
+    def _check_parts(self, rows: int, mesh: AnyMesh, rules: Rules) -> None:
         if self.microbatches < 1 or rows % self.microbatches:
             raise ConfigError(
                 f"{rows} rows cannot be taken in {self.microbatches} equal parts:"
                 " Experiment.microbatches must divide the batch."
             )
+        sharding.spec(("batch",), (rows // self.microbatches,), mesh, rules)
+
+
+def _check_all_work(mesh: jax.sharding.Mesh) -> None:
+    """Refuses a mesh that leaves a process without work, who could only wait."""
+    working = {device.process_index for device in mesh.devices.flat}
+    if idle := sorted({device.process_index for device in jax.devices()} - working):
+        raise ConfigError(
+            f"the mesh takes {mesh.size} of {jax.device_count()} devices, and none of"
+            f" process {idle[0]}: make it larger, or start {len(working)} processes."
+        )

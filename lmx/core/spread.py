@@ -1,0 +1,113 @@
+"""What a layer may ask about devices without knowing them: in letters, while traced.
+
+`Experiment.open` traces a step by `traced_for`, with its mesh and rules. Elsewhere, as
+in a test of one layer, nothing is split: `kept` returns what it is given, and what
+`by_device` returns is the function as it is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
+
+from lmx.core import dims
+from lmx.core.sharding import AnyMesh, Rules, spec
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Spread(NamedTuple):
+    """The mesh of a program, and the rules by which its arrays are split."""
+
+    mesh: AnyMesh
+    rules: Rules
+
+
+_SPREAD: ContextVar[Spread | None] = ContextVar("spread", default=None)
+
+
+def traced_for(mesh: AnyMesh, rules: Rules, fn: Callable[P, R]) -> Callable[P, R]:
+    """The same function, within which this module answers for that mesh."""
+
+    @wraps(fn, updated=())
+    def traced(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _as(Spread(mesh, rules)):
+            return fn(*args, **kwargs)
+
+    return traced
+
+
+@contextmanager
+def _as(spread: Spread | None) -> Iterator[None]:
+    token = _SPREAD.set(spread)
+    try:
+        yield
+    finally:
+        _SPREAD.reset(token)
+
+
+def axes(letter: str) -> tuple[str, ...]:
+    """The mesh axes, longer than one, that split a dimension of this letter."""
+    here = _SPREAD.get()
+    if here is None:
+        return ()
+    wanted = here.rules.get(dims.LOGICAL[letter], ())
+    return tuple(axis for axis in wanted if here.mesh.shape[axis] > 1)
+
+
+def kept(x: Shaped[Array, "*dims"], letters: str) -> Shaped[Array, "*dims"]:
+    """`x`, split over the devices as the rules say of an array of these letters."""
+    here = _SPREAD.get()
+    if here is None or here.mesh.size == 1:
+        return x
+    place = NamedSharding(here.mesh, _spec(letters, x.shape, here))
+    return jax.lax.with_sharding_constraint(x, place)
+
+
+def by_device(
+    fn: Callable[..., Any], inputs: Sequence[str], outputs: Sequence[str] | str
+) -> Callable[..., Any]:
+    """`fn` as the program of one device, on its share of arrays of these letters.
+
+    Within it collectives go by the names that `axes` gives, and nothing is split
+    further: `kept` and `by_device` do nothing. An input of no letters ("") is whole on
+    every device.
+    """
+    here = _SPREAD.get()
+    if here is None or here.mesh.size == 1:
+        return fn
+
+    def alone(*args: Any) -> Any:
+        with _as(None):
+            return fn(*args)
+
+    def call(*args: Any) -> Any:
+        splits = [
+            _spec(letters, arg.shape, here) if letters else PartitionSpec()
+            for letters, arg in zip(inputs, args, strict=True)
+        ]
+        return jax.shard_map(
+            alone,
+            mesh=here.mesh,
+            in_specs=tuple(splits),
+            out_specs=jax.tree.map(lambda x: _unsized(x, here), outputs),
+        )(*args)
+
+    return call
+
+
+def _spec(letters: str, shape: Sequence[int], here: Spread) -> PartitionSpec:
+    return spec(dims.logical(letters), shape, here.mesh, here.rules)
+
+
+def _unsized(letters: str, here: Spread) -> PartitionSpec:
+    """The spec of an array that is not there yet; what is split divides."""
+    if not letters:
+        return PartitionSpec()
+    return spec(dims.logical(letters), (0,) * len(letters), here.mesh, here.rules)

@@ -1,0 +1,59 @@
+"""What layers learn of the mesh while they are traced: letters in, shares out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from lmx.core import spread
+from lmx.core.sharding import RULES, Mesh
+
+MESH = Mesh(data=2, context=2, tensor=2)
+ROWS = np.arange(4 * 6 * 2.0).reshape(4, 6, 2)
+
+
+def traced(fn):
+    return jax.jit(spread.traced_for(MESH.over(jax.devices(), RULES), RULES, fn))
+
+
+def test_a_letter_is_split_over_the_axes_longer_than_one_that_its_rule_names():
+    found = {}
+
+    def fn(x):
+        found.update({letter: spread.axes(letter) for letter in "BTDN"})
+        return x
+
+    traced(fn)(0.0)
+    assert found == {"B": ("data",), "T": ("context",), "D": (), "N": ("tensor",)}
+    assert spread.axes("B") == ()  # outside, nothing is split
+
+
+def test_what_is_kept_lies_as_its_letters_say_and_is_the_same():
+    kept = traced(lambda x: spread.kept(x + 1, "BTN"))(ROWS)
+    assert kept.sharding.spec == PartitionSpec("data", "context", "tensor")
+    np.testing.assert_array_equal(kept, ROWS + 1)
+    alone = jnp.asarray(ROWS)
+    assert spread.kept(alone, "BTN") is alone
+
+
+def test_a_share_that_would_not_be_even_is_refused():
+    with pytest.raises(ValueError, match="'length' of size 5 cannot be split evenly"):
+        traced(lambda x: spread.kept(x, "BTN"))(ROWS[:, :5])
+
+
+def test_by_device_sums_of_shares_are_the_sum_of_the_whole():
+    def share(x, scale):
+        assert x.shape == (2, 3, 1)
+        assert spread.axes("T") == ()  # within a device nothing is split
+        total = jax.lax.psum(scale * x.sum(axis=1), "context")
+        return total, x
+
+    def fn(x, scale):
+        return spread.by_device(share, ("BTN", ""), ("BN", "BTN"))(x, scale)
+
+    total, same = traced(fn)(ROWS, jnp.asarray(3.0))
+    np.testing.assert_array_equal(total, 3 * ROWS.sum(axis=1))
+    np.testing.assert_array_equal(same, ROWS)
+    grad = jax.jit(jax.grad(lambda x: traced(fn)(x, jnp.asarray(3.0))[0].sum()))(ROWS)
+    np.testing.assert_array_equal(grad, np.full_like(ROWS, 3))
