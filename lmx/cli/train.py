@@ -54,6 +54,13 @@ def add(parsers: Any) -> None:
     group.add_argument(
         "--coordinator", metavar="HOST:PORT", help="where process 0 listens"
     )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="for the other processes to come, at the start (300)",
+    )
     add_import(parser)
 
 
@@ -82,7 +89,8 @@ def _joined(args: argparse.Namespace, name: str, config: Config, folder: Path) -
 
     try:
         seat = process.seat(args.process, args.processes, args.coordinator)
-        with process.joined(seat, {"page": config.digest()}, ConfigError):
+        facts = {"page": config.digest()}
+        with process.joined(seat, facts, args.wait, refusals=ConfigError):
             return _train(name, config, folder, as_json=args.json)
     except (lobby.LostError, lobby.SeatError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 AGAIN = 75  # exit status: a restart may help
-PATIENCE = 300.0  # seconds until all must have come
+PATIENCE = 300.0  # seconds that one process may come to its end before another
 LAST = 10.0  # seconds that the first process stays behind, for the others to end
 PAUSE = 0.1  # seconds between two tries to reach the first process
 HELLO = 5.0  # seconds in which whoever connects must say who it is
@@ -70,9 +70,7 @@ class Lobby:
         self.watch.start()
 
     @classmethod
-    def enter(
-        cls, seat: Seat, facts: Mapping[str, str], seconds: float = PATIENCE
-    ) -> "Lobby":
+    def enter(cls, seat: Seat, facts: Mapping[str, str], seconds: float) -> "Lobby":
         """Waits until all are there, which are told the same.
 
         Raises LostError if one does not come, SeatError if one was told otherwise.
@@ -91,22 +89,30 @@ class Lobby:
         return cls(seat, lines)
 
     def leave(self) -> None:
-        """Says goodbye, and waits for the others to."""
-        for line in self.lines.values():
-            _say(line, bye=True)
+        """Says goodbye, and waits for all to: the first process says it last."""
+        if self.seat.process != 0:
+            self._tell(bye=True)
         if not self.left.wait(PATIENCE):
             self.end(AGAIN, f"not all processes came to their end in {PATIENCE:.0f} s")
+        if self.seat.process == 0:
+            self._tell(bye=True)
 
     def end(self, status: int, why: str) -> NoReturn:
         """Ends this process, and with it the others, who will tell why."""
         with self.ending:
-            for line in self.lines.values():
-                _say(line, why=why, status=status)
-            if self.seat.process == 0:  # it is the one whom jax's own service needs
-                self._empty()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+            self._exit(status, why)
+
+    def _exit(self, status: int, why: str) -> NoReturn:
+        self._tell(why=why, status=status)
+        if self.seat.process == 0:  # jax's service is in it, and is missed at once
+            self._empty()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    def _tell(self, **word: Any) -> None:
+        for line in self.lines.values():
+            _say(line, **word)
 
     def _watch(self) -> None:
         """Until all have said goodbye, or one has not."""
@@ -123,10 +129,11 @@ class Lobby:
                     gone.add(guest)
         self.left.set()
 
-    def _lost(self, guest: Guest, word: dict[str, Any]) -> None:
-        why = word.get("why", f"{guest} is gone")
-        print(f"error: {why}", file=sys.stderr)
-        self.end(word.get("status", AGAIN), why)
+    def _lost(self, guest: Guest, word: dict[str, Any]) -> NoReturn:
+        with self.ending:  # one that ends for a reason of its own hears no other
+            why = word.get("why", f"{guest} is gone")
+            print(f"error: {why}", file=sys.stderr)
+            self._exit(word.get("status", AGAIN), why)
 
     def _empty(self) -> None:
         """Waits until the others have ended."""
@@ -152,14 +159,20 @@ def _receive(me: Guest, address: str, seconds: float) -> dict[Guest, socket.sock
                 fault = (AGAIN, _missing([me, *lines], seconds))
                 break
             line.settimeout(HELLO)
-            with contextlib.suppress(TypeError):  # a stranger
+            try:
                 guest = Guest(**_hear(line))
-                fault = _unlike([me, *lines], guest)
-                lines[guest] = line
+            except TypeError:  # a stranger
+                line.close()
+                continue
+            fault = _unlike([me, *lines], guest)
+            lines[guest] = line
     for line in lines.values():
         line.settimeout(None)
         _say(line, me=asdict(me), fault=fault)
-    _raise(fault)
+        if fault:
+            line.close()
+    if fault:
+        raise _error(*fault)
     return lines
 
 
@@ -167,17 +180,14 @@ def _arrive(me: Guest, address: str, seconds: float) -> dict[Guest, socket.socke
     """The line to the first process, once it says that all are there."""
     late = time.monotonic() + seconds
     while True:
-        error = "it hung up"
         try:
             line = socket.create_connection(_parted(address), timeout=seconds)
-            line.settimeout(None)
-            _keep_alive(line)
-            _say(line, **asdict(me))
-            if word := _hear(line):
-                _raise(word["fault"])
-                return {Guest(**word["me"]): line}
         except OSError as failed:
             error = failed.strerror or f"{failed}"
+        else:
+            if first := _welcomed(me, line):
+                return {first: line}
+            error = "it hung up"
         if time.monotonic() > late:
             raise LostError(
                 f"process {me.process} cannot reach process 0 at {address} in"
@@ -185,6 +195,22 @@ def _arrive(me: Guest, address: str, seconds: float) -> dict[Guest, socket.socke
                 " connect to it?"
             )
         time.sleep(PAUSE)
+
+
+def _welcomed(me: Guest, line: socket.socket) -> Guest | None:
+    """The first process, once it says that all are there; None if it is not one."""
+    with contextlib.ExitStack() as closing:
+        closing.enter_context(line)
+        line.settimeout(None)
+        _keep_alive(line)
+        _say(line, **asdict(me))
+        word = _hear(line)
+        if not word:
+            return None
+        if word["fault"]:
+            raise _error(*word["fault"])
+        closing.pop_all()
+        return Guest(**word["me"])
 
 
 def _missing(there: list[Guest], seconds: float) -> str:
@@ -218,10 +244,8 @@ def _unlike(there: list[Guest], guest: Guest) -> tuple[int, str] | None:
     return None
 
 
-def _raise(fault: tuple[int, str] | None) -> None:
-    if fault:
-        status, why = fault
-        raise LostError(why) if status == AGAIN else SeatError(why)
+def _error(status: int, why: str) -> Exception:
+    return LostError(why) if status == AGAIN else SeatError(why)
 
 
 def _parted(address: str) -> tuple[str, int]:

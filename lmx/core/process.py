@@ -67,18 +67,23 @@ def seat(
 
 @contextlib.contextmanager
 def joined(
-    seat: Seat | None, facts: Mapping[str, str], refusals: type[Exception]
+    seat: Seat | None,
+    facts: Mapping[str, str],
+    seconds: float,
+    *,
+    refusals: type[Exception],
 ) -> Iterator[None]:
     """Inside, this is one of many processes, if it has a seat among them.
 
-    `facts` must be the same in all. Raises LostError if one does not come. What is
-    raised inside ends all processes: with 2 if it is one of `refusals`, with 1 if not.
-    Where a process is gone, all exit with 75.
+    `facts` must be the same in all, or SeatError is raised; LostError if one does not
+    come within so many seconds. What is raised inside ends all processes: with 2 if it
+    is one of `refusals`, with 1 if not. Where a process is gone, all exit with 75.
     """
     if seat is None:
         yield
         return
-    lobby = Lobby.enter(seat, {"lmx": source(), "jax": jax.__version__, **facts})
+    facts = {"lmx": source(), "jax": jax.__version__, **facts}
+    lobby = Lobby.enter(seat, facts, seconds)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
     jax.distributed.initialize(
         seat.coordinator,
