@@ -20,7 +20,10 @@ Language models in JAX. An experiment is a page of settings, a run is a folder.
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Runs one verb and exits: 0 done, 1 no, 2 wrong words, 130 Ctrl-C, 143 SIGTERM."""
+    """Runs one verb and exits.
+
+    0: done, 1: no, 2: wrong words, 75: try again, 130: Ctrl-C, 143: SIGTERM.
+    """
     parser = argparse.ArgumentParser(
         prog="lmx",
         description=_ABOUT,

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
+from jax.experimental import multihost_utils
 
 from lmx.core.lobby import AGAIN, PATIENCE, Lobby, LostError, Seat, SeatError
 
@@ -146,6 +148,11 @@ def from_first(ask: Callable[[], T]) -> T:
         return json.loads(_client().blocking_key_value_get(key, int(SLOW * 1000)))
     except jax.errors.JaxRuntimeError as error:
         raise LostError(f"process 0 says nothing for {SLOW:.0f} s: {error}") from None
+
+
+def whole(x: jax.Array) -> np.ndarray:
+    """The numbers of an array, wherever they are; all processes must ask for them."""
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def ahead() -> int:
