@@ -20,16 +20,19 @@ bits; with another mesh too. Ctrl-C saves first.
   lmx train experiments/shakespeare_char.gin Text.path=input.txt --run runs/bard
   lmx config show experiments/quickstart.gin       what can be set, and how it is
 
-Several machines train one run if each starts the same command, the run's folder being
-on a disk that all share. Under SLURM, on a TPU pod and in an indexed Job of Kubernetes
-(GKE) they find one another; elsewhere say who is who:
+Many processes train one run if each is started with the same command, the run's folder
+being on a disk that all share. SLURM, TPU pods and Kubernetes tell them of one another
+(outside TPU nodes, that takes `pip install "jax[k8s]"`); elsewhere say who is who:
 
-  srun -N 4 --ntasks-per-node=1 lmx train X.gin Mesh.fsdp=8 --run /shared/runs/x
-  gcloud compute tpus tpu-vm ssh POD --worker=all --command="lmx train X.gin --run ..."
-  lmx train X.gin --run ... --processes 2 --process 0 --coordinator node1:4321
-  lmx train X.gin --run ... --processes 2 --process 1 --coordinator node1:4321
+  SLURM   srun -N 4 --ntasks-per-node=1 lmx train X.gin Mesh.fsdp=8 --run /shared/x
+  TPU     gcloud compute tpus tpu-vm ssh POD --worker=all --command="lmx train ..."
+  GKE     a Job with completionMode: Indexed, parallelism and completions: 4, and
+          command: [lmx, train, X.gin, --run, /shared/x]
+  flags   lmx train X.gin --processes 2 --process 0 --coordinator node1:4321
+          lmx train X.gin --processes 2 --process 1 --coordinator node1:4321
 
-The first process writes, and shows how far it is. If one is lost, all exit with 75.
+None starts before all are there. The first writes, and shows how far it is; a signal
+to one stops all; if one is lost, the others exit with 75.
 """
 
 

@@ -181,7 +181,8 @@ def _arrive(me: Guest, address: str, seconds: float) -> dict[Guest, socket.socke
     late = time.monotonic() + seconds
     while True:
         try:
-            line = socket.create_connection(_parted(address), timeout=seconds)
+            left = max(late - time.monotonic(), PAUSE)
+            line = socket.create_connection(_parted(address), timeout=left)
         except OSError as failed:
             error = failed.strerror or f"{failed}"
         else:

@@ -86,15 +86,15 @@ def joined(
         return
     facts = {"lmx": source(), "jax": jax.__version__, **facts}
     lobby = Lobby.enter(seat, facts, seconds)
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
-    jax.distributed.initialize(
-        seat.coordinator,
-        seat.processes,
-        seat.process,
-        seat.devices,
-        initialization_timeout=int(PATIENCE),
-    )
     try:
+        jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM
+        jax.distributed.initialize(
+            seat.coordinator,
+            seat.processes,
+            seat.process,
+            seat.devices,
+            initialization_timeout=int(PATIENCE),
+        )
         yield
     except BaseException as error:
         _end(lobby, seat, error, refusals)

@@ -26,7 +26,7 @@ from tests.train.conftest import FLOAT64, PAGE, VARIANTS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0  # seconds, on a machine that has much else to do
-LONG = ["Experiment.steps=60", "Save.every=50"]
+LONG = ["Experiment.steps=100"]
 EVALUATE = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@Echo()"]
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 GLOO = ("[Gloo] ", "I0000", "W0000")  # what C++ says of itself
@@ -163,8 +163,7 @@ def test_two_processes_train_and_evaluate_as_one_does(work, alone):
 def test_a_process_reads_its_own_rows_and_no_others(work):
     shutil.copy(PAGE.with_name("asked.py"), work)
     words = ["Experiment.data=@Asked()", "Asked.source=@Echo()", "Asked.folder=."]
-    mesh = ["Mesh.data=2", "Mesh.tensor=1"]
-    run = ["tiny.gin", *words, *mesh, "--import", "asked", "--run", "run"]
+    run = ["tiny.gin", *words, "Mesh.data=2", "--import", "asked", "--run", "run"]
     Group(work, run, 2).done()
     for process, own in enumerate(["0 4", "4 8"]):
         asked = (work / str(process)).read_text().splitlines()
@@ -184,7 +183,7 @@ def test_many_processes_train_as_one_does(work, alone, case):
 
 @pytest.mark.processes
 def test_a_signal_to_one_of_four_stops_all_and_two_or_one_go_on(work, alone):
-    words = ["tiny.gin", *LONG, *FLOAT64, "--run", "run"]
+    words = ["tiny.gin", *LONG, "Save.every=90", *FLOAT64, "--run", "run"]
     group = Group(work, [*words, "Mesh.fsdp=2", "Mesh.tensor=2"], 4)
     group.reach(work / "run", 5)
     group.members[2].send_signal(signal.SIGTERM)
