@@ -151,22 +151,29 @@ def check_trained(work, alone, processes, devices, mesh, kind, dtype, *words):
     check_same(work / "run", alone(*told), CLOSE[dtype])
 
 
-def test_two_processes_train_and_evaluate_as_one_does(work, alone):
-    check_trained(work, alone, 2, 2, "fsdp=2 x tensor=2", "dense", "float64", *EVALUATE)
-    assert [row["step"] for row in rows(work / "run") if "validation/nats" in row] == [
-        10
-    ]
-    assert json.loads((work / "run" / "card.json").read_text())["final"]
-    assert Checkpoints(work / "run" / "checkpoints", 2).steps() == [8, 10]
-
-
-def test_a_process_reads_its_own_rows_and_no_others(work):
-    shutil.copy(PAGE.with_name("asked.py"), work)
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Where two processes have trained, and noted which rows they asked for."""
+    work = tmp_path_factory.mktemp("pair")
+    for file in (PAGE, PAGE.with_name("asked.py")):
+        shutil.copy(file, work)
     words = ["Experiment.data=@Asked()", "Asked.source=@Echo()", "Asked.folder=."]
-    run = ["tiny.gin", *words, "Mesh.data=2", "--import", "asked", "--run", "run"]
-    Group(work, run, 2).done()
+    run = ["tiny.gin", *words, *FLOAT64, *EVALUATE, "Mesh.fsdp=2", "Mesh.tensor=2"]
+    Group(work, [*run, "--import", "asked", "--run", "run"], 2, devices=2).done()
+    return work
+
+
+def test_two_processes_train_and_evaluate_as_one_does(pair, alone):
+    run = pair / "run"
+    check_same(run, alone(*FLOAT64, *EVALUATE), CLOSE["float64"])
+    assert [row["step"] for row in rows(run) if "validation/nats" in row] == [10]
+    assert json.loads((run / "card.json").read_text())["final"]
+    assert Checkpoints(run / "checkpoints", 2).steps() == [8, 10]
+
+
+def test_a_process_reads_its_own_rows_and_no_others(pair):
     for process, own in enumerate(["0 4", "4 8"]):
-        asked = (work / str(process)).read_text().splitlines()
+        asked = (pair / str(process)).read_text().splitlines()
         assert asked[0] == "0 0 1"  # one row, to know the shapes
         assert sorted(asked[1:], key=lambda line: int(line.split()[0])) == [
             f"{step} {own}" for step in range(10)
