@@ -1,0 +1,27 @@
+"""`lmx data`: from text to tokens that can be read, one file for each group of verbs."""
+
+import argparse
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from lmx.cli.config import Words
+
+_ABOUT = """\
+Prepares text for training. Nothing that is read is ever changed: what a verb makes has
+a place of its own.
+"""
+_MODULES: Sequence[ModuleType] = ()
+
+
+def add(parsers: Any) -> None:
+    """Adds the verb `data` to what `ArgumentParser.add_subparsers` returned."""
+    parser = parsers.add_parser(
+        "data",
+        help="from text to tokens that can be read",
+        description=_ABOUT + "".join(f"\n{module.EXAMPLES}" for module in _MODULES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=Words)
+    for module in _MODULES:
+        module.add(verbs)
