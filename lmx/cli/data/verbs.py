@@ -1,4 +1,4 @@
-"""`lmx data`: from text to tokens that can be read, one file for each group of verbs."""
+"""`lmx data`: from text to tokens that can be read, by groups of verbs."""
 
 import argparse
 from collections.abc import Sequence
