@@ -6,12 +6,13 @@ from types import ModuleType
 from typing import Any
 
 from lmx.cli.config import Words
+from lmx.cli.data import build
 
 _ABOUT = """\
 Prepares text for training. Nothing that is read is ever changed: what a verb makes has
 a place of its own.
 """
-_MODULES: Sequence[ModuleType] = ()
+_MODULES: Sequence[ModuleType] = (build,)
 
 
 def add(parsers: Any) -> None:
@@ -19,7 +20,7 @@ def add(parsers: Any) -> None:
     parser = parsers.add_parser(
         "data",
         help="from text to tokens that can be read",
-        description=_ABOUT + "".join(f"\n{module.EXAMPLES}" for module in _MODULES),
+        description=_ABOUT + "\n" + "".join(module.EXAMPLES for module in _MODULES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=Words)
