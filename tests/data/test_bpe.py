@@ -16,8 +16,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from lmx.config.names import ConfigError
 from lmx.data.bpe import ALPHABET, encoded, learned
-from lmx.data.corpus import Tail, Text
-from lmx.data.stdlib import Stdlib
+from lmx.data.corpora.corpus import Tail
+from lmx.data.corpora.stdlib import Stdlib
+from lmx.data.corpora.text import Text
 from lmx.data.tokenizers.codec import load
 from lmx.data.tokenizers.fast import LETTERS
 from lmx.data.tokenizers.given import Ranks

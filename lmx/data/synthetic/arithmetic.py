@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from lmx.config.names import ConfigError, configurable
-from lmx.data.corpus import Split, check_fraction
+from lmx.data.corpora.corpus import Split, check_fraction
 from lmx.data.keyed import Purpose, below, hashed, permuted
 from lmx.data.synthetic.made import Made
 

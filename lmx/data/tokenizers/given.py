@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmx.config.names import ConfigError, Execution, configurable
-from lmx.data.corpus import Corpus
+from lmx.data.corpora.corpus import Corpus
 from lmx.data.tokenizers.codec import DESCRIPTION, FOLDER, MODEL, Codec, Tokenizer, load
 from lmx.data.tokenizers.fast import FAST, FastCodec
 from lmx.data.tokenizers.file import SENTENCE, FileCodec, SentenceCodec

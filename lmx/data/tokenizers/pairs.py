@@ -16,8 +16,8 @@ from jaxtyping import Int32
 from lmx.config.names import ConfigError, configurable
 from lmx.data.bpe import Learned, Merge, Pair, encoded, learned
 from lmx.data.cache import cache_folder, write_whole
-from lmx.data.corpus import Corpus
-from lmx.data.progress import say, watched
+from lmx.data.corpora.corpus import Corpus
+from lmx.data.progress import say
 from lmx.data.tokenizers.codec import BYTES, Tokenizer, utf8
 from lmx.data.tokenizers.fast import FAST, LETTERS
 from lmx.data.tokenizers.file import FileCodec, content
@@ -61,6 +61,10 @@ class PairCodec(FileCodec):
             return encoded([self._bytes[byte] for byte in said], self.merges)
 
         return tokens_of
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the words that this process remembers."""
+        return {k: v for k, v in self.__dict__.items() if k != "_tokens_of"}
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
         utf8(text)
@@ -118,7 +122,7 @@ class BytePairs(Tokenizer):
         began = time.monotonic()
         cut = cutter(self.words)
         words = Counter[str]()
-        for document in watched(corpus.documents("train"), "counting words"):
+        for document in corpus.documents("train"):
             utf8(document.text)
             words.update(cut.findall(document.text))
         say(f"learning {self.vocab} byte pairs from {len(words):,} different words")
