@@ -53,6 +53,7 @@ class Given(Tokenizer):
         return codec
 
     def _file(self, path: Path) -> FileCodec:
+        file = _read(path)
         kinds = {".json": (FAST, FastCodec), ".model": (SENTENCE, SentenceCodec)}
         if path.suffix not in kinds:
             raise ConfigError(
@@ -60,7 +61,7 @@ class Given(Tokenizer):
                 " ranks, .tiktoken, is @Ranks()."
             )
         name, kind = kinds[path.suffix]
-        files = {name: _read(path)}
+        files = {name: file}
         plain = kind(files=files)
         begin = next(iter(plain.prefix), None)
         if self.begin is not None:
