@@ -144,8 +144,8 @@ def test_it_is_so_on_any_mesh(sizes, kind, dtype):
 
 
 def moved(program, how):
-    """How many numbers each such collective of the layer's own hands a device."""
-    found = re.findall(rf"= (.*) {how}\(.*/shard_map/", program.as_text())
+    """How many numbers each such collective of a program hands a device."""
+    found = re.findall(rf"= (.*) {how}\(", program.as_text())
     return [
         sum(math.prod(map(int, re.findall(r"\d+", size))) for size in sizes)
         for sizes in (re.findall(r"\w+\[([\d,]+)\]", shapes) for shapes in found)
@@ -157,7 +157,8 @@ def test_tokens_go_to_experts_and_not_to_everyone():
         program, _ = compiled(dispatched, "top 2", "float64", "expert=8")
     room = 8 * T * D  # for the row of every device, which may choose the same expert
     assert moved(program, "all-to-all") == [room] * 4  # forth, back, and gradients
-    assert moved(program, "all-gather") == [8 * E]  # how many rows each has for whom
+    router, counts = D * E, 8 * E
+    assert sorted(moved(program, "all-gather")) == [router, counts]
 
 
 @pytest.mark.nightly
