@@ -52,13 +52,25 @@ def _as(spread: Spread | None) -> Iterator[None]:
         _SPREAD.reset(token)
 
 
-def axes(letter: str) -> tuple[str, ...]:
-    """The mesh axes, longer than one, that split a dimension of this letter."""
+def platform() -> str:
+    """What runs the program: "cpu", "gpu" or "tpu"."""
+    here = _SPREAD.get()
+    if here is None or not isinstance(here.mesh, jax.sharding.Mesh):
+        return jax.default_backend()
+    return here.mesh.devices.flat[0].platform
+
+
+def axes(letter: str, of: str = "") -> tuple[str, ...]:
+    """The mesh axes, longer than one, that split a dimension of this letter.
+
+    Those that are left to it in an array `of` these letters.
+    """
     here = _SPREAD.get()
     if here is None:
         return ()
-    wanted = here.rules.get(dims.LOGICAL[letter], ())
-    return tuple(axis for axis in wanted if here.mesh.shape[axis] > 1)
+    of = of or letter
+    found = _unsized(of, here)[of.index(letter)]
+    return (found,) if isinstance(found, str) else found or ()
 
 
 def kept(x: Shaped[Array, "*dims"], letters: str) -> Shaped[Array, "*dims"]:
@@ -71,13 +83,18 @@ def kept(x: Shaped[Array, "*dims"], letters: str) -> Shaped[Array, "*dims"]:
 
 
 def by_device(
-    fn: Callable[..., Any], inputs: Sequence[str], outputs: Sequence[str] | str
+    fn: Callable[..., Any],
+    inputs: Sequence[str],
+    outputs: Sequence[str] | str,
+    *,
+    typed: bool = True,
 ) -> Callable[..., Any]:
     """`fn` as the program of one device, on its share of arrays of these letters.
 
     Within it collectives go by the names that `axes` gives, and nothing is split
     further: `kept` and `by_device` do nothing. An input of no letters ("") is whole on
-    every device.
+    every device. A program is `typed` if JAX can tell over which mesh axes a result
+    differs, and so check outputs for it; within a Pallas kernel it cannot.
     """
     here = _SPREAD.get()
     if here is None or here.mesh.size == 1:
@@ -97,6 +114,7 @@ def by_device(
             mesh=here.mesh,
             in_specs=tuple(splits),
             out_specs=jax.tree.map(lambda x: _unsized(x, here), outputs),
+            check_vma=typed,
         )(*args)
 
     return call

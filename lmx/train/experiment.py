@@ -86,10 +86,11 @@ class Experiment:
         recipe = Recipe(graph, self.loss, optimizer, rate, self.seed, self.microbatches)
         batch = shaped(data)
         self._check_parts(data.batch, mesh, rules)
-        jax.eval_shape(partial(train_step, recipe), state, batch)
+        take = spread.traced_for(mesh, rules, partial(train_step, recipe))
+        jax.eval_shape(take, state, batch)
         rows = rows_sharding(batch, mesh, rules)
         step = jax.jit(
-            spread.traced_for(mesh, rules, partial(train_step, recipe)),
+            take,
             in_shardings=(places, rows),
             out_shardings=(places, NamedSharding(mesh, PartitionSpec())),
             donate_argnums=0,

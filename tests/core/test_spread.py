@@ -29,6 +29,27 @@ def test_a_letter_is_split_over_the_axes_longer_than_one_that_its_rule_names():
     assert spread.axes("B") == ()  # outside, nothing is split
 
 
+def test_an_axis_is_left_to_the_first_letter_of_an_array_that_asks_for_it():
+    found = {}
+
+    def fn(x):
+        found.update({of: spread.axes("D", of=of) for of in ("D", "EDF", "BTD")})
+        return x
+
+    mesh = Mesh(data=2, fsdp=2, expert=2).over(jax.devices(), RULES)
+    jax.jit(spread.traced_for(mesh, RULES, fn))(0.0)
+    assert found == {"D": ("fsdp", "expert"), "EDF": ("fsdp",), "BTD": ()}
+
+
+def test_a_program_is_for_the_devices_of_its_mesh():
+    class Far:
+        id, platform = 0, "tpu"
+
+    far = jax.sharding.Mesh(np.array([Far()]), ("data",))
+    asked = spread.traced_for(far, RULES, spread.platform)
+    assert (asked(), spread.platform()) == ("tpu", "cpu")
+
+
 def test_what_is_kept_lies_as_its_letters_say_and_is_the_same():
     kept = traced(lambda x: spread.kept(x + 1, "BTN"))(ROWS)
     assert kept.sharding.spec == PartitionSpec("data", "context", "tensor")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.core import rng
+from lmx.core import rng, spread
 from lmx.core.sharding import RULES, Mesh
 from lmx.data.batches import Batch
 from lmx.train.run import rows_sharding
@@ -20,7 +20,7 @@ from lmx.train.step import Recipe, accumulated
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-T, V, DOCUMENTS = 16, 8, 16
+T, V, DOCUMENTS = 16, 8, 128  # rows enough for 8 devices in each of 8 parts
 ALL = list(
     itertools.product(("moe", "sigmoid"), ("packed", "padded"), (1, 2, 8), (1, 2, 8))
 )
@@ -82,8 +82,8 @@ def sums_of(tiny):
         keys = rng.fold(0, 0, "dropout", len(batch.tokens))
         mesh = Mesh(data=width).over(jax.devices(), RULES)
         rows = rows_sharding(batch, mesh, RULES)
-        take = jax.jit(functools.partial(accumulated, recipe))
-        return jax.device_get(take(params, jax.device_put(batch, rows), keys))
+        take = spread.traced_for(mesh, RULES, functools.partial(accumulated, recipe))
+        return jax.device_get(jax.jit(take)(params, jax.device_put(batch, rows), keys))
 
     return sums_of
 

@@ -114,3 +114,26 @@ def test_many_devices_agree_with_one_to_1e_4_in_float32(numbers_of, mesh, kind, 
     alone = numbers_of("data=1", kind, (), "float32")
     found = numbers_of(mesh, kind, said, "float32")
     np.testing.assert_allclose(found, alone, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("choice", "said", "instead"),
+    [
+        ("exchange=@Ragged()", "exchange Ragged does not run on cpu", "@Padded()"),
+        (
+            "product=@Megablox()",
+            "product Megablox runs on TPUs and this",
+            "@RaggedDot()",
+        ),
+    ],
+)
+def test_a_program_for_other_devices_is_refused_by_name_at_start(
+    tiny, choice, said, instead
+):
+    other = tiny(
+        "Mesh.expert=2", "MoE.dispatch=@Dropless()", f"Dropless.{choice}", kind="moe"
+    )
+    with pytest.raises(ValueError, match=said) as caught:
+        other.build().open()
+    assert instead in str(caught.value)
+    assert other.run_id() == tiny("MoE.dispatch=@Dropless()", kind="moe").run_id()

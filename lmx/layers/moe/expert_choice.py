@@ -14,7 +14,7 @@ from lmx.core.precision import widened
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
 from lmx.layers.mlp import FeedForward
-from lmx.layers.moe.dispatch import capacities
+from lmx.layers.moe.capacity import capacities
 from lmx.layers.moe.experts import Experts
 from lmx.layers.moe.router import check_choices
 
@@ -52,7 +52,7 @@ class ExpertChoice(Experts):
         taken_BEMT = best_tokens(probs_BTE, segments > 0, self.share).astype(x.dtype)
         x_EBMD = jnp.einsum("BEMT,BTD->EBMD", taken_BEMT, x)
         x_EMD = rearrange(x_EBMD, "E B M D -> E (B M) D")
-        y_EMD = self.answer(x_EMD, jnp.matmul)
+        y_EMD = self.answer(x_EMD, jnp.matmul, self.weights(x.dtype))
         y_EBMD = rearrange(y_EMD, "E (B M) D -> E B M D", B=len(x))
         weights_BEM = jnp.einsum("BEMT,BTE->BEM", taken_BEMT, probs_BTE.astype(x.dtype))
         return jnp.einsum("BEMT,EBMD,BEM->BTD", taken_BEMT, y_EBMD, weights_BEM), {}

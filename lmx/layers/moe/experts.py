@@ -1,7 +1,8 @@
 """The feed-forward layers that tokens are shared out among."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ from jaxtyping import Array, Float, Int
 from lmx.core.mean import Aux
 from lmx.layers.init import Init
 from lmx.layers.mlp import FeedForward
-from lmx.layers.moe.dispatch import Dot
+
+Dot = Callable[[Array, Array], Array]  # of rows and E matrices: each row with its own
+Weights = Mapping[str, Array]
 
 
 def swiglu(
@@ -41,7 +44,10 @@ class Experts(FeedForward):
     Attributes:
         shared: what every token meets beside the experts it is routed to. Dai et al.
             2024, arXiv:2401.06066, section 3.2.
+        letters: of what each expert has its own of.
     """
+
+    letters: ClassVar[Mapping[str, str]] = {"gate": "EDF", "up": "EDF", "down": "EFD"}
 
     def __init__(
         self,
@@ -73,10 +79,19 @@ class Experts(FeedForward):
             y_BTD, aux = y_BTD + always_BTD, {**aux, **more}
         return y_BTD, aux
 
-    def answer(self, x: Float[Array, "*rows D"], dot: Dot) -> Float[Array, "*rows D"]:
-        """What each row's expert makes of it, where `dot` knows whose it is."""
-        gate, up = (self.project(name, x, dot) for name in ("gate", "up"))
-        return self.project("down", self.joined(gate, up), dot)
+    def weights(self, dtype: jnp.dtype) -> Weights:
+        """What each expert has its own of, by name."""
+        return {name: getattr(self, name)[...].astype(dtype) for name in self.letters}
+
+    def answer(
+        self, x: Float[Array, "*rows D"], dot: Dot, weights: Weights
+    ) -> Float[Array, "*rows D"]:
+        """What each row's expert makes of it, where `dot` knows whose it is.
+
+        With a share of the weights along F, it is a share of that: they add up.
+        """
+        gate, up = (self.project(name, x, dot, weights) for name in ("gate", "up"))
+        return self.project("down", self.joined(gate, up), dot, weights)
 
     def joined(
         self, gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
@@ -85,7 +100,7 @@ class Experts(FeedForward):
         return swiglu(gate, up)
 
     def project(
-        self, name: str, x: Float[Array, "*rows _"], dot: Dot
+        self, name: str, x: Float[Array, "*rows _"], dot: Dot, weights: Weights
     ) -> Float[Array, "*rows _"]:
         """Each row times its expert's matrix of that name."""
-        return dot(x, getattr(self, name)[...].astype(x.dtype))
+        return dot(x, weights[name])

@@ -9,8 +9,9 @@ from lmx.config.names import configurable
 from lmx.core.mean import Aux
 from lmx.layers.init import Init
 from lmx.layers.mlp import FeedForward
-from lmx.layers.moe.dispatch import Capacity, Dot, Dropless
-from lmx.layers.moe.experts import Experts, clamped_swiglu
+from lmx.layers.moe.capacity import Capacity
+from lmx.layers.moe.dropless import Dropless
+from lmx.layers.moe.experts import Dot, Experts, Weights, clamped_swiglu
 from lmx.layers.moe.router import Router
 
 
@@ -38,8 +39,7 @@ class MoE(Experts):
         self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
         routing, aux = self.router(x, segments)
-        count = self.gate.shape[0]
-        y_BTD, more = self.dispatch(x, segments > 0, routing, count, self.answer)
+        y_BTD, more = self.dispatch(x, segments > 0, routing, self)
         return y_BTD, {**aux, **more}
 
 
@@ -50,6 +50,8 @@ class ClampedMoE(MoE):
     Attributes:
         limit, slope: of `clamped_swiglu`, by default as in the released code.
     """
+
+    letters = {**MoE.letters, "gate_b": "EF", "up_b": "EF", "down_b": "ED"}
 
     def __init__(
         self,
@@ -85,8 +87,7 @@ class ClampedMoE(MoE):
         return clamped_swiglu(gate, up, self.limit, self.slope)
 
     def project(
-        self, name: str, x: Float[Array, "*rows _"], dot: Dot
+        self, name: str, x: Float[Array, "*rows _"], dot: Dot, weights: Weights
     ) -> Float[Array, "*rows _"]:
-        offset_E1F = getattr(self, f"{name}_b")[...].astype(x.dtype)[:, None]
-        ones = jnp.ones_like(x[..., :1])
-        return super().project(name, x, dot) + dot(ones, offset_E1F)
+        ones, offset_E1F = jnp.ones_like(x[..., :1]), weights[f"{name}_b"][:, None]
+        return super().project(name, x, dot, weights) + dot(ones, offset_E1F)

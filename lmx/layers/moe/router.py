@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from lmx.config.names import configurable
+from lmx.core import spread
 from lmx.core.mean import Aux
 from lmx.core.precision import widened
 from lmx.layers.init import Init
@@ -52,6 +53,9 @@ def in_best_groups(
 class Router(nnx.Module):
     """Anything that lets each token choose its experts.
 
+    A device chooses for its own tokens, with the scores of all experts (letter C: what
+    can be chosen is never split), since XLA would gather every token's for `top_k`.
+
     Attributes:
         choices: experts per token.
     """
@@ -90,7 +94,8 @@ class TopK(Router):
         self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Routing, Aux]:
         logits_BTE = self.score(widened(x))
-        routing = self.route(logits_BTE)
+        choose = spread.by_device(self.route, ["BTC"], "BTC")
+        routing = choose(logits_BTE)
         probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
         return routing, {
             "balance": balance(probs_BTE, routing.experts, segments),
@@ -151,9 +156,10 @@ class Sigmoid(Router):
     ) -> tuple[Routing, Aux]:
         scores_BTE = jax.nn.sigmoid(self.score(widened(x)))
         bias_E = self.bias[...]
-        routing = self.route(scores_BTE, bias_E)
+        choose = spread.by_device(self.route, ["BTC", ""], "BTC")
+        routing = choose(scores_BTE, bias_E)
         probs_BTE = scores_BTE / scores_BTE.sum(axis=-1, keepdims=True)
-        best_BTC = jax.lax.top_k(scores_BTE, self.choices)[1]
+        best_BTC = spread.by_device(self.best, ["BTC"], "BTC")(scores_BTE)
         return routing, {
             "balance": balance(probs_BTE, best_BTC, segments),
             "load": load(bias_E, routing.experts, segments > 0),
@@ -165,9 +171,13 @@ class Sigmoid(Router):
         if self.group_choices < self.groups:
             kept_BTE = in_best_groups(biased_BTE, self.groups, self.group_choices)
             biased_BTE = jnp.where(kept_BTE, biased_BTE, -jnp.inf)
-        experts_BTC = jax.lax.top_k(biased_BTE, self.choices)[1]
+        experts_BTC = self.best(biased_BTE)
         scores_BTC = jnp.take_along_axis(scores, experts_BTC, axis=-1)
         return Routing(experts_BTC, self.weights(scores_BTC) * self.scale)
+
+    def best(self, scores: Float[Array, "B T E"]) -> Int[Array, "B T C"]:
+        """Those of the highest scores."""
+        return jax.lax.top_k(scores, self.choices)[1]
 
     def weights(self, scores: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
         """What the scores of the chosen weigh."""

@@ -3,6 +3,10 @@
 Forward and gradient, on one device and with the experts on several.
 """
 
+import functools
+import itertools
+import math
+import re
 from functools import partial
 
 import chex
@@ -11,8 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 
-from lmx.core.sharding import RULES, Mesh, shardings
+from lmx.config.names import ConfigError
+from lmx.core import spread
+from lmx.core.sharding import RULES, Mesh, shardings, spec
 from lmx.layers.init import FanIn, Init
 from lmx.layers.mlp import SwiGLU
 from lmx.layers.moe.layer import ClampedMoE, MoE
@@ -32,7 +39,19 @@ KINDS = {
     ),
 }
 EXACT = {"float32": 1e-5, "float64": 1e-10}
-MESHES = [dict(expert=8), dict(fsdp=2, expert=4), dict(data=2, expert=2, tensor=2)]
+BY_DAY = [
+    ("expert=8", "top 2", "float64"),
+    ("fsdp=2 x expert=2 x tensor=2", "clamped", "float64"),
+    ("data=2 x expert=2 x context=2", "sigmoid and shared", "float32"),
+]
+MESHES = """data=8|fsdp=8|expert=2|expert=4|expert=8|data=2 x expert=4|fsdp=2 x expert=4
+expert=4 x tensor=2|expert=4 x context=2|data=2 x expert=2 x tensor=2
+fsdp=2 x expert=2 x tensor=2|data=2 x expert=2 x context=2""".replace("\n", "|")
+CASES = BY_DAY + [
+    pytest.param(*case, marks=pytest.mark.nightly)
+    for case in itertools.product(MESHES.split("|"), KINDS, EXACT)
+    if case not in BY_DAY
+]
 
 
 def dispatched(layer, x):
@@ -77,8 +96,9 @@ def made(kind, dtype):
     return nnx.split(layer)
 
 
-def found(take, kind, dtype, sizes=None):
-    """The answers and auxiliary losses, and the gradient of their weighted sum."""
+@functools.cache
+def compiled(take, kind, dtype, sizes="data=1"):
+    """A program of the answers, auxiliary losses and gradients, and what it takes."""
     graph, params = made(kind, dtype)
 
     def run(params, x):
@@ -88,14 +108,18 @@ def found(take, kind, dtype, sizes=None):
         return total, (y_BTD, aux)
 
     grad = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)
-    x = X.astype(dtype)
-    if sizes is None:
-        return jax.device_get(jax.jit(grad)(params, x))
-    mesh = Mesh(**{"data": 1} | sizes).over(jax.devices(), RULES)
-    places = shardings(params, mesh, RULES)
-    params = jax.device_put(params, places)
-    assert len(params["gate"][...].sharding.device_set) == 8
-    return jax.device_get(jax.jit(grad)(params, x))
+    axes = {a: int(n) for a, n in (part.split("=") for part in sizes.split(" x "))}
+    mesh = Mesh(**{"data": 1} | axes).over(jax.devices(), RULES)
+    params = jax.device_put(params, shardings(params, mesh, RULES))
+    assert len(params["gate"][...].sharding.device_set) == math.prod(axes.values())
+    rows = NamedSharding(mesh, spec(("batch", "length", "embed"), X.shape, mesh, RULES))
+    given = params, jax.device_put(X.astype(dtype), rows)
+    return jax.jit(spread.traced_for(mesh, RULES, grad)).lower(*given).compile(), given
+
+
+def found(take, kind, dtype, *sizes):
+    program, given = compiled(take, kind, dtype, *sizes)
+    return jax.device_get(program(*given))
 
 
 def close(some, others, dtype):
@@ -113,9 +137,52 @@ def test_dropless_is_all_experts_evaluated_and_the_chosen_selected(kind, dtype):
         close(found(dispatched, kind, dtype), found(dense, kind, dtype), dtype)
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
-@pytest.mark.parametrize("dtype", EXACT)
-def test_it_is_so_with_experts_on_eight_devices(sizes, dtype):
-    kind = "sigmoid and shared"
+@pytest.mark.parametrize(("sizes", "kind", "dtype"), CASES)
+def test_it_is_so_on_any_mesh(sizes, kind, dtype):
     with jax.enable_x64(dtype == "float64"):
         close(found(dispatched, kind, dtype, sizes), found(dense, kind, dtype), dtype)
+
+
+def moved(program, how):
+    """How many numbers each such collective of a program hands a device."""
+    found = re.findall(rf"= (.*) {how}\(", program.as_text())
+    return [
+        sum(math.prod(map(int, re.findall(r"\d+", size))) for size in sizes)
+        for sizes in (re.findall(r"\w+\[([\d,]+)\]", shapes) for shapes in found)
+    ]
+
+
+def test_tokens_go_to_experts_and_not_to_everyone():
+    with jax.enable_x64(True):
+        program, _ = compiled(dispatched, "top 2", "float64", "expert=8")
+    room = 8 * T * D  # for the row of every device, which may choose the same expert
+    assert moved(program, "all-to-all") == [room] * 4  # forth, back, and gradients
+    router, counts = D * E, 8 * E
+    assert sorted(moved(program, "all-gather")) == [router, counts]
+
+
+@pytest.mark.nightly
+def test_tokens_stay_where_every_device_has_all_experts():
+    with jax.enable_x64(True):
+        program, _ = compiled(dispatched, "top 2", "float64", "data=8")
+    assert not moved(program, "all-to-all")
+    assert not moved(program, "all-gather")
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        (dict(batch=("data",)), "rows are not split over axis 'expert'"),
+        (dict(mlp=("data",)), "rows are split over axis 'data' as the hidden"),
+        (dict(embed=("tensor",)), "weights cannot be split over ('tensor',) along"),
+    ],
+)
+def test_rules_under_which_tokens_cannot_meet_experts_are_refused(rules, said):
+    mesh = Mesh(data=2, expert=2, tensor=2).over(jax.devices(), RULES)
+    rules = dict(RULES) | rules
+    graph, params = made("top 2", "float32")
+    run = spread.traced_for(
+        mesh, rules, lambda params: dispatched(nnx.merge(graph, params), jnp.asarray(X))
+    )
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        jax.eval_shape(run, params)

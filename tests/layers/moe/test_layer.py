@@ -11,7 +11,7 @@ from flax import nnx
 
 from lmx.layers.linear import Affine
 from lmx.layers.mlp import SwiGLU
-from lmx.layers.moe.dispatch import Capacity
+from lmx.layers.moe.capacity import Capacity
 from lmx.layers.moe.expert_choice import ExpertChoice
 from lmx.layers.moe.layer import ClampedMoE, MoE
 from lmx.layers.moe.router import Sigmoid, Softmax, TopK

@@ -1,12 +1,9 @@
-"""How tokens come to the experts they chose, and the answers back."""
+"""Experts with room for some of the tokens that chose them: the others go without."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -14,46 +11,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lmx.config.names import ConfigError, configurable
 from lmx.core.mean import Aux, Mean
+from lmx.layers.moe.experts import Experts
 from lmx.layers.moe.loss import chosen
 from lmx.layers.moe.router import Routing
-
-Dot = Callable[[Array, Array], Array]  # of rows and E matrices: each row with its own
-Answer = Callable[[Array, Dot], Array]  # what experts make of rows
 
 
 def capacities(tokens: int, share: float) -> Int[np.ndarray, "counts"]:
     """The most tokens an expert takes of a row of 0, 1, ... `tokens` live ones."""
     rounding = 1e-9  # of n * share, which makes no room
     return np.array([math.ceil(n * share - rounding) for n in range(tokens + 1)])
-
-
-@configurable
-@dataclass(frozen=True, kw_only=True)
-class Dropless:
-    """Every token is answered by every expert it chose.
-
-    Tokens are sorted by expert and multiplied group by group, so that an overloaded
-    expert is slower but never lossy. Gale et al. 2022, arXiv:2211.15841.
-    """
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        live: Bool[Array, "B T"],
-        routing: Routing,
-        experts: int,
-        answer: Answer,
-    ) -> tuple[Float[Array, "B T D"], Aux]:
-        """The weighted sums of answers, and no auxiliary loss."""
-        del live
-        B, T, C = routing.experts.shape
-        expert_M = rearrange(routing.experts, "B T C -> (B T C)")
-        order_M = jnp.argsort(expert_M)
-        counts_E = jnp.bincount(expert_M, length=experts).astype("int32")
-        x_MD = rearrange(_for_each_choice(x, C), "B M D -> (B M) D")[order_M]
-        y_MD = answer(x_MD, partial(jax.lax.ragged_dot, group_sizes=counts_E))
-        y_BTCD = y_MD[jnp.argsort(order_M)].reshape(B, T, C, -1)
-        return _combined(y_BTCD, routing.weights), {}
 
 
 @configurable
@@ -77,23 +43,25 @@ class Capacity:
         x: Float[Array, "B T D"],
         live: Bool[Array, "B T"],
         routing: Routing,
-        experts: int,
-        answer: Answer,
+        experts: Experts,
     ) -> tuple[Float[Array, "B T D"], Aux]:
         """The weighted sums of answers, and "dropped"."""
         B, T, C = routing.experts.shape
-        room = np.minimum(capacities(T, self.factor * C / experts), T)
-        slots, kept_BTC = _slots(routing.experts, live, room, experts)
+        weights = experts.weights(x.dtype)
+        E = len(weights["gate"])
+        room = np.minimum(capacities(T, self.factor * C / E), T)
+        slots, kept_BTC = _slots(routing.experts, live, room, E)
         rows = jnp.broadcast_to(jnp.arange(B)[:, None], slots.shape)
-        sources = jnp.full((B, experts * room[-1]), T * C)
+        sources = jnp.full((B, E * room[-1]), T * C)
         sources = sources.at[rows, slots].set(jnp.arange(T * C), mode="drop")
-        x_BMD = _taken(_for_each_choice(x, C), sources)
-        x_EMD = rearrange(x_BMD, "B (E M) D -> E (B M) D", E=experts)
-        y_BMD = rearrange(answer(x_EMD, jnp.matmul), "E (B M) D -> B (E M) D", B=B)
+        x_BMD = _taken(for_each_choice(x, C), sources)
+        x_EMD = rearrange(x_BMD, "B (E M) D -> E (B M) D", E=E)
+        y_EMD = experts.answer(x_EMD, jnp.matmul, weights)
+        y_BMD = rearrange(y_EMD, "E (B M) D -> B (E M) D", B=B)
         y_BTCD = _taken(y_BMD, slots).reshape(B, T, C, -1)
         choices = live.sum().astype(routing.weights.dtype) * C
         dropped = Mean(choices - kept_BTC.sum(), choices)
-        return _combined(y_BTCD, routing.weights), {"dropped": dropped}
+        return combined(y_BTCD, routing.weights), {"dropped": dropped}
 
 
 def _slots(
@@ -114,7 +82,7 @@ def _slots(
     return rearrange(slots_BTC, "B T C -> B (T C)"), kept_BTC
 
 
-def _for_each_choice(x: Float[Array, "B T D"], choices: int) -> Float[Array, "B M D"]:
+def for_each_choice(x: Float[Array, "B T D"], choices: int) -> Float[Array, "B M D"]:
     """Every token as often as it chooses.
 
     Indexed once each, so that the gradient is an ordered sum: the same on any device.
@@ -129,7 +97,8 @@ def _taken(
     return jnp.take_along_axis(rows, at[:, :, None], 1, mode="fill", fill_value=0)
 
 
-def _combined(
+def combined(
     y: Float[Array, "B T C D"], weights: Float[Array, "B T C"]
 ) -> Float[Array, "B T D"]:
+    """The weighted sum of each token's answers, always in the same order."""
     return jnp.einsum("BTCD,BTC->BTD", y, weights.astype(y.dtype))

@@ -1,0 +1,182 @@
+"""Every token is answered by every expert it chose, wherever that one is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from lmx.config.names import ConfigError, Execution, configurable
+from lmx.core import spread
+from lmx.core.mean import Aux
+from lmx.layers.moe.capacity import combined, for_each_choice
+from lmx.layers.moe.exchange import Exchange, Padded, Way, fetched, sent
+from lmx.layers.moe.experts import Dot, Experts, Weights
+from lmx.layers.moe.product import Product, RaggedDot
+from lmx.layers.moe.router import Routing
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Dropless:
+    """Every token is answered by every expert it chose.
+
+    Tokens are sorted by expert and multiplied group by group, so that an overloaded
+    expert is slower but never lossy. Gale et al. 2022, arXiv:2211.15841. Each device
+    sorts its own; where experts are on several, `exchange` brings tokens to them.
+    """
+
+    exchange: Execution[Exchange] = Padded()
+    product: Execution[Product] = RaggedDot()
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        live: Bool[Array, "B T"],
+        routing: Routing,
+        experts: Experts,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """The weighted sums of answers, and no auxiliary loss."""
+        del live
+        split = Split.of(experts.letters)
+        self.product.check(x.dtype)
+        if split.experts:
+            self.exchange.check()
+        weights = experts.weights(x.dtype)
+        count = len(weights["gate"])
+
+        def own(x, experts_BTC, weights_BTC, *shares):
+            B, T, C = experts_BTC.shape
+            matrices = split.gathered(dict(zip(weights, shares, strict=True)))
+            answer = partial(experts.answer, weights=matrices)
+            x_MD = rearrange(for_each_choice(x, C), "B M D -> (B M) D")
+            expert_M = rearrange(experts_BTC, "B T C -> (B T C)")
+            if split.experts:
+                most = B * T * min(C, len(matrices["gate"]))
+                way = Way(split.experts, len(x_MD), most)
+                y_MD = self.abroad(x_MD, expert_M, count, answer, way)
+            else:
+                y_MD = self.here(x_MD, expert_M, count, answer)
+            y_BTD = combined(y_MD.reshape(B, T, C, -1), weights_BTC)
+            return jax.lax.psum(y_BTD, split.hidden) if split.hidden else y_BTD
+
+        letters = [experts.letters[name] for name in weights]
+        call = spread.by_device(
+            own, ("BTD", "BTC", "BTC", *letters), "BTD", typed=self.product.typed
+        )
+        return call(x, *routing, *weights.values()), {}
+
+    def here(
+        self,
+        x: Float[Array, "M D"],
+        expert: Int[Array, "M"],
+        experts: int,
+        answer: Callable[[Array, Dot], Array],
+    ) -> Float[Array, "M D"]:
+        """What each row's expert makes of it; 0 where it is not one of so many."""
+        order_M = jnp.argsort(expert)
+        back_M = jnp.argsort(order_M)
+        sizes_E = jnp.bincount(expert, length=experts).astype("int32")
+        x_MD = permuted(x, order_M, back_M)
+        y_MD = answer(x_MD, partial(self.product, sizes=sizes_E))
+        return permuted(y_MD, back_M, order_M)
+
+    def abroad(
+        self,
+        x: Float[Array, "M D"],
+        expert: Int[Array, "M"],
+        experts: int,
+        answer: Callable[[Array, Dot], Array],
+        way: Way,
+    ) -> Float[Array, "M D"]:
+        """`here`, where each device along the way has its share of the experts."""
+        order_M = jnp.argsort(expert)
+        back_M = jnp.argsort(order_M)
+        counts_E = jnp.bincount(expert, length=experts).astype("int32")
+        every = jax.lax.all_gather(counts_E, way.axes)
+        devices, me = len(every), jax.lax.axis_index(way.axes)
+        counts = every.reshape(devices, devices, -1)  # from each, for each's experts
+        table = counts.sum(axis=-1, dtype="int32")
+        got_MD = sent(self.exchange, permuted(x, order_M, back_M), table, way)
+        ends = jnp.cumsum(counts[:, me], axis=1)
+        place = jnp.arange(way.most)[:, None, None]
+        mine = (place >= ends[None]).sum(axis=-1).T  # behind the last: nobody's
+        y_MD = self.here(got_MD, mine.reshape(-1), experts // devices, answer)
+        return permuted(fetched(self.exchange, y_MD, table, way), back_M, order_M)
+
+
+class Split(NamedTuple):
+    """How the weights of experts lie on devices, by the axes these stand along.
+
+    Attributes:
+        experts: axes along which each device has some of the experts.
+        hidden: axes along which each has a part of every expert's hidden units.
+        width: axes along which weights of that name lie in parts until used.
+    """
+
+    experts: tuple[str, ...]
+    hidden: tuple[str, ...]
+    width: Mapping[str, tuple[str, ...]]
+    letters: Mapping[str, str]
+
+    @classmethod
+    def of(cls, letters: Mapping[str, str]) -> "Split":
+        """As the rules say, if tokens can be exchanged and answers summed that way."""
+        tokens = [axis for d in "BT" for axis in spread.axes(d, of="BTD")]
+        experts, hidden = spread.axes("E", of="EFD"), spread.axes("F", of="EFD")
+        if spread.axes("F", of="EDF") != hidden:
+            raise ConfigError(
+                f"experts' weights cannot be split over {hidden} along 'mlp' and along"
+                " 'embed' too: let Experiment.rules give them different axes."
+            )
+        for axis in experts:
+            if axis not in tokens:
+                raise ConfigError(
+                    f"rows are not split over axis {axis!r} as experts are: let"
+                    " Experiment.rules give it to 'batch' too."
+                )
+        for axis in hidden:
+            if axis in tokens:
+                raise ConfigError(
+                    f"rows are split over axis {axis!r} as the hidden units of"
+                    " experts are: let Experiment.rules give 'mlp' another."
+                )
+        width = {
+            name: spread.axes("D", of=dims) if "D" in dims else ()
+            for name, dims in letters.items()
+        }
+        return cls(experts, hidden, width, letters)
+
+    def gathered(self, shares: Weights) -> Weights:
+        """A device's experts and hidden units, whole in all else.
+
+        What has no hidden units is zero on all devices but the first that share them.
+        """
+        found = dict(shares)
+        for name, letters in self.letters.items():
+            if axes := self.width[name]:
+                at = letters.index("D")
+                found[name] = jax.lax.all_gather(found[name], axes, axis=at, tiled=True)
+            if self.hidden and "F" not in letters:
+                first = jax.lax.axis_index(self.hidden) == 0
+                found[name] = jnp.where(first, found[name], 0)
+        return found
+
+
+@jax.custom_vjp
+def permuted(
+    x: Float[Array, "M D"], order: Int[Array, "M"], back: Int[Array, "M"]
+) -> Float[Array, "M D"]:
+    """`x[order]`, where `back` undoes it: a gather in the gradient too."""
+    del back
+    return x[order]
+
+
+permuted.defvjp(
+    lambda x, order, back: (x[order], back),
+    lambda back, grad: (grad[back], None, None),
+)

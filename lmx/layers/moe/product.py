@@ -1,0 +1,113 @@
+"""Which program multiplies rows with the matrices of their groups: never a fallback.
+
+All are the reference, a loop over groups, but for rounding. What one cannot do it
+refuses by name.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lmx.config.names import ConfigError, configurable
+from lmx.core import spread
+
+
+class Product(ABC):
+    """Anything that multiplies rows, sorted by group, with the matrix of their group.
+
+    Attributes:
+        typed: whether JAX can tell over which axes its result differs.
+    """
+
+    typed: ClassVar[bool] = True
+
+    def check(self, dtype: jnp.dtype) -> None:
+        """Refuses numbers, or devices, that it cannot serve."""
+        del dtype
+
+    @abstractmethod
+    def __call__(
+        self,
+        x: Float[Array, "M D"],
+        w: Float[Array, "E D F"],
+        sizes: Int[Array, "E"],
+    ) -> Float[Array, "M F"]:
+        """The first `sizes[0]` rows times `w[0]`, and so on; 0 for rows of no group."""
+
+
+@configurable
+@dataclass(frozen=True)
+class RaggedDot(Product):
+    """`jax.lax.ragged_dot` as XLA compiles it, everywhere and for numbers of any type.
+
+    A grouped kernel where XLA has one for the device. On CPU it has none: every matrix
+    meets every row, and what is not its own is zero.
+    """
+
+    def __call__(self, x, w, sizes):
+        return jax.lax.ragged_dot(x, w, sizes)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Megablox(Product):
+    """The grouped product that comes with JAX for TPUs, in bfloat16 or float32.
+
+    Gale et al. 2022, arXiv:2211.15841, written in Pallas.
+
+    Attributes:
+        tile: rows and columns of a block that is multiplied at a time.
+    """
+
+    tile: int = 128
+
+    typed: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.tile < 128 or self.tile % 128:
+            raise ConfigError(
+                f"Megablox.tile is {self.tile}: it must be a multiple of 128."
+            )
+
+    def check(self, dtype: jnp.dtype) -> None:
+        if (platform := spread.platform()) != "tpu":
+            raise ConfigError(
+                f"the product Megablox runs on TPUs and this program is for {platform}:"
+                " choose Dropless.product=@RaggedDot()."
+            )
+        if dtype not in (jnp.bfloat16, jnp.float32):
+            raise ConfigError(
+                f"the product Megablox computes in bfloat16 or float32, not {dtype}:"
+                " set Precision.compute='bfloat16', or Dropless.product=@RaggedDot()."
+            )
+
+    def __call__(self, x, w, sizes):
+        return blocks(x, w, sizes, self.tile)
+
+
+def blocks(
+    x: Float[Array, "M D"],
+    w: Float[Array, "E D F"],
+    sizes: Int[Array, "E"],
+    tile: int,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "M F"]:
+    """The grouped product by Pallas, where `interpret` runs it as plain JAX, anywhere.
+
+    The kernel wants whole blocks of rows, and leaves behind them what memory held.
+    """
+    from jax.experimental.pallas.ops.tpu.megablox import ops
+
+    M = len(x)
+    x = jnp.pad(x, ((0, -M % tile), (0, 0)))
+    own_M1 = jnp.arange(len(x))[:, None] < sizes.sum()
+    y = ops.gmm(
+        jnp.where(own_M1, x, 0), w, sizes, x.dtype, (tile,) * 3, None, None, False,
+        interpret,
+    )  # fmt: skip
+    return jnp.where(own_M1, y, 0)[:M]
