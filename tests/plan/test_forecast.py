@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from lmx.plan import memory, search, traffic
-from lmx.plan.flops import per_token
+from lmx.plan import search
+from lmx.plan.analytic import memory, traffic
+from lmx.plan.analytic.flops import per_token
 from lmx.plan.forecast import forecast
 from tests.plan.conftest import MOE
 
@@ -30,8 +31,9 @@ def test_attention_is_counted_by_the_pairs_that_a_loop_counts(opened, window):
     assert got.weights == 6 * WEIGHTS
     assert got.attention == 6 * WEIGHTS + pairs * min(window or T, T)
     assert got.causal == pytest.approx(6 * WEIGHTS + pairs * seen(window or T))
-    again = 2 * L * LAYER + pairs * seen(window or T) / 3
-    assert got.executed == pytest.approx(got.causal + again)
+    product = pairs * seen(window or T) / 6  # of queries and keys, or the like
+    assert got.attending == pytest.approx((2 + 2 + 5) * product)
+    assert got.executed == pytest.approx(6 * WEIGHTS + 2 * L * LAYER + got.attending)
 
 
 def test_a_device_alone_holds_four_numbers_for_each_parameter(opened):
@@ -95,7 +97,7 @@ def test_tokens_go_to_experts_and_back_for_each_choice(opened):
 @pytest.mark.parametrize("words", [("Mesh.fsdp=8",), ("Mesh.fsdp=4", "Mesh.tensor=2")])
 def test_more_microbatches_hold_less_and_talk_more(opened, words):
     one, two = (
-        forecast(opened(*words, "Echo.batch=64", microbatches=n)) for n in (2, 4)
+        forecast(opened(*words, "Echo.batch=64", microbatches=n), 1.0) for n in (2, 4)
     )
     assert two.memory.total < one.memory.total
     assert two.seconds.hidden > one.seconds.hidden
@@ -103,7 +105,7 @@ def test_more_microbatches_hold_less_and_talk_more(opened, words):
 
 def test_recomputing_costs_time_and_saves_memory(opened):
     keep, none = (
-        forecast(opened("Mesh.fsdp=8", remat=remat))
+        forecast(opened("Mesh.fsdp=8", remat=remat), 1.0)
         for remat in ("keep_all", "keep_none")
     )
     assert none.memory.total < keep.memory.total
@@ -121,7 +123,7 @@ def test_a_run_takes_its_steps_and_is_paid_by_the_hour(opened):
 
 def test_remedies_fit_and_say_how(opened):
     words = ("Decoder.width=8192", "SwiGLU.hidden=16384", "Decoder.depth=16")
-    said = forecast(opened(*words))
+    said = forecast(opened(*words), 1.0)
     better = search.remedies(said)
     assert not said.fits and better
     for each in better.values():
@@ -129,5 +131,5 @@ def test_remedies_fit_and_say_how(opened):
 
 
 def test_a_forecast_is_plain_json(opened):
-    told = json.loads(json.dumps(forecast(opened()).plain()))
-    assert told["how"] == "analytic" and told["mesh"]["data"] == 8
+    told = json.loads(json.dumps(forecast(opened(), 1.0).plain()))
+    assert told["how"] == "Analytic" and told["mesh"]["data"] == 8

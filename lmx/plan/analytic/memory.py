@@ -144,7 +144,11 @@ def needed(case: Case) -> Memory:
         },
         {
             "logits": {
-                "logits": case.at_once * case.model.vocab * LOGITS / split,
+                "logits": case.at_once
+                * case.scored
+                * case.model.vocab
+                * LOGITS
+                / split,
                 "gathered weights": max(head.values(), default=0.0),
             },
             "layer": {

@@ -67,7 +67,7 @@ def _of_streams(case: Case) -> Iterator[Collective]:
             continue
         kind, of, times = "all-reduce", "activations", _sums(case, axis)
         if axis in case.batch_axes:
-            kind, of, times = "all-to-all", "tokens", _visits(case)
+            kind, of, times = "all-to-all", "tokens", visits(case)
         both = 2 * passes * stream * times
         yield _one(case, kind, axis, of, both, hidden=False)
 
@@ -79,7 +79,7 @@ def _sums(case: Case, axis: str) -> int:
     return sum(parts.values())
 
 
-def _visits(case: Case) -> float:
+def visits(case: Case) -> float:
     """How many experts a token meets in all layers."""
 
     def experts(block: nnx.Module) -> int:
