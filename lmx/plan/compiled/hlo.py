@@ -142,8 +142,10 @@ def parsed(text: str) -> Program:
 
 def members(op: Op) -> list[int]:
     """The devices, by their place in the program, of a collective's first group."""
-    if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", op.rest):
-        return [int(found[1]), int(found[2])]
+    pairs = re.findall(r"[{,]\{(\d+),(\d+)\}", op.rest.split("target_pairs=")[-1])
+    if "source_target_pairs=" in op.rest:
+        apart = (pair for pair in pairs if pair[0] != pair[1])
+        return [int(place) for place in next(apart, pairs[0])]
     text = op.rest.split("replica_groups=", 1)[-1]
     if found := re.match(r"\{\{([\d,]+)\}", text):
         return [int(each) for each in found[1].split(",")]

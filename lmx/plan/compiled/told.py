@@ -1,7 +1,6 @@
 """What a compiler answered, as a forecast."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 
@@ -30,14 +29,14 @@ def forecast(said: Forecast, answer: Answer) -> Forecast:
         return dataclasses.replace(
             said,
             how=f"Refused by {answer.compiler}; all but memory is analytic",
-            memory=Memory({"what the compiler asked for": _asked(answer)}, {"": {}}),
+            memory=Memory(_asked(said, answer.refused or ""), {"": {}}),
         )
     traffic = tuple(_collective(said.case, each) for each in answer.measured.told)
     traffic = tuple(sorted(traffic, key=lambda each: -each.seconds))
     return dataclasses.replace(
         said,
         how=f"Compiled by {answer.compiler} in {answer.seconds:.0f} s",
-        memory=Memory(dict(answer.memory), {"program": {}}),
+        memory=Memory({k: float(v) for k, v in answer.memory.items()}, {"": {}}),
         traffic=traffic,
         seconds=_seconds(said, answer.measured, traffic),
         compiled=Compiling(answer.seconds, answer.peak),
@@ -95,7 +94,12 @@ def _collective(case: Case, told: Told) -> Collective:
     )
 
 
-def _asked(answer: Answer) -> float:
+def _asked(said: Forecast, refused: str) -> dict[str, float]:
     """Bytes that the compiler found a device to need, as its refusal says."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of", answer.refused or "")
-    return float(found[1]) * UNITS[found[2]] if found else math.inf
+    if found := re.search(r"Used ([\d.]+)([KMGT]?) of", refused):
+        return {"what the compiler asked for": float(found[1]) * UNITS[found[2]]}
+    if found := re.search(r"temporaries \(([\d.]+)([KMGT]?)\) exceed", refused):
+        always = said.memory.always
+        state = always["parameters"] + always["optimizer state"]
+        return {"state": state, "in between": float(found[1]) * UNITS[found[2]]}
+    raise ValueError(f"the compiler refused in unknown words: {refused[:200]}")

@@ -109,7 +109,7 @@ def test_a_loop_of_unknown_length_is_refused():
             [0, 1, 2, 3],
         ),
         ("replica_groups=mesh['a'=8] {'a':(2)2}, x", [0, 2]),
-        ("source_target_pairs={{1,2},{2,1}}, x", [1, 2]),
+        ("source_target_pairs={{0,0},{1,2},{2,1}}, x", [1, 2]),
     ],
 )
 def test_the_first_group_is_read_from_every_way_to_tell_it(groups, first):
