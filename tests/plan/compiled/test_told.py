@@ -19,8 +19,8 @@ SAID = [
 
 def answered(**changes):
     measured = Measured(15_000_000, 3_000_000, KERNELS | {"mine": 2}, SAID)
-    fields = dict(compiler="libtpu 1", seconds=9.0, peak=10, measured=measured)
-    return Answer(**(fields | dict(memory={"in between": 7}) | changes))
+    answer = Answer(compiler="libtpu 1", seconds=9.0, peak=10, memory={"in between": 7})
+    return dataclasses.replace(answer, **({"measured": measured} | changes))
 
 
 @pytest.fixture(scope="module")
