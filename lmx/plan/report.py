@@ -10,9 +10,9 @@ from lmx.plan.topology import GIB
 ANALYTIC = """\
 Nothing was compiled or run. Attention is taken to be a fused kernel, that keeps no
 scores and skips what is not seen, at 50% of the peak; other products to reach 81% of
-it; gathers and reductions of weights to hide behind other work, those over `tensor` and
-`expert` not to; one document a row. Keys that go around `context`, bubbles of `stage`,
-dropout, host work and stragglers are left out."""
+it; gathers of weights to hide behind other work, and on GPUs sums of gradients, but
+none over `tensor` and `expert`; one document a row. Keys that go around `context`,
+bubbles of `stage`, dropout, host work and stragglers are left out."""
 COMPILED = """\
 Memory, cycles and collectives are the compiler's, for this very step; nothing was run.
 Attention kernels, whose cycles it does not tell, are taken to reach 50% of the peak,
