@@ -32,6 +32,7 @@ class Tensor(NamedTuple):
     itemsize: int
     split: PartitionSpec
     share: tuple[int, ...]  # the shape of what one device has
+    logical: tuple[str, ...]  # names of its dimensions; none where nobody named them
 
     @property
     def bytes(self) -> int:
@@ -57,8 +58,17 @@ class Tensor(NamedTuple):
     @property
     def axes(self) -> set[str]:
         """The mesh axes that split it."""
-        several = ((axes,) if isinstance(axes, str) else axes for axes in self.split)
-        return {axis for axes in several for axis in axes or ()}
+        return {axis for part in self.split for axis in _axes(part)}
+
+    @property
+    def gathered(self) -> set[str]:
+        """Of these, those over which it comes together for use, if rows are split so.
+
+        Experts stay where they are.
+        """
+        if "experts" not in self.logical:
+            return self.axes
+        return self.axes - _axes(self.split[self.logical.index("experts")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +151,11 @@ class Case:
         ]
 
 
+def _axes(part: str | tuple[str, ...] | None) -> set[str]:
+    """The mesh axes that split a dimension."""
+    return {part} if isinstance(part, str) else set(part or ())
+
+
 def _tensor(path: Any, leaf: PyTree, place: jax.sharding.NamedSharding) -> Tensor:
     [array] = jax.tree.leaves(leaf)
     return Tensor(
@@ -149,6 +164,7 @@ def _tensor(path: Any, leaf: PyTree, place: jax.sharding.NamedSharding) -> Tenso
         array.dtype.itemsize,
         place.spec,
         place.shard_shape(array.shape),
+        leaf.get_metadata().get("axes", ()) if is_variable(leaf) else (),
     )
 
 

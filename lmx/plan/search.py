@@ -55,7 +55,7 @@ def _powers(most: int) -> list[int]:
 
 
 def remedies(said: Forecast) -> dict[str, Forecast]:
-    """The first change of each kind that makes a forecast fit, in words.
+    """The first change of each kind that makes a forecast fit, by arithmetic.
 
     On the same machine recomputing more, more microbatches, splitting over all devices,
     and these together; where nothing helps, the smallest larger machine on which they
@@ -73,13 +73,13 @@ def remedies(said: Forecast) -> dict[str, Forecast]:
             for part in (less, *_parted(less))
         ),
     }
-    found = {name: _first(cases, said.price) for name, cases in tried.items()}
+    found = {name: _first(said, cases) for name, cases in tried.items()}
     found = {name: each for name, each in found.items() if each}
     if len(found) > 1:
         found.pop("together", None)
     if found:
         return found
-    larger = _first(_larger(case), said.price)
+    larger = _first(said, _larger(case))
     return {"a larger machine": larger} if larger else {}
 
 
@@ -99,8 +99,15 @@ def words(said: Forecast, better: Forecast) -> str:
     return " ".join(changed)
 
 
-def _first(cases: Iterator[Case], price: float) -> Forecast | None:
-    return next((f for case in cases if (f := forecast(case, price)).fits), None)
+def _first(said: Forecast, cases: Iterator[Case]) -> Forecast | None:
+    """The first that fits, where a compiler asked for more with as much more of it."""
+    reckoned = forecast(said.case, said.price).memory.total
+    more = max(1.0, said.memory.total / reckoned)
+    for case in cases:
+        each = forecast(case, said.price)
+        if each.memory.total * more <= case.machine.chip.memory:
+            return each
+    return None
 
 
 def _recomputing(case: Case) -> Iterator[Case]:

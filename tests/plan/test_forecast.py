@@ -1,5 +1,6 @@
 """What a tiny model needs, by hand, and which way it must move."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -136,3 +137,27 @@ def test_remedies_fit_and_say_how(opened):
 def test_a_forecast_is_plain_json(opened):
     told = json.loads(json.dumps(forecast(opened(), 1.0).plain()))
     assert told["how"] == "Analytic" and told["mesh"]["data"] == 8
+
+
+def test_what_a_compiler_asks_for_beyond_the_arithmetic_remedies_leave_room_for(opened):
+    said = forecast(opened("Mesh.fsdp=2", "Mesh.data=4", "Echo.batch=64"), 1.0)
+    has = said.case.machine.chip.memory
+    asked = dataclasses.replace(
+        said, memory=memory.Memory({"asked": 1.2 * has}, {"": {}})
+    )
+    more = 1.2 * has / said.memory.total
+    for each in search.remedies(asked).values():
+        assert each.memory.total * more <= has
+    assert search.remedies(asked)
+
+
+def test_experts_stay_where_they_are_and_all_else_comes_together(opened):
+    case = opened("Mesh.fsdp=2", "Mesh.expert=4", "Mesh.data=1", *MOE, on="h100-8")
+    experts = 4 * 3 * D * 8 * L
+    model = case.tensors("params")
+    others = sum(tensor.bytes for tensor in model) / 4 - experts
+    fsdp, expert = (
+        each.bytes for each in traffic.collectives(case) if each.kind == "all-gather"
+    )
+    assert fsdp == 2 * BF16 * (others + experts / 4) / 2
+    assert expert == 2 * BF16 * others / 2 * 3 / 4

@@ -43,8 +43,8 @@ def _of_weights(case: Case) -> Iterator[Collective]:
     tensors, times = case.tensors("params"), case.microbatches
     waits = case.machine.topology is not None
     for axis in case.batch_axes:
-        split = [tensor for tensor in tensors if axis in tensor.axes]
-        whole = case.sizes[axis] * _bytes(case, split)
+        split = [tensor for tensor in tensors if axis in tensor.gathered]
+        whole = sum((_grown(case, tensor, axis) for tensor in split), 0.0)
         if split:
             yield _one(case, "all-gather", axis, "weights", 2 * times * whole)
             if waits:
@@ -96,6 +96,13 @@ def visits(case: Case) -> float:
     blocks = case.model.stack.all()
     visits = (count * block.mlp.share * experts(block) for block, count in blocks)
     return sum(visits, 0.0)
+
+
+def _grown(case: Case, tensor: Tensor, axis: str) -> float:
+    """Bytes of a weight that has come together over an axis and all faster ones."""
+    names = list(case.sizes)
+    over = tensor.gathered & set(case.batch_axes) & set(names[names.index(axis) :])
+    return math.prod(case.sizes[a] for a in over) * _bytes(case, [tensor])
 
 
 def _bytes(case: Case, tensors: list[Tensor]) -> float:
