@@ -94,6 +94,16 @@ def test_training_refuses_what_does_not_fit_and_says_what_would(lmx, work):
 
 
 @pytest.mark.tpu
+def test_a_search_compiles_the_best(lmx, work):
+    words = ["plan", "tiny.gin", "--on", "v5e-4", "--search", "1", "--json"]
+    status, said, _ = lmx(*words)
+    told = json.loads(said)
+    [best] = told["ranking"]
+    assert status == 0 and best["how"].startswith("Compiled by libtpu")
+    assert told["seconds"] == best["seconds"] and told["compiling"]["seconds"] > 0
+
+
+@pytest.mark.tpu
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     ("name", "machine", "words"),
