@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from lmx.cli import config, eval, exchange, generate, plan, train
+from lmx.cli.data import verbs as data
 
 _ABOUT = """\
 Language models in JAX. An experiment is a page of settings, a run is a folder.
@@ -20,7 +21,10 @@ Language models in JAX. An experiment is a page of settings, a run is a folder.
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Runs one verb and exits: 0 done, 1 no, 2 wrong words, 130 Ctrl-C, 143 SIGTERM."""
+    """Runs one verb and exits.
+
+    0: done, 1: no, 2: wrong words, 75: try again, 130: Ctrl-C, 143: SIGTERM.
+    """
     parser = argparse.ArgumentParser(
         prog="lmx",
         description=_ABOUT,
@@ -29,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(
         required=True, metavar="VERB", parser_class=config.Words
     )
-    for verb in (train, generate, eval, config, plan, exchange):
+    for verb in (train, generate, eval, config, data, plan, exchange):
         verb.add(verbs)
     args = parser.parse_args(words)
     try:

@@ -21,6 +21,20 @@ bits; with another mesh too. Ctrl-C saves first.
   lmx train experiments/shakespeare_char.gin Text.path=input.txt --run runs/bard
   lmx train experiments/gpt2_124m.gin --plan       refuses what does not fit
   lmx config show experiments/quickstart.gin       what can be set, and how it is
+
+Many processes train one run if each is started with the same command, the run's folder
+being on a disk that all share. SLURM, TPU pods and Kubernetes tell them of one another
+(outside TPU nodes, that takes `pip install "jax[k8s]"`); elsewhere say who is who:
+
+  SLURM   srun -N 4 --ntasks-per-node=1 lmx train X.gin Mesh.fsdp=8 --run /shared/x
+  TPU     gcloud compute tpus tpu-vm ssh POD --worker=all --command="lmx train ..."
+  GKE     a Job with completionMode: Indexed, parallelism and completions: 4, and
+          command: [lmx, train, X.gin, --run, /shared/x]
+  flags   lmx train X.gin --processes 2 --process 0 --coordinator node1:4321
+          lmx train X.gin --processes 2 --process 1 --coordinator node1:4321
+
+None starts before all are there. The first writes, and shows how far it is; a signal
+to one stops all; if one is lost, the others exit with 75.
 """
 
 HERE = "here"  # the devices at hand, for --plan
@@ -48,6 +62,19 @@ def add(parsers: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print the summary for a machine"
     )
+    group = parser.add_argument_group("many processes, where nothing else tells")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where process 0 listens"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="for the other processes to come, at the start (300)",
+    )
     add_import(parser)
 
 
@@ -63,11 +90,9 @@ def run(args: argparse.Namespace) -> int:
             )
         _allow_float64(config)
         _set_flags()
-        if args.plan and not _fits(config, args.plan):
-            return 1
         name = Path(file).stem
         folder = args.folder or Path("runs") / f"{name}-{config.run_id()}"
-        return _train(name, config, folder, as_json=args.json)
+        return _joined(args, name, config, folder)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -87,7 +112,24 @@ def _fits(config: Config, machine: str) -> bool:
     return said.fits
 
 
+def _joined(args: argparse.Namespace, name: str, config: Config, folder: Path) -> int:
+    """Trains as one of the processes there are, or alone."""
+    from lmx.core import lobby, process
+
+    try:
+        seat = process.seat(args.process, args.processes, args.coordinator)
+        facts = {"page": config.digest()}
+        with process.joined(seat, facts, args.wait, refusals=ConfigError):
+            if args.plan and not _fits(config, args.plan):
+                return 1
+            return _train(name, config, folder, as_json=args.json)
+    except (lobby.LostError, lobby.SeatError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return lobby.AGAIN if isinstance(error, lobby.LostError) else 2
+
+
 def _train(name: str, config: Config, folder: Path, *, as_json: bool) -> int:
+    from lmx.core import process
     from lmx.train.attempt import attempt
     from lmx.train.hooks import StoppedError
     from lmx.train.record.directory import last
@@ -96,8 +138,11 @@ def _train(name: str, config: Config, folder: Path, *, as_json: bool) -> int:
     try:
         attempt(name, config, folder)
     except StoppedError as stopped:
-        print(f"{stopped}; the same command goes on: {folder}", file=sys.stderr)
+        if process.first():
+            print(f"{stopped}; the same command goes on: {folder}", file=sys.stderr)
         return 128 + stopped.signum
+    if not process.first():
+        return 0
     if as_json:
         print(json.dumps({"run": str(folder), **last(folder)}))
     else:

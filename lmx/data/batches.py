@@ -10,9 +10,10 @@ from jaxtyping import Int32, Int64
 
 from lmx.config.names import ConfigError, configurable
 from lmx.core.batch import Batch as Batch
-from lmx.data.corpus import Corpus, Split
+from lmx.data.corpora.corpus import Corpus, Split
 from lmx.data.order import Order, Shuffled, Stream
-from lmx.data.store import Store, open_store
+from lmx.data.store.cached import open_store
+from lmx.data.store.store import Store
 from lmx.data.tokenizers.codec import Codec, Tokenizer
 
 
@@ -94,12 +95,12 @@ class Tokens(Source):
         """Trains the tokenizer and tokenises the corpus where no cache has them yet."""
         codec = self.tokenizer.open(self.corpus)
         store = open_store(self.corpus, codec, self.split)
-        if len(store.tokens) < 2:
+        if store.size < 2:
             raise ConfigError(
                 f"the {self.split} split of {self.corpus} has one token, which predicts"
                 " nothing: give it more text."
             )
-        stream = Stream(len(store.tokens), self.batch, self.length)
+        stream = Stream(store.size, self.batch, self.length)
         return TokenRows(
             store=store,
             tokenizer=codec,
@@ -148,7 +149,7 @@ class TokenRows:
     @property
     def tokens(self) -> int:
         """Tokens in the split, with those that begin and end documents."""
-        return len(self.store.tokens)
+        return self.store.size
 
     @property
     def bytes(self) -> int:
@@ -158,7 +159,7 @@ class TokenRows:
     @property
     def documents(self) -> int:
         """Documents in the split."""
-        return len(self.store.starts) - 1
+        return self.store.documents
 
 
 def cut(store: Store, offsets: Int64[np.ndarray, " B"], length: int) -> Batch:
@@ -168,9 +169,9 @@ def cut(store: Store, offsets: Int64[np.ndarray, " B"], length: int) -> Batch:
     end of a document is, the beginning of the next is not. Past the stream is padding.
     """
     index = offsets[:, None] + np.arange(length + 1)
-    live = index[:, 1:] < len(store.tokens)
-    index = np.minimum(index, len(store.tokens) - 1)
-    token = store.tokens[index].astype(np.int32)
+    live = index[:, 1:] < store.size
+    index = np.minimum(index, store.size - 1)
+    token = store.take(index).astype(np.int32)
     document = np.searchsorted(store.starts, index, side="right") - 1
     begins = np.maximum(store.starts[document], offsets[:, None])
     same = document[:, 1:] == document[:, :-1]

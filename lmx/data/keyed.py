@@ -4,6 +4,7 @@ Written out rather than left to a library's generator, whose stream may change w
 version: a run must see the same data wherever and whenever it is resumed.
 """
 
+import enum
 import math
 
 import numpy as np
@@ -12,6 +13,24 @@ from jaxtyping import Int64, UInt64
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio, as in splitmix64
 WORD = 2**64
 ROUNDS = 8  # even, so that the two halves end where they began; 4 is the proven least
+
+
+@enum.unique
+class Purpose(enum.IntEnum):
+    """What chance is drawn for: two uses of one seed do not meet."""
+
+    SHUFFLE = 1
+    WINDOW = 2
+    PHASE = 3
+    PAUSE = 4
+    ECHO = 5
+    COPY = 6
+    RECALL = 7
+    EQUATION = 8
+    MARKOV = 9
+    GRAMMAR = 10
+    NOISE = 11
+    TABLE = 12  # what a made language is, as its own number decides
 
 
 def hashed(*words: int | np.ndarray) -> UInt64[np.ndarray, "..."]:

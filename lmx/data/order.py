@@ -8,9 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from lmx.config.names import ConfigError, configurable
-from lmx.data.keyed import below, hashed, permuted
-
-SHUFFLE, WINDOW, PHASE = 1, 2, 3  # purposes, so that two uses of one seed do not meet
+from lmx.data.keyed import Purpose, below, hashed, permuted
 
 
 class Stream(NamedTuple):
@@ -55,7 +53,7 @@ class Shuffled(Order):
         self, seed: int, step: int, rows: Int64[np.ndarray, " M"], stream: Stream
     ) -> Int64[np.ndarray, " M"]:
         epoch, place = np.divmod(step * stream.batch + rows, stream.rows)
-        key = hashed(seed, SHUFFLE, epoch)
+        key = hashed(seed, Purpose.SHUFFLE, epoch)
         return permuted(place, stream.rows, key) * stream.length
 
 
@@ -71,7 +69,7 @@ class Windows(Order):
     def offsets(
         self, seed: int, step: int, rows: Int64[np.ndarray, " M"], stream: Stream
     ) -> Int64[np.ndarray, " M"]:
-        return below(stream.tokens - stream.length, seed, WINDOW, step, rows)
+        return below(stream.tokens - stream.length, seed, Purpose.WINDOW, step, rows)
 
 
 @configurable
@@ -90,8 +88,8 @@ class Phased(Order):
         windows = self._windows(stream)
         epoch, place = np.divmod(step * stream.batch + rows, windows)
         phases = 1 + (stream.tokens - 1 - stream.length * windows)
-        phase = below(phases, seed, PHASE, epoch)
-        key = hashed(seed, SHUFFLE, epoch)
+        phase = below(phases, seed, Purpose.PHASE, epoch)
+        key = hashed(seed, Purpose.SHUFFLE, epoch)
         return phase + permuted(place, windows, key) * stream.length
 
     def _windows(self, stream: Stream) -> int:

@@ -11,10 +11,8 @@ from jaxtyping import Bool, Int32
 
 from lmx.config.names import ConfigError, configurable
 from lmx.data.batches import Batch, Rows, Source
-from lmx.data.keyed import hashed
+from lmx.data.keyed import Purpose, hashed
 from lmx.data.tokenizers.codec import Codec
-
-PAUSE = 4  # the purpose, beside those of `order` and `synthetic`
 
 
 @configurable
@@ -55,7 +53,9 @@ class PausedRows:
         row = np.arange(self.batch)[rows][:, None]
         pauses = round(self.share * self.length)
         later = np.arange(1, self.length + pauses)  # a token stands before any pause
-        drawn = hashed(seed, PAUSE, step, row, later).argsort(axis=1)[:, :pauses]
+        drawn = hashed(seed, Purpose.PAUSE, step, row, later).argsort(axis=1)[
+            :, :pauses
+        ]
         is_pause = np.zeros((len(row), self.length + pauses + 1), bool)
         np.put_along_axis(is_pause, later[drawn], True, axis=1)
         batch = self.rows.batch_at(seed, step, rows)

@@ -20,7 +20,7 @@ from lmx.train.hooks import Periodic, due
 from lmx.train.loop import Hook
 from lmx.train.loss.next_token import measured
 from lmx.train.record.directory import Directory
-from lmx.train.run import Run, rows_sharding
+from lmx.train.run import Run, rows_sharding, shaped
 from lmx.train.step import Metrics, TrainState
 
 
@@ -46,7 +46,7 @@ class Evaluate(Periodic):
         is_due = due(self.every, run.steps)
         score = jax.jit(partial(score_batch, run.graph))
         sizes = data.token_bytes
-        batch = data.batch_at(0, 0)
+        batch = shaped(data)
         rows_sharding(batch, run.mesh, run.rules)  # a refusal now, not at the first
         jax.eval_shape(score, run.like().params, batch, sizes)
 
@@ -57,8 +57,8 @@ class Evaluate(Periodic):
                     every = data.steps or 1
                     few = every if done == run.steps else self.batches or every
                     total = measure(
-                        lambda batch: score(state.params, run.put(batch), sizes),
-                        partial(data.batch_at, 0),
+                        lambda batch: score(state.params, batch, sizes),
+                        partial(run.read, data, 0),
                         min(every, few),
                         self.name,
                     )

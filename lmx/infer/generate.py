@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int, PyTree
 
 from lmx.config.names import ConfigError
+from lmx.core import process
 from lmx.data.tokenizers.codec import Codec
 from lmx.infer.causal import check_causal
 from lmx.infer.decode import (
@@ -108,7 +109,7 @@ class Generator:
         going = self.begin(self.params, *ahead, prompts, room=room)
         for start in range(0, tokens, CHUNK):
             going, piece = self.decode(self.params, stops, going=going)
-            yield Made(*(np.asarray(x).T[:, : tokens - start] for x in piece))
+            yield Made(*(process.whole(x).T[:, : tokens - start] for x in piece))
 
     def _begin(
         self,

@@ -7,6 +7,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from lmx.config.names import ConfigError, configurable
+from lmx.core import process
 from lmx.infer.causal import check_causal
 from lmx.infer.generate import Generator, ends_of, prompt_of
 from lmx.infer.sample import Sampler
@@ -52,7 +53,8 @@ class Sample(Periodic):
                 made = generator.stream(prompt, self.tokens, ends_of(codec))
                 text = self.prompt + codec.decode(made)
                 generator.params = None  # the next step consumes them
-                tqdm.write(f"--- step {done} ---\n{text}\n---")
+                if process.first():
+                    tqdm.write(f"--- step {done} ---\n{text}\n---")
                 directory.log(done, {"sample": text})
 
             return hook

@@ -2,9 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import jax
+
+from lmx.config.names import ConfigError
 from lmx.config.tree import Config, explained
+from lmx.core import process
 from lmx.data.batches import Batch
 from lmx.data.prefetch import prefetch
 from lmx.train.checkpoint import Checkpoints
@@ -12,8 +17,8 @@ from lmx.train.experiment import Experiment
 from lmx.train.hooks import Log, Stop, Waited
 from lmx.train.loop import Hook, train
 from lmx.train.record.card import card
-from lmx.train.record.directory import Directory, last
-from lmx.train.record.line import Line
+from lmx.train.record.directory import Directory, Elsewhere, last
+from lmx.train.record.line import Line, Silence
 from lmx.train.record.plots import draw
 from lmx.train.run import Run
 from lmx.train.step import TrainState
@@ -26,11 +31,11 @@ def attempt(name: str, config: Config[Experiment], path: Path) -> Directory:
     is saved.
     """
     experiment, run, periodic = _opened(config)
-    directory = Directory.claim(
-        path, config, card(name, config, run), run.data.tokenizer
-    )
+    _check_data(run)
+    directory = _claimed(name, config, run, path)
     checkpoints = Checkpoints(directory.checkpoints, experiment.checkpoint.keep)
-    if directory.finished and checkpoints.steps()[-1:] == [run.steps]:
+    finished = process.from_first(lambda: directory.finished)
+    if finished and checkpoints.steps()[-1:] == [run.steps]:
         return directory
     checkpoints.clean()
     state = resumed(run, checkpoints)
@@ -38,7 +43,7 @@ def attempt(name: str, config: Config[Experiment], path: Path) -> Directory:
     done = int(state.step)
     directory.begin(done)
     batches = Waited(_batches(run, done))
-    line = Line(name, done, run.steps)
+    line = (Line if process.first() else Silence)(name, done, run.steps)
     log = Log(run, directory, batches, experiment.log_every, line)
     stop = Stop(checkpoints, log.flush)
     beside = [
@@ -55,8 +60,31 @@ def attempt(name: str, config: Config[Experiment], path: Path) -> Directory:
         line.close()
         batches.close()
         directory.close()
-        draw(path)
+        if process.first():
+            draw(path)
     return directory
+
+
+def _check_data(run: Run) -> None:
+    """Refuses to train on data that are not the same in all processes."""
+    here = dict(run.data.fingerprint)
+    there = process.from_first(lambda: here)
+    if here != there:
+        raise ConfigError(
+            f"the data of process {jax.process_index()} are not those of process 0:"
+            f" give all the same files.\n  {here}\n  {there} in process 0"
+        )
+
+
+def _claimed(name: str, config: Config, run: Run, path: Path) -> Directory:
+    """The folder of the run, claimed by the first process."""
+
+    def claim() -> None:
+        facts = card(name, config, run)
+        Directory.claim(path, config, facts, run.data.tokenizer)
+
+    process.from_first(claim)
+    return (Directory if process.first() else Elsewhere)(path)
 
 
 def _opened(
@@ -80,6 +108,4 @@ def resumed(run: Run, checkpoints: Checkpoints) -> TrainState:
 
 def _batches(run: Run, start: int) -> Iterator[Batch]:
     """The batches from step `start` on, put on their devices ahead of their step."""
-    return prefetch(
-        lambda step: run.put(run.data.batch_at(run.seed, step)), start, run.steps
-    )
+    return prefetch(partial(run.read, run.data, run.seed), start, run.steps)

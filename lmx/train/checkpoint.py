@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from lmx.config.names import ConfigError
+from lmx.core import process
 from lmx.data.cache import discard
 
 State = TypeVar("State")
@@ -31,7 +32,13 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """The steps whose commit is on disk now, oldest first."""
+        """The steps whose commit is on disk now, oldest first.
+
+        Of many processes the first looks, so that all see the same.
+        """
+        return process.from_first(self._listed)
+
+    def _listed(self) -> list[int]:
         if not self.folder.is_dir():
             return []
         found = [p for p in self.folder.iterdir() if p.name.isdigit()]
@@ -57,11 +64,17 @@ class Checkpoints:
     def wait(self) -> None:
         """Until what was saved is committed; then only the newest few are kept."""
         self.writer.wait_until_finished()
-        for step in self.steps()[: -self.keep]:
+        process.from_first(self._thin)
+
+    def _thin(self) -> None:
+        for step in self._listed()[: -self.keep]:
             discard(self._path(step))
 
     def clean(self) -> None:
         """Takes away what a process that was killed left half written or removed."""
+        process.from_first(self._clean)
+
+    def _clean(self) -> None:
         for path in self.folder.glob("*"):
             if not path.name.isdigit():
                 shutil.rmtree(path)

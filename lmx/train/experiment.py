@@ -17,7 +17,7 @@ from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.train.hooks import Periodic, Save
 from lmx.train.loss.next_token import NextToken
-from lmx.train.run import Program, Run
+from lmx.train.run import Program, Run, shaped
 from lmx.train.schedule import Schedule
 from lmx.train.step import Recipe, init_state, train_step
 
@@ -91,16 +91,17 @@ class Experiment:
     def open(self) -> Run:
         """Everything a run needs, checked before anything is written or compiled."""
         program = self.program(jax.devices())
+        _check_all_work(program.mesh)
         data = self.data.open()
         if data.vocab > program.model.vocab:
             raise ConfigError(
                 f"the data has {data.vocab} different tokens and the model knows"
                 f" {program.model.vocab}: set Decoder.vocab={data.vocab}."
             )
-        batch = data.batch_at(self.seed, 0)
-        self._check_parts(len(batch.tokens), program.mesh, program.rules)
+        batch = shaped(data)
+        self._check_parts(data.batch, program.mesh, program.rules)
         jax.eval_shape(partial(train_step, program.recipe), program.state, batch)
-        cost = flops.per_token(program.model, batch.tokens.shape[1])
+        cost = flops.per_token(program.model, data.length)
         return Run(
             steps=self.steps,
             seed=self.seed,
@@ -122,3 +123,13 @@ class Experiment:
                 " Experiment.microbatches must divide the batch."
             )
         sharding.spec(("batch",), (rows // self.microbatches,), mesh, rules)
+
+
+def _check_all_work(mesh: jax.sharding.Mesh) -> None:
+    """Refuses a mesh that leaves a process without work, who could only wait."""
+    working = {device.process_index for device in mesh.devices.flat}
+    if idle := sorted({device.process_index for device in jax.devices()} - working):
+        raise ConfigError(
+            f"the mesh takes {mesh.size} of {jax.device_count()} devices, and none of"
+            f" process {idle[0]}: make it larger, or start {len(working)} processes."
+        )

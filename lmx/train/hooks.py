@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from lmx.config.names import ConfigError, configurable
-from lmx.core import device
+from lmx.core import device, process
 from lmx.data.batches import Batch
 from lmx.data.progress import say
 from lmx.train.checkpoint import Checkpoints
@@ -87,11 +87,16 @@ class StoppedError(Exception):
 
 
 class Stop:
-    """At Ctrl-C or SIGTERM ends the step, saves and stops; at the second, at once."""
+    """At Ctrl-C or SIGTERM ends the step, saves and stops; at the second, at once.
+
+    One process of many that is asked stops all of them, after the same step. It must
+    be called after `Log`, which waits for the step before.
+    """
 
     def __init__(self, checkpoints: Checkpoints, flush: Callable[[], None]):
         self.checkpoints, self.flush = checkpoints, flush
         self.asked: int | None = None
+        self.notice = process.Notice()
         self.before = {
             signum: signal.signal(signum, self._ask)
             for signum in (signal.SIGINT, signal.SIGTERM)
@@ -109,14 +114,20 @@ class Stop:
 
     def __call__(self, done: int, state: TrainState, metrics: Metrics) -> None:
         del metrics
-        if self.asked is None:
+        if self.asked is not None:
+            self.notice.post(f"{self.asked} {done + process.ahead()}")
+        word = self.notice.read()
+        if word is None:
+            return
+        signum, last = map(int, word.split())
+        if done < last:
             return
         self.flush()
         self.checkpoints.wait()
         if done not in self.checkpoints.steps():
             self.checkpoints.save(done, state)
         self.checkpoints.wait()
-        raise StoppedError(self.asked, done)
+        raise StoppedError(signum, done)
 
 
 class Log:

@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.core import sharding, spread
 from lmx.data.batches import Batch, Rows
@@ -43,7 +44,7 @@ class Program:
         return jax.jit(
             spread.traced_for(self.mesh, self.rules, partial(train_step, self.recipe)),
             in_shardings=(self.places, rows_sharding(batch, self.mesh, self.rules)),
-            out_shardings=(self.places, None),
+            out_shardings=(self.places, NamedSharding(self.mesh, PartitionSpec())),
             donate_argnums=0,
         )
 
@@ -85,13 +86,53 @@ class Run:
         return sharding.placed(jax.eval_shape(self.init), self.places)
 
     def put(self, batch: Batch) -> Batch:
-        """The batch on the devices, its rows split as the rules say."""
+        """A batch that this process has whole on the devices, as the rules say."""
         return jax.device_put(batch, rows_sharding(batch, self.mesh, self.rules))
+
+    def read(self, data: Rows, seed: int, step: int) -> Batch:
+        """The batch of that step on the devices, its rows split as the rules say.
+
+        This process reads the rows of its own devices, and no other.
+        """
+        shape = (data.batch, data.length)
+        place = _place(shape, self.mesh, self.rules)
+        parts = [data.batch_at(seed, step, rows) for rows in own_rows(place, shape)]
+        own = jax.tree.map(lambda *part: np.concatenate(part), *parts)
+        return jax.make_array_from_process_local_data(place, own, shape)
+
+
+def shaped(data: Rows) -> Batch:
+    """The shapes and dtypes of a batch, of which one row is read."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((data.batch, *x.shape[1:]), x.dtype),
+        data.batch_at(0, 0, slice(1)),
+    )
 
 
 def rows_sharding(
     batch: Batch, mesh: jax.sharding.Mesh, rules: sharding.Rules
 ) -> NamedSharding:
     """Where the rows of a batch of this shape go."""
-    axes = ("batch", "length")
-    return NamedSharding(mesh, sharding.spec(axes, batch.tokens.shape, mesh, rules))
+    return _place(batch.tokens.shape, mesh, rules)
+
+
+def _place(
+    shape: tuple[int, ...], mesh: jax.sharding.Mesh, rules: sharding.Rules
+) -> NamedSharding:
+    return NamedSharding(mesh, sharding.spec(("batch", "length"), shape, mesh, rules))
+
+
+def own_rows(place: NamedSharding, shape: tuple[int, ...]) -> list[slice]:
+    """The rows that devices of this process hold, in order and as few slices as can be.
+
+    Where several processes share rows, as over `tensor` or `context`, each has them.
+    """
+    found = place.addressable_devices_indices_map(shape).values()
+    rows = sorted({index[0].indices(shape[0])[:2] for index in found if index})
+    own = rows[:1]
+    for start, stop in rows[1:]:
+        if start == own[-1][1]:
+            own[-1] = (own[-1][0], stop)
+        else:
+            own.append((start, stop))
+    return [slice(*pair) for pair in own]

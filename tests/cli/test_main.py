@@ -24,6 +24,10 @@ ROOT = Path(__file__).parents[2]
             ],
         ),
         (["train"], ["lmx train EXPERIMENT.gin", "--run", "--json", "Ctrl-C saves"]),
+        (
+            ["train"],
+            ["srun -N", "tpu-vm ssh", "completionMode: Indexed", "--process 1"],
+        ),
         (["generate"], ["lmx generate RUN", "--prompt", "--top-k", "--seed"]),
         (
             ["generate"],

@@ -6,9 +6,10 @@ import pytest
 
 from lmx.config.names import ConfigError
 from lmx.data.batches import Rows, Source, Tokens
-from lmx.data.corpus import ByDocument, Text
+from lmx.data.corpora.corpus import ByDocument
+from lmx.data.corpora.text import Text
 from lmx.data.paused import Paused
-from lmx.data.synthetic import Echo
+from lmx.data.synthetic.echo import Echo
 from lmx.data.tokenizers.codec import Bytes
 
 ECHO = Echo(vocab=8, batch=4, length=10)

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from lmx.config.names import ConfigError
-from lmx.data.corpus import Tail, Text
+from lmx.data.corpora.corpus import Tail
+from lmx.data.corpora.text import Text
 from lmx.data.tokenizers.codec import Bytes, Characters, Codec, Tokenizer, load
+from lmx.data.tokenizers.pairs import BytePairs
 from lmx.data.tokenizers.pieces import SentencePiece
 
+PLACES = (0, 0x41, 0x1F600 & 0xFFFF, 0xD7FF, 0xE000, 0xFFFD, 0xFFFF)
 HARD = [
     "",
     " ",
@@ -28,6 +31,10 @@ HARD = [
     " " * 3000,
     "".join(map(chr, range(0x300))),
     "\U0010ffff\uffff\ud7ff\ue000",
+    "".join(chr(plane * 0x10000 + at) for plane in range(17) for at in PLACES),
+    "aБβ漢عไ한ⴰ𐤀𝛼\U00020000_1२３Ⅷ",
+    "\u202eright to left\u202c\u200d\u200b\ufe0f\U000e0041",
+    "Ünïcödé" * 400 + "漢" * 400 + "\u0301" * 40,
 ]
 CODE = inspect.getsource(textwrap)
 TEXT = CODE + "".join(HARD)
@@ -38,6 +45,8 @@ TOKENIZERS = [
     SentencePiece(vocab=400),
     SentencePiece(vocab=400, kind="unigram"),
     SentencePiece(vocab=400, within="line"),
+    BytePairs(vocab=400),
+    BytePairs(vocab=300, words="o200k"),
 ]
 
 
@@ -101,6 +110,16 @@ def test_text_that_streams_is_the_text(codec):
         said = [stream(token) for token in codec.encode(text).tolist()]
         assert "".join(said) == text
         assert stream.rest() == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["\ud800", "abc\udfff", "x" * 5000 + "\udc00y"], ids=len
+)
+def test_half_a_surrogate_pair_is_refused_by_its_place(codec, text):
+    at = next(n for n, letter in enumerate(text) if "\ud800" <= letter <= "\udfff")
+    said = rf"U\+{ord(text[at]):04X} at character {at} .* half a surrogate pair"
+    with pytest.raises(ConfigError, match=said):
+        codec.encode(text)
 
 
 def test_a_run_keeps_its_tokenizer(codec, tmp_path):

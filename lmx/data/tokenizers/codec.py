@@ -16,7 +16,7 @@ from jaxtyping import Int32
 
 from lmx.config.names import ConfigError, configurable
 from lmx.data.cache import write_whole
-from lmx.data.corpus import SPLITS, Corpus
+from lmx.data.corpora.corpus import SPLITS, Corpus
 
 BYTES = tuple(bytes([value]) for value in range(256))
 DESCRIPTION, MODEL = "tokenizer.json", "tokenizer.model"  # files of a run's folder
@@ -33,7 +33,10 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
-        """The tokens of the text, without begin and end."""
+        """The tokens of the text, without begin and end.
+
+        Text with half a surrogate pair is refused: no byte stands for it.
+        """
 
     @property
     @abstractmethod
@@ -95,6 +98,18 @@ def piece_of(token: SupportsIndex, pieces: tuple[bytes, ...]) -> bytes:
     return pieces[token] if operator.index(token) < len(pieces) else b""
 
 
+def utf8(text: str) -> bytes:
+    """The bytes of the text; a refusal that names what is no character."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"U+{ord(text[error.start]):04X} at character {error.start} of a text is"
+            " half a surrogate pair and no character, so that no token stands for it:"
+            " leave it out, or repair what the text came from."
+        ) from None
+
+
 class Tokenizer(ABC):
     """How text is to be cut into tokens."""
 
@@ -141,7 +156,7 @@ class ByteCodec(Codec):
     end: int | None = len(BYTES) + 1
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+        return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
 
     @property
     def digest(self) -> str:
@@ -168,6 +183,7 @@ class CharacterCodec(Codec):
         return _points(self.characters)
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
+        utf8(text)
         points = _points(text)
         tokens = np.searchsorted(self.points, points)
         known = self.points[np.minimum(tokens, len(self.points) - 1)] == points

@@ -1,7 +1,6 @@
 """A tokenizer.json of Hugging Face, read without its library but to encode."""
 
 import functools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,16 @@ import numpy as np
 from jaxtyping import Int32
 
 from lmx.config.names import ConfigError
-from lmx.data.tokenizers.file import FileCodec
+from lmx.data.bpe import ALPHABET, SHOWN
+from lmx.data.tokenizers.codec import utf8
+from lmx.data.tokenizers.file import FileCodec, content
 from lmx.data.tokenizers.pieces import SPACE
 
 FAST = "tokenizer.json"
+# Bytes that Latin-1 prints stand for themselves, the rest for U+0100 and on.
+LETTERS = {chr(byte): byte for byte in SHOWN} | {
+    chr(0x100 + n): byte for n, byte in enumerate(ALPHABET[len(SHOWN) :])
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -23,6 +28,7 @@ class FastCodec(FileCodec):
     pieces: tuple[bytes, ...] = ()
 
     def __post_init__(self):
+        vocab = self._vocab
         kinds = {step["type"]: step for step in _steps(self._said.get("decoder"))}
         if "ByteLevel" not in kinds and not {"Metaspace", "Replace"} & kinds.keys():
             raise ConfigError(
@@ -30,7 +36,7 @@ class FastCodec(FileCodec):
                 " bytes and of SentencePiece, which lose nothing."
             )
         meant = _by_bytes if "ByteLevel" in kinds else _by_pieces
-        pieces = {token: meant(text) for text, token in self._vocab.items()}
+        pieces = {token: meant(text) for text, token in vocab.items()}
         for added in self._said.get("added_tokens", ()):
             special = added.get("special", False)
             pieces[added["id"]] = b"" if special else added["content"].encode()
@@ -45,14 +51,19 @@ class FastCodec(FileCodec):
 
     @functools.cached_property
     def _said(self) -> dict[str, Any]:
-        return json.loads(self.files[FAST])
+        return content(self.files, FAST)
 
     @functools.cached_property
     def _vocab(self) -> dict[str, int]:
-        vocab = self._said["model"]["vocab"]
-        if isinstance(vocab, dict):
+        vocab = (self._said.get("model") or {}).get("vocab")
+        if isinstance(vocab, dict) and vocab:
             return vocab
-        return {text: token for token, (text, *_) in enumerate(vocab)}
+        if isinstance(vocab, list) and vocab:
+            return {text: token for token, (text, *_) in enumerate(vocab)}
+        raise ConfigError(
+            f"{FAST} has no model with a vocabulary, so that it is no tokenizer of"
+            " Hugging Face: take the file from where the model was published."
+        )
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
@@ -63,12 +74,16 @@ class FastCodec(FileCodec):
                 f"the library tokenizers is needed to encode with a {FAST}:"
                 " pip install 'lmx[hf]'"
             ) from None
-        tokenizer = Tokenizer.from_str(self.files[FAST].decode())
+        try:
+            tokenizer = Tokenizer.from_str(self.files[FAST].decode())
+        except Exception as error:  # the library has no kind of its own
+            raise ConfigError(f"{FAST} is refused by its library: {error}") from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
+        utf8(text)
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return np.array(ids, np.int32)
 
@@ -114,17 +129,6 @@ def _by_pieces(text: str) -> bytes:
 
 def _by_bytes(text: str) -> bytes:
     """The bytes of a piece in GPT-2's alphabet, where each is one printable letter."""
-    alphabet = _alphabet()
-    if all(letter in alphabet for letter in text):
-        return bytes(alphabet[letter] for letter in text)
+    if all(letter in LETTERS for letter in text):
+        return bytes(LETTERS[letter] for letter in text)
     return text.encode()
-
-
-@functools.cache
-def _alphabet() -> dict[str, int]:
-    """Bytes that Latin-1 prints stand for themselves, the rest for U+0100 and on."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {
-        chr(256 + n): byte for n, byte in enumerate(hidden)
-    }

@@ -12,8 +12,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Int32
 
+from lmx.config.names import ConfigError
 from lmx.data.cache import write_whole
-from lmx.data.tokenizers.codec import FOLDER, Codec
+from lmx.data.tokenizers.codec import FOLDER, Codec, utf8
 from lmx.data.tokenizers.pieces import meaning, opened
 
 SENTENCE, ABOUT, ADDED = "tokenizer.model", "tokenizer_config.json", "added_tokens.json"
@@ -41,6 +42,11 @@ class FileCodec(Codec):
         return self.ends
 
     @property
+    def ids(self) -> Mapping[str, Any]:
+        """What its files do not say, as plain data."""
+        return {"begin": self.begin, "end": self.end, "ends": self.ends}
+
+    @property
     @abstractmethod
     def prefix(self) -> tuple[int, ...]:
         """What its own files say comes before every text."""
@@ -66,8 +72,8 @@ class FileCodec(Codec):
 
     def save(self, folder: Path) -> None:
         (folder / FOLDER).mkdir(exist_ok=True)
-        ids = {"begin": self.begin, "end": self.end, "ends": self.ends}
-        for name, text in {**self.files, IDS: json.dumps(ids).encode()}.items():
+        ids = json.dumps(self.ids).encode()
+        for name, text in {**self.files, IDS: ids}.items():
             write_whole(folder / FOLDER / name, text)
 
 
@@ -105,6 +111,7 @@ class SentenceCodec(FileCodec):
         }
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
+        utf8(text)
         return np.array(self._processor.Encode(text), np.int32)
 
     @property
@@ -121,4 +128,13 @@ class SentenceCodec(FileCodec):
 
 def content(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """What a file of JSON says; nothing if it is not there."""
-    return json.loads(files.get(name, b"{}"))
+    try:
+        said = json.loads(files.get(name, b"{}"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{name} is not JSON: {error}. It is damaged or of another kind: take it"
+            " from where it is whole."
+        ) from None
+    if not isinstance(said, dict):
+        raise ConfigError(f"{name} must hold a JSON object, {{...}}, and does not.")
+    return said

@@ -1,6 +1,5 @@
 """The tokenizer of a Hugging Face folder: which files, and what begins and ends."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from lmx.data.tokenizers.file import (
     SentenceCodec,
     content,
 )
+from lmx.data.tokenizers.pairs import opened
+from lmx.data.tokenizers.ranks import RANKS, open_ranks
 
 FILES = (
     FAST, SENTENCE, ABOUT, ADDED, "special_tokens_map.json", "vocab.json", "merges.txt",
@@ -53,18 +54,22 @@ def open_folder(path: Path, said: Mapping[str, Any]) -> FileCodec | None:
 
 def load_folder(path: Path) -> FileCodec:
     """What `FileCodec.save` wrote."""
-    ids = json.loads((path / IDS).read_text())
-    files = {name: (path / name).read_bytes() for name in _there(path)}
+    ids = content({IDS: (path / IDS).read_bytes()}, IDS)
+    files = {name: (path / name).read_bytes() for name in _there(path, RANKS)}
     return _codec(files, **ids | {"ends": tuple(ids["ends"])})
 
 
 def _codec(files: Mapping[str, bytes], **ids: Any) -> FileCodec:
+    if RANKS in files:
+        return open_ranks(files[RANKS], **ids)
+    if "words" in ids:
+        return opened(files[FAST], **ids)
     kind = FastCodec if FAST in files else SentenceCodec
     return kind(files=files, **ids)
 
 
-def _there(path: Path) -> list[str]:
-    return [name for name in FILES if (path / name).is_file()]
+def _there(path: Path, *others: str) -> list[str]:
+    return [name for name in (*FILES, *others) if (path / name).is_file()]
 
 
 def _token(codec: FileCodec, said: str | Mapping[str, Any] | None) -> int | None:

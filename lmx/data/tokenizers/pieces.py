@@ -16,9 +16,9 @@ from jaxtyping import Int32
 
 from lmx.config.names import ConfigError, configurable
 from lmx.data.cache import cache_folder, write_whole
-from lmx.data.corpus import Corpus
+from lmx.data.corpora.corpus import Corpus
 from lmx.data.progress import say
-from lmx.data.tokenizers.codec import MODEL, Codec, Tokenizer
+from lmx.data.tokenizers.codec import MODEL, Codec, Tokenizer, utf8
 
 SPACE = "\u2581"  # what SentencePiece writes for a space, and so cannot read as itself
 RESERVED = re.compile("[\0\t\u2047\u2581\u2585]+")  # it skips text that holds these
@@ -101,6 +101,7 @@ class PieceCodec(Codec):
         return [to_token(f"<0x{byte:02X}>") for byte in SPACE.encode()]
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
+        utf8(text)
         first, *others = text.split(SPACE)
         tokens = self._processor.Encode(first)
         for other in others:

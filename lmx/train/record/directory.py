@@ -96,6 +96,19 @@ class Directory:
             self._board.close()
 
 
+class Elsewhere(Directory):
+    """The folder of a run in which another process writes what this one would."""
+
+    def begin(self, step: int) -> None:
+        """Drops nothing."""
+
+    def log(self, step: int, values: Values) -> None:
+        """Writes nothing."""
+
+    def update(self, **facts: Any) -> None:
+        """Writes nothing."""
+
+
 def rows(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of metrics of a run, as far as they are whole."""
     metrics = path / METRICS

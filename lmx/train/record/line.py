@@ -46,3 +46,19 @@ class Line:
     def close(self) -> None:
         """Leaves the bar as it stands."""
         self.bar.close()
+
+
+class Silence(Line):
+    """The line of a process whose run another one shows."""
+
+    def __init__(self, name: str, done: int, steps: int):
+        del name, done, steps
+
+    def update(self, done: int) -> None:
+        """Shows nothing."""
+
+    def show(self, values: Mapping[str, str]) -> None:
+        """Shows nothing."""
+
+    def close(self) -> None:
+        """There is nothing to leave."""

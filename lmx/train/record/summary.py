@@ -23,6 +23,13 @@ def summary(path: Path) -> str:
         )
     if "validation/bits_per_byte" in found:
         lines.append(f"  validation  {_bits(found)}")
+    if "fresh/excess" in found:
+        lines.append(
+            f"  fresh       {found['fresh/nats']:.4f} nats per token, of which"
+            f" {found['fresh/entropy']:.4f} are chance: an excess of"
+            f" {found['fresh/excess']:.4f} (standard error"
+            f" {found['fresh/standard_error']:.4f})"
+        )
     lines += [
         f"  curves      {path / 'plots' / 'loss.png'}",
         f"  metrics     {path / 'metrics.jsonl'} (and: tensorboard --logdir {path})",

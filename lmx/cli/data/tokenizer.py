@@ -1,0 +1,153 @@
+"""`lmx data tokenizer`: trains a tokenizer, and says what it makes of held-out text."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmx.cli.config import add_import, import_modules
+from lmx.config.names import ConfigError
+from lmx.config.node import Node, places
+from lmx.config.tree import Config
+
+EXAMPLES = """\
+  lmx data tokenizer texts/ tokenizers/bpe         a tokenizer out of texts
+"""
+_ABOUT = """\
+Trains a tokenizer on the train split of a corpus, writes its files into the folder OUT,
+and reports on the validation split: bytes per token, how much of it stands in pieces of
+whole characters, how many of the tokens it takes, and the longest pieces.
+
+A corpus is a folder of texts, a file, or JSON objects by the line, and its tokenizer
+SentencePiece unless said otherwise; a .gin page names both, as an experiment's @Tokens
+or as @Build does.
+
+  lmx data tokenizer texts/ out SentencePiece.vocab=8000 SentencePiece.kind=unigram
+  lmx data tokenizer essay.txt out Tokens.tokenizer=@BytePairs() BytePairs.vocab=2000
+  lmx data tokenizer logs.jsonl out Text.text_field=body ByDocument.fraction=0.1
+  lmx data tokenizer experiments/quickstart.gin out SentencePiece.vocab=8192
+
+A page reads it back with @Given(), where Given.path is the folder.
+"""
+REPORT = "report.json"  # beside the files of the tokenizer
+CORPUS = (
+    "Tokens.batch=1",
+    "Tokens.length=1",
+    "Tokens.corpus=@Text()",
+    "Tokens.tokenizer=@SentencePiece()",
+)
+
+
+def add(parsers: Any) -> None:
+    """Adds the verb to what `ArgumentParser.add_subparsers` returned."""
+    parser = parsers.add_parser(
+        "tokenizer",
+        help="a tokenizer out of texts",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="lmx data tokenizer PAGE|CORPUS OUT [Name.parameter=value ...] [options]",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("words", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print it for a machine")
+    add_import(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and reports. Returns the exit status."""
+    overrides = [word for word in args.words if "=" in word]
+    names = [word for word in args.words if "=" not in word]
+    try:
+        if len(names) != 2:
+            raise ConfigError(
+                f"got {' '.join(names)!r}: write lmx data tokenizer PAGE|CORPUS OUT"
+            )
+        import_modules(args.imports)
+        told = _trained(names[0], Path(names[1]), overrides)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(told, indent=2) if args.json else _text(told))
+    return 0
+
+
+def _trained(source: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Trains, writes the files, and reports."""
+    from lmx.config.tree import explained
+    from lmx.data.cache import new_folder
+    from lmx.data.store.build import Joined
+    from lmx.data.tokenizers.report import report
+
+    config, corpora, tokenizer = _said(source, overrides)
+    told: dict[str, Any] = {"folder": f"{out}", "tokenizer": f"{tokenizer}"}
+
+    def fill(folder: Path) -> None:
+        with explained(config):
+            every = tuple(corpus.build() for corpus in corpora)
+            corpus = every[0] if len(every) == 1 else Joined(every)
+            codec = tokenizer.build().open(corpus)
+            found = report(codec, corpus.documents("validation"))
+        told.update(digest=codec.digest, **found._asdict())
+        codec.save(folder)
+        kept = {name: value for name, value in told.items() if name != "folder"}
+        (folder / REPORT).write_text(json.dumps(kept, indent=2) + "\n")
+
+    new_folder(out, fill, "is not empty: give a new folder.")
+    return told
+
+
+def _said(
+    source: str, overrides: Sequence[str]
+) -> tuple[Config, Sequence[Config], Config]:
+    """The configuration, and its corpora and tokenizer."""
+    from lmx.config.parse import parse
+    from lmx.config.resolve import load
+    from lmx.data.batches import Tokens
+    from lmx.data.store.build import Build
+
+    if not source.endswith(".gin"):
+        given = [*CORPUS, f"Text.path={json.dumps(source)}"]
+        if Path(source).is_file() and Path(source).suffix in (".txt", ".md", ".py"):
+            given.append("Text.split=@Tail()")
+        config = load([], [*given, *overrides], root=Tokens)
+        return config, [config["corpus"]], config["tokenizer"]
+    if any(key.name == "Build" for key in parse([source], overrides)):
+        config = load([source], overrides, root=Build)
+        return config, list(config["sources"].values()), config["tokenizer"]
+    from lmx.train.experiment import Experiment
+
+    config = load([source], overrides, root=Experiment)
+    for node in _nodes(config):
+        if {"corpus", "tokenizer"} <= node.fields.keys():
+            return config, [node["corpus"]], node["tokenizer"]
+    raise ConfigError(
+        f"{source} names no corpus with a tokenizer, as @Tokens or @Build does."
+    )
+
+
+def _nodes(config: Config) -> Iterator[Config]:
+    """The nodes of what an experiment learns from, from the outermost inwards."""
+    data = config["data"]
+    seen: list[Node] = []
+    for _, owner, _ in places(data):
+        if owner not in seen and isinstance(owner, Config):
+            seen.append(owner)
+            yield owner
+
+
+def _text(told: dict[str, Any]) -> str:
+    """The report for the eye."""
+    longest = " ".join(map(repr, told["longest"]))
+    return "\n".join(
+        (
+            f"{told['folder']}: {told['tokenizer']}, {told['vocab']:,} tokens,"
+            f" digest {told['digest'][:12]}",
+            f"  held out  {told['bytes']:,} bytes in {told['documents']:,} documents:"
+            f" {told['tokens']:,} tokens of {told['bytes_per_token']:.3f} bytes",
+            f"  coverage  {told['coverage']:.3%} of them in pieces of whole characters",
+            f"  used      {told['used']:,} of the tokens",
+            f"  longest   {longest}",
+        )
+    )

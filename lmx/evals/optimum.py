@@ -1,0 +1,99 @@
+"""How far a model is from the best that there can be, where that is known."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+from lmx.config.names import ConfigError, configurable
+from lmx.core.batch import Batch
+from lmx.data.synthetic.made import Made
+from lmx.train.hooks import Periodic, due
+from lmx.train.loop import Hook
+from lmx.train.record.directory import Directory
+from lmx.train.run import Run, rows_sharding
+from lmx.train.step import Metrics, TrainState
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Optimum(Periodic):
+    """Nats per target on fresh rows of a made language, beside its exact entropy.
+
+    The batches are those of steps that the run does not reach.
+
+    Attributes:
+        data: the language; where it is that of the run, `excess` is what is left to
+            learn.
+        every: steps between two measures; there is one at the end in any case.
+        batches: how many each time.
+        name: what the metrics are called, as in `fresh/excess`.
+    """
+
+    data: Made
+    every: int = 1000
+    batches: int = 16
+    name: str = "fresh"
+
+    def __post_init__(self):
+        if self.batches < 1:
+            raise ConfigError(f"Optimum.batches is {self.batches}: at least 1.")
+
+    def start(self, run: Run) -> Callable[[Directory], Hook]:
+        is_due = due(self.every, run.steps)
+        score = jax.jit(partial(score_rows, run.graph))
+        entropy = self.data.entropy
+        batch = self.data.batch_at(run.seed, run.steps)
+        rows_sharding(batch, run.mesh, run.rules)  # a refusal now, not at the first
+        jax.eval_shape(score, run.like().params, batch)
+
+        def optimum(directory: Directory) -> Hook:
+            def hook(done: int, state: TrainState, metrics: Metrics) -> None:
+                del metrics
+                if is_due(done):
+                    fresh = range(run.steps, run.steps + self.batches)
+                    batches = (self.data.batch_at(run.seed, step) for step in fresh)
+                    rows = [score(state.params, run.put(batch)) for batch in batches]
+                    nats, weights = np.concatenate(np.asarray(rows, np.float64), 1)
+                    mean, error = mean_of_rows(nats, weights)
+                    found = {"nats": mean, "entropy": entropy}
+                    found |= {"excess": mean - entropy, "standard_error": error}
+                    directory.log(
+                        done, {f"{self.name}/{k}": v for k, v in found.items()}
+                    )
+
+            return hook
+
+        return optimum
+
+
+def score_rows(
+    graph: nnx.GraphDef, params: PyTree, batch: Batch
+) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """Nats and weights of the targets of each row, in total."""
+    logits_BTV, _ = nnx.merge(graph, params).forward(
+        batch.tokens, batch.positions, batch.segments
+    )
+    hit_BT1 = jnp.take_along_axis(logits_BTV, batch.targets[:, :, None], axis=-1)
+    nats_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - hit_BT1[:, :, 0]
+    weights_BT = batch.weights.astype(nats_BT.dtype)
+    return (nats_BT * weights_BT).sum(axis=1), weights_BT.sum(axis=1)
+
+
+def mean_of_rows(
+    nats: Float[np.ndarray, "B"], weights: Float[np.ndarray, "B"]
+) -> tuple[float, float]:
+    """Nats per weighted target, and the standard error of that.
+
+    Rows are independent, and tokens of a row are not: so the error is that of a ratio
+    of sums over rows. Cochran 1977, "Sampling Techniques", section 6.3.
+    """
+    mean = nats.sum() / weights.sum()
+    rest = nats - mean * weights
+    spread = np.square(rest).sum() * len(rest) / max(len(rest) - 1, 1)
+    return float(mean), float(np.sqrt(spread) / weights.sum())

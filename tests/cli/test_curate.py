@@ -1,0 +1,61 @@
+"""`lmx data dedup`, `filter` and `decontaminate`, one into the next."""
+
+import json
+
+import pytest
+
+PAGES = {
+    "once": "Dedup.sources = {'web': @Text()}\nText.path = 'web.jsonl'\n",
+    "good": (
+        "Sift.sources = {'web': @Text()}\nText.path = 'once/kept/web.jsonl'\n"
+        "Sift.rules = [@ByLength()]\nByLength.least = 12\n"
+    ),
+    "fair": (
+        "Decontaminate.sources = {'web': @web/Text()}\n"
+        "Decontaminate.against = {'quiz': @quiz/Text()}\n"
+        "web/Text.path = 'good/kept/web.jsonl'\nquiz/Text.path = 'quiz.jsonl'\n"
+        "Decontaminate.words = 4\nDecontaminate.least = 4\n"
+    ),
+}
+TEXTS = ["the end is near here", "short", "the end is near here", "a text that stays"]
+
+
+@pytest.fixture
+def pages(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, texts in {"web": TEXTS, "quiz": ["The end is near."]}.items():
+        lines = [f"{json.dumps({'text': text})}\n" for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    for name, page in PAGES.items():
+        (tmp_path / f"{name}.gin").write_text(page)
+    return tmp_path
+
+
+def test_what_one_verb_keeps_the_next_reads(lmx, pages):
+    before = (pages / "web.jsonl").read_bytes()
+    for verb, name, why in (
+        ("dedup", "once", "same text"),
+        ("filter", "good", "fewer than 12 characters"),
+        ("decontaminate", "fair", "shares words with quiz"),
+    ):
+        status, said, moaned = lmx("data", verb, f"{name}.gin", name)
+        assert status == 0 and f"1 removed: {why}" in said, moaned
+    kept = (pages / "fair" / "kept" / "web.jsonl").read_text()
+    assert json.loads(kept)["text"] == "a text that stays"
+    assert (pages / "web.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["once.gin"], "write lmx data dedup PAGE.gin OUT"),
+        (["once.gin", "out", "Dedup.alke=0.5"], "did you mean"),
+        (["once.gin", "out", "Text.path=none.jsonl"], "there is no none.jsonl"),
+        (["once.gin", "out", "Dedup.alike=2.0"], "Dedup.alike is 2.0"),
+        (["good.gin", "out"], "@Dedup needs Dedup.sources"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_leaves_nothing(lmx, pages, words, said):
+    status, _, moaned = lmx("data", "dedup", *words)
+    assert status == 2 and said in moaned and "Traceback" not in moaned
+    assert not (pages / "out").exists()

@@ -1,0 +1,108 @@
+"""Models trained to the best loss there can be, which none of them passes."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import lmx
+from lmx.config.names import ConfigError
+from lmx.data.prefetch import prefetch
+from lmx.evals.optimum import mean_of_rows, score_rows
+from lmx.infer.score import logprobs
+from lmx.train.loop import train
+from lmx.train.record.directory import Directory, last
+
+PAGES = Path(__file__).parents[2] / "experiments"
+PAGE, GRAMMAR = PAGES / "markov.gin", PAGES / "grammar.gin"
+ONE = ["Mesh.data=1"]
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Trains a page under overrides; what its hook logged at the end."""
+
+    def trained(page, *words):
+        experiment = lmx.load_experiment(page, [*ONE, *words]).build()
+        run = experiment.open()
+        directory = Directory(tmp_path)
+        directory.begin(0)
+        hooks = [hook.start(run)(directory) for hook in experiment.hooks]
+        batches = prefetch(
+            lambda step: run.put(run.data.batch_at(run.seed, step)), 0, run.steps
+        )
+        train(run.step, run.init(), batches, steps=run.steps, hooks=hooks)
+        directory.close()
+        return last(tmp_path)
+
+    return trained
+
+
+def check(found, share):
+    """Within that share of the entropy, and not below it but by chance."""
+    excess, error = found["fresh/excess"], found["fresh/standard_error"]
+    assert excess == pytest.approx(found["fresh/nats"] - found["fresh/entropy"])
+    assert 0 < error < 0.004 * found["fresh/entropy"]
+    assert -3 * error < excess < share * found["fresh/entropy"]
+
+
+def test_two_layers_reach_the_entropy_of_a_markov_source_and_do_not_pass_it(trained):
+    check(trained(PAGE), 0.01)
+
+
+def test_two_layers_reach_the_entropy_of_a_grammar_and_do_not_pass_it(trained):
+    check(trained(GRAMMAR), 0.03)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("language", range(3))
+def test_other_markov_sources_are_learned_as_well(trained, language):
+    words = ["Markov.vocab=8", "Decoder.vocab=8", f"Markov.language={language}"]
+    check(trained(PAGE, *words, "Markov.batch=32", "Experiment.steps=600"), 0.01)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("language", range(3))
+def test_deeper_grammars_are_learned_as_well(trained, language):
+    words = ["Grammar.depth=4", f"Grammar.language={language}", "Grammar.batch=32"]
+    check(trained(GRAMMAR, *words, "Experiment.steps=1000"), 0.03)
+
+
+def test_a_model_that_learned_nothing_is_as_far_off_as_it_must_be(trained):
+    """With a rate of almost nothing it stays near even odds, log(6) nats."""
+    words = ["Experiment.steps=1", "WSD.warmup=0", "WSD.peak=1e-9"]
+    found = trained(PAGE, *words, "Optimum.batches=4")
+    assert found["fresh/nats"] > np.log(6) - 0.05
+    assert found["fresh/excess"] > 0.3
+
+
+def test_rows_are_scored_as_the_model_scores_tokens():
+    run = lmx.load_experiment(PAGE, ONE).build().open()
+    model, batch = run.init().params, run.data.batch_at(0, 0)
+    nats, weights = jax.jit(score_rows, static_argnums=0)(run.graph, model, batch)
+    said = np.concatenate([batch.tokens, batch.targets[:, -1:]], axis=1)
+    told = jax.jit(lambda p, t: logprobs(nnx.merge(run.graph, p), t))(model, said)
+    expected = -(np.asarray(told)[:, 1:] * batch.weights).sum(axis=1)
+    np.testing.assert_allclose(nats, expected, rtol=2e-5)
+    np.testing.assert_array_equal(weights, batch.weights.sum(axis=1))
+
+
+def test_the_error_is_that_of_many_draws():
+    """The spread of the mean over repeated samples is what one sample says it is."""
+    noise = np.random.default_rng(0)
+    means, errors = [], []
+    for _ in range(2000):
+        weights = noise.integers(1, 9, 60).astype(float)
+        rows = noise.normal(1.5, 0.4, 60)  # tokens of a row are alike
+        mean, error = mean_of_rows(weights * rows, weights)
+        means.append(mean)
+        errors.append(error)
+    assert np.mean(means) == pytest.approx(1.5, abs=0.01)
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.05)
+
+
+def test_no_batches_are_refused():
+    with pytest.raises(ConfigError, match=r"Optimum.batches is 0: at least 1"):
+        lmx.load_experiment(PAGE, ["Optimum.batches=0"]).build()

@@ -1,0 +1,252 @@
+"""Real processes on one machine train as one process does, stop as one, and end as one.
+
+Each is an `lmx train` of its own; gloo carries what their devices tell one another.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import lmx
+from lmx.core.lobby import AGAIN
+from lmx.train.attempt import attempt
+from lmx.train.checkpoint import Checkpoints
+from lmx.train.record.directory import last, rows
+from tests.train.conftest import FLOAT64, PAGE, VARIANTS
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 300.0  # seconds, on a machine that has much else to do
+LONG = ["Experiment.steps=100"]
+EVALUATE = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@Echo()"]
+FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+GLOO = ("[Gloo] ", "I0000", "W0000")  # what C++ says of itself
+CLOSE = {"float64": 1e-9, "float32": 1e-4}  # relative
+# Processes, devices of each, mesh, kind, dtype.
+CASES = [
+    (2, 2, "data=4", "dense", "float64"),
+    (2, 2, "expert=4", "moe", "float64"),
+    (2, 2, "context=4", "dense", "float64"),
+    (2, 2, "fsdp=2 x tensor=2", "dense", "float32"),
+    (2, 2, "expert=4", "moe", "float32"),
+    (2, 2, "context=4", "dense", "float32"),
+    (4, 1, "data=4", "dense", "float64"),
+    (4, 1, "fsdp=2 x tensor=2", "dense", "float64"),
+    (4, 1, "expert=4", "moe", "float64"),
+    (4, 1, "context=4", "dense", "float64"),
+    (4, 2, "data=2 x fsdp=2 x tensor=2", "moe", "float32"),
+    (4, 2, "fsdp=2 x context=2 x tensor=2", "dense", "float32"),
+]
+
+
+def mesh_words(mesh: str) -> list[str]:
+    return [f"Mesh.{axis}" for axis in mesh.split(" x ")]
+
+
+def port() -> int:
+    """One that is free now."""
+    with socket.create_server(("", 0)) as door:
+        return door.getsockname()[1]
+
+
+class Group:
+    """The processes of one run, `devices` each."""
+
+    def __init__(self, work: Path, words: list[str], processes: int, devices: int = 1):
+        self.work = work
+        common = [*words, "--processes", processes, "--coordinator"]
+        common.append(f"localhost:{port()}")
+        self.members = [
+            self._start([*common, "--process", process], devices)
+            for process in range(processes)
+        ]
+
+    def _start(self, words: list, devices: int) -> subprocess.Popen:
+        flags = f"{FAST} --xla_force_host_platform_device_count={devices}"
+        return subprocess.Popen(
+            [sys.executable, "-m", "lmx.cli.main", "train", *map(str, words)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+            | {"JAX_PLATFORMS": "cpu"},
+            cwd=self.work,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self) -> list[tuple[int, str, str]]:
+        """Status, words and complaints of each process."""
+        found = []
+        try:
+            for member in self.members:
+                said, moaned = member.communicate(timeout=PATIENCE)
+                found.append((member.returncode, said, moaned))
+        finally:
+            for member in self.members:
+                member.kill()
+        return found
+
+    def done(self) -> None:
+        """All ended well, and the first alone spoke."""
+        found = self.end()
+        assert [status for status, *_ in found] == [0] * len(found), found
+        for _, said, moaned in found[1:]:
+            spoken = [*said.splitlines(), *moaned.splitlines()]
+            assert [line for line in spoken if not line.startswith(GLOO)] == []
+
+    def reach(self, path: Path, step: int) -> None:
+        """Waits until metrics of that step are on disk."""
+        late = time.monotonic() + PATIENCE
+        while max((row["step"] for row in rows(path)), default=0) < step:
+            alive = all(member.poll() is None for member in self.members)
+            assert alive and time.monotonic() < late, self.end()
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def work(tmp_path):
+    """An empty working folder but for `tiny.gin`."""
+    shutil.copy(PAGE, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of the same run in one process on one device; each is made once."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def alone(*words: str) -> Path:
+        if words not in made:
+            path = tmp_path_factory.mktemp("alone") / "run"
+            config = lmx.load_experiment(PAGE, [*words, "Mesh.data=1"])
+            with jax.enable_x64("Precision.params=float64" in words):
+                attempt("alone", config, path)
+            made[words] = path
+        return made[words]
+
+    return alone
+
+
+def check_same(path: Path, other: Path, rtol: float) -> None:
+    """The same losses, gradients and evaluations at the same steps."""
+    found, wanted = [list(rows(folder)) for folder in (path, other)]
+    assert [row["step"] for row in found] == [row["step"] for row in wanted]
+    for here, there in zip(found, wanted, strict=True):
+        for name in there.keys() & {"loss", "grad_norm", "validation/nats"}:
+            np.testing.assert_allclose(here[name], there[name], rtol=rtol)
+
+
+def check_trained(work, alone, processes, devices, mesh, kind, dtype, *words):
+    told = [*(FLOAT64 if dtype == "float64" else []), *VARIANTS[kind], *words]
+    run = ["tiny.gin", *told, *mesh_words(mesh), "--run", "run"]
+    Group(work, run, processes, devices).done()
+    check_same(work / "run", alone(*told), CLOSE[dtype])
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Where two processes have trained, and noted which rows they asked for."""
+    work = tmp_path_factory.mktemp("pair")
+    for file in (PAGE, PAGE.with_name("asked.py")):
+        shutil.copy(file, work)
+    words = ["Experiment.data=@Asked()", "Asked.source=@Echo()", "Asked.folder=."]
+    run = ["tiny.gin", *words, *FLOAT64, *EVALUATE, "Mesh.fsdp=2", "Mesh.tensor=2"]
+    Group(work, [*run, "--import", "asked", "--run", "run"], 2, devices=2).done()
+    return work
+
+
+def test_two_processes_train_and_evaluate_as_one_does(pair, alone):
+    run = pair / "run"
+    check_same(run, alone(*FLOAT64, *EVALUATE), CLOSE["float64"])
+    assert [row["step"] for row in rows(run) if "validation/nats" in row] == [10]
+    assert json.loads((run / "card.json").read_text())["final"]
+    assert Checkpoints(run / "checkpoints", 2).steps() == [8, 10]
+
+
+def test_a_process_reads_its_own_rows_and_no_others(pair):
+    for process, own in enumerate(["0 4", "4 8"]):
+        asked = (pair / str(process)).read_text().splitlines()
+        assert asked[0] == "0 0 1"  # one row, to know the shapes
+        assert sorted(asked[1:], key=lambda line: int(line.split()[0])) == [
+            f"{step} {own}" for step in range(10)
+        ]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case[0]} of {case[1]}, {' '.join(case[2:])}"
+)
+def test_many_processes_train_as_one_does(work, alone, case):
+    check_trained(work, alone, *case)
+
+
+@pytest.mark.processes
+def test_a_signal_to_one_of_four_stops_all_and_two_or_one_go_on(work, alone):
+    words = ["tiny.gin", *LONG, "Save.every=90", *FLOAT64, "--run", "run"]
+    group = Group(work, [*words, "Mesh.fsdp=2", "Mesh.tensor=2"], 4)
+    group.reach(work / "run", 5)
+    group.members[2].send_signal(signal.SIGTERM)
+    found = group.end()
+    assert [status for status, *_ in found] == [143] * 4, found
+    (step,) = Checkpoints(work / "run" / "checkpoints", 2).steps()
+    assert last(work / "run")["step"] == step
+    assert f"stopped by SIGTERM after step {step}; the same" in found[0][2]
+    shutil.copytree(work / "run", work / "other")
+    Group(work, [*words, "Mesh.tensor=2"], 2, 2).done()
+    check_same(work / "run", alone(*LONG, *FLOAT64), 1e-9)
+    config = lmx.load_experiment(PAGE, [*LONG, *FLOAT64, "Mesh.data=1"])
+    with jax.enable_x64(True):
+        attempt("other", config, work / "other")
+    check_same(work / "other", alone(*LONG, *FLOAT64), 1e-9)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_is_killed_the_other_ends_with_75_and_a_restart_goes_on(
+    work, alone, victim
+):
+    words = ["tiny.gin", *LONG, "Save.every=5", *FLOAT64, "Mesh.fsdp=2", "--run", "run"]
+    group = Group(work, words, 2)
+    group.reach(work / "run", 12)
+    group.members[victim].kill()
+    begun = time.monotonic()
+    _, _, moaned = group.end()[1 - victim]
+    assert time.monotonic() - begun < 30.0
+    assert group.members[1 - victim].returncode == AGAIN, moaned
+    killed = group.members[victim].pid
+    assert f"error: process {victim} (" in moaned and f"pid {killed}) is gone" in moaned
+    Group(work, words, 2).done()
+    check_same(work / "run", alone(*LONG, *FLOAT64), 1e-9)
+
+
+@pytest.mark.processes
+def test_a_fault_of_one_process_ends_all_with_its_words_and_its_status(work):
+    words = ["tiny.gin", "Mesh.data=1", "--run", "run"]
+    for status, _, moaned in Group(work, words, 2).end():
+        assert status == 2
+        assert "takes 1 of 2 devices, and none of process 1: make it larger" in moaned
+    assert not (work / "run").exists()
+
+
+@pytest.mark.processes
+def test_processes_that_do_not_come_are_named_and_nothing_is_begun(work):
+    words = ["tiny.gin", "--run", "run", "--processes", "3", "--process", "0"]
+    words += ["--coordinator", f"localhost:{port()}", "--wait", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lmx.cli.main", "train", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        cwd=work,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == AGAIN
+    assert "2 of 3 processes did not come within 2 s: 1, 2. There are" in done.stderr
+    assert not (work / "run").exists()
