@@ -8,7 +8,7 @@ VERSIONS := 3.11 3.12 3.13
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test processes style parity nightly bench constraints clean
+.PHONY: help demo test processes style parity plan nightly bench constraints clean
 .NOTPARALLEL:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo 'make processes    train in real processes on this machine, and compare with one'
 	@echo 'make style        ruff, pyright and the direction of imports'
 	@echo 'make parity       compare with Hugging Face transformers, in .venv-parity'
+	@echo 'make plan         compile a training step for TPUs that are not here'
 	@echo 'make nightly      run the slow tests, then all tests on every Python found'
 	@echo 'make bench        run the benchmarks'
 	@echo 'make constraints  resolve the versions of constraints.txt afresh and print them'
@@ -26,7 +27,8 @@ demo: $(VENV)/.core
 	@$(BIN)/lmx train experiments/quickstart.gin
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -m 'not nightly and not processes' -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -m 'not nightly and not processes and not tpu' -n 2 \
+	  --dist loadfile
 
 processes: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -m processes
@@ -56,6 +58,24 @@ $(PEERS):
 	@rm -rf $(PEER); $(PYTHON) -m venv $(PEER) && \
 	$(PIP) torch==$(TORCH) && $(PIP) transformers==$(TRANSFORMERS) && touch $@
 
+# The compiler of TPUs lives apart: where it is installed, a plain `import jax` looks for
+# a TPU.
+LIBTPU := .venv-tpu/libtpu/libtpu.so
+ON_TPU = TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU) $(BIN)/python -m pytest -q tests/plan tests/cli/test_plan.py
+
+plan: $(VENV)/.dev $(LIBTPU)
+	@$(ON_TPU) -m 'tpu and not nightly'
+
+$(LIBTPU): $(VENV)/.dev
+	@echo "Installing libtpu into .venv-tpu ..."
+	@$(PIP) --no-deps --upgrade --target .venv-tpu "$$($(BIN)/python -c "$$WANTED")" && touch $@
+
+define WANTED
+from importlib.metadata import requires
+print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))
+endef
+export WANTED
+
 bench: $(VENV)/.core
 	@set -e; for file in benchmarks/*.py; do $(BIN)/python $$file; done
 
@@ -66,8 +86,9 @@ FOUND = for v in $(VERSIONS); do \
   done; done
 
 # pytest exits with 5 where it finds no test.
-nightly: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -m nightly || [ $$? -eq 5 ]
+nightly: $(VENV)/.dev $(LIBTPU)
+	@$(BIN)/python -m pytest -q -m 'nightly and not tpu' || [ $$? -eq 5 ]
+	@$(ON_TPU) -m 'tpu and nightly'
 	@set -e; for python in $$($(FOUND)); do version=$${python##*python}; \
 	  [ -e $(BIN)/python$$version ] || $(MAKE) --no-print-directory test \
 	    VENV=.venv-$$version PYTHON=$$python; done

@@ -9,14 +9,17 @@ from typing import Any
 from lmx.cli.config import add_import, load_words
 from lmx.config.names import ConfigError
 from lmx.config.tree import explained
+from lmx.plan.price import LIST
 
 _ABOUT = """\
 Says whether an experiment fits a machine, how fast it should be, what bounds it and
-what it costs. Needs neither the machine nor the data: every number is analytic, from
-the shapes of the model and what the makers of chips publish.
+what it costs. Needs neither the machine nor the data. For TPUs the training step is
+compiled by their own compiler (`pip install 'lmx[tpu]'`), which takes minutes; for
+GPUs, and with --analytic, everything is arithmetic, and said to be.
 
-  lmx plan experiments/families/llama3_8b.gin Mesh.fsdp=256 --on v5e-256
-  lmx plan experiments/families/llama3_8b.gin Mesh.fsdp=64 --on v5p-128
+  lmx plan experiments/families/llama2_70b.gin --on v5p-128
+  lmx plan experiments/families/llama3_8b.gin Mesh.fsdp=256 --on v5e-256 --analytic
+  lmx plan experiments/families/llama2_70b.gin --on 4xv5e-256 --search 2
   lmx plan experiments/gpt2_124m.gin --on h100-8 --json
   lmx plan experiments/quickstart.gin --on cpu --png plan.png
 
@@ -39,7 +42,20 @@ def add(parsers: Any) -> None:
     parser.add_argument("words", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
     parser.add_argument("--on", required=True, metavar="MACHINE", help="as in v5p-128")
     parser.add_argument(
-        "--price", type=float, help="US dollars for an hour of a chip (the list's)"
+        "--analytic", action="store_true", help="compile nothing, and say it at once"
+    )
+    parser.add_argument(
+        "--search",
+        type=int,
+        metavar="N",
+        help="try other meshes, remat policies and microbatches; compile the best N",
+    )
+    parser.add_argument(
+        "--prices",
+        type=Path,
+        default=LIST,
+        metavar="FILE",
+        help="lines of a chip and US dollars for an hour of one (lmx/plan/prices.txt)",
     )
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw it, too")
     parser.add_argument("--json", action="store_true", help="print it for a machine")
@@ -56,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from lmx.plan import case, picture, report, search, topology
+    from lmx.plan import case, picture, price, report, search, topology
+    from lmx.plan.compiled.compile import foretold
     from lmx.plan.forecast import forecast
 
     file, *overrides = args.words
@@ -65,12 +82,20 @@ def _plan(args: argparse.Namespace) -> int:
         raise ConfigError(f"{file} is @{config.name}: only an experiment has a plan.")
     with explained(config):
         opened = case.opened(config.build(), topology.named(args.on))
-        said = forecast(opened, args.price)
+        said = forecast(opened, price.of(opened.machine.kind, args.prices))
+    best = search.ranked(said)[: args.search] if args.search else [said]
+    if not args.analytic:
+        best = [foretold(config, each, args.imports) for each in best]
+        best.sort(key=lambda each: (not each.fits, each.seconds.step))
+    asked, said = said, best[0] if best else said
     better = {} if said.fits else search.remedies(said)
     if args.json:
         would = {name: search.words(said, each) for name, each in better.items()}
-        print(json.dumps({**said.plain(), "would_fit": would}, indent=2))
+        rank = [{"settings": search.words(asked, e), **e.plain()} for e in best]
+        print(json.dumps({**said.plain(), "would_fit": would, "ranking": rank}))
     else:
+        if args.search:
+            print(report.ranking(asked, best), end="\n\n")
         print(report.text(said, better))
     if args.png:
         picture.draw(said, args.png)

@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from lmx.cli.config import add_import, load_words
 from lmx.config.names import ConfigError
-from lmx.config.tree import Config
+from lmx.config.tree import Config, explained
 
 _ABOUT = """\
 Trains an experiment in a folder of its own, runs/NAME-ID, where ID is a digest of what
@@ -18,6 +19,7 @@ bits; with another mesh too. Ctrl-C saves first.
   lmx train experiments/quickstart.gin
   lmx train experiments/quickstart.gin Experiment.seed=1 Decoder.depth=6
   lmx train experiments/shakespeare_char.gin Text.path=input.txt --run runs/bard
+  lmx train experiments/gpt2_124m.gin --plan       refuses what does not fit
   lmx config show experiments/quickstart.gin       what can be set, and how it is
 
 Many processes train one run if each is started with the same command, the run's folder
@@ -35,6 +37,8 @@ None starts before all are there. The first writes, and shows how far it is; a s
 to one stops all; if one is lost, the others exit with 75.
 """
 
+HERE = "here"  # the devices at hand, for --plan
+
 
 def add(parsers: Any) -> None:
     """Adds the verb `train` to what `ArgumentParser.add_subparsers` returned."""
@@ -48,6 +52,13 @@ def add(parsers: Any) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("words", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
     parser.add_argument("--run", dest="folder", type=Path, help="the run's folder")
+    parser.add_argument(
+        "--plan",
+        nargs="?",
+        const=HERE,
+        metavar="MACHINE",
+        help="refuse to start what does not fit MACHINE, or the devices at hand",
+    )
     parser.add_argument(
         "--json", action="store_true", help="print the summary for a machine"
     )
@@ -78,12 +89,27 @@ def run(args: argparse.Namespace) -> int:
                 " experiment, or go on with a run that was trained here."
             )
         _allow_float64(config)
+        _set_flags()
         name = Path(file).stem
         folder = args.folder or Path("runs") / f"{name}-{config.run_id()}"
         return _joined(args, name, config, folder)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _fits(config: Config, machine: str) -> bool:
+    """Whether the arithmetic of `lmx plan` says so; if not, says what would."""
+    from lmx.plan import case, price, report, search, topology
+    from lmx.plan.forecast import forecast
+
+    with explained(config):
+        found = topology.at_hand() if machine == HERE else topology.named(machine)
+        opened = case.opened(config.build(), found)
+        said = forecast(opened, price.of(found.kind))
+    if not said.fits:
+        print(report.verdict(said, search.remedies(said)), file=sys.stderr)
+    return said.fits
 
 
 def _joined(args: argparse.Namespace, name: str, config: Config, folder: Path) -> int:
@@ -94,6 +120,8 @@ def _joined(args: argparse.Namespace, name: str, config: Config, folder: Path) -
         seat = process.seat(args.process, args.processes, args.coordinator)
         facts = {"page": config.digest()}
         with process.joined(seat, facts, args.wait, refusals=ConfigError):
+            if args.plan and not _fits(config, args.plan):
+                return 1
             return _train(name, config, folder, as_json=args.json)
     except (lobby.LostError, lobby.SeatError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -120,6 +148,13 @@ def _train(name: str, config: Config, folder: Path, *, as_json: bool) -> int:
     else:
         print(summary(folder))
     return 0
+
+
+def _set_flags() -> None:
+    """Tells libtpu how to compile, before it is loaded, if nobody has."""
+    from lmx.core.device import TPU_FLAGS
+
+    os.environ.setdefault("LIBTPU_INIT_ARGS", TPU_FLAGS)
 
 
 def _allow_float64(config: Config) -> None:

@@ -15,6 +15,8 @@ from lmx.config.names import ConfigError
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Rules, is_variable
 from lmx.data.batches import Source
+from lmx.layers.attention.heads import Attention
+from lmx.layers.attention.kernel import Reference
 from lmx.models.decoder import Decoder
 from lmx.models.remat import Remat
 from lmx.plan.topology import Machine
@@ -30,6 +32,7 @@ class Tensor(NamedTuple):
     itemsize: int
     split: PartitionSpec
     share: tuple[int, ...]  # the shape of what one device has
+    logical: tuple[str, ...]  # names of its dimensions; none where nobody named them
 
     @property
     def bytes(self) -> int:
@@ -55,8 +58,17 @@ class Tensor(NamedTuple):
     @property
     def axes(self) -> set[str]:
         """The mesh axes that split it."""
-        several = ((axes,) if isinstance(axes, str) else axes for axes in self.split)
-        return {axis for axes in several for axis in axes or ()}
+        return {axis for part in self.split for axis in _axes(part)}
+
+    @property
+    def gathered(self) -> set[str]:
+        """Of these, those over which it comes together for use, if rows are split so.
+
+        Experts stay where they are.
+        """
+        if "experts" not in self.logical:
+            return self.axes
+        return self.axes - _axes(self.split[self.logical.index("experts")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +78,7 @@ class Case:
     Attributes:
         sizes: devices along each axis of the mesh, slowest first.
         rows, length: of the global batch.
+        chunk: tokens of a row whose logits are held at once; None: of all.
     """
 
     machine: Machine
@@ -78,6 +91,7 @@ class Case:
     steps: int
     microbatches: int
     remat: Remat
+    chunk: int | None = None
 
     def __post_init__(self):
         shape = (self.rows, self.length)
@@ -115,9 +129,16 @@ class Case:
 
     @property
     def at_once(self) -> int:
-        """Tokens that one device has of a microbatch; its rows are whole."""
+        """Tokens that one device has of a microbatch."""
         shards = math.prod(self.sizes[axis] for axis in self.batch_axes)
-        return math.ceil(self.rows / self.microbatches / shards) * self.length
+        pieces = math.prod(self.sizes[axis] for axis in self.rules.get("length", ()))
+        rows = math.ceil(self.rows / self.microbatches / shards)
+        return rows * self.length // pieces
+
+    @property
+    def scored(self) -> float:
+        """Of these, the share whose logits are held at once."""
+        return (self.chunk or self.length) / self.length
 
     def tensors(self, part: str) -> list[Tensor]:
         """The arrays of `params` or `opt_state`."""
@@ -130,6 +151,11 @@ class Case:
         ]
 
 
+def _axes(part: str | tuple[str, ...] | None) -> set[str]:
+    """The mesh axes that split a dimension."""
+    return {part} if isinstance(part, str) else set(part or ())
+
+
 def _tensor(path: Any, leaf: PyTree, place: jax.sharding.NamedSharding) -> Tensor:
     [array] = jax.tree.leaves(leaf)
     return Tensor(
@@ -138,12 +164,18 @@ def _tensor(path: Any, leaf: PyTree, place: jax.sharding.NamedSharding) -> Tenso
         array.dtype.itemsize,
         place.spec,
         place.shard_shape(array.shape),
+        leaf.get_metadata().get("axes", ()) if is_variable(leaf) else (),
     )
 
 
 def opened(experiment: Experiment, machine: Machine) -> Case:
     """The experiment as its page has it. Reads no data."""
     model = experiment.shaped()
+    for block, _ in model.stack.all():
+        if isinstance(
+            block.attention, Attention
+        ):  # only shapes are asked, of any length
+            block.attention.kernel = Reference()
     optimizer = experiment.optimizer(experiment.schedule.over(experiment.steps))
     rules = dict(RULES) | dict(experiment.rules)
     rows, length = _batch(experiment.data)
@@ -158,6 +190,7 @@ def opened(experiment: Experiment, machine: Machine) -> Case:
         steps=experiment.steps,
         microbatches=experiment.microbatches,
         remat=model.stack.remat,
+        chunk=getattr(experiment.loss, "chunk", None),
     )
 
 

@@ -1,32 +1,43 @@
 """What a case will need, in numbers."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmx.core.sharding import shown
-from lmx.plan import flops, memory, roofline, traffic
+from lmx.plan.analytic import flops, memory, roofline, traffic
+from lmx.plan.analytic.flops import Flops
+from lmx.plan.analytic.memory import Memory
+from lmx.plan.analytic.roofline import Seconds
+from lmx.plan.analytic.traffic import Collective
 from lmx.plan.case import Case, Tensor
-from lmx.plan.flops import Flops
-from lmx.plan.memory import Memory
-from lmx.plan.price import PRICES
-from lmx.plan.roofline import Seconds
-from lmx.plan.traffic import Collective
+
+
+class Compiling(NamedTuple):
+    """What it took to compile: seconds, and bytes of memory here."""
+
+    seconds: float
+    peak: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """All that is foretold, every number of it analytic.
+    """All that is foretold.
 
     Attributes:
+        how: where memory, traffic and seconds come from, in words.
+        uncounted: kernels whose time nobody knows, and which are taken to need none.
         price: US dollars for an hour of one chip.
     """
 
+    how: str
     case: Case
     flops: Flops
     memory: Memory
     traffic: tuple[Collective, ...]
     seconds: Seconds
     price: float
+    compiled: Compiling | None = None
+    uncounted: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -75,7 +86,9 @@ class Forecast:
         """Everything, for a machine."""
         case = self.case
         return {
-            "how": "analytic",
+            "how": self.how,
+            "compiling": self.compiled and self.compiled._asdict(),
+            "uncounted": self.uncounted,
             "machine": case.machine.name,
             "devices": case.machine.devices,
             "mesh": case.sizes,
@@ -110,15 +123,16 @@ class Forecast:
         }
 
 
-def forecast(case: Case, price: float | None = None) -> Forecast:
-    """What the case will need. No price: the list's."""
+def forecast(case: Case, price: float) -> Forecast:
+    """What the case will need, analytically, at a price of a chip and hour."""
     counted = flops.per_token(case.model, case.length, case.remat)
     told = tuple(traffic.collectives(case))
     return Forecast(
+        how="Analytic",
         case=case,
         flops=counted,
         memory=memory.needed(case),
         traffic=told,
         seconds=roofline.seconds(case, counted, told),
-        price=PRICES[case.machine.kind] if price is None else price,
+        price=price,
     )

@@ -26,11 +26,11 @@ def draw(said: Forecast, target: Path) -> None:
     right.axvline(said.seconds.step, color="gray", linestyle=":", label=label)
     right.set(
         xlabel="seconds of a step",
-        title=f"bound by {said.seconds.bound}, MFU {said.mfu:.1%} (analytic)",
+        title=f"bound by {said.seconds.bound}, MFU {said.mfu:.1%}",
     )
     right.legend()
     for axes in (left, right):
         axes.invert_yaxis()
         axes.grid(alpha=0.3, axis="x")
-    figure.suptitle(f"{said.case.machine.name}: {said.setting}")
+    figure.suptitle(f"{said.case.machine.name}: {said.setting}\n{said.how}")
     figure.savefig(target, format="png")

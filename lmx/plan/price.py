@@ -1,13 +1,26 @@
-"""What an hour of a chip costs, by list price."""
+"""What an hour of a chip costs, by a list that one can edit."""
 
-# US dollars for a chip and an hour, on demand, in round figures that nobody has checked
-# of late: see cloud.google.com/tpu/pricing, and what a GPU server costs where you rent
-# it. Edit them, or say `lmx plan --price`.
-PRICES = {
-    "v5e": 1.20,
-    "v5p": 4.20,
-    "v6e": 2.70,
-    "h100": 6.88,
-    "h200": 7.91,
-    "cpu": 0.0,
-}
+from pathlib import Path
+
+LIST = Path(__file__).with_name("prices.txt")
+
+
+def of(kind: str, file: Path = LIST) -> float:
+    """US dollars for an hour of a chip of that kind, by a file of such lines."""
+    prices = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        match line.split("#")[0].split():
+            case []:
+                continue
+            case [name, price] if price.replace(".", "", 1).isdigit():
+                prices[name] = float(price)
+            case _:
+                raise ValueError(
+                    f"{file}:{number}: {line!r} is no price: a line is a chip and US"
+                    " dollars for an hour of one, as in 'v5p 4.20'."
+                )
+    if kind not in prices:
+        raise ValueError(
+            f"{file} has no price of {kind}: add a line, as in '{kind} 1'."
+        )
+    return prices[kind]

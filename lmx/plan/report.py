@@ -1,15 +1,23 @@
 """A forecast as text."""
 
+from collections.abc import Sequence
+
 from lmx.plan.case import Tensor
 from lmx.plan.forecast import Forecast
 from lmx.plan.search import words
 from lmx.plan.topology import GIB
 
-ASSUMED = """\
-analytic: nothing was compiled or run. Attention is taken to be a fused kernel, that
-keeps no scores and skips what is not seen; products to reach 80% of the peak; gathers
-and reductions of weights to hide behind other work, those over `tensor` and `expert`
-not to; one document a row. Dropout, host work and stragglers are left out."""
+ANALYTIC = """\
+Nothing was compiled or run. Attention is taken to be a fused kernel, that keeps no
+scores and skips what is not seen, at 50% of the peak; other products to reach 81% of
+it; gathers of weights to hide behind other work, and on GPUs sums of gradients, but
+none over `tensor` and `expert`; one document a row. Keys that go around `context`,
+bubbles of `stage`, dropout, host work and stragglers are left out."""
+COMPILED = """\
+Memory, cycles and collectives are the compiler's, for this very step; nothing was run.
+Attention kernels, whose cycles it does not tell, are taken to reach 50% of the peak,
+and collectives what the links can carry; those that it does not spread over other work
+are waited for. Host work and stragglers are left out."""
 
 
 def text(said: Forecast, better: dict[str, Forecast]) -> str:
@@ -21,7 +29,27 @@ def text(said: Forecast, better: dict[str, Forecast]) -> str:
         f"{f', {idle} of them idle' if idle else ''}; {said.setting}"
     )
     parts = [head, _tensors(said), _memory(said), _traffic(said), _speed(said)]
-    return "\n\n".join([*parts, ASSUMED, verdict(said, better)])
+    assumed = COMPILED if said.compiled else ANALYTIC
+    parts.append(f"{said.how}. {assumed}")
+    parts += [f"Counted as no time: kernel {name}." for name in said.uncounted]
+    return "\n\n".join([*parts, verdict(said, better)])
+
+
+def ranking(said: Forecast, best: Sequence[Forecast]) -> str:
+    """Settings in their order, each with what it comes to."""
+    rows = [("settings", "GiB", "seconds", "MFU", "bound by", "")]
+    rows += [
+        (
+            words(said, each) or "as they are",
+            f"{each.memory.total / GIB:.1f}",
+            f"{each.seconds.step:.4g}",
+            f"{each.mfu:.1%}",
+            each.seconds.bound,
+            each.how if each.fits else f"does not fit; {each.how}",
+        )
+        for each in best
+    ]
+    return _table(rows)
 
 
 def verdict(said: Forecast, better: dict[str, Forecast]) -> str:

@@ -1,18 +1,61 @@
-"""What would make fit what does not."""
+"""Which settings are best on a machine, and what would make fit what does not."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
+from typing import get_args
 
+from lmx.models.remat import Remat
+from lmx.plan.analytic import traffic
 from lmx.plan.case import Case
 from lmx.plan.forecast import Forecast, forecast
 from lmx.plan.topology import Machine
 
 TENSORS = (1, 2, 4, 8)  # sizes that keep to one host
 DOUBLINGS = 8  # of a machine, until a larger one is no more looked for
+PARTS = (1, 2, 4, 8)  # that a batch is taken in
+
+
+def ranked(said: Forecast) -> list[Forecast]:
+    """All settings that fit the same machine, as a forecast, the fastest first.
+
+    Meshes of all axes that the model can use but `stage` and `context`, which cost more
+    than they bring where rows are many; all policies of recomputing; a batch taken in
+    parts.
+    """
+    fitting = []
+    for case in _meshes(said.case):
+        for remat, parts in itertools.product(get_args(Remat), PARTS):
+            for one in _varied(case, remat=remat, microbatches=parts):
+                each = forecast(one, said.price)
+                if each.fits:
+                    fitting.append(each)
+    return sorted(fitting, key=lambda each: each.seconds.step)
+
+
+def _meshes(case: Case) -> Iterator[Case]:
+    """The case on all meshes of powers of two that use every device."""
+    machine = case.machine
+    experts = _powers(machine.group if traffic.visits(case) else 1)
+    for tensor, expert in itertools.product(TENSORS, experts):
+        within, rest = divmod(machine.group, tensor * expert)
+        if rest:
+            continue
+        for data in _powers(within):
+            for replica in {1, machine.groups}:
+                fsdp = within // data * (machine.groups // replica)
+                sizes = {"replica": replica, "data": data, "fsdp": fsdp}
+                sizes |= {"expert": expert, "tensor": tensor}
+                yield from _varied(case, sizes=case.sizes | sizes)
+
+
+def _powers(most: int) -> list[int]:
+    """1, 2, 4 and so on, up to `most` where it is one."""
+    return [2**n for n in range(most.bit_length()) if most % 2**n == 0]
 
 
 def remedies(said: Forecast) -> dict[str, Forecast]:
-    """The first change of each kind that makes a forecast fit, in words.
+    """The first change of each kind that makes a forecast fit, by arithmetic.
 
     On the same machine recomputing more, more microbatches, splitting over all devices,
     and these together; where nothing helps, the smallest larger machine on which they
@@ -30,13 +73,13 @@ def remedies(said: Forecast) -> dict[str, Forecast]:
             for part in (less, *_parted(less))
         ),
     }
-    found = {name: _first(cases, said.price) for name, cases in tried.items()}
+    found = {name: _first(said, cases) for name, cases in tried.items()}
     found = {name: each for name, each in found.items() if each}
     if len(found) > 1:
         found.pop("together", None)
     if found:
         return found
-    larger = _first(_larger(case), said.price)
+    larger = _first(said, _larger(case))
     return {"a larger machine": larger} if larger else {}
 
 
@@ -56,8 +99,15 @@ def words(said: Forecast, better: Forecast) -> str:
     return " ".join(changed)
 
 
-def _first(cases: Iterator[Case], price: float) -> Forecast | None:
-    return next((f for case in cases if (f := forecast(case, price)).fits), None)
+def _first(said: Forecast, cases: Iterator[Case]) -> Forecast | None:
+    """The first that fits, where a compiler asked for more with as much more of it."""
+    reckoned = forecast(said.case, said.price).memory.total
+    more = max(1.0, said.memory.total / reckoned)
+    for case in cases:
+        each = forecast(case, said.price)
+        if each.memory.total * more <= case.machine.chip.memory:
+            return each
+    return None
 
 
 def _recomputing(case: Case) -> Iterator[Case]:
@@ -108,12 +158,18 @@ def _machine(like: Machine, group: int, groups: int) -> Machine:
     return Machine(name=name, kind=like.kind, group=group, groups=groups)
 
 
-def _changed(case: Case, **changes) -> Iterator[Case]:
-    """The changed case, where it makes sense and is another."""
+def _varied(case: Case, **changes) -> Iterator[Case]:
+    """The case with the changes, where they make sense."""
     try:
         new = dataclasses.replace(case, **changes)
         new.tensors("params")
     except ValueError:
         return
-    if any(getattr(case, name) != value for name, value in changes.items()):
-        yield new
+    yield new
+
+
+def _changed(case: Case, **changes) -> Iterator[Case]:
+    """The same, where it is another."""
+    for new in _varied(case, **changes):
+        if any(getattr(case, name) != value for name, value in changes.items()):
+            yield new

@@ -5,6 +5,8 @@ import math
 import re
 from dataclasses import dataclass
 
+import jax
+
 from lmx.core.device import PEAKS
 
 GIB = 2.0**30
@@ -23,6 +25,8 @@ class Chip:
         joined: the most devices that fast links join.
         network: bytes/s of each device to those beyond.
         counted: what its name counts for each chip.
+        clock: cycles a second, of which its compiler counts.
+        side: rows and columns of what multiplies matrices.
     """
 
     flops: float
@@ -34,8 +38,12 @@ class Chip:
     network: float
     counted: int = 1
     compute: str = "bfloat16"
+    clock: float | None = None
+    side: int = 128
 
 
+# A clock is the peak over what all multipliers do in a cycle: 4 of 128 x 128 on v5e, 8
+# on v5p, and 4 times 65536 products on v6e, whose multipliers are 256 x 256.
 CHIPS = {
     # cloud.google.com/tpu/docs/v6e, its column v5e: 1600 Gbit/s of links, 6.4 Tbit/s of
     # network for a pod of 256.
@@ -47,6 +55,7 @@ CHIPS = {
         dims=2,
         joined=256,
         network=3.125e9,
+        clock=1.5e9,
     ),
     # cloud.google.com/tpu/docs/v5p: 1200 GB/s of links, both ways; 50 Gbit/s of
     # network; 6144 chips for the largest job. Names count its two cores.
@@ -59,6 +68,7 @@ CHIPS = {
         joined=6144,
         network=6.25e9,
         counted=2,
+        clock=1.75e9,
     ),
     # cloud.google.com/tpu/docs/v6e: 3200 Gbit/s of links, 25.6 Tbit/s for a pod of 256.
     "v6e": Chip(
@@ -69,6 +79,8 @@ CHIPS = {
         dims=2,
         joined=256,
         network=12.5e9,
+        clock=1.75e9,
+        side=256,
     ),
     # NVIDIA H100 SXM data sheet: 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways; DGX H100:
     # 400 Gbit/s of network for each.
@@ -106,6 +118,20 @@ CHIPS = {
 }
 
 
+# By the name that jax gives them.
+KINDS = {
+    "cpu": "cpu",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "TPU v5": "v5p",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """Groups of chips with fast links inside and a network between them.
@@ -130,6 +156,14 @@ class Machine:
         """How many there are in all."""
         return self.group * self.groups
 
+    @property
+    def topology(self) -> str | None:
+        """A group as its compiler names it, as in `v5p:4x4x8`; None: it has no name."""
+        if self.chip.dims == 1:
+            return None
+        sides = _sides(self.group, self.chip.dims)
+        return f"{self.kind}:{'x'.join(map(str, sides))}" if sides else None
+
     def gathering(self, whole: float, count: int, stride: int) -> float:
         """Seconds until `count` devices that share `whole` bytes each have them all.
 
@@ -147,6 +181,34 @@ class Machine:
             dims = max(1, round(used)) / dims
         fast = whole * (1 - 1 / near) / (self.chip.link * dims)
         return fast + whole * (1 - 1 / far) / near / self.chip.network
+
+
+def at_hand() -> Machine:
+    """The devices that jax finds here, in one group for each process of a GPU server.
+
+    Raises ValueError for devices that nothing is known of.
+    """
+    devices = jax.devices()
+    kind = KINDS.get(devices[0].device_kind)
+    if kind is None:
+        raise ValueError(
+            f"nothing is known of devices like {devices[0].device_kind!r}: name a"
+            f" machine, as in --plan v5p-128. There are {', '.join(CHIPS)}."
+        )
+    group = min(len(devices), CHIPS[kind].joined)
+    name = f"{len(devices)} x {devices[0].device_kind}"
+    return Machine(name=name, kind=kind, group=group, groups=len(devices) // group)
+
+
+def _sides(group: int, dims: int) -> list[int] | None:
+    """A torus as near to a cube as its number, a power of two, allows, short first."""
+    power = group.bit_length() - 1
+    if group != 2**power:
+        return None
+    each, more = divmod(power, dims)
+    sides = [2**each] * (dims - more) + [2 ** (each + 1)] * more
+    # The smallest block of a three-dimensional torus is a host of 2 x 2 x 1.
+    return [*sides[::-1]] if dims == 3 and group < 8 else sides
 
 
 def named(name: str) -> Machine:

@@ -1,25 +1,25 @@
 """The root of every configuration: all that tells one run from another."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.config.names import ConfigError, Execution, configurable
-from lmx.core import sharding, spread
+from lmx.core import sharding
 from lmx.core.sharding import RULES, AnyMesh, Mesh, Rules
 from lmx.data.batches import Source
 from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.train.hooks import Periodic, Save
 from lmx.train.loss.next_token import NextToken
-from lmx.train.run import Run, rows_sharding, shaped
+from lmx.train.run import Program, Run, shaped
 from lmx.train.schedule import Schedule
-from lmx.train.step import Recipe, init_state, train_step
+from lmx.train.step import Recipe, init_state
 
 configurable(Mesh)
 
@@ -65,50 +65,55 @@ class Experiment:
         self.optimizer(self.schedule.over(self.steps))
         return nnx.eval_shape(lambda: self.model(nnx.Rngs(0)))
 
-    def open(self) -> Run:
-        """Everything a run needs, checked before anything is written or compiled."""
+    def program(self, devices: Sequence[Any]) -> Program:
+        """The step and the state over these devices, as shapes and places alone.
+
+        Reads no data and makes no numbers; the devices need not be at hand.
+        """
         model = self.shaped()
         rate = self.schedule.over(self.steps)
         optimizer = self.optimizer(rate)
         init = partial(init_state, self.model, optimizer, self.seed)
-        state = jax.eval_shape(init)
         rules = dict(RULES) | dict(self.rules)
-        mesh = self.mesh.over(jax.devices(), rules)
-        _check_all_work(mesh)
-        places = sharding.shardings(state, mesh, rules)
+        mesh = self.mesh.over(devices, rules)
+        graph, _ = nnx.split(model)
+        return Program(
+            model=model,
+            recipe=Recipe(
+                graph, self.loss, optimizer, rate, self.seed, self.microbatches
+            ),
+            mesh=mesh,
+            rules=rules,
+            init=init,
+            places=sharding.shardings(jax.eval_shape(init), mesh, rules),
+        )
+
+    def open(self) -> Run:
+        """Everything a run needs, checked before anything is written or compiled."""
+        program = self.program(jax.devices())
+        _check_all_work(program.mesh)
         data = self.data.open()
-        if data.vocab > model.vocab:
+        if data.vocab > program.model.vocab:
             raise ConfigError(
                 f"the data has {data.vocab} different tokens and the model knows"
-                f" {model.vocab}: set Decoder.vocab={data.vocab}."
+                f" {program.model.vocab}: set Decoder.vocab={data.vocab}."
             )
-        graph, _ = nnx.split(model)
-        recipe = Recipe(graph, self.loss, optimizer, rate, self.seed, self.microbatches)
         batch = shaped(data)
-        self._check_parts(data.batch, mesh, rules)
-        take = spread.traced_for(mesh, rules, partial(train_step, recipe))
-        jax.eval_shape(take, state, batch)
-        rows = rows_sharding(batch, mesh, rules)
-        step = jax.jit(
-            take,
-            in_shardings=(places, rows),
-            out_shardings=(places, NamedSharding(mesh, PartitionSpec())),
-            donate_argnums=0,
-        )
-        born = jax.jit(init, out_shardings=places)
-        cost = flops.per_token(model, data.length) * batch.tokens.size
+        self._check_parts(data.batch, program.mesh, program.rules)
+        jax.eval_shape(program.update, program.state, batch)
+        cost = flops.per_token(program.model, data.length)
         return Run(
             steps=self.steps,
             seed=self.seed,
             data=data,
-            mesh=mesh,
-            rules=rules,
-            graph=graph,
-            places=places,
-            init=born,
-            step=step,
+            mesh=program.mesh,
+            rules=program.rules,
+            graph=program.recipe.graph,
+            places=program.places,
+            init=jax.jit(program.init, out_shardings=program.places),
+            step=program.step(batch),
             tokens=batch.tokens.size,
-            flops=cost,
+            flops=cost * batch.tokens.size,
         )
 
     def _check_parts(self, rows: int, mesh: AnyMesh, rules: Rules) -> None:

@@ -2,16 +2,65 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
-from lmx.core import sharding
+from lmx.core import sharding, spread
 from lmx.data.batches import Batch, Rows
+from lmx.models.decoder import Decoder
 from lmx.train.loop import Step
-from lmx.train.step import TrainState
+from lmx.train.step import Recipe, TrainState, train_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """One training step over a mesh, before there is a number.
+
+    Attributes:
+        model: without its numbers.
+        init: makes the state of step 0.
+        places: where each part of a state lives.
+    """
+
+    model: Decoder
+    recipe: Recipe
+    mesh: jax.sharding.Mesh
+    rules: sharding.Rules
+    init: Callable[[], TrainState]
+    places: TrainState
+
+    @property
+    def state(self) -> TrainState:
+        """Shapes, dtypes and places of a state."""
+        return sharding.placed(jax.eval_shape(self.init), self.places)
+
+    @property
+    def update(self) -> Step:
+        """The step as it is traced, for its mesh."""
+        return spread.traced_for(
+            self.mesh, self.rules, partial(train_step, self.recipe)
+        )
+
+    def step(self, batch: Batch) -> Any:
+        """The step for batches of that shape, jitted; it consumes its state."""
+        return jax.jit(
+            self.update,
+            in_shardings=(self.places, rows_sharding(batch, self.mesh, self.rules)),
+            out_shardings=(self.places, NamedSharding(self.mesh, PartitionSpec())),
+            donate_argnums=0,
+        )
+
+    def lower(self, rows: int, length: int) -> jax.stages.Lowered:
+        """The step for a batch of that shape, ready to be compiled."""
+        kinds = ("int32", "int32", "float32", "int32", "int32")
+        shapes: Any = [jax.ShapeDtypeStruct((rows, length), kind) for kind in kinds]
+        batch = Batch(*shapes)
+        return self.step(batch).lower(self.state, batch)
 
 
 @dataclass(frozen=True)

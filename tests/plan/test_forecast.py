@@ -1,12 +1,14 @@
 """What a tiny model needs, by hand, and which way it must move."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from lmx.plan import memory, search, traffic
-from lmx.plan.flops import per_token
+from lmx.plan import search
+from lmx.plan.analytic import memory, traffic
+from lmx.plan.analytic.flops import per_token
 from lmx.plan.forecast import forecast
 from tests.plan.conftest import MOE
 
@@ -30,8 +32,9 @@ def test_attention_is_counted_by_the_pairs_that_a_loop_counts(opened, window):
     assert got.weights == 6 * WEIGHTS
     assert got.attention == 6 * WEIGHTS + pairs * min(window or T, T)
     assert got.causal == pytest.approx(6 * WEIGHTS + pairs * seen(window or T))
-    again = 2 * L * LAYER + pairs * seen(window or T) / 3
-    assert got.executed == pytest.approx(got.causal + again)
+    product = pairs * seen(window or T) / 6  # of queries and keys, or the like
+    assert got.attending == pytest.approx((2 + 2 + 5) * product)
+    assert got.executed == pytest.approx(6 * WEIGHTS + 2 * L * LAYER + got.attending)
 
 
 def test_a_device_alone_holds_four_numbers_for_each_parameter(opened):
@@ -66,10 +69,13 @@ def test_policies_keep_less_and_less(opened):
 
 
 def test_gathers_of_weights_are_counted_by_hand(opened):
-    case = opened("Mesh.fsdp=8", microbatches=1)
-    gather, scatter = traffic.collectives(case)
+    gather, sums = traffic.collectives(opened("Mesh.fsdp=8"))
+    assert (gather.kind, sums.kind) == ("all-gather", "all-reduce")
+    assert gather.bytes == sums.bytes == 2 * BF16 * NUMBERS * 7 / 8
+    assert gather.hidden and not sums.hidden
+    gather, scatter = traffic.collectives(opened("Mesh.fsdp=8", on="h100-8"))
     assert (gather.kind, scatter.kind) == ("all-gather", "reduce-scatter")
-    assert gather.bytes == 2 * BF16 * NUMBERS * 7 / 8 == 2 * scatter.bytes
+    assert gather.bytes == 2 * scatter.bytes and scatter.hidden
 
 
 def test_gradients_of_copies_are_added_up_once(opened):
@@ -95,7 +101,7 @@ def test_tokens_go_to_experts_and_back_for_each_choice(opened):
 @pytest.mark.parametrize("words", [("Mesh.fsdp=8",), ("Mesh.fsdp=4", "Mesh.tensor=2")])
 def test_more_microbatches_hold_less_and_talk_more(opened, words):
     one, two = (
-        forecast(opened(*words, "Echo.batch=64", microbatches=n)) for n in (2, 4)
+        forecast(opened(*words, "Echo.batch=64", microbatches=n), 1.0) for n in (2, 4)
     )
     assert two.memory.total < one.memory.total
     assert two.seconds.hidden > one.seconds.hidden
@@ -103,7 +109,7 @@ def test_more_microbatches_hold_less_and_talk_more(opened, words):
 
 def test_recomputing_costs_time_and_saves_memory(opened):
     keep, none = (
-        forecast(opened("Mesh.fsdp=8", remat=remat))
+        forecast(opened("Mesh.fsdp=8", remat=remat), 1.0)
         for remat in ("keep_all", "keep_none")
     )
     assert none.memory.total < keep.memory.total
@@ -121,7 +127,7 @@ def test_a_run_takes_its_steps_and_is_paid_by_the_hour(opened):
 
 def test_remedies_fit_and_say_how(opened):
     words = ("Decoder.width=8192", "SwiGLU.hidden=16384", "Decoder.depth=16")
-    said = forecast(opened(*words))
+    said = forecast(opened(*words), 1.0)
     better = search.remedies(said)
     assert not said.fits and better
     for each in better.values():
@@ -129,5 +135,29 @@ def test_remedies_fit_and_say_how(opened):
 
 
 def test_a_forecast_is_plain_json(opened):
-    told = json.loads(json.dumps(forecast(opened()).plain()))
-    assert told["how"] == "analytic" and told["mesh"]["data"] == 8
+    told = json.loads(json.dumps(forecast(opened(), 1.0).plain()))
+    assert told["how"] == "Analytic" and told["mesh"]["data"] == 8
+
+
+def test_what_a_compiler_asks_for_beyond_the_arithmetic_remedies_leave_room_for(opened):
+    said = forecast(opened("Mesh.fsdp=2", "Mesh.data=4", "Echo.batch=64"), 1.0)
+    has = said.case.machine.chip.memory
+    asked = dataclasses.replace(
+        said, memory=memory.Memory({"asked": 1.2 * has}, {"": {}})
+    )
+    more = 1.2 * has / said.memory.total
+    for each in search.remedies(asked).values():
+        assert each.memory.total * more <= has
+    assert search.remedies(asked)
+
+
+def test_experts_stay_where_they_are_and_all_else_comes_together(opened):
+    case = opened("Mesh.fsdp=2", "Mesh.expert=4", "Mesh.data=1", *MOE, on="h100-8")
+    experts = 4 * 3 * D * 8 * L
+    model = case.tensors("params")
+    others = sum(tensor.bytes for tensor in model) / 4 - experts
+    fsdp, expert = (
+        each.bytes for each in traffic.collectives(case) if each.kind == "all-gather"
+    )
+    assert fsdp == 2 * BF16 * (others + experts / 4) / 2
+    assert expert == 2 * BF16 * others / 2 * 3 / 4

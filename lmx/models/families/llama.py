@@ -74,6 +74,13 @@ FAMILY = Family(
         "llama2_70b": LLAMA2 | LARGE,
         "llama3_8b": LLAMA3 | {"intermediate_size": 14_336},
         "llama3_70b": LLAMA3 | LARGE,
+        "llama3_405b": LLAMA3
+        | {
+            "hidden_size": 16_384,
+            "intermediate_size": 53_248,
+            "num_hidden_layers": 126,
+            "num_attention_heads": 128,
+        },
         "llama31_8b": LLAMA3 | {"intermediate_size": 14_336, "rope_scaling": LONGER},
         "llama32_1b": LLAMA3
         | {

@@ -83,7 +83,7 @@ def gathered(case: Case) -> dict[str, float]:
     """
     whole: dict[str, float] = {}
     for tensor in case.tensors("params"):
-        split = math.prod(case.sizes[a] for a in tensor.axes & set(case.batch_axes))
+        split = math.prod(case.sizes[a] for a in tensor.gathered & set(case.batch_axes))
         if split > 1:
             layers = tensor.shape[0] if tensor.stacked else 1
             each = split * math.prod(tensor.share) * case.compute.itemsize / layers
@@ -144,7 +144,11 @@ def needed(case: Case) -> Memory:
         },
         {
             "logits": {
-                "logits": case.at_once * case.model.vocab * LOGITS / split,
+                "logits": case.at_once
+                * case.scored
+                * case.model.vocab
+                * LOGITS
+                / split,
                 "gathered weights": max(head.values(), default=0.0),
             },
             "layer": {

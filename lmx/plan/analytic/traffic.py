@@ -37,19 +37,25 @@ def _of_weights(case: Case) -> Iterator[Collective]:
     """Weights are gathered twice a microbatch, and their gradients come together once.
 
     In the dtype of the computation. Over an axis of the batch that does not split a
-    weight, its gradients are added up.
+    weight, its gradients are added up. On TPUs all gradients are, whole, and waited
+    for: so libtpu 0.0.42 compiles them for v5e and v5p alike.
     """
     tensors, times = case.tensors("params"), case.microbatches
+    waits = case.machine.topology is not None
     for axis in case.batch_axes:
-        split = [tensor for tensor in tensors if axis in tensor.axes]
-        whole = case.sizes[axis] * _bytes(case, split)
+        split = [tensor for tensor in tensors if axis in tensor.gathered]
+        whole = sum((_grown(case, tensor, axis) for tensor in split), 0.0)
         if split:
             yield _one(case, "all-gather", axis, "weights", 2 * times * whole)
-            yield _one(case, "reduce-scatter", axis, "gradients", times * whole)
+            if waits:
+                both = 2 * times * whole
+                yield _one(case, "all-reduce", axis, "gradients", both, hidden=False)
+            else:
+                yield _one(case, "reduce-scatter", axis, "gradients", times * whole)
         rest = [tensor for tensor in tensors if axis not in tensor.axes]
         if rest:
             both = 2 * times * _bytes(case, rest)
-            yield _one(case, "all-reduce", axis, "gradients", both)
+            yield _one(case, "all-reduce", axis, "gradients", both, hidden=not waits)
 
 
 def _of_streams(case: Case) -> Iterator[Collective]:
@@ -67,7 +73,7 @@ def _of_streams(case: Case) -> Iterator[Collective]:
             continue
         kind, of, times = "all-reduce", "activations", _sums(case, axis)
         if axis in case.batch_axes:
-            kind, of, times = "all-to-all", "tokens", _visits(case)
+            kind, of, times = "all-to-all", "tokens", visits(case)
         both = 2 * passes * stream * times
         yield _one(case, kind, axis, of, both, hidden=False)
 
@@ -79,7 +85,7 @@ def _sums(case: Case, axis: str) -> int:
     return sum(parts.values())
 
 
-def _visits(case: Case) -> float:
+def visits(case: Case) -> float:
     """How many experts a token meets in all layers."""
 
     def experts(block: nnx.Module) -> int:
@@ -90,6 +96,13 @@ def _visits(case: Case) -> float:
     blocks = case.model.stack.all()
     visits = (count * block.mlp.share * experts(block) for block, count in blocks)
     return sum(visits, 0.0)
+
+
+def _grown(case: Case, tensor: Tensor, axis: str) -> float:
+    """Bytes of a weight that has come together over an axis and all faster ones."""
+    names = list(case.sizes)
+    over = tensor.gathered & set(case.batch_axes) & set(names[names.index(axis) :])
+    return math.prod(case.sizes[a] for a in over) * _bytes(case, [tensor])
 
 
 def _bytes(case: Case, tensors: list[Tensor]) -> float:

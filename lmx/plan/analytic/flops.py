@@ -6,6 +6,10 @@ from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.models.remat import Remat
 
+# Products of queries with keys and the like, in a fused kernel: its backward pass takes
+# the scores anew. Dao 2023, arXiv:2307.08691, section 2.3.
+FORWARD, BACKWARD = 2, 5
+
 
 class Flops(NamedTuple):
     """FLOPs of training on one token.
@@ -16,13 +20,15 @@ class Flops(NamedTuple):
         attention: and attention's own, as if it saw all tokens; what `lmx train` calls
             MFU counts so. Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
         causal: and attention's own, of the tokens before it only.
-        executed: as `causal`, and what the backward pass computes again.
+        executed: what is done: as `causal`, and what the backward pass computes again.
+        attending: of `executed`, attention's own.
     """
 
     weights: float
     attention: float
     causal: float
     executed: float
+    attending: float
 
 
 def per_token(model: Decoder, length: int, remat: Remat) -> Flops:
@@ -39,13 +45,15 @@ def per_token(model: Decoder, length: int, remat: Remat) -> Flops:
         for block, layers in blocks
     )
     inner = sum(flops.met(block, block.mlp.share) for block, _ in blocks)
-    again = 0.0
-    if remat != "keep_all":
-        again += 2 * seen
-    if remat == "keep_none":
-        again += 2 * inner
-    causal = weights + 6 * seen
-    return Flops(weights, flops.per_token(model, length), causal, causal + again)
+    attending = seen * (FORWARD + BACKWARD + (remat != "keep_all") * FORWARD)
+    again = 2 * inner if remat == "keep_none" else 0.0
+    return Flops(
+        weights=weights,
+        attention=flops.per_token(model, length),
+        causal=weights + 6 * seen,
+        executed=weights + again + attending,
+        attending=attending,
+    )
 
 
 def _seen(length: int, window: int | None) -> float:

@@ -1,0 +1,45 @@
+"""Training steps compiled by the compiler of TPUs, on a machine that has none."""
+
+import pytest
+
+from lmx import load_experiment
+from lmx.plan import case, topology
+from lmx.plan.compiled.compile import foretold
+from lmx.plan.forecast import forecast
+from tests.plan.conftest import TINY
+
+pytestmark = pytest.mark.tpu
+
+
+@pytest.fixture(scope="module")
+def both():
+    """Of the tiny page on 8 chips of v5e: the arithmetic, and what is compiled."""
+    config = load_experiment(TINY, ["Mesh.fsdp=4", "Mesh.tensor=2"])
+    opened = case.opened(config.build(), topology.named("v5e-8"))
+    said = forecast(opened, 1.0)
+    return said, foretold(config, said)
+
+
+def test_a_step_compiles_for_eight_chips_that_are_not_here(both):
+    said, got = both
+    assert got.compiled and got.how.startswith("Compiled by libtpu 0.")
+    assert got.fits and got.seconds.compute > 0 and got.seconds.memory > 0
+    state = said.memory.always["parameters"] + said.memory.always["optimizer state"]
+    # Beside the batch there is what tiles leave empty.
+    assert got.memory.parts["state and batch"] >= state
+
+
+def test_devices_tell_one_another_along_the_axes_of_the_mesh(both):
+    _, got = both
+    axes = {each.axis for each in got.traffic if each.bytes}
+    assert {"fsdp", "tensor"} <= axes <= {"fsdp", "tensor", "fsdp+tensor"}
+    assert all(each.bytes >= 0 and each.seconds >= 0 for each in got.traffic)
+
+
+def test_what_is_too_large_is_refused_by_the_compiler_and_it_says_by_how_much():
+    words = ["Decoder.vocab=65536", "Echo.vocab=65536", "Echo.length=16384"]
+    config = load_experiment(TINY, [*words, "Mesh.data=1"])
+    opened = case.opened(config.build(), topology.named("v5e-1"))
+    got = foretold(config, forecast(opened, 1.0))
+    assert not got.fits and got.how.startswith("Refused by libtpu")
+    assert opened.machine.chip.memory < got.memory.total < float("inf")
