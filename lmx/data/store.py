@@ -33,6 +33,15 @@ class Store:
     bytes: int  # of UTF-8 text
     fingerprint: Mapping[str, str]
 
+    @property
+    def size(self) -> int:
+        """Tokens in all."""
+        return len(self.tokens)
+
+    def read(self, begin: int, end: int) -> UInt[np.ndarray, " M"]:
+        """The tokens of [begin, end)."""
+        return self.tokens[begin:end]
+
 
 class DamageError(Exception):
     """What is wrong with a store."""
