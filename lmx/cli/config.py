@@ -136,8 +136,7 @@ def load_words(
 
     A run is a folder with an `experiment.json`. `imports` are modules of the user.
     """
-    for module in imports:
-        _import(module)
+    import_modules(imports)
     recorded = Path(file) / "experiment.json"
     if not recorded.is_file():
         return load([file], overrides, root=_root())
@@ -161,14 +160,15 @@ def _root() -> Callable[..., Any]:
     return Experiment
 
 
-def _import(module: str) -> None:
-    """Imports a module of the user, who may keep it in the working folder."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"--import {module}: {error}") from error
+def import_modules(modules: Iterable[str]) -> None:
+    """Imports modules of the user, who may keep them in the working folder."""
+    for module in modules:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"--import {module}: {error}") from error
 
 
 def _answer(

@@ -59,7 +59,7 @@ def _scored(args: argparse.Namespace) -> str:
     import numpy as np
 
     import lmx
-    from lmx.data.corpus import decoded
+    from lmx.data.corpora.lines import decoded
     from lmx.evals.perplexity import numbers
     from lmx.evals.text import Scorer, Windows, trained_length
 

@@ -224,7 +224,7 @@ def _found(
 
 def prompts_in(path: Path) -> list[str]:
     """The prompts of a file: its lines, or those of the JSON objects of a `.jsonl`."""
-    from lmx.data.corpus import decoded
+    from lmx.data.corpora.lines import decoded
 
     lines = enumerate(decoded(path.read_bytes(), path).split("\n"), 1)
     kept = [(number, line.rstrip("\r")) for number, line in lines if line.strip()]

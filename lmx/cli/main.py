@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from lmx.cli import config, eval, exchange, generate, plan, train
+from lmx.cli.data import verbs as data
 
 _ABOUT = """\
 Language models in JAX. An experiment is a page of settings, a run is a folder.
@@ -29,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(
         required=True, metavar="VERB", parser_class=config.Words
     )
-    for verb in (train, generate, eval, config, plan, exchange):
+    for verb in (train, generate, eval, config, data, plan, exchange):
         verb.add(verbs)
     args = parser.parse_args(words)
     try:

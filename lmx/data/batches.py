@@ -10,7 +10,7 @@ from jaxtyping import Int32, Int64
 
 from lmx.config.names import ConfigError, configurable
 from lmx.core.batch import Batch as Batch
-from lmx.data.corpus import Corpus, Split
+from lmx.data.corpora.corpus import Corpus, Split
 from lmx.data.rows.order import Order, Shuffled
 from lmx.data.rows.packing import (
     Concatenate,
@@ -21,7 +21,8 @@ from lmx.data.rows.packing import (
     stretches,
 )
 from lmx.data.rows.schedule import Course, Stepwise, Wanted
-from lmx.data.store import Store, open_store
+from lmx.data.store.cached import open_store
+from lmx.data.store.store import Store
 from lmx.data.tokenizers.codec import Codec, Tokenizer
 
 
@@ -183,7 +184,7 @@ class TokenRows:
     @property
     def documents(self) -> int:
         """Documents in the split."""
-        return len(self.store.starts) - 1
+        return self.store.documents
 
 
 def cut(documents: Documents, offsets: Int64[np.ndarray, " B"], length: int) -> Batch:

@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from lmx.config.names import ConfigError
 
@@ -25,15 +27,22 @@ def cache_folder(name: str) -> Path:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes the file such that readers see all of it or what was there before."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with fresh(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def fresh(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name once it is written and on disk, and not before."""
+    made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        with made.open("xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(made, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
 
 
 def build_folder(path: Path, fill: Callable[[Path], None]) -> None:

@@ -8,9 +8,10 @@ import pytest
 
 NAMES = """
 import hashlib
-from lmx.data.corpus import ByDocument, Tail, Text
+from lmx.data.corpora.corpus import ByDocument, Tail
+from lmx.data.corpora.text import Text
 from lmx.data.tokenizers.pieces import SentencePiece
-from lmx.data.store import open_store
+from lmx.data.store.cached import open_store
 from lmx.data.tokenizers.codec import Bytes
 """
 

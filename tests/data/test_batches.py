@@ -7,7 +7,8 @@ import pytest
 
 from lmx.config.names import ConfigError
 from lmx.data.batches import Batch, Rows, TokenRows, Tokens
-from lmx.data.corpus import ByDocument, Tail, Text
+from lmx.data.corpora.corpus import ByDocument, Tail
+from lmx.data.corpora.text import Text
 from lmx.data.rows.order import InOrder, Shuffled, Stream, Windows
 from lmx.data.tokenizers.codec import Bytes, Characters
 
@@ -32,11 +33,7 @@ def reference(rows: TokenRows, seed: int, step: int) -> list[list[list[int]]]:
     stream = [
         (int(token), document, place)
         for document in range(rows.documents)
-        for place, token in enumerate(
-            rows.store.tokens[rows.store.starts[document] :][
-                : rows.store.starts[document + 1] - rows.store.starts[document]
-            ]
-        )
+        for place, token in enumerate(rows.store.document(document))
     ]
     offsets = offsets_of(rows, seed, step)
     fields = [[], [], [], [], []]
@@ -97,7 +94,7 @@ def test_a_pass_learns_every_token_but_the_first_of_each_document_once(tokens, o
         batch.targets[batch.weights > 0]
         for batch in (rows.batch_at(0, step) for step in range(rows.steps or 0))
     ])  # fmt: skip
-    later = np.delete(rows.store.tokens, rows.store.starts[:-1])
+    later = np.delete(rows.store.parts[0], rows.store.starts[:-1])
     assert sorted(learned) == sorted(later)
     assert rows.token_bytes[learned].sum() == rows.bytes
 
@@ -133,7 +130,7 @@ def test_one_document_in_windows_is_the_batch_of_nanogpt(write):
         length=12,
         order=Windows(),
     ).open()
-    data = rows.store.tokens
+    data = rows.store.parts[0]
     batch = rows.batch_at(0, 0)
     offsets = offsets_of(rows, 0, 0)
     x = np.stack([data[i : i + 12] for i in offsets])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lmx.config.names import ConfigError
-from lmx.data.corpus import Tail, Text
+from lmx.data.corpora.corpus import Tail
+from lmx.data.corpora.text import Text
 from lmx.data.tokenizers.codec import Bytes, Characters, Codec, Tokenizer, load
 from lmx.data.tokenizers.pieces import SentencePiece
 

@@ -10,7 +10,7 @@ from flax import nnx
 import lmx
 from lmx.config.names import ConfigError
 from lmx.data.batches import cut
-from lmx.data.store import Store
+from lmx.data.store.store import Store
 from lmx.data.tokenizers.codec import ByteCodec, CharacterCodec
 from lmx.evals.text import Scorer, Windows, trained_length
 from lmx.train.restore import Trained
@@ -63,8 +63,8 @@ def test_every_token_but_the_first_is_scored_once_with_enough_before_it(
 def test_windows_one_after_the_other_are_the_rows_of_training(size):
     stream = np.arange(1, size + 1, dtype=np.int32)
     store = Store(
-        tokens=stream.astype(np.uint16), starts=np.array([0, size]), bytes=0,
-        fingerprint={},
+        parts=[stream.astype(np.uint16)], borders=np.array([0, size]), bytes=0,
+        starts=np.array([0, size]), fingerprint={}, sources={},
     )  # fmt: skip
     windows = Windows(length=8, stride=8, batch=2)
     for step, found in enumerate(batches(windows, stream)):

@@ -16,7 +16,7 @@ from jaxtyping import Int32
 
 from lmx.config.names import ConfigError, configurable
 from lmx.data.cache import write_whole
-from lmx.data.corpus import SPLITS, Corpus
+from lmx.data.corpora.corpus import SPLITS, Corpus
 
 BYTES = tuple(bytes([value]) for value in range(256))
 DESCRIPTION, MODEL = "tokenizer.json", "tokenizer.model"  # files of a run's folder

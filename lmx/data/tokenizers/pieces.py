@@ -16,7 +16,7 @@ from jaxtyping import Int32
 
 from lmx.config.names import ConfigError, configurable
 from lmx.data.cache import cache_folder, write_whole
-from lmx.data.corpus import Corpus
+from lmx.data.corpora.corpus import Corpus
 from lmx.data.progress import say
 from lmx.data.tokenizers.codec import MODEL, Codec, Tokenizer
 

@@ -1,5 +1,7 @@
 """Stores in memory, and a cache of their own for these tests."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from lmx.data.batches import TokenRows
 from lmx.data.rows.order import Order, Shuffled
 from lmx.data.rows.packing import Packing
 from lmx.data.rows.schedule import Course
-from lmx.data.store import Store
+from lmx.data.store.store import Store
 from lmx.data.tokenizers.codec import ByteCodec
 
 
@@ -18,11 +20,17 @@ def cache(tmp_path, monkeypatch):
 
 
 def store_of(sizes, first: int = 0) -> Store:
-    """Documents of these sizes; each token tells its place, counted from `first` on."""
+    """Documents of these sizes in three parts; each token is its place after `first`."""
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     tokens = np.arange(first, first + starts[-1], dtype=np.uint32)
+    borders = np.array([0, len(tokens) // 3, len(tokens) // 2, len(tokens)])
     return Store(
-        tokens=tokens, starts=starts, bytes=0, fingerprint={"sizes": f"{sizes}{first}"}
+        parts=[tokens[a:b] for a, b in pairwise(borders)],
+        borders=borders,
+        starts=starts,
+        bytes=0,
+        fingerprint={"sizes": f"{sizes}{first}"},
+        sources={},
     )
 
 

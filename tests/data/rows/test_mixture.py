@@ -87,7 +87,8 @@ def test_each_part_goes_through_its_epochs_whatever_the_others_do(parts):
         read, count = spy.read_of[16], spy.packed(16).fit.rows
         assert sorted(read) == list(range(len(read)))
         assert len(read) > 2 * count, "the test reads too little"
-        later = np.delete(spy.store.tokens, spy.store.starts[:-1]).tolist()
+        tokens = spy.store.read(0, spy.store.size)
+        later = np.delete(tokens, spy.store.starts[:-1]).tolist()
         epochs = [[read[n + e * count] for n in range(count)] for e in range(2)]
         for epoch in epochs:
             assert sorted(sum(epoch, [])) == later

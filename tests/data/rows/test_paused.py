@@ -6,7 +6,8 @@ import pytest
 
 from lmx.config.names import ConfigError
 from lmx.data.batches import Rows, Source, Tokens
-from lmx.data.corpus import ByDocument, Text
+from lmx.data.corpora.corpus import ByDocument
+from lmx.data.corpora.text import Text
 from lmx.data.rows.paused import Paused
 from lmx.data.synthetic import Echo
 from lmx.data.tokenizers.codec import Bytes

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from lmx.config.names import ConfigError
-from lmx.data.corpus import SPLITS, ByDocument, Corpus, Document, Tail, Text
-from lmx.data.stdlib import TOPICS, Stdlib
+from lmx.data.corpora.corpus import SPLITS, ByDocument, Corpus, Document, Tail
+from lmx.data.corpora.stdlib import TOPICS, Stdlib
+from lmx.data.corpora.text import Text
 
 
 def texts(corpus: Corpus) -> tuple[list[Document], list[Document]]:
@@ -93,7 +94,7 @@ def test_a_folder_of_lines_names_each_by_its_file(write):
         path = write(f"lines/{name}.jsonl", '{"text": "1"}\n\n{"text": "3"}\n')
     corpus = Text(path=str(Path(path).parent), suffixes=(".jsonl",))
     names = {name for split in SPLITS for name, _ in corpus.read(split)}
-    assert names == {"a.jsonl:1", "a.jsonl:3", "b.jsonl:1", "b.jsonl:3"}
+    assert names == {"a.jsonl@0", "a.jsonl@15", "b.jsonl@0", "b.jsonl@15"}
 
 
 def test_where_a_corpus_lies_does_not_change_what_it_is(write):
@@ -138,11 +139,14 @@ def test_text_in_another_encoding_is_refused_with_the_byte(write):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"text": "a"', r"a\.jsonl:2: not JSON: Expecting"),
-        ("[1]", r"a\.jsonl:2: each line must be a JSON object"),
-        ('{"body": "a", "id": 1}', r":2: no field 'text', there are 'body', 'id'"),
-        ('{"text": 3}', ":2: 'text' holds no text: 3"),
-        ('{"text": "\\ud800"}', ":2: 'text' has half a surrogate pair"),
+        ('{"text": "a"', r"a\.jsonl: not JSON \(Expecting .* at byte 26"),
+        ('{"text": "ä" 1}', r"a\.jsonl: not JSON \(Expecting .* at byte 28"),
+        ("[1]", r"a\.jsonl: no JSON object, {...} at byte 14"),
+        ("[" * 10**6, r"a\.jsonl: not JSON \(RecursionError\) at byte 14"),
+        ("9" * 10**4, r"a\.jsonl: not JSON \(ValueError\) at byte 14"),
+        ('{"body": 1, "id": 1}', "no field 'text' at byte 14: there are 'body', 'id'"),
+        ('{"text": 3}', "no text but int in 'text' at byte 14"),
+        ('{"text": "\\ud800"}', "half a surrogate pair, .* in 'text' at byte 14"),
     ],
 )
 def test_a_broken_line_is_refused_where_it_stands(write, line, words):
@@ -154,7 +158,7 @@ def test_a_folder_without_text_is_refused_with_the_endings(tmp_path):
 
 
 def test_an_empty_split_is_refused_when_it_is_wanted(write):
-    few = Text(path=write("a.jsonl", '{"text": "a"}\n'))
+    few = Text(path=write("a.jsonl", '\n{"text": "a"}\n'))
     assert len(list(few.documents("train"))) == 1
     refused(few, "validation split of Text.* is empty: .*larger fraction")
     refused(Text(path=write("b.txt", ""), split=Tail()), "train split of Text.* empty")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from lmx.config.names import ConfigError
-from lmx.data.corpus import ByDocument, Text
-from lmx.data.store import STARTS, TOKENS, open_store
+from lmx.data.corpora.corpus import ByDocument
+from lmx.data.corpora.text import Text
+from lmx.data.store.cached import open_store
+from lmx.data.store.store import STARTS, tokens_name
 from lmx.data.tokenizers.codec import Bytes, Characters
 
 TEXTS = [f"document {number}: ä\n" * (number % 5 + 1) for number in range(30)]
@@ -25,13 +27,13 @@ def corpus(tmp_path, write) -> Text:
 def test_a_store_holds_every_document_between_its_marks(corpus, tokenizer, split):
     codec = tokenizer.open(corpus)
     store = open_store(corpus, codec, split)
-    parts = np.split(store.tokens, store.starts[1:-1])
+    parts = np.split(store.read(0, store.size), store.starts[1:-1])
     texts = [text for _, text in corpus.documents(split)]
     assert [codec.decode(part) for part in parts] == texts
     if codec.begin is not None:
         assert {(part[0], part[-1]) for part in parts} == {(codec.begin, codec.end)}
     assert store.bytes == sum(len(text.encode()) for text in texts)
-    assert store.starts[-1] == len(store.tokens)
+    assert store.starts[-1] == store.size
 
 
 def test_a_store_is_made_once(corpus, cache):
@@ -54,13 +56,13 @@ def test_another_text_split_or_tokenizer_has_another_store(corpus, cache, write)
 
 
 def damage_end(path):
-    os.truncate(path / TOKENS, 10)
+    os.truncate(path / tokens_name(0), 10)
 
 
 def damage_byte(path):
-    content = bytearray((path / TOKENS).read_bytes())
+    content = bytearray((path / tokens_name(0)).read_bytes())
     content[20] ^= 1
-    (path / TOKENS).write_bytes(content)
+    (path / tokens_name(0)).write_bytes(content)
 
 
 def damage_starts(path):
@@ -76,10 +78,10 @@ def damage_manifest(path):
 )
 def test_a_damaged_store_is_made_anew_and_said(corpus, cache, damage, caplog):
     codec = Bytes().open(corpus)
-    tokens = open_store(corpus, codec, "train").tokens.copy()
+    tokens = open_store(corpus, codec, "train").parts[0].copy()
     (path,) = (cache / "stores").iterdir()
     damage(path)
-    assert (open_store(corpus, codec, "train").tokens == tokens).all()
+    assert (open_store(corpus, codec, "train").parts[0] == tokens).all()
     assert "made anew" in caplog.text
     assert list((cache / "stores").iterdir()) == [path]
 
@@ -94,7 +96,7 @@ def test_what_fails_half_way_leaves_nothing(corpus, cache, write):
 
 def test_processes_that_make_one_store_at_once_agree(corpus, cache, at_once):
     store = f"open_store({corpus}, Bytes().open({corpus}), 'train')"
-    found = at_once(f"print(hashlib.sha256({store}.tokens).hexdigest())")
+    found = at_once(f"print(hashlib.sha256({store}.parts[0]).hexdigest())")
     assert len(set(found)) == 1
     assert len(list((cache / "stores").iterdir())) == 1
 

@@ -3,12 +3,21 @@
 import ast
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmx.config.names import ConfigError, configurable
-from lmx.data.corpus import Corpus, Document, Split, check_fraction, chosen
+from lmx.data.corpora.corpus import (
+    SPAN,
+    Corpus,
+    Document,
+    Span,
+    Split,
+    check_fraction,
+    chosen,
+)
+from lmx.data.corpora.files import stamp
 
 TOPICS = "pydoc_data/topics.py"
 LEFT_OUT = frozenset({
@@ -35,17 +44,34 @@ class Stdlib(Corpus):
         check_fraction("Stdlib.held_out", self.held_out)
 
     def read(self, split: Split) -> Iterator[Document]:
-        root = Path(sysconfig.get_path("stdlib"))
-        if not (root / "os.py").is_file():
-            raise ConfigError(
-                f"this Python keeps no sources in {root}: give a corpus of your own"
-                " with @Text()."
-            )
-        for name in _modules(root):
-            if chosen(name, self.held_out) == (split == "validation"):
-                yield from _module(root / name, name)
-        if split == "train" and (root / TOPICS).is_file():
-            yield from _topics(root / TOPICS)
+        for span in self.spans(SPAN):
+            yield from self.within(span, split)
+
+    def spans(self, size: int) -> Sequence[Span]:
+        root = _root()
+        topics = [TOPICS] if (root / TOPICS).is_file() else []
+        return [
+            Span(name, 0, 1, (root / name).stat().st_size, stamp(root / name))
+            for name in (*_modules(root), *topics)
+        ]
+
+    def within(self, span: Span, split: Split) -> Iterator[Document]:
+        path = _root() / span.file
+        if span.file == TOPICS:
+            return _topics(path) if split == "train" else iter(())
+        held = chosen(span.file, self.held_out)
+        return _module(path, span.file) if held == (split == "validation") else iter(())
+
+
+def _root() -> Path:
+    """Where the library lies."""
+    root = Path(sysconfig.get_path("stdlib"))
+    if not (root / "os.py").is_file():
+        raise ConfigError(
+            f"this Python keeps no sources in {root}: give a corpus of your own"
+            " with @Text()."
+        )
+    return root
 
 
 def _modules(root: Path) -> list[str]:

@@ -1,0 +1,188 @@
+"""JSON objects by the line, plain or compressed, from anywhere in a file."""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from lmx.config.names import ConfigError
+from lmx.data.corpora.corpus import Document, Fault
+
+LONGEST = 2**30  # bytes of a document: what must fit in memory
+CHUNK = 2**20  # bytes read at a time of what is only counted or passed over
+SQUEEZED = ".zst"
+
+
+class Field(NamedTuple):
+    """Which field of a JSON object, or of a row, is the text."""
+
+    name: str
+    owner: str  # the class whose parameter `text_field` names it
+
+    def of(self, item: Any, name: str, path: Path, place: str) -> Document | Fault:
+        """The document that an object holds."""
+        if not isinstance(item, dict):
+            return Fault("broken", "no JSON object, {...}", path, place)
+        if self.name not in item:
+            there = ", ".join(map(repr, item)) or "none"
+            advice = f"there are {there}: set {self.owner}.text_field"
+            return Fault("broken", f"no field {self.name!r}", path, place, advice)
+        return self.checked(item[self.name], name, path, place)
+
+    def checked(self, text: Any, name: str, path: Path, place: str) -> Document | Fault:
+        """The document of that text, if it is one."""
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            reason = f"no text but {kind} in {self.name!r}"
+            return Fault("broken", reason, path, place)
+        if not text:
+            return Fault("empty", "empty text", path, place)
+        if not text.isascii() and not _whole(text):
+            reason = f"half a surrogate pair, which is no character, in {self.name!r}"
+            return Fault("broken", reason, path, place)
+        return Document(name, text)
+
+
+def read_lines(
+    path: Path, name: str, begin: int, end: int, field: Field
+) -> Iterator[Document | Fault]:
+    """The documents whose lines begin in [begin, end) of the bytes, in order.
+
+    Of a compressed file, of the bytes that it holds. Blank lines are nothing. A
+    document is called after its file and the byte at which its line begins.
+    """
+    with closing(opened(path)) as file:
+        at = _next_line(file, begin)
+        while at < end and (line := file.readline(LONGEST + 1)):
+            size = len(line)
+            if size > LONGEST and not line.endswith(b"\n"):
+                size += _rest_of_line(file)
+                reason = f"a line of more than {LONGEST} bytes"
+                yield Fault("broken", reason, path, f"byte {at}", "part it.")
+            elif not line.isspace():
+                yield _document(line, path, name, at, field)
+            at += size
+
+
+def _document(
+    line: bytes, path: Path, name: str, at: int, field: Field
+) -> Document | Fault:
+    """The document of one line."""
+    place = f"byte {at}"
+    text = utf8(line, path, at)
+    if isinstance(text, Fault):
+        return text
+    try:
+        item = json.loads(text)
+    except json.JSONDecodeError as error:
+        here = at + len(text[: error.pos].encode())
+        return Fault("broken", f"not JSON ({error.msg})", path, f"byte {here}")
+    except (ValueError, RecursionError) as error:  # a number, or nesting, without end
+        return Fault("broken", f"not JSON ({type(error).__name__})", path, place)
+    return field.of(item, f"{name}@{at}", path, place)
+
+
+def decoded(raw: bytes, path: Path, begin: int = 0) -> str:
+    """The text of bytes that lie in the file from byte `begin` on, newlines kept."""
+    text = utf8(raw, path, begin)
+    if isinstance(text, Fault):
+        raise text.refusal()
+    return text
+
+
+def utf8(raw: bytes, path: Path, begin: int = 0) -> str | Fault:
+    """`decoded`, or what is wrong."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        advice = "save it as UTF-8 or leave it out."
+        place = f"byte {begin + error.start} (0x{raw[error.start]:02x})"
+        return Fault("broken", "not UTF-8", path, place, advice)
+
+
+def opened(path: Path) -> BinaryIO:
+    """The bytes of a file, without its compression if its name ends in `.zst`."""
+    if path.suffix == SQUEEZED:
+        return io.BufferedReader(_Zstandard(path), CHUNK)
+    return path.open("rb", CHUNK)
+
+
+class _Zstandard(io.RawIOBase):
+    """What a file of Zstandard frames holds. Damage and a cut are refused."""
+
+    def __init__(self, path: Path):
+        try:
+            import zstandard
+        except ImportError:
+            raise ConfigError(
+                f"{path}: zstandard is needed to read it: pip install 'lmx[data]'"
+            ) from None
+        self._path, self._file = path, path.open("rb")
+        self._make = zstandard.ZstdDecompressor().decompressobj
+        self._frame: Any = None
+        self._error = zstandard.ZstdError
+        self._ready = b""
+        self._at = 0  # bytes that came out
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            raw = b"" if self._frame is None else self._frame.unused_data
+            if self._frame is None or self._frame.eof:
+                raw = raw or self._file.read(CHUNK)
+                if not raw:
+                    return 0
+                self._frame = self._make()
+            else:
+                raw = self._file.read(CHUNK)
+                if not raw:
+                    raise self._damage("cut short")
+            try:
+                self._ready = self._frame.decompress(raw)
+            except self._error as error:
+                raise self._damage(f"damaged ({error})") from None
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        self._at += size
+        return size
+
+    def _damage(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"{self._path}: {what} after byte {self._at} of what it holds, before byte"
+            f" {self._file.tell()} of the file: take it from where it is whole."
+        )
+
+
+def _next_line(file: BinaryIO, begin: int) -> int:
+    """Goes to the first line that begins at or after `begin`; where that is."""
+    if begin == 0:
+        return 0
+    file.seek(begin - 1)
+    return begin - 1 + _rest_of_line(file)
+
+
+def _rest_of_line(file: BinaryIO) -> int:
+    """Reads up to and with the next newline; how many bytes that was."""
+    size = 0
+    while line := file.readline(CHUNK):
+        size += len(line)
+        if line.endswith(b"\n"):
+            break
+    return size
+
+
+def _whole(text: str) -> bool:
+    """Whether every character of the text is one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

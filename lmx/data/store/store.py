@@ -1,0 +1,254 @@
+"""A token store, mapped into memory: one stream of tokens, and where documents begin.
+
+    manifest.json     what there is, written last
+    tokens-00000.bin  the tokens of a shard, little-endian, of two or four bytes each
+    starts.bin        of each document its first token, then where all end; int64
+    shards.jsonl      of each shard its checksums, and what was read for it
+    tokenizer*        what `tokenizers.codec.load` reads
+
+What is appended comes after what was there, so whoever has the store open reads on.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from jaxtyping import Int64, UInt
+
+from lmx.config.names import ConfigError
+from lmx.data.store.digest import Digest, unlike
+
+LAYOUT = 2  # raise it when the files change
+CHEAP = 64 * 2**20  # bytes of tokens that are hashed each time they are opened
+MAPPED = 256  # shards at a time: each takes one of the files a process may open
+MANIFEST, STARTS, SHARDS = "manifest.json", "starts.bin", "shards.jsonl"
+
+
+class DamageError(ConfigError):
+    """What is wrong with a store, and where."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Store:
+    """The tokens of all documents in one stream, and where each document begins.
+
+    Attributes:
+        parts: the tokens in pieces that follow one another.
+        borders: where each part begins, then where the last ends.
+        starts: where each document begins, then where the last ends.
+        bytes: of UTF-8 text.
+        fingerprint: what the tokens are and what they mean, in digests.
+        sources: the documents of each source, as ranges of their numbers.
+    """
+
+    parts: Sequence[UInt[np.ndarray, " _"]]
+    borders: Int64[np.ndarray, " _"]
+    starts: Int64[np.ndarray, " _"]
+    bytes: int
+    fingerprint: Mapping[str, str]
+    sources: Mapping[str, tuple[range, ...]]
+
+    @property
+    def size(self) -> int:
+        """Tokens, with those that begin and end documents."""
+        return int(self.borders[-1])
+
+    @property
+    def documents(self) -> int:
+        """Documents."""
+        return len(self.starts) - 1
+
+    def take(self, index: Int64[np.ndarray, "..."]) -> UInt[np.ndarray, "..."]:
+        """The tokens at these places of the stream."""
+        if not index.size:
+            return self.parts[0][:0].reshape(index.shape)
+        if index.min() < 0 or index.max() >= self.size:
+            raise IndexError(f"{index} of a stream of {self.size} tokens")
+        part = np.searchsorted(self.borders, index, side="right") - 1
+        first, last = int(part.min()), int(part.max())
+        if first == last:
+            return self.parts[first][index - self.borders[first]]
+        found = np.empty(index.shape, self.parts[first].dtype)
+        for number in np.flatnonzero(np.bincount(part.ravel())).tolist():
+            here = part == number
+            found[here] = self.parts[number][index[here] - self.borders[number]]
+        return found
+
+    def read(self, begin: int, end: int) -> UInt[np.ndarray, " _"]:
+        """The tokens of that stretch of the stream; a view where one part has it."""
+        if not 0 <= begin <= end <= self.size:
+            raise IndexError(f"[{begin}, {end}) of a stream of {self.size} tokens")
+        places = np.searchsorted(self.borders, [begin, max(begin, end - 1)], "right")
+        first, last = (np.minimum(places, len(self.parts)) - 1).tolist()
+        pieces = [
+            self.parts[n][max(0, begin - self.borders[n]) : end - self.borders[n]]
+            for n in range(first, last + 1)
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def document(self, number: int) -> UInt[np.ndarray, " _"]:
+        """The tokens of a document, with begin and end."""
+        return self.read(int(self.starts[number]), int(self.starts[number + 1]))
+
+
+class Shards(Sequence[np.ndarray]):
+    """Files of tokens, each mapped when it is first read from."""
+
+    def __init__(self, paths: Sequence[Path], kind: np.dtype):
+        self._paths, self._kind = paths, kind
+        self._mapped = functools.lru_cache(MAPPED)(self._map)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, number: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[np.ndarray]: ...
+    def __getitem__(self, number: int | slice) -> Any:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        return self._mapped(int(number))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shards, (self._paths, self._kind)
+
+    def _map(self, number: int) -> np.ndarray:
+        path = self._paths[number]
+        if not path.stat().st_size:  # nothing cannot be mapped
+            return np.empty(0, self._kind)
+        return np.asarray(np.memmap(path, self._kind, mode="r"))
+
+
+def open_folder(folder: Path) -> Store:
+    """The store that lies in the folder, if it is whole.
+
+    Sizes are always checked, digests only of a small store: `verify` checks all.
+    """
+    told = manifest(folder)
+    try:
+        kind, shards = np.dtype(told["kind"]), told["shards"]
+        sizes = [shard["tokens"] for shard in shards]
+        expected = {tokens_name(n): s * kind.itemsize for n, s in enumerate(sizes)}
+        _check_sizes(folder, {STARTS: 8 * (told["documents"] + 1), **expected})
+        store = Store(
+            parts=Shards([folder / name for name in expected], kind),
+            borders=np.cumsum([0, *sizes], dtype=np.int64),
+            starts=_starts(folder / STARTS, told["documents"]),
+            bytes=told["bytes"],
+            fingerprint={"tokens": _digest(told), "tokenizer": told["tokenizer"]},
+            sources=_sources(shards),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise DamageError(f"{folder / MANIFEST}: {error!r}") from error
+    if store.size * kind.itemsize <= CHEAP:
+        for damage in verify(folder):
+            raise damage
+    return store
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """What a store says of itself."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DamageError(
+            f"{folder} is no token store, it has no {MANIFEST}: give a folder that"
+            " `lmx data build` has finished."
+        )
+    try:
+        told = json.loads(path.read_text())
+        layout = told["layout"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamageError(f"{path} is damaged: {error!r}") from error
+    if layout != LAYOUT:
+        raise DamageError(
+            f"{path} is of layout {layout}, this lmx reads {LAYOUT}: build it again."
+        )
+    return told
+
+
+def tokens_name(number: int) -> str:
+    """The file of a shard."""
+    return f"tokens-{number:05}.bin"
+
+
+def verify(folder: Path) -> Iterator[DamageError]:
+    """Reads every byte of a store; what is not as it was written, and where."""
+    told = manifest(folder)
+    with (folder / SHARDS).open("rb") as lines:
+        for number, shard in enumerate(told["shards"]):
+            path = folder / tokens_name(number)
+            line = lines.readline()
+            if hashlib.sha256(line).hexdigest() != shard["line"]:
+                yield DamageError(f"{folder / SHARDS}: line {number + 1} is damaged.")
+                continue
+            yield from _differences(path, json.loads(line)["digest"])
+    yield from _differences(folder / STARTS, told["starts"])
+
+
+def _differences(path: Path, wanted: dict[str, Any]) -> Iterator[DamageError]:
+    """What of a file is not as its digest has it."""
+    size = wanted["bytes"]
+    try:
+        with path.open("rb") as file:
+            found = Digest.of(file, size)
+    except OSError as error:
+        yield DamageError(f"{path}: {error.strerror}")
+        return
+    if found.size < size:
+        yield _cut(path, found.size, size)
+        return
+    for begin, end in unlike(found.told(), wanted):
+        yield DamageError(
+            f"{path} is damaged between byte {begin} and byte {end}: build the store"
+            " again, or bring back that file."
+        )
+
+
+def _check_sizes(folder: Path, expected: Mapping[str, int]) -> None:
+    """Refuses files that are shorter than they should be, or missing."""
+    for name, size in expected.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else 0
+        if found < size:
+            raise _cut(path, found, size)
+
+
+def _cut(path: Path, found: int, size: int) -> DamageError:
+    return DamageError(
+        f"{path} ends at byte {found}, and had {size} when it was written: build the"
+        " store again, or bring back that file."
+    )
+
+
+def _starts(path: Path, documents: int) -> Int64[np.ndarray, " _"]:
+    """The first of the file: more may have been appended since."""
+    return np.asarray(np.memmap(path, "<i8", mode="r", shape=(documents + 1,)))
+
+
+def _digest(told: Mapping[str, Any]) -> str:
+    """SHA-256 of all tokens and of where documents begin."""
+    parts = [told["kind"], told["starts"]["sha256"]]
+    parts += [shard["sha256"] for shard in told["shards"]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _sources(shards: Sequence[Mapping[str, Any]]) -> dict[str, tuple[range, ...]]:
+    """The documents of each source: shards that follow one another make one range."""
+    found: dict[str, list[range]] = {}
+    begin = 0
+    for shard in shards:
+        ranges, end = found.setdefault(shard["source"], []), begin + shard["documents"]
+        if ranges and ranges[-1].stop == begin:
+            ranges[-1] = range(ranges[-1].start, end)
+        else:
+            ranges.append(range(begin, end))
+        begin = end
+    return {name: tuple(filter(len, ranges)) for name, ranges in found.items()}
