@@ -20,7 +20,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def store_of(sizes, first: int = 0) -> Store:
-    """Documents of these sizes in three parts; each token is its place after `first`."""
+    """Documents of these sizes, in three parts; a token is its place after `first`."""
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     tokens = np.arange(first, first + starts[-1], dtype=np.uint32)
     borders = np.array([0, len(tokens) // 3, len(tokens) // 2, len(tokens)])
