@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lmx.config.tree import Config, explained
 from lmx.data.batches import Batch
-from lmx.data.prefetch import prefetch
+from lmx.data.rows.prefetch import prefetch
 from lmx.train.checkpoint import Checkpoints
 from lmx.train.experiment import Experiment
 from lmx.train.hooks import Log, Stop, Waited

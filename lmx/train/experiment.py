@@ -12,6 +12,7 @@ from lmx.config.names import ConfigError, Execution, configurable
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Mesh
 from lmx.data.batches import Source
+from lmx.data.rows.numbered import course_of
 from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.train.hooks import Periodic, Save
@@ -82,18 +83,20 @@ class Experiment:
             )
         graph, _ = nnx.split(model)
         recipe = Recipe(graph, self.loss, optimizer, rate, self.seed, self.microbatches)
-        batch = data.batch_at(self.seed, 0)
-        self._check_parts(len(batch.tokens))
-        jax.eval_shape(partial(train_step, recipe), state, batch)
-        rows = rows_sharding(batch, mesh, rules)
+        update = partial(train_step, recipe)
+        course = course_of(data).until(self.steps)
+        for stage in course.shapes:
+            batch = data.batch_at(self.seed, stage.first)
+            self._check_parts(stage.batch)
+            jax.eval_shape(update, state, batch)
+            rows_sharding(batch, mesh, rules)
         step = jax.jit(
-            partial(train_step, recipe),
-            in_shardings=(places, rows),
+            update,  # compiled anew for each shape
+            in_shardings=(places, rows_sharding(batch, mesh, rules)),
             out_shardings=(places, None),
             donate_argnums=0,
         )
         born = jax.jit(init, out_shardings=places)
-        cost = flops.per_token(model, batch.tokens.shape[1]) * batch.tokens.size
         return Run(
             steps=self.steps,
             seed=self.seed,
@@ -104,8 +107,11 @@ class Experiment:
             places=places,
             init=born,
             step=step,
-            tokens=batch.tokens.size,
-            flops=cost,
+            course=course,
+            token_flops={
+                stage.length: flops.per_token(model, stage.length)
+                for stage in course.stages
+            },
         )
 
     def _check_parts(self, rows: int) -> None:

@@ -1,6 +1,6 @@
 """An experiment, opened: checked, shaped and placed on its mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding
 
 from lmx.core import sharding
 from lmx.data.batches import Batch, Rows
+from lmx.data.rows.schedule import Course
 from lmx.train.loop import Step
 from lmx.train.step import TrainState
 
@@ -22,8 +23,8 @@ class Run:
         places: where each part of a state lives.
         init: the state of step 0, born in its places.
         step: one compiled training step, which consumes its state.
-        tokens: tokens of one step, padding among them.
-        flops: FLOPs of one step, forward and backward.
+        course: the shape of every step.
+        token_flops: FLOPs of a token, forward and backward, in rows of each length.
     """
 
     steps: int
@@ -35,8 +36,22 @@ class Run:
     places: TrainState
     init: Callable[[], TrainState]
     step: Step
-    tokens: int
-    flops: float
+    course: Course
+    token_flops: Mapping[int, float]
+
+    def tokens(self, done: int) -> int:
+        """Tokens of the first `done` steps, padding among them."""
+        return self.course.tokens(done)
+
+    def flops(self, done: int) -> float:
+        """FLOPs of the first `done` steps."""
+        return sum(
+            (
+                stage.batch * stage.length * steps * self.token_flops[stage.length]
+                for stage, steps in self.course.before(done)
+            ),
+            start=0.0,
+        )
 
     def like(self) -> TrainState:
         """Shapes, dtypes and places of a state."""

@@ -9,7 +9,7 @@ from flax import nnx
 
 import lmx
 from lmx.config.names import ConfigError
-from lmx.data.prefetch import prefetch
+from lmx.data.rows.prefetch import prefetch
 from lmx.evals.optimum import mean_of_rows, score_rows
 from lmx.infer.score import logprobs
 from lmx.train.loop import train
