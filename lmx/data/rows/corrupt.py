@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int64
 
 from lmx.config.names import ConfigError, configurable
 from lmx.data.batches import Rows, Source
@@ -98,20 +99,20 @@ class CorruptedRows(Rewritten):
         if size < 2:
             return text
         taken, spans = self.spans(size)
-        out = parted(taken, spans, at, 0)
-        stays = parted(size - taken, spans, at, 1)
+        out, stays = parted(taken, spans, at, 0), parted(size - taken, spans, at, 1)
+        turns = np.stack([stays, out], axis=1).reshape(-1)
+        is_out = np.repeat(np.arange(2 * spans) % 2 == 1, turns)
         weight = np.float32(self.how.learned == "all")
-        kept, told, place = [], [], 0
-        for number, before, span in zip(self.marks, stays, out, strict=False):
-            middle = place + before
-            piece = text.part(place, middle)
-            kept += [
-                Text(piece.tokens, piece.weights * weight),
-                mark(number, float(weight)),
-            ]
-            told += [mark(number, 1.0), text.part(middle, middle + span)]
-            place = middle + span
-        return joined(*kept, *told, mark(self.marks[spans], 1.0))
+        numbers = np.array(self.marks[:spans], np.int32)
+        kept = Text(
+            np.insert(text.tokens[~is_out], stays.cumsum(), numbers),
+            np.insert(text.weights[~is_out], stays.cumsum(), 1) * weight,
+        )
+        told = Text(
+            np.insert(text.tokens[is_out], out.cumsum() - out, numbers),
+            np.insert(text.weights[is_out], out.cumsum() - out, 1),
+        )
+        return joined(kept, told, mark(self.marks[spans], 1.0))
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
@@ -120,8 +121,8 @@ class CorruptedRows(Rewritten):
         return {**self.rows.fingerprint, "corrupted": said}
 
 
-def parted(total: int, parts: int, at: At, purpose: int) -> list[int]:
+def parted(total: int, parts: int, at: At, purpose: int) -> Int64[np.ndarray, " _"]:
     """So many lengths of at least 1 with that sum, every way to part it as likely."""
     drawn = hashed(*at, CORRUPT, purpose, np.arange(1, total))
     cuts = np.sort(drawn.argsort()[: parts - 1]) + 1
-    return np.diff([0, *cuts.tolist(), total]).tolist()
+    return np.diff(cuts, prepend=0, append=total)
