@@ -34,7 +34,7 @@ and left out up to the limits Build.broken and Build.empty.
   lmx data build books.gin stores/books
   lmx data build books.gin stores/books-val Build.split=validation
   lmx data build books.gin stores/books Build.broken=0.001 Processes.count=8
-  lmx data build books.gin stores/books Build.engine=@Ray     on a cluster
+  lmx data build books.gin stores/books 'Build.engine=@Ray()'   on a cluster
 """
 
 

@@ -1,0 +1,67 @@
+"""Shards of a store built by Ray Data, on a cluster."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmx.config.names import ConfigError, configurable
+from lmx.data.store.engine import Engine, Hear, LostError
+from lmx.data.store.shard import Heard, Job, Piece, write
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Ray(Engine):
+    """Ray Data: a task for each shard, tried again where a machine is lost.
+
+    Every machine of the cluster sees the store and the corpora by the same paths.
+
+    Attributes:
+        address: of a cluster, as `ray.init` takes it; without one, of the cluster that
+            this machine belongs to, or else of one on this machine alone.
+        cores: of each task.
+    """
+
+    address: str | None = None
+    cores: float = 1.0
+
+    def run(self, job: Job, pieces: Sequence[Piece], hear: Hear) -> None:
+        if not pieces:
+            return
+        try:
+            import ray
+            import ray.data
+            from ray.exceptions import RayTaskError
+        except ImportError:
+            raise ConfigError(
+                "Ray Data is needed to build on a cluster: pip install 'lmx[cluster]'"
+            ) from None
+        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        ray.init(self.address, ignore_reinit_error=True, **quiet)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        known = ray.put((job, tuple(pieces)))
+        items: list[Any] = [{"piece": number} for number in range(len(pieces))]
+        rows = ray.data.from_items(items, override_num_blocks=len(pieces))
+        task = functools.partial(_written, known)
+        work = rows.map(task, num_cpus=self.cores)
+        try:
+            for row in work.iter_rows():
+                hear(Heard(**row))
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, ConfigError):
+                raise ConfigError(f"{cause}") from None
+            raise LostError(f"{error}") from error
+
+
+def _written(known: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """Writes the shard of a piece. Returns what it came to."""
+    import ray
+
+    job, pieces = ray.get(known)
+    heard: list[Heard] = []
+    write(job, pieces[row["piece"]], heard.append)
+    return heard[-1]._asdict()
