@@ -108,7 +108,7 @@ def test_a_tokenizer_that_changed_after_the_build_is_refused_by_name(folder):
     told = json.loads(path.read_text())
     told["characters"] = told["characters"][:-1] + "~"
     path.write_text(json.dumps(told))
-    with pytest.raises(ConfigError, match=f"tokenizer in {folder} is not the one that"):
+    with pytest.raises(ConfigError, match=f"tokenizer in {folder} is not the one its"):
         Stored(path=str(folder), batch=4, length=16).open()
 
 
