@@ -14,8 +14,7 @@ from lmx.data.rows.order import Order, Shuffled
 from lmx.data.rows.packing import Concatenate, Packing
 from lmx.data.rows.schedule import Course, Stepwise
 from lmx.data.store import plan
-from lmx.data.store.store import Store, open_folder
-from lmx.data.tokenizers.codec import load
+from lmx.data.store.store import Store, codec_of, open_folder
 
 
 @configurable
@@ -45,14 +44,7 @@ class Stored(Source):
     def open(self) -> TokenRows:
         """Maps the store into memory, once its tokenizer is known to be its own."""
         folder = Path(self.path).expanduser()
-        store, codec = open_folder(folder), load(folder)
-        if codec.digest != store.fingerprint["tokenizer"]:
-            raise ConfigError(
-                f"the tokenizer in {folder} is not the one that its tokens are of: it"
-                f" has digest {codec.digest[:12]}, and the store was built with"
-                f" {store.fingerprint['tokenizer'][:12]}. Bring its file back, or build"
-                " the store again."
-            )
+        store, codec = open_folder(folder), codec_of(folder)
         if self.source is not None:
             store = of_source(store, folder, self.source)
         if store.size < 2:

@@ -74,7 +74,7 @@ def read_epochs(store: str, out: str) -> None:
     """Writes the documents of two epochs: each row a line, documents between tabs."""
     stored = Stored(path=store, batch=1000, length=256, packing=BestFit())
     rows = stored.open()
-    count = rows.packed(256).rows(stored.order)
+    count = rows.packed(256).rows(stored.order) or 0
     epochs: list[list[bytes]] = [[], []]
     for step in range(-(-2 * count // 1000)):
         found = documents(rows.batch_at(0, step))[: 2 * count - 1000 * step]

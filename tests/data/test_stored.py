@@ -108,7 +108,7 @@ def test_a_tokenizer_that_changed_after_the_build_is_refused_by_name(folder):
     told = json.loads(path.read_text())
     told["characters"] = told["characters"][:-1] + "~"
     path.write_text(json.dumps(told))
-    with pytest.raises(ConfigError, match=f"tokenizer in {folder} is not the one that"):
+    with pytest.raises(ConfigError, match=f"tokenizer in {folder} is not the one its"):
         Stored(path=str(folder), batch=4, length=16).open()
 
 
@@ -133,9 +133,11 @@ def test_a_page_can_mix_the_sources_of_a_store(folder):
     ]
     config = load([], page, root=Mixture)
     rows = config.build().open()
+    codec = rows.tokenizer
+    assert codec is not None
     for step in range(10):
         batch = rows.batch_at(0, step)
-        says = [rows.tokenizer.decode(row)[:3] for row in batch.tokens]
+        says = [codec.decode(row)[:3] for row in batch.tokens]
         assert says.count("web") == 6 and says.count("cod") == 2
     stored = Stored(path=str(folder), source="web", batch=8, length=128)
     parts = {"web": Part(source=stored), "code": Part(source=stored)}

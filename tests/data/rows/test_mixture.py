@@ -2,13 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lmx.config.names import ConfigError
 from lmx.data.batches import Rows, Source
-from lmx.data.rows.mixture import Mixture, Part
+from lmx.data.rows.mixture import Mixture, MixtureRows, Part
 from lmx.data.rows.packing import BestFit, Concatenate
 from lmx.data.rows.paused import Paused
 from lmx.data.rows.schedule import Stepwise
@@ -71,19 +72,18 @@ class Spy:
         return batch
 
 
-def spied(mixture):
-    """The mixture, its parts watched."""
-    for name, rows in mixture.rows.items():
-        mixture.rows[name] = Spy(rows)
-    return mixture
+def spied(mixture: MixtureRows) -> tuple[MixtureRows, list[Any]]:
+    """The mixture with its parts watched, and those who watch."""
+    spies = {name: Spy(rows) for name, rows in mixture.rows.items()}
+    return dataclasses.replace(mixture, rows=spies), [*spies.values()]
 
 
 def test_each_part_goes_through_its_epochs_whatever_the_others_do(parts):
     """Each epoch of each part has all it can learn once, in an order of its own."""
-    mixture = spied(Mixture(parts=parts()).open())
+    mixture, spies = spied(Mixture(parts=parts()).open())
     for step in range(180):
         mixture.batch_at(5, step)
-    for spy in mixture.rows.values():
+    for spy in spies:
         read, count = spy.read_of[16], spy.packed(16).fit.rows
         assert sorted(read) == list(range(len(read)))
         assert len(read) > 2 * count, "the test reads too little"
@@ -115,7 +115,7 @@ def test_weights_change_with_the_step_and_no_row_is_read_twice_or_left_out(parts
     web = Stepwise(values=(0.6, 0.0, 0.3), at=(10, 25))
     batch = Stepwise(values=(8, 12), at=(17,))
     length = Stepwise(values=(16, 8, 16), at=(5, 30))
-    mixture = spied(Mixture(parts=parts(batch, length, web=web)).open())
+    mixture, spies = spied(Mixture(parts=parts(batch, length, web=web)).open())
     stages: dict[tuple, list[str]] = {}
     for step in range(60):
         got = sources(mixture.batch_at(1, step))
@@ -125,7 +125,7 @@ def test_weights_change_with_the_step_and_no_row_is_read_twice_or_left_out(parts
         total = 0.4 + weight
         for name, share in {"web": weight, "books": 0.3, "code": 0.1}.items():
             assert abs(got.count(name) - len(got) * share / total) < 2
-    for spy in mixture.rows.values():
+    for spy in spies:
         assert set(spy.read_of) == {8, 16}
         for read in spy.read_of.values():
             assert sorted(read) == list(range(len(read)))
