@@ -5,14 +5,15 @@ in a test of one layer, nothing is split: `kept` returns what it is given, and w
 `by_device` returns is the function as it is.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from lmx.core import dims
@@ -61,6 +62,21 @@ def axes(letter: str) -> tuple[str, ...]:
     return tuple(axis for axis in wanted if here.mesh.shape[axis] > 1)
 
 
+def count(letter: str) -> int:
+    """Into how many parts a dimension of this letter is split."""
+    here = _SPREAD.get()
+    return math.prod(here.mesh.shape[axis] for axis in axes(letter)) if here else 1
+
+
+def platform() -> str:
+    """What the program is made for: "cpu", "gpu" or "tpu"."""
+    here = _SPREAD.get()
+    if here is None or not isinstance(here.mesh, jax.sharding.Mesh):
+        return jax.default_backend()
+    name = here.mesh.devices.flat[0].platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def kept(x: Shaped[Array, "*dims"], letters: str) -> Shaped[Array, "*dims"]:
     """`x`, split over the devices as the rules say of an array of these letters."""
     here = _SPREAD.get()
@@ -71,25 +87,31 @@ def kept(x: Shaped[Array, "*dims"], letters: str) -> Shaped[Array, "*dims"]:
 
 
 def by_device(
-    fn: Callable[..., Any], inputs: Sequence[str], outputs: Sequence[str] | str
+    fn: Callable[..., Any],
+    inputs: Sequence[str],
+    outputs: Sequence[str] | str,
+    *,
+    checked: bool = True,
 ) -> Callable[..., Any]:
     """`fn` as the program of one device, on its share of arrays of these letters.
 
     Within it collectives go by the names that `axes` gives, and nothing is split
     further: `kept` and `by_device` do nothing. An input of no letters ("") is whole on
-    every device.
+    every device; one may be a tree of arrays of the same letters, or None. Programs
+    whose parts do not say on which devices they differ, as those of Pallas, cannot be
+    `checked` for outputs that should be alike and are not.
     """
     here = _SPREAD.get()
     if here is None or here.mesh.size == 1:
         return fn
 
     def alone(*args: Any) -> Any:
-        with _as(None):
+        with _as(here._replace(mesh=_one_of(here.mesh))):
             return fn(*args)
 
     def call(*args: Any) -> Any:
         splits = [
-            _spec(letters, arg.shape, here) if letters else PartitionSpec()
+            jax.tree.map(partial(_split, letters, here), arg)
             for letters, arg in zip(inputs, args, strict=True)
         ]
         return jax.shard_map(
@@ -97,13 +119,27 @@ def by_device(
             mesh=here.mesh,
             in_specs=tuple(splits),
             out_specs=jax.tree.map(lambda x: _unsized(x, here), outputs),
+            check_vma=checked,
         )(*args)
 
     return call
 
 
+def _one_of(mesh: AnyMesh) -> AnyMesh:
+    """The mesh of one device of `mesh`, by which nothing is split."""
+    shape, names = (1,) * len(mesh.axis_names), mesh.axis_names
+    if isinstance(mesh, jax.sharding.Mesh):
+        return jax.sharding.Mesh(mesh.devices.flat[:1].reshape(shape), names)
+    return AbstractMesh(shape, names)
+
+
 def _spec(letters: str, shape: Sequence[int], here: Spread) -> PartitionSpec:
     return spec(dims.logical(letters), shape, here.mesh, here.rules)
+
+
+def _split(letters: str, here: Spread, x: Array) -> PartitionSpec:
+    """The spec of an input."""
+    return _spec(letters, x.shape, here) if letters else PartitionSpec()
 
 
 def _unsized(letters: str, here: Spread) -> PartitionSpec:

@@ -84,10 +84,11 @@ class Experiment:
         recipe = Recipe(graph, self.loss, optimizer, rate, self.seed, self.microbatches)
         batch = data.batch_at(self.seed, 0)
         self._check_parts(len(batch.tokens), mesh, rules)
-        jax.eval_shape(partial(train_step, recipe), state, batch)
+        one_step = spread.traced_for(mesh, rules, partial(train_step, recipe))
+        jax.eval_shape(one_step, state, batch)
         rows = rows_sharding(batch, mesh, rules)
         step = jax.jit(
-            spread.traced_for(mesh, rules, partial(train_step, recipe)),
+            one_step,
             in_shardings=(places, rows),
             out_shardings=(places, None),
             donate_argnums=0,

@@ -17,11 +17,15 @@ STEPS = 20
 PARTS = "Experiment.microbatches=2"
 UNROLLED = "Decoder.unroll=2"
 CHUNKS = "NextToken.chunk=4"
+RING = ("Attention.kernel=@Ring()", "Ring.block=2")
+WINDOW = "Attention.window=5"
 BY_DAY = [
     ("fsdp=8", "dense", CHUNKS),
     ("data=2 x fsdp=2 x tensor=2", "dense", PARTS, UNROLLED),
     ("data=2 x fsdp=4", "moe"),
     ("replica=2 x data=2 x expert=2", "sigmoid", PARTS),
+    ("context=4", "dense", *RING, UNROLLED),
+    ("data=2 x context=2 x tensor=2", "moe", *RING, PARTS),
 ]
 BY_NIGHT = [
     ("data=8", "dense"),
@@ -30,6 +34,11 @@ BY_NIGHT = [
     ("expert=4", "moe", PARTS),
     ("context=4", "dense", UNROLLED),
     ("data=2 x context=2 x tensor=2", "moe", PARTS),
+    ("context=8", "dense", *RING, CHUNKS),
+    ("context=2", "dense", *RING, WINDOW, PARTS),
+    ("fsdp=2 x context=4", "dense", *RING, WINDOW),
+    ("replica=2 x context=2 x tensor=2", "dense", *RING, PARTS, UNROLLED),
+    ("expert=2 x context=4", "moe", *RING),
     ("data=2 x fsdp=4", "dense", UNROLLED),
     ("data=4 x tensor=2", "dense", PARTS),
     ("fsdp=4 x tensor=2", "moe", PARTS, UNROLLED),
@@ -102,8 +111,9 @@ def numbers_of(tiny):
 
 @pytest.mark.parametrize(("mesh", "kind", "said"), listed(BY_DAY, BY_NIGHT))
 def test_many_devices_agree_with_one_to_1e_9_in_float64(numbers_of, mesh, kind, said):
+    model = tuple(word for word in said if word == WINDOW)
     with jax.enable_x64(True):
-        alone = numbers_of("data=1", kind, (), "float64")
+        alone = numbers_of("data=1", kind, model, "float64")
         found = numbers_of(mesh, kind, said, "float64")
     np.testing.assert_allclose(found, alone, rtol=1e-9)
     assert found[-1, 0] < 0.95 * found[0, 0]  # and it was no idle run
@@ -111,6 +121,7 @@ def test_many_devices_agree_with_one_to_1e_9_in_float64(numbers_of, mesh, kind, 
 
 @pytest.mark.parametrize(("mesh", "kind", "said"), listed(BY_DAY[1:2], BY_NIGHT[:4]))
 def test_many_devices_agree_with_one_to_1e_4_in_float32(numbers_of, mesh, kind, said):
-    alone = numbers_of("data=1", kind, (), "float32")
+    model = tuple(word for word in said if word == WINDOW)
+    alone = numbers_of("data=1", kind, model, "float32")
     found = numbers_of(mesh, kind, said, "float32")
     np.testing.assert_allclose(found, alone, rtol=1e-4)
