@@ -1,9 +1,10 @@
 """Splash attention: the kernel for TPUs that comes with JAX, in Pallas."""
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -56,6 +57,7 @@ class Splash(Kernel):
         self, q, k, v, seen: Seen, *, scale=None, cap=None, sink=None, **beyond
     ):
         if not seen.at_hand:
+            _say_who_reads()
             how = dict(scale=scale, cap=cap, sink=sink)
             return Ring(block=self.block)(q, k, v, seen, **how, **beyond)
         _check(q.dtype)
@@ -114,6 +116,14 @@ def _made(
         attn_logits_soft_cap=cap,
         head_shards=1,
         q_seq_shards=1,
+    )
+
+
+@cache
+def _say_who_reads() -> None:
+    """Says once which program it is that reads a cache."""
+    logging.getLogger(__name__).warning(
+        "the kernel Splash leaves a cache to the program of Ring."
     )
 
 

@@ -109,8 +109,9 @@ def test_answers_and_gradients_are_the_references(
 
 
 @pytest.mark.parametrize("kernel", [Ring(block=4), Splash(block=128)], ids=repr)
-def test_a_cache_is_read_where_its_tokens_stand(kernel):
+def test_a_cache_is_read_where_its_tokens_stand(kernel, caplog):
     """Slots in any order, some empty, and queries behind them all."""
+    splash._say_who_reads.cache_clear()
     rng = np.random.default_rng(1)
     order = jnp.asarray(np.stack([rng.permutation(11) for _ in range(B)]), "int32")
     segments = jnp.where(order < 9, 1 + (order > 3), -1)
@@ -126,6 +127,8 @@ def test_a_cache_is_read_where_its_tokens_stand(kernel):
             for each in (kernel, Reference())
         )
         np.testing.assert_allclose(got, want, atol=1e-5)
+    leaves = "the kernel Splash leaves a cache to the program of Ring."
+    assert caplog.messages == [leaves] * isinstance(kernel, Splash)
 
 
 def test_splash_refuses_another_platform_and_float64_by_name(tpu, monkeypatch):

@@ -41,10 +41,10 @@ def on(mesh, kernel, length, window=None, cap=None, packed=False, sink=False):
         segments[1, -3:] = 0
 
     def total(given, segments):
-        q, k, v, *sink = given
+        q, k, v = (spread.kept(x, "BTNH") for x in given[:3])
         here = mask.standing(mask.restarting(segments), segments)
         seen = Seen(here, here, window)
-        y = kernel(q, k, v, seen, cap=cap, sink=sink[0] if sink else None)
+        y = kernel(q, k, v, seen, cap=cap, sink=given[3] if sink else None)
         return (jnp.sin(y) @ jnp.arange(1.0, H + 1)).sum(), y
 
     program = jax.grad(total, has_aux=True)
