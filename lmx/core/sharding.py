@@ -23,7 +23,8 @@ carry the names; rows of a batch are split likewise. `jax.jit` is told where its
 and outputs live, and XLA finds what must move between devices: weights split over
 `fsdp` are gathered for a layer and their gradients scattered back (ZeRO-3), products
 over a `tensor` axis are summed behind each pair of matrices (Megatron), gradients over
-`data`.
+`data`. Of a row split over `context` each device would gather all keys, unless
+`Attention.kernel=@Ring()` passes them on (`layers/attention/ring.py`).
 """
 
 import difflib

@@ -5,14 +5,15 @@ in a test of one layer, nothing is split: `kept` returns what it is given, and w
 `by_device` returns is the function as it is.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from lmx.core import dims
@@ -52,14 +53,6 @@ def _as(spread: Spread | None) -> Iterator[None]:
         _SPREAD.reset(token)
 
 
-def platform() -> str:
-    """What runs the program: "cpu", "gpu" or "tpu"."""
-    here = _SPREAD.get()
-    if here is None or not isinstance(here.mesh, jax.sharding.Mesh):
-        return jax.default_backend()
-    return here.mesh.devices.flat[0].platform
-
-
 def axes(letter: str, of: str = "") -> tuple[str, ...]:
     """The mesh axes, longer than one, that split a dimension of this letter.
 
@@ -71,6 +64,21 @@ def axes(letter: str, of: str = "") -> tuple[str, ...]:
     of = of or letter
     found = _unsized(of, here)[of.index(letter)]
     return (found,) if isinstance(found, str) else found or ()
+
+
+def count(letter: str) -> int:
+    """Into how many parts a dimension of this letter is split."""
+    here = _SPREAD.get()
+    return math.prod(here.mesh.shape[axis] for axis in axes(letter)) if here else 1
+
+
+def platform() -> str:
+    """What the program is made for: "cpu", "gpu" or "tpu"."""
+    here = _SPREAD.get()
+    if here is None or not isinstance(here.mesh, jax.sharding.Mesh):
+        return jax.default_backend()
+    name = here.mesh.devices.flat[0].platform
+    return "gpu" if name in ("cuda", "rocm") else name
 
 
 def kept(x: Shaped[Array, "*dims"], letters: str) -> Shaped[Array, "*dims"]:
@@ -93,20 +101,21 @@ def by_device(
 
     Within it collectives go by the names that `axes` gives, and nothing is split
     further: `kept` and `by_device` do nothing. An input of no letters ("") is whole on
-    every device. A program is `typed` if JAX can tell over which mesh axes a result
-    differs, and so check outputs for it; within a Pallas kernel it cannot.
+    every device; one may be a tree of arrays of the same letters, or None. A program is
+    `typed` if JAX can tell over which mesh axes a result differs, and so check outputs
+    for it; within a Pallas kernel it cannot.
     """
     here = _SPREAD.get()
     if here is None or here.mesh.size == 1:
         return fn
 
     def alone(*args: Any) -> Any:
-        with _as(None):
+        with _as(here._replace(mesh=_one_of(here.mesh))):
             return fn(*args)
 
     def call(*args: Any) -> Any:
         splits = [
-            _spec(letters, arg.shape, here) if letters else PartitionSpec()
+            jax.tree.map(partial(_split, letters, here), arg)
             for letters, arg in zip(inputs, args, strict=True)
         ]
         return jax.shard_map(
@@ -120,8 +129,21 @@ def by_device(
     return call
 
 
+def _one_of(mesh: AnyMesh) -> AnyMesh:
+    """The mesh of one device of `mesh`, by which nothing is split."""
+    shape, names = (1,) * len(mesh.axis_names), mesh.axis_names
+    if isinstance(mesh, jax.sharding.Mesh):
+        return jax.sharding.Mesh(mesh.devices.flat[:1].reshape(shape), names)
+    return AbstractMesh(shape, names)
+
+
 def _spec(letters: str, shape: Sequence[int], here: Spread) -> PartitionSpec:
     return spec(dims.logical(letters), shape, here.mesh, here.rules)
+
+
+def _split(letters: str, here: Spread, x: Array) -> PartitionSpec:
+    """The spec of an input."""
+    return _spec(letters, x.shape, here) if letters else PartitionSpec()
 
 
 def _unsized(letters: str, here: Spread) -> PartitionSpec:

@@ -78,3 +78,38 @@ def test_by_device_sums_of_shares_are_the_sum_of_the_whole():
     np.testing.assert_array_equal(same, ROWS)
     grad = jax.jit(jax.grad(lambda x: traced(fn)(x, jnp.asarray(3.0))[0].sum()))(ROWS)
     np.testing.assert_array_equal(grad, np.full_like(ROWS, 3))
+
+
+def test_an_input_may_be_a_tree_or_nothing():
+    def share(rows, nothing):
+        assert nothing is None and spread.count("T") == 1
+        return rows["x"] + rows["y"]
+
+    def fn(x):
+        assert [spread.count(letter) for letter in "BTD"] == [2, 2, 1]
+        return spread.by_device(share, ("BTN", "N"), "BTN")(dict(x=x, y=x), None)
+
+    np.testing.assert_array_equal(traced(fn)(ROWS), 2 * ROWS)
+    assert spread.count("T") == 1
+
+
+class Chip:
+    """A device of a machine that is not here."""
+
+    platform, process_index, id = "tpu", 0, 0
+
+
+def test_a_program_is_for_the_devices_of_its_mesh_and_not_for_those_at_hand():
+    names = MESH.over(jax.devices(), RULES).axis_names
+    chips = np.array([Chip() for _ in range(2)]).reshape(1, 1, 1, 1, 2, 1, 1)
+    mesh = jax.sharding.Mesh(chips, names)
+    assert spread.traced_for(mesh, RULES, spread.platform)() == "tpu"
+    assert spread.platform() == "cpu"
+    seen = []
+
+    def share(x):
+        seen.append(spread.platform())
+        return x
+
+    traced(lambda x: spread.by_device(share, ["BTN"], "BTN")(x))(ROWS)
+    assert seen == ["cpu"]

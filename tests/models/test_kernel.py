@@ -10,6 +10,7 @@ from flax import nnx
 
 from lmx.layers.attention.heads import Attention
 from lmx.layers.attention.kernel import XLA, Reference
+from lmx.layers.attention.ring import Ring
 
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 11, (2, 6)), "int32")
 SEGMENTS = jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 2, 2, 2, 0]], "int32")
@@ -17,13 +18,14 @@ SEGMENTS = jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 2, 2, 2, 0]], "int32")
 
 @pytest.fixture(scope="module")
 def decoders(make):
-    """The same numbers in two decoders, with windows in every other layer."""
+    """The same numbers in three decoders, with windows in every other layer."""
     each = []
-    for kernel in (Reference(), XLA()):
+    for kernel in (Reference(), XLA(), Ring(block=2)):
         layer = partial(Attention, heads=4, kv_heads=2, head_width=4, kernel=kernel)
         cycle = (partial(layer, window=3), layer)
         each.append(make("sandwich rope dense", attention=cycle))
-    nnx.update(each[1], nnx.state(each[0]))
+    for other in each[1:]:
+        nnx.update(other, nnx.state(each[0]))
     return each
 
 
@@ -49,5 +51,6 @@ def read(model, segments):
     ids=["whole", "packed", "cached"],
 )
 def test_a_decoder_has_the_logits_of_the_reference(decoders, run):
-    want, got = (jax.jit(run)(model) for model in decoders)
-    np.testing.assert_allclose(got, want, atol=1e-5)
+    want, *others = (jax.jit(run)(model) for model in decoders)
+    for got in others:
+        np.testing.assert_allclose(got, want, atol=1e-5)

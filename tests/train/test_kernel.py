@@ -23,3 +23,16 @@ def test_a_kernel_that_cannot_do_it_is_refused_with_the_lines_that_asked(tiny):
         experiment().open()
     assert "logit_cap = 30.0 set by" in f"{told.value}"
     assert "kernel = @CuDNN() set by" in f"{told.value}"
+
+
+def test_splash_is_refused_where_no_tpu_is_when_a_run_is_opened(tiny):
+    experiment = tiny("Attention.kernel=@Splash()").build()
+    with pytest.raises(ValueError, match="Splash runs on TPUs and this program is for"):
+        experiment.open()
+
+
+def test_a_length_that_a_ring_cannot_share_is_refused_when_a_run_is_opened(tiny):
+    said = ["Attention.kernel=@Ring()", "Mesh.data=1", "Mesh.context=4"]
+    tiny(*said).build().open()
+    with pytest.raises(ValueError, match="12 tokens among 4 devices: .*multiple of 8"):
+        tiny(*said, "Echo.length=12").build().open()

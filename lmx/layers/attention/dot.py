@@ -26,6 +26,7 @@ def attend(
     mask: Bool[Array, "B T S"],
     *,
     scale: float | None = None,
+    cap: float | None = None,
     scored: Scored | None = None,
     sink: Float[Array, "N"] | None = None,
     drop: Callable[[Array], Array] | None = None,
@@ -33,14 +34,16 @@ def attend(
     """The average of `v` under softmax(scale * q k), taken in at least float32.
 
     Query head n reads key head n // G. `mask` is True where query t may see key s.
-    `scale` is 1 / sqrt(H) if not said; `scored` changes the logits after it; `sink` is
-    the logit of a further key, whose value is zero; `drop` acts on the probabilities,
-    batch first.
+    `scale` is 1 / sqrt(H) if not said; logits are then capped by `cap` (`soft_cap`) and
+    changed by `scored`; `sink` is the logit of a further key, whose value is zero;
+    `drop` acts on the probabilities, batch first.
     """
     K, H = k.shape[-2:]
     q_BTNH = q * (H**-0.5 if scale is None else scale)
     q_BTKGH = rearrange(q_BTNH, "B T (K G) H -> B T K G H", K=K)
     logits_BKGTS = widened(jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k))
+    if cap is not None:
+        logits_BKGTS = soft_cap(logits_BKGTS, cap)
     if scored is not None:
         logits_BKGTS = scored(logits_BKGTS)
     logits_BKGTS = jnp.where(mask[:, None, None], logits_BKGTS, MASKED)

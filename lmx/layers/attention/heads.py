@@ -6,22 +6,21 @@ Ainslie et al. 2023, arXiv:2305.13245.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from lmx.config.names import Execution, configurable
 from lmx.layers.attention.context import Context, remember
-from lmx.layers.attention.dot import soft_cap
+from lmx.layers.attention.dot import Scored
 from lmx.layers.attention.kernel import Kernel, Reference, Seen
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
-from lmx.layers.mask import Place, visible
+from lmx.layers.mask import Place
 from lmx.layers.norm import Norm
 from lmx.layers.position.relative import Relative
 from lmx.layers.position.rope import RoPE
@@ -158,23 +157,23 @@ class Attention(SelfAttention):
             q_BTNH = self.position.rotate(q_BTNH, *at)
             k_BTKH = self.position.rotate(k_BTKH, *at)
         (k_BSKH, v_BSKH), keys, past = remember(past, KV(k_BTKH, v_BTKH), context)
-        mask_BTS = self.seen(context.here, keys)
-        whole = context.whole and past is None
+        seen = self.seen(context.here, keys, context.whole and past is None)
         y_BTNH = self.kernel(
             q_BTNH,
             k_BSKH,
             v_BSKH,
-            Seen(mask_BTS, whole, self.window),
+            seen,
             scale=self.scale,
-            scored=partial(self.scored, q_BTNH, mask_BTS, context.here, keys),
+            cap=self.logit_cap,
+            scored=self._scored(q_BTNH, seen),
             sink=self.sink and self.sink.logit[...],
             drop=lambda probs: dropout(probs, self.dropout, context.keys, 0),
         )
         return y_BTNH, past
 
-    def seen(self, query: Place, key: Place) -> Bool[Array, "B T S"]:
+    def seen(self, query: Place, key: Place, whole: bool) -> Seen:
         """Which keys a query attends to."""
-        return visible(query, key, self.window)
+        return Seen(query, key, self.window, whole)
 
     def _beyond(self) -> list[str]:
         """The parameters that ask for more than dot products of what is seen."""
@@ -192,20 +191,14 @@ class Attention(SelfAttention):
         joined = norm(rearrange(x, "B T N H -> B T (N H)"))
         return rearrange(joined, "B T (N H) -> B T N H", N=x.shape[2])
 
-    def scored(
-        self,
-        q: Float[Array, "B T N H"],
-        mask: Array,
-        here: Any,
-        keys: Any,
-        logits: Float[Array, "B K G T S"],
-    ) -> Float[Array, "B K G T S"]:
-        """The logits, capped, and moved by what the position scheme makes of them."""
-        if self.logit_cap is not None:
-            logits = soft_cap(logits, self.logit_cap)
-        if self.position:
-            logits = self.position.scored(logits, q, mask, here, keys)
-        return logits
+    def _scored(self, q: Float[Array, "B T N H"], seen: Seen) -> Scored | None:
+        """What the position scheme makes of logits."""
+        position = self.position
+        if not position or not position.moves_logits:
+            return None
+        return lambda logits: position.scored(
+            logits, q, seen.mask, seen.query, seen.key
+        )
 
     def empty(self, rows: int, length: int, dtype: jnp.dtype) -> KV:
         """Room for the keys and values of `length` tokens, or of a window of them."""

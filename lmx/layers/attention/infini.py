@@ -4,6 +4,7 @@ Munkhdalai et al. 2024, arXiv:2404.07143 (Infini-attention), section 2.1.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from lmx.config.names import configurable
 from lmx.core.precision import widened
 from lmx.layers.attention.context import Context, Read
 from lmx.layers.attention.heads import KV, QKV, Attention
+from lmx.layers.attention.kernel import Seen
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
 from lmx.layers.mask import Place, visible
@@ -32,6 +34,24 @@ class Memory(NamedTuple):
 
     local: KV
     sums: Float[Array, "*L B 2 K H J"]
+
+
+@dataclass(frozen=True)
+class InSegment(Seen):
+    """Which keys a query sees: those of its own segment, of so many tokens."""
+
+    segment: int = 1
+
+    @property
+    def mask(self) -> Bool[Array, "B T S"]:
+        one_BTS = apart(self.query, self.key, self.segment) == 0
+        return visible(self.query, self.key) & one_BTS
+
+
+def apart(query: Place, key: Place, segment: int) -> Int[Array, "B T S"]:
+    """Segments from that of key s to that of query t."""
+    at_BT, at_BS = query.positions // segment, key.positions // segment
+    return at_BT[:, :, None] - at_BS[:, None, :]
 
 
 def positive(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
@@ -146,17 +166,13 @@ class Infini(Attention):
         after = None if local is None or sums is None else Memory(local, sums)
         return self.out(y_BTNH), after
 
-    def seen(self, query: Place, key: Place) -> Bool[Array, "B T S"]:
-        return visible(query, key) & (self.apart(query, key) == 0)
+    def seen(self, query: Place, key: Place, whole: bool) -> Seen:
+        del whole  # of a row, not of a segment
+        return InSegment(query, key, segment=self.segment)
 
     def past(self, query: Place, key: Place) -> Bool[Array, "B T S"]:
         """Which keys a query finds in memory."""
-        return visible(query, key) & (self.apart(query, key) > 0)
-
-    def apart(self, query: Place, key: Place) -> Int[Array, "B T S"]:
-        """Segments from that of key s to that of query t."""
-        at_BT, at_BS = query.positions // self.segment, key.positions // self.segment
-        return at_BT[:, :, None] - at_BS[:, None, :]
+        return visible(query, key) & (apart(query, key, self.segment) > 0)
 
     def remembered(
         self, qkv: QKV, context: Context, sums: Float[Array, "B 2 K H J"] | None
@@ -185,7 +201,7 @@ class Infini(Attention):
     def goes(self, key: Place, held: Place) -> Bool[Array, "B 2 S"]:
         """Which tokens or sums belong to which of two new sums."""
         newest = Place(*(x[:, 1:] for x in held))
-        is_over_B1S = self.apart(newest, key) > 0
+        is_over_B1S = apart(newest, key, self.segment) > 0
         over_121 = jnp.array([True, False])[None, :, None]
         return visible(newest, key) & (is_over_B1S == over_121)
 

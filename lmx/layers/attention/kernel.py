@@ -3,42 +3,70 @@
 All are `dot.attend` but for rounding. What one cannot do it refuses by name.
 """
 
-import functools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import cache
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lmx.config.names import configurable
+from lmx.core import spread
 from lmx.layers.attention.dot import Scored, attend
+from lmx.layers.mask import Place, visible
 
 
-class Seen(NamedTuple):
-    """Which keys a query sees.
+@dataclass(frozen=True)
+class Seen:
+    """Which keys a query sees: `mask.visible`, by where queries and keys stand.
 
     Where `whole` is true the rows are one document each, all of it at hand: a query
     sees itself and what is before it in the row, or the last `window` of these.
     """
 
-    mask: Bool[Array, "B T S"]
-    whole: bool = False
+    query: Place
+    key: Place
     window: int | None = None
+    whole: bool = False
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the keys are the queries' own tokens, in their order: no cache."""
+        return self.key is self.query
+
+    @property
+    def mask(self) -> Bool[Array, "B T S"]:
+        """True where query t sees key s: as large as the logits of one head."""
+        return visible(self.query, self.key, self.window)
 
 
 class Kernel(ABC):
-    """Anything that computes attention."""
+    """Anything that computes attention.
+
+    Attributes:
+        serves: the parameters of `Attention` that it can serve of those that ask for
+            more than dot products.
+    """
+
+    serves: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, head_width: int, beyond: Iterable[str]) -> None:
         """Refuses a head that it cannot serve.
 
         `beyond` are the parameters of `Attention` that ask for more than dot products.
         """
-        del head_width, beyond
+        del head_width
+        for parameter in beyond:
+            if parameter not in self.serves:
+                raise ValueError(
+                    f"the kernel {type(self).__name__} cannot do what"
+                    f" Attention.{parameter} asks for: do without that, or choose"
+                    " Attention.kernel=@Reference()."
+                )
 
     @abstractmethod
     def __call__(
@@ -49,6 +77,7 @@ class Kernel(ABC):
         seen: Seen,
         *,
         scale: float | None = None,
+        cap: float | None = None,
         scored: Scored | None = None,
         sink: Float[Array, "N"] | None = None,
         drop: Callable[[Array], Array] | None = None,
@@ -60,6 +89,8 @@ class Kernel(ABC):
 @dataclass(frozen=True)
 class Reference(Kernel):
     """`dot.attend`: does everything, everywhere, and holds all logits at once."""
+
+    serves = frozenset(("position", "sink", "logit_cap", "dropout"))
 
     def __call__(self, q, k, v, seen, **how):
         return attend(q, k, v, seen.mask, **how)
@@ -75,20 +106,13 @@ class XLA(Kernel):
 
     implementation: ClassVar[Literal["xla", "cudnn"]] = "xla"
 
-    def check(self, head_width: int, beyond: Iterable[str]) -> None:
-        for parameter in beyond:
-            raise ValueError(
-                f"the kernel {type(self).__name__} cannot do what"
-                f" Attention.{parameter} asks for: do without that, or choose"
-                " Attention.kernel=@Reference()."
-            )
-
     def __call__(self, q, k, v, seen, *, scale=None, **beyond):
         del beyond  # `check` saw that nothing is asked for
-        how: dict[str, Any] = dict(mask=seen.mask[:, None])
         if seen.whole:  # jax counts the keys before a query's own
             before = None if seen.window is None else (seen.window - 1, 0)
-            how = dict(is_causal=True, local_window_size=before)
+            how: dict[str, Any] = dict(is_causal=True, local_window_size=before)
+        else:
+            how = dict(mask=seen.mask[:, None])
         return jax.nn.dot_product_attention(
             q, k, v, scale=scale, implementation=self.implementation, **how
         )
@@ -117,10 +141,15 @@ class CuDNN(XLA):
             )
 
     def __call__(self, q, k, v, seen, **how):
-        if (backend := jax.default_backend()) != "gpu":
+        if (backend := spread.platform()) != "gpu":
             raise ValueError(
                 f"the kernel CuDNN runs on GPUs and this process is on {backend}:"
                 " choose Attention.kernel=@Reference()."
+            )
+        if split := spread.axes("T"):
+            raise ValueError(
+                "the kernel CuDNN takes rows whole, and a rule splits them over"
+                f" {split}: choose Attention.kernel=@Ring()."
             )
         if q.dtype not in (jnp.bfloat16, jnp.float16):
             raise ValueError(
@@ -132,7 +161,7 @@ class CuDNN(XLA):
         return super().__call__(q, k, v, seen, **how)
 
 
-@functools.cache
+@cache
 def _say_price(size: int) -> None:
     """Says once what a mask of `size` bytes is for."""
     logging.getLogger(__name__).warning(

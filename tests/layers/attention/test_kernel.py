@@ -1,5 +1,6 @@
 """What every kernel of attention must keep, and what each refuses."""
 
+from dataclasses import replace
 from functools import partial
 
 import chex
@@ -9,11 +10,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lmx.core import spread
+from lmx.core.sharding import RULES, Mesh
 from lmx.layers import mask
 from lmx.layers.attention import kernel as kernels
 from lmx.layers.attention.context import reading
 from lmx.layers.attention.heads import Attention, Sink
 from lmx.layers.attention.kernel import XLA, CuDNN, Reference, Seen
+from lmx.layers.attention.ring import Ring
+from lmx.layers.attention.splash import Splash
 from lmx.layers.position.alibi import ALiBi
 from lmx.layers.position.cope import CoPE
 
@@ -32,6 +37,11 @@ def make_context(packing):
     return reading(jnp.zeros((B, T), int), None, SEGMENTS[packing], None)
 
 
+def seen_whole(window=None):
+    here = make_context("whole").here
+    return Seen(here, here, window, whole=True)
+
+
 def make_inputs(K, dtype="float32"):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(B, T, heads, H)) for heads in (N, K, K))
@@ -46,7 +56,7 @@ def make_inputs(K, dtype="float32"):
 def test_agrees_with_one_query_at_a_time(kernel, packing, window, K, scale, slowly):
     context, inputs = make_context(packing), make_inputs(K)
     seen_BTS = mask.visible(context.here, context.here, window)
-    seen = Seen(seen_BTS, context.whole, window)
+    seen = Seen(context.here, context.here, window, context.whole)
     got = jax.jit(partial(kernel, seen=seen, scale=scale))(*inputs)
     np.testing.assert_allclose(
         got, slowly(*inputs, seen_BTS, scale=scale), rtol=1e-5, atol=1e-6
@@ -73,15 +83,22 @@ def test_a_layer_and_its_gradient_are_those_of_the_reference(init, packing, wind
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_whole_rows_need_no_mask():
-    inputs = make_inputs(K=2)
-    nothing = jnp.zeros((B, T, T), bool)
-    context = make_context("whole")
-    for window in (None, 2):
-        right = mask.visible(context.here, context.here, window)
-        got = XLA()(*inputs, Seen(nothing, True, window))
-        want = Reference()(*inputs, Seen(right, True, window))
-        np.testing.assert_allclose(got, want, atol=1e-5)
+class Unmasked(Seen):
+    """Fails where a kernel asks for a dense mask."""
+
+    @property
+    def mask(self):
+        raise AssertionError("a dense mask")
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_whole_rows_need_no_mask(window):
+    inputs, here = make_inputs(K=2), make_context("whole").here
+    got = XLA()(*inputs, Unmasked(here, here, window, whole=True))
+    want = Reference()(*inputs, Seen(here, here, window, whole=True))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    with pytest.raises(AssertionError, match="a dense mask"):
+        XLA()(*inputs, Unmasked(here, here, window))
 
 
 def test_rows_are_whole_only_where_no_segments_are_given():
@@ -97,13 +114,16 @@ BEYOND = {
 }
 
 
-@pytest.mark.parametrize("kernel", [XLA(), CuDNN()], ids=repr)
+@pytest.mark.parametrize("kernel", [XLA(), CuDNN(), Ring(), Splash()], ids=repr)
 @pytest.mark.parametrize("beyond", BEYOND)
-def test_what_is_no_dot_product_is_refused_by_name(init, kernel, beyond):
+def test_what_a_kernel_does_not_serve_is_refused_by_name(init, kernel, beyond):
     make = partial(Attention, D, init, heads=N, kv_heads=2, head_width=H)
     name, parameter = type(kernel).__name__, beyond.split()[0]
     said = rf"kernel {name} cannot do what Attention\.{parameter} .*@Reference\(\)"
     make(**BEYOND[beyond])
+    if parameter in kernel.serves:
+        assert make(kernel=kernel, **BEYOND[beyond]).kernel == kernel
+        return
     with pytest.raises(ValueError, match=said):
         make(kernel=kernel, **BEYOND[beyond])
 
@@ -118,9 +138,8 @@ def test_cudnn_refuses_a_head_width_by_name(init, width):
 
 def test_cudnn_refuses_a_process_without_a_gpu_by_name():
     inputs = make_inputs(K=2, dtype="bfloat16")
-    seen = Seen(jnp.ones((B, T, T), bool), whole=True)
     with pytest.raises(ValueError, match="this process is on cpu: choose Attention"):
-        CuDNN()(*inputs, seen)
+        CuDNN()(*inputs, seen_whole())
 
 
 @pytest.fixture
@@ -132,26 +151,34 @@ def gpu(monkeypatch):
         asked.append(how)
         return real(*inputs, **how | dict(implementation="xla"))
 
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(spread, "platform", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
     kernels._say_price.cache_clear()
     return asked
 
 
 def test_cudnn_refuses_float32_by_name(gpu):
-    seen = Seen(jnp.ones((B, T, T), bool), whole=True)
+    seen = seen_whole()
     with pytest.raises(ValueError, match=r"not float32: set Precision\.compute='bf"):
         CuDNN()(*make_inputs(K=2), seen)
     assert not gpu
 
 
+def test_cudnn_refuses_rows_that_are_split_by_name(gpu):
+    mesh = Mesh(context=2).over(jax.devices()[:2], RULES)
+    inputs = make_inputs(K=2, dtype="bfloat16")
+    split = spread.traced_for(mesh, RULES, partial(CuDNN(), seen=seen_whole()))
+    with pytest.raises(ValueError, match=r"over \('context',\): choose .*@Ring\(\)"):
+        split(*inputs)
+    assert not gpu
+
+
 def test_cudnn_is_asked_by_name_and_for_a_mask_only_where_rows_are_packed(gpu, caplog):
     inputs = make_inputs(K=2, dtype="bfloat16")
-    seen = Seen(jnp.ones((B, T, T), bool), whole=True, window=3)
-    CuDNN()(*inputs, seen)
+    CuDNN()(*inputs, seen_whole(window=3))
     assert not caplog.records
-    CuDNN()(*inputs, seen._replace(whole=False))
-    CuDNN()(*inputs, seen._replace(whole=False))
+    for _ in range(2):
+        CuDNN()(*inputs, replace(seen_whole(window=3), whole=False))
     (said,) = caplog.messages
     assert "dense mask of 0.0 MB" in said
     whole, packed, _ = gpu

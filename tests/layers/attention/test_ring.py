@@ -1,0 +1,133 @@
+"""A row over several devices: the same numbers, and what is sent and held for them."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmx.core import spread
+from lmx.core.sharding import RULES, Mesh
+from lmx.layers import mask
+from lmx.layers.attention.kernel import Reference, Seen
+from lmx.layers.attention.ring import Ring
+
+B, N, K, H = 2, 4, 2, 4
+ALL = dict(packed=True, cap=2.0, sink=True)
+CASES = [
+    (Mesh(data=1, context=2), 12, {}),
+    (Mesh(data=1, context=8), 48, ALL),
+    (Mesh(data=1, context=8), 64, dict(window=9, **ALL)),
+    (Mesh(data=2, context=2, tensor=2), 24, ALL),
+]
+AT_NIGHT = [
+    (Mesh(data=1, context=4), 24, dict(packed=True)),
+    (Mesh(data=1, context=4), 24, dict(window=1)),
+    (Mesh(data=1, context=3), 30, ALL),
+    (Mesh(data=1, context=8), 64, dict(window=40, **ALL)),
+    (Mesh(data=1, context=8), 48, dict(window=48)),
+    (Mesh(fsdp=2, data=1, context=4), 24, dict(window=7, **ALL)),
+]
+
+
+def on(mesh, kernel, length, window=None, cap=None, packed=False, sink=False):
+    """Answers and gradients as a program of that mesh, and what it takes."""
+    rng = np.random.default_rng(0)
+    shapes = [(B, length, heads, H) for heads in (N, K, K)] + [(N,)] * sink
+    given = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+    segments = np.ones((B, length), "int32")
+    if packed:
+        segments[0, length // 3 :] = 2
+        segments[1, -3:] = 0
+
+    def total(given, segments):
+        q, k, v = (spread.kept(x, "BTNH") for x in given[:3])
+        here = mask.standing(mask.restarting(segments), segments)
+        seen = Seen(here, here, window)
+        y = kernel(q, k, v, seen, cap=cap, sink=given[3] if sink else None)
+        return (jnp.sin(y) @ jnp.arange(1.0, H + 1)).sum(), y
+
+    program = jax.grad(total, has_aux=True)
+    places = mesh.over(jax.devices(), RULES)
+    return jax.jit(spread.traced_for(places, RULES, program)), given, segments
+
+
+def listed(cases, marks=()):
+    return [
+        pytest.param(
+            *case, marks=marks, id=f"{case[0]}".partition("(")[2] + f"{case[1:]}"
+        )
+        for case in cases
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "length", "how"),
+    [*listed(CASES), *listed(AT_NIGHT, pytest.mark.nightly)],
+)
+def test_a_split_row_has_the_answers_and_gradients_of_a_whole_one(mesh, length, how):
+    with jax.enable_x64(True):
+        program, *given = on(mesh, Ring(block=2), length, **how)
+        whole, *_ = on(Mesh(data=1), Reference(), length, **how)
+        got, want = (jax.device_get(fn(*given)) for fn in (program, whole))
+    chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def equations(jaxpr, times=1):
+    """Every equation of a program, and how often it is run."""
+    for eqn in jaxpr.eqns:
+        yield eqn, times
+        inner = times * eqn.params.get("length", 1)
+        for part in jax.tree.leaves(
+            eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            part = getattr(part, "jaxpr", part)
+            if hasattr(part, "eqns"):
+                yield from equations(part, inner)
+
+
+def sent(window):
+    """Numbers of keys and values that a device sends in the forward pass."""
+    mesh = Mesh(data=1, context=8).over(jax.devices(), RULES)
+
+    def attend(q, k, v):
+        segments = jnp.ones(q.shape[:2], "int32")
+        here = mask.standing(segments, segments)
+        return Ring(block=8)(q, k, v, Seen(here, here, window))
+
+    q, k, v = (
+        jax.ShapeDtypeStruct((B, 128, heads, H), "float32") for heads in (N, K, K)
+    )
+    program = jax.make_jaxpr(spread.traced_for(mesh, RULES, attend))(q, k, v)
+    return sum(
+        times * eqn.invars[0].aval.size
+        for eqn, times in equations(program.jaxpr)
+        if eqn.primitive.name == "ppermute" and eqn.invars[0].aval.ndim == 5
+    )
+
+
+def test_keys_beyond_a_window_are_not_sent():
+    each = 2 * B * (128 // 8) * K * H  # keys and values that a device has
+    assert [sent(window) / each for window in (None, 1, 17, 18, 34)] == [7, 0, 1, 2, 3]
+
+
+def test_keys_are_passed_on_and_never_gathered():
+    mesh, how = Mesh(data=1, context=4), dict(packed=True)
+    ring, by_xla = (
+        f"{program.lower(*given).compile().as_text()}"
+        for program, *given in (
+            on(mesh, kernel, 32, **how) for kernel in (Ring(block=4), Reference())
+        )
+    )
+    assert "collective-permute" in ring and "all-gather" not in ring
+    assert "all-gather" in by_xla
+
+
+@pytest.mark.parametrize("mesh", [Mesh(data=1), Mesh(data=1, context=2)], ids=repr)
+def test_no_array_grows_with_the_square_of_the_length(mesh):
+    def largest(length):
+        program, *given = on(mesh, Ring(block=4), length)
+        found = equations(program.trace(*given).jaxpr.jaxpr)
+        return max(x.aval.size for eqn, _ in found for x in eqn.outvars)
+
+    assert largest(256) == 2 * largest(128)
