@@ -129,6 +129,10 @@ class TokenRows:
     course: Course
     _packed: dict[int, Packed] = field(default_factory=dict, init=False)
 
+    def __post_init__(self):
+        for stage in self.course.stages:  # what cannot be read is refused now
+            self.packed(stage.length).rows(self.order)
+
     def batch_at(self, seed: int, step: int, rows: slice = slice(None)) -> Batch:
         """Those rows of the batch of that step: a pure function of its arguments."""
         return self.read(self.course.wanted(seed, step, rows))

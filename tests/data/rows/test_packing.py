@@ -90,9 +90,8 @@ def test_in_order_ends_in_padding(make_store, make_rows, packing):
 
 @pytest.mark.parametrize("order", [Windows(), Phased()], ids=str)
 def test_rows_that_are_made_are_not_cut_anew(make_store, make_rows, order):
-    rows = make_rows(make_store(SIZES), BestFit(), 4, 16, order)
     with pytest.raises(ConfigError, match="BestFit.. has rows already: set order"):
-        rows.batch_at(0, 0)
+        make_rows(make_store(SIZES), BestFit(), 4, 16, order)
 
 
 def test_a_document_does_not_see_those_it_shares_a_row_with(make_store, make_rows):
