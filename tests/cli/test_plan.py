@@ -108,7 +108,11 @@ def test_a_search_compiles_the_best(lmx, work):
 @pytest.mark.parametrize(
     ("name", "machine", "words"),
     [
-        ("llama3_8b", "v5e-256", ["Mesh.fsdp=256", "NextToken.chunk=2048"]),
+        (
+            "llama3_8b",
+            "v5e-256",
+            ["Mesh.fsdp=256", "NextToken.chunk=2048", "Experiment.microbatches=2"],
+        ),
         ("llama2_70b", "v5p-128", []),
         (
             "mixtral_8x7b",
