@@ -63,7 +63,7 @@ def main() -> None:
     base = 0.0
     for name, times in taken.items():
         middle = statistics.median(times)
-        speed = runs[name].run.tokens / middle
+        speed = runs[name].run.tokens(1) / middle
         base = base or speed
         spread = " ".join(f"{1e3 * t:7.1f}" for t in (min(times), middle, max(times)))
         print(f"{name:20} {spread}  {speed:8,.0f} {speed / base:5.2f}")

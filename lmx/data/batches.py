@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -11,7 +11,16 @@ from jaxtyping import Int32, Int64
 from lmx.config.names import ConfigError, configurable
 from lmx.core.batch import Batch as Batch
 from lmx.data.corpora.corpus import Corpus, Split
-from lmx.data.order import Order, Shuffled, Stream
+from lmx.data.rows.order import Order, Shuffled
+from lmx.data.rows.packing import (
+    Concatenate,
+    Documents,
+    Packed,
+    Packing,
+    filled,
+    stretches,
+)
+from lmx.data.rows.schedule import Course, Stepwise, Wanted
 from lmx.data.store.cached import open_store
 from lmx.data.store.store import Store
 from lmx.data.tokenizers.codec import Codec, Tokenizer
@@ -27,12 +36,12 @@ class Rows(Protocol):
 
     @property
     def batch(self) -> int:
-        """B, rows over all devices."""
+        """B, rows over all devices, of the first batch."""
         ...
 
     @property
     def length(self) -> int:
-        """T, tokens."""
+        """T, tokens of each row of the first batch."""
         ...
 
     @property
@@ -74,22 +83,22 @@ class Source(ABC):
 class Tokens(Source):
     """One split of a corpus, tokenised once and read as rows of tokens.
 
-    Documents follow one another in one long stream, which is cut into rows.
+    Attributes:
+        batch: B, rows over all devices.
+        length: T, tokens of a row. Each length is packed by itself, and its rows are
+            numbered through: those of another length are read as if it were not there.
     """
 
     corpus: Corpus
     tokenizer: Tokenizer
     split: Split = "train"
-    batch: int  # B, rows over all devices
-    length: int  # T, tokens
+    batch: int | Stepwise
+    length: int | Stepwise
     order: Order = Shuffled()
+    packing: Packing = Concatenate()
 
     def __post_init__(self):
-        for name in ("batch", "length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"Tokens.{name} is {getattr(self, name)}: at least 1."
-                )
+        Course.of("Tokens", self.batch, self.length)
 
     def open(self) -> "TokenRows":
         """Trains the tokenizer and tokenises the corpus where no cache has them yet."""
@@ -100,13 +109,12 @@ class Tokens(Source):
                 f"the {self.split} split of {self.corpus} has one token, which predicts"
                 " nothing: give it more text."
             )
-        stream = Stream(store.size, self.batch, self.length)
         return TokenRows(
             store=store,
             tokenizer=codec,
             order=self.order,
-            stream=stream,
-            steps=self.order.steps(stream),
+            packing=self.packing,
+            course=Course.of("Tokens", self.batch, self.length),
         )
 
 
@@ -117,22 +125,39 @@ class TokenRows:
     store: Store
     tokenizer: Codec
     order: Order
-    stream: Stream
-    steps: int | None  # batches in one pass, the last of them perhaps not full
+    packing: Packing
+    course: Course
+    _packed: dict[int, Packed] = field(default_factory=dict, init=False)
 
     def batch_at(self, seed: int, step: int, rows: slice = slice(None)) -> Batch:
         """Those rows of the batch of that step: a pure function of its arguments."""
-        wanted = np.arange(self.stream.batch)[rows]
-        offsets = self.order.offsets(seed, step, wanted, self.stream)
-        return cut(self.store, offsets, self.stream.length)
+        return self.read(self.course.wanted(seed, step, rows))
+
+    def read(self, wanted: Wanted) -> Batch:
+        """Rows by their numbers."""
+        pieces = self.packed(wanted.length).pieces(wanted, self.order)
+        return filled(self.store, pieces, len(wanted.rows), wanted.length)
+
+    def packed(self, length: int) -> Packed:
+        """The documents in rows of that length, packed when first asked for."""
+        if length not in self._packed:
+            self._packed[length] = self.packing.pack(self.store, length)
+        return self._packed[length]
+
+    @property
+    def steps(self) -> int | None:
+        """Batches in one pass, the last perhaps not full; None where shapes change."""
+        rows = self.packed(self.length).rows(self.order)
+        one = len(self.course.stages) == 1
+        return -(-rows // self.batch) if one and rows is not None else None
 
     @property
     def batch(self) -> int:
-        return self.stream.batch
+        return self.course.at(0).batch
 
     @property
     def length(self) -> int:
-        return self.stream.length
+        return self.course.at(0).length
 
     @property
     def vocab(self) -> int:
@@ -162,24 +187,11 @@ class TokenRows:
         return self.store.documents
 
 
-def cut(store: Store, offsets: Int64[np.ndarray, " B"], length: int) -> Batch:
+def cut(documents: Documents, offsets: Int64[np.ndarray, " B"], length: int) -> Batch:
     """The rows of `length` tokens that begin at those offsets of the stream.
 
     A target is learned where it is of the same document as the token before it: the
     end of a document is, the beginning of the next is not. Past the stream is padding.
     """
-    index = offsets[:, None] + np.arange(length + 1)
-    live = index[:, 1:] < store.size
-    index = np.minimum(index, store.size - 1)
-    token = store.take(index).astype(np.int32)
-    document = np.searchsorted(store.starts, index, side="right") - 1
-    begins = np.maximum(store.starts[document], offsets[:, None])
-    same = document[:, 1:] == document[:, :-1]
-    segment = document[:, :-1] - document[:, :1] + 1
-    return Batch(
-        tokens=np.where(live, token[:, :-1], 0),
-        targets=np.where(live, token[:, 1:], 0),
-        weights=(live & same).astype(np.float32),
-        positions=np.where(live, (index - begins)[:, :-1], 0).astype(np.int32),
-        segments=np.where(live, segment, 0).astype(np.int32),
-    )
+    pieces = stretches(documents, offsets, length)
+    return filled(documents, pieces, len(offsets), length)

@@ -23,14 +23,16 @@ class Purpose(enum.IntEnum):
     WINDOW = 2
     PHASE = 3
     PAUSE = 4
-    ECHO = 5
-    COPY = 6
+    PART = 5
+    PLACE = 6
     RECALL = 7
     EQUATION = 8
     MARKOV = 9
     GRAMMAR = 10
     NOISE = 11
     TABLE = 12  # what a made language is, as its own number decides
+    ECHO = 13
+    COPY = 14
 
 
 def hashed(*words: int | np.ndarray) -> UInt64[np.ndarray, "..."]:

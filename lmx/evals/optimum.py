@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from lmx.config.names import ConfigError, configurable
@@ -16,7 +18,7 @@ from lmx.data.synthetic.made import Made
 from lmx.train.hooks import Periodic, due
 from lmx.train.loop import Hook
 from lmx.train.record.directory import Directory
-from lmx.train.run import Run, rows_sharding
+from lmx.train.run import Run, rows_sharding, shaped
 from lmx.train.step import Metrics, TrainState
 
 
@@ -46,9 +48,10 @@ class Optimum(Periodic):
 
     def start(self, run: Run) -> Callable[[Directory], Hook]:
         is_due = due(self.every, run.steps)
-        score = jax.jit(partial(score_rows, run.graph))
-        entropy = self.data.entropy
-        batch = self.data.batch_at(run.seed, run.steps)
+        whole = NamedSharding(run.mesh, PartitionSpec())  # every process has it all
+        score = jax.jit(partial(score_rows, run.graph), out_shardings=whole)
+        data: Any = self.data.open()
+        batch = shaped(data)
         rows_sharding(batch, run.mesh, run.rules)  # a refusal now, not at the first
         jax.eval_shape(score, run.like().params, batch)
 
@@ -57,12 +60,13 @@ class Optimum(Periodic):
                 del metrics
                 if is_due(done):
                     fresh = range(run.steps, run.steps + self.batches)
-                    batches = (self.data.batch_at(run.seed, step) for step in fresh)
-                    rows = [score(state.params, run.put(batch)) for batch in batches]
+                    batches = (run.read(data, run.seed, step) for step in fresh)
+                    rows = [score(state.params, batch) for batch in batches]
                     nats, weights = np.concatenate(np.asarray(rows, np.float64), 1)
                     mean, error = mean_of_rows(nats, weights)
-                    found = {"nats": mean, "entropy": entropy}
-                    found |= {"excess": mean - entropy, "standard_error": error}
+                    best = self.data.entropy
+                    found = {"nats": mean, "entropy": best, "excess": mean - best}
+                    found["standard_error"] = error
                     directory.log(
                         done, {f"{self.name}/{k}": v for k, v in found.items()}
                     )

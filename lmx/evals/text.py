@@ -1,5 +1,6 @@
 """How well a model predicts given texts, however long they are."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -61,8 +62,17 @@ class Windows:
 
 
 def trained_length(trained: Trained) -> int:
-    """The tokens of a row in training, or else how many the model can see."""
-    length = dict(trained.config.flat()).get("data.length") or trained.model.limit
+    """The tokens of the longest rows in training, or else how many the model sees."""
+    known = [
+        length
+        for name, value in trained.config.flat()
+        if re.fullmatch(r"data\.(.+\.)?length(\.values)?", name)
+        for length in (value if isinstance(value, tuple) else (value,))
+    ]
+    length = max(
+        (value for value in known if isinstance(value, int)),
+        default=trained.model.limit,
+    )
     if not isinstance(length, int):
         raise ConfigError(
             "this run does not say how many tokens its rows had: say how many to"

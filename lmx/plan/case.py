@@ -1,7 +1,6 @@
 """An experiment on a machine, shaped and placed, with no device of it at hand."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from lmx.config.names import ConfigError
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Rules, is_variable
 from lmx.data.batches import Source
+from lmx.data.rows.schedule import Course, Stage
 from lmx.layers.attention.heads import Attention
 from lmx.layers.attention.kernel import Reference
 from lmx.models.decoder import Decoder
@@ -77,7 +77,7 @@ class Case:
 
     Attributes:
         sizes: devices along each axis of the mesh, slowest first.
-        rows, length: of the global batch.
+        rows, length: of the global batch, the largest where a schedule changes it.
         chunk: tokens of a row whose logits are held at once; None: of all.
     """
 
@@ -172,21 +172,19 @@ def opened(experiment: Experiment, machine: Machine) -> Case:
     """The experiment as its page has it. Reads no data."""
     model = experiment.shaped()
     for block, _ in model.stack.all():
-        if isinstance(
-            block.attention, Attention
-        ):  # only shapes are asked, of any length
-            block.attention.kernel = Reference()
+        if isinstance(block.attention, Attention):
+            block.attention.kernel = Reference()  # for shapes, on the device at hand
     optimizer = experiment.optimizer(experiment.schedule.over(experiment.steps))
     rules = dict(RULES) | dict(experiment.rules)
-    rows, length = _batch(experiment.data)
+    largest = _largest(experiment.data, experiment.steps)
     return Case(
         machine=machine,
         model=model,
         state=jax.eval_shape(partial(init_state, experiment.model, optimizer, 0)),
         rules=rules,
         sizes=experiment.mesh.sizes(machine.devices, rules),
-        rows=rows,
-        length=length,
+        rows=largest.batch,
+        length=largest.length,
         steps=experiment.steps,
         microbatches=experiment.microbatches,
         remat=model.stack.remat,
@@ -194,13 +192,15 @@ def opened(experiment: Experiment, machine: Machine) -> Case:
     )
 
 
-def _batch(source: Source) -> Sequence[int]:
-    """Rows and tokens of a row, from the source or the one that it wraps."""
+def _largest(source: Source, steps: int) -> Stage:
+    """The stage with the most tokens a step, of the source or the one that it wraps."""
     inner: Any = source
     while not hasattr(inner, "batch"):
+        inner = next(iter(getattr(inner, "parts", {}).values()), inner)
         if not hasattr(inner, "source"):
             raise ConfigError(
                 f"{type(inner).__name__} does not say what batch and length it has."
             )
         inner = inner.source
-    return inner.batch, inner.length
+    course = Course.of(type(inner).__name__, inner.batch, inner.length)
+    return max(course.until(steps).stages, key=lambda stage: stage.batch * stage.length)

@@ -11,7 +11,7 @@ from lmx.config.names import ConfigError
 from lmx.config.tree import Config, explained
 from lmx.core import process
 from lmx.data.batches import Batch
-from lmx.data.prefetch import prefetch
+from lmx.data.rows.prefetch import prefetch
 from lmx.train.checkpoint import Checkpoints
 from lmx.train.experiment import Experiment
 from lmx.train.hooks import Log, Stop, Waited

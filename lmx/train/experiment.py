@@ -13,11 +13,12 @@ from lmx.config.names import ConfigError, Execution, configurable
 from lmx.core import sharding
 from lmx.core.sharding import RULES, AnyMesh, Mesh, Rules
 from lmx.data.batches import Source
+from lmx.data.rows.numbered import course_of
 from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.train.hooks import Periodic, Save
 from lmx.train.loss.next_token import NextToken
-from lmx.train.run import Program, Run, shaped
+from lmx.train.run import Program, Run, rows_sharding, shaped
 from lmx.train.schedule import Schedule
 from lmx.train.step import Recipe, init_state
 
@@ -98,10 +99,12 @@ class Experiment:
                 f"the data has {data.vocab} different tokens and the model knows"
                 f" {program.model.vocab}: set Decoder.vocab={data.vocab}."
             )
-        batch = shaped(data)
-        self._check_parts(data.batch, program.mesh, program.rules)
-        jax.eval_shape(program.update, program.state, batch)
-        cost = flops.per_token(program.model, data.length)
+        course = course_of(data).until(self.steps)
+        for stage in course.shapes:  # the step is compiled for each
+            batch = shaped(data, stage.first)
+            self._check_parts(stage.batch, program.mesh, program.rules)
+            rows_sharding(batch, program.mesh, program.rules)
+            jax.eval_shape(program.update, program.state, batch)
         return Run(
             steps=self.steps,
             seed=self.seed,
@@ -112,8 +115,11 @@ class Experiment:
             places=program.places,
             init=jax.jit(program.init, out_shardings=program.places),
             step=program.step(batch),
-            tokens=batch.tokens.size,
-            flops=cost * batch.tokens.size,
+            course=course,
+            token_flops={
+                stage.length: flops.per_token(program.model, stage.length)
+                for stage in course.stages
+            },
         )
 
     def _check_parts(self, rows: int, mesh: AnyMesh, rules: Rules) -> None:

@@ -179,7 +179,7 @@ class Log:
         self.pending = None
         values = {name: _number(value) for name, value in metrics.items()}
         values["perplexity"] = float(np.exp(values["nats"]))
-        values["tokens_seen"] = done * self.run.tokens
+        values["tokens_seen"] = self.run.tokens(done)
         speed = self._lap(done)
         self.directory.log(done, values | speed)
         shown = {"loss": f"{values['loss']:.3f}"}
@@ -196,17 +196,20 @@ class Log:
         away, self.away = self.away, 0.0
         if before is None or before[0] == done:
             return {}
-        steps = done - before[0]
+        steps, tokens, flops = (
+            count(done) - count(before[0])
+            for count in (int, self.run.tokens, self.run.flops)
+        )
         seconds = (now - before[1] - away) / steps
         waiting = (waited - before[2]) / steps
         speed = {
             "seconds/step": seconds,
             "seconds/data_wait": waiting,
             "seconds/compute": seconds - waiting,
-            "tokens_per_second": self.run.tokens / seconds,
+            "tokens_per_second": tokens / steps / seconds,
         }
         if self.peak:
-            speed["mfu"] = self.run.flops / seconds / self.peak
+            speed["mfu"] = flops / steps / seconds / self.peak
         return speed
 
 

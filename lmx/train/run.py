@@ -1,6 +1,6 @@
 """An experiment, opened: checked, shaped and placed on its mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.core import sharding, spread
 from lmx.data.batches import Batch, Rows
+from lmx.data.rows.numbered import course_of
+from lmx.data.rows.schedule import Course
 from lmx.models.decoder import Decoder
 from lmx.train.loop import Step
 from lmx.train.step import Recipe, TrainState, train_step
@@ -72,8 +74,8 @@ class Run:
         places: where each part of a state lives.
         init: the state of step 0, born in its places.
         step: one compiled training step, which consumes its state.
-        tokens: tokens of one step, padding among them.
-        flops: FLOPs of one step, forward and backward.
+        course: the shape of every step.
+        token_flops: FLOPs of a token, forward and backward, in rows of each length.
     """
 
     steps: int
@@ -85,8 +87,22 @@ class Run:
     places: TrainState
     init: Callable[[], TrainState]
     step: Step
-    tokens: int
-    flops: float
+    course: Course
+    token_flops: Mapping[int, float]
+
+    def tokens(self, done: int) -> int:
+        """Tokens of the first `done` steps, padding among them."""
+        return self.course.tokens(done)
+
+    def flops(self, done: int) -> float:
+        """FLOPs of the first `done` steps."""
+        return sum(
+            (
+                stage.batch * stage.length * steps * self.token_flops[stage.length]
+                for stage, steps in self.course.before(done)
+            ),
+            start=0.0,
+        )
 
     def like(self) -> TrainState:
         """Shapes, dtypes and places of a state."""
@@ -101,18 +117,19 @@ class Run:
 
         This process reads the rows of its own devices, and no other.
         """
-        shape = (data.batch, data.length)
+        shape = course_of(data).at(step)[1:]
         place = _place(shape, self.mesh, self.rules)
         parts = [data.batch_at(seed, step, rows) for rows in own_rows(place, shape)]
         own = jax.tree.map(lambda *part: np.concatenate(part), *parts)
         return jax.make_array_from_process_local_data(place, own, shape)
 
 
-def shaped(data: Rows) -> Batch:
-    """The shapes and dtypes of a batch, of which one row is read."""
+def shaped(data: Rows, step: int = 0) -> Batch:
+    """The shapes and dtypes of the batch of that step, of which one row is read."""
+    rows = course_of(data).at(step).batch
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((data.batch, *x.shape[1:]), x.dtype),
-        data.batch_at(0, 0, slice(1)),
+        lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype),
+        data.batch_at(0, step, slice(1)),
     )
 
 

@@ -9,7 +9,7 @@ from lmx.config.names import ConfigError
 from lmx.data.batches import Batch, Rows, TokenRows, Tokens
 from lmx.data.corpora.corpus import ByDocument, Tail
 from lmx.data.corpora.text import Text
-from lmx.data.order import InOrder, Shuffled, Windows
+from lmx.data.rows.order import InOrder, Shuffled, Stream, Windows
 from lmx.data.tokenizers.codec import Bytes, Characters
 
 ORDERS = pytest.mark.parametrize("order", [Shuffled(), Windows(), InOrder()], ids=str)
@@ -23,6 +23,11 @@ def tokens(tmp_path, write) -> Tokens:
     return Tokens(corpus=corpus, tokenizer=Bytes(), batch=6, length=16)
 
 
+def offsets_of(rows: TokenRows, seed: int, step: int) -> np.ndarray:
+    wanted = rows.course.wanted(seed, step, slice(None))
+    return rows.order.offsets(wanted, Stream(rows.tokens, rows.length))
+
+
 def reference(rows: TokenRows, seed: int, step: int) -> list[list[list[int]]]:
     """The same batch by plain loops over documents, token by token."""
     stream = [
@@ -30,7 +35,7 @@ def reference(rows: TokenRows, seed: int, step: int) -> list[list[list[int]]]:
         for document in range(rows.documents)
         for place, token in enumerate(rows.store.document(document))
     ]
-    offsets = rows.order.offsets(seed, step, np.arange(rows.batch), rows.stream)
+    offsets = offsets_of(rows, seed, step)
     fields = [[], [], [], [], []]
     for offset in map(int, offsets):
         row = [[], [], [], [], []]
@@ -127,7 +132,7 @@ def test_one_document_in_windows_is_the_batch_of_nanogpt(write):
     ).open()
     data = rows.store.parts[0]
     batch = rows.batch_at(0, 0)
-    offsets = rows.order.offsets(0, 0, np.arange(8), rows.stream)
+    offsets = offsets_of(rows, 0, 0)
     x = np.stack([data[i : i + 12] for i in offsets])
     y = np.stack([data[i + 1 : i + 1 + 12] for i in offsets])
     assert (batch.tokens == x).all() and (batch.targets == y).all()

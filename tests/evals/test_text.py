@@ -123,6 +123,11 @@ def test_without_a_beginning_the_first_token_is_not_scored():
 def test_windows_are_as_long_as_rows_in_training(run):
     assert trained_length(run) == 16
     assert trained_length(trained(ByteCodec(), "Echo.length=8")) == 8
+    stored = ["Experiment.data=@Paused()", "Paused.source=@Stored()"]
+    stored += ["Stored.path=nowhere", "Stored.batch=8", "Stored.length=@Stepwise()"]
+    stored += ["Stepwise.values=(8, 32, 16)", "Stepwise.at=(3, 5)"]
+    config = lmx.load_experiment(TINY, ["Experiment.data=@Echo()", *stored])
+    assert trained_length(run._replace(config=config)) == 32
 
 
 def test_what_cannot_be_scored_is_refused(run):

@@ -52,3 +52,25 @@ def test_shares_of_what_is_split_add_up_to_the_whole(opened, words):
 def test_what_training_would_refuse_is_refused(opened, words, said):
     with pytest.raises(ValueError, match=said):
         opened(*words).tensors("params")
+
+
+@pytest.mark.parametrize(
+    ("at", "rows", "length"), [((3, 5), 16, 32), ((3, 50), 8, 32), ((30, 50), 8, 16)]
+)
+def test_the_largest_step_that_a_run_comes_to_is_planned(opened, at, rows, length):
+    """A mixture of paused text, of which nothing is read."""
+    words = [
+        "Experiment.data=@Mixture()",
+        "Mixture.parts={'all': @Part()}",
+        "Part.source=@Paused()",
+        "Paused.source=@Stored()",
+        "Stored.path=nowhere",
+        "Stored.batch=@rows/Stepwise()",
+        "Stored.length=@tokens/Stepwise()",
+        "rows/Stepwise.values=(8, 16)",
+        f"rows/Stepwise.at=({at[1]},)",
+        "tokens/Stepwise.values=(16, 32)",
+        f"tokens/Stepwise.at=({at[0]},)",
+    ]
+    case = opened(*words)
+    assert (case.rows, case.length) == (rows, length)

@@ -2,13 +2,18 @@
 
 import os
 import signal
+import threading
+import time
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from lmx.config.names import ConfigError
+from lmx.data.synthetic import Echo
+from lmx.train.attempt import _batches
 from lmx.train.checkpoint import Checkpoints
-from lmx.train.hooks import Save, Stop, StoppedError, due
+from lmx.train.hooks import Save, Stop, StoppedError, Waited, due
 from lmx.train.step import TrainState
 
 
@@ -72,3 +77,32 @@ def test_due_every_few_steps_and_at_the_end():
     assert [done for done in range(1, 9) if is_due(done)] == [3, 6, 8]
     with pytest.raises(ConfigError, match="every 0 steps is never: it must be 1"):
         due(0, 8)
+
+
+def test_the_wait_for_batches_is_measured():
+    batch = Echo(vocab=8, batch=1, length=2).batch_at(0, 0)
+
+    def slow():
+        for _ in range(3):
+            time.sleep(0.02)
+            yield batch
+
+    slowly, ready = Waited(slow()), Waited(iter([batch] * 3))
+    assert len(list(slowly)) == len(list(ready)) == 3
+    assert slowly.waited >= 0.06 and slowly.waited > ready.waited
+
+
+def test_batches_are_on_their_devices_before_their_step(tiny):
+    """Put there by another thread than the one that trains."""
+    run = tiny("Mesh.data=4").build().open()
+    put, threads = run.put, []
+    object.__setattr__(
+        run, "put", lambda batch: (threads.append(threading.get_ident()), put(batch))[1]
+    )
+    batches = _batches(run, 2)
+    batch = next(batches)
+    for field, wanted in zip(batch, run.data.batch_at(0, 2), strict=True):
+        assert isinstance(field, jax.Array) and len(field.sharding.device_set) == 4
+        assert (jax.device_get(field) == wanted).all()
+    list(batches)
+    assert len(threads) == 8 and threading.get_ident() not in threads

@@ -6,13 +6,13 @@ from types import ModuleType
 from typing import Any
 
 from lmx.cli.config import Words
-from lmx.cli.data import build, curate, tokenizer
+from lmx.cli.data import build, curate, inspect, tokenizer
 
 _ABOUT = """\
 Prepares text for training. Nothing that is read is ever changed: what a verb makes has
 a place of its own.
 """
-_MODULES: Sequence[ModuleType] = (build, tokenizer, curate)
+_MODULES: Sequence[ModuleType] = (build, inspect, tokenizer, curate)
 
 
 def add(parsers: Any) -> None:

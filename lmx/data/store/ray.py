@@ -1,5 +1,6 @@
 """Shards of a store built by Ray Data, on a cluster."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Ray(Engine):
         try:
             import ray
             import ray.data
+            from ray.exceptions import RayTaskError
         except ImportError:
             raise ConfigError(
                 "Ray Data is needed to build on a cluster: pip install 'lmx[cluster]'"
@@ -43,18 +45,19 @@ class Ray(Engine):
         known = ray.put((job, tuple(pieces)))
         items: list[Any] = [{"piece": number} for number in range(len(pieces))]
         rows = ray.data.from_items(items, override_num_blocks=len(pieces))
-        work = rows.map(_written, fn_kwargs={"known": known}, num_cpus=self.cores)
+        task = functools.partial(_written, known)
+        work = rows.map(task, num_cpus=self.cores)
         try:
             for row in work.iter_rows():
                 hear(Heard(**row))
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, ConfigError):
                 raise ConfigError(f"{cause}") from None
             raise LostError(f"{error}") from error
 
 
-def _written(row: dict[str, Any], known: Any) -> dict[str, Any]:
+def _written(known: Any, row: dict[str, Any]) -> dict[str, Any]:
     """Writes the shard of a piece. Returns what it came to."""
     import ray
 

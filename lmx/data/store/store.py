@@ -22,6 +22,7 @@ from jaxtyping import Int64, UInt
 
 from lmx.config.names import ConfigError
 from lmx.data.store.digest import Digest, unlike
+from lmx.data.tokenizers.codec import Codec, load
 
 LAYOUT = 2  # raise it when the files change
 CHEAP = 64 * 2**20  # bytes of tokens that are hashed each time they are opened
@@ -172,6 +173,18 @@ def manifest(folder: Path) -> dict[str, Any]:
             f"{path} is of layout {layout}, this lmx reads {LAYOUT}: build it again."
         )
     return told
+
+
+def codec_of(folder: Path) -> Codec:
+    """What the tokens of a store mean, if its files still say what they said."""
+    wanted, codec = manifest(folder)["tokenizer"], load(folder)
+    if codec.digest != wanted:
+        raise DamageError(
+            f"the tokenizer in {folder} is not the one its tokens were made with:"
+            f" {codec.digest[:12]} instead of {wanted[:12]}. Bring back its file, or"
+            " build the store again."
+        )
+    return codec
 
 
 def tokens_name(number: int) -> str:

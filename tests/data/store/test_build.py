@@ -70,7 +70,7 @@ def test_a_store_has_every_document_in_order_whatever_its_shards(
     assert store.sources == {"a": (range(121),)}
     assert list(verify(tmp_path / "store")) == []
     shards = manifest(tmp_path / "store")["shards"]
-    assert len(shards) == {400: 20, 3000: 4, 10**9: 1}[size]
+    assert len(shards) == {400: 16, 3000: 3, 10**9: 1}[size]
 
 
 def test_processes_make_the_bytes_of_one(folder, tmp_path):

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool
 
 from lmx.config.names import ConfigError, configurable
-from lmx.data.batches import Batch, Rows, Source
+from lmx.data.batches import Batch, Source
 from lmx.data.keyed import Purpose, hashed
-from lmx.data.tokenizers.codec import Codec
+from lmx.data.rows.numbered import Over, course_of, numbered
+from lmx.data.rows.schedule import Course, Wanted
 
 
 @configurable
@@ -38,59 +39,35 @@ class Paused(Source):
             raise ConfigError(f"Paused.share is {self.share}: it must be 0 or more.")
 
     def open(self) -> "PausedRows":
-        return PausedRows(rows=self.source.open(), share=self.share)
+        return PausedRows(rows=self.source.open(), added=1, share=self.share)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PausedRows:
+class PausedRows(Over):
     """The rows of a source, with pauses."""
 
-    rows: Rows
     share: float
 
-    def batch_at(self, seed: int, step: int, rows: slice = slice(None)) -> Batch:
-        """Those rows of the batch of that step: a pure function of its arguments."""
-        row = np.arange(self.batch)[rows][:, None]
-        pauses = round(self.share * self.length)
-        later = np.arange(1, self.length + pauses)  # a token stands before any pause
-        drawn = hashed(seed, Purpose.PAUSE, step, row, later).argsort(axis=1)[
-            :, :pauses
-        ]
-        is_pause = np.zeros((len(row), self.length + pauses + 1), bool)
-        np.put_along_axis(is_pause, later[drawn], True, axis=1)
-        batch = self.rows.batch_at(seed, step, rows)
-        return with_pauses(batch, is_pause[:, : self.length + 1], self.pause)
+    @property
+    def course(self) -> Course:
+        return course_of(self.rows)
+
+    def read(self, wanted: Wanted) -> Batch:
+        """Rows by their numbers, each with pauses of its own."""
+        rows, length = wanted.rows[:, None], wanted.length
+        pauses = round(self.share * length)
+        later = np.arange(1, length + pauses)  # a token stands before any pause
+        drawn = hashed(wanted.seed, Purpose.PAUSE, wanted.step, rows, later)
+        chosen = later[drawn.argsort(axis=1)[:, :pauses]]
+        is_pause = np.zeros((len(rows), length + pauses + 1), bool)
+        np.put_along_axis(is_pause, chosen, True, axis=1)
+        batch = numbered(self.rows).read(wanted)
+        return with_pauses(batch, is_pause[:, : length + 1], self.pause)
 
     @property
     def pause(self) -> int:
         """The token."""
         return self.rows.vocab
-
-    @property
-    def batch(self) -> int:
-        return self.rows.batch
-
-    @property
-    def length(self) -> int:
-        return self.rows.length
-
-    @property
-    def vocab(self) -> int:
-        return self.rows.vocab + 1
-
-    @property
-    def steps(self) -> int | None:
-        return self.rows.steps
-
-    @property
-    def tokenizer(self) -> Codec | None:
-        """That of the text, which has no pauses."""
-        return self.rows.tokenizer
-
-    @property
-    def token_bytes(self) -> Int32[np.ndarray, " V"] | None:
-        sizes = self.rows.token_bytes
-        return None if sizes is None else np.append(sizes, np.int32(0))
 
     @property
     def fingerprint(self) -> Mapping[str, str]:

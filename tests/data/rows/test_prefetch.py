@@ -12,7 +12,7 @@ import chex
 import pytest
 
 from lmx.data.batches import Batch
-from lmx.data.prefetch import AHEAD, prefetch
+from lmx.data.rows.prefetch import AHEAD, prefetch
 from lmx.data.synthetic.echo import Echo
 
 BATCH_AT = functools.partial(Echo(vocab=9, batch=2, length=4).batch_at, 0)
@@ -81,7 +81,7 @@ def test_an_interrupt_ends_the_process():
     code = (
         "import signal\n"
         "from functools import partial\n"
-        "from lmx.data.prefetch import prefetch\n"
+        "from lmx.data.rows.prefetch import prefetch\n"
         "from lmx.data.synthetic.echo import Echo\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "batch_at = partial(Echo(vocab=9, batch=2, length=4).batch_at, 0)\n"

@@ -8,7 +8,7 @@ from lmx.config.names import ConfigError
 from lmx.data.batches import Rows, Source, Tokens
 from lmx.data.corpora.corpus import ByDocument
 from lmx.data.corpora.text import Text
-from lmx.data.paused import Paused
+from lmx.data.rows.paused import Paused
 from lmx.data.synthetic.echo import Echo
 from lmx.data.tokenizers.codec import Bytes
 

@@ -1,0 +1,163 @@
+"""From tokens on disk to batches in memory, on one core: `python benchmarks/data.py`.
+
+    lmx, three sources   a mixture by weights, shuffled, documents packed by best fit,
+                         with targets, weights, positions and segments
+    lmx, one stream      one source, shuffled, documents one after the other, likewise
+    nanoGPT's loop       random windows of one memory-mapped array, tokens and targets:
+                         no epochs, and documents run into one another
+    Grain, ArrayRecord   rows that were packed beforehand, one a record, shuffled,
+                         tokens and targets
+
+The tokens are the same. Each way in turn, several rounds, in one process on one core.
+Seconds are those for which the process has the core: the machine may have more to do.
+"""
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from lmx.data.corpora.corpus import ByDocument
+from lmx.data.corpora.text import Text
+from lmx.data.rows.mixture import Mixture, Part
+from lmx.data.rows.packing import BestFit, Concatenate, Packing
+from lmx.data.store.build import Build
+from lmx.data.store.engine import Processes
+from lmx.data.store.store import Store
+from lmx.data.stored import Stored
+from lmx.data.tokenizers.codec import Bytes
+
+ROUNDS, BATCHES = 7, 40
+BATCH, LENGTH = 64, 2048
+SOURCES = {"books": (0.3, 8_000), "code": (0.1, 8_000), "web": (0.6, 24_000)}
+
+
+def build(folder: Path) -> Store:
+    """40,000 documents of 1,200 bytes or so, some of them fifty times as long."""
+    random, sources = np.random.default_rng(0), {}
+    for name, (_, count) in SOURCES.items():
+        sizes = np.maximum(random.lognormal(6.6, 1.0, count), 8).astype(int)
+        path = folder / f"{name}.jsonl"
+        with path.open("w") as file:
+            for size in sizes.tolist():
+                letters = random.integers(97, 123, size, np.uint8).tobytes()
+                file.write(json.dumps({"text": letters.decode()}) + "\n")
+        sources[name] = Text(path=str(path), split=ByDocument(fraction=0.0))
+    engine = Processes(count=1)
+    build = Build(sources=sources, tokenizer=Bytes(), engine=engine)
+    return build.write(folder / "store")
+
+
+def stored(folder: Path, packing: Packing, source: str | None = None) -> Stored:
+    """One source of the store, or all of it."""
+    return Stored(
+        path=str(folder / "store"),
+        source=source,
+        batch=BATCH,
+        length=LENGTH,
+        packing=packing,
+    )
+
+
+def lmx(folder: Path, packing: Packing, mixed: bool) -> Iterator[object]:
+    """Batches of lmx, step by step."""
+    source = stored(folder, packing)
+    if mixed:
+        source = Mixture(
+            parts={
+                name: Part(source=stored(folder, packing, name), weight=weight)
+                for name, (weight, _) in SOURCES.items()
+            }
+        )
+    rows = source.open()
+    step = 0
+    while True:
+        yield rows.batch_at(0, step)
+        step += 1
+
+
+def nanogpt(path: Path) -> Iterator[object]:
+    """As in `get_batch` of nanoGPT's train.py, but for what puts it on a device."""
+    random = np.random.default_rng(0)
+    while True:
+        data = np.memmap(path, np.uint16, mode="r")  # anew each time, as there
+        ix = random.integers(0, len(data) - LENGTH, BATCH)
+        x = np.stack([data[i : i + LENGTH].astype(np.int64) for i in ix])
+        y = np.stack([data[i + 1 : i + 1 + LENGTH].astype(np.int64) for i in ix])
+        yield x, y
+
+
+def plain_grain(path: Path) -> Iterator[object]:
+    """Grain's own pieces and no more, in the thread that asks."""
+
+    def pair(record: bytes) -> tuple[np.ndarray, np.ndarray]:
+        row = np.frombuffer(record, np.uint16).astype(np.int32)
+        return row[:-1], row[1:]
+
+    source: Any = grain.sources.ArrayRecordDataSource(str(path))
+    rows = grain.MapDataset.source(source).seed(0).shuffle().repeat()
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    return iter(rows.map(pair).batch(BATCH).to_iter_dataset(options))
+
+
+def write_rows(store: Store, folder: Path) -> None:
+    """The tokens of the store as the other two want them."""
+    store.read(0, store.size).astype(np.uint16).tofile(folder / "train.bin")
+    writer = ArrayRecordWriter(str(folder / "rows.array_record"), "group_size:1")
+    for begin in range(0, store.size - LENGTH - 1, LENGTH):
+        row = store.read(begin, begin + LENGTH + 1).astype(np.uint16)
+        writer.write(row.tobytes())
+    writer.close()
+
+
+def speed(batches: Iterator[object]) -> float:
+    """Tokens a second, in millions."""
+    began = time.process_time()
+    for _ in range(BATCHES):
+        next(batches)
+    return BATCHES * BATCH * LENGTH / (time.process_time() - began) / 1e6
+
+
+def main() -> None:
+    """Prints a table: million tokens a second, and the ratio to the first."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["LMX_CACHE"] = str(folder / "cache")
+        store = build(folder)
+        write_rows(store, folder)
+        ways: dict[str, Callable[[], Iterator[object]]] = {
+            "lmx, three sources": lambda: lmx(folder, BestFit(), mixed=True),
+            "lmx, one stream": lambda: lmx(folder, Concatenate(), mixed=False),
+            "nanoGPT's loop": lambda: nanogpt(folder / "train.bin"),
+            "Grain, ArrayRecord": lambda: plain_grain(folder / "rows.array_record"),
+        }
+        batches = {name: way() for name, way in ways.items()}
+        for each in batches.values():
+            next(each)
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(ROUNDS):
+            for name, each in batches.items():
+                taken[name].append(speed(each))
+        size, documents = store.size / 1e6, store.documents
+    print(f"{platform.machine()}, one core, {ROUNDS} rounds, rows of {LENGTH} tokens")
+    print(f"{documents:,} documents, {size:.0f} million tokens of two bytes")
+    print(f"{'way':<22}{'min':>8}{'median':>8}{'max':>8}  million tokens/s; ratio")
+    first = statistics.median(next(iter(taken.values())))
+    for name, each in taken.items():
+        low, middle, high = min(each), statistics.median(each), max(each)
+        ratio = middle / first
+        print(f"{name:<22}{low:8.1f}{middle:8.1f}{high:8.1f}  {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""How fast a token store is built and opened: `python benchmarks/store.py`.
+
+Building beside the tokenizer's own library, which encodes the same texts out of memory,
+all of them in turn: CPU seconds of one process, and seconds of two. Opening a store of
+ten million documents in a fresh process, and the memory that it takes.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmx.data.cache import write_whole
+from lmx.data.corpora.corpus import ByDocument
+from lmx.data.corpora.stdlib import Stdlib
+from lmx.data.corpora.text import Text
+from lmx.data.store.build import Build
+from lmx.data.store.digest import Digest
+from lmx.data.store.engine import Processes
+from lmx.data.store.finish import finish
+from lmx.data.store.shard import Job, Piece, lengths_path, record_path
+from lmx.data.store.store import tokens_name
+from lmx.data.tokenizers.codec import ByteCodec, Codec, Tokenizer
+from lmx.data.tokenizers.fast import FAST, FastCodec
+from lmx.data.tokenizers.pieces import PieceCodec, SentencePiece
+
+Work = Callable[[], Any]
+ROUNDS = 3
+BYTES = 24_000_000  # of text
+PART = 4000  # characters of a document
+DOCUMENTS, SHARDS, LENGTH = 10_000_000, 160, 50
+OPEN = """
+import resource, time
+import numpy
+began = time.perf_counter()
+from lmx.data.store.store import open_folder
+ready = time.perf_counter()
+store = open_folder(__import__("pathlib").Path({folder!r}))
+opened = time.perf_counter()
+last = store.document(store.documents - 1).sum()
+read = time.perf_counter()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(store.documents, store.size, ready - began, opened - ready, read - opened, peak)
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given(Tokenizer):
+    """A tokenizer that is ready."""
+
+    codec: Codec
+
+    def open(self, corpus: Any) -> Codec:
+        """The same for any corpus."""
+        return self.codec
+
+
+def texts() -> list[str]:
+    """Parts of the sources of Python's library, as often as it takes."""
+    every = [
+        text[n : n + PART]
+        for _, text in Stdlib().read("train")
+        for n in range(0, len(text), PART)
+    ]
+    size = sum(map(len, every))
+    return every * max(1, round(BYTES / size))
+
+
+def fast(documents: Sequence[str]) -> FastCodec:
+    """A byte-level tokenizer of the library `tokenizers`, learned from some texts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=8192, initial_alphabet=letters, show_progress=False
+    )
+    made.train_from_iterator(documents[:1000], trainer)
+    return FastCodec(files={FAST: made.to_str().encode()})
+
+
+def of_library(codec: FastCodec | PieceCodec, documents: list[str]) -> Work:
+    """What the library itself does to the texts, all at once and in one thread."""
+    if isinstance(codec, FastCodec):
+        return lambda: codec._tokenizer.encode_batch_fast(documents)
+    return lambda: codec._processor.Encode(documents, num_threads=1)
+
+
+def cpu(work: Work) -> float:
+    """CPU seconds of this process."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def building(
+    name: str, codec: FastCodec | PieceCodec, documents: list[str], work: Path
+) -> None:
+    """Prints what building takes, beside the library."""
+    path = work / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    corpus = Text(path=f"{path}", split=ByDocument(fraction=0.0))
+    build = Build(
+        sources={"texts": corpus}, tokenizer=Given(codec=codec), shard=2_000_000
+    )
+    library, one, walls = of_library(codec, documents), [], {1: [], 2: []}
+    own = []
+    for number in range(ROUNDS):
+        own.append(cpu(library))
+        for count in walls:
+            folder = work / f"{name}-{number}-{count}"
+            page = dataclasses.replace(build, engine=Processes(count=count))
+            began = time.perf_counter()
+            used = cpu(lambda page=page, folder=folder: page.write(folder))
+            walls[count].append(time.perf_counter() - began)
+            if count == 1:
+                one.append(used)
+    size = sum(len(text.encode()) for text in documents) / 1e6
+    ratio = [a / b for a, b in zip(own, one, strict=True)]
+    faster = [a / b for a, b in zip(walls[1], walls[2], strict=True)]
+    print(
+        f"{name:13} {size / statistics.median(own):7.2f} {size / min(one):7.2f}"
+        f" {statistics.median(ratio):7.2f} {spread(ratio):>12}"
+        f" {statistics.median(faster):9.2f} {spread(faster):>12}"
+    )
+
+
+def spread(values: Sequence[float]) -> str:
+    """The least and the most."""
+    return f"{min(values):.2f}-{max(values):.2f}"
+
+
+def made(folder: Path) -> None:
+    """Writes a store of ten million documents, by way of what ends every build."""
+    job = Job(folder=folder, sources={}, codec=ByteCodec())
+    job.work.mkdir(parents=True)
+    few = DOCUMENTS // SHARDS
+    tokens = np.random.default_rng(0).integers(0, 256, few * LENGTH).astype("<u2")
+    digest = Digest()
+    digest.update(tokens.view(np.uint8).data)
+    record = {
+        "source": "made",
+        "documents": few,
+        "tokens": len(tokens),
+        "bytes": len(tokens),
+        "dropped": {},
+        "aside": {},
+        "digest": digest.told(),
+        "spans": [],
+    }
+    pieces = [Piece(number, "made", ()) for number in range(SHARDS)]
+    for piece in pieces:
+        tokens.tofile(folder / tokens_name(piece.number))
+        np.full(few, LENGTH, "<i8").tofile(lengths_path(job, piece.number))
+        write_whole(record_path(job, piece.number), json.dumps(record).encode())
+    finish(job, pieces, {}, {}, {})
+
+
+def opening(folder: Path) -> None:
+    """Prints what opening takes, each time in a fresh process."""
+    made(folder)
+    rows = []
+    for _ in range(ROUNDS):
+        command = [sys.executable, "-c", OPEN.format(folder=f"{folder}")]
+        said = subprocess.run(command, check=True, capture_output=True, text=True)
+        rows.append([float(word) for word in said.stdout.split()])
+    documents, tokens, *_ = rows[0]
+    print(f"\n{documents:,.0f} documents, {tokens:,.0f} tokens, {SHARDS} shards")
+    print(f"{'':24} {'min':>7} {'median':>7} {'max':>7}")
+    for name, values in zip(
+        ("import, s", "open, s", "read the last one, s", "peak memory, MiB"),
+        list(zip(*rows, strict=True))[2:],
+        strict=True,
+    ):
+        middle = statistics.median(values)
+        print(f"{name:24} {min(values):7.3f} {middle:7.3f} {max(values):7.3f}")
+
+
+def main() -> None:
+    """Prints two tables."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+    print(f"{platform.machine()}, Python {platform.python_version()}, {ROUNDS} rounds")
+    print("MB/s of CPU time; their ratio; how much faster two processes are than one")
+    print(
+        f"{'tokenizer':13} {'library':>7} {'build':>7} {'ratio':>7} {'spread':>12}"
+        f" {'two':>9} {'spread':>12}"
+    )
+    documents = texts()
+    with tempfile.TemporaryDirectory() as work:
+        corpus = Stdlib()
+        building("SentencePiece", SentencePiece().open(corpus), documents, Path(work))
+        building("tokenizers", fast(documents), documents, Path(work))
+        opening(Path(work, "large"))
+
+
+if __name__ == "__main__":
+    main()
