@@ -68,13 +68,13 @@ plan: $(VENV)/.dev $(LIBTPU)
 
 $(LIBTPU): $(VENV)/.dev
 	@echo "Installing libtpu into .venv-tpu ..."
-	@$(PIP) --no-deps --upgrade --target .venv-tpu "$$($(BIN)/python -c "$$WANTED")" && touch $@
+	@$(PIP) --no-deps --upgrade --target .venv-tpu "$$($(BIN)/python -c "$$PINNED")" && touch $@
 
-define WANTED
+define PINNED
 from importlib.metadata import requires
 print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))
 endef
-export WANTED
+export PINNED
 
 bench: $(VENV)/.core
 	@set -e; for file in benchmarks/*.py; do $(BIN)/python $$file; done
