@@ -154,7 +154,9 @@ LUCK = [
 ]
 
 
-@pytest.mark.parametrize(("source", "nats_of"), LUCK, ids=str)
+@pytest.mark.parametrize(
+    ("source", "nats_of"), LUCK, ids=[f"{source}" for source, _ in LUCK]
+)
 def test_what_is_said_costs_the_stated_entropy_under_the_true_chances(source, nats_of):
     """Mean of -log p over independent rows, within four standard errors."""
     batch = source.batch_at(3, 10**6)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from lmx.config.names import ConfigError
-from lmx.data.synthetic import Echo
+from lmx.data.synthetic.echo import Echo
 from lmx.train.attempt import _batches
 from lmx.train.checkpoint import Checkpoints
 from lmx.train.hooks import Save, Stop, StoppedError, Waited, due

@@ -13,7 +13,7 @@ from lmx.data.rows.infill import Infilled
 from lmx.data.rows.order import Shuffled
 from lmx.data.rows.packing import BestFit, Concatenate
 from lmx.data.rows.rewrite import texts
-from lmx.data.synthetic import Echo
+from lmx.data.synthetic.echo import Echo
 from lmx.data.tokenizers.codec import CharacterCodec
 
 BEGIN, END, VOCAB = 256, 257, 258
