@@ -37,7 +37,7 @@ from lmx.data.tokenizers.pieces import PieceCodec, SentencePiece
 
 Work = Callable[[], Any]
 ROUNDS = 3
-BYTES = 24_000_000  # of text
+BYTES = 10_000_000  # of text
 PART = 4000  # characters of a document
 DOCUMENTS, SHARDS, LENGTH = 10_000_000, 160, 50
 OPEN = """
@@ -95,7 +95,8 @@ def fast(documents: Sequence[str]) -> FastCodec:
 def of_library(codec: FastCodec | PieceCodec, documents: list[str]) -> Work:
     """What the library itself does to the texts, all at once and in one thread."""
     if isinstance(codec, FastCodec):
-        return lambda: codec._tokenizer.encode_batch_fast(documents)
+        encode = codec._tokenizer.encode_batch_fast
+        return lambda: [found.ids for found in encode(documents)]
     return lambda: codec._processor.Encode(documents, num_threads=1)
 
 
@@ -114,7 +115,7 @@ def building(
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     corpus = Text(path=f"{path}", split=ByDocument(fraction=0.0))
     build = Build(
-        sources={"texts": corpus}, tokenizer=Given(codec=codec), shard=2_000_000
+        sources={"texts": corpus}, tokenizer=Given(codec=codec), shard=2_500_000
     )
     library, one, walls = of_library(codec, documents), [], {1: [], 2: []}
     own = []

@@ -69,8 +69,11 @@ class FastCodec(FileCodec):
         return tokenizer
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return np.array(ids, np.int32)
+        encode = (
+            self._tokenizer.encode_batch_fast
+        )  # places in the text, which cost half
+        (found,) = encode([text], add_special_tokens=False)  # of the time, stay away
+        return np.array(found.ids, np.int32)
 
     @property
     def prefix(self) -> tuple[int, ...]:
