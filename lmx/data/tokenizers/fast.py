@@ -73,7 +73,8 @@ class FastCodec(FileCodec):
             self._tokenizer.encode_batch_fast
         )  # places in the text, which cost half
         (found,) = encode([text], add_special_tokens=False)  # of the time, stay away
-        return np.array(found.ids, np.int32)
+        ids = found.ids
+        return np.fromiter(ids, np.int32, len(ids))
 
     @property
     def prefix(self) -> tuple[int, ...]:
