@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from lmx.config.names import ConfigError
 from lmx.data.corpora.corpus import Document, Fault
@@ -102,11 +102,10 @@ def utf8(raw: bytes, path: Path, begin: int = 0) -> str | Fault:
         return Fault("broken", "not UTF-8", path, place, advice)
 
 
-def opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> io.BufferedReader:
     """The bytes of a file, without its compression if its name ends in `.zst`."""
-    if path.suffix == SQUEEZED:
-        return io.BufferedReader(_Zstandard(path), CHUNK)
-    return path.open("rb", CHUNK)
+    raw = _Zstandard(path) if path.suffix == SQUEEZED else io.FileIO(path)
+    return io.BufferedReader(raw, CHUNK)
 
 
 class _Zstandard(io.RawIOBase):
@@ -161,7 +160,7 @@ class _Zstandard(io.RawIOBase):
         )
 
 
-def _next_line(file: BinaryIO, begin: int) -> int:
+def _next_line(file: io.BufferedReader, begin: int) -> int:
     """Goes to the first line that begins at or after `begin`; where that is."""
     if begin == 0:
         return 0
@@ -169,7 +168,7 @@ def _next_line(file: BinaryIO, begin: int) -> int:
     return begin - 1 + _rest_of_line(file)
 
 
-def _rest_of_line(file: BinaryIO) -> int:
+def _rest_of_line(file: io.BufferedReader) -> int:
     """Reads up to and with the next newline; how many bytes that was."""
     size = 0
     while line := file.readline(CHUNK):

@@ -117,9 +117,9 @@ def _check_limits(
 def _nothing(job: Job, name: str, records: Sequence[Record]) -> ConfigError:
     """Says that a source came to nothing, and why."""
     left = _left_out(records, None)
-    gone = {r: f["count"] for r, f in left["set_aside"].items()} | left["filtered"]
-    if not gone:
+    if not left["filtered"]:
         return job.sources[name].nothing(job.split)
+    gone = {r: f["count"] for r, f in left["set_aside"].items()} | left["filtered"]
     told = ", ".join(f"{count:,} {reason}" for reason, count in gone.items())
     return ConfigError(f"source {name!r} has no document that was kept: {told}.")
 

@@ -49,19 +49,22 @@ class Ray(Engine):
         work = rows.map(task, num_cpus=self.cores)
         try:
             for row in work.iter_rows():
+                if refused := row.pop("refused"):
+                    raise ConfigError(refused)
                 hear(Heard(**row))
         except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, ConfigError):
-                raise ConfigError(f"{cause}") from None
             raise LostError(f"{error}") from error
 
 
 def _written(known: Any, row: dict[str, Any]) -> dict[str, Any]:
-    """Writes the shard of a piece. Returns what it came to."""
+    """Writes the shard of a piece. Returns what it came to, or why it was refused."""
     import ray
 
     job, pieces = ray.get(known)
-    heard: list[Heard] = []
-    write(job, pieces[row["piece"]], heard.append)
-    return heard[-1]._asdict()
+    piece = pieces[row["piece"]]
+    heard, refused = [Heard(piece.number, 0, 0, 0, done=False)], ""
+    try:
+        write(job, piece, heard.append)
+    except ConfigError as error:
+        refused = f"{error}"
+    return {**heard[-1]._asdict(), "refused": refused}

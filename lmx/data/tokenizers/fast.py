@@ -84,8 +84,9 @@ class FastCodec(FileCodec):
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
         utf8(text)
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return np.array(ids, np.int32)
+        encode = self._tokenizer.encode_batch_fast  # in half the time, without places
+        [found] = encode([text], add_special_tokens=False)
+        return np.fromiter(found.ids, np.int32, len(found.ids))
 
     @property
     def prefix(self) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ class PieceCodec(Codec):
         tokens = self._processor.Encode(first)
         for other in others:
             tokens += self._space + self._processor.Encode(other)
-        return np.array(tokens, np.int32)
+        return np.fromiter(tokens, np.int32, len(tokens))
 
     @property
     def digest(self) -> str:

@@ -27,7 +27,7 @@ def test_a_cluster_makes_the_bytes_of_one_process(write, tmp_path):
     one.write(tmp_path / "one")
     replace(one, engine=Ray()).write(tmp_path / "cluster")
     files = [path.name for path in (tmp_path / "one").iterdir()]
-    assert len(files) > 8
+    assert len(files) >= 8
     for name in files:
         found = (tmp_path / "cluster" / name).read_bytes()
         assert found == (tmp_path / "one" / name).read_bytes()
