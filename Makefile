@@ -8,12 +8,13 @@ VERSIONS := 3.11 3.12 3.13
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test style parity nightly bench constraints clean
+.PHONY: help demo test meshes style parity nightly bench constraints clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo         train a small model on this machine, and see what it learned'
 	@echo 'make test         run the tests'
+	@echo 'make meshes       hold every mesh against one device'
 	@echo 'make style        ruff, pyright and the direction of imports'
 	@echo 'make parity       compare with Hugging Face transformers, in .venv-parity'
 	@echo 'make nightly      run the slow tests, then all tests on every Python found'
@@ -25,7 +26,10 @@ demo: $(VENV)/.core
 	@$(BIN)/lmx train experiments/quickstart.gin
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -m 'not nightly' -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -m 'not nightly and not meshes' -n 2 --dist loadfile
+
+meshes: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q -m meshes -n 2
 
 style: $(VENV)/.dev
 	@$(BIN)/ruff check --quiet .
