@@ -14,8 +14,10 @@ from lmx.core.sharding import RULES, AnyMesh, Mesh, Rules
 from lmx.data.batches import Source
 from lmx.models import flops
 from lmx.models.decoder import Decoder
+from lmx.models.remat import offloadable
 from lmx.train.hooks import Periodic, Save
 from lmx.train.loss.next_token import NextToken
+from lmx.train.outer import DiLoCo
 from lmx.train.run import Run, rows_sharding
 from lmx.train.schedule import Schedule
 from lmx.train.step import Recipe, init_state, train_step
@@ -32,6 +34,7 @@ class Experiment:
         rules: which mesh axes split a logical axis, where it is not as `RULES` says.
         microbatches: parts that a batch is taken in, one after the other, to save
             memory; the gradient is that of the whole.
+        outer: how replicas that learn apart agree; None: all learn together.
         log_every: steps between two lines of metrics.
     """
 
@@ -41,6 +44,7 @@ class Experiment:
     schedule: Schedule
     steps: int
     loss: NextToken = NextToken()
+    outer: DiLoCo | None = None
     seed: int = 0
     mesh: Execution[Mesh] = Mesh()
     rules: Execution[Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
@@ -70,6 +74,7 @@ class Experiment:
         rate = self.schedule.over(self.steps)
         optimizer = self.optimizer(rate)
         init = partial(init_state, self.model, optimizer, self.seed)
+        init = partial(self.outer.init, init) if self.outer else init
         state = jax.eval_shape(init)
         rules = dict(RULES) | dict(self.rules)
         mesh = self.mesh.over(jax.devices(), rules)
@@ -84,14 +89,17 @@ class Experiment:
         recipe = Recipe(graph, self.loss, optimizer, rate, self.seed, self.microbatches)
         batch = data.batch_at(self.seed, 0)
         self._check_parts(len(batch.tokens), mesh, rules)
-        jax.eval_shape(partial(train_step, recipe), state, batch)
+        offloadable(model.stack.remat, mesh.devices.flat[0].platform)
+        step = partial(self.outer.step if self.outer else train_step, recipe)
         rows = rows_sharding(batch, mesh, rules)
         step = jax.jit(
-            spread.traced_for(mesh, rules, partial(train_step, recipe)),
+            spread.traced_for(mesh, rules, step),
             in_shardings=(places, rows),
             out_shardings=(places, None),
             donate_argnums=0,
         )
+        here = sharding.placed((state, batch), (places, rows))
+        jax.eval_shape(step, *here)  # its trace is kept for the first step
         born = jax.jit(init, out_shardings=places)
         cost = flops.per_token(model, batch.tokens.shape[1]) * batch.tokens.size
         return Run(
@@ -109,6 +117,12 @@ class Experiment:
         )
 
     def _check_parts(self, rows: int, mesh: AnyMesh, rules: Rules) -> None:
+        if self.outer:
+            self.outer.check(self.steps, rows)
+            rows //= self.outer.replicas
+            rules = rules | {
+                "batch": tuple(a for a in rules["batch"] if a != "replica")
+            }
         if self.microbatches < 1 or rows % self.microbatches:
             raise ConfigError(
                 f"{rows} rows cannot be taken in {self.microbatches} equal parts:"
