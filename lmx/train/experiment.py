@@ -120,7 +120,7 @@ class Experiment:
         if self.outer:
             self.outer.check(self.steps, rows)
             rows //= self.outer.replicas
-            rules = rules | {
+            rules = dict(rules) | {
                 "batch": tuple(a for a in rules["batch"] if a != "replica")
             }
         if self.microbatches < 1 or rows % self.microbatches:

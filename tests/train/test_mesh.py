@@ -49,7 +49,7 @@ OTHERS = [
     ("stage=4", "dense"),
     ("stage=2", "moe", PARTS, UNROLLED),
     ("data=2 x stage=4", "sigmoid"),
-    ("replica=2 x data=2 x stage=2", "dense", ROUNDS, PARTS),
+    ("replica=2 x data=2 x stage=2", "dense", ROUNDS),
     ("expert=2 x stage=2", "moe", CHUNKS),
     ("context=2 x stage=2", "dense", ROUNDS, UNROLLED),
 ]
