@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lmx.core.precision import Dtype
     from lmx.core.sharding import Mesh, Rules
     from lmx.train.experiment import Experiment
-    from lmx.train.restore import Trained
+    from lmx.train.record.restore import Trained
 
 
 def load_experiment(
@@ -24,7 +24,7 @@ def load_experiment(
 
 def restore(run: str | Path) -> "Trained":
     """What the run in that folder has learned: `restore(run).model(tokens)`."""
-    from lmx.train import restore as trained
+    from lmx.train.record import restore as trained
 
     return trained.restore(run)
 

@@ -11,6 +11,8 @@ equation, in a jaxtyping annotation and, through `logical`, in a sharding rule.
     M  rows: any leading dimensions, flattened into one
     I  reach: tokens before   J  head width of values, where it is not H
     W  beams: the continuations of one prompt that a search keeps
+    A  replicas that learn apart
+    U  microbatches: parts of a batch that follow each other through stages of layers
 """
 
 LOGICAL = {
@@ -18,6 +20,7 @@ LOGICAL = {
     "D": "embed", "F": "mlp", "H": "head_width", "N": "heads", "K": "kv_heads",
     "G": "head_group", "E": "experts", "C": "choices", "R": "rank", "P": "pairs",
     "M": "rows", "I": "reach", "J": "value_width", "W": "beams",
+    "U": "microbatches", "A": "replicas",
 }  # fmt: skip
 
 

@@ -19,3 +19,11 @@ def norms(tree: PyTree) -> tuple[Float[Array, ""], Float[Array, "L"]]:
         if number:
             layers = layers.at[jnp.array(number)].add(square)
     return jnp.sqrt(whole), jnp.sqrt(layers)
+
+
+def measures(**trees: PyTree) -> dict[str, Float[Array, "..."]]:
+    """The norms of each, by its name: `x_norm`, and layer by layer `x_norm/layer`."""
+    metrics = {}
+    for name, tree in trees.items():
+        metrics[f"{name}_norm"], metrics[f"{name}_norm/layer"] = norms(tree)
+    return metrics

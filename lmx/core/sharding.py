@@ -8,7 +8,8 @@ That is all a layer says; it knows neither rules nor mesh.
 An experiment names a mesh, as in `Mesh.fsdp=4 Mesh.tensor=2`: how many devices stand
 along each mesh axis. `RULES`, under `Experiment.rules`, say which mesh axes split which
 logical axis: `embed` over `fsdp`, `heads` over `tensor`, `batch` over `replica`, `data`
-and `fsdp`, `length` over `context`. What no rule names is whole on every device.
+and `fsdp`, `length` over `context`, `layers` over `stage`, the vocabulary over `tensor`
+and `stage`. What no rule names is whole on every device.
 
 `spec` puts the two together, axis by axis, as in
 
@@ -24,7 +25,10 @@ and outputs live, and XLA finds what must move between devices: weights split ov
 `fsdp` are gathered for a layer and their gradients scattered back (ZeRO-3), products
 over a `tensor` axis are summed behind each pair of matrices (Megatron), gradients over
 `data`. Of a row split over `context` each device would gather all keys, unless
-`Attention.kernel=@Ring()` passes them on (`layers/attention/ring.py`).
+`Attention.kernel=@Ring()` passes them on (`layers/attention/ring.py`). Two axes are led
+by hand: rows pass the layers of one `stage` after the other (`models/pipeline.py`), and
+gradients are added up within a slice of devices before they go over `replica`, the slow
+links between slices (`core/spread.py`).
 """
 
 import difflib
@@ -35,7 +39,9 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -46,16 +52,18 @@ AnyMesh = jax.sharding.Mesh | AbstractMesh  # the second of devices that are not
 
 # Megatron splits (Shoeybi et al. 2019, arXiv:1909.08053) over `tensor`, the rest of
 # every matrix over `fsdp` (ZeRO-3; Rajbhandari et al. 2019, arXiv:1910.02054). What is
-# no expert treats `expert` as more of `fsdp`.
+# no expert treats `expert` as more of `fsdp`; the vocabulary, `stage` as of `tensor`.
 RULES: Rules = MappingProxyType({
     "batch": ("replica", "data", "fsdp", "expert"),
     "length": ("context",),
-    "vocab": ("tensor",),
+    "vocab": ("tensor", "stage"),
     "embed": ("fsdp", "expert"),
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "experts": ("expert",),
+    "layers": ("stage",),
+    "replicas": ("replica",),
 })  # fmt: skip
 
 
@@ -81,12 +89,12 @@ class Mesh:
     def over(self, devices: Sequence[Any], rules: Rules) -> jax.sharding.Mesh:
         """The mesh over the first devices there are, if the rules use all its axes."""
         sizes = self.sizes(len(devices), rules)
-        return jax.make_mesh(
-            tuple(sizes.values()),
-            tuple(sizes),
-            axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
-            devices=devices[: math.prod(sizes.values())],
-        )
+        used = devices[: math.prod(sizes.values())]
+        types = (jax.sharding.AxisType.Auto,) * len(sizes)
+        if len({getattr(device, "slice_index", 0) for device in used}) > 1:
+            return jax.sharding.Mesh(across(sizes, used), tuple(sizes), types)
+        shape = tuple(sizes.values())
+        return jax.make_mesh(shape, tuple(sizes), types, devices=used)
 
     def sizes(self, devices: int, rules: Rules) -> dict[str, int]:
         """How many of so many devices stand along each axis, slowest first."""
@@ -119,6 +127,26 @@ class Mesh:
                 f" mesh, or set Mesh.data={rest} to use {rest * others} of them."
             )
         return rest
+
+
+def across(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices of several slices along the axes of a mesh; slow links join slices.
+
+    `replica` tells slices apart where it is a multiple of their number, as on TPUs it
+    must be. Elsewhere, as on GPUs of several machines, devices come in their order.
+    """
+    shape = tuple(sizes.values())
+    slices = len({device.slice_index for device in devices})
+    if sizes["replica"] % slices == 0:
+        between = tuple(slices if axis == "replica" else 1 for axis in sizes)
+        within = tuple(n // m for n, m in zip(shape, between, strict=True))
+        return mesh_utils.create_hybrid_device_mesh(within, between, devices)
+    if devices[0].platform == "tpu":
+        raise ValueError(
+            f"{len(devices)} devices are of {slices} slices, which slow links join:"
+            f" Mesh.replica must be a multiple of {slices}, not {sizes['replica']}."
+        )
+    return mesh_utils.create_device_mesh(shape, devices)
 
 
 def _check(kind: str, name: str, names: Collection[str]) -> None:

@@ -23,6 +23,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+REPLICA = "replica"  # the mesh axis of slices of devices that slow links join
+
+
 class Spread(NamedTuple):
     """The mesh of a program, and the rules by which its arrays are split."""
 
@@ -81,13 +84,66 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def parts(letter: str) -> int:
+    """Into how many parts a dimension of this letter is split."""
+    here = _SPREAD.get()
+    return math.prod(here.mesh.shape[axis] for axis in axes(letter)) if here else 1
+
+
 def kept(x: Shaped[Array, "*dims"], letters: str) -> Shaped[Array, "*dims"]:
-    """`x`, split over the devices as the rules say of an array of these letters."""
+    """`x`, split over the devices as the rules say of an array of these letters.
+
+    "_" stands for a dimension that lies as it does.
+    """
     here = _SPREAD.get()
     if here is None or here.mesh.size == 1:
         return x
-    place = NamedSharding(here.mesh, _spec(letters, x.shape, here))
+    sizes = (n for letter, n in zip(letters, x.shape, strict=True) if letter != "_")
+    split = iter(_spec(letters.replace("_", ""), tuple(sizes), here))
+    as_is = PartitionSpec.UNCONSTRAINED
+    place = PartitionSpec(*(as_is if d == "_" else next(split) for d in letters))
+    place = NamedSharding(here.mesh, place)
     return jax.lax.with_sharding_constraint(x, place)
+
+
+def by_replica(fn: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """`fn` for each of `count` replicas, over a leading dimension of all it is given.
+
+    Each is the program of one slice of devices, whose own rows are split within it.
+    """
+    here = _SPREAD.get()
+    if here is None or here.mesh.shape[REPLICA] == 1:
+        return jax.vmap(fn)
+    if here.mesh.shape[REPLICA] != count:
+        raise ValueError(
+            f"{count} replicas cannot lie on {here.mesh.shape[REPLICA]} slices of"
+            f" devices: set Mesh.replica to 1 or {count}."
+        )
+    rules = {
+        name: tuple(axis for axis in axes if axis != REPLICA)
+        for name, axes in here.rules.items()
+    }
+
+    def slice_(*args: Any) -> Any:
+        with _as(Spread(here.mesh, rules)):
+            return fn(*args)
+
+    return jax.vmap(slice_, spmd_axis_name=REPLICA)
+
+
+def added(fn: Callable[..., Any], *rows: Any) -> Any:
+    """The sum of what `fn` makes of each slice's share of rows.
+
+    So a gradient is added up within slices first, each device keeping its part of the
+    parameters, and then, once, part by part over the slow links between slices.
+    """
+    here = _SPREAD.get()
+    if here is None or REPLICA not in axes("B"):
+        return fn(*rows)
+    count = here.mesh.shape[REPLICA]
+    split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
+    each = by_replica(fn, count)(*split)
+    return jax.tree.map(lambda x: x.sum(axis=0), each)
 
 
 def by_device(

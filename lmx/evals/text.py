@@ -12,7 +12,7 @@ from lmx.config.names import ConfigError
 from lmx.data.batches import Batch
 from lmx.evals.perplexity import measure, score_batch
 from lmx.infer.causal import check_causal
-from lmx.train.restore import Trained
+from lmx.train.record.restore import Trained
 
 
 @dataclass(frozen=True, kw_only=True)

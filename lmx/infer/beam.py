@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from lmx.config.names import ConfigError
 from lmx.infer.causal import check_causal
 from lmx.infer.decode import Prompts, bucketed, check, marked, padded, prefill
-from lmx.models.cache import Cache
+from lmx.layers.attention.cache import Cache
 from lmx.models.decoder import Decoder
 
 # When a prompt is done, once it has as many results as there are beams: at once; when

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from lmx.config.names import ConfigError
 from lmx.core import rng
 from lmx.infer.sample import Sampler
-from lmx.models.cache import Cache
+from lmx.layers.attention.cache import Cache
 from lmx.models.decoder import Decoder
 
 BUCKET = 64  # tokens: prompts and caches have a multiple of it, so that few compile

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+BELOW = 2**31  # the use of a key below the layers, beyond any layer's number
+
 
 def dropout(
     x: Float[Array, "B *dims"], rate: float, keys: Key[Array, "B"] | None, use: int

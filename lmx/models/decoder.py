@@ -12,10 +12,11 @@ from lmx.config.names import Execution, configurable
 from lmx.core.mean import Aux
 from lmx.core.precision import Precision, widened
 from lmx.core.spread import kept
+from lmx.layers.attention.cache import Cache
 from lmx.layers.attention.context import Context, reading
 from lmx.layers.attention.dot import soft_cap
 from lmx.layers.attention.heads import SelfAttention
-from lmx.layers.dropout import dropout
+from lmx.layers.dropout import BELOW, dropout
 from lmx.layers.head import Head, Untied
 from lmx.layers.init import FanIn, Init, Scheme
 from lmx.layers.mlp import FeedForward
@@ -24,14 +25,12 @@ from lmx.layers.position.absolute import Absolute
 from lmx.layers.position.relative import Length
 from lmx.models.ahead import Ahead
 from lmx.models.block import Block, PreNorm
-from lmx.models.cache import Cache
 from lmx.models.layout import Cyclic, makers
+from lmx.models.pipeline import Circular
 from lmx.models.remat import Remat
 from lmx.models.stack import Stack
 
 configurable(Precision)
-
-BELOW = 2**31  # dropout's use of a key below the layers, beyond any layer's number
 
 
 @configurable
@@ -69,12 +68,15 @@ class Decoder(nnx.Module):
         precision: Precision = Precision(),
         unroll: Execution[int] = 1,
         remat: Execution[Remat] = "keep_all",
+        pipeline: Execution[Circular] = Circular(),
     ):
         born = Init(rngs, init, depth, precision.params)
         self.table = born.weight("VD", dict(V=vocab, D=width), into="V", role="embed")
         self.position = position and position(width, born)
         each = makers(depth, attention, mlp, lead, partial(block, width, norm=norm))
-        self.stack = Stack(each, len(lead), born, unroll=unroll, remat=remat)
+        self.stack = Stack(
+            each, len(lead), born, unroll=unroll, remat=remat, pipeline=pipeline
+        )
         self.norm = norm(width, born)
         self.head = head(width, vocab, born)
         self.ahead = ahead and ahead(width, born, each[-1], norm)
@@ -142,9 +144,8 @@ class Decoder(nnx.Module):
         """
         here, read = past.read(positions, segments)
         context = Context(here, past.length, read)
-        x_BTD, _, layers = self.run(
-            self.embedded(tokens, context), context, past.layers
-        )
+        x_BTD = self.embedded(tokens, context)
+        x_BTD, _, layers = self.run(x_BTD, context, past.layers)
         after = Cache(layers, read.positions, read.segments, read.after, past.length)
         return self.logits(self.norm(x_BTD)), after
 
@@ -167,6 +168,5 @@ class Decoder(nnx.Module):
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """The logits of a normed stream, in at least float32."""
         logits_BTV = kept(widened(self.head(x, self.table[...])), "BTV")
-        if self.logit_cap is not None:
-            logits_BTV = soft_cap(logits_BTV, self.logit_cap)
-        return logits_BTV
+        cap = self.logit_cap
+        return logits_BTV if cap is None else soft_cap(logits_BTV, cap)

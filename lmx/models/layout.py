@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from lmx.core import dims
 from lmx.layers.attention.heads import SelfAttention
@@ -95,6 +95,15 @@ class Cycle(nnx.Module):
             [_stacked(*kind, keys, init) for kind in zip(makers, layers, strict=True)]
         )
         self.span = span
+
+    def empty(self, rows: int, length: int, dtype: jnp.dtype) -> PyTree:
+        """What its layers remember of texts that have not begun."""
+
+        def stacked(x: Array) -> Array:
+            return jnp.zeros((self.span.repeats, *x.shape), x.dtype)
+
+        blocks = (block.empty(rows, length, dtype) for block in self.blocks)
+        return tuple(jax.tree.map(stacked, past) for past in blocks)
 
 
 def _stacked(make: Maker, layers: Sequence[int], keys: Array, init: Init) -> Block:

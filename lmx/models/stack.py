@@ -1,12 +1,13 @@
 """Many blocks, their parameters stacked, run by one scan for each cycle of kinds."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jax.ad_checkpoint import checkpoint_name as named
+from jaxtyping import Array, Float, PyTree
 
 from lmx.core.mean import Aux, joined
 from lmx.core.spread import kept
@@ -14,7 +15,8 @@ from lmx.layers.attention.context import Context
 from lmx.layers.init import Init
 from lmx.models.block import Block, Past
 from lmx.models.layout import Cycle, Maker, spans
-from lmx.models.remat import Remat, rematerialised
+from lmx.models.pipeline import Circular
+from lmx.models.remat import STREAM, Remat, rematerialised
 
 
 class Stack(nnx.Module):
@@ -23,6 +25,7 @@ class Stack(nnx.Module):
     Attributes:
         unroll: turns of a cycle per turn of the loop; all of them leave no loop.
         remat: what the backward pass need not compute again.
+        pipeline: how layers that are split over stages are run.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class Stack(nnx.Module):
         *,
         unroll: int,
         remat: Remat,
+        pipeline: Circular,
     ):
         keys = jax.random.split(init.rngs.params(), len(makers))
         self.cycles = nnx.List(
@@ -41,7 +45,7 @@ class Stack(nnx.Module):
                 for span in spans(makers, lead)
             ]
         )
-        self.depth, self.unroll = len(makers), unroll
+        self.depth, self.unroll, self.pipeline = len(makers), unroll, pipeline
         self.remat: Remat = remat
 
     def __call__(
@@ -50,61 +54,51 @@ class Stack(nnx.Module):
         """The last block's output, auxiliary means stacked over L, and `past`."""
         auxes, pasts = [], []
         for number, cycle in enumerate(self.cycles):
-            x, aux, after = self._turns(cycle, x, context, past and past[number])
+            graphs, params = zip(*map(nnx.split, cycle.blocks), strict=True)
+            turns = params, jnp.asarray(cycle.span.layers), past and past[number]
+            run = partial(self._turns, graphs)
+            x, aux, after = self.pipeline(run, turns, x, context, self.remat)
             auxes.append(aux)
             pasts.append(after)
         return x, joined(auxes), past and tuple(pasts)
 
     def _turns(
-        self, cycle: Cycle, x: Float[Array, "B T D"], context: Context, past: PyTree
+        self,
+        graphs: Sequence[nnx.GraphDef],
+        turns: PyTree,
+        x: Float[Array, "B T D"],
+        context: Context,
+        remat: Remat,
     ) -> tuple[Float[Array, "B T D"], Aux, PyTree]:
-        """All turns of a cycle, one after the other."""
-        graphs, params = zip(*map(nnx.split, cycle.blocks), strict=True)
+        """Turns of a cycle, one after the other."""
 
-        def run(kind: int, params: PyTree, x: Array, keys: Any, past: Past | None):
-            block = nnx.merge(graphs[kind], params)
-            return block(kept(x, "BTD"), context._replace(keys=keys), past)
+        def run(kind: int, params: PyTree, x: Array, keys, past: Past | None):
+            x, told = named(kept(x, "BTD"), STREAM), context._replace(keys=keys)
+            return nnx.merge(graphs[kind], params)(x, told, past)
 
-        call = rematerialised(run, self.remat)
+        call = rematerialised(run, remat)
 
         def step(x_BTD, turn):
             params, layers_C, past = turn
             auxes, pasts = [], []
-            for kind in range(cycle.span.period):
-                keys_B = _folded(context.keys, layers_C[kind])
+            for kind in range(len(graphs)):
+                keys_B = context.at(layers_C[kind]).keys
                 before = past and past[kind]
                 x_BTD, aux, after = call(kind, params[kind], x_BTD, keys_B, before)
                 auxes.append({name: mean.stacked() for name, mean in aux.items()})
                 pasts.append(after)
             return x_BTD, (joined(auxes), past and tuple(pasts))
 
-        turns = (params, jnp.asarray(cycle.span.layers), past)
-        unroll = min(self.unroll, cycle.span.repeats)
+        unroll = min(self.unroll, len(turns[1]))
         x, (aux, past) = jax.lax.scan(step, x, turns, unroll=unroll)
         return x, jax.tree.map(lambda x: x.reshape(-1), aux), past
 
     def empty(self, rows: int, length: int, dtype: jnp.dtype) -> PyTree:
         """What every layer remembers of texts that have not begun."""
-        return tuple(
-            tuple(
-                jax.tree.map(
-                    lambda x, n=cycle.span.repeats: jnp.zeros((n, *x.shape), x.dtype),
-                    block.empty(rows, length, dtype),
-                )
-                for block in cycle.blocks
-            )
-            for cycle in self.cycles
-        )
+        return tuple(cycle.empty(rows, length, dtype) for cycle in self.cycles)
 
     def all(self) -> Iterator[tuple[Block, int]]:
         """Each kind of block, and how many layers are of it."""
         for cycle in self.cycles:
             for block in cycle.blocks:
                 yield block, cycle.span.repeats
-
-
-def _folded(keys: Key[Array, "B"] | None, layer: Int[Array, ""]) -> Any:
-    """The keys of a layer."""
-    if keys is None:
-        return None
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, layer)

@@ -16,11 +16,13 @@ from lmx.data.batches import Source
 from lmx.data.rows.numbered import course_of
 from lmx.models import flops
 from lmx.models.decoder import Decoder
+from lmx.models.remat import offloadable
 from lmx.train.hooks import Periodic, Save
 from lmx.train.loss.next_token import NextToken
+from lmx.train.outer import DiLoCo
 from lmx.train.run import Program, Run, rows_sharding, shaped
 from lmx.train.schedule import Schedule
-from lmx.train.step import Recipe, init_state
+from lmx.train.step import Recipe, init_state, train_step
 
 configurable(Mesh)
 
@@ -34,6 +36,7 @@ class Experiment:
         rules: which mesh axes split a logical axis, where it is not as `RULES` says.
         microbatches: parts that a batch is taken in, one after the other, to save
             memory; the gradient is that of the whole.
+        outer: how replicas that learn apart agree; None: all learn together.
         log_every: steps between two lines of metrics.
     """
 
@@ -43,6 +46,7 @@ class Experiment:
     schedule: Schedule
     steps: int
     loss: NextToken = NextToken()
+    outer: DiLoCo | None = None
     seed: int = 0
     mesh: Execution[Mesh] = Mesh()
     rules: Execution[Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
@@ -75,14 +79,17 @@ class Experiment:
         rate = self.schedule.over(self.steps)
         optimizer = self.optimizer(rate)
         init = partial(init_state, self.model, optimizer, self.seed)
+        init = partial(self.outer.init, init) if self.outer else init
         rules = dict(RULES) | dict(self.rules)
         mesh = self.mesh.over(devices, rules)
+        offloadable(model.stack.remat, mesh.devices.flat[0].platform)
         graph, _ = nnx.split(model)
         return Program(
             model=model,
             recipe=Recipe(
                 graph, self.loss, optimizer, rate, self.seed, self.microbatches
             ),
+            take=self.outer.step if self.outer else train_step,
             mesh=mesh,
             rules=rules,
             init=init,
@@ -100,11 +107,13 @@ class Experiment:
                 f" {program.model.vocab}: set Decoder.vocab={data.vocab}."
             )
         course = course_of(data).until(self.steps)
-        for stage in course.shapes:  # the step is compiled for each
+        step = program.step(shaped(data))  # compiled for each shape
+        for stage in course.shapes:
             batch = shaped(data, stage.first)
             self._check_parts(stage.batch, program.mesh, program.rules)
-            rows_sharding(batch, program.mesh, program.rules)
-            jax.eval_shape(program.update, program.state, batch)
+            rows = rows_sharding(batch, program.mesh, program.rules)
+            # The trace is kept for the first step of the shape.
+            jax.eval_shape(step, program.state, sharding.placed(batch, rows))
         return Run(
             steps=self.steps,
             seed=self.seed,
@@ -114,7 +123,7 @@ class Experiment:
             graph=program.recipe.graph,
             places=program.places,
             init=jax.jit(program.init, out_shardings=program.places),
-            step=program.step(batch),
+            step=step,
             course=course,
             token_flops={
                 stage.length: flops.per_token(program.model, stage.length)
@@ -123,6 +132,12 @@ class Experiment:
         )
 
     def _check_parts(self, rows: int, mesh: AnyMesh, rules: Rules) -> None:
+        if self.outer:
+            self.outer.check(self.steps, rows)
+            rows //= self.outer.replicas
+            rules = dict(rules) | {
+                "batch": tuple(a for a in rules["batch"] if a != "replica")
+            }
         if self.microbatches < 1 or rows % self.microbatches:
             raise ConfigError(
                 f"{rows} rows cannot be taken in {self.microbatches} equal parts:"

@@ -16,7 +16,7 @@ from lmx.data.rows.numbered import course_of
 from lmx.data.rows.schedule import Course
 from lmx.models.decoder import Decoder
 from lmx.train.loop import Step
-from lmx.train.step import Recipe, TrainState, train_step
+from lmx.train.step import Metrics, Recipe, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,14 @@ class Program:
 
     Attributes:
         model: without its numbers.
+        take: one step by the recipe.
         init: makes the state of step 0.
         places: where each part of a state lives.
     """
 
     model: Decoder
     recipe: Recipe
+    take: Callable[[Recipe, TrainState, Batch], tuple[TrainState, Metrics]]
     mesh: jax.sharding.Mesh
     rules: sharding.Rules
     init: Callable[[], TrainState]
@@ -41,17 +43,11 @@ class Program:
         """Shapes, dtypes and places of a state."""
         return sharding.placed(jax.eval_shape(self.init), self.places)
 
-    @property
-    def update(self) -> Step:
-        """The step as it is traced, for its mesh."""
-        return spread.traced_for(
-            self.mesh, self.rules, partial(train_step, self.recipe)
-        )
-
     def step(self, batch: Batch) -> Any:
         """The step for batches of that shape, jitted; it consumes its state."""
+        take = partial(self.take, self.recipe)
         return jax.jit(
-            self.update,
+            spread.traced_for(self.mesh, self.rules, take),
             in_shardings=(self.places, rows_sharding(batch, self.mesh, self.rules)),
             out_shardings=(self.places, NamedSharding(self.mesh, PartitionSpec())),
             donate_argnums=0,

@@ -10,10 +10,10 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from lmx.core import rng
+from lmx.core import rng, spread
 from lmx.core.batch import Batch
 from lmx.core.mean import Mean
-from lmx.core.norm import norms
+from lmx.core.norm import measures
 from lmx.train.loss.next_token import Means
 from lmx.train.optim import quieted, steered
 
@@ -95,11 +95,16 @@ def accumulated(
 
 
 def train_step(
-    recipe: Recipe, state: TrainState, batch: Batch
+    recipe: Recipe, state: TrainState, batch: Batch, keys: Key[Array, "B"] | None = None
 ) -> tuple[TrainState, Metrics]:
-    """Forward, backward, update. Jit, shard and donate where it is called."""
-    keys_B = rng.fold(recipe.seed, state.step, "dropout", batch.tokens.shape[0])
-    grads, loss, means = accumulated(recipe, state.params, batch, keys_B)
+    """Forward, backward, update. Jit, shard and donate where it is called.
+
+    `keys` are one a row; None: those of rows 0, 1, ... at the state's step.
+    """
+    if keys is None:
+        keys = rng.fold(recipe.seed, state.step, "dropout", batch.tokens.shape[0])
+    grad = partial(accumulated, recipe, state.params)
+    grads, loss, means = spread.added(grad, batch, keys)
     grads = optax.tree.scale(1.0 / jnp.maximum(loss.weight, 1.0), grads)
     loud, grads = grads, quieted(grads)
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
@@ -107,6 +112,5 @@ def train_step(
     metrics = {name: mean.value for name, mean in means.items()}
     metrics |= {"loss": loss.value, "tokens": loss.weight}
     metrics["learning_rate"] = jnp.asarray(recipe.rate(state.step))
-    for name, tree in {"grad": grads, "update": updates, "param": params}.items():
-        metrics[f"{name}_norm"], metrics[f"{name}_norm/layer"] = norms(tree)
+    metrics |= measures(grad=grads, update=updates, param=params)
     return TrainState(state.step + 1, params, opt_state), metrics

@@ -56,6 +56,27 @@ def test_what_is_kept_lies_as_its_letters_say_and_is_the_same():
     np.testing.assert_array_equal(kept, ROWS + 1)
     alone = jnp.asarray(ROWS)
     assert spread.kept(alone, "BTN") is alone
+    some = traced(lambda x: spread.kept(spread.kept(x, "BTN"), "_D_"))(ROWS)
+    assert some.sharding.spec == PartitionSpec("data", None, "tensor")
+    assert traced(lambda x: spread.parts("B") * x)(1) == spread.parts("B") + 1 == 2
+
+
+def test_what_is_added_over_slices_is_what_all_rows_would_give():
+    """Within a slice its own rows are split over its own devices."""
+    found = []
+
+    def fn(x, scale):
+        found.append((x.shape, spread.axes("B")))
+        return {"sum": scale.sum() * x.sum(axis=0)}
+
+    slices = Mesh(replica=2, data=2, tensor=2).over(jax.devices(), RULES)
+    call = spread.traced_for(slices, RULES, lambda *rows: spread.added(fn, *rows))
+    ones = np.ones((4, 1))
+    got = jax.jit(call)(ROWS, ones)["sum"]
+    np.testing.assert_array_equal(got, fn(ROWS, ones)["sum"] / 2)
+    assert found == [((2, 6, 2), ("data",)), ((4, 6, 2), ())]
+    with pytest.raises(ValueError, match="3 replicas cannot lie on 2 slices"):
+        spread.traced_for(slices, RULES, lambda: spread.by_replica(fn, 3))()
 
 
 def test_a_share_that_would_not_be_even_is_refused():

@@ -13,7 +13,7 @@ from lmx.data.batches import cut
 from lmx.data.store.store import Store
 from lmx.data.tokenizers.codec import ByteCodec, CharacterCodec
 from lmx.evals.text import Scorer, Windows, trained_length
-from lmx.train.restore import Trained
+from lmx.train.record.restore import Trained
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 TEXT = "né bottles of beer on the wall, and no more bottles of beer"

@@ -28,7 +28,7 @@ import lmx
 from lmx.infer.beam import Beam, BeamSearch
 from lmx.infer.generate import Generator
 from lmx.infer.sample import Sampler
-from lmx.train.restore import Trained
+from lmx.train.record.restore import Trained
 from tests.parity.case import Case
 from tests.parity.cases import BEAMS, CASES, GRADIENTS, NEW, SEARCHES
 

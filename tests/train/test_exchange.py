@@ -16,7 +16,7 @@ from lmx.config.names import ConfigError
 from lmx.core.sharding import Mesh
 from lmx.models.hf.source import Source
 from lmx.train.record.exchange import import_hf, loaded, save_hf
-from lmx.train.restore import Trained
+from lmx.train.record.restore import Trained
 
 
 def tensors(folder):

@@ -15,15 +15,17 @@ from lmx.train.loop import train
 
 STEPS = 20
 PARTS = "Experiment.microbatches=2"
-UNROLLED = "Decoder.unroll=2"
+UNROLLED = "Decoder.unroll=4"
 CHUNKS = "NextToken.chunk=4"
+ROUNDS = "Decoder.pipeline=@Circular() Circular.microbatches=4 Circular.rounds=2"
 BY_DAY = [
     ("fsdp=8", "dense", CHUNKS),
     ("data=2 x fsdp=2 x tensor=2", "dense", PARTS, UNROLLED),
     ("data=2 x fsdp=4", "moe"),
     ("replica=2 x data=2 x expert=2", "sigmoid", PARTS),
+    ("fsdp=2 x stage=2 x tensor=2", "moe", ROUNDS),
 ]
-BY_NIGHT = [
+OTHERS = [
     ("data=8", "dense"),
     ("replica=8", "dense", UNROLLED),
     ("tensor=2", "dense", PARTS, CHUNKS),
@@ -44,14 +46,22 @@ BY_NIGHT = [
     ("expert=4 x tensor=2", "moe", CHUNKS),
     ("fsdp=2 x expert=2 x tensor=2", "sigmoid", PARTS, UNROLLED),
     ("replica=2 x expert=4", "moe", PARTS),
+    ("stage=4", "dense"),
+    ("stage=2", "moe", PARTS, UNROLLED),
+    ("data=2 x stage=4", "sigmoid"),
+    ("replica=2 x data=2 x stage=2", "dense", ROUNDS),
+    ("expert=2 x stage=2", "moe", CHUNKS),
+    ("context=2 x stage=2", "dense", ROUNDS, UNROLLED),
 ]
 
 
-def listed(by_day, by_night):
-    """Mesh, kind and overrides of each case."""
+def listed(by_day, others):
+    """Mesh, kind and overrides of each case; `make meshes` runs the others."""
     return [
-        pytest.param(mesh, kind, tuple(said), marks=marks, id=f"{mesh} {kind}")
-        for cases, marks in ((by_day, ()), (by_night, pytest.mark.nightly))
+        pytest.param(
+            mesh, kind, tuple(" ".join(said).split()), marks=marks, id=f"{mesh} {kind}"
+        )
+        for cases, marks in ((by_day, ()), (others, pytest.mark.meshes))
         for mesh, kind, *said in cases
     ]
 
@@ -79,7 +89,7 @@ def numbers_of(tiny):
         said = [*said, *(f"Mesh.{axis}={size}" for axis, size in sizes.items())]
         said += [f"Precision.{of}={wide}" for of in ("params", "compute")]
         said += ["Decoder.precision=@Precision()", f"Experiment.steps={STEPS}"]
-        said += ["Echo.batch=16"]
+        said += ["Echo.batch=16", "Decoder.depth=4"]
         run = tiny(*said, kind=kind).build().open()
         found = []
         batches = (
@@ -100,7 +110,7 @@ def numbers_of(tiny):
     return numbers_of
 
 
-@pytest.mark.parametrize(("mesh", "kind", "said"), listed(BY_DAY, BY_NIGHT))
+@pytest.mark.parametrize(("mesh", "kind", "said"), listed(BY_DAY, OTHERS))
 def test_many_devices_agree_with_one_to_1e_9_in_float64(numbers_of, mesh, kind, said):
     with jax.enable_x64(True):
         alone = numbers_of("data=1", kind, (), "float64")
@@ -109,7 +119,9 @@ def test_many_devices_agree_with_one_to_1e_9_in_float64(numbers_of, mesh, kind, 
     assert found[-1, 0] < 0.95 * found[0, 0]  # and it was no idle run
 
 
-@pytest.mark.parametrize(("mesh", "kind", "said"), listed(BY_DAY[1:2], BY_NIGHT[:4]))
+@pytest.mark.parametrize(
+    ("mesh", "kind", "said"), listed(BY_DAY[1:2], BY_DAY[:1] + BY_DAY[2:] + OTHERS)
+)
 def test_many_devices_agree_with_one_to_1e_4_in_float32(numbers_of, mesh, kind, said):
     alone = numbers_of("data=1", kind, (), "float32")
     found = numbers_of(mesh, kind, said, "float32")

@@ -55,6 +55,13 @@ class Context(NamedTuple):
     keys: Key[Array, "B"] | None = None  # for dropout; None: there is none
     whole: bool = False  # each row is known to be one document without padding
 
+    def at(self, layer: Int[Array, ""]) -> "Context":
+        """The same with keys of a layer's own."""
+        if self.keys is None:
+            return self
+        fold = jax.vmap(jax.random.fold_in, (0, None))
+        return self._replace(keys=fold(self.keys, layer))
+
 
 def reading(
     tokens: Int[Array, "B T"],

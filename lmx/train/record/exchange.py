@@ -27,7 +27,7 @@ from lmx.models.hf.tensors import SHARD
 from lmx.train.checkpoint import Checkpoints
 from lmx.train.record.card import ground
 from lmx.train.record.directory import Directory, describe
-from lmx.train.restore import Trained
+from lmx.train.record.restore import Trained
 
 
 def load_hf(

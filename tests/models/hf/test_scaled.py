@@ -20,7 +20,7 @@ from lmx.models.hf.source import Source
 from lmx.models.hf.table import Weight, row_parts
 from lmx.models.hf.tensors import Folder
 from lmx.train.record.exchange import import_hf, loaded, save_hf
-from lmx.train.restore import Trained
+from lmx.train.record.restore import Trained
 from tests.llama import CONFIG, tensors_of
 from tests.parity.cases import CASES
 

@@ -1,0 +1,153 @@
+"""Layers dealt out to stages are the same layers, and idle as often as is said."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmx.core import spread
+from lmx.core.precision import Precision
+from lmx.core.sharding import RULES, Mesh
+from lmx.layers.norm import RMSNorm
+from lmx.models.pipeline import Circular, Schedule, bubble
+from lmx.models.remat import POLICIES
+
+B, T, V, DEPTH = 8, 4, 12, 4
+DOUBLE = Precision(params="float64", compute="float64")
+TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), "int32")
+CYCLE = "lead window cope moe"  # two kinds of attention in turn
+CASES = [
+    ("stage=2", Circular(microbatches=4, rounds=2), "keep_all", "post rope moe conv"),
+]
+MORE = [
+    ("fsdp=2 stage=4", Circular(), "keep_weight_dots", "pre rope dense conv"),
+    ("stage=2", Circular(microbatches=2), "keep_none", CYCLE),
+    ("data=2 stage=2", Circular(rounds=2), "keep_dots", "post rope moe conv"),
+    ("stage=2 tensor=2", Circular(rounds=2), "offload_streams", "pre rope dense conv"),
+    ("stage=4", Circular(microbatches=8), "offload_weight_dots", "post rope moe conv"),
+]
+
+
+def meshed(sizes, fn):
+    """`fn` as traced for a mesh."""
+    sizes = dict(data=1) | {k: int(v) for k, v in (s.split("=") for s in sizes.split())}
+    return jax.jit(
+        spread.traced_for(Mesh(**sizes).over(jax.devices(), RULES), RULES, fn)
+    )
+
+
+@pytest.fixture(scope="module")
+def dropping(make, exact):
+    """Makes a model with every kind of dropout, in float64."""
+    del exact
+    said = dict(vocab=V, depth=DEPTH, rate=0.2, precision=DOUBLE)
+
+    def dropping(variant, **more):
+        return make(
+            variant, **(said | (dict(lead=()) if variant == CYCLE else {}) | more)
+        )
+
+    return dropping
+
+
+def measured(model, keys):
+    """The logits, and a scalar of them and of each layer's auxiliary means."""
+    logits, aux = model.forward(TOKENS, keys=keys)
+    extra = sum((m.total * (1 + jnp.arange(DEPTH))).sum() for m in aux.values())
+    return jax.nn.logsumexp(logits, axis=-1).sum() + extra, logits
+
+
+def gradient(model, keys=None):
+    return jax.grad(measured, has_aux=True)(model, keys)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pipeline", "remat", "variant"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.meshes) for case in MORE)],
+)
+def test_stages_compute_what_a_loop_over_layers_does(
+    dropping, sizes, pipeline, remat, variant
+):
+    """Logits, gradients, and auxiliary means layer by layer, with dropout."""
+    keys = jax.random.split(jax.random.key(0), B)
+    alone = jax.jit(gradient)(dropping(variant), keys)
+    staged = dropping(variant, pipeline=pipeline, remat=remat)
+    found = meshed(sizes, gradient)(staged, keys)
+    for one, other in zip(*map(jax.tree.leaves, (found, alone)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_an_idle_stage_leaks_no_nan(dropping):
+    """Even where a norm divides by the length of what it is given."""
+    staged = dropping("pre waves dense", norm=partial(RMSNorm, epsilon=0.0))
+    for leaf in jax.tree.leaves(meshed("stage=4", gradient)(staged)):
+        assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize(
+    "plan", [Schedule(4, 8, 1), Schedule(4, 4, 3), Schedule(3, 5, 2)]
+)
+def test_the_bubble_is_what_a_simulated_schedule_idles(plan):
+    """No stage has two parts at once, no part is at a stage before it left the last."""
+    stages, count, rounds = plan
+    busy = np.zeros((plan.turns, stages), int)
+    for part in range(count):
+        free = 0
+        for r in range(rounds):
+            for stage in range(stages):
+                turn = r * count + part + stage
+                assert turn >= free
+                free = turn + 1
+                busy[turn, stage] += 1
+    assert busy.max() == 1
+    np.testing.assert_allclose(1 - busy.mean(axis=0), bubble(stages, count, rounds))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pipeline", "message"),
+    [
+        ("stage=4", Circular(rounds=2), "4 layers.* to 4 stages in 2 rounds: change"),
+        ("stage=2", Circular(microbatches=3), "8 rows .* into 3 microbatches on 1 dev"),
+        ("data=2 stage=2", Circular(microbatches=8), "8 microbatches on 2 devices"),
+        (
+            "stage=2",
+            Circular(microbatches=1, rounds=2),
+            "1 microbatches cannot go round",
+        ),
+    ],
+)
+def test_what_does_not_come_out_even_is_refused(dropping, sizes, pipeline, message):
+    model = dropping("pre waves dense", pipeline=pipeline)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(meshed(sizes, gradient), model)
+
+
+def test_without_stages_a_pipeline_is_a_loop(dropping):
+    model = dropping("pre waves dense", pipeline=Circular(microbatches=3, rounds=7))
+    texts = [
+        meshed("data=1", gradient).lower(m).as_text()
+        for m in (model, dropping("pre waves dense"))
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_a_policy_keeps_on_the_device_and_in_the_host_what_it_says(dropping):
+    def loss(model):
+        return measured(model, None)[0]
+
+    sizes, away = {}, {}
+    for remat in ("keep_all", *POLICIES):
+        model = dropping("pre waves dense", remat=remat)
+        _, back = jax.eval_shape(lambda model: jax.vjp(loss, model), model)
+        sizes[remat] = sum(x.size for x in jax.tree.leaves(back))
+        away[remat] = "<host>" in str(jax.make_jaxpr(jax.grad(loss))(model))
+    kept = [sizes[f"keep_{what}"] for what in ("none", "weight_dots", "dots", "all")]
+    assert kept == sorted(set(kept))
+    assert sizes["offload_weight_dots"] == sizes["keep_weight_dots"]
+    assert sizes["offload_streams"] == sizes["keep_none"]
+    assert {name for name in away if away[name]} == {
+        "offload_weight_dots",
+        "offload_streams",
+    }
