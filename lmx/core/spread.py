@@ -13,6 +13,7 @@ from functools import partial, wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -67,12 +68,6 @@ def axes(letter: str, of: str = "") -> tuple[str, ...]:
     of = of or letter
     found = _unsized(of, here)[of.index(letter)]
     return (found,) if isinstance(found, str) else found or ()
-
-
-def count(letter: str) -> int:
-    """Into how many parts a dimension of this letter is split."""
-    here = _SPREAD.get()
-    return math.prod(here.mesh.shape[axis] for axis in axes(letter)) if here else 1
 
 
 def platform() -> str:
@@ -183,6 +178,24 @@ def by_device(
         )(*args)
 
     return call
+
+
+def in_turn(
+    collective: Callable[[Array], Array],
+    x: Shaped[Array, "*dims"],
+    done: Shaped[Array, "*other"],
+) -> Shaped[Array, "*more"]:
+    """`collective(x)`, which on CPUs does not begin before `done` is there.
+
+    XLA:CPU tells collectives that are written by hand apart by their kind and devices
+    alone: two that are under way at a time would be taken for one. The collective must
+    treat all elements of `x` alike; it may add leading dimensions.
+    """
+    if platform() != "cpu":
+        return collective(x)
+    rider = done.ravel()[:1].astype(x.dtype)
+    both = collective(jnp.concatenate([x.ravel(), rider]))
+    return both[..., :-1].reshape(*both.shape[:-1], *x.shape)
 
 
 def _one_of(mesh: AnyMesh) -> AnyMesh:

@@ -1,5 +1,8 @@
 """What layers learn of the mesh while they are traced: letters in, shares out."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,15 +106,15 @@ def test_by_device_sums_of_shares_are_the_sum_of_the_whole():
 
 def test_an_input_may_be_a_tree_or_nothing():
     def share(rows, nothing):
-        assert nothing is None and spread.count("T") == 1
+        assert nothing is None and spread.parts("T") == 1
         return rows["x"] + rows["y"]
 
     def fn(x):
-        assert [spread.count(letter) for letter in "BTD"] == [2, 2, 1]
+        assert [spread.parts(letter) for letter in "BTD"] == [2, 2, 1]
         return spread.by_device(share, ("BTN", "N"), "BTN")(dict(x=x, y=x), None)
 
     np.testing.assert_array_equal(traced(fn)(ROWS), 2 * ROWS)
-    assert spread.count("T") == 1
+    assert spread.parts("T") == 1
 
 
 class Chip:
@@ -134,3 +137,31 @@ def test_a_program_is_for_the_devices_of_its_mesh_and_not_for_those_at_hand():
 
     traced(lambda x: spread.by_device(share, ["BTN"], "BTN")(x))(ROWS)
     assert seen == ["cpu"]
+
+
+def test_collectives_in_turn_are_what_they_are_alone_and_wait_for_one_another():
+    """Their gradients too, the other way round."""
+    moves = [(0, 1), (1, 0)]
+
+    def share(x, y):
+        move = partial(jax.lax.ppermute, axis_name="context", perm=moves)
+        gather = partial(jax.lax.all_gather, axis_name="context")
+        x = move(x)
+        y = spread.in_turn(move, y, x)
+        return x, y, spread.in_turn(gather, x, y).sum(axis=0)
+
+    def fn(x, y):
+        letters = ("BTN", "BTN")
+        return spread.by_device(share, letters, ("BTN", "BTN", "BTN"))(x, y)
+
+    x, y, total = traced(fn)(ROWS, ROWS + 1)
+    swapped = np.concatenate([ROWS[:, 3:], ROWS[:, :3]], axis=1)
+    np.testing.assert_array_equal(x, swapped)
+    np.testing.assert_array_equal(y, swapped + 1)
+    np.testing.assert_array_equal(total, ROWS + swapped)
+    cost = jax.jit(jax.grad(lambda *xy: (traced(fn)(*xy)[1] * ROWS).sum(), (0, 1)))
+    of_x, of_y = cost(jnp.asarray(ROWS), jnp.asarray(ROWS + 1))
+    np.testing.assert_array_equal(of_x, np.zeros_like(ROWS))
+    np.testing.assert_array_equal(of_y, swapped)
+    made = jax.jit(traced(fn)).lower(ROWS, ROWS).compile().as_text()
+    assert len(re.findall(r"= \S+ collective-permute", made)) == 2

@@ -18,12 +18,24 @@ PARTS = "Experiment.microbatches=2"
 UNROLLED = "Decoder.unroll=4"
 CHUNKS = "NextToken.chunk=4"
 ROUNDS = "Decoder.pipeline=@Circular() Circular.microbatches=4 Circular.rounds=2"
+RING = "Attention.kernel=@Ring() Ring.block=2"
+# Other models than those of `conftest.py`: what sees a few tokens, what shifts a row.
+MODELS = {
+    "window": ["Attention.window=5"],
+    "shifted": [
+        "Decoder.block=@PreNorm",
+        "PreNorm.conv=@ShortConv",
+        "Decoder.ahead=@Ahead",
+        "Experiment.loss=@MultiToken()",
+    ],
+}
 BY_DAY = [
     ("fsdp=8", "dense", CHUNKS),
     ("data=2 x fsdp=2 x tensor=2", "dense", PARTS, UNROLLED),
     ("data=2 x fsdp=4", "moe"),
     ("replica=2 x data=2 x expert=2", "sigmoid", PARTS),
     ("fsdp=2 x stage=2 x tensor=2", "moe", ROUNDS),
+    ("context=4", "dense", RING, UNROLLED),
 ]
 OTHERS = [
     ("data=8", "dense"),
@@ -32,6 +44,14 @@ OTHERS = [
     ("expert=4", "moe", PARTS),
     ("context=4", "dense", UNROLLED),
     ("data=2 x context=2 x tensor=2", "moe", PARTS),
+    ("data=2 x context=2 x tensor=2", "moe", RING, PARTS),
+    ("context=8", "dense", RING, CHUNKS),
+    ("context=2", "window", RING, PARTS),
+    ("fsdp=2 x context=4", "window", RING),
+    ("replica=2 x context=2 x tensor=2", "dense", RING, PARTS, UNROLLED),
+    ("expert=2 x context=4", "moe", RING),
+    ("data=2 x context=4", "shifted", RING),
+    ("context=2 x stage=2", "dense", RING, ROUNDS),
     ("data=2 x fsdp=4", "dense", UNROLLED),
     ("data=4 x tensor=2", "dense", PARTS),
     ("fsdp=4 x tensor=2", "moe", PARTS, UNROLLED),
@@ -90,6 +110,7 @@ def numbers_of(tiny):
         said += [f"Precision.{of}={wide}" for of in ("params", "compute")]
         said += ["Decoder.precision=@Precision()", f"Experiment.steps={STEPS}"]
         said += ["Echo.batch=16", "Decoder.depth=4"]
+        kind, said = ("dense", MODELS[kind] + said) if kind in MODELS else (kind, said)
         run = tiny(*said, kind=kind).build().open()
         found = []
         batches = (

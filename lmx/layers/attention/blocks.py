@@ -64,7 +64,7 @@ def asking(
     """Queries in blocks, of a row in pieces of `length` tokens; rests are filled up."""
     q_BTKGH = rearrange(q, "B T (K G) H -> B T K G H", K=kv_heads)
     cut = rearrange(_cut(q_BTKGH, length, block), "C B T K G H -> C B K G T H")
-    return Asked(cut, _cut_place(place, length, block))
+    return Asked(cut, cut_place(place, length, block))
 
 
 def holding(
@@ -76,7 +76,7 @@ def holding(
 ) -> Held:
     """Keys and values in blocks."""
     k, v = (_cut(x, length, block) for x in (k, v))
-    return Held(k, v, _cut_place(place, length, block))
+    return Held(k, v, cut_place(place, length, block))
 
 
 def told(
@@ -204,7 +204,7 @@ def _cut(
     return rearrange(filled, "B M (C T) ... -> (M C) B T ...", T=block)
 
 
-def _cut_place(place: Place, length: int, block: int) -> Place:
+def cut_place(place: Place, length: int, block: int) -> Place:
     """What fills up is of no segment."""
     cut = Place(*(_cut(x, length, block) for x in place))
     return cut._replace(segments=_cut(place.segments, length, block, fill=-1))

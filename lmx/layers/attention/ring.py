@@ -4,15 +4,16 @@ Liu et al. 2023, arXiv:2310.01889. No device holds all keys, nor more logits tha
 of two blocks. On one device it is the same block by block.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import cycle, groupby
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, Shaped
 
 from lmx.config.names import configurable
@@ -27,6 +28,7 @@ from lmx.layers.attention.blocks import (
     Rule,
     Sums,
     asking,
+    cut_place,
     finished,
     holding,
     nothing,
@@ -42,6 +44,7 @@ from lmx.layers.mask import Place
 Tree = TypeVar("Tree")
 Staying = TypeVar("Staying")
 Moving = TypeVar("Moving")
+Moves = list[tuple[int, int]]  # from which device to which
 
 
 class Way(NamedTuple):
@@ -82,7 +85,7 @@ class Ring(Kernel):
         rule = Rule(seen.window, cap)
         if not seen.at_hand:
             return self._of_cache(q_BTNH, k, v, seen, rule, sink)
-        course = plotted(q.shape[1], spread.count("T"), self.block, seen.window)
+        course = plotted(q.shape[1], spread.parts("T"), self.block, seen.window)
         way = Way(course.steps, spread.axes("T"), rule)
         program = partial(_of_one_device, course, way)
         letters = ["BTNH", "BTKH", "BTKH", "BT", "N"]
@@ -95,6 +98,7 @@ class Ring(Kernel):
         way = Way((everything(T, S, self.block),), (), rule)
         asked = asking(q, seen.query, k.shape[2], T, self.block)
         held = holding(k, v, seen.key, S, self.block)
+        held = held._replace(place=jax.tree.map(lambda x: x[None], held.place))
         return told(_attended(way, asked, held), sink, T)
 
 
@@ -108,12 +112,29 @@ def _of_one_device(
     sink: Float[Array, "N"] | None,
 ) -> Float[Array, "B T N J"]:
     """The answers to the device's share of queries."""
+    every, own = _places(course, way.axes, at)
     if course.mirrored:
-        q, k, v, at = jax.tree.map(partial(_dealt, way.axes), (q, k, v, at))
-    asked = asking(q, at, k.shape[2], course.length, course.block)
-    held = holding(k, v, at, course.length, course.block)
+        q, k, v = _dealt(way.axes, q, k, v)
+    cut = course.length, course.block
+    asked = asking(q, own, k.shape[2], *cut)
+    held = holding(k, v, own, *cut)
+    held = held._replace(place=jax.vmap(lambda at: cut_place(at, *cut))(every))
     y_BTNH = told(_attended(way, asked, held), sink, course.length)
     return _collected(way.axes, y_BTNH) if course.mirrored else y_BTNH
+
+
+def _places(course: Course, axes: tuple[str, ...], at: Place) -> tuple[Place, Place]:
+    """Of every device's tokens, device first, and of this one's own.
+
+    They are a few bytes a token, and need not go around with the keys.
+    """
+    if not axes:
+        return jax.tree.map(lambda x: x[None], at), at
+    rows = jax.lax.all_gather(jnp.stack(at), axes, axis=2, tiled=True)
+    pieces = rearrange(rows, "kind B (piece T) -> kind B piece T", T=course.length)
+    every = pieces[:, :, course.pieces]
+    every = rearrange(every, "kind B at piece T -> kind at B (piece T)")
+    return Place(*every), Place(*every[:, jax.lax.axis_index(axes)])
 
 
 def _attended(way: Way, asked: Asked, held: Held) -> Answer:
@@ -124,10 +145,11 @@ def _attended(way: Way, asked: Asked, held: Held) -> Answer:
 
 
 def _forward(way: Way, asked: Asked, held: Held) -> Answer:
-    def visit(sums: Sums, held: Held, pairs: Pairs) -> tuple[Sums, Held]:
-        return summed(sums, asked, held, pairs, way.rule), held
+    def visit(sums: Sums, keys: Any, pairs: Pairs, place: Place) -> tuple[Sums, Any]:
+        here = Held(keys[0], keys[1], place)
+        return summed(sums, asked, here, pairs, way.rule), keys
 
-    sums, _ = _around(way, visit, nothing(asked, held), held)
+    sums, _ = _around(way, visit, nothing(asked, held), (held.k, held.v), held.place)
     return finished(sums, held.v.dtype)
 
 
@@ -141,13 +163,15 @@ def _backward(way: Way, kept: Any, grad: Answer) -> tuple[Asked, Held]:
     asked, held, answer = kept
     pull = pull_of(answer, grad)
 
-    def visit(q: Array, moving: Any, pairs: Pairs) -> tuple[Array, Any]:
-        held, k, v = moving
-        q, k, v = pulled(Grads(q, k, v), asked, held, pull, pairs, way.rule)
-        return q, (held, k, v)
+    def visit(q: Array, moving: Any, pairs: Pairs, place: Place) -> tuple[Array, Any]:
+        keys, k, v = moving
+        here = Held(keys[0], keys[1], place)
+        q, k, v = pulled(Grads(q, k, v), asked, here, pull, pairs, way.rule)
+        return q, (keys, k, v)
 
     q, k, v = (jnp.zeros_like(widened(x)) for x in (asked.q, held.k, held.v))
-    q, (_, k, v) = _around(way, visit, q, (held, k, v))
+    moving = (held.k, held.v), k, v
+    q, (_, k, v) = _around(way, visit, q, moving, held.place)
     k, v = _passed((k, v), way.axes, 1 - len(way.steps))  # home
     like = asked.q.dtype, held.k.dtype, held.v.dtype
     q, k, v = (x.astype(dtype) for x, dtype in zip((q, k, v), like, strict=True))
@@ -161,25 +185,41 @@ def _still(place: Place) -> Place:
 
 def _around(
     way: Way,
-    visit: Callable[[Staying, Moving, Pairs], tuple[Staying, Moving]],
+    visit: Callable[[Staying, Moving, Pairs, Place], tuple[Staying, Moving]],
     staying: Staying,
     moving: Moving,
+    every: Place,
 ) -> tuple[Staying, Moving]:
     """After all steps. What moves goes to the next device after each but the last.
 
-    What a visit does not change can be on its way while the visit is computed.
+    What a visit does not change can be on its way while the visit is computed. `every`
+    has the places of the keys that each device begins with.
     """
     here = jax.lax.axis_index(way.axes) if way.axes else 0
 
-    def step(state: Any, pairs: Pairs) -> tuple[Any, None]:
-        staying, moving = visit(state[0], state[1], pairs)
+    def place(step: Any) -> Place:
+        return jax.tree.map(lambda x: x[(here - step) % len(x)], every)
+
+    def turn(state: Any, what: Any) -> tuple[Any, None]:
+        pairs, step = what
+        staying, moving = visit(state[0], state[1], pairs, place(step))
         return (staying, _passed(moving, way.axes, 1)), None
 
-    *before, last = way.steps
-    for _, alike in groupby(before, np.shape):
-        pairs = jnp.stack([*alike], axis=1)[here]
-        (staying, moving), _ = jax.lax.scan(step, (staying, moving), pairs)
-    return visit(staying, moving, jnp.asarray(last)[here])
+    *before, last = enumerate(way.steps)
+    for _, alike in groupby(before, lambda numbered: numbered[1].shape):
+        steps, pairs = zip(*alike, strict=True)
+        what = jnp.stack(pairs, axis=1)[here], jnp.array(steps)
+        (staying, moving), _ = jax.lax.scan(turn, (staying, moving), what)
+    return visit(staying, moving, jnp.asarray(last[1])[here], place(last[0]))
+
+
+def _sent(axes: tuple[str, ...], mail: Iterable[tuple[Array, Moves]]) -> list[Array]:
+    """Each array where its moves take it, one after the other."""
+    found: list[Array] = []
+    for x, moves in mail:
+        move = partial(jax.lax.ppermute, axis_name=axes, perm=moves)
+        found.append(spread.in_turn(move, x, found[-1]) if found else move(x))
+    return found
 
 
 def _passed(tree: Tree, axes: tuple[str, ...], by: int) -> Tree:
@@ -188,28 +228,26 @@ def _passed(tree: Tree, axes: tuple[str, ...], by: int) -> Tree:
         return tree
     devices = jax.lax.axis_size(axes)
     ring = [(at, (at + by) % devices) for at in range(devices)]
-    return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, ring), tree)
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, _sent(axes, ((x, ring) for x in leaves)))
 
 
-def _dealt(axes: tuple[str, ...], x: Shaped[Array, "B T *dims"]) -> Array:
-    """Device i has pieces 2i and 2i + 1 of the row, and gets i and its mirror."""
-    even, odd = (
-        jax.lax.ppermute(half, axes, moves)
-        for half, moves in zip(jnp.split(x, 2, axis=1), _moves(axes), strict=True)
-    )
-    front, back = _swapped(axes, even, odd)
-    return jnp.concatenate([front, back], axis=1)
+def _dealt(axes: tuple[str, ...], *rows: Shaped[Array, "B T ..."]) -> Iterator[Array]:
+    """Device i has pieces 2i and 2i + 1 of a row, and gets i and its mirror."""
+    halves = (half for x in rows for half in jnp.split(x, 2, axis=1))
+    found = _sent(axes, zip(halves, cycle(_moves(axes)), strict=False))
+    for even, odd in zip(found[::2], found[1::2], strict=True):
+        yield jnp.concatenate(_swapped(axes, even, odd), axis=1)
 
 
 def _collected(axes: tuple[str, ...], x: Shaped[Array, "B T *dims"]) -> Array:
     """The reverse of `_dealt`."""
-    even, odd = _swapped(axes, *jnp.split(x, 2, axis=1))
+    halves = _swapped(axes, *jnp.split(x, 2, axis=1))
     back = ([(there, here) for here, there in moves] for moves in _moves(axes))
-    halves = map(jax.lax.ppermute, (even, odd), (axes, axes), back)
-    return jnp.concatenate([*halves], axis=1)
+    return jnp.concatenate(_sent(axes, zip(halves, back, strict=True)), axis=1)
 
 
-def _moves(axes: tuple[str, ...]) -> list[list[tuple[int, int]]]:
+def _moves(axes: tuple[str, ...]) -> list[Moves]:
     """Where each device's even piece goes, and where its odd one."""
     devices = jax.lax.axis_size(axes)
     return [

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lmx.config.names import ConfigError, Execution, configurable
 from lmx.core import spread
 from lmx.core.mean import Aux
+from lmx.core.spread import in_turn
 from lmx.layers.moe.capacity import combined, for_each_choice
 from lmx.layers.moe.exchange import Exchange, Padded, Way, fetched, sent
 from lmx.layers.moe.experts import Dot, Experts, Weights
@@ -156,11 +157,13 @@ class Split(NamedTuple):
 
         What has no hidden units is zero on all devices but the first that share them.
         """
-        found = dict(shares)
+        found, done = dict(shares), None
         for name, letters in self.letters.items():
             if axes := self.width[name]:
-                at = letters.index("D")
-                found[name] = jax.lax.all_gather(found[name], axes, axis=at, tiled=True)
+                gather = partial(jax.lax.all_gather, axis_name=axes)
+                share, at = found[name], letters.index("D")
+                done = gather(share) if done is None else in_turn(gather, share, done)
+                found[name] = jnp.concatenate(done, axis=at)
             if self.hidden and "F" not in letters:
                 first = jax.lax.axis_index(self.hidden) == 0
                 found[name] = jnp.where(first, found[name], 0)
