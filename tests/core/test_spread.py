@@ -164,4 +164,4 @@ def test_collectives_in_turn_are_what_they_are_alone_and_wait_for_one_another():
     np.testing.assert_array_equal(of_x, np.zeros_like(ROWS))
     np.testing.assert_array_equal(of_y, swapped)
     made = jax.jit(traced(fn)).lower(ROWS, ROWS).compile().as_text()
-    assert len(re.findall(r"= \S+ collective-permute", made)) == 2
+    assert len(re.findall(r"= \S+ collective-permute", f"{made}")) == 2
