@@ -45,7 +45,7 @@ OTHERS = [
     ("context=4", "dense", UNROLLED),
     ("data=2 x context=2 x tensor=2", "moe", PARTS),
     ("data=2 x context=2 x tensor=2", "moe", RING, PARTS),
-    ("context=8", "dense", RING, CHUNKS),
+    ("context=8", "dense", RING),
     ("context=2", "window", RING, PARTS),
     ("fsdp=2 x context=4", "window", RING),
     ("replica=2 x context=2 x tensor=2", "dense", RING, PARTS, UNROLLED),
