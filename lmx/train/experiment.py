@@ -107,9 +107,9 @@ class Experiment:
                 f" {program.model.vocab}: set Decoder.vocab={data.vocab}."
             )
         course = course_of(data).until(self.steps)
-        step = program.step(shaped(data))  # compiled for each shape
-        for stage in course.shapes:
-            batch = shaped(data, stage.first)
+        batches = [shaped(data, stage.first) for stage in course.shapes]
+        step = program.step(batches[0])  # compiled for each shape
+        for stage, batch in zip(course.shapes, batches, strict=True):
             self._check_parts(stage.batch, program.mesh, program.rules)
             rows = rows_sharding(batch, program.mesh, program.rules)
             # The trace is kept for the first step of the shape.

@@ -46,7 +46,6 @@ def test_shares_of_what_is_split_add_up_to_the_whole(opened, words):
         (("Mesh.tensor=8",), "cannot be split evenly"),
         (("Echo.batch=12",), "'batch' of size 12 cannot be split"),
         (("Experiment.microbatches=3",), "must divide the batch"),
-        (("Mesh.stage=2",), "leave it at 1"),
     ],
 )
 def test_what_training_would_refuse_is_refused(opened, words, said):

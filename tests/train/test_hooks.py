@@ -95,9 +95,11 @@ def test_the_wait_for_batches_is_measured():
 def test_batches_are_on_their_devices_before_their_step(tiny):
     """Put there by another thread than the one that trains."""
     run = tiny("Mesh.data=4").build().open()
-    put, threads = run.put, []
+    read, threads = run.read, []
     object.__setattr__(
-        run, "put", lambda batch: (threads.append(threading.get_ident()), put(batch))[1]
+        run,
+        "read",
+        lambda *what: (threads.append(threading.get_ident()), read(*what))[1],
     )
     batches = _batches(run, 2)
     batch = next(batches)

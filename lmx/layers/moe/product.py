@@ -6,10 +6,12 @@ refuses by name.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int
 
 from lmx.config.names import ConfigError, configurable
@@ -49,7 +51,45 @@ class RaggedDot(Product):
     """
 
     def __call__(self, x, w, sizes):
-        return jax.lax.ragged_dot(x, w, sizes)
+        return ragged(*_alike(x, w), sizes)
+
+
+@jax.custom_vjp
+def ragged(
+    x: Float[Array, "M D"], w: Float[Array, "E D F"], sizes: Int[Array, "E"]
+) -> Float[Array, "M F"]:
+    """`jax.lax.ragged_dot`, which JAX cannot derive under `vmap`: one after the other.
+
+    Rows and matrices must differ over the same devices.
+    """
+    return _ragged(x, w, sizes)
+
+
+_ragged = sequential_vmap(jax.lax.ragged_dot)
+
+
+@sequential_vmap
+def _pulled(x: Array, w: Array, sizes: Array, grad: Array) -> tuple[Array, Array]:
+    """The gradients with respect to rows and matrices."""
+    product = partial(jax.lax.ragged_dot, group_sizes=sizes)
+    return jax.vjp(product, *_alike(x, w))[1](grad)
+
+
+ragged.defvjp(
+    lambda x, w, sizes: (_ragged(x, w, sizes), (x, w, sizes)),
+    lambda kept, grad: (*_pulled(*kept, grad), None),
+)
+
+
+def _alike(x: Array, w: Array) -> tuple[Array, Array]:
+    """Both as arrays that differ over all devices over which either does."""
+    over = jax.typeof(x).mat.varying | jax.typeof(w).mat.varying
+
+    def cast(array: Array) -> Array:
+        more = tuple(over - jax.typeof(array).mat.varying)
+        return jax.lax.pcast(array, more, to="varying") if more else array
+
+    return cast(x), cast(w)
 
 
 @configurable
