@@ -85,6 +85,12 @@ def parts(letter: str) -> int:
     return math.prod(here.mesh.shape[axis] for axis in axes(letter)) if here else 1
 
 
+def sliced() -> bool:
+    """Whether this is the program of one slice of devices among several."""
+    here = _SPREAD.get()
+    return bool(here and here.mesh.shape[REPLICA] > 1 and REPLICA not in axes("B"))
+
+
 def kept(x: Shaped[Array, "*dims"], letters: str) -> Shaped[Array, "*dims"]:
     """`x`, split over the devices as the rules say of an array of these letters.
 
