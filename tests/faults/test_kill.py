@@ -20,6 +20,8 @@ import lmx
 from lmx.train.checkpoint import Checkpoints
 from lmx.train.record.directory import rows
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 STEPS, EVERY = 100, 4
 WORDS = [

@@ -33,11 +33,11 @@ BY_DAY = [
     ("fsdp=8", "dense", CHUNKS),
     ("data=2 x fsdp=2 x tensor=2", "dense", PARTS, UNROLLED),
     ("data=2 x fsdp=4", "moe"),
-    ("replica=2 x data=2 x expert=2", "sigmoid", PARTS),
-    ("fsdp=2 x stage=2 x tensor=2", "moe", ROUNDS),
     ("context=4", "dense", RING, UNROLLED),
 ]
 OTHERS = [
+    ("replica=2 x data=2 x expert=2", "sigmoid", PARTS),
+    ("fsdp=2 x stage=2 x tensor=2", "moe", ROUNDS),
     ("data=8", "dense"),
     ("replica=8", "dense", UNROLLED),
     ("tensor=2", "dense", PARTS, CHUNKS),

@@ -11,6 +11,8 @@ from lmx.train.checkpoint import Checkpoints
 from lmx.train.outer import DiLoCo
 from tests.collectives import collectives
 
+pytestmark = pytest.mark.meshes
+
 PAIR = [
     "Experiment.outer=@DiLoCo()",
     "DiLoCo.replicas=2",

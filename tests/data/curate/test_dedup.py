@@ -39,10 +39,10 @@ def jaccard(one, other, size=5):
 
 @pytest.fixture(scope="module")
 def planted():
-    """600 texts, a third of them worn copies of others at every likeness."""
+    """300 texts, a third of them worn copies of others at every likeness."""
     chance = random.Random(0)
-    found = [text(chance) for _ in range(400)]
-    found += [worn(chance, found[i], chance.uniform(0, 0.06)) for i in range(200)]
+    found = [text(chance) for _ in range(200)]
+    found += [worn(chance, found[i], chance.uniform(0, 0.06)) for i in range(100)]
     chance.shuffle(found)
     return found
 
@@ -77,7 +77,7 @@ def test_what_goes_is_what_looking_at_every_pair_removes(planted, lines, sifted)
     missed = len(kept) - len(staying)
     assert missed <= 0.05 * (len(planted) - len(staying))
     removed = [entry for entry in log if entry["reason"] == "near duplicate"]
-    assert len(removed) > 50
+    assert len(removed) > 30
     by_name = {f"web/{each.name}": each.text for each in every(corpus)}
     for entry in removed:
         likeness = jaccard(by_name[f"web/{entry['name']}"], by_name[entry["of"]])
