@@ -7,6 +7,7 @@ would if causal work were even, with the ring's course and with pieces as they c
 """
 
 import os
+from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -38,7 +39,8 @@ def temporary(kernel: Kernel, length: int, window: int | None) -> int:
 
     program = jax.jit(spread.traced_for(mesh, RULES, jax.grad(total)))
     shape = jax.ShapeDtypeStruct((1, length, HEADS, WIDTH), "float32")
-    return program.lower([shape] * 3).compile().memory_analysis().temp_size_in_bytes
+    taken: Any = program.lower([shape] * 3).compile().memory_analysis()
+    return taken.temp_size_in_bytes
 
 
 def unevenness(steps: tuple[np.ndarray, ...]) -> float:

@@ -3,9 +3,15 @@
 import pytest
 
 from lmx.config.names import ConfigError
+from lmx.data.corpora.corpus import Document
 from lmx.data.curate.decontaminate import Decontaminate
 from lmx.data.curate.sieve import every
 from lmx.data.curate.words import words
+
+
+def documents(corpus):
+    return [item for item in every(corpus) if isinstance(item, Document)]
+
 
 QUESTION = (
     "Which of the two rivers that meet below the old town is the longer one, then?"
@@ -40,7 +46,7 @@ def test_a_document_goes_where_any_run_is_in_an_evaluation_as_by_every_run(
     ]
     assert kept == wanted and len(kept) == 2
     assert report["sources"]["web"]["removed"] == {"shares words with quiz": 3}
-    first, second, _ = (f"quiz/{each.name}" for each in every(against["quiz"]))
+    first, second, _ = (f"quiz/{each.name}" for each in documents(against["quiz"]))
     assert [entry["of"] for entry in log] == [first, first, second]
     assert log[2]["words"] == "what is the capital of the smallest state"
 

@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 
 from lmx.config.names import ConfigError
+from lmx.data.corpora.corpus import Document
 from lmx.data.curate.dedup import Dedup, MinHash
 from lmx.data.curate.sieve import every
 from lmx.data.curate.words import alike, numbers, runs, runs_of, words
+
+
+def documents(corpus):
+    return [item for item in every(corpus) if isinstance(item, Document)]
+
 
 WORDS = [f"word{n}" for n in range(2000)]
 
@@ -78,7 +84,7 @@ def test_what_goes_is_what_looking_at_every_pair_removes(planted, lines, sifted)
     assert missed <= 0.05 * (len(planted) - len(staying))
     removed = [entry for entry in log if entry["reason"] == "near duplicate"]
     assert len(removed) > 30
-    by_name = {f"web/{each.name}": each.text for each in every(corpus)}
+    by_name = {f"web/{each.name}": each.text for each in documents(corpus)}
     for entry in removed:
         likeness = jaccard(by_name[f"web/{entry['name']}"], by_name[entry["of"]])
         assert likeness == pytest.approx(entry["alike"], abs=1e-4) and likeness >= 0.8
@@ -90,7 +96,7 @@ def test_equal_texts_go_in_any_source_and_the_first_stays(lines, sifted):
     sources = {"a": lines("a", ["one", "two", "one"]), "b": lines("b", ["two", "new"])}
     kept, log, _ = sifted(Dedup(sources=sources, near=None), "b")
     assert kept == ["new"]
-    names = {each.text: f"a/{each.name}" for each in list(every(sources["a"]))[:2]}
+    names = {each.text: f"a/{each.name}" for each in documents(sources["a"])[:2]}
     found = [(entry["source"], entry["of"]) for entry in log]
     assert found == [("a", names["one"]), ("b", names["two"])]
 
