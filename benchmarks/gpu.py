@@ -33,7 +33,7 @@ from lmx.layers.position.absolute import Learned
 from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.train.loss.next_token import Means, NextToken
-from lmx.train.optim import adamw
+from lmx.train.optim.optimizer import adamw
 from lmx.train.step import Recipe, init_state, train_step
 
 SEED = 0

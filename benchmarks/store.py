@@ -37,7 +37,7 @@ from lmx.data.tokenizers.pieces import PieceCodec, SentencePiece
 
 Work = Callable[[], Any]
 ROUNDS = 3
-BYTES = 30_000_000  # of text
+BYTES = 100_000_000  # of text
 PART = 4000  # characters of a document
 DOCUMENTS, SHARDS, LENGTH = 10_000_000, 160, 50
 OPEN = """

@@ -93,7 +93,7 @@ for room in ("layers", "models"):
     for file in sorted(pathlib.Path("lmx", room).rglob("*.py")):
         importlib.import_module(".".join(file.with_suffix("").parts))
 importlib.import_module("lmx.train.step")
-importlib.import_module("lmx.train.schedule")
+importlib.import_module("lmx.train.optim.schedule")
 print(*sys.modules)
 """
 BENCHMARK = """

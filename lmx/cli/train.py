@@ -131,7 +131,7 @@ def _joined(args: argparse.Namespace, name: str, config: Config, folder: Path) -
 def _train(name: str, config: Config, folder: Path, *, as_json: bool) -> int:
     from lmx.core import process
     from lmx.train.attempt import attempt
-    from lmx.train.hooks import StoppedError
+    from lmx.train.hooks.stop import StoppedError
     from lmx.train.record.directory import last
     from lmx.train.record.summary import summary
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from lmx.config.names import ConfigError, configurable
 from lmx.core.batch import Batch
 from lmx.data.synthetic.made import Made
-from lmx.train.hooks import Periodic, due
+from lmx.train.hooks.periodic import Periodic, due
 from lmx.train.loop import Hook
 from lmx.train.record.directory import Directory
 from lmx.train.run import Run, rows_sharding, shaped

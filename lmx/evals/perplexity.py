@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lmx.config.names import configurable
 from lmx.data.batches import Batch, Source, Tokens
-from lmx.train.hooks import Periodic, due
+from lmx.train.hooks.periodic import Periodic, due
 from lmx.train.loop import Hook
 from lmx.train.loss.next_token import measured
 from lmx.train.record.directory import Directory

@@ -11,7 +11,7 @@ from lmx.core import process
 from lmx.infer.causal import check_causal
 from lmx.infer.generate import Generator, ends_of, prompt_of
 from lmx.infer.sample import Sampler
-from lmx.train.hooks import Periodic, due
+from lmx.train.hooks.periodic import Periodic, due
 from lmx.train.loop import Hook
 from lmx.train.record.directory import Directory
 from lmx.train.run import Run

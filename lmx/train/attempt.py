@@ -12,9 +12,10 @@ from lmx.config.tree import Config, explained
 from lmx.core import process
 from lmx.data.batches import Batch
 from lmx.data.rows.prefetch import prefetch
-from lmx.train.checkpoint import Checkpoints
+from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.experiment import Experiment
-from lmx.train.hooks import Log, Stop, Waited
+from lmx.train.hooks.log import Log, Waited
+from lmx.train.hooks.stop import Stop
 from lmx.train.loop import Hook, train
 from lmx.train.record.card import card
 from lmx.train.record.directory import Directory, Elsewhere, last

@@ -17,11 +17,12 @@ from lmx.data.rows.numbered import course_of
 from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.models.remat import offloadable
-from lmx.train.hooks import Periodic, Save
+from lmx.train.checkpoint.save import Save
+from lmx.train.hooks.periodic import Periodic
 from lmx.train.loss.next_token import NextToken
-from lmx.train.outer import DiLoCo
+from lmx.train.optim.outer import DiLoCo
+from lmx.train.optim.schedule import Schedule
 from lmx.train.run import Program, Run, rows_sharding, shaped
-from lmx.train.schedule import Schedule
 from lmx.train.step import Recipe, init_state, train_step
 
 configurable(Mesh)

@@ -15,7 +15,7 @@ from lmx.core.batch import Batch
 from lmx.core.mean import Mean
 from lmx.core.norm import measures
 from lmx.train.loss.next_token import Means
-from lmx.train.optim import quieted, steered
+from lmx.train.optim.optimizer import quieted, steered
 
 Metrics = dict[str, Float[Array, "..."]]  # a number, or one number a layer
 LossFn = Callable[[Any, Batch, Any], tuple[Mean, Means]]  # of model, batch and keys

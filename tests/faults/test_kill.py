@@ -17,7 +17,7 @@ import jax
 import pytest
 
 import lmx
-from lmx.train.checkpoint import Checkpoints
+from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.record.directory import rows
 
 pytestmark = pytest.mark.processes

@@ -9,7 +9,7 @@ import pytest
 
 import lmx
 from lmx.train.attempt import attempt
-from lmx.train.checkpoint import Checkpoints
+from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.record.directory import last, rows
 from lmx.train.record.summary import summary
 

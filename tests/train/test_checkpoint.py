@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lmx.config.names import ConfigError
 from lmx.core.sharding import RULES, Mesh
 from lmx.train import checkpoint
-from lmx.train.checkpoint import Checkpoints
+from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.step import TrainState
 
 

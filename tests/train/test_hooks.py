@@ -12,8 +12,11 @@ import pytest
 from lmx.config.names import ConfigError
 from lmx.data.synthetic.echo import Echo
 from lmx.train.attempt import _batches
-from lmx.train.checkpoint import Checkpoints
-from lmx.train.hooks import Save, Stop, StoppedError, Waited, due
+from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.checkpoint.save import Save
+from lmx.train.hooks.log import Waited
+from lmx.train.hooks.periodic import due
+from lmx.train.hooks.stop import Stop, StoppedError
 from lmx.train.step import TrainState
 
 

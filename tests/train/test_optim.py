@@ -13,7 +13,7 @@ from flax import nnx
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Mesh, is_variable
 from lmx.layers.init import FanIn, Init
-from lmx.train import optim
+from lmx.train.optim import optimizer as optim
 
 KINDS = {
     "adamw": optim.adamw,

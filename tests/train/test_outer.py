@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lmx.train.checkpoint import Checkpoints
-from lmx.train.outer import DiLoCo
+from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.optim.outer import DiLoCo
 from tests.collectives import collectives
 
 pytestmark = pytest.mark.meshes

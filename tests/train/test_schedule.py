@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lmx.config.names import ConfigError
-from lmx.train.schedule import WSD, Constant, Cosine, Linear
+from lmx.train.optim.schedule import WSD, Constant, Cosine, Linear
 
 STEPS, WARMUP = 110, 10
 

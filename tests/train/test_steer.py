@@ -9,7 +9,7 @@ from flax import nnx
 
 from lmx.layers.init import FanIn, Init
 from lmx.layers.moe.router import Sigmoid
-from lmx.train import optim
+from lmx.train.optim import optimizer as optim
 
 E, RATE = 4, 0.05
 STILL = ("Mesh.data=1", "Constant.peak=0.0", f"Sigmoid.rate={RATE}", "Sigmoid.groups=1")

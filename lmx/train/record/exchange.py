@@ -24,7 +24,7 @@ from lmx.models.hf.save import save
 from lmx.models.hf.source import CONFIG, GENERATION, Source, shaped
 from lmx.models.hf.table import by_tensor, parts
 from lmx.models.hf.tensors import SHARD
-from lmx.train.checkpoint import Checkpoints
+from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.record.card import ground
 from lmx.train.record.directory import Directory, describe
 from lmx.train.record.restore import Trained

@@ -14,7 +14,7 @@ from lmx.config.tree import Config
 from lmx.data.tokenizers.codec import Codec, load
 from lmx.models.decoder import Decoder
 from lmx.models.hf.pretrained import Pretrained
-from lmx.train.checkpoint import Checkpoints
+from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.experiment import Experiment
 from lmx.train.record.directory import Directory
 

@@ -1,34 +1,19 @@
-"""What happens beside the training: logging, saving, stopping at a signal."""
+"""Metrics, read one step late, written, and shown on a line."""
 
-import signal
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from types import FrameType
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from lmx.config.names import ConfigError, configurable
-from lmx.core import device, process
+from lmx.core import device
 from lmx.data.batches import Batch
-from lmx.data.progress import say
-from lmx.train.checkpoint import Checkpoints
 from lmx.train.loop import Hook
 from lmx.train.record.directory import Directory
 from lmx.train.record.line import Line
 from lmx.train.run import Run
 from lmx.train.step import Metrics, TrainState
-
-
-class Periodic(ABC):
-    """A hook that an experiment chooses: evaluation, samples, a profile."""
-
-    @abstractmethod
-    def start(self, run: Run) -> Callable[[Directory], Hook]:
-        """Opens and checks what is needed; given a directory to write to, the hook."""
 
 
 class Waited(Iterator[Batch]):
@@ -47,87 +32,6 @@ class Waited(Iterator[Batch]):
         """Ends the threads that make batches."""
         if isinstance(self.batches, Generator):
             self.batches.close()
-
-
-@configurable
-@dataclass(frozen=True, kw_only=True)
-class Save:
-    """How often the state is saved, and how many of the newest saves are kept."""
-
-    every: int = 1000  # steps
-    keep: int = 2
-
-    def __post_init__(self):
-        if self.every < 1 or self.keep < 1:
-            raise ConfigError("Save.every and Save.keep must be 1 or more.")
-
-    def start(
-        self, checkpoints: Checkpoints, steps: int, flush: Callable[[], None]
-    ) -> Hook:
-        """Saves every so many steps, and at the last; `flush` before that.
-
-        So that no state is there whose metrics are not.
-        """
-
-        def save(done: int, state: TrainState, metrics: Metrics) -> None:
-            del metrics
-            if done % self.every == 0 or done == steps:
-                flush()
-                checkpoints.save(done, state)
-
-        return save
-
-
-class StoppedError(Exception):
-    """A signal asked to stop; the state is saved."""
-
-    def __init__(self, signum: int, done: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {done}")
-        self.signum = signum
-
-
-class Stop:
-    """At Ctrl-C or SIGTERM ends the step, saves and stops; at the second, at once.
-
-    One process of many that is asked stops all of them, after the same step. It must
-    be called after `Log`, which waits for the step before.
-    """
-
-    def __init__(self, checkpoints: Checkpoints, flush: Callable[[], None]):
-        self.checkpoints, self.flush = checkpoints, flush
-        self.asked: int | None = None
-        self.notice = process.Notice()
-        self.before = {
-            signum: signal.signal(signum, self._ask)
-            for signum in (signal.SIGINT, signal.SIGTERM)
-        }
-
-    def _ask(self, signum: int, frame: FrameType | None) -> None:
-        self.asked = signum
-        self.restore()
-        say("stopping after this step; once more stops at once without saving")
-
-    def restore(self) -> None:
-        """Signals do again what they did before."""
-        for signum, handler in self.before.items():
-            signal.signal(signum, handler)
-
-    def __call__(self, done: int, state: TrainState, metrics: Metrics) -> None:
-        del metrics
-        if self.asked is not None:
-            self.notice.post(f"{self.asked} {done + process.ahead()}")
-        word = self.notice.read()
-        if word is None:
-            return
-        signum, last = map(int, word.split())
-        if done < last:
-            return
-        self.flush()
-        self.checkpoints.wait()
-        if done not in self.checkpoints.steps():
-            self.checkpoints.save(done, state)
-        self.checkpoints.wait()
-        raise StoppedError(signum, done)
 
 
 class Log:
@@ -216,10 +120,3 @@ class Log:
 def _number(value: Any) -> float | list[float]:
     """A Python number, or one for each layer, that prints as short as it can."""
     return [float(f"{v:.6g}") for v in value] if np.ndim(value) else float(value)
-
-
-def due(every: int, steps: int) -> Callable[[int], bool]:
-    """Whether something is due after that many steps: every so many, and at the end."""
-    if every < 1:
-        raise ConfigError(f"every {every} steps is never: it must be 1 or more.")
-    return lambda done: done % every == 0 or done == steps
