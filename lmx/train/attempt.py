@@ -21,9 +21,9 @@ from lmx.train.hooks.log import Log
 from lmx.train.hooks.periodic import Due
 from lmx.train.hooks.stop import Stop
 from lmx.train.loop import Step, train
-from lmx.train.record.account import Account, total
-from lmx.train.record.card import card
-from lmx.train.record.directory import Directory, Elsewhere, last
+from lmx.train.record.account import Account
+from lmx.train.record.card import card, outcome
+from lmx.train.record.directory import Directory, Elsewhere
 from lmx.train.record.line import Line, Silence
 from lmx.train.record.plots import draw
 from lmx.train.run import Run
@@ -39,11 +39,13 @@ class Manner:
         grace: seconds after a signal in which the state may be saved; None: any.
         accept: what may differ from what the run began with, by path, `Class.parameter`
             or `data`.
+        until: the step after which it stops as at a signal; None: the last of the run.
     """
 
     since: float | None = None
     grace: float | None = None
     accept: tuple[str, ...] = ()
+    until: int | None = None
 
 
 def attempt(
@@ -77,7 +79,7 @@ def attempt(
             _ending(directory, account),
             closing(line),
             closing(_batches(run, done)) as batches,
-            Stop(checkpoints, settle, account, manner.grace) as stop,
+            Stop(checkpoints, settle, account, manner.grace, manner.until) as stop,
             Eviction(),
         ):
             chores.owed(state)
@@ -88,7 +90,7 @@ def attempt(
             checkpoints.wait()
             settle()
             account.note(run.steps)
-            directory.update(final=last(path), seconds=total(path))
+            directory.update(**outcome(run, path))
     return directory
 
 

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,13 @@ import jax
 from lmx.config.names import find
 from lmx.config.node import map_nodes
 from lmx.config.tree import Config
+from lmx.core import device
+from lmx.train.record.account import total
+from lmx.train.record.directory import last, rows
 from lmx.train.run import Run
 
 PACKAGES = ("lmx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+FEW, APART = 64, 1.05  # losses of a card: so many, then each at so much later a step
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # what tells compilers how to compile
 
 
@@ -39,6 +43,33 @@ def card(name: str, config: Config, run: Run) -> dict[str, Any]:
         "mesh": axes(run),
         **ground(),
     }
+
+
+def outcome(run: Run, path: Path) -> dict[str, Any]:
+    """What a card ends with: figures of the finished run in a folder.
+
+    `losses` are pairs of a step and its loss, `seconds` those of each state, and `mfu`
+    the share of what its devices could do at most, in the steps that were kept.
+    """
+    seconds, peak = total(path), device.peak(run.mesh.size)
+    training = sum(seconds.get(state, 0.0) for state in ("step", "data", "log"))
+    known = {"mfu": run.flops(run.steps) / training / peak} if peak else {}
+    return {
+        "final": last(path),
+        "losses": figures(rows(path)),
+        "seconds": seconds,
+        **known,
+    }
+
+
+def figures(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, float | str]]:
+    """Logged losses, each with its step: the first few, then fewer, and the last."""
+    found = [(row["step"], row["loss"]) for row in lines if "loss" in row]
+    kept = found[:FEW]
+    for pair in found[FEW:]:
+        if pair[0] >= APART * kept[-1][0] or pair is found[-1]:
+            kept.append(pair)
+    return kept
 
 
 def axes(run: Run) -> dict[str, int]:
