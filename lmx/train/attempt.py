@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lmx.data.rows.prefetch import prefetch
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.experiment import Experiment
 from lmx.train.hooks.chores import SAVE, Chores, names
+from lmx.train.hooks.eviction import Eviction
 from lmx.train.hooks.log import Log
 from lmx.train.hooks.periodic import Due
 from lmx.train.hooks.stop import Stop
@@ -28,19 +30,34 @@ from lmx.train.run import Run
 from lmx.train.step import Metrics, TrainState
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How an attempt is made, which changes nothing of what comes of it.
+
+    Attributes:
+        since: when its process began, by the clock of the account; None: now.
+        grace: seconds after a signal in which the state may be saved; None: any.
+        accept: what may differ from what the run began with, by path, `Class.parameter`
+            or `data`.
+    """
+
+    since: float | None = None
+    grace: float | None = None
+    accept: tuple[str, ...] = ()
+
+
 def attempt(
-    name: str, config: Config[Experiment], path: Path, since: float | None = None
+    name: str, config: Config[Experiment], path: Path, manner: Manner = Manner()
 ) -> Directory:
     """Trains the rest of the run in its folder, which afterwards holds all of it.
 
-    `since` is when its process began, by the clock of the account; None: now. Raises
-    ConfigError before anything is written, `StoppedError` once a signal's stop is
-    saved.
+    Raises ConfigError before anything is written, `StoppedError` once a signal's stop
+    is saved.
     """
-    account = Account(since)
+    account = Account(manner.since)
     experiment, run, periodic = _opened(config)
     _check_data(run)
-    with closing(_claimed(name, config, run, path)) as directory:
+    with closing(_claimed(name, config, run, path, manner.accept)) as directory:
         checkpoints = Checkpoints(directory.checkpoints, experiment.checkpoint.keep)
         if _over(run, directory, checkpoints):
             return directory
@@ -52,14 +69,16 @@ def attempt(
         account.begin(directory, done)
         line = (Line if process.first() else Silence)(name, done, run.steps)
         log = Log(run, directory, account, experiment.log_every, line)
-        saving = experiment.checkpoint.start(checkpoints, run.steps, log.flush)
+        settle = partial(_settled, log, directory)
+        saving = experiment.checkpoint.start(checkpoints, run.steps, settle)
         beside = {each: start(directory) for each, start in periodic.items()}
         chores = Chores({SAVE: saving} | beside, directory, account)
         with (
             _ending(directory, account),
             closing(line),
             closing(_batches(run, done)) as batches,
-            Stop(checkpoints, log.flush, account) as stop,
+            Stop(checkpoints, settle, account, manner.grace) as stop,
+            Eviction(),
         ):
             chores.owed(state)
             account.enter("step")
@@ -67,9 +86,20 @@ def attempt(
             train(step, state, given, steps=run.steps, hooks=[log, chores, stop])
             account.enter("stop")
             checkpoints.wait()
+            settle()
             account.note(run.steps)
             directory.update(final=last(path), seconds=total(path))
     return directory
+
+
+def _settled(log: Log, directory: Directory) -> None:
+    """All that was measured is on disk, in every process; OSError where it cannot be.
+
+    So that no state is there whose metrics are not.
+    """
+    log.flush()
+    if fault := process.from_first(directory.fault):
+        raise OSError(fault)
 
 
 @contextmanager
@@ -101,15 +131,19 @@ def _check_data(run: Run) -> None:
         )
 
 
-def _claimed(name: str, config: Config, run: Run, path: Path) -> Directory:
+def _claimed(
+    name: str, config: Config, run: Run, path: Path, accept: tuple[str, ...]
+) -> Directory:
     """The folder of the run, claimed by the first process."""
+    held: list[Directory] = [Elsewhere(path)]
 
     def claim() -> None:
         facts = card(name, config, run)
-        Directory.claim(path, config, facts, run.data.tokenizer)
+        codec = run.data.tokenizer
+        held.append(Directory.claim(path, config, facts, codec, accept))
 
     process.from_first(claim)
-    return (Directory if process.first() else Elsewhere)(path)
+    return held[-1]
 
 
 def _opened(
