@@ -12,17 +12,15 @@ from lmx.config.tree import Config, explained
 from lmx.core import process
 from lmx.data.batches import Batch
 from lmx.data.rows.prefetch import prefetch
-from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.experiment import Experiment
 from lmx.train.hooks.log import Log, Waited
 from lmx.train.hooks.stop import Stop
 from lmx.train.loop import Hook, train
-from lmx.train.record.card import card
+from lmx.train.record.card import card, origin
 from lmx.train.record.directory import Directory, Elsewhere, last
 from lmx.train.record.line import Line, Silence
 from lmx.train.record.plots import draw
 from lmx.train.run import Run
-from lmx.train.step import TrainState
 
 
 def attempt(name: str, config: Config[Experiment], path: Path) -> Directory:
@@ -34,12 +32,14 @@ def attempt(name: str, config: Config[Experiment], path: Path) -> Directory:
     experiment, run, periodic = _opened(config)
     _check_data(run)
     directory = _claimed(name, config, run, path)
-    checkpoints = Checkpoints(directory.checkpoints, experiment.checkpoint.keep)
+    saves = experiment.checkpoint
+    checkpoints = saves.open(directory.checkpoints, origin(config, run))
     finished = process.from_first(lambda: directory.finished)
     if finished and checkpoints.steps()[-1:] == [run.steps]:
         return directory
     checkpoints.clean()
-    state = resumed(run, checkpoints)
+    newest = checkpoints.newest(run.like(), past=saves.past)
+    state = run.init() if newest is None else newest
     begun = time.perf_counter()
     done = int(state.step)
     directory.begin(done)
@@ -49,7 +49,7 @@ def attempt(name: str, config: Config[Experiment], path: Path) -> Directory:
     stop = Stop(checkpoints, log.flush)
     beside = [
         *(hook(directory) for hook in periodic),
-        experiment.checkpoint.start(checkpoints, run.steps, log.flush),
+        saves.start(checkpoints, run.steps, log.flush),
     ]
     hooks = [log, *map(log.beside, beside), stop]
     try:
@@ -99,12 +99,6 @@ def _opened(
         experiment = config.build()
         run = experiment.open()
         return experiment, run, [hook.start(run) for hook in experiment.hooks]
-
-
-def resumed(run: Run, checkpoints: Checkpoints) -> TrainState:
-    """The newest state on disk, or that of step 0."""
-    steps = checkpoints.steps()
-    return checkpoints.restore(steps[-1], run.like()) if steps else run.init()
 
 
 def _batches(run: Run, start: int) -> Iterator[Batch]:
