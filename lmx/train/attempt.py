@@ -13,7 +13,6 @@ from lmx.config.tree import Config, explained
 from lmx.core import process
 from lmx.data.batches import Batch
 from lmx.data.rows.prefetch import prefetch
-from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.experiment import Experiment
 from lmx.train.hooks.chores import SAVE, Chores, names
 from lmx.train.hooks.eviction import Eviction
@@ -22,7 +21,7 @@ from lmx.train.hooks.periodic import Due
 from lmx.train.hooks.stop import Stop
 from lmx.train.loop import Step, train
 from lmx.train.record.account import Account, total
-from lmx.train.record.card import card
+from lmx.train.record.card import card, origin
 from lmx.train.record.directory import Directory, Elsewhere, last
 from lmx.train.record.line import Line, Silence
 from lmx.train.record.plots import draw
@@ -58,19 +57,21 @@ def attempt(
     experiment, run, periodic = _opened(config)
     _check_data(run)
     with closing(_claimed(name, config, run, path, manner.accept)) as directory:
-        checkpoints = Checkpoints(directory.checkpoints, experiment.checkpoint.keep)
+        saves = experiment.checkpoint
+        checkpoints = saves.open(directory.checkpoints, origin(config, run))
         if _over(run, directory, checkpoints):
             return directory
         checkpoints.clean()
         with account.within("restore"):
-            state = resumed(run, checkpoints)
+            newest = checkpoints.newest(run.like(), past=saves.past)
+            state = run.init() if newest is None else newest
         done = int(state.step)
         directory.begin(done)
         account.begin(directory, done)
         line = (Line if process.first() else Silence)(name, done, run.steps)
         log = Log(run, directory, account, experiment.log_every, line)
         settle = partial(_settled, log, directory)
-        saving = experiment.checkpoint.start(checkpoints, run.steps, settle)
+        saving = saves.start(checkpoints, run.steps, settle)
         beside = {each: start(directory) for each, start in periodic.items()}
         chores = Chores({SAVE: saving} | beside, directory, account)
         with (
@@ -158,12 +159,6 @@ def _opened(
         run = experiment.open()
         hooks = names(experiment.hooks)
         return experiment, run, {name: hook.start(run) for name, hook in hooks.items()}
-
-
-def resumed(run: Run, checkpoints: Checkpoints) -> TrainState:
-    """The newest state on disk, or that of step 0."""
-    steps = checkpoints.steps()
-    return checkpoints.restore(steps[-1], run.like()) if steps else run.init()
 
 
 def _batches(run: Run, start: int) -> Generator[Batch, None, None]:

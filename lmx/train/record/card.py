@@ -25,10 +25,29 @@ def card(name: str, config: Config, run: Run) -> dict[str, Any]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.like().params)),
         "tokens": run.tokens(run.steps),
         "flops": run.flops(run.steps),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "mesh": {axis: size for axis, size in run.mesh.shape.items() if size > 1},
+        "devices": _devices(),
+        "mesh": _mesh(run),
         **ground(),
     }
+
+
+def origin(config: Config, run: Run) -> dict[str, Any]:
+    """What a saved state tells of the attempt that saved it."""
+    return {
+        "run_id": config.run_id(),
+        "commit": _code()[0],
+        "devices": _devices(),
+        "processes": jax.process_count(),
+        "mesh": _mesh(run),
+    }
+
+
+def _devices() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def _mesh(run: Run) -> dict[str, int]:
+    return {axis: size for axis, size in run.mesh.shape.items() if size > 1}
 
 
 def ground() -> dict[str, Any]:
