@@ -13,6 +13,7 @@ from lmx.config.tree import Config, explained
 from lmx.core import process
 from lmx.data.batches import Batch
 from lmx.data.rows.prefetch import prefetch
+from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.experiment import Experiment
 from lmx.train.hooks.chores import SAVE, Chores, names
 from lmx.train.hooks.eviction import Eviction
