@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lmx.cli import config, eval, exchange, generate, plan, train
 from lmx.cli.data import verbs as data
-from lmx.cli.runs import replay
+from lmx.cli.runs import replay, why
 
 _ABOUT = """\
 Language models in JAX. An experiment is a page of settings, a run is a folder.
@@ -34,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(
         required=True, metavar="VERB", parser_class=config.Words
     )
-    for verb in (train, generate, eval, config, data, plan, exchange, replay):
+    for verb in (train, generate, eval, config, data, plan, exchange, replay, why):
         verb.add(verbs)
     args = parser.parse_args(words)
     args.typed = list(sys.argv[1:] if words is None else words)
