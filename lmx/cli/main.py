@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lmx.cli import config, eval, exchange, generate, plan, train
 from lmx.cli.data import verbs as data
+from lmx.cli.runs import ckpt
 
 _ABOUT = """\
 Language models in JAX. An experiment is a page of settings, a run is a folder.
@@ -33,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(
         required=True, metavar="VERB", parser_class=config.Words
     )
-    for verb in (train, generate, eval, config, data, plan, exchange):
+    for verb in (train, generate, eval, config, data, plan, exchange, ckpt):
         verb.add(verbs)
     args = parser.parse_args(words)
     try:
