@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lmx.cli import config, eval, exchange, generate, plan, train
 from lmx.cli.data import verbs as data
-from lmx.cli.runs import replay, why
+from lmx.cli.runs import ckpt, replay, why
 
 _ABOUT = """\
 Language models in JAX. An experiment is a page of settings, a run is a folder.
@@ -19,6 +19,8 @@ Language models in JAX. An experiment is a page of settings, a run is a folder.
   lmx plan experiments/quickstart.gin --on v5e-16  whether it fits, how fast, how dear
   lmx import hf Llama-3.2-1B runs/llama            a model of Hugging Face, as a run
 """
+
+_VERBS = (train, generate, eval, config, data, plan, exchange, ckpt, replay, why)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -34,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(
         required=True, metavar="VERB", parser_class=config.Words
     )
-    for verb in (train, generate, eval, config, data, plan, exchange, replay, why):
+    for verb in _VERBS:
         verb.add(verbs)
     args = parser.parse_args(words)
     args.typed = list(sys.argv[1:] if words is None else words)

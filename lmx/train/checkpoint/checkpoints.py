@@ -149,18 +149,25 @@ class Checkpoints:
                 sums = Reader(self.shelf.path(step)).sums(places)
         except Exception as error:
             fate = _said(error)
-        said: Any = process.to_first(f"read/{word}", [fate, _plain(sums)])
-        if said is None:
-            return
-        fates = [fate for fate, _ in said if fate]
-        self.fate = fates[0] if fates else self._judged(step, [s for _, s in said])
-        if self.fate is None:
+        try:
+            said: Any = process.to_first(f"read/{word}", [fate, _plain(sums)])
+            if said is not None:
+                self.fate = self._ended(step, said)
+        except Exception as error:
+            self.fate = _said(error)
+
+    def _ended(self, step: int, said: list[Any]) -> str | None:
+        """Why a save failed of which the processes say this; None if it did not."""
+        found = [fate for fate, _ in said if fate]
+        fate = found[0] if found else self._judged(step, [sums for _, sums in said])
+        if fate is None:
             self.whole.add(step)
             self.shelf.thin(self.keep, self.whole)
-        else:
-            self.shelf.clean()
-            if step in self.shelf.steps():
-                self.shelf.set_aside(step)
+            return None
+        self.shelf.clean()
+        if step in self.shelf.steps():
+            self.shelf.set_aside(step)
+        return fate
 
     def _judged(self, step: int, said: list[dict[str, list[int]]]) -> str | None:
         """Why a state that was just written is none; None if it is as it should be."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,14 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}: " + (f"{self.tensor} " if self.tensor else "") + self.why
+
+
+class Place(NamedTuple):
+    """Bytes of a file below the folder of a state's tensors."""
+
+    file: str
+    begin: int
+    size: int
 
 
 class DamageError(ConfigError):
@@ -143,7 +152,7 @@ class Reader:
         for name, indices in parts.items():
             tensor = self.tensor(name)
             found[name] = np.zeros(2, np.uint64)
-            for index in _chunks(tensor) if indices is None else indices:
+            for index in chunks(tensor) if indices is None else indices:
                 found[name] += of_part(
                     self.read(name, tensor, index), index, tensor.shape
                 )
@@ -177,40 +186,62 @@ class Reader:
     def file(self, name: str) -> str:
         """The file that a tensor is in, or the first one, as far as that is known."""
         try:
-            return f"{STATE}/{next(self._files(name))}"
-        except (StopIteration, ValueError, OSError, KeyError, IndexError):
+            return f"{STATE}/{self.places[name][0].file}"
+        except (ValueError, OSError, KeyError, IndexError):
             return STATE
 
-    def _files(self, name: str) -> Iterator[str]:
-        """Where the tree of OCDBT says that the chunks of a tensor are."""
+    @cached_property
+    def places(self) -> dict[str, list[Place]]:
+        """Where the tree of OCDBT says that the chunks of each tensor are."""
         base = ts.KvStore.open({"driver": "file", "path": f"{self.path / STATE}/"})
-        store = base.result()
+        store, found = base.result(), {}
         newest = ts.ocdbt.dump(store).result()["versions"][-1]["root"]["location"]
         nodes = [newest]
         for location in nodes:
-            tree = ts.ocdbt.dump(store, node=location).result()
-            for entry in tree["entries"]:
+            for entry in ts.ocdbt.dump(store, node=location).result()["entries"]:
+                name, _, chunk = entry["key"].decode().rpartition("/")
                 if "location" in entry:
                     nodes.append(entry["location"])
-                elif _is_chunk(entry["key"].decode(), name):
+                elif chunk != ".zarray":
                     place = entry.get("indirect_value", location)
-                    _, folder, file, *_ = place.split(":")
-                    yield folder + file
+                    _, folder, file, begin, size = place.split(":")
+                    place = Place(folder + file, int(begin), int(size))
+                    found.setdefault(name, []).append(place)
+        return found
+
+    def short(self) -> list[Fault]:
+        """Which files are missing or too short, by their sizes alone."""
+        try:
+            digests, places = self.meta()["digests"], self.places
+        except DamageError as error:
+            return list(error.faults)
+        except (ValueError, OSError) as error:
+            return [Fault(STATE, None, f"cannot be read ({_line(error)})")]
+        return [
+            Fault(f"{STATE}/{place.file}", name, "is cut short or gone")
+            for name in digests
+            for place in places.get(name, [Place("manifest.ocdbt", 0, 1 << 62)])
+            if not self._has(place)
+        ]
+
+    def _has(self, place: Place) -> bool:
+        file = self.path / STATE / place.file
+        return file.is_file() and file.stat().st_size >= place.begin + place.size
 
     def _unread(self, name: str, error: Exception) -> DamageError:
         """What could not be read; the first line of what tensorstore said of it."""
-        why = f"{error}".splitlines()[0].split(" [")[0]
-        return self._damage(self.file(name), name, f"cannot be read ({why})")
+        return self._damage(self.file(name), name, f"cannot be read ({_line(error)})")
 
     def _damage(self, file: str, tensor: str | None, why: str) -> DamageError:
         return DamageError(self.path, Fault(file, tensor, why))
 
 
-def _is_chunk(key: str, name: str) -> bool:
-    return key.startswith(f"{name}/") and not key.endswith(".zarray")
+def _line(error: Exception) -> str:
+    """The first line of an error, without what tensorstore says of its own source."""
+    return f"{error}".splitlines()[0].split(" [")[0]
 
 
-def _chunks(tensor: ts.TensorStore) -> Iterator[Index]:
+def chunks(tensor: ts.TensorStore) -> Iterator[Index]:
     """The parts of a tensor that are stored, and read, as one."""
     shape: tuple[int, ...] = tensor.shape
     stored = tensor.chunk_layout.read_chunk.shape or shape

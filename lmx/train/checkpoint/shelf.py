@@ -50,10 +50,13 @@ class Shelf:
                 discard(self.path(step))
 
     def clean(self) -> None:
-        """Takes away what was left half written or half removed."""
+        """Takes away what was left half written or half removed, as far as it can.
+
+        Writes of a save that failed may still be under way: the next time takes more.
+        """
         for path in self.folder.glob("*"):
             if not path.name.isdigit() and ASIDE not in path.name:
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
 
     def trouble(self) -> str | None:
         """Makes the folder and a file in it; why that fails, or None if it does not."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +100,8 @@ def orbax() -> ocp.AsyncCheckpointer:
     much memory again as they do and six times as long as writing them. Each element is
     written by one process and from the one copy of it that there is on a host.
     """
+    # A failed save is told in one line by who asked for it, and not in four tracebacks.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     arrays = ArrayHandler(use_replica_parallel=False, enable_write_sharding_file=False)
     state = ocp.PyTreeCheckpointHandler(
         use_compression=False,
