@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.config.names import ConfigError
 from lmx.core.sharding import RULES, Mesh
-from lmx.train import checkpoint
+from lmx.train.checkpoint import checkpoints as module
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.step import TrainState
 
@@ -102,7 +102,7 @@ def test_nothing_saved_is_an_empty_list(checkpoints):
 @pytest.mark.parametrize("off, other", [(1, "a newer"), (-1, "an older")])
 def test_a_state_of_another_schema_is_refused(checkpoints, monkeypatch, off, other):
     with monkeypatch.context() as writer:
-        writer.setattr(checkpoint, "SCHEMA", checkpoint.SCHEMA + off)
+        writer.setattr(module, "SCHEMA", module.SCHEMA + off)
         saved(checkpoints, 1)
     with pytest.raises(ConfigError, match=f"written by {other} lmx .schema .*reads 2"):
         checkpoints.restore(1, like(made_state(1)))
