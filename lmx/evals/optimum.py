@@ -15,8 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from lmx.config.names import ConfigError, configurable
 from lmx.core.batch import Batch
 from lmx.data.synthetic.made import Made
-from lmx.train.hooks.periodic import Periodic, due
-from lmx.train.loop import Hook
+from lmx.train.hooks.periodic import Due, Periodic, due
 from lmx.train.record.directory import Directory
 from lmx.train.run import Run, rows_sharding, shaped
 from lmx.train.step import Metrics, TrainState
@@ -46,7 +45,7 @@ class Optimum(Periodic):
         if self.batches < 1:
             raise ConfigError(f"Optimum.batches is {self.batches}: at least 1.")
 
-    def start(self, run: Run) -> Callable[[Directory], Hook]:
+    def start(self, run: Run) -> Callable[[Directory], Due]:
         is_due = due(self.every, run.steps)
         whole = NamedSharding(run.mesh, PartitionSpec())  # every process has it all
         score = jax.jit(partial(score_rows, run.graph), out_shardings=whole)
@@ -55,23 +54,20 @@ class Optimum(Periodic):
         rows_sharding(batch, run.mesh, run.rules)  # a refusal now, not at the first
         jax.eval_shape(score, run.like().params, batch)
 
-        def optimum(directory: Directory) -> Hook:
+        def optimum(directory: Directory) -> Due:
             def hook(done: int, state: TrainState, metrics: Metrics) -> None:
                 del metrics
-                if is_due(done):
-                    fresh = range(run.steps, run.steps + self.batches)
-                    batches = (run.read(data, run.seed, step) for step in fresh)
-                    rows = [score(state.params, batch) for batch in batches]
-                    nats, weights = np.concatenate(np.asarray(rows, np.float64), 1)
-                    mean, error = mean_of_rows(nats, weights)
-                    best = self.data.entropy
-                    found = {"nats": mean, "entropy": best, "excess": mean - best}
-                    found["standard_error"] = error
-                    directory.log(
-                        done, {f"{self.name}/{k}": v for k, v in found.items()}
-                    )
+                fresh = range(run.steps, run.steps + self.batches)
+                batches = (run.read(data, run.seed, step) for step in fresh)
+                rows = [score(state.params, batch) for batch in batches]
+                nats, weights = np.concatenate(np.asarray(rows, np.float64), 1)
+                mean, error = mean_of_rows(nats, weights)
+                best = self.data.entropy
+                found = {"nats": mean, "entropy": best, "excess": mean - best}
+                found["standard_error"] = error
+                directory.log(done, {f"{self.name}/{k}": v for k, v in found.items()})
 
-            return hook
+            return Due(is_due, hook)
 
         return optimum
 

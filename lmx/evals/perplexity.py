@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 from lmx.config.names import configurable
 from lmx.data.batches import Batch, Source, Tokens
-from lmx.train.hooks.periodic import Periodic, due
-from lmx.train.loop import Hook
+from lmx.train.hooks.periodic import Due, Periodic, due
 from lmx.train.loss.next_token import measured
 from lmx.train.record.directory import Directory
 from lmx.train.run import Run, rows_sharding, shaped
@@ -41,7 +40,7 @@ class Evaluate(Periodic):
     batches: int | None = None
     name: str = "validation"
 
-    def start(self, run: Run) -> Callable[[Directory], Hook]:
+    def start(self, run: Run) -> Callable[[Directory], Due]:
         data = self.data.open()
         is_due = due(self.every, run.steps)
         score = jax.jit(partial(score_batch, run.graph))
@@ -50,24 +49,21 @@ class Evaluate(Periodic):
         rows_sharding(batch, run.mesh, run.rules)  # a refusal now, not at the first
         jax.eval_shape(score, run.like().params, batch, sizes)
 
-        def evaluate(directory: Directory) -> Hook:
+        def evaluate(directory: Directory) -> Due:
             def hook(done: int, state: TrainState, metrics: Metrics) -> None:
                 del metrics
-                if is_due(done):
-                    every = data.steps or 1
-                    few = every if done == run.steps else self.batches or every
-                    total = measure(
-                        lambda batch: score(state.params, batch, sizes),
-                        partial(run.read, data, 0),
-                        min(every, few),
-                        self.name,
-                    )
-                    found = numbers(total)
-                    directory.log(
-                        done, {f"{self.name}/{k}": v for k, v in found.items()}
-                    )
+                every = data.steps or 1
+                few = every if done == run.steps else self.batches or every
+                total = measure(
+                    lambda batch: score(state.params, batch, sizes),
+                    partial(run.read, data, 0),
+                    min(every, few),
+                    self.name,
+                )
+                found = numbers(total)
+                directory.log(done, {f"{self.name}/{k}": v for k, v in found.items()})
 
-            return hook
+            return Due(is_due, hook)
 
         return evaluate
 
@@ -123,21 +119,18 @@ class Compressors(Periodic):
     data: Tokens
     name: str = "validation"
 
-    def start(self, run: Run) -> Callable[[Directory], Hook]:
+    def start(self, run: Run) -> Callable[[Directory], Due]:
         text = "".join(
             document.text for document in self.data.corpus.documents(self.data.split)
         ).encode()
 
-        def compressors(directory: Directory) -> Hook:
+        def compressors(directory: Directory) -> Due:
             def hook(done: int, state: TrainState, metrics: Metrics) -> None:
                 del state, metrics
-                if done == run.steps:
-                    directory.log(
-                        done,
-                        {f"{self.name}/{k}": v for k, v in compressed(text).items()},
-                    )
+                found = compressed(text).items()
+                directory.log(done, {f"{self.name}/{k}": v for k, v in found})
 
-            return hook
+            return Due(lambda done: done == run.steps, hook)
 
         return compressors
 

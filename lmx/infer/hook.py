@@ -11,8 +11,7 @@ from lmx.core import process
 from lmx.infer.causal import check_causal
 from lmx.infer.generate import Generator, ends_of, prompt_of
 from lmx.infer.sample import Sampler
-from lmx.train.hooks.periodic import Periodic, due
-from lmx.train.loop import Hook
+from lmx.train.hooks.periodic import Due, Periodic, due
 from lmx.train.record.directory import Directory
 from lmx.train.run import Run
 from lmx.train.step import Metrics, TrainState
@@ -29,7 +28,7 @@ class Sample(Periodic):
     sampler: Sampler = Sampler()
     seed: int = 0
 
-    def start(self, run: Run) -> Callable[[Directory], Hook]:
+    def start(self, run: Run) -> Callable[[Directory], Due]:
         codec = run.data.tokenizer
         if codec is None:
             raise ConfigError("@Sample() needs data that are text: leave it out here.")
@@ -37,14 +36,12 @@ class Sample(Periodic):
         check_causal(nnx.merge(run.graph, run.like().params))
         is_due = due(self.every, run.steps)
 
-        def sample(directory: Directory) -> Hook:
+        def sample(directory: Directory) -> Due:
             generator: Generator | None = None
 
             def hook(done: int, state: TrainState, metrics: Metrics) -> None:
                 nonlocal generator
                 del metrics
-                if not is_due(done):
-                    return
                 if generator is None:
                     generator = Generator(
                         run.graph, state.params, self.sampler, self.seed
@@ -57,6 +54,6 @@ class Sample(Periodic):
                     tqdm.write(f"--- step {done} ---\n{text}\n---")
                 directory.log(done, {"sample": text})
 
-            return hook
+            return Due(is_due, hook)
 
         return sample

@@ -1,7 +1,7 @@
 """One attempt at a run: from where the last one stopped to the end, or the next."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,56 +14,80 @@ from lmx.data.batches import Batch
 from lmx.data.rows.prefetch import prefetch
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.experiment import Experiment
-from lmx.train.hooks.log import Log, Waited
+from lmx.train.hooks.chores import SAVE, Chores, names
+from lmx.train.hooks.log import Log
+from lmx.train.hooks.periodic import Due
 from lmx.train.hooks.stop import Stop
-from lmx.train.loop import Hook, train
+from lmx.train.loop import Step, train
+from lmx.train.record.account import Account, total
 from lmx.train.record.card import card
 from lmx.train.record.directory import Directory, Elsewhere, last
 from lmx.train.record.line import Line, Silence
 from lmx.train.record.plots import draw
 from lmx.train.run import Run
-from lmx.train.step import TrainState
+from lmx.train.step import Metrics, TrainState
 
 
-def attempt(name: str, config: Config[Experiment], path: Path) -> Directory:
+def attempt(
+    name: str, config: Config[Experiment], path: Path, since: float | None = None
+) -> Directory:
     """Trains the rest of the run in its folder, which afterwards holds all of it.
 
-    Raises ConfigError before anything is written, `StoppedError` once a signal's stop
-    is saved.
+    `since` is when its process began, by the clock of the account; None: now. Raises
+    ConfigError before anything is written, `StoppedError` once a signal's stop is
+    saved.
     """
+    account = Account(since)
     experiment, run, periodic = _opened(config)
     _check_data(run)
-    directory = _claimed(name, config, run, path)
-    checkpoints = Checkpoints(directory.checkpoints, experiment.checkpoint.keep)
-    finished = process.from_first(lambda: directory.finished)
-    if finished and checkpoints.steps()[-1:] == [run.steps]:
-        return directory
-    checkpoints.clean()
-    state = resumed(run, checkpoints)
-    begun = time.perf_counter()
-    done = int(state.step)
-    directory.begin(done)
-    batches = Waited(_batches(run, done))
-    line = (Line if process.first() else Silence)(name, done, run.steps)
-    log = Log(run, directory, batches, experiment.log_every, line)
-    stop = Stop(checkpoints, log.flush)
-    beside = [
-        *(hook(directory) for hook in periodic),
-        experiment.checkpoint.start(checkpoints, run.steps, log.flush),
-    ]
-    hooks = [log, *map(log.beside, beside), stop]
-    try:
-        train(run.step, state, batches, steps=run.steps, hooks=hooks)
-        checkpoints.wait()
-        directory.update(final=last(path), seconds=time.perf_counter() - begun)
-    finally:
-        stop.restore()
-        line.close()
-        batches.close()
-        directory.close()
-        if process.first():
-            draw(path)
+    with closing(_claimed(name, config, run, path)) as directory:
+        checkpoints = Checkpoints(directory.checkpoints, experiment.checkpoint.keep)
+        if _over(run, directory, checkpoints):
+            return directory
+        checkpoints.clean()
+        with account.within("restore"):
+            state = resumed(run, checkpoints)
+        done = int(state.step)
+        directory.begin(done)
+        account.begin(directory, done)
+        line = (Line if process.first() else Silence)(name, done, run.steps)
+        log = Log(run, directory, account, experiment.log_every, line)
+        saving = experiment.checkpoint.start(checkpoints, run.steps, log.flush)
+        beside = {each: start(directory) for each, start in periodic.items()}
+        chores = Chores({SAVE: saving} | beside, directory, account)
+        with (
+            _ending(directory, account),
+            closing(line),
+            closing(_batches(run, done)) as batches,
+            Stop(checkpoints, log.flush, account) as stop,
+        ):
+            chores.owed(state)
+            account.enter("step")
+            step, given = _apart(account, run.step), _awaited(account, batches)
+            train(step, state, given, steps=run.steps, hooks=[log, chores, stop])
+            account.enter("stop")
+            checkpoints.wait()
+            account.note(run.steps)
+            directory.update(final=last(path), seconds=total(path))
     return directory
+
+
+@contextmanager
+def _ending(directory: Directory, account: Account) -> Iterator[None]:
+    """Draws what was measured and closes the account, however training ends."""
+    try:
+        yield
+    finally:
+        account.enter("stop")
+        if process.first():
+            draw(directory.path)
+        account.end()
+
+
+def _over(run: Run, directory: Directory, checkpoints: Checkpoints) -> bool:
+    """Whether the last step was done, saved, and is on the card."""
+    finished = process.from_first(lambda: directory.finished)
+    return finished and checkpoints.steps()[-1:] == [run.steps]
 
 
 def _check_data(run: Run) -> None:
@@ -90,7 +114,7 @@ def _claimed(name: str, config: Config, run: Run, path: Path) -> Directory:
 
 def _opened(
     config: Config[Experiment],
-) -> tuple[Experiment, Run, list[Callable[[Directory], Hook]]]:
+) -> tuple[Experiment, Run, dict[str, Callable[[Directory], Due]]]:
     """The experiment, its run and its hooks; any refusal with where its cause was set.
 
     Writes nothing.
@@ -98,7 +122,8 @@ def _opened(
     with explained(config):
         experiment = config.build()
         run = experiment.open()
-        return experiment, run, [hook.start(run) for hook in experiment.hooks]
+        hooks = names(experiment.hooks)
+        return experiment, run, {name: hook.start(run) for name, hook in hooks.items()}
 
 
 def resumed(run: Run, checkpoints: Checkpoints) -> TrainState:
@@ -107,6 +132,30 @@ def resumed(run: Run, checkpoints: Checkpoints) -> TrainState:
     return checkpoints.restore(steps[-1], run.like()) if steps else run.init()
 
 
-def _batches(run: Run, start: int) -> Iterator[Batch]:
+def _batches(run: Run, start: int) -> Generator[Batch, None, None]:
     """The batches from step `start` on, put on their devices ahead of their step."""
     return prefetch(partial(run.read, run.data, run.seed), start, run.steps)
+
+
+def _awaited(account: Account, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches; the seconds until each is there are those of `data`."""
+    while True:
+        with account.within("data"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _apart(account: Account, step: Step) -> Step:
+    """The step; the first call for each shape of a batch is `compile`."""
+    seen: set[tuple[int, ...]] = set()
+
+    def call(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if batch.tokens.shape in seen:
+            return step(state, batch)
+        seen.add(batch.tokens.shape)
+        with account.within("compile"):
+            return step(state, batch)
+
+    return call

@@ -11,12 +11,12 @@ import pytest
 
 from lmx.config.names import ConfigError
 from lmx.data.synthetic.echo import Echo
-from lmx.train.attempt import _batches
+from lmx.train.attempt import _awaited, _batches
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.checkpoint.save import Save
-from lmx.train.hooks.log import Waited
 from lmx.train.hooks.periodic import due
 from lmx.train.hooks.stop import Stop, StoppedError
+from lmx.train.record.account import Account
 from lmx.train.step import TrainState
 
 
@@ -55,7 +55,7 @@ def test_never_to_save_or_to_keep_is_refused(wrong):
 def test_a_signal_ends_the_step_saves_and_stops(checkpoints, capsys, signum):
     flushed = []
     before = signal.getsignal(signum)
-    stop = Stop(checkpoints, lambda: flushed.append(True))
+    stop = Stop(checkpoints, lambda: flushed.append(True), Account())
     stop(4, state_of(4), {})
     os.kill(os.getpid(), signum)
     assert "stopping after this step" in capsys.readouterr().err
@@ -67,7 +67,7 @@ def test_a_signal_ends_the_step_saves_and_stops(checkpoints, capsys, signum):
 
 
 def test_a_state_that_is_on_its_way_is_not_saved_twice(checkpoints, monkeypatch):
-    stop = Stop(checkpoints, lambda: None)
+    stop = Stop(checkpoints, lambda: None, Account())
     checkpoints.save(5, state_of(5))
     monkeypatch.setattr(checkpoints, "save", lambda *_: pytest.fail("saved again"))
     os.kill(os.getpid(), signal.SIGTERM)
@@ -83,16 +83,17 @@ def test_due_every_few_steps_and_at_the_end():
 
 
 def test_the_wait_for_batches_is_measured():
-    batch = Echo(vocab=8, batch=1, length=2).batch_at(0, 0)
-
     def slow():
         for _ in range(3):
             time.sleep(0.02)
             yield batch
 
-    slowly, ready = Waited(slow()), Waited(iter([batch] * 3))
-    assert len(list(slowly)) == len(list(ready)) == 3
-    assert slowly.waited >= 0.06 and slowly.waited > ready.waited
+    batch = Echo(vocab=8, batch=1, length=2).batch_at(0, 0)
+    account = Account()
+    assert len(list(_awaited(account, slow()))) == 3
+    waited = account.spent("data")
+    assert len(list(_awaited(account, iter([batch] * 3)))) == 3
+    assert waited >= 0.06 > account.spent("data") - waited
 
 
 def test_batches_are_on_their_devices_before_their_step(tiny):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lmx.config.names import ConfigError, configurable
 from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.loop import Hook
+from lmx.train.hooks.periodic import Due, due
 from lmx.train.step import Metrics, TrainState
 
 
@@ -23,7 +23,7 @@ class Save:
 
     def start(
         self, checkpoints: Checkpoints, steps: int, flush: Callable[[], None]
-    ) -> Hook:
+    ) -> Due:
         """Saves every so many steps, and at the last; `flush` before that.
 
         So that no state is there whose metrics are not.
@@ -31,8 +31,7 @@ class Save:
 
         def save(done: int, state: TrainState, metrics: Metrics) -> None:
             del metrics
-            if done % self.every == 0 or done == steps:
-                flush()
-                checkpoints.save(done, state)
+            flush()
+            checkpoints.save(done, state)
 
-        return save
+        return Due(due(self.every, steps), save)

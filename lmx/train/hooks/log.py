@@ -1,37 +1,18 @@
 """Metrics, read one step late, written, and shown on a line."""
 
-import time
-from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from lmx.core import device
-from lmx.data.batches import Batch
-from lmx.train.loop import Hook
+from lmx.train.record.account import Account
 from lmx.train.record.directory import Directory
 from lmx.train.record.line import Line
 from lmx.train.run import Run
 from lmx.train.step import Metrics, TrainState
 
-
-class Waited(Iterator[Batch]):
-    """Batches, and the seconds that were spent waiting for them."""
-
-    def __init__(self, batches: Iterator[Batch]):
-        self.batches, self.waited = batches, 0.0
-
-    def __next__(self) -> Batch:
-        begun = time.perf_counter()
-        batch = next(self.batches)
-        self.waited += time.perf_counter() - begun
-        return batch
-
-    def close(self) -> None:
-        """Ends the threads that make batches."""
-        if isinstance(self.batches, Generator):
-            self.batches.close()
+TRAINING = ("step", "data", "log")  # the states of the account that speed is made of
 
 
 class Log:
@@ -41,33 +22,23 @@ class Log:
     """
 
     def __init__(
-        self, run: Run, directory: Directory, batches: Waited, every: int, line: Line
+        self, run: Run, directory: Directory, account: Account, every: int, line: Line
     ):
         self.run, self.directory, self.every = run, directory, every
-        self.batches, self.line = batches, line
+        self.account, self.line = account, line
         self.peak = device.peak(run.mesh.size)
         self.pending: tuple[int, Metrics] | None = None
         self.mark: tuple[int, float, float] | None = None  # done, seconds, waited
-        self.away = 0.0  # seconds spent in other hooks since the mark
         self.newest: Metrics = {}
-
-    def beside(self, hook: Hook) -> Hook:
-        """The hook, its seconds kept out of those of the training."""
-
-        def timed(done: int, state: TrainState, metrics: Metrics) -> None:
-            begun = time.perf_counter()
-            hook(done, state, metrics)
-            self.away += time.perf_counter() - begun
-
-        return timed
+        self.done = 0
 
     def __call__(self, done: int, state: TrainState, metrics: Metrics) -> None:
         del state
         jax.block_until_ready(self.newest)  # no more than one step runs ahead
-        self.newest = metrics
+        self.newest, self.done = metrics, done
         self.flush()
         self.line.update(done)
-        if self.mark is None:  # the first step of a process compiles: it is no measure
+        if self.mark is None:  # the first step of a process warms it: it is no measure
             jax.block_until_ready(metrics["loss"])
             self._lap(done)
         if done % self.every == 0 or done == self.run.steps:
@@ -81,6 +52,13 @@ class Log:
             return
         done, metrics = self.pending
         self.pending = None
+        with self.account.within("step"):
+            jax.block_until_ready(metrics)
+        with self.account.within("log"):
+            self._write(done, metrics)
+            self.account.note(self.done)
+
+    def _write(self, done: int, metrics: Metrics) -> None:
         values = {name: _number(value) for name, value in metrics.items()}
         values["perplexity"] = float(np.exp(values["nats"]))
         values["tokens_seen"] = self.run.tokens(done)
@@ -95,16 +73,15 @@ class Log:
 
     def _lap(self, done: int) -> dict[str, float]:
         """What a step took since the last lap, once the step `done` is known done."""
-        now, waited = time.perf_counter(), self.batches.waited
+        now, waited = self.account.spent(*TRAINING), self.account.spent("data")
         before, self.mark = self.mark, (done, now, waited)
-        away, self.away = self.away, 0.0
         if before is None or before[0] == done:
             return {}
         steps, tokens, flops = (
             count(done) - count(before[0])
             for count in (int, self.run.tokens, self.run.flops)
         )
-        seconds = (now - before[1] - away) / steps
+        seconds = (now - before[1]) / steps
         waiting = (waited - before[2]) / steps
         speed = {
             "seconds/step": seconds,

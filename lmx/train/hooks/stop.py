@@ -7,6 +7,7 @@ from types import FrameType
 from lmx.core import process
 from lmx.data.progress import say
 from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.record.account import Account
 from lmx.train.step import Metrics, TrainState
 
 
@@ -25,8 +26,10 @@ class Stop:
     be called after `Log`, which waits for the step before.
     """
 
-    def __init__(self, checkpoints: Checkpoints, flush: Callable[[], None]):
-        self.checkpoints, self.flush = checkpoints, flush
+    def __init__(
+        self, checkpoints: Checkpoints, flush: Callable[[], None], account: Account
+    ):
+        self.checkpoints, self.flush, self.account = checkpoints, flush, account
         self.asked: int | None = None
         self.notice = process.Notice()
         self.before = {
@@ -38,6 +41,12 @@ class Stop:
         self.asked = signum
         self.restore()
         say("stopping after this step; once more stops at once without saving")
+
+    def __enter__(self) -> "Stop":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
 
     def restore(self) -> None:
         """Signals do again what they did before."""
@@ -54,9 +63,11 @@ class Stop:
         signum, last = map(int, word.split())
         if done < last:
             return
-        self.flush()
-        self.checkpoints.wait()
-        if done not in self.checkpoints.steps():
-            self.checkpoints.save(done, state)
-        self.checkpoints.wait()
+        with self.account.within("stop"):
+            self.flush()
+            self.checkpoints.wait()
+            if done not in self.checkpoints.steps():
+                self.checkpoints.save(done, state)
+            self.checkpoints.wait()
+        self.account.note(done)
         raise StoppedError(signum, done)

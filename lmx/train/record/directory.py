@@ -13,8 +13,9 @@ from lmx.config.resolve import from_json
 from lmx.config.tree import Config, diff
 from lmx.data.cache import new_folder
 from lmx.data.tokenizers.codec import Codec
+from lmx.train.record.journal import Journal, read
 
-METRICS = "metrics.jsonl"
+METRICS, LEDGER, ACCOUNT = "metrics.jsonl", "ledger.jsonl", "account.jsonl"
 Value = int | float | str | list[float]
 Values = Mapping[str, Value]
 
@@ -24,7 +25,7 @@ class Directory:
 
     def __init__(self, path: Path):
         self.path = path
-        self._lines: Any = None
+        self._journals = {n: Journal(path / n) for n in (METRICS, LEDGER, ACCOUNT)}
         self._board: SummaryWriter | None = None
 
     @classmethod
@@ -56,20 +57,36 @@ class Directory:
         return "final" in json.loads((self.path / "card.json").read_text())
 
     def begin(self, step: int) -> None:
-        """Ready to log what follows `step`; what was logged beyond it is dropped."""
-        kept = [line for line in rows(self.path) if line["step"] <= step]
-        metrics = self.path / METRICS
-        fresh = metrics.with_suffix(".new")
-        fresh.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
-        fresh.replace(metrics)
-        self._lines = metrics.open("a")
+        """Ready to log what follows `step`; what was logged beyond it is dropped.
+
+        So is what the hooks logged that were due after that step and not done with.
+        """
+        settled = (
+            row["metrics"]
+            for row in read(self.path / LEDGER)
+            if row["step"] == step and "metrics" in row
+        )
+        *_, size = (None, *settled)
+
+        def kept(row: Mapping[str, Any]) -> bool:
+            return row["step"] <= step
+
+        self._journals[METRICS].cut(kept, size)
+        self._journals[LEDGER].cut(kept)
         self._board = SummaryWriter(str(self.path), purge_step=step + 1)
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """One line of that journal."""
+        self._journals[name].append(row)
+
+    def size(self, name: str) -> int:
+        """Bytes of that journal."""
+        return self._journals[name].size
 
     def log(self, step: int, values: Values) -> None:
         """One line of metrics, and the same for TensorBoard."""
         line = {name: _finite(value) for name, value in values.items()}
-        self._lines.write(f"{json.dumps({'step': step} | line, allow_nan=False)}\n")
-        self._lines.flush()
+        self.append(METRICS, {"step": step} | line)
         assert self._board is not None
         for name, value in values.items():
             if isinstance(value, str):
@@ -90,8 +107,8 @@ class Directory:
 
     def close(self) -> None:
         """Everything logged is on disk."""
-        if self._lines is not None:
-            self._lines.close()
+        for journal in self._journals.values():
+            journal.close()
         if self._board is not None:
             self._board.close()
 
@@ -102,6 +119,9 @@ class Elsewhere(Directory):
     def begin(self, step: int) -> None:
         """Drops nothing."""
 
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Writes nothing."""
+
     def log(self, step: int, values: Values) -> None:
         """Writes nothing."""
 
@@ -111,14 +131,7 @@ class Elsewhere(Directory):
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of metrics of a run, as far as they are whole."""
-    metrics = path / METRICS
-    if not metrics.is_file():
-        return
-    for line in metrics.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return  # torn by a kill: it was the last, and will be written again
+    return iter(read(path / METRICS))
 
 
 def last(path: Path) -> dict[str, Any]:
