@@ -131,6 +131,7 @@ def _joined(args: argparse.Namespace, name: str, config: Config, folder: Path) -
 def _train(name: str, config: Config, folder: Path, *, as_json: bool) -> int:
     from lmx.core import process
     from lmx.train.attempt import attempt
+    from lmx.train.guard.guard import FaultError
     from lmx.train.hooks.stop import StoppedError
     from lmx.train.record.directory import last
     from lmx.train.record.summary import summary
@@ -141,6 +142,10 @@ def _train(name: str, config: Config, folder: Path, *, as_json: bool) -> int:
         if process.first():
             print(f"{stopped}; the same command goes on: {folder}", file=sys.stderr)
         return 128 + stopped.signum
+    except FaultError as fault:
+        if process.first():
+            print(f"error: {fault}", file=sys.stderr)
+        return fault.status
     if not process.first():
         return 0
     if as_json:

@@ -11,15 +11,20 @@ from lmx.config.names import ConfigError
 from lmx.config.tree import Config, explained
 from lmx.core import process
 from lmx.data.batches import Batch
+from lmx.data.progress import say
 from lmx.data.rows.prefetch import prefetch
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.experiment import Experiment
+from lmx.train.guard.gaps import reader
+from lmx.train.guard.guard import Watch
+from lmx.train.guard.rewind import RewoundError
+from lmx.train.guard.watchdog import Watchdog
 from lmx.train.hooks.chores import SAVE, Chores, names
 from lmx.train.hooks.log import Log
 from lmx.train.hooks.periodic import Due
 from lmx.train.hooks.stop import Stop
 from lmx.train.loop import Step, train
-from lmx.train.record.account import Account, total
+from lmx.train.record.account import Account, now, total
 from lmx.train.record.card import card
 from lmx.train.record.directory import Directory, Elsewhere, last
 from lmx.train.record.line import Line, Silence
@@ -35,12 +40,24 @@ def attempt(
 
     `since` is when its process began, by the clock of the account; None: now. Raises
     ConfigError before anything is written, `StoppedError` once a signal's stop is
-    saved.
+    saved, `FaultError` where it must not go on.
     """
+    while True:
+        try:
+            return _attempt(name, config, path, since)
+        except RewoundError as rewound:
+            since = now()
+            say(f"{rewound}")
+
+
+def _attempt(name: str, config: Config, path: Path, since: float | None) -> Directory:
     account = Account(since)
     experiment, run, periodic = _opened(config)
     _check_data(run)
-    with closing(_claimed(name, config, run, path)) as directory:
+    with (
+        closing(_claimed(name, config, run, path)) as directory,
+        closing(Watchdog(account.pulse, experiment.patience, directory.hang)),
+    ):
         checkpoints = Checkpoints(directory.checkpoints, experiment.checkpoint.keep)
         if _over(run, directory, checkpoints):
             return directory
@@ -52,24 +69,33 @@ def attempt(
         account.begin(directory, done)
         line = (Line if process.first() else Silence)(name, done, run.steps)
         log = Log(run, directory, account, experiment.log_every, line)
-        saving = experiment.checkpoint.start(checkpoints, run.steps, log.flush)
+        watch = experiment.guard.start(run, directory, checkpoints)
+        settle = partial(_settled, log, watch)
+        saving = experiment.checkpoint.start(checkpoints, run.steps, settle)
         beside = {each: start(directory) for each, start in periodic.items()}
         chores = Chores({SAVE: saving} | beside, directory, account)
         with (
             _ending(directory, account),
             closing(line),
-            closing(_batches(run, done)) as batches,
-            Stop(checkpoints, log.flush, account) as stop,
+            closing(_batches(run, directory.path, done)) as batches,
+            Stop(checkpoints, settle, account) as stop,
         ):
             chores.owed(state)
             account.enter("step")
             step, given = _apart(account, run.step), _awaited(account, batches)
-            train(step, state, given, steps=run.steps, hooks=[log, chores, stop])
+            hooks = [log, watch, chores, stop]
+            train(step, state, given, steps=run.steps, hooks=hooks)
             account.enter("stop")
             checkpoints.wait()
             account.note(run.steps)
             directory.update(final=last(path), seconds=total(path))
     return directory
+
+
+def _settled(log: Log, watch: Watch) -> None:
+    """Reads what is still on the device, and may end the run for it."""
+    log.flush()
+    watch.flush()
 
 
 @contextmanager
@@ -132,9 +158,9 @@ def resumed(run: Run, checkpoints: Checkpoints) -> TrainState:
     return checkpoints.restore(steps[-1], run.like()) if steps else run.init()
 
 
-def _batches(run: Run, start: int) -> Generator[Batch, None, None]:
+def _batches(run: Run, path: Path, start: int) -> Generator[Batch, None, None]:
     """The batches from step `start` on, put on their devices ahead of their step."""
-    return prefetch(partial(run.read, run.data, run.seed), start, run.steps)
+    return prefetch(reader(run, path), start, run.steps)
 
 
 def _awaited(account: Account, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -79,6 +79,10 @@ class Checkpoints:
             if not path.name.isdigit():
                 shutil.rmtree(path)
 
+    def remove(self, step: int) -> None:
+        """Takes the state of that step away."""
+        process.from_first(lambda: discard(self._path(step)))
+
     def restore(self, step: int, like: State) -> State:
         """The state of that step, in the shapes and on the devices of `like`.
 

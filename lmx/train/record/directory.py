@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from tensorboardX import SummaryWriter
 
 from lmx.config.names import ConfigError
@@ -50,6 +51,11 @@ class Directory:
     def checkpoints(self) -> Path:
         """Where the states are."""
         return self.path / "checkpoints"
+
+    @property
+    def hang(self) -> Path:
+        """Where this process says at what it hangs."""
+        return self.path / f"hang-{jax.process_index()}.txt"
 
     @property
     def finished(self) -> bool:
