@@ -8,13 +8,14 @@ VERSIONS := 3.11 3.12 3.13
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test processes meshes style parity plan nightly bench constraints clean
+.PHONY: help demo test processes faults meshes style parity plan nightly bench constraints clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo         train a small model on this machine, and see what it learned'
 	@echo 'make test         run the tests'
 	@echo 'make processes    train in real processes on this machine, and compare with one'
+	@echo 'make faults       kill, fill disks and cut lines under real runs, and see them go on'
 	@echo 'make meshes       hold every mesh against one device'
 	@echo 'make style        ruff, pyright and the direction of imports'
 	@echo 'make parity       compare with Hugging Face transformers, in .venv-parity'
@@ -29,10 +30,13 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile \
-	  -m 'not nightly and not processes and not meshes and not tpu'
+	  -m 'not nightly and not processes and not faults and not meshes and not tpu'
 
 processes: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -m processes
+
+faults: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q -m 'faults and not nightly' -n 2
 
 meshes: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -m meshes -n 2

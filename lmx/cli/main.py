@@ -36,6 +36,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for verb in (train, generate, eval, config, data, plan, exchange):
         verb.add(verbs)
     args = parser.parse_args(words)
+    args.typed = list(sys.argv[1:] if words is None else words)
     try:
         sys.exit(args.run(args))
     except KeyboardInterrupt:

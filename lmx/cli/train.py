@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ bits; with another mesh too. Ctrl-C saves first.
   lmx train experiments/quickstart.gin Experiment.seed=1 Decoder.depth=6
   lmx train experiments/shakespeare_char.gin Text.path=input.txt --run runs/bard
   lmx train experiments/gpt2_124m.gin --plan       refuses what does not fit
+  lmx train experiments/x.gin --restarts 20        starts it again whenever it dies
   lmx config show experiments/quickstart.gin       what can be set, and how it is
 
 Many processes train one run if each is started with the same command, the run's folder
@@ -34,7 +36,19 @@ being on a disk that all share. SLURM, TPU pods and Kubernetes tell them of one 
           lmx train X.gin --processes 2 --process 1 --coordinator node1:4321
 
 None starts before all are there. The first writes, and shows how far it is; a signal
-to one stops all; if one is lost, the others exit with 75.
+to one stops all; if one is lost, the others exit with 75. With --restarts in each, all
+come back and go on: a process that dies is started again after 1, 2, 4, ... 60 s, until
+it dies twice in one way with nothing saved between.
+
+SIGTERM, Ctrl-C and a cloud's notice of maintenance end the step, save, and exit with
+143 or 130; a second signal ends at once. SLURM puts a job back in its queue with
+
+  sbatch --requeue --signal=TERM@120 --open-mode=append job.sh
+
+where job.sh has
+
+  srun lmx train X.gin --run /shared/x --grace 110 --restarts 5
+  [ $? = 143 ] && scontrol requeue $SLURM_JOB_ID
 """
 
 HERE = "here"  # the devices at hand, for --plan
@@ -75,11 +89,39 @@ def add(parsers: Any) -> None:
         metavar="SECONDS",
         help="for the other processes to come, at the start (300)",
     )
+    _add_manner(parser)
     add_import(parser)
+
+
+def _add_manner(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how a run is made to come to its end."""
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start again, up to N times, when the process dies or a restart may help",
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        metavar="SECONDS",
+        help="end so long after a signal, saved or not (default: once it is saved)",
+    )
+    parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="go on although this differs from what the run began with: a path, a"
+        " Class.parameter, or data (may be repeated)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains. Returns the exit status."""
+    if args.restarts:
+        return _supervised(args)
     file, *overrides = args.words
     try:
         config = load_words(file, overrides, args.imports)
@@ -91,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         _allow_float64(config)
         _set_flags()
         name = Path(file).stem
-        folder = args.folder or Path("runs") / f"{name}-{config.run_id()}"
+        folder = args.folder or _folder(file, config.run_id())
         return _joined(args, name, config, folder)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -122,22 +164,45 @@ def _joined(args: argparse.Namespace, name: str, config: Config, folder: Path) -
         with process.joined(seat, facts, args.wait, refusals=ConfigError):
             if args.plan and not _fits(config, args.plan):
                 return 1
-            return _train(name, config, folder, as_json=args.json)
+            return _train(args, name, config, folder)
     except (lobby.LostError, lobby.SeatError) as error:
         print(f"error: {error}", file=sys.stderr)
         return lobby.AGAIN if isinstance(error, lobby.LostError) else 2
 
 
-def _train(name: str, config: Config, folder: Path, *, as_json: bool) -> int:
+def _supervised(args: argparse.Namespace) -> int:
+    """The same command, with the run's folder named, in processes of its own."""
+    from lmx.cli.supervise import Supervisor
+
+    lmx = [sys.executable, "-m", "lmx.cli.main"]
+    folder = args.folder
+    if folder is None:
+        imports = [word for module in args.imports for word in ("--import", module)]
+        show = [*lmx, "config", "show", "--json", *args.words, *imports]
+        asked = subprocess.run(show, stdout=subprocess.PIPE, text=True)
+        if asked.returncode:
+            return asked.returncode
+        folder = _folder(args.words[0], json.loads(asked.stdout)["run_id"])
+    words = [*args.typed, "--run", str(folder), "--restarts", "0"]  # the last counts
+    return Supervisor([*lmx, *words], folder, args.restarts)()
+
+
+def _folder(file: str, run_id: str) -> Path:
+    return Path("runs") / f"{Path(file).stem}-{run_id}"
+
+
+def _train(args: argparse.Namespace, name: str, config: Config, folder: Path) -> int:
     from lmx.core import process
-    from lmx.train.attempt import attempt
+    from lmx.train.attempt import Manner, attempt
     from lmx.train.guard.guard import FaultError
     from lmx.train.hooks.stop import StoppedError
+    from lmx.train.record.account import born
     from lmx.train.record.directory import last
     from lmx.train.record.summary import summary
 
+    manner = Manner(born(), args.grace, tuple(args.accept))
     try:
-        attempt(name, config, folder)
+        attempt(name, config, folder, manner)
     except StoppedError as stopped:
         if process.first():
             print(f"{stopped}; the same command goes on: {folder}", file=sys.stderr)
@@ -148,7 +213,7 @@ def _train(name: str, config: Config, folder: Path, *, as_json: bool) -> int:
         return fault.status
     if not process.first():
         return 0
-    if as_json:
+    if args.json:
         print(json.dumps({"run": str(folder), **last(folder)}))
     else:
         print(summary(folder))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lmx.train.guard.guard import Watch
 from lmx.train.guard.rewind import RewoundError
 from lmx.train.guard.watchdog import Watchdog
 from lmx.train.hooks.chores import SAVE, Chores, names
+from lmx.train.hooks.eviction import Eviction
 from lmx.train.hooks.log import Log
 from lmx.train.hooks.periodic import Due
 from lmx.train.hooks.stop import Stop
@@ -33,29 +35,44 @@ from lmx.train.run import Run
 from lmx.train.step import Metrics, TrainState
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How an attempt is made, which changes nothing of what comes of it.
+
+    Attributes:
+        since: when its process began, by the clock of the account; None: now.
+        grace: seconds after a signal in which the state may be saved; None: any.
+        accept: what may differ from what the run began with, by path, `Class.parameter`
+            or `data`.
+    """
+
+    since: float | None = None
+    grace: float | None = None
+    accept: tuple[str, ...] = ()
+
+
 def attempt(
-    name: str, config: Config[Experiment], path: Path, since: float | None = None
+    name: str, config: Config[Experiment], path: Path, manner: Manner = Manner()
 ) -> Directory:
     """Trains the rest of the run in its folder, which afterwards holds all of it.
 
-    `since` is when its process began, by the clock of the account; None: now. Raises
-    ConfigError before anything is written, `StoppedError` once a signal's stop is
-    saved, `FaultError` where it must not go on.
+    Raises ConfigError before anything is written, `StoppedError` once a signal's stop
+    is saved, `FaultError` where it must not go on.
     """
     while True:
         try:
-            return _attempt(name, config, path, since)
+            return _attempt(name, config, path, manner)
         except RewoundError as rewound:
-            since = now()
+            manner = replace(manner, since=now())
             say(f"{rewound}")
 
 
-def _attempt(name: str, config: Config, path: Path, since: float | None) -> Directory:
-    account = Account(since)
+def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory:
+    account = Account(manner.since)
     experiment, run, periodic = _opened(config)
     _check_data(run)
     with (
-        closing(_claimed(name, config, run, path)) as directory,
+        closing(_claimed(name, config, run, path, manner.accept)) as directory,
         closing(Watchdog(account.pulse, experiment.patience, directory.hang)),
     ):
         checkpoints = Checkpoints(directory.checkpoints, experiment.checkpoint.keep)
@@ -70,7 +87,7 @@ def _attempt(name: str, config: Config, path: Path, since: float | None) -> Dire
         line = (Line if process.first() else Silence)(name, done, run.steps)
         log = Log(run, directory, account, experiment.log_every, line)
         watch = experiment.guard.start(run, directory, checkpoints)
-        settle = partial(_settled, log, watch)
+        settle = partial(_settled, log, watch, directory)
         saving = experiment.checkpoint.start(checkpoints, run.steps, settle)
         beside = {each: start(directory) for each, start in periodic.items()}
         chores = Chores({SAVE: saving} | beside, directory, account)
@@ -78,7 +95,8 @@ def _attempt(name: str, config: Config, path: Path, since: float | None) -> Dire
             _ending(directory, account),
             closing(line),
             closing(_batches(run, directory.path, done)) as batches,
-            Stop(checkpoints, settle, account) as stop,
+            Stop(checkpoints, settle, account, manner.grace) as stop,
+            Eviction(),
         ):
             chores.owed(state)
             account.enter("step")
@@ -87,14 +105,20 @@ def _attempt(name: str, config: Config, path: Path, since: float | None) -> Dire
             train(step, state, given, steps=run.steps, hooks=hooks)
             account.enter("stop")
             checkpoints.wait()
+            settle()
             account.note(run.steps)
             directory.update(final=last(path), seconds=total(path))
     return directory
 
 
-def _settled(log: Log, watch: Watch) -> None:
-    """Reads what is still on the device, and may end the run for it."""
+def _settled(log: Log, watch: Watch, directory: Directory) -> None:
+    """All that was measured is on disk, in every process; OSError where it cannot be.
+
+    So that no state is there whose metrics are not, or whose numbers are none.
+    """
     log.flush()
+    if fault := process.from_first(directory.fault):
+        raise OSError(fault)
     watch.flush()
 
 
@@ -127,15 +151,19 @@ def _check_data(run: Run) -> None:
         )
 
 
-def _claimed(name: str, config: Config, run: Run, path: Path) -> Directory:
+def _claimed(
+    name: str, config: Config, run: Run, path: Path, accept: tuple[str, ...]
+) -> Directory:
     """The folder of the run, claimed by the first process."""
+    held: list[Directory] = [Elsewhere(path)]
 
     def claim() -> None:
         facts = card(name, config, run)
-        Directory.claim(path, config, facts, run.data.tokenizer)
+        codec = run.data.tokenizer
+        held.append(Directory.claim(path, config, facts, codec, accept))
 
     process.from_first(claim)
-    return (Directory if process.first() else Elsewhere)(path)
+    return held[-1]
 
 
 def _opened(

@@ -36,8 +36,11 @@ class Killed(BaseException):
 def chores(tmp_path):
     """Chores after a restore at a step: what they did, and one that dies if told."""
 
+    opened = []
+
     def chores(step, dies="", fails=""):
         directory = Directory(tmp_path)
+        opened.append(directory)
         directory.begin(step)
 
         def hook(name):
@@ -55,7 +58,9 @@ def chores(tmp_path):
         hooks = {name: hook(name) for name in (SAVE, "A", "B", "C")}
         return Chores(hooks, directory, account)
 
-    return chores
+    yield chores
+    for directory in opened:
+        directory.close()
 
 
 def written(path):

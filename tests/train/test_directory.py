@@ -15,12 +15,19 @@ CARD = {"name": "tiny", "data": {"source": "echo"}}
 
 @pytest.fixture
 def claim(tmp_path, tiny):
-    """Claims `runs/a` for the tiny experiment under overrides."""
+    """Claims `runs/a` for the tiny experiment under overrides, after its last claim."""
+    made = []
 
-    def claim(*overrides, card=CARD, codec=None, path="runs/a"):
-        return Directory.claim(tmp_path / path, tiny(*overrides), card, codec)
+    def claim(*overrides, card=CARD, codec=None, path="runs/a", accept=()):
+        if made:
+            made.pop().close()
+        config = tiny(*overrides)
+        made.append(Directory.claim(tmp_path / path, config, card, codec, accept))
+        return made[0]
 
-    return claim
+    yield claim
+    for claimed in made:
+        claimed.close()
 
 
 def names(path):
@@ -30,7 +37,7 @@ def names(path):
 def test_a_new_folder_has_the_experiment_the_card_and_the_tokenizer(claim, tiny):
     path = claim(codec=ByteCodec()).path
     assert names(path) == [
-        "card.json", "experiment.gin", "experiment.json", "tokenizer.json",
+        "card.json", "experiment.gin", "experiment.json", "lock", "tokenizer.json",
     ]  # fmt: skip
     assert json.loads((path / "experiment.json").read_text()) == json.loads(
         tiny().json()
@@ -73,6 +80,27 @@ def test_other_data_under_the_same_experiment_are_refused(claim):
     claim()
     with pytest.raises(ConfigError, match="data have changed since.*bring back"):
         claim(card={**CARD, "data": {"source": "noise"}})
+
+
+def test_what_is_named_may_differ_and_is_on_the_card(claim):
+    claim()
+    card = {**CARD, "run_id": "new", "data": {"source": "noise"}}
+    with pytest.raises(ConfigError, match="  seed: 0 there, 1 here"):
+        claim("Experiment.seed=1", "Echo.batch=4", card=card, accept=["data"])
+    with pytest.raises(ConfigError, match="no field 'Experiment.sed'"):
+        claim("Experiment.seed=1", accept=["Experiment.sed"])
+    words = ["Experiment.seed=1", "Echo.batch=4"]
+    path = claim(*words, card=card, accept=["data", "Experiment.seed"]).path
+    told = json.loads((path / "card.json").read_text())
+    assert told["run_id"] == "new" and told["data"] == {"source": "noise"}
+    changes = {t["name"]: (t["was"], t["now"]) for t in told["accepted"]}
+    assert changes == {
+        "seed": ("0", "1"), "data.batch": ("8", "4"), "data source": ("echo", "noise"),
+    }  # fmt: skip
+    claim(*words, card=card)  # from now on it is this one
+    again = claim(*words, "Experiment.steps=9", card=card, accept=["steps"])
+    told = json.loads((again.path / "card.json").read_text())
+    assert len(told["accepted"]) == 4
 
 
 def test_what_is_only_execution_may_change(claim):

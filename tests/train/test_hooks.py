@@ -14,6 +14,7 @@ from lmx.data.synthetic.echo import Echo
 from lmx.train.attempt import _awaited, _batches
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.checkpoint.save import Save
+from lmx.train.hooks import stop as module
 from lmx.train.hooks.periodic import due
 from lmx.train.hooks.stop import Stop, StoppedError
 from lmx.train.record.account import Account
@@ -52,27 +53,30 @@ def test_never_to_save_or_to_keep_is_refused(wrong):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_step_saves_and_stops(checkpoints, capsys, signum):
-    flushed = []
+def test_a_signal_ends_the_step_saves_and_stops(checkpoints, monkeypatch, signum):
+    flushed, said = [], []
+    monkeypatch.setattr(module, "say", said.append)
     before = signal.getsignal(signum)
-    stop = Stop(checkpoints, lambda: flushed.append(True), Account())
-    stop(4, state_of(4), {})
-    os.kill(os.getpid(), signum)
-    assert "stopping after this step" in capsys.readouterr().err
-    assert signal.getsignal(signum) is before  # the second stops at once
-    with pytest.raises(StoppedError, match="stopped by SIG.* after step 5") as stopped:
-        stop(5, state_of(5), {})
-    assert stopped.value.signum == signum
+    with Stop(checkpoints, lambda: flushed.append(True), Account()) as stop:
+        stop(4, state_of(4), {})
+        os.kill(os.getpid(), signum)
+        late = time.monotonic() + 10.0
+        while not said and time.monotonic() < late:
+            time.sleep(0.01)
+        assert "stopping after this step" in said[0]
+        with pytest.raises(StoppedError, match="stopped by SIG.* after step 5") as end:
+            stop(5, state_of(5), {})
+    assert end.value.signum == signum and signal.getsignal(signum) is before
     assert checkpoints.steps() == [5] and flushed == [True]
 
 
 def test_a_state_that_is_on_its_way_is_not_saved_twice(checkpoints, monkeypatch):
-    stop = Stop(checkpoints, lambda: None, Account())
     checkpoints.save(5, state_of(5))
     monkeypatch.setattr(checkpoints, "save", lambda *_: pytest.fail("saved again"))
-    os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(StoppedError):
-        stop(5, state_of(5), {})
+    with Stop(checkpoints, lambda: None, Account()) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedError):
+            stop(5, state_of(5), {})
 
 
 def test_due_every_few_steps_and_at_the_end():

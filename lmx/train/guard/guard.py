@@ -16,7 +16,7 @@ from lmx.train.run import Run
 from lmx.train.step import Metrics, TrainState
 
 Init = Callable[[], TrainState]
-FAULTY = "faulty"  # the metric of a guard: above 0 where this step's numbers are wrong
+SKIPPED, SPIKE = "skipped", "spike"  # metrics of guards: above 0 where a step is that
 WATCHED = ("loss", "grad_norm", "update_norm", "param_norm")
 
 
@@ -70,7 +70,7 @@ class Watch:
         if self.pending is None:
             return
         (done, metrics), self.pending = self.pending, None
-        told = {n: metrics[n] for n in (*WATCHED, FAULTY) if n in metrics}
+        told = {n: metrics[n] for n in (*WATCHED, SKIPPED, SPIKE) if n in metrics}
         self.look(done, {n: float(x) for n, x in jax.device_get(told).items()})
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool
 
 from lmx.config.names import ConfigError, configurable
 from lmx.data.progress import say
@@ -14,7 +14,7 @@ from lmx.data.rows.numbered import documents
 from lmx.data.rows.packing import Origin
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.guard.gaps import data_step, gaps_of
-from lmx.train.guard.guard import FAULTY, FaultError, Guard, Init, Watch, wrong
+from lmx.train.guard.guard import SKIPPED, FaultError, Guard, Watch, wrong
 from lmx.train.optim.outer import Take
 from lmx.train.record.directory import Directory
 from lmx.train.record.ledger import Ledger
@@ -41,21 +41,15 @@ class Abort(Guard):
         return Watch(look)
 
 
-class Kept(NamedTuple):
-    """What is kept of a run beside what its optimizer keeps."""
-
-    opt_state: PyTree
-    left_out: Int[Array, ""]  # steps
-
-
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Skip(Guard):
     """Leaves a step out whose loss or gradient is not finite.
 
     Parameters and all that the optimizer keeps stay as they were, to the bit; the step
-    is counted, by the metric `skipped` too, and its data are not seen again. Replicas
-    that learn apart skip each for itself.
+    counts as done, and its data are not seen again. Its metric `skipped` is 1, and it
+    stands in the ledger. Replicas that learn apart skip each for itself. A run that
+    `Abort` ended may go on so.
 
     Attributes:
         most: steps in a row; one more ends the run.
@@ -67,16 +61,11 @@ class Skip(Guard):
         if self.most < 1:
             raise ConfigError("Skip.most must be 1 or more.")
 
-    def init(self, init: Init) -> Init:
-        return keeping(init)
-
     def step(self, take: Take) -> Take:
         def careful(recipe: Any, state: TrainState, *rows: Any) -> Any:
-            before = state._replace(opt_state=state.opt_state.opt_state)
-            after, metrics = take(recipe, before, *rows)
+            after, metrics = take(recipe, state, *rows)
             fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            after = unless(~fine, after, before)
-            return counted(~fine, state.opt_state.left_out, after, metrics)
+            return unless(~fine, after, state, metrics)
 
         return careful
 
@@ -84,35 +73,13 @@ class Skip(Guard):
         return skipping(self.most, run, directory, checkpoints)
 
 
-def keeping(init: Init) -> Init:
-    """The state of step 0, of which no step was skipped."""
-
-    def begin() -> TrainState:
-        state = init()
-        return state._replace(opt_state=Kept(state.opt_state, jnp.zeros((), "int32")))
-
-    return begin
-
-
 def unless(
-    faulty: Bool[Array, ""], after: TrainState, before: TrainState
-) -> TrainState:
+    faulty: Bool[Array, ""], after: TrainState, before: TrainState, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
     """The state after the step; if that is faulty, the one before, one step on."""
     kept = jax.tree.map(lambda new, old: jnp.where(faulty, old, new), after, before)
-    return kept._replace(step=after.step)
-
-
-def counted(
-    faulty: Bool[Array, ""],
-    skipped: Int[Array, ""],
-    after: TrainState,
-    metrics: Metrics,
-) -> tuple[TrainState, Metrics]:
-    """The state with the steps that were skipped so far, which are a metric too."""
-    skipped = skipped + faulty
-    after = after._replace(opt_state=Kept(after.opt_state, skipped))
-    told = {"skipped": skipped, FAULTY: faulty}
-    return after, metrics | {name: x.astype("float32") for name, x in told.items()}
+    told = {SKIPPED: faulty.astype("float32")}
+    return kept._replace(step=after.step), metrics | told
 
 
 def skipping(
@@ -123,7 +90,7 @@ def skipping(
 
     def look(done: int, values: Mapping[str, float]) -> None:
         nonlocal row
-        row = row + 1 if values[FAULTY] else 0
+        row = row + 1 if values[SKIPPED] else 0
         if row > most or wrong(values) and not row:
             raise fault(run, directory, checkpoints, done, values)
         if row:
@@ -158,7 +125,8 @@ def fault(
     return FaultError(
         f"step {done} has {told}. Its batch: {shown}{more}. The newest state on disk is"
         f" that of step {there}: the same command meets the same step again, unless"
-        " something is changed, as by Experiment.guard=@Skip()."
+        " something is changed, as by Experiment.guard=@Skip() --accept"
+        " Experiment.guard."
     )
 
 

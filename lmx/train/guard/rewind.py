@@ -9,7 +9,7 @@ from lmx.data.rows.schedule import Course
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.checkpoint.save import Save
 from lmx.train.guard.gaps import REWIND, data_step, gaps_of
-from lmx.train.guard.guard import FAULTY, Guard, Init, Watch, wrong
+from lmx.train.guard.guard import SPIKE, Guard, Init, Watch, wrong
 from lmx.train.guard.numbers import fault
 from lmx.train.guard.spikes import Spikes
 from lmx.train.optim.outer import Take
@@ -66,7 +66,7 @@ class Rewind(Guard):
 
     def start(self, run: Run, directory: Directory, checkpoints: Checkpoints) -> Watch:
         def look(done: int, values: Mapping[str, float]) -> None:
-            if not values[FAULTY] and not wrong(values):
+            if not values[SPIKE] and not wrong(values):
                 return
             checkpoints.wait()
             to = self._early(checkpoints.steps(), checkpoints.keep, done)

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lmx.config.names import ConfigError, configurable
 from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.guard.guard import FAULTY, Guard, Init, Watch
-from lmx.train.guard.numbers import counted, keeping, skipping, unless
+from lmx.train.guard.guard import SPIKE, Guard, Init, Watch
+from lmx.train.guard.numbers import skipping, unless
 from lmx.train.optim.outer import Take
 from lmx.train.record.directory import Directory
 from lmx.train.run import Run
@@ -71,7 +71,7 @@ class Spikes:
         after, metrics = take(recipe, state._replace(opt_state=opt_state), *rows)
         faulty, sigmas, seen = self.judge(seen, metrics["loss"], metrics["grad_norm"])
         after = after._replace(opt_state=Heard(after.opt_state, seen))
-        return after, metrics | {"sigmas": sigmas, FAULTY: faulty.astype("float32")}
+        return after, metrics | {"sigmas": sigmas, SPIKE: faulty.astype("float32")}
 
     def judge(
         self, seen: Seen, loss: Float[Array, ""], grad_norm: Float[Array, ""]
@@ -111,17 +111,12 @@ class SkipSpikes(Guard):
             raise ConfigError("SkipSpikes.most must be 1 or more.")
 
     def init(self, init: Init) -> Init:
-        return keeping(self.spikes.begin(init))
+        return self.spikes.begin(init)
 
     def step(self, take: Take) -> Take:
         def careful(recipe: Any, state: TrainState, *rows: Any) -> Any:
-            kept = state.opt_state
-            before = state._replace(opt_state=kept.opt_state)
-            after, metrics = self.spikes.hear(take, recipe, before, *rows)
-            faulty = metrics[FAULTY] > 0
-            return counted(
-                faulty, kept.left_out, unless(faulty, after, before), metrics
-            )
+            after, metrics = self.spikes.hear(take, recipe, state, *rows)
+            return unless(metrics[SPIKE] > 0, after, state, metrics)
 
         return careful
 

@@ -2,19 +2,21 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from lmx.config.names import ConfigError
 from lmx.config.resolve import from_json
 from lmx.config.tree import Config, diff
 from lmx.data.cache import new_folder
+from lmx.data.progress import say
 from lmx.data.tokenizers.codec import Codec
+from lmx.train.record.board import Board
 from lmx.train.record.journal import Journal, read
+from lmx.train.record.lock import Lease, Lock, lock
 
 METRICS, LEDGER, ACCOUNT = "metrics.jsonl", "ledger.jsonl", "account.jsonl"
 Value = int | float | str | list[float]
@@ -27,25 +29,41 @@ class Directory:
     def __init__(self, path: Path):
         self.path = path
         self._journals = {n: Journal(path / n) for n in (METRICS, LEDGER, ACCOUNT)}
-        self._board: SummaryWriter | None = None
+        self._board: Board | None = None
+        self._lock: Lock | Lease | None = None
 
     @classmethod
     def claim(
-        cls, path: Path, config: Config, card: Mapping[str, Any], codec: Codec | None
+        cls,
+        path: Path,
+        config: Config,
+        card: Mapping[str, Any],
+        codec: Codec | None,
+        accept: Iterable[str] = (),
     ) -> "Directory":
-        """The folder of this run: a new one, whole at once, or the one it began in."""
+        """The folder of this run: a new one, whole at once, or the one it began in.
+
+        No other process can claim it before this directory is closed. What may differ
+        from the beginning is named by `accept`, and goes on the card.
+        """
+        directory = cls(path)
         try:
-            if (path / "experiment.json").is_file():
-                _same_run(path, config, card)
-                _write(path, config)
-            else:
+            if not (path / "experiment.json").is_file():
                 _begin(path, config, card, codec)
+            directory._lock = lock(path)
+            if differences := _accepted(path, config, card, accept):
+                directory.update(**card, accepted=differences)
+            _write(path, config)
         except OSError as error:
+            directory.close()
             raise ConfigError(
                 f"no run can be written at {path}: {error.strerror} ({error.filename});"
                 " name another folder with --run."
             ) from None
-        return cls(path)
+        except ConfigError:
+            directory.close()
+            raise
+        return directory
 
     @property
     def checkpoints(self) -> Path:
@@ -79,11 +97,29 @@ class Directory:
 
         self._journals[METRICS].cut(kept, size)
         self._journals[LEDGER].cut(kept)
-        self._board = SummaryWriter(str(self.path), purge_step=step + 1)
+        self._board = Board(self.path, step + 1)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """One line of that journal."""
-        self._journals[name].append(row)
+        """One line of that journal; one that cannot be written now is held."""
+        journal = self._journals[name]
+        full = bool(journal.held)
+        try:
+            journal.append(row)
+        except OSError as error:
+            if not full:
+                say(
+                    f"error: {journal.path} cannot be written ({error.strerror});"
+                    " training goes on, and what is measured is held until it can be."
+                )
+
+    def fault(self) -> str | None:
+        """Why something that was to be written is still held, if it is."""
+        for journal in self._journals.values():
+            try:
+                journal.settle()
+            except OSError as error:
+                return f"{journal.path}: {error.strerror}"
+        return None
 
     def size(self, name: str) -> int:
         """Bytes of that journal."""
@@ -93,15 +129,8 @@ class Directory:
         """One line of metrics, and the same for TensorBoard."""
         line = {name: _finite(value) for name, value in values.items()}
         self.append(METRICS, {"step": step} | line)
-        assert self._board is not None
-        for name, value in values.items():
-            if isinstance(value, str):
-                self._board.add_text(name, value, step)
-            elif isinstance(value, list):
-                for index, item in enumerate(value):
-                    self._board.add_scalar(f"{name}/{index}", item, step)
-            else:
-                self._board.add_scalar(name, value, step)
+        if self._board:
+            self._board.add(step, values)
 
     def update(self, **facts: Any) -> None:
         """Adds facts to the card, or replaces them."""
@@ -115,8 +144,11 @@ class Directory:
         """Everything logged is on disk."""
         for journal in self._journals.values():
             journal.close()
-        if self._board is not None:
+        if self._board:
             self._board.close()
+        if self._lock:
+            self._lock.release()
+            self._lock = None
 
 
 class Elsewhere(Directory):
@@ -189,26 +221,56 @@ def describe(
         codec.save(path)
 
 
-def _same_run(path: Path, config: Config, card: Mapping[str, Any]) -> None:
-    """Refuses to go on with a run that is another one, or has other data."""
+def _accepted(
+    path: Path, config: Config, card: Mapping[str, Any], accept: Iterable[str]
+) -> list[dict[str, str]]:
+    """What differs from the beginning and is accepted, if anything is.
+
+    Refuses to go on with a run that is another one, or has other data.
+    """
     try:
         old = from_json((path / "experiment.json").read_text())
-        data = json.loads((path / "card.json").read_text())["data"]
+        known = json.loads((path / "card.json").read_text())
+        data = known["data"]
     except (ValueError, KeyError, OSError) as error:
         raise ConfigError(
             f"the record of {path} cannot be read ({error}): bring back its"
             " experiment.json and card.json, or name another folder with --run."
         ) from None
-    if old.run_id() != config.run_id():
-        changes = diff(old.identity(), config.identity()).items()
-        lines = [f"  {name}: {was} there, {now} here" for name, (was, now) in changes]
+    told = diff(old.identity(), config.identity())
+    settings = {name: (f"{was}", f"{now}") for name, (was, now) in told.items()}
+    digests = {
+        f"data {name}": (f"{data.get(name)}", f"{card['data'].get(name)}")
+        for name in sorted({**data, **card["data"]})
+        if data.get(name) != card["data"].get(name)
+    }
+    names = [place for name in accept for place in config.paths(name)]
+    _refuse(f"{path} holds another run", _others(settings, names))
+    _refuse(f"the data have changed since {path} began", _others(digests, names))
+    found = {**settings, **digests}.items()
+    new = [{"name": name, "was": was, "now": now} for name, (was, now) in found]
+    return [*known.get("accepted", []), *new] if new else []
+
+
+Changes = Mapping[str, tuple[str, str]]
+
+
+def _others(changes: Changes, accepted: Iterable[str]) -> Changes:
+    """The changes that lie at none of these paths, nor below one."""
+    found = dict(changes)
+    for path in accepted:
+        for name in changes:
+            if name == path or name.startswith((f"{path}.", f"{path} ")):
+                found.pop(name, None)
+    return found
+
+
+def _refuse(what: str, changes: Changes) -> None:
+    if changes:
+        lines = [
+            f"  {name}: {was} there, {now} here" for name, (was, now) in changes.items()
+        ]
         raise ConfigError(
-            f"{path} holds another run: name another folder with --run, or undo\n"
-            + "\n".join(lines)
-        )
-    if data != card["data"]:
-        raise ConfigError(
-            f"the data have changed since {path} began: bring back the old, or name"
-            " another folder with --run.\n"
-            f"  {data} there\n  {card['data']} here"
+            f"{what}: name another folder with --run, bring back the old, or allow it"
+            " with --accept NAME\n" + "\n".join(lines)
         )

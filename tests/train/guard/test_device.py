@@ -49,12 +49,12 @@ def test_a_skipped_step_leaves_all_but_the_step_as_it_was(tiny, mesh):
     before, _ = run.step(run.init(), run.put(batch[0]))
     kept = host(before)
     after, metrics = run.step(before, run.put(poisoned(batch[1], slice(1))))
-    assert not np.isfinite(metrics["loss"]) and metrics["faulty"] == 1
-    assert metrics["skipped"] == 1 and after.step == 2
+    assert not np.isfinite(metrics["loss"]) and metrics["skipped"] == 1
+    assert after.step == 2
     assert same(after.params, kept.params)
-    assert same(after.opt_state.opt_state, kept.opt_state.opt_state)
+    assert same(after.opt_state, kept.opt_state)
     after, metrics = run.step(after, run.put(batch[1]))
-    assert metrics["faulty"] == 0 and metrics["skipped"] == 1
+    assert metrics["skipped"] == 0
     assert not same(after.params, kept.params)
     assert np.isfinite(metrics["loss"])
 
@@ -85,10 +85,9 @@ def test_a_replica_that_learns_apart_skips_alone_and_meets_the_others(tiny, x64)
     after, metrics = run.step(run.init(), run.put(poisoned(batch, slice(rows))))
     assert metrics["skipped"] == 0.5 and not np.isfinite(metrics["loss"])
     apart, before = host(after.opt_state), start.opt_state
-    np.testing.assert_array_equal(apart.opt_state.left_out, [1, 0])
     for found, was in zip(
-        jax.tree.leaves((apart.params, apart.opt_state.opt_state)),
-        jax.tree.leaves((before.params, before.opt_state.opt_state)),
+        jax.tree.leaves((apart.params, apart.opt_state)),
+        jax.tree.leaves((before.params, before.opt_state)),
         strict=True,
     ):
         np.testing.assert_array_equal(found[0], was[0])

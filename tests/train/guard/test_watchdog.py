@@ -25,6 +25,7 @@ def test_it_ends_what_does_not_move_and_says_where_it_stood(
     monkeypatch, tmp_path, capfd
 ):
     told = barked(monkeypatch, tmp_path, lambda: ("Save", 0), 20.0)
+    assert told is not None
     assert "nothing has moved for 0.2 s (in state 'Save')" in told
     assert "in barked" in told and "nothing has moved" in capfd.readouterr().err
 

@@ -1,8 +1,6 @@
 """Lines are whole, or they are not there."""
 
 import os
-import resource
-import signal
 
 import pytest
 
@@ -14,20 +12,6 @@ def journal(tmp_path):
     journal = Journal(tmp_path / "a.jsonl")
     yield journal
     journal.close()
-
-
-@pytest.fixture
-def full():
-    """Files cannot grow beyond so many bytes, as if the disk were full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    def full(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-
-    yield full
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_what_is_added_is_read(journal):

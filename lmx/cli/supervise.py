@@ -1,0 +1,88 @@
+"""A process that starts a run anew when it dies, and gives up when that is no use."""
+
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from lmx.data.progress import say
+from lmx.train.record.account import died
+
+FINAL = {0, 1, 2, 130, 143}  # done, a fault that will be there again, asked to stop
+FIRST, LONGEST = 1.0, 60.0  # seconds before the first restart, and at most
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Supervisor:
+    """Runs a command until it is done, at most so many times after the first.
+
+    The pause before a restart doubles from 1 to 60 s, and is short again once the run
+    has saved more. Two deaths in one way with nothing saved between them are one cause:
+    it gives up. SIGTERM and Ctrl-C are passed on, and are the end. The command runs in
+    a process group of its own, so that a terminal's Ctrl-C reaches it once.
+    """
+
+    def __init__(self, command: Sequence[str], run: Path, restarts: int):
+        self.command, self.run, self.restarts = command, run, restarts
+        self.child: subprocess.Popen | None = None
+        self.asked: int | None = None
+        self.wake = threading.Event()
+
+    def __call__(self) -> int:
+        """The exit status of the last process; 128 + n for one killed by signal n."""
+        before = {signum: signal.signal(signum, self._pass) for signum in SIGNALS}
+        try:
+            return self._supervise()
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _pass(self, signum: int, frame: object) -> None:
+        self.asked = signum
+        self.wake.set()
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(signum)
+
+    def _supervise(self) -> int:
+        cause, pause = None, FIRST
+        for left in range(self.restarts, -1, -1):
+            status = self._once()
+            seen, cause = cause, (status, saved(self.run))
+            code = 128 - status if status < 0 else status
+            if self.asked or code in FINAL:
+                return code
+            if seen == cause:
+                say(f"error: {_told(status)}, as before, and nothing was saved between")
+                return code
+            if not left:
+                say(f"error: {_told(status)}, and no restart is left")
+                return code
+            pause = FIRST if seen and cause[1] > seen[1] else pause
+            say(f"{_told(status)}: starting again in {pause:.0f} s, {left} left")
+            if self.wake.wait(pause):
+                return 128 + (self.asked or signal.SIGTERM)
+            pause = min(2 * pause, LONGEST)
+        raise AssertionError
+
+    def _once(self) -> int:
+        """Runs the command; its status, which is negative if a signal killed it."""
+        self.child = subprocess.Popen(self.command, process_group=0)
+        if self.asked:  # while it was being started
+            self.child.send_signal(self.asked)
+        status = self.child.wait()
+        if status not in FINAL:
+            died(self.run, self.child.pid, status)
+        return status
+
+
+def saved(run: Path) -> int:
+    """The newest step whose state is in the folder of a run; -1 if there is none."""
+    names = [path.name for path in (run / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=-1)
+
+
+def _told(status: int) -> str:
+    if status < 0:
+        return f"the run was killed by {signal.Signals(-status).name}"
+    return f"the run ended with {status}"

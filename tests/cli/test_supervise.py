@@ -1,0 +1,150 @@
+"""A process that dies is started again, as long as that is of use."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lmx.cli import supervise
+from lmx.cli.supervise import Supervisor
+from lmx.train.record.account import entries
+
+ROOT = Path(__file__).parents[2]
+# Each time it is started it takes the first of the words that are left, which says how
+# it ends, and whether it saves before: `9s` saves and is killed, `75` only ends.
+MORTAL = """
+import os, sys
+from pathlib import Path
+words, run = Path("words"), Path("run/checkpoints")
+how, *rest = words.read_text().split()
+words.write_text(" ".join(rest))
+if how.endswith("s"):
+    run.mkdir(parents=True, exist_ok=True)
+    (run / f"{len(list(run.iterdir())):08d}").mkdir()
+number = int(how.strip("s"))
+if number < 0:
+    os.kill(os.getpid(), -number)
+sys.exit(number)
+"""
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """How long it would have paused each time."""
+    waited = []
+
+    class Wake:
+        def wait(self, seconds):
+            waited.append(seconds)
+            return False
+
+        def set(self):
+            pass
+
+    monkeypatch.setattr(supervise.threading, "Event", Wake)
+    return waited
+
+
+@pytest.fixture
+def end(tmp_path, monkeypatch, capsys):
+    """The status after processes that end so, what is left of them, what is said."""
+    monkeypatch.chdir(tmp_path)
+
+    def end(*words, restarts=9):
+        Path("words").write_text(" ".join(words))
+        status = Supervisor([sys.executable, "-c", MORTAL], Path("run"), restarts)()
+        return status, Path("words").read_text().split(), capsys.readouterr().err
+
+    return end
+
+
+@pytest.mark.parametrize("word", ["0", "1", "2", "130", "143"])
+def test_what_would_be_the_same_again_and_what_was_asked_for_is_the_end(
+    end, pauses, word
+):
+    assert end(word, "0")[:2] == (int(word), ["0"]) and pauses == []
+
+
+def test_it_is_started_again_after_a_kill_a_crash_and_a_loss(end, pauses):
+    status, _, said = end("-9s", "75s", "-6s", "0")
+    assert status == 0 and pauses == [1.0, 1.0, 1.0]
+    assert "the run was killed by SIGKILL: starting again in 1 s, 9 left" in said
+    assert "the run ended with 75: starting again in 1 s, 8 left" in said
+
+
+def test_pauses_double_while_nothing_is_saved_and_no_further_than_a_minute(end, pauses):
+    words = ["-9", "75"] * 4
+    assert end(*words, "75s", "0")[0] == 0
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 1.0]
+
+
+def test_one_cause_twice_with_nothing_saved_between_is_the_end(end, pauses):
+    status, left, said = end("-9s", "-9s", "-9", "0")
+    assert (status, left) == (137, ["0"])
+    assert "killed by SIGKILL, as before, and nothing was saved between" in said
+
+
+def test_after_the_last_restart_it_gives_up(end, pauses):
+    status, left, said = end("75s", "75s", "75s", "0", restarts=2)
+    assert (status, left) == (75, ["0"]) and "no restart is left" in said
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_once_and_is_the_end(tmp_path, signum):
+    child = (
+        "import signal, sys, time\n"
+        "def stop(*_): print('told', flush=True); time.sleep(1); sys.exit(75)\n"
+        f"signal.signal({int(signum)}, stop)\n"
+        "print('ready', flush=True); time.sleep(60)\n"
+    )
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from lmx.cli.supervise import Supervisor\n"
+        f"sys.exit(Supervisor([sys.executable, '-c', {child!r}], Path('r'), 5)())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signum)  # as a terminal does
+    assert process.communicate(timeout=30) == ("told\n", None)
+    assert process.returncode == 75
+
+
+def test_the_supervisor_of_a_run_needs_no_jax():
+    program = (
+        "import sys, lmx.cli.supervise\n"
+        "print([name for name in ('jax', 'flax', 'orbax') if name in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ran.stdout == "[]\n", ran.stderr
+
+
+def test_a_death_is_in_the_account_of_the_run_that_it_was_the_death_of(
+    tmp_path, monkeypatch, pauses
+):
+    child = (
+        "import os; from pathlib import Path\n"
+        "from lmx.train.record.account import Account\n"
+        "from lmx.train.record.directory import Directory\n"
+        "account = Account(); account.begin(Directory(Path('.')), 3)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    began = time.monotonic()
+    assert Supervisor([sys.executable, "-c", child], tmp_path, 0)() == 137
+    begun, note, death = entries(tmp_path)
+    assert begun["step"] == note["step"] == 3 and death["died"] == -9
+    assert 0.0 <= death["clock"] - note["clock"] < time.monotonic() - began

@@ -1,0 +1,196 @@
+"""What may befall one attempt at a run, and what it does about it."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.record.directory import rows
+from lmx.train.record.ledger import entries
+from tests.faults.trainer import Trainer, ended
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    trainer = Trainer(tmp_path)
+    yield trainer
+    trainer.end()
+
+
+@pytest.fixture
+def cloud():
+    """What the machine is told of itself, and where it asks."""
+    told = {"maintenance-event": "NONE", "preempted": "FALSE"}
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.headers["Metadata-Flavor"] == "Google"
+            word = told[self.path.removeprefix("/computeMetadata/v1/instance/")]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(word.encode())
+
+        def log_message(self, format, *args):
+            pass
+
+    with HTTPServer(("localhost", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield told, f"localhost:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def saved(path):
+    return Checkpoints(path / "checkpoints", 2).steps()
+
+
+def test_what_hangs_at_a_signal_ends_within_the_grace_or_at_the_second_signal(
+    trainer, tmp_path
+):
+    first = trainer.gated("--run", "a", "--grace", 1.5, at="6")
+    trainer.reach(first, 6)
+    (tmp_path / "at-6").unlink()
+    second = trainer.gated("--run", "b", at="6")
+    began = time.monotonic()
+    first.send_signal(signal.SIGTERM)
+    status, moaned = ended(first)
+    assert status == 143 and "not saved within 1.5 s: stopped at once" in moaned
+    assert 1.5 <= time.monotonic() - began < 5.0
+    trainer.reach(second, 6)
+    second.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(1.0)
+    second.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    status, moaned = ended(second)
+    assert status == 143 and moaned.endswith("stopped at once\n")
+    assert time.monotonic() - began < 3.0
+    assert saved(tmp_path / "a") == saved(tmp_path / "b") == [4]
+
+
+def test_a_second_trainer_is_refused_a_notice_saves_and_a_failed_hook_is_done_again(
+    trainer, cloud, tmp_path
+):
+    told, host = cloud
+    words = ["--run", "a"]
+    first = trainer.gated(*words, at="3, 8", GCE_METADATA_HOST=host)
+    trainer.reach(first, 3)
+    status, moaned = ended(trainer.gated(*words, at="3, 8"))
+    assert status == 2
+    assert f"a is being written by process {first.pid} of " in moaned
+    assert "wait for it or stop it, or name another folder" in moaned
+    told["maintenance-event"] = "TERMINATE_ON_HOST_MAINTENANCE"
+    time.sleep(7.0)  # it asks every 5
+    trainer.go(3)
+    status, moaned = ended(first)
+    assert status == 143
+    assert "this machine will be taken away (maintenance-event: TERM" in moaned
+    (step,) = saved(tmp_path / "a")
+    assert 3 <= step < 8 and f"stopped by SIGTERM after step {step}" in moaned
+
+    trainer.go(8, "fail")  # where there is a save too
+    status, moaned = ended(trainer.gated(*words, at="3, 8"))
+    assert status == 1
+    assert "ValueError: told to fail\n@Gate failed after step 8, and is" in moaned
+    assert entries(tmp_path / "a")[-1]["state"] == "failed"
+    assert saved(tmp_path / "a")[-1] == 8
+    trainer.go(8)
+    status, moaned = ended(trainer.gated(*words, at="3, 8"))
+    assert status == 0, moaned
+    gates = [(r["step"], r["state"]) for r in entries(tmp_path / "a")]
+    assert gates.count((8, "done")) == 1 and (3, "done") in gates
+    assert [row["step"] for row in rows(tmp_path / "a")] == list(range(1, 11))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 4 MB, mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    subprocess.run(mount, check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_while_the_disk_is_full_training_goes_on_and_no_metric_is_lost(trainer, disk):
+    words = ["--run", disk / "a", "Save.every=99", "Experiment.steps=40"]
+    run = trainer.gated(*words, at="5, 30")
+    trainer.reach(run, 5)
+    with (disk / "ballast").open("wb", buffering=0) as ballast:
+        with pytest.raises(OSError):
+            while ballast.write(bytes(256)):
+                pass
+    trainer.go(5)
+    trainer.reach(run, 30)
+    assert len(list(rows(disk / "a"))) < 25
+    (disk / "ballast").unlink()
+    trainer.go(30)
+    status, moaned = ended(run)
+    assert status == 0, moaned
+    assert [row["step"] for row in rows(disk / "a")] == list(range(1, 41))
+    assert moaned.count("metrics.jsonl cannot be written (No space left on") == 1
+    done = [
+        r for r in entries(disk / "a") if (r["what"], r["state"]) == ("Gate", "done")
+    ]
+    assert [row["step"] for row in done] == [5, 30]
+
+
+def test_what_changed_since_is_told_and_refused_unless_it_is_accepted(
+    trainer, tmp_path
+):
+    words = ["--run", "a", "Experiment.log_every=5"]
+    assert ended(trainer.start(*words))[0] == 0
+    more = [*words, "Experiment.steps=12", "Echo.batch=4", "Experiment.log_every=2"]
+    status, moaned = ended(trainer.start(*more, "--accept", "Experiment.steps"))
+    assert status == 2 and "  data.batch: 8 there, 4 here" in moaned
+    assert "steps: 10" not in moaned and "log_every" not in moaned
+    accept = ["--accept", "Experiment.steps", "--accept", "data"]
+    status, moaned = ended(trainer.start(*more, *accept))
+    assert status == 0, moaned
+    card = json.loads((tmp_path / "a" / "card.json").read_text())
+    assert {t["name"] for t in card["accepted"]} >= {"steps", "data.batch"}
+    assert card["final"]["step"] == 12
+
+
+def test_a_corrupt_cache_of_programs_changes_nothing(trainer, tmp_path):
+    cache = tmp_path / "cache"
+    told = {"JAX_COMPILATION_CACHE_DIR": str(cache)} | dict.fromkeys(
+        (
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
+        ),
+        "0",
+    )
+    assert ended(trainer.start("--run", "a", **told))[0] == 0
+    files = [file for file in cache.rglob("*-cache") if file.is_file()]
+    assert len(files) > 2
+    for index, file in enumerate(files):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content if index % 2 else content[: len(content) // 2])
+    status, moaned = ended(trainer.start("--run", "b", **told))
+    assert status == 0, moaned
+    losses = [[row["loss"] for row in rows(tmp_path / run)] for run in "ab"]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_is_for_the_eyes_that_the_umask_allows(trainer, tmp_path):
+    before = os.umask(0o027)
+    try:
+        process = trainer.start("--run", "a")
+    finally:
+        os.umask(before)
+    assert ended(process)[0] == 0
+    for path in [tmp_path / "a", *(tmp_path / "a").rglob("*")]:
+        wanted = 0o750 if path.is_dir() else 0o640
+        assert path.stat().st_mode & 0o777 == wanted, path

@@ -1,0 +1,89 @@
+"""A supervisor brings a run back, alone or with its peers."""
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from lmx.train.record.account import entries, total
+from lmx.train.record.directory import rows
+from tests.faults.trainer import Trainer, ended
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    trainer = Trainer(tmp_path)
+    yield trainer
+    trainer.end()
+
+
+def child(process):
+    """The pid of the one process that another has started."""
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return int(listed.split()[0])
+
+
+def kill(process):
+    """Kills what a supervisor watches over."""
+    os.kill(child(process), signal.SIGKILL)
+
+
+def test_a_killed_run_comes_back_and_its_account_adds_up(trainer, tmp_path):
+    began = time.monotonic()
+    run = trainer.gated("--run", "a", "--restarts", 5, at="6, 10")
+    for step in (6, 10):
+        trainer.reach(run, step)
+        kill(run)
+        trainer.go(step)
+    status, moaned = ended(run)
+    wall = time.monotonic() - began
+    assert status == 0, moaned
+    assert moaned.count("killed by SIGKILL: starting again in 1 s") == 2
+    assert [row["step"] for row in rows(tmp_path / "a")] == list(range(1, 11))
+    lines = entries(tmp_path / "a")
+    assert [line["died"] for line in lines if "died" in line] == [-9, -9]
+    assert [line["step"] for line in lines if "began" in line] == [0, 4, 10]
+    spent = total(tmp_path / "a")
+    assert sum(spent.values()) == pytest.approx(
+        lines[-1]["clock"] - lines[0]["began"], rel=1e-4
+    )
+    assert wall - 2.0 < sum(spent.values()) < wall  # but for the supervisor itself
+    assert spent["down"] >= 2.0 and spent["lost"] > 0.0
+    assert spent.keys() >= {"start", "restore", "compile", "step", "data", "Save"}
+
+
+def test_a_killed_worker_ends_the_others_and_all_come_back(trainer, tmp_path):
+    with socket.create_server(("", 0)) as door:
+        port = door.getsockname()[1]
+    words = ["Experiment.steps=12", "Mesh.fsdp=2", "--restarts", 3]
+    seat = ["--processes", 2, "--coordinator", f"localhost:{port}"]
+    both = [
+        trainer.gated(*words, *seat, "--process", i, "--run", "a", at="6")
+        for i in range(2)
+    ]
+    alone = trainer.start("Experiment.steps=12", "Mesh.data=1", "--run", "b")
+    assert ended(alone)[0] == 0
+    trainer.reach(both[0], 6)
+    kill(both[1])
+    trainer.go(6)
+    (first, said), (second, moaned) = map(ended, both)
+    assert (first, second) == (0, 0), (said, moaned)
+    assert "process 1 (" in said and "the run ended with 75: starting again" in said
+    assert "the run was killed by SIGKILL: starting again in 1 s" in moaned
+    found, wanted = ([r["loss"] for r in rows(tmp_path / run)] for run in "ab")
+    assert found == pytest.approx(wanted, rel=1e-4) and len(found) == 12
+
+
+def test_a_signal_to_the_supervisor_saves_and_is_the_end(trainer, tmp_path):
+    run = trainer.gated("--run", "a", "--restarts", 5, at="6")
+    trainer.reach(run, 6)
+    run.send_signal(signal.SIGTERM)
+    trainer.go(6)
+    status, moaned = ended(run)
+    assert status == 143 and "starting again" not in moaned
+    assert "stopped by SIGTERM after step" in moaned

@@ -1,0 +1,70 @@
+"""`lmx train` as processes of their own, which a test disturbs."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+PATIENCE = 240.0  # seconds, on a machine that has much else to do
+
+
+class Trainer:
+    """Starts runs of `tiny.gin` in a folder, with gates at steps that a test names."""
+
+    def __init__(self, work: Path):
+        self.work, self.started = work, []
+        shutil.copy(ROOT / "tests" / "train" / "tiny.gin", work)
+        shutil.copy(ROOT / "tests" / "faults" / "gates.py", work)
+
+    def start(self, *words: object, **environment: str) -> subprocess.Popen:
+        """`lmx train tiny.gin` with these words."""
+        command = [sys.executable, "-m", "lmx.cli.main", "train", "tiny.gin"]
+        process = subprocess.Popen(
+            [*command, *map(str, words)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST}
+            | {"JAX_PLATFORMS": "cpu", **environment},
+            cwd=self.work,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def gated(self, *words: object, at: str, **environment: str) -> subprocess.Popen:
+        """A run whose gates are at these steps, as in "4, 8"."""
+        gates = ["--import", "gates", "Experiment.hooks=[@Gate()]", "Gate.folder=."]
+        return self.start(*gates, f"Gate.at=({at},)", *words, **environment)
+
+    def go(self, step: int, how: str = "") -> None:
+        """Opens the gate."""
+        (self.work / f"go-{step}").write_text(how)
+
+    def reach(self, process: subprocess.Popen, step: int) -> None:
+        """Waits until a run stands at the gate."""
+        self.wait(process, (self.work / f"at-{step}").exists)
+
+    def wait(self, process: subprocess.Popen, when: Callable[[], bool]) -> None:
+        """Until something is so, the process being alive."""
+        late = time.monotonic() + PATIENCE
+        while not when():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < late
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        """None of them is left."""
+        for process in self.started:
+            process.kill()
+            process.communicate()
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    """Its status, and what it moaned."""
+    _, moaned = process.communicate(timeout=PATIENCE)
+    return process.returncode, moaned
