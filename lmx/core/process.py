@@ -18,7 +18,15 @@ from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
-from lmx.core.lobby import AGAIN, PATIENCE, Lobby, LostError, Seat, SeatError
+from lmx.core.lobby import (
+    AGAIN,
+    PATIENCE,
+    SILENT,
+    Lobby,
+    LostError,
+    Seat,
+    SeatError,
+)
 
 T = TypeVar("T")
 
@@ -94,6 +102,7 @@ def joined(
             seat.process,
             seat.devices,
             initialization_timeout=int(PATIENCE),
+            heartbeat_timeout_seconds=int(2 * SILENT),  # jax would end it by SIGABRT
         )
         yield
     except BaseException as error:

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from lmx.config.names import ConfigError
 from lmx.core import process
 from lmx.core.lobby import LostError
+from lmx.data.cache import discard
 from lmx.data.progress import say
 from lmx.train.checkpoint import writer
 from lmx.train.checkpoint.digest import Sums, by_path, root, told
@@ -212,6 +213,10 @@ class Checkpoints:
                 " another folder with --run, or remove this one to begin anew."
             )
         return None
+
+    def remove(self, step: int) -> None:
+        """Takes the state of that step away."""
+        process.from_first(lambda: discard(self.shelf.path(step)))
 
     def restore(self, step: int, like: State) -> State:
         """The state of that step, in the shapes and on the devices of `like`.
