@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lmx.cli import config, eval, exchange, generate, plan, train
 from lmx.cli.data import verbs as data
-from lmx.cli.runs import ckpt, replay, why
+from lmx.cli.runs import ckpt, prove, replay, why
 
 _ABOUT = """\
 Language models in JAX. An experiment is a page of settings, a run is a folder.
@@ -17,10 +17,11 @@ Language models in JAX. An experiment is a page of settings, a run is a folder.
   lmx eval runs/quickstart-... essay.txt           how well it predicts a text
   lmx config show experiments/quickstart.gin       every setting, and who decided it
   lmx plan experiments/quickstart.gin --on v5e-16  whether it fits, how fast, how dear
+  lmx prove experiments/quickstart.gin --steps 60  kills it, and shows nothing is lost
   lmx import hf Llama-3.2-1B runs/llama            a model of Hugging Face, as a run
 """
 
-_VERBS = (train, generate, eval, config, data, plan, exchange, ckpt, replay, why)
+_VERBS = (train, generate, eval, config, data, plan, exchange, ckpt, prove, replay, why)
 
 
 def main(words: Sequence[str] | None = None) -> None:
