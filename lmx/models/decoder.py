@@ -89,10 +89,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T V"]:
-        """Logits. Each row is one document if there are no `segments`.
-
-        Without `positions` they restart at 0 with each document.
-        """
+        """Logits; by default a row is one document, and positions restart in each."""
         return self.forward(tokens, positions, segments)[0]
 
     def forward(
