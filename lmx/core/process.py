@@ -170,13 +170,16 @@ def to_first(key: str, said: T) -> list[T] | None:
     if not first():
         _client().key_value_set(f"lmx/{key}/{jax.process_index()}", json.dumps(said))
         return None
-    try:
-        told = [
-            _client().blocking_key_value_get(f"lmx/{key}/{index}", int(SLOW * 1000))
-            for index in range(1, jax.process_count())
-        ]
-    except jax.errors.JaxRuntimeError as error:
-        raise LostError(f"a process says nothing for {SLOW:.0f} s: {error}") from None
+    told = []
+    for index in range(1, jax.process_count()):
+        place = f"lmx/{key}/{index}"
+        try:
+            told.append(_client().blocking_key_value_get(place, int(SLOW * 1000)))
+        except jax.errors.JaxRuntimeError as error:
+            raise LostError(
+                f"process {index} says nothing for {SLOW:.0f} s: {error}"
+            ) from None
+        _client().key_value_delete(place)
     return [said, *map(json.loads, told)]
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.faults
 
 STEPS = 20
 WORDS = [f"Experiment.steps={STEPS}", "Mesh.data=1", "Save.every=4"]
+NAME = "params.stack.cycles.0.blocks.0.mlp.up.w.value"
 DYING = f"{Path(__file__).with_name('dying.py')}"
 
 
@@ -74,28 +76,28 @@ def test_a_kill_at_any_moment_of_a_save_loses_that_save_at_most(work, reference)
     found = states(path).meta(STEPS)
     assert found["root"] == states(reference).meta(STEPS)["root"]
     parents = [a["parent"] and a["parent"]["step"] for a in found["lineage"]]
-    assert parents == [None, 8, 16]  # those that saved something that was kept
+    assert parents == [None, 4, 8, 16]  # of those whose states came to be
 
 
 def test_damaged_states_are_named_and_the_newest_whole_one_is_used(
     work, reference, again
 ):
     shelf = states(again).shelf
-    flip(shelf.path(20), "params.embed.table")
-    truncate(shelf.path(16), "params.embed.table")
+    flip(shelf.path(20), NAME)
+    truncate(shelf.path(16), NAME)
     (shelf.path(12) / "meta" / "metadata").unlink()
     status, moaned = trainer.ended(
         trainer.start(work, again.name, *WORDS, "Save.damaged=refuse")
     )
     assert status == 2 and "00000020/state/" in moaned, moaned
-    assert "params.embed.table is not what was saved" in moaned
+    assert f"{NAME} is not what was saved" in moaned
     assert states(again).steps() == [4, 8, 12, 16, 20]
     status, moaned = trainer.ended(
         trainer.start(work, again.name, *WORDS, "Save.keep=9")
     )
     assert status == 0, moaned
     assert moaned.count("DAMAGED, set aside") == 3
-    assert "params.embed.table cannot be read" in moaned
+    assert f"{NAME} cannot be read" in moaned
     assert "00000012/meta/metadata: is missing" in moaned
     assert [p.name for p in shelf.damaged()] == [
         f"{step:08d}.damaged" for step in (12, 16, 20)
@@ -108,7 +110,26 @@ def test_damaged_states_are_named_and_the_newest_whole_one_is_used(
 
 def test_a_run_whose_states_are_all_damaged_does_not_begin_anew(work, again):
     for step in states(again).steps():
-        truncate(states(again).shelf.path(step), "params.embed.table")
+        truncate(states(again).shelf.path(step), NAME)
     status, moaned = trainer.ended(trainer.start(work, again.name, *WORDS))
     assert status == 2 and "no whole state to go on from" in moaned, moaned
     assert states(again).steps() == [4, 8, 12, 16, 20]
+
+
+def test_two_processes_of_which_one_meets_the_damage_go_back_together(work, again):
+    flip(states(again).shelf.path(20), NAME)  # in the half that the second one reads
+    with socket.create_server(("", 0)) as door:
+        meeting = f"localhost:{door.getsockname()[1]}"
+    words = [*WORDS[:1], "Mesh.fsdp=2", "Save.keep=9", "--processes", "2"]
+    words += ["--coordinator", meeting]
+    found = [
+        trainer.ended(process)
+        for process in [
+            trainer.start(work, again.name, *words, "--process", each) for each in "01"
+        ]
+    ]
+    assert [status for status, _ in found] == [0, 0], found
+    assert "DAMAGED, set aside" in found[0][1] and "DAMAGED" not in found[1][1]
+    attempt = states(again).meta(STEPS)["lineage"][-1]
+    assert attempt["parent"]["step"] == 16 and attempt["processes"] == 2
+    assert not Reader(states(again).shelf.path(STEPS)).faults()

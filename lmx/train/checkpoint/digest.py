@@ -36,7 +36,7 @@ def root(digests: Mapping[str, str]) -> str:
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
-    """Every leaf by its path, as in `params.stack.cycles.0.blocks.0.attention.q.w`."""
+    """Every leaf by its path, as in `params.stack.cycles.0.blocks.0.mlp.up.w.value`."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
