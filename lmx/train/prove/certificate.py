@@ -69,8 +69,12 @@ def _evaluations(run: Path, whole: Path, tolerance: float) -> dict[str, Any]:
 
 
 def account(run: Path, lives: Sequence[Life]) -> dict[str, Any]:
-    """The seconds of a run by what it was doing, and by a clock that saw its lives."""
-    return {"seconds": total(run), "wall": lives[-1].ended - lives[0].born}
+    """The seconds of a run by what it was doing, and by the clock of who started it.
+
+    From the birth of the first process that came to train until the last one was done.
+    """
+    born = next(life.born for life in lives if life.began is not None)
+    return {"seconds": total(run), "wall": lives[-1].over - born}
 
 
 def other_mesh(

@@ -113,6 +113,11 @@ class Life:
         """The step it went on from; None if it did not come so far."""
         return next((x["from_step"] for x in self.trace[0] if "from_step" in x), None)
 
+    @property
+    def over(self) -> float:
+        """When its command was done, by the same clock."""
+        return next((x["at"] for x in self.trace[0] if "over" in x), self.ended)
+
     def batches(self) -> dict[int, int]:
         """A fingerprint of what each step was fed, in all processes together."""
         found: dict[int, int] = {}

@@ -207,9 +207,13 @@ def main() -> None:
     """Runs the module that was named, watched."""
     trace, moment, module, *words = sys.argv[1:]
     told = json.loads(moment)
-    Victim(Path(trace), Moment(**told) if told else None).watch()
+    victim = Victim(Path(trace), Moment(**told) if told else None)
+    victim.watch()
     sys.argv = [module, *words]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        victim.note(over=True)
 
 
 if __name__ == "__main__":
