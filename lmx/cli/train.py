@@ -194,6 +194,7 @@ def _folder(file: str, run_id: str) -> Path:
 def _train(args: argparse.Namespace, name: str, config: Config, folder: Path) -> int:
     from lmx.core import process
     from lmx.train.attempt import Manner, attempt
+    from lmx.train.guard.guard import FaultError
     from lmx.train.hooks.stop import StoppedError
     from lmx.train.record.account import born
     from lmx.train.record.directory import last
@@ -206,6 +207,10 @@ def _train(args: argparse.Namespace, name: str, config: Config, folder: Path) ->
         if process.first():
             print(f"{stopped}; the same command goes on: {folder}", file=sys.stderr)
         return 128 + stopped.signum
+    except FaultError as fault:
+        if process.first():
+            print(f"error: {fault}", file=sys.stderr)
+        return fault.status
     if not process.first():
         return 0
     if args.json:

@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,14 @@ import jax
 from lmx.config.names import ConfigError
 from lmx.config.resolve import from_json, load
 from lmx.config.tree import Config, diff, explained
+from lmx.core.batch import Batch
+from lmx.data.progress import say
 from lmx.data.rows.prefetch import prefetch
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.checkpoint.digest import by_path
+from lmx.train.checkpoint.reader import DamageError
 from lmx.train.experiment import Experiment
+from lmx.train.guard.gaps import Gaps, data_step, gaps_of
 from lmx.train.loop import Hook, train
 from lmx.train.record.card import axes, ground, unlike
 from lmx.train.record.directory import Directory, rows
@@ -100,14 +104,16 @@ class Past:
             )
 
     def nearest(self, done: int) -> TrainState:
-        """The newest state on disk with at most so many steps done, or that of none."""
+        """The newest whole state with at most so many steps done, or that of none."""
         checkpoints = Checkpoints(Directory(self.folder).checkpoints, keep=1)
-        found = [step for step in checkpoints.steps() if step <= done]
-        if not found:
-            return self.run.init()
-        if self.changes:
-            self._check_shapes(found[-1])
-        return checkpoints.restore(found[-1], self.run.like())
+        for step in reversed([step for step in checkpoints.steps() if step <= done]):
+            if self.changes:
+                self._check_shapes(step)
+            try:
+                return checkpoints.restore(step, self.run.like())
+            except DamageError as error:
+                say(f"damaged, so that an older state is gone on from: {error}")
+        return self.run.init()
 
     def _check_shapes(self, step: int) -> None:
         """Refuses what is bound where a saved state has other arrays."""
@@ -125,12 +131,24 @@ class Past:
                     " as they are, or take a step before the first state."
                 )
 
+    def data_step(self, step: int) -> int:
+        """Which step of the data that step learned from; both are counted from 1."""
+        return data_step(self.gaps, step - 1) + 1
+
+    @cached_property
+    def gaps(self) -> Gaps:
+        """The data that the run left out."""
+        return gaps_of(self.folder)
+
     def go(self, state: TrainState, done: int, *hooks: Hook) -> TrainState:
         """The state after so many steps, from one before it, which is consumed.
 
         Hooks hear of each step, as in training.
         """
         run = self.run
-        read = partial(run.read, run.data, run.seed)
+
+        def read(step: int) -> Batch:
+            return run.read(run.data, run.seed, data_step(self.gaps, step))
+
         with contextlib.closing(prefetch(read, int(state.step), done)) as batches:
             return train(run.step, state, batches, steps=done, hooks=hooks)

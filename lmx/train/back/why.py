@@ -111,7 +111,8 @@ def why(past: Past, step: int) -> Why:
     begun = int(state.step)
     state = past.go(state, step - 1)
     run, found = past.run, {}
-    batch = run.read(run.data, run.seed, step - 1)
+    number = past.data_step(step) - 1
+    batch = run.read(run.data, run.seed, number)
     nats = by_token(past, state, batch)
 
     def keep(done: int, state: TrainState, metrics: Metrics) -> None:
@@ -119,10 +120,9 @@ def why(past: Past, step: int) -> Why:
         found[done] = measured(metrics)
 
     past.go(state, step, keep)
-    plain = run.data.batch_at(run.seed, step - 1)
-    told = [
-        _told(origin, plain, nats) for origin in documents(run.data, run.seed, step - 1)
-    ]
+    plain = run.data.batch_at(run.seed, number)
+    whose = documents(run.data, run.seed, number)
+    told = [_told(origin, plain, nats) for origin in whose]
     return Why(begun, step, told, found[step], run.data.tokenizer)
 
 
