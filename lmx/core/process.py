@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 NEWS = 2.0  # seconds: an error may come of a lost process, and that is told soon
 SLOW = 3600.0  # seconds that the others wait for what the first does alone
+LATE = "Gloo context initialization failed"  # one process compiled 30 s longer
 # Where jax may ask who the others are. In a pod that is not one of many it would fail.
 POD, INDEXED = (
     "KUBERNETES_SERVICE_HOST",
@@ -124,8 +125,14 @@ def _end(
     time.sleep(NEWS)
     if not isinstance(error, LostError):
         traceback.print_exception(error)
-    status = AGAIN if isinstance(error, LostError) else 1
-    lobby.end(status, f"process {seat.process}: {type(error).__name__}: {error}")
+    why = f"process {seat.process}: {type(error).__name__}: {error}"
+    lobby.end(status(error), why)
+
+
+def status(error: BaseException) -> int:
+    """With which a process ends for an error: 75 where a restart may help."""
+    late = isinstance(error, jax.errors.JaxRuntimeError) and LATE in f"{error}"
+    return AGAIN if late or isinstance(error, LostError) else 1
 
 
 def source() -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from lmx.core import dims
 from lmx.core.sharding import AnyMesh, Rules, spec
@@ -103,6 +103,16 @@ def kept(x: Shaped[Array, "*dims"], letters: str) -> Shaped[Array, "*dims"]:
     place = PartitionSpec(*(as_is if d == "_" else next(split) for d in letters))
     place = NamedSharding(here.mesh, place)
     return jax.lax.with_sharding_constraint(x, place)
+
+
+def kept_by_width(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """`x`, split along D first, and rows by the axes that this leaves them.
+
+    So lies what a device looks up in its share of a table of letters VD. From there to
+    `kept` of BTD, and back with gradients, each sends of its own alone: XLA, told
+    nothing, would bring all rows to all devices.
+    """
+    return jnp.moveaxis(kept(jnp.moveaxis(x, -1, 0), "DBT"), 0, -1)
 
 
 def along(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from lmx.config.names import Execution, configurable
 from lmx.core.mean import Aux
 from lmx.core.precision import Precision, widened
-from lmx.core.spread import kept
+from lmx.core.spread import kept, kept_by_width
 from lmx.layers.attention.cache import Cache
 from lmx.layers.attention.context import Context, reading
 from lmx.layers.attention.dot import soft_cap
@@ -151,10 +151,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """The vectors that the first layer reads."""
         x_BTD = self.table[...][tokens].astype(self.precision.compute_dtype)
-        # Of the table each device has some of the width. What it looks up there goes to
-        # whose rows it is of; XLA by itself would bring all rows to all devices.
-        x_BTD = jnp.moveaxis(kept(jnp.moveaxis(x_BTD, -1, 0), "DBT"), 0, -1)
-        x_BTD *= jnp.asarray(self.embed_scale, x_BTD.dtype)
+        x_BTD = kept_by_width(x_BTD) * jnp.asarray(self.embed_scale, x_BTD.dtype)
         if self.position:
             x_BTD += self.position(context.here.positions).astype(x_BTD.dtype)
         return kept(x_BTD, "BTD")

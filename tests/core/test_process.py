@@ -1,10 +1,11 @@
 """Which process this is, as the machines tell it."""
 
+import jax
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
 from lmx.core import process
-from lmx.core.lobby import Seat, SeatError
+from lmx.core.lobby import AGAIN, LostError, Seat, SeatError
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -78,6 +79,18 @@ def test_a_process_beyond_the_last_is_refused(number):
         SeatError, match=f"--process {number} of --processes 2: .* from 0"
     ):
         process.seat(number, 2, "node:1")
+
+
+def test_a_restart_is_asked_for_where_one_is_lost_or_late():
+    """What gloo said where one of two processes of SLURM compiled for a minute more."""
+    late = (
+        "UNKNOWN: Gloo context initialization failed: DEADLINE_EXCEEDED: GetKeyValue()"
+        " timed out with key: cpu:gloo/0,2048/1 and duration: 29.999999959s"
+    )
+    assert process.status(jax.errors.JaxRuntimeError(late)) == AGAIN
+    assert process.status(LostError("process 1 is gone")) == AGAIN
+    assert process.status(jax.errors.JaxRuntimeError("out of memory")) == 1
+    assert process.status(ValueError(late)) == 1
 
 
 def test_alone_the_first_is_asked_at_once_and_a_notice_is_read_back():
