@@ -130,8 +130,8 @@ def run(args: argparse.Namespace) -> int:
                 f"{file} is @{config.name}, which has a model and no recipe: train an"
                 " experiment, or go on with a run that was trained here."
             )
-        _allow_float64(config)
-        _set_flags()
+        allow_float64(config)
+        set_flags()
         name = Path(file).stem
         folder = args.folder or _folder(file, config.run_id())
         return _joined(args, name, config, folder)
@@ -220,14 +220,14 @@ def _train(args: argparse.Namespace, name: str, config: Config, folder: Path) ->
     return 0
 
 
-def _set_flags() -> None:
+def set_flags() -> None:
     """Tells libtpu how to compile, before it is loaded, if nobody has."""
     from lmx.core.device import TPU_FLAGS
 
     os.environ.setdefault("LIBTPU_INIT_ARGS", TPU_FLAGS)
 
 
-def _allow_float64(config: Config) -> None:
+def allow_float64(config: Config) -> None:
     """Tells jax before anything is built, if the experiment asks for 64 bits."""
     import jax
 

@@ -26,9 +26,9 @@ from lmx.train.hooks.log import Log
 from lmx.train.hooks.periodic import Due
 from lmx.train.hooks.stop import Stop
 from lmx.train.loop import Step, train
-from lmx.train.record.account import Account, now, total
-from lmx.train.record.card import card
-from lmx.train.record.directory import Directory, Elsewhere, last
+from lmx.train.record.account import Account, now
+from lmx.train.record.card import card, outcome
+from lmx.train.record.directory import Directory, Elsewhere
 from lmx.train.record.line import Line, Silence
 from lmx.train.record.plots import draw
 from lmx.train.run import Run
@@ -44,11 +44,13 @@ class Manner:
         grace: seconds after a signal in which the state may be saved; None: any.
         accept: what may differ from what the run began with, by path, `Class.parameter`
             or `data`.
+        until: the step after which it stops as at a signal; None: the last of the run.
     """
 
     since: float | None = None
     grace: float | None = None
     accept: tuple[str, ...] = ()
+    until: int | None = None
 
 
 def attempt(
@@ -95,7 +97,7 @@ def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory
             _ending(directory, account),
             closing(line),
             closing(_batches(run, done, gaps_of(directory.path))) as batches,
-            Stop(checkpoints, settle, account, manner.grace) as stop,
+            Stop(checkpoints, settle, account, manner.grace, manner.until) as stop,
             Eviction(),
         ):
             chores.owed(state)
@@ -107,7 +109,7 @@ def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory
             checkpoints.wait()
             settle()
             account.note(run.steps)
-            directory.update(final=last(path), seconds=total(path))
+            directory.update(**outcome(run, path))
     return directory
 
 

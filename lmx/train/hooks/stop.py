@@ -23,7 +23,7 @@ class StoppedError(Exception):
 
     def __init__(self, signum: int, done: int):
         super().__init__(f"stopped by {signal.Signals(signum).name} after step {done}")
-        self.signum = signum
+        self.signum, self.done = signum, done
 
 
 class Stop:
@@ -32,7 +32,7 @@ class Stop:
     One process of many that is asked stops all of them, after the same step. It must
     be called after `Log`, which waits for the step before. What is not saved `grace`
     seconds after the signal is not saved: the process ends, as it does at a second
-    signal, even where it hangs.
+    signal, even where it hangs. After the step `until` it stops as at a SIGTERM.
     """
 
     def __init__(
@@ -41,9 +41,11 @@ class Stop:
         flush: Callable[[], None],
         account: Account,
         grace: float | None = None,
+        until: int | None = None,
     ):
         self.checkpoints, self.flush, self.account = checkpoints, flush, account
         self.asked: int | None = None
+        self.until = until
         self.notice = process.Notice()
         self.watch = _Watch(grace)
         self.before = {s: signal.signal(s, self._ask) for s in SIGNALS}
@@ -61,6 +63,8 @@ class Stop:
 
     def __call__(self, done: int, state: TrainState, metrics: Metrics) -> None:
         del metrics
+        if done == self.until:
+            self.asked = self.asked or signal.SIGTERM
         if self.asked is not None:
             self.notice.post(f"{self.asked} {done + process.ahead()}")
         word = self.notice.read()

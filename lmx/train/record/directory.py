@@ -127,7 +127,7 @@ class Directory:
 
     def log(self, step: int, values: Values) -> None:
         """One line of metrics, and the same for TensorBoard."""
-        line = {name: _finite(value) for name, value in values.items()}
+        line = {name: finite(value) for name, value in values.items()}
         self.append(METRICS, {"step": step} | line)
         if self._board:
             self._board.add(step, values)
@@ -180,10 +180,10 @@ def last(path: Path) -> dict[str, Any]:
     return newest
 
 
-def _finite(value: Value) -> Any:
+def finite(value: Value) -> Any:
     """What JSON has no number for, as a word: "NaN", "Infinity", "-Infinity"."""
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, str) or math.isfinite(value):
         return value
     return json.dumps(value)
