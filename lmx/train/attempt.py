@@ -16,7 +16,7 @@ from lmx.data.progress import say
 from lmx.data.rows.prefetch import prefetch
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.experiment import Experiment
-from lmx.train.guard.gaps import reader
+from lmx.train.guard.gaps import Gaps, gaps_of, reader
 from lmx.train.guard.guard import Watch
 from lmx.train.guard.rewind import RewoundError
 from lmx.train.guard.watchdog import Watchdog
@@ -98,7 +98,7 @@ def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory
         with (
             _ending(directory, account),
             closing(line),
-            closing(_batches(run, directory.path, done)) as batches,
+            closing(_batches(run, done, gaps_of(directory.path))) as batches,
             Stop(checkpoints, settle, account, manner.grace, manner.until) as stop,
             Eviction(),
         ):
@@ -184,9 +184,9 @@ def _opened(
         return experiment, run, {name: hook.start(run) for name, hook in hooks.items()}
 
 
-def _batches(run: Run, path: Path, start: int) -> Generator[Batch, None, None]:
+def _batches(run: Run, start: int, gaps: Gaps = ()) -> Generator[Batch, None, None]:
     """The batches from step `start` on, put on their devices ahead of their step."""
-    return prefetch(reader(run, path), start, run.steps)
+    return prefetch(reader(run, gaps), start, run.steps)
 
 
 def _awaited(account: Account, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -87,6 +87,7 @@ class Flip(Periodic):
             if not Path("flipped").exists():
                 Path("flipped").touch()
                 copy = jax.tree.leaves(state.params)[0].addressable_shards[1].data
+                copy.block_until_ready()  # what is computed later would undo it
                 byte = ctypes.c_uint8.from_address(copy.unsafe_buffer_pointer() + 2)
                 byte.value ^= 1 << 5  # of float32's mantissa: no step rounds it away
 

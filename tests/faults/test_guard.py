@@ -50,12 +50,16 @@ def work(tmp_path_factory):
 
 def trained(work: Path, name: str) -> tuple[int, str]:
     """Status and complaints of the run of that name."""
-    devices = 4 if name == "flip" else 1
+    words = ["train", "tiny.gin", *FAULTY, *CASES[name], "--run", name]
+    return lmx(work, *words, devices=4 if name == "flip" else 1)
+
+
+def lmx(work: Path, *words: str, devices: int = 1) -> tuple[int, str]:
+    """Status and complaints of a verb."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     flags += " --xla_backend_optimization_level=0"
     done = subprocess.run(
-        [sys.executable, "-m", "lmx.cli.main", "train", "tiny.gin"]
-        + [*FAULTY, *CASES[name], "--run", name],
+        [sys.executable, "-m", "lmx.cli.main", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
         | {"JAX_PLATFORMS": "cpu"},
         cwd=work,
@@ -118,6 +122,9 @@ def test_after_a_rewind_a_run_is_as_if_the_data_had_never_been(work, runs):
     assert runs["shifted"].result()[0] == 0
     found = measured(work / "rewind")
     assert len(found) == 45 and found == measured(work / "shifted")
+    words = ["replay", "rewind", "--step", "44", "--import", "faulty"]
+    status, moaned = lmx(work, *words)  # on the data it saw, to the bit
+    assert status == 0, moaned
 
 
 def test_a_spike_that_other_data_do_not_cure_ends_the_run(work, runs):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.test_processes import Group
+from tests.train.test_processes import FAST, Group
 
 pytestmark = pytest.mark.faults
 
@@ -31,7 +31,8 @@ def test_a_batch_that_never_comes_ends_the_run_and_all_stacks_are_told(work):
     done = subprocess.run(
         [sys.executable, "-m", "lmx.cli.main", "train", "tiny.gin", *words]
         + ["--import", "faulty", "--run", "run"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        | {"XLA_FLAGS": FAST},
         cwd=work,
         capture_output=True,
         text=True,
@@ -45,29 +46,44 @@ def test_a_batch_that_never_comes_ends_the_run_and_all_stacks_are_told(work):
         assert 'loop.py", line' in text and "in train" in text  # the main thread
 
 
+IMPATIENT = """
+import pathlib, threading, time
+from lmx.core import lobby
+
+def wait():
+    while not pathlib.Path("now").exists():
+        time.sleep(0.1)
+    lobby.SILENT = 6.0
+
+threading.Thread(target=wait, daemon=True).start()
+"""
+
+
 @pytest.mark.parametrize("how", ["watchdog", "silence"])
 def test_a_process_of_two_that_is_stopped_ends_the_other_with_75(work, how):
     """By the watchdog, which sees a step that does not end, or by the silence alone."""
     words = ["tiny.gin", "Experiment.steps=2000", "Mesh.data=2", "--run", "run"]
     words += ["--import", "impatient"]
-    words += ["Experiment.patience=15.0"] if how == "watchdog" else []
-    silent = 15.0 if how == "silence" else 300.0
-    told = f"from lmx.core import lobby\n\nlobby.SILENT = {silent}\n"
-    (work / "impatient.py").write_text(told)
+    words += ["Experiment.patience=20.0"] if how == "watchdog" else []
+    (work / "impatient.py").write_text(IMPATIENT)
     group = Group(work, words, 2)
     group.reach(work / "run", 10)
-    begun = time.monotonic()
     group.members[1].send_signal(signal.SIGSTOP)
+    if how == "silence":
+        (work / "now").touch()
+    begun = time.monotonic()
     try:
         _, moaned = group.members[0].communicate(timeout=PATIENCE)
         assert group.members[0].returncode == 75, moaned
         assert time.monotonic() - begun < 60.0
         if how == "watchdog":
-            assert "nothing has moved for 15 s (in state 'step')" in moaned
+            assert "nothing has moved for 20 s (in state '" in moaned
             assert "in train" in (work / "run" / "hang-0.txt").read_text()
         else:
             stopped = group.members[1].pid
-            assert f"pid {stopped}) is stopped: not a word in 15 s" in moaned
+            assert f"pid {stopped}) is stopped: not a word in 6 s" in moaned
     finally:
         group.members[1].send_signal(signal.SIGCONT)
-        assert group.end()[1][0] == 75  # it finds the other gone
+        _, moaned = group.members[1].communicate(timeout=PATIENCE)
+    # It finds the other gone, or jax does, whose service was in that.
+    assert group.members[1].returncode in (75, -signal.SIGABRT), moaned

@@ -13,14 +13,13 @@ import jax
 from lmx.config.names import ConfigError
 from lmx.config.resolve import from_json, load
 from lmx.config.tree import Config, diff, explained
-from lmx.core.batch import Batch
 from lmx.data.progress import say
 from lmx.data.rows.prefetch import prefetch
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.checkpoint.digest import by_path
 from lmx.train.checkpoint.reader import DamageError
 from lmx.train.experiment import Experiment
-from lmx.train.guard.gaps import Gaps, data_step, gaps_of
+from lmx.train.guard.gaps import Gaps, data_step, gaps_of, reader
 from lmx.train.loop import Hook, train
 from lmx.train.record.card import axes, ground, unlike
 from lmx.train.record.directory import Directory, rows
@@ -146,9 +145,6 @@ class Past:
         Hooks hear of each step, as in training.
         """
         run = self.run
-
-        def read(step: int) -> Batch:
-            return run.read(run.data, run.seed, data_step(self.gaps, step))
-
+        read = reader(run, self.gaps)
         with contextlib.closing(prefetch(read, int(state.step), done)) as batches:
             return train(run.step, state, batches, steps=done, hooks=hooks)

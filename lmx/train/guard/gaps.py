@@ -41,7 +41,6 @@ def data_step(gaps: Gaps, step: int) -> int:
     return step
 
 
-def reader(run: Run, path: Path) -> Callable[[int], Batch]:
-    """Reads the batch of a step of the run in that folder."""
-    gaps = gaps_of(path)
+def reader(run: Run, gaps: Gaps) -> Callable[[int], Batch]:
+    """Reads the batch of a step."""
     return lambda step: run.read(run.data, run.seed, data_step(gaps, step))

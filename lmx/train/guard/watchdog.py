@@ -13,7 +13,7 @@ import jax
 from lmx.core.lobby import AGAIN
 
 LOOKS = 20  # how often it looks within its patience
-LINGER = 5.0  # seconds that the other processes, which hang as well, have for theirs
+LINGER = 5.0  # seconds for the file, and as many for other processes that hang too
 
 
 class Watchdog:
@@ -55,12 +55,18 @@ class Watchdog:
             f" where each thread is stands in {self.file}"
         )
         print(why, file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+        # Beside, since it may be this disk at which all hangs.
+        told = threading.Thread(target=self._tell, args=(why,), daemon=True)
+        told.start()
+        told.join(LINGER)
+        time.sleep(LINGER if jax.process_count() > 1 else 0.0)
+        os._exit(AGAIN)
+
+    def _tell(self, why: str) -> None:
         try:
             with self.file.open("w") as file:
                 print(why, file=file, flush=True)
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
             print(f"error: {self.file}: {error.strerror}", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-        time.sleep(LINGER if jax.process_count() > 1 else 0.0)
-        os._exit(AGAIN)
