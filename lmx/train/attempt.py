@@ -72,7 +72,7 @@ def attempt(
         settle = partial(_settled, log, directory)
         saving = experiment.checkpoint.start(checkpoints, run.steps, settle)
         beside = {each: start(directory) for each, start in periodic.items()}
-        chores = Chores({SAVE: saving} | beside, directory, account)
+        chores = Chores({SAVE: saving} | beside, log.flush, directory, account)
         with (
             _ending(directory, account),
             closing(line),
