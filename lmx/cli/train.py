@@ -130,8 +130,8 @@ def run(args: argparse.Namespace) -> int:
                 f"{file} is @{config.name}, which has a model and no recipe: train an"
                 " experiment, or go on with a run that was trained here."
             )
-        _allow_float64(config)
-        _set_flags()
+        allow_float64(config)
+        set_flags()
         name = Path(file).stem
         folder = args.folder or _folder(file, config.run_id())
         return _joined(args, name, config, folder)
@@ -195,6 +195,7 @@ def _folder(file: str, run_id: str) -> Path:
 def _train(args: argparse.Namespace, name: str, config: Config, folder: Path) -> int:
     from lmx.core import process
     from lmx.train.attempt import Manner, attempt
+    from lmx.train.guard.guard import FaultError
     from lmx.train.hooks.stop import StoppedError
     from lmx.train.record.account import born
     from lmx.train.record.directory import last
@@ -207,6 +208,10 @@ def _train(args: argparse.Namespace, name: str, config: Config, folder: Path) ->
         if process.first():
             print(f"{stopped}; the same command goes on: {folder}", file=sys.stderr)
         return 128 + stopped.signum
+    except FaultError as fault:
+        if process.first():
+            print(f"error: {fault}", file=sys.stderr)
+        return fault.status
     if not process.first():
         return 0
     if args.json:
@@ -216,7 +221,7 @@ def _train(args: argparse.Namespace, name: str, config: Config, folder: Path) ->
     return 0
 
 
-def _set_flags() -> None:
+def set_flags() -> None:
     """Tells libtpu how to compile, before it is loaded, if nobody has."""
     from lmx.core.device import TPU_FLAGS
 
@@ -240,7 +245,7 @@ def _keep_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def _allow_float64(config: Config) -> None:
+def allow_float64(config: Config) -> None:
     """Tells jax before anything is built, if the experiment asks for 64 bits."""
     import jax
 

@@ -17,6 +17,10 @@ PATIENCE = 300.0  # seconds that one process may come to its end before another
 LAST = 10.0  # seconds that the first process stays behind, for the others to end
 PAUSE = 0.1  # seconds between two tries to reach the first process
 HELLO = 5.0  # seconds in which whoever connects must say who it is
+ALIVE = 10.0  # seconds between two words of a process that has nothing else to say
+# Seconds of silence after which a process is given up: one that is stopped keeps its
+# line. C that holds the interpreter's lock silences it too, as few things do for long.
+SILENT = 300.0
 # The kernel asks after a peer that has been silent for `idle` seconds, then each
 # `interval`, and gives it up after `count` unanswered: a machine without power says
 # no goodbye.
@@ -115,18 +119,28 @@ class Lobby:
             _say(line, **word)
 
     def _watch(self) -> None:
-        """Until all have said goodbye, or one has not."""
-        gone: set[Guest] = set()
+        """Until all have said goodbye, or one has not, or says nothing for too long."""
+        now = time.monotonic()
+        heard, told = dict.fromkeys(self.lines, now), now
         with selectors.DefaultSelector() as ready:
             for guest, line in self.lines.items():
                 ready.register(line, selectors.EVENT_READ, guest)
-            while len(gone) < len(self.lines):
-                for key, _ in ready.select():
+            while heard:
+                for key, _ in ready.select(min(ALIVE, SILENT / 10)):
                     guest, word = key.data, _hear(self.lines[key.data])
-                    if not word.get("bye"):
+                    heard[guest] = time.monotonic()
+                    if word.get("bye"):
+                        ready.unregister(key.fileobj)
+                        del heard[guest]
+                    elif not word.get("alive"):
                         self._lost(guest, word)
-                    ready.unregister(key.fileobj)
-                    gone.add(guest)
+                if time.monotonic() - told >= min(ALIVE, SILENT / 10):
+                    self._tell(alive=True)
+                    told = time.monotonic()
+                for guest, at in heard.items():
+                    if told - at > SILENT:
+                        why = f"{guest} is stopped: not a word in {SILENT:.0f} s"
+                        self._lost(guest, {"why": why})
         self.left.set()
 
     def _lost(self, guest: Guest, word: dict[str, Any]) -> NoReturn:

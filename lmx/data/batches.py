@@ -15,6 +15,7 @@ from lmx.data.rows.order import Order, Shuffled
 from lmx.data.rows.packing import (
     Concatenate,
     Documents,
+    Origin,
     Packed,
     Packing,
     filled,
@@ -141,6 +142,20 @@ class TokenRows:
         """Rows by their numbers."""
         pieces = self.packed(wanted.length).pieces(wanted, self.order)
         return filled(self.store, pieces, len(wanted.rows), wanted.length)
+
+    def origins(self, wanted: Wanted) -> list[Origin]:
+        """The documents of rows by their numbers; what is padding has none."""
+        row, begin, slots, _ = self.packed(wanted.length).pieces(wanted, self.order)
+        segment = np.arange(1, len(row) + 1) - np.searchsorted(row, row)
+        document = np.searchsorted(self.store.starts, begin, side="right") - 1
+        offset = begin - self.store.starts[document]
+        facts = (wanted.rows[row], segment, document, offset, slots)
+        return [
+            Origin(row, segment, *self.store.place(document), offset, length)
+            for row, segment, document, offset, length in zip(
+                *(x.tolist() for x in facts), strict=True
+            )
+        ]
 
     def packed(self, length: int) -> Packed:
         """The documents in rows of that length, packed when first asked for."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,17 +12,22 @@ from lmx.config.names import ConfigError
 from lmx.config.tree import Config, explained
 from lmx.core import process
 from lmx.data.batches import Batch
+from lmx.data.progress import say
 from lmx.data.rows.prefetch import prefetch
-from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.checkpoint.checkpoints import Checkpoints, SaveError
 from lmx.train.experiment import Experiment
+from lmx.train.guard.gaps import reader
+from lmx.train.guard.guard import Watch
+from lmx.train.guard.rewind import RewoundError
+from lmx.train.guard.watchdog import Watchdog
 from lmx.train.hooks.chores import SAVE, Chores, names
 from lmx.train.hooks.eviction import Eviction
 from lmx.train.hooks.log import Log
 from lmx.train.hooks.periodic import Due
 from lmx.train.hooks.stop import Stop
 from lmx.train.loop import Step, train
-from lmx.train.record.account import Account, total
-from lmx.train.record.card import card
+from lmx.train.record.account import Account, now, total
+from lmx.train.record.card import card, origin
 from lmx.train.record.directory import Directory, Elsewhere, last
 from lmx.train.record.line import Line, Silence
 from lmx.train.record.plots import draw
@@ -52,38 +57,54 @@ def attempt(
     """Trains the rest of the run in its folder, which afterwards holds all of it.
 
     Raises ConfigError before anything is written, `StoppedError` once a signal's stop
-    is saved.
+    is saved, `FaultError` where it must not go on.
     """
+    while True:
+        try:
+            return _attempt(name, config, path, manner)
+        except RewoundError as rewound:
+            manner = replace(manner, since=now())
+            say(f"{rewound}")
+
+
+def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory:
     account = Account(manner.since)
     experiment, run, periodic = _opened(config)
     _check_data(run)
-    with closing(_claimed(name, config, run, path, manner.accept)) as directory:
-        checkpoints = Checkpoints(directory.checkpoints, experiment.checkpoint.keep)
+    with (
+        closing(_claimed(name, config, run, path, manner.accept)) as directory,
+        closing(Watchdog(account.pulse, experiment.patience, directory.hang)),
+    ):
+        saves = experiment.checkpoint
+        checkpoints = saves.open(directory.checkpoints, origin(config, run))
         if _over(run, directory, checkpoints):
             return directory
         checkpoints.clean()
         with account.within("restore"):
-            state = resumed(run, checkpoints)
+            newest = checkpoints.newest(run.like(), past=saves.past)
+            state = run.init() if newest is None else newest
         done = int(state.step)
         directory.begin(done)
         account.begin(directory, done)
         line = (Line if process.first() else Silence)(name, done, run.steps)
         log = Log(run, directory, account, experiment.log_every, line)
-        settle = partial(_settled, log, directory)
-        saving = experiment.checkpoint.start(checkpoints, run.steps, settle)
+        watch = experiment.guard.start(run, directory, checkpoints)
+        settle = partial(_settled, log, watch, directory)
+        saving = saves.start(checkpoints, run.steps, settle)
         beside = {each: start(directory) for each, start in periodic.items()}
         chores = Chores({SAVE: saving} | beside, log.flush, directory, account)
         with (
             _ending(directory, account),
             closing(line),
-            closing(_batches(run, done)) as batches,
+            closing(_batches(run, directory.path, done)) as batches,
             Stop(checkpoints, settle, account, manner.grace) as stop,
             Eviction(),
         ):
             chores.owed(state)
             account.enter("step")
             step, given = _apart(account, run.step), _awaited(account, batches)
-            train(step, state, given, steps=run.steps, hooks=[log, chores, stop])
+            hooks = [log, watch, chores, stop]
+            train(step, state, given, steps=run.steps, hooks=hooks)
             account.enter("stop")
             checkpoints.wait()
             settle()
@@ -92,14 +113,15 @@ def attempt(
     return directory
 
 
-def _settled(log: Log, directory: Directory) -> None:
-    """All that was measured is on disk, in every process; OSError where it cannot be.
+def _settled(log: Log, watch: Watch, directory: Directory) -> None:
+    """All that was measured is on disk, in every process; SaveError if not.
 
-    So that no state is there whose metrics are not.
+    So that no state is there whose metrics are not, or whose numbers are none.
     """
     log.flush()
     if fault := process.from_first(directory.fault):
-        raise OSError(fault)
+        raise SaveError(fault)
+    watch.flush()
 
 
 @contextmanager
@@ -160,15 +182,9 @@ def _opened(
         return experiment, run, {name: hook.start(run) for name, hook in hooks.items()}
 
 
-def resumed(run: Run, checkpoints: Checkpoints) -> TrainState:
-    """The newest state on disk, or that of step 0."""
-    steps = checkpoints.steps()
-    return checkpoints.restore(steps[-1], run.like()) if steps else run.init()
-
-
-def _batches(run: Run, start: int) -> Generator[Batch, None, None]:
+def _batches(run: Run, path: Path, start: int) -> Generator[Batch, None, None]:
     """The batches from step `start` on, put on their devices ahead of their step."""
-    return prefetch(partial(run.read, run.data, run.seed), start, run.steps)
+    return prefetch(reader(run, path), start, run.steps)
 
 
 def _awaited(account: Account, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -18,6 +18,8 @@ from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.models.remat import offloadable
 from lmx.train.checkpoint.save import Save
+from lmx.train.guard.guard import Guard
+from lmx.train.guard.numbers import Abort
 from lmx.train.hooks.periodic import Periodic
 from lmx.train.loss.next_token import NextToken
 from lmx.train.optim.outer import DiLoCo
@@ -38,7 +40,10 @@ class Experiment:
         microbatches: parts that a batch is taken in, one after the other, to save
             memory; the gradient is that of the whole.
         outer: how replicas that learn apart agree; None: all learn together.
+        guard: what becomes of a step whose numbers are wrong.
         log_every: steps between two lines of metrics.
+        patience: seconds for one step, save, evaluation or compilation; a process that
+            takes more hangs, and ends.
     """
 
     model: Callable[..., Decoder]
@@ -48,6 +53,7 @@ class Experiment:
     steps: int
     loss: NextToken = NextToken()
     outer: DiLoCo | None = None
+    guard: Guard = Abort()
     seed: int = 0
     mesh: Execution[Mesh] = Mesh()
     rules: Execution[Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
@@ -55,6 +61,7 @@ class Experiment:
     hooks: Execution[tuple[Periodic, ...]] = ()
     checkpoint: Execution[Save] = Save()
     log_every: Execution[int] = 10
+    patience: Execution[float] = 1800.0
 
     def __post_init__(self):
         for name in ("steps", "log_every"):
@@ -62,6 +69,8 @@ class Experiment:
                 raise ConfigError(
                     f"Experiment.{name} is {getattr(self, name)}: at least 1."
                 )
+        if self.patience <= 0:
+            raise ConfigError("Experiment.patience must be above 0 seconds.")
 
     def shaped(self) -> Decoder:
         """The model without its numbers, once the experiment is known to make sense.
@@ -80,6 +89,7 @@ class Experiment:
         rate = self.schedule.over(self.steps)
         optimizer = self.optimizer(rate)
         init = partial(init_state, self.model, optimizer, self.seed)
+        init, take = self.guard.init(init), self.guard.step(train_step)
         init = partial(self.outer.init, init) if self.outer else init
         rules = dict(RULES) | dict(self.rules)
         mesh = self.mesh.over(devices, rules)
@@ -90,7 +100,7 @@ class Experiment:
             recipe=Recipe(
                 graph, self.loss, optimizer, rate, self.seed, self.microbatches
             ),
-            take=self.outer.step if self.outer else train_step,
+            take=partial(self.outer.step, take) if self.outer else take,
             mesh=mesh,
             rules=rules,
             init=init,
@@ -108,6 +118,7 @@ class Experiment:
                 f" {program.model.vocab}: set Decoder.vocab={data.vocab}."
             )
         course = course_of(data).until(self.steps)
+        self.guard.check(course, self.checkpoint)
         batches = [shaped(data, stage.first) for stage in course.shapes]
         step = program.step(batches[0])  # compiled for each shape
         for stage, batch in zip(course.shapes, batches, strict=True):

@@ -126,7 +126,7 @@ def disk(tmp_path):
 
 
 def test_while_the_disk_is_full_training_goes_on_and_no_metric_is_lost(trainer, disk):
-    words = ["--run", disk / "a", "Save.every=99", "Experiment.steps=40"]
+    words = ["--run", disk / "a", "Save.every=20", "Experiment.steps=40"]
     run = trainer.gated(*words, at="5, 30")
     trainer.reach(run, 5)
     with (disk / "ballast").open("wb", buffering=0) as ballast:

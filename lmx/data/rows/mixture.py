@@ -3,19 +3,19 @@
 import functools
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from lmx.config.names import ConfigError, configurable
 from lmx.core.batch import Batch
 from lmx.data.batches import Rows, Source
 from lmx.data.keyed import Purpose, hashed, permuted
-from lmx.data.rows.numbered import Numbered, Over, numbered
-from lmx.data.rows.packing import padding
+from lmx.data.rows.numbered import Numbered, Over, numbered, origins
+from lmx.data.rows.packing import Origin, padding
 from lmx.data.rows.schedule import Course, Stepwise, Wanted, changes, value_at
 from lmx.data.rows.share import Turns, whole
 from lmx.data.tokenizers.codec import Codec
@@ -153,29 +153,47 @@ class MixtureRows:
 
     def read(self, wanted: Wanted) -> Batch:
         """The wanted rows of that step, each from the part whose turn it is."""
+        batch = padding(len(wanted.rows), wanted.length)
+        for name, here, asked in self._turns(wanted):
+            some = self.rows[name].read(asked)
+            for field, found in zip(batch, some, strict=True):
+                field[here] = found
+            batch.weights[here] *= np.float32(self.parts[name].loss)
+        return batch
+
+    def origins(self, wanted: Wanted) -> list[Origin]:
+        """The documents of the wanted rows, their sources as in `part/source`."""
+        found = [
+            origin._replace(source=f"{name}/{origin.source}")
+            for name, _, asked in self._turns(wanted)
+            for origin in origins(self.rows[name], asked)
+        ]
+        return sorted(found, key=lambda origin: origin[:2])
+
+    def _turns(
+        self, wanted: Wanted
+    ) -> Iterator[tuple[str, Bool[np.ndarray, " M"], Wanted]]:
+        """Each part that has a turn, at which of the rows, and what it is asked for."""
         span = self._span(wanted.step)
         begin = (wanted.step - span.first) * span.batch
         key = hashed(wanted.seed, Purpose.PLACE, wanted.step).repeat(len(wanted.rows))
         part, nth = span.turns.of(begin + permuted(wanted.rows, span.batch, key))
         before = span.turns.before(begin)
-        batch = padding(len(part), wanted.length)
         for index, name in enumerate(self.parts):
             here = part == index
             if not here.any():
                 continue
             given, number = span.given[index], zlib.crc32(name.encode())
-            some = self.rows[name].read(
+            yield (
+                name,
+                here,
                 wanted._replace(
                     seed=int(hashed(wanted.seed, Purpose.PART, number)[0]),
                     rows=wanted.rows[here],
                     first=given + before[index],
                     numbers=given + nth[here],
-                )
+                ),
             )
-            for field, found in zip(batch, some, strict=True):
-                field[here] = found
-            batch.weights[here] *= np.float32(self.parts[name].loss)
-        return batch
 
     def _span(self, step: int) -> Span:
         return next(span for span in reversed(self.spans) if span.first <= step)

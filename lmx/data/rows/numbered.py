@@ -11,7 +11,7 @@ from jaxtyping import Int32
 from lmx.config.names import ConfigError
 from lmx.core.batch import Batch
 from lmx.data.batches import Rows
-from lmx.data.rows.packing import padding
+from lmx.data.rows.packing import Origin, padding
 from lmx.data.rows.schedule import Course, Stage, Wanted
 from lmx.data.tokenizers.codec import Codec
 
@@ -38,6 +38,41 @@ def numbered(rows: Rows) -> Numbered:
 def course_of(rows: Rows) -> Course:
     """The shape of every step of an opened source."""
     return numbered(rows).course
+
+
+@runtime_checkable
+class Traced(Protocol):
+    """An opened source that knows whose documents its rows tell."""
+
+    def origins(self, wanted: Wanted) -> list[Origin]:
+        """The documents of rows by their numbers, row by row from left to right."""
+        ...
+
+
+def documents(
+    data: Rows, seed: int, step: int, rows: slice = slice(None)
+) -> list[Origin]:
+    """Whose documents these rows of the batch of that step tell: of each row and
+    segment, the source, the document, where it begins and how many tokens it has.
+
+    Of a source that numbers no documents, as the made languages, the segments alone.
+    """
+    return origins(data, course_of(data).wanted(seed, step, rows))
+
+
+def origins(rows: Rows, wanted: Wanted) -> list[Origin]:
+    """The documents of rows by their numbers, from whatever source."""
+    if isinstance(rows, Traced):
+        return rows.origins(wanted)
+    name = type(rows.rows if isinstance(rows, ByStep) else rows).__name__
+    return [
+        Origin(row, segment, name, None, None, int(count))
+        for row, here in zip(
+            wanted.rows.tolist(), numbered(rows).read(wanted).segments, strict=True
+        )
+        for segment, count in enumerate(np.bincount(here).tolist())
+        if segment and count
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -52,6 +52,17 @@ class Pieces(NamedTuple):
     learned: Int64[np.ndarray, " M"]  # how many of the targets are, from the first on
 
 
+class Origin(NamedTuple):
+    """Which document a segment of a row tells, and how much of it."""
+
+    row: int  # of the batch
+    segment: int  # of the row, as in `Batch.segments`
+    source: str
+    document: int | None  # its number in the source; None where documents have none
+    offset: int | None  # of its first token here
+    length: int  # tokens of the document, beside which a row may have others
+
+
 class Packed(ABC):
     """Documents, packed into rows of one length."""
 

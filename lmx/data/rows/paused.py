@@ -12,7 +12,8 @@ from jaxtyping import Bool
 from lmx.config.names import ConfigError, configurable
 from lmx.data.batches import Batch, Source
 from lmx.data.keyed import Purpose, hashed
-from lmx.data.rows.numbered import Over, course_of, numbered
+from lmx.data.rows.numbered import Over, course_of, numbered, origins
+from lmx.data.rows.packing import Origin
 from lmx.data.rows.schedule import Course, Wanted
 
 
@@ -63,6 +64,17 @@ class PausedRows(Over):
         np.put_along_axis(is_pause, chosen, True, axis=1)
         batch = numbered(self.rows).read(wanted)
         return with_pauses(batch, is_pause[:, : length + 1], self.pause)
+
+    def origins(self, wanted: Wanted) -> list[Origin]:
+        """The documents of those rows, as far as they are not left out."""
+        batch = self.read(wanted)
+        text = np.where(batch.tokens == self.pause, 0, batch.segments)
+        kept = dict(zip(wanted.rows.tolist(), text, strict=True))
+        found = [
+            origin._replace(length=int((kept[origin.row] == origin.segment).sum()))
+            for origin in origins(self.rows, wanted)
+        ]
+        return [origin for origin in found if origin.length]
 
     @property
     def pause(self) -> int:

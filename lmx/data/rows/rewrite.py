@@ -10,8 +10,8 @@ from jaxtyping import Float32, Int32
 from lmx.config.names import ConfigError
 from lmx.core.batch import Batch
 from lmx.data.batches import Rows
-from lmx.data.rows.numbered import Over, course_of, numbered
-from lmx.data.rows.packing import padding
+from lmx.data.rows.numbered import Over, course_of, numbered, origins
+from lmx.data.rows.packing import Origin, padding
 from lmx.data.rows.schedule import Course, Wanted
 from lmx.data.tokenizers.file import FileCodec
 
@@ -74,13 +74,28 @@ class Rewritten(Over):
         batch = padding(len(wanted.rows), wanted.length)
         for index, row in enumerate(wanted.rows.tolist()):
             room, at = wanted.length - inner, 0
-            for segment, text in enumerate(texts(given, index), 1):
+            for segment, text in enumerate(texts(given, index).values(), 1):
                 new = self._within(text, At(wanted.seed, wanted.step, row, segment))
                 if len(new.tokens) - len(text.tokens) > room:
                     new = text
                 room -= len(new.tokens) - len(text.tokens)
                 at = lay(batch, index, at, new, segment)
         return batch
+
+    def origins(self, wanted: Wanted) -> list[Origin]:
+        """The documents of those rows, of which nothing but single tokens is lost."""
+        asked = wanted._replace(length=self.inner(wanted.length))
+        given = numbered(self.rows).read(asked)
+        told = {
+            (row, old): new
+            for index, row in enumerate(wanted.rows.tolist())
+            for new, old in enumerate(texts(given, index), 1)
+        }
+        return [
+            origin._replace(segment=told[origin[:2]])
+            for origin in origins(self.rows, asked)
+            if origin[:2] in told
+        ]
 
     def _within(self, text: Text, at: At) -> Text:
         """What is between begin and end, told in another way."""
@@ -92,8 +107,8 @@ class Rewritten(Over):
         return joined(text.part(0, low), new, text.part(high, size))
 
 
-def texts(batch: Batch, row: int) -> list[Text]:
-    """The texts of a row, each with the last target if that is learned.
+def texts(batch: Batch, row: int) -> dict[int, Text]:
+    """The texts of a row by segment, each with the last target if that is learned.
 
     One token alone, the end of a document that began in another row, is left out. The
     first token of a text counts as one that is learned, for where it comes to stand
@@ -101,12 +116,13 @@ def texts(batch: Batch, row: int) -> list[Text]:
     """
     tokens, targets, weights, _, segments = (field[row] for field in batch)
     borders = np.flatnonzero(np.diff(segments, prepend=0, append=0)).tolist()
-    found = []
+    found = {}
     for begin, after in zip(borders, borders[1:], strict=False):
         end = after - (weights[after - 1] == 0)  # of the targets that are of this text
         text = np.append(tokens[begin], targets[begin:end])
         if len(text) > 1:
-            found.append(Text(text, np.append(np.float32(1), weights[begin:end])))
+            weight = np.append(np.float32(1), weights[begin:end])
+            found[int(segments[begin])] = Text(text, weight)
     return found
 
 

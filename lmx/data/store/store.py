@@ -92,6 +92,16 @@ class Store:
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
+    def place(self, number: int) -> tuple[str, int]:
+        """The source of a document, and which one it is there, from 0 on."""
+        for name, ranges in self.sources.items():
+            before = 0
+            for some in ranges:
+                if number in some:
+                    return name, before + number - some.start
+                before += len(some)
+        raise IndexError(f"document {number} of {self.documents}")
+
     def document(self, number: int) -> UInt[np.ndarray, " _"]:
         """The tokens of a document, with begin and end."""
         return self.read(int(self.starts[number]), int(self.starts[number + 1]))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from lmx.core import process
-from lmx.train.hooks.periodic import Due, Periodic
+from lmx.train.hooks.periodic import Check, Due, Periodic
 from lmx.train.record.account import Account
 from lmx.train.record.directory import METRICS, Directory
 from lmx.train.record.ledger import Ledger
@@ -13,7 +13,7 @@ SAVE = "Save"
 
 
 class Chores:
-    """The hooks that are due after some steps, by name, the save before the others.
+    """The hooks that are due after some steps, by name: checks, the save, the others.
 
     The ledger is told what is due before any of it is begun, and of each what became of
     it. So whoever takes the run up at a saved step knows what that step still lacks.
@@ -27,7 +27,9 @@ class Chores:
         directory: Directory,
         account: Account,
     ):
-        self.hooks, self.flush, self.account = hooks, flush, account
+        order = sorted(hooks, key=lambda name: not isinstance(hooks[name], Check))
+        self.hooks = {name: hooks[name] for name in order}
+        self.flush, self.account = flush, account
         self.directory, self.ledger = directory, Ledger(directory)
 
     def __call__(self, done: int, state: TrainState, metrics: Metrics) -> None:

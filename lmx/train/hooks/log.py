@@ -59,7 +59,7 @@ class Log:
             self.account.note(self.done)
 
     def _write(self, done: int, metrics: Metrics) -> None:
-        values = {name: _number(value) for name, value in metrics.items()}
+        values = {name: number(value) for name, value in metrics.items()}
         values["perplexity"] = float(np.exp(values["nats"]))
         values["tokens_seen"] = self.run.tokens(done)
         speed = self._lap(done)
@@ -94,6 +94,6 @@ class Log:
         return speed
 
 
-def _number(value: Any) -> float | list[float]:
+def number(value: Any) -> float | list[float]:
     """A Python number, or one for each layer, that prints as short as it can."""
     return [float(f"{v:.6g}") for v in value] if np.ndim(value) else float(value)

@@ -28,6 +28,10 @@ class Due:
             self.do(done, state, metrics)
 
 
+class Check(Due):
+    """It looks at a state before that is saved, and may end the run."""
+
+
 class Periodic(ABC):
     """A hook that an experiment chooses: evaluation, samples, a profile."""
 

@@ -14,7 +14,9 @@ from lmx.core import rng
 from lmx.core.batch import Batch
 from lmx.core.sharding import is_variable
 from lmx.core.spread import by_replica
-from lmx.train.step import Metrics, Recipe, TrainState, train_step
+from lmx.train.step import Metrics, Recipe, TrainState
+
+Take = Callable[..., tuple[TrainState, Metrics]]  # of recipe, state, batch and keys
 
 
 class Apart(NamedTuple):
@@ -71,9 +73,9 @@ class DiLoCo:
         return state._replace(opt_state=Apart(params, opt_state, outer))
 
     def step(
-        self, recipe: Recipe, state: TrainState, batch: Batch
+        self, take: Take, recipe: Recipe, state: TrainState, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        """A step of every replica, and a meeting where one is due."""
+        """A step of every replica, by `take`, and a meeting where one is due."""
         keys_B = rng.fold(recipe.seed, state.step, "dropout", batch.tokens.shape[0])
         rows = jax.tree.map(
             lambda x: x.reshape(self.replicas, -1, *x.shape[1:]), (batch, keys_B)
@@ -81,7 +83,7 @@ class DiLoCo:
 
         def one(params: PyTree, opt_state: PyTree, rows: Any) -> Any:
             before = TrainState(state.step, params, opt_state)
-            after, metrics = train_step(recipe, before, *rows)
+            after, metrics = take(recipe, before, *rows)
             return (after.params, after.opt_state), metrics
 
         apart = state.opt_state

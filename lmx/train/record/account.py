@@ -79,6 +79,10 @@ class Account:
         before, self.state, self.since = self.state, state, at
         return before
 
+    def pulse(self) -> tuple[str, float]:
+        """The state, and since when: it changes whenever anything begins or ends."""
+        return self.state, self.since
+
     def spent(self, *states: str) -> float:
         """Seconds of these states up to now, in this attempt."""
         self.enter(self.state)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from lmx.config.names import ConfigError
 from lmx.config.resolve import from_json
 from lmx.config.tree import Config, diff
@@ -69,6 +71,11 @@ class Directory:
         return self.path / "checkpoints"
 
     @property
+    def hang(self) -> Path:
+        """Where this process says at what it hangs."""
+        return self.path / f"hang-{jax.process_index()}.txt"
+
+    @property
     def finished(self) -> bool:
         """Whether the last step was done and its numbers are on the card."""
         return "final" in json.loads((self.path / "card.json").read_text())
@@ -120,7 +127,7 @@ class Directory:
 
     def log(self, step: int, values: Values) -> None:
         """One line of metrics, and the same for TensorBoard."""
-        line = {name: _finite(value) for name, value in values.items()}
+        line = {name: finite(value) for name, value in values.items()}
         self.append(METRICS, {"step": step} | line)
         if self._board:
             self._board.add(step, values)
@@ -173,10 +180,10 @@ def last(path: Path) -> dict[str, Any]:
     return newest
 
 
-def _finite(value: Value) -> Any:
+def finite(value: Value) -> Any:
     """What JSON has no number for, as a word: "NaN", "Infinity", "-Infinity"."""
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, str) or math.isfinite(value):
         return value
     return json.dumps(value)

@@ -1,5 +1,6 @@
 """Pictures of a run, drawn from its metrics."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ def _right(axes: Any, lines: list[dict[str, Any]]) -> None:
 
 
 def curve(lines: list[dict[str, Any]], name: str) -> Curve:
-    """The steps at which a metric was logged, and what it was."""
+    """The steps at which a metric was logged, and what it was, where that is finite."""
     found = [(row["step"], float(row[name])) for row in lines if name in row]
+    found = [(step, value) for step, value in found if math.isfinite(value)]
     return [step for step, _ in found], [value for _, value in found]
 
 

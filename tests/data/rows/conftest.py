@@ -30,7 +30,7 @@ def store_of(sizes, first: int = 0) -> Store:
         starts=starts,
         bytes=0,
         fingerprint={"sizes": f"{sizes}{first}"},
-        sources={},
+        sources={"made": (range(len(sizes)),)},
     )
 
 

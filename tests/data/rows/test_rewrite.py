@@ -76,8 +76,8 @@ def test_an_infilled_row_told_back_is_the_row_that_it_was(source, spm, room):
     made = Infilled(source=source, rate=0.7, spm=spm, room=room).open()
     marks, told = range(VOCAB, VOCAB + 3), 0
     for plain, batch, row in both(made):
-        after = [text.tokens.tolist() for text in texts(batch, row)]
-        before = [text.tokens.tolist() for text in texts(plain, row)]
+        after = [text.tokens.tolist() for text in texts(batch, row).values()]
+        before = [text.tokens.tolist() for text in texts(plain, row).values()]
         assert [told_back(text, *marks) for text in after] == before
         here = sum(VOCAB in text for text in after)
         told += here
@@ -92,7 +92,7 @@ def test_orders_and_rates_are_as_often_as_they_should_be(make_store, make_rows):
         text.tokens.tolist()
         for batch in (made.batch_at(0, step) for step in range(5))
         for row in range(100)
-        for text in texts(batch, row)
+        for text in texts(batch, row).values()
     ]
     told = [text for text in every if VOCAB in text]
     reverse = [t for t in told if t.index(VOCAB + 1) == t.index(VOCAB) + 1]
@@ -107,7 +107,7 @@ def test_orders_and_rates_are_as_often_as_they_should_be(make_store, make_rows):
 def test_what_is_learned_of_an_infilled_document(source, learned, spm):
     made = Infilled(source=source, rate=1.0, spm=spm, learned=learned).open()
     for _, batch, row in both(made):
-        for text in texts(batch, row):
+        for text in texts(batch, row).values():
             tokens, weights = text.tokens.tolist(), text.weights[1:]
             if learned == "all" or VOCAB not in tokens:
                 assert (weights == 1).all()
@@ -153,8 +153,8 @@ def test_a_corrupted_row_with_its_spans_put_back_is_the_row_that_it_was(
     made = Corrupted(source=source, rate=rate, span=span, marks=20).open()
     marks, count = range(VOCAB, VOCAB + 20), 0
     for plain, batch, row in both(made):
-        after = [text.tokens.tolist() for text in texts(batch, row)]
-        before = [text.tokens.tolist() for text in texts(plain, row)]
+        after = [text.tokens.tolist() for text in texts(batch, row).values()]
+        before = [text.tokens.tolist() for text in texts(plain, row).values()]
         assert [restored(text, marks) for text in after] == before
         for old, new in zip(before, after, strict=True):
             if VOCAB in new:
@@ -173,7 +173,7 @@ def test_only_what_was_taken_out_is_learned(source):
     for learned in ("spans", "all"):
         made = Corrupted(source=source, learned=learned).open()
         for _, batch, row in both(made):
-            for text in texts(batch, row):
+            for text in texts(batch, row).values():
                 tokens, weights = text.tokens.tolist(), text.weights[1:]
                 if VOCAB not in tokens or learned == "all":
                     assert (weights == 1).all()
@@ -248,5 +248,5 @@ def test_a_text_without_begin_and_end_is_rewritten_as_a_whole(make_store, make_r
     rows = make_rows(make_store([30] * 20), BestFit(), 4, LENGTH)
     rows = dataclasses.replace(rows, tokenizer=CharacterCodec(characters="ab"))
     made = Infilled(source=Given(rows=rows), rate=1.0, marks=None, spm=0.0).open()
-    for text in texts(made.batch_at(0, 0), 0):
+    for text in texts(made.batch_at(0, 0), 0).values():
         assert text.tokens[0] == made.marks[0]

@@ -1,0 +1,79 @@
+"""What becomes of a step whose numbers are wrong: what every guard is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmx.data.rows.schedule import Course
+from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.checkpoint.save import Save
+from lmx.train.optim.outer import Take
+from lmx.train.record.directory import Directory
+from lmx.train.run import Run
+from lmx.train.step import Metrics, TrainState
+
+Init = Callable[[], TrainState]
+SKIPPED, SPIKE = "skipped", "spike"  # metrics of guards: above 0 where a step is that
+WATCHED = ("loss", "grad_norm", "update_norm", "param_norm")
+
+
+class FaultError(Exception):
+    """A run that must not go on as it is; the process exits with that status."""
+
+    def __init__(self, why: str, status: int = 1):
+        super().__init__(why)
+        self.status = status
+
+
+class Guard(ABC):
+    """What becomes of a step whose numbers are wrong."""
+
+    def check(self, course: Course, save: Save) -> None:
+        """Refuses a run that it cannot guard."""
+        del course, save
+
+    def init(self, init: Init) -> Init:
+        """Makes the state of step 0, with what the guard keeps in it."""
+        return init
+
+    def step(self, take: Take) -> Take:
+        """One step, with what the guard does on the devices."""
+        return take
+
+    @abstractmethod
+    def start(
+        self, run: Run, directory: Directory, checkpoints: Checkpoints
+    ) -> "Watch":
+        """What reads the metrics of each step, and may end the run."""
+
+
+class Watch:
+    """Hands on the metrics that tell of faults, one step late; `flush`, all there are.
+
+    Called after `Log`, which waits for the step before, it waits for nothing.
+    """
+
+    def __init__(self, look: Callable[[int, Mapping[str, float]], None]):
+        self.look = look
+        self.pending: tuple[int, Metrics] | None = None
+
+    def __call__(self, done: int, state: TrainState, metrics: Metrics) -> None:
+        del state
+        self.flush()
+        self.pending = (done, metrics)
+
+    def flush(self) -> None:
+        """Looks at the newest step too: before its state is saved, say."""
+        if self.pending is None:
+            return
+        (done, metrics), self.pending = self.pending, None
+        told = {n: metrics[n] for n in (*WATCHED, SKIPPED, SPIKE) if n in metrics}
+        self.look(done, {n: float(x) for n, x in jax.device_get(told).items()})
+
+
+def wrong(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the watched metrics that are no finite number."""
+    return {n: values[n] for n in WATCHED if not np.isfinite(values.get(n, 0.0))}

@@ -1,0 +1,66 @@
+"""A thread that ends a process which makes no progress, and says where it hangs."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+import jax
+
+from lmx.core.lobby import AGAIN
+
+LOOKS = 20  # how often it looks within its patience
+LINGER = 5.0  # seconds that the other processes, which hang as well, have for theirs
+
+
+class Watchdog:
+    """Exits with 75 once what is being done has not changed for so many seconds.
+
+    `progress` says what that is, and a mark that changes whenever something is begun
+    or done. All Python stacks are then in `file` and on stderr. It works while the
+    main thread waits in C++, and does not heed the clock of the wall; a process that
+    was stopped, or a machine that slept, has not hung.
+    """
+
+    def __init__(
+        self, progress: Callable[[], tuple[str, Hashable]], patience: float, file: Path
+    ):
+        self.progress, self.patience, self.file = progress, patience, file
+        self.over = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+
+    def close(self) -> None:
+        """It looks no more."""
+        self.over.set()
+
+    def _watch(self) -> None:
+        pause = self.patience / LOOKS
+        mark, idle = self.progress()[1], 0.0
+        looked = time.monotonic()
+        while not self.over.wait(pause):
+            what, now = self.progress()
+            before, looked = looked, time.monotonic()
+            # Longer than two pauses only where this process itself did not run.
+            idle = idle + min(looked - before, 2 * pause) if now == mark else 0.0
+            mark = now
+            if idle >= self.patience:
+                self._end(what)
+
+    def _end(self, what: str) -> None:
+        why = (
+            f"error: nothing has moved for {self.patience:g} s (in state {what!r});"
+            f" where each thread is stands in {self.file}"
+        )
+        print(why, file=sys.stderr, flush=True)
+        try:
+            with self.file.open("w") as file:
+                print(why, file=file, flush=True)
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError as error:
+            print(f"error: {self.file}: {error.strerror}", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+        time.sleep(LINGER if jax.process_count() > 1 else 0.0)
+        os._exit(AGAIN)

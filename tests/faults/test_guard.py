@@ -1,0 +1,143 @@
+"""Bad numbers, bad data and a flipped bit in a real run: what becomes of it.
+
+Each run is an `lmx train` of its own, with data or a hook of `faulty.py`.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.record.directory import rows
+from lmx.train.record.ledger import entries
+
+pytestmark = pytest.mark.faults
+
+ROOT = Path(__file__).parents[2]
+CLOCKS = ("seconds", "tokens_per_second", "mfu")
+PATIENCE = 300.0  # seconds, on a machine that has much else to do
+FAULTY = ["Experiment.data=@Faulty()", "Faulty.source=@Echo()", "--import", "faulty"]
+REWIND = [
+    *["Experiment.guard=@Rewind()", "Rewind.back=5", "Rewind.beyond=2"],
+    *["Spikes.window=20", "Spikes.sigma=4.0", "Save.every=5", "Experiment.steps=45"],
+]
+CASES = {
+    "abort": ["Faulty.infinite=(5,)", "Save.every=2"],
+    "skip": ["Faulty.infinite=(4, 5)", "Experiment.guard=@Skip()"],
+    "never": ["Faulty.infinite=(4, 5, 6)", "Experiment.guard=@Skip()", "Skip.most=2"],
+    "rewind": [*REWIND, "Faulty.hard=(32,)"],
+    "shifted": [*REWIND, "Faulty.hard=(99,)", "Faulty.without=(25, 35)"],
+    "again": [*REWIND, f"Faulty.hard={(32, *range(35, 60))}"],
+    "missing": ["Faulty.missing=(5,)"],
+    "flip": ["Experiment.hooks=[@Flip(), @Replicas()]", "Flip.at=5"]
+    + ["Replicas.every=2", "Save.every=2", "Mesh.data=4"],
+}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    work = tmp_path_factory.mktemp("guards")
+    for file in (ROOT / "tests/train/tiny.gin", ROOT / "tests/faults/faulty.py"):
+        shutil.copy(file, work)
+    return work
+
+
+def trained(work: Path, name: str) -> tuple[int, str]:
+    """Status and complaints of the run of that name."""
+    devices = 4 if name == "flip" else 1
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags += " --xla_backend_optimization_level=0"
+    done = subprocess.run(
+        [sys.executable, "-m", "lmx.cli.main", "train", "tiny.gin"]
+        + [*FAULTY, *CASES[name], "--run", name],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+        | {"JAX_PLATFORMS": "cpu"},
+        cwd=work,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.fixture(scope="module")
+def runs(work):
+    """What became of each run, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(trained, work, name) for name in CASES}
+
+
+def saved(path: Path) -> list[int]:
+    return Checkpoints(path / "checkpoints", 2).steps()
+
+
+def measured(path: Path) -> list[dict]:
+    """Every line of metrics without what a clock decides."""
+    return [
+        {name: v for name, v in row.items() if not name.startswith(CLOCKS)}
+        for row in rows(path)
+    ]
+
+
+def test_a_number_that_is_none_ends_the_run_before_its_state_is_saved(work, runs):
+    status, moaned = runs["abort"].result()
+    assert status == 1
+    assert "error: step 6 has loss nan" in moaned and "Traceback" not in moaned
+    assert "Its batch: row 0 of Wrong" in moaned
+    assert "The newest state on disk is that of step 4" in moaned
+    assert saved(work / "abort") == [2, 4]  # step 6 was due
+
+
+def test_a_skipped_step_is_counted_and_noted_and_the_run_ends_well(work, runs):
+    status, moaned = runs["skip"].result()
+    assert status == 0, moaned
+    found = [row["skipped"] for row in rows(work / "skip")]
+    assert found == [0.0] * 4 + [1.0] * 2 + [0.0] * 4
+    noted = [row["step"] for row in entries(work / "skip") if row["what"] == "Skip"]
+    assert noted == [5, 6] and saved(work / "skip") == [8, 10]
+
+
+def test_too_many_skips_in_a_row_end_the_run(work, runs):
+    status, moaned = runs["never"].result()
+    assert status == 1 and "error: step 7 has loss nan" in moaned
+    assert saved(work / "never") == [4]
+
+
+def test_after_a_rewind_a_run_is_as_if_the_data_had_never_been(work, runs):
+    status, moaned = runs["rewind"].result()
+    assert status == 0, moaned
+    assert "step 33 is a spike: back to step 25" in moaned
+    (noted,) = [row for row in entries(work / "rewind") if row["what"] == "Rewind"]
+    assert (noted["step"], noted["found"], noted["data"]) == (25, 33, [25, 35])
+    assert runs["shifted"].result()[0] == 0
+    found = measured(work / "rewind")
+    assert len(found) == 45 and found == measured(work / "shifted")
+
+
+def test_a_spike_that_other_data_do_not_cure_ends_the_run(work, runs):
+    status, moaned = runs["again"].result()
+    assert status == 1 and "back to step 25" in moaned
+    assert "error: step 26 has a spike of its loss" in moaned
+
+
+def test_data_that_cannot_be_read_end_the_run_by_name(runs):
+    status, moaned = runs["missing"].result()
+    assert status == 1 and "no batch of step 5" in moaned
+
+
+def test_a_flipped_bit_is_found_before_it_is_saved_and_a_restart_goes_on(work, runs):
+    status, moaned = runs["flip"].result()
+    assert status == 75, moaned
+    assert "error: step 6: not all devices have the same: params." in moaned
+    assert "cpu:1" in moaned and "Traceback" not in moaned
+    assert saved(work / "flip") == [2, 4]
+    status, moaned = trained(work, "flip")
+    assert status == 0, moaned
+    assert saved(work / "flip") == [8, 10]
+    assert json.loads((work / "flip" / "card.json").read_text())["final"]

@@ -1,0 +1,73 @@
+"""Processes that hang, alone and one of two: they say where, and exit with 75."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.train.test_processes import Group
+
+pytestmark = pytest.mark.faults
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 300.0  # seconds, on a machine that has much else to do
+
+
+@pytest.fixture
+def work(tmp_path):
+    for file in (ROOT / "tests/train/tiny.gin", ROOT / "tests/faults/faulty.py"):
+        shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+def test_a_batch_that_never_comes_ends_the_run_and_all_stacks_are_told(work):
+    words = ["Experiment.data=@Faulty()", "Faulty.source=@Echo()", "Mesh.data=1"]
+    words += ["Faulty.hanging=(6,)", "Experiment.patience=20.0", "Save.every=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lmx.cli.main", "train", "tiny.gin", *words]
+        + ["--import", "faulty", "--run", "run"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        cwd=work,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 75, done.stderr
+    told = (work / "run" / "hang-0.txt").read_text()
+    for text in (told, done.stderr):
+        assert "nothing has moved for 20 s (in state 'data')" in text
+        assert 'faulty.py", line' in text and "in batch_at" in text  # a worker
+        assert 'loop.py", line' in text and "in train" in text  # the main thread
+
+
+@pytest.mark.parametrize("how", ["watchdog", "silence"])
+def test_a_process_of_two_that_is_stopped_ends_the_other_with_75(work, how):
+    """By the watchdog, which sees a step that does not end, or by the silence alone."""
+    words = ["tiny.gin", "Experiment.steps=2000", "Mesh.data=2", "--run", "run"]
+    words += ["--import", "impatient"]
+    words += ["Experiment.patience=15.0"] if how == "watchdog" else []
+    silent = 15.0 if how == "silence" else 300.0
+    told = f"from lmx.core import lobby\n\nlobby.SILENT = {silent}\n"
+    (work / "impatient.py").write_text(told)
+    group = Group(work, words, 2)
+    group.reach(work / "run", 10)
+    begun = time.monotonic()
+    group.members[1].send_signal(signal.SIGSTOP)
+    try:
+        _, moaned = group.members[0].communicate(timeout=PATIENCE)
+        assert group.members[0].returncode == 75, moaned
+        assert time.monotonic() - begun < 60.0
+        if how == "watchdog":
+            assert "nothing has moved for 15 s (in state 'step')" in moaned
+            assert "in train" in (work / "run" / "hang-0.txt").read_text()
+        else:
+            stopped = group.members[1].pid
+            assert f"pid {stopped}) is stopped: not a word in 15 s" in moaned
+    finally:
+        group.members[1].send_signal(signal.SIGCONT)
+        assert group.end()[1][0] == 75  # it finds the other gone

@@ -1,0 +1,118 @@
+"""A run's steps once more: the same bits, and none of its files touched."""
+
+import json
+import random
+import shutil
+
+import pytest
+
+from lmx.config.names import ConfigError
+from lmx.train.attempt import attempt
+from lmx.train.back.past import Past
+from lmx.train.back.replay import replay
+from lmx.train.record.directory import rows
+
+STEPS, EVERY = 24, 5
+WORDS = [
+    f"Experiment.steps={STEPS}",
+    f"Save.every={EVERY}",
+    "Save.keep=4",
+    "Decoder.dropout=0.1",
+    "Decoder.depth=1",
+]
+MESHES = {"one device": ["Mesh.data=1"], "four": ["Mesh.data=2", "Mesh.fsdp=2"]}
+
+
+def files(path):
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, tmp_path_factory):
+    """Finished runs by their meshes, all of whose steps were logged."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        name: attempt("tiny", tiny(*WORDS, *mesh), folder / name).path
+        for name, mesh in MESHES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def ran(runs):
+    return runs["one device"]
+
+
+@pytest.fixture(scope="module")
+def pasts(runs):
+    return {name: Past.open(path) for name, path in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def past(pasts):
+    return pasts["one device"]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_twenty_random_steps_have_the_logged_loss_to_the_bit(runs, pasts, mesh):
+    ran, past = runs[mesh], pasts[mesh]
+    before = files(ran)
+    logged = {row["step"]: row for row in rows(ran)}
+    steps = random.Random(0).sample(range(1, STEPS + 1), 20)
+    begun = set()
+    for step in steps:
+        found = replay(past, step)
+        begun.add(found.begun)
+        assert found.step == step and found.begun < step
+        for n in range(found.begun + 1, step + 1):
+            assert found.found[n]["loss"] == logged[n]["loss"]
+            assert [found.found[n]["grad_norm/layer/0"]] == logged[n]["grad_norm/layer"]
+        assert found.differences == [] and found.compared == 11 * (step - found.begun)
+    assert begun == {0, 10, 15, 20}  # the state of step 24 comes after all of them
+    assert files(ran) == before
+
+
+def test_a_step_goes_on_from_the_newest_state_before_it(past):
+    assert [replay(past, step).begun for step in (10, 11, 24)] == [0, 10, 20]
+
+
+def test_what_is_bound_is_shown_with_what_it_changes(ran):
+    past = Past.open(ran, ["Constant.peak=0.02"])
+    found = replay(past, 22)
+    assert dict(past.changes) == {"schedule.peak": (0.01, 0.02)}
+    assert {name for _, name, *_ in found.differences} >= {"learning_rate", "loss"}
+    assert found.found[22]["learning_rate"] == pytest.approx(0.02)
+    assert found.found[21]["loss"] == found.logged[21]["loss"]
+
+
+def test_a_number_that_was_not_so_is_found(ran, past, tmp_path):
+    path = tmp_path / "told"
+    shutil.copytree(ran, path)
+    lines = [*rows(path)]
+    lines[21]["grad_norm/layer"][0] += 1e-6
+    lines[22]["loss"] = "NaN"
+    (path / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    false = Past(path, past.config, {}, past.experiment, past.run)
+    found = replay(false, 24).differences
+    assert [(step, name) for step, name, *_ in found] == [
+        (22, "grad_norm/layer/0"),
+        (23, "loss"),
+    ]
+
+
+def test_what_cannot_be_replayed_is_refused(ran, past, tmp_path):
+    for step in (0, STEPS + 1):
+        with pytest.raises(ConfigError, match="counted from 1"):
+            replay(past, step)
+    for words in (["Decoder.depth=3"], ["Experiment.optimizer=@muon"]):
+        with pytest.raises(ConfigError, match="state of step 20 has no"):
+            replay(Past.open(ran, words), 22)
+    with pytest.raises(ConfigError, match="is no run"):
+        Past.open(tmp_path)
+    path = tmp_path / "other"
+    shutil.copytree(ran, path)
+    card = json.loads((path / "card.json").read_text())
+    card["data"]["source"] += "?"
+    (path / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ConfigError, match="data are not those that"):
+        Past.open(path)
+    assert Past.open(path, ["Echo.vocab=7"]).changes
