@@ -104,6 +104,30 @@ def test_no_complaint_is_silenced(path):
     assert not SILENCED.search((ROOT / path).read_text())
 
 
+RUNS_CODE = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "torch"}
+IMPORTERS = {  # of modules that are named: those of lmx, of `--import`, or one by name
+    "cli/config.py", "config/parse.py", "config/shipped.py", "data/corpora/records.py",
+    "models/hf/family.py", "plan/compiled/process.py",
+}  # fmt: skip
+
+
+@all_files
+def test_no_content_of_a_file_is_run(path):
+    """No pickle is read, nothing is evaluated, and few may import what is named."""
+    for node in nodes(path, ast.Import):
+        assert not {alias.name.split(".")[0] for alias in node.names} & RUNS_CODE
+    for node in nodes(path, ast.ImportFrom):
+        assert (node.module or "").split(".")[0] not in RUNS_CODE
+    for node in nodes(path, ast.Call):
+        called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        bare = isinstance(node.func, ast.Name)
+        where = f"{path}:{node.lineno} {called}"
+        assert not (bare and called in ("eval", "exec", "compile", "__import__")), where
+        assert "allow_pickle" not in {word.arg for word in node.keywords}, where
+        known = str(path.relative_to("lmx")) in IMPORTERS
+        assert known or called != "import_module", where
+
+
 def tree():
     """The README's tree, as {path: what it says}."""
     block = re.search(r"```text\n(lmx/.*?)```", README, re.DOTALL)

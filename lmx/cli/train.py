@@ -164,6 +164,7 @@ def _joined(args: argparse.Namespace, name: str, config: Config, folder: Path) -
         with process.joined(seat, facts, args.wait, refusals=ConfigError):
             if args.plan and not _fits(config, args.plan):
                 return 1
+            _keep_programs()
             return _train(args, name, config, folder)
     except (lobby.LostError, lobby.SeatError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -225,6 +226,23 @@ def set_flags() -> None:
     from lmx.core.device import TPU_FLAGS
 
     os.environ.setdefault("LIBTPU_INIT_ARGS", TPU_FLAGS)
+
+
+def _keep_programs() -> None:
+    """Keeps compiled programs in the cache, for the next start, unless told where.
+
+    Not on CPUs, whose programs are for one kind of CPU, and may be taken for those of
+    another (https://github.com/jax-ml/jax/issues/38445). What cannot be read is made
+    anew.
+    """
+    import jax
+
+    from lmx.data.cache import cache_folder
+
+    told = "JAX_COMPILATION_CACHE_DIR" in os.environ
+    if jax.default_backend() != "cpu" and not told:
+        folder = cache_folder("programs")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def allow_float64(config: Config) -> None:

@@ -14,7 +14,7 @@ from lmx.core import process
 from lmx.data.batches import Batch
 from lmx.data.progress import say
 from lmx.data.rows.prefetch import prefetch
-from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.checkpoint.checkpoints import Checkpoints, SaveError
 from lmx.train.experiment import Experiment
 from lmx.train.guard.gaps import Gaps, gaps_of, reader
 from lmx.train.guard.guard import Watch
@@ -94,7 +94,7 @@ def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory
         settle = partial(_settled, log, watch, directory)
         saving = saves.start(checkpoints, run.steps, settle)
         beside = {each: start(directory) for each, start in periodic.items()}
-        chores = Chores({SAVE: saving} | beside, directory, account)
+        chores = Chores({SAVE: saving} | beside, log.flush, directory, account)
         with (
             _ending(directory, account),
             closing(line),
@@ -116,13 +116,13 @@ def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory
 
 
 def _settled(log: Log, watch: Watch, directory: Directory) -> None:
-    """All that was measured is on disk, in every process; OSError where it cannot be.
+    """All that was measured is on disk, in every process; SaveError if not.
 
     So that no state is there whose metrics are not, or whose numbers are none.
     """
     log.flush()
     if fault := process.from_first(directory.fault):
-        raise OSError(fault)
+        raise SaveError(fault)
     watch.flush()
 
 

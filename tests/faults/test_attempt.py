@@ -7,9 +7,12 @@ import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
+from lmx.config.resolve import load
+from lmx.data.store.build import Build
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.record.directory import rows
 from lmx.train.record.ledger import entries
@@ -123,7 +126,7 @@ def disk(tmp_path):
 
 
 def test_while_the_disk_is_full_training_goes_on_and_no_metric_is_lost(trainer, disk):
-    words = ["--run", disk / "a", "Save.every=99", "Experiment.steps=40"]
+    words = ["--run", disk / "a", "Save.every=20", "Experiment.steps=40"]
     run = trainer.gated(*words, at="5, 30")
     trainer.reach(run, 5)
     with (disk / "ballast").open("wb", buffering=0) as ballast:
@@ -160,6 +163,36 @@ def test_what_changed_since_is_told_and_refused_unless_it_is_accepted(
     card = json.loads((tmp_path / "a" / "card.json").read_text())
     assert {t["name"] for t in card["accepted"]} >= {"steps", "data.batch"}
     assert card["final"]["step"] == 12
+
+
+def test_a_damaged_or_missing_shard_is_named_before_a_step_is_done(trainer, tmp_path):
+    page, text = tmp_path / "build.gin", tmp_path / "text.txt"
+    text.write_text("To be or not to be, that is the question.\n" * 400)
+    page.write_text(f"""
+Build:
+  sources = {{'a': @Text()}}
+  tokenizer = @Bytes()
+  engine = @Processes()
+Processes.count = 1
+Text.path = '{text}'
+Text.split = @ByDocument()
+ByDocument.fraction = 0.0
+""")
+    load([page], [], root=Build).build().write(tmp_path / "store")
+    words = ["Experiment.data=@Stored()", "Stored.path=store", "Stored.batch=8"]
+    words += ["Stored.length=16", "Decoder.vocab=258", "--run", "a"]
+    status, moaned = ended(trainer.start(*words, "Experiment.steps=4"))
+    assert status == 0, moaned
+    shard = tmp_path / "store" / "tokens-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    status, moaned = ended(trainer.start(*words, "Experiment.steps=4"))
+    assert status == 2 and f"error: {Path('store', shard.name)} is damaged" in moaned
+    shard.unlink()
+    status, moaned = ended(trainer.start(*words, "Experiment.steps=4"))
+    assert status == 2 and f"error: {Path('store', shard.name)} ends at" in moaned
+    assert saved(tmp_path / "a") == [4]
 
 
 def test_a_corrupt_cache_of_programs_changes_nothing(trainer, tmp_path):

@@ -4,13 +4,12 @@ import os
 import signal
 import socket
 import time
-from pathlib import Path
 
 import pytest
 
 from lmx.train.record.account import entries, total
 from lmx.train.record.directory import rows
-from tests.faults.trainer import Trainer, ended
+from tests.faults.trainer import Trainer, children, ended
 
 pytestmark = pytest.mark.faults
 
@@ -22,22 +21,18 @@ def trainer(tmp_path):
     trainer.end()
 
 
-def child(process):
-    """The pid of the one process that another has started."""
-    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return int(listed.split()[0])
-
-
 def kill(process):
     """Kills what a supervisor watches over."""
-    os.kill(child(process), signal.SIGKILL)
+    (child,) = children(process)
+    os.kill(child, signal.SIGKILL)
 
 
 def test_a_killed_run_comes_back_and_its_account_adds_up(trainer, tmp_path):
     began = time.monotonic()
     run = trainer.gated("--run", "a", "--restarts", 5, at="6, 10")
-    for step in (6, 10):
+    for step, saved in ((6, 4), (10, 10)):
         trainer.reach(run, step)
+        trainer.wait(run, (tmp_path / "a" / "checkpoints" / f"{saved:08d}").exists)
         kill(run)
         trainer.go(step)
     status, moaned = ended(run)

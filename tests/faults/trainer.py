@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -81,7 +82,15 @@ class Trainer:
             time.sleep(0.01)
 
     def end(self) -> None:
-        """None of them is left."""
+        """None of them is left, nor what a supervisor among them started."""
         for process in self.started:
+            for pid in children(process):
+                os.kill(pid, signal.SIGKILL)
             process.kill()
             process.communicate()
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """The processes that another has started."""
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in listed.read_text().split()] if listed.exists() else []

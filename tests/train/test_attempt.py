@@ -10,6 +10,7 @@ import pytest
 import lmx
 from lmx.train.attempt import attempt
 from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.record.account import entries, total
 from lmx.train.record.directory import last, rows
 from lmx.train.record.summary import summary
 
@@ -85,6 +86,17 @@ def test_the_summary_names_the_numbers_and_the_files(finished):
     said = summary(finished)
     assert f"training    {last(finished)['nats']:.4f} nats per token" in said
     assert "10 steps, 1,280 tokens" in said and str(finished / "metrics.jsonl") in said
+
+
+def test_the_account_has_every_second_from_the_beginning_to_the_last_note(finished):
+    lines, spent = entries(finished), total(finished)
+    assert sum(spent.values()) == pytest.approx(
+        lines[-1]["clock"] - lines[0]["began"], rel=1e-4
+    )
+    states = {"start", "restore", "compile", "data", "step", "log", "Save", "stop"}
+    assert spent.keys() == states and min(spent.values()) > 0.0
+    (line,) = [said for said in summary(finished).splitlines() if "  time " in said]
+    assert f"compile {spent['compile'] / sum(spent.values()):.0%}" in line
 
 
 def test_a_finished_run_is_left_as_it_is(finished, tiny):

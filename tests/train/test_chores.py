@@ -38,7 +38,7 @@ def chores(tmp_path):
 
     opened = []
 
-    def chores(step, dies="", fails=""):
+    def chores(step, dies="", fails="", flush=None):
         directory = Directory(tmp_path)
         opened.append(directory)
         directory.begin(step)
@@ -56,7 +56,7 @@ def chores(tmp_path):
         account = Account()
         account.begin(directory, step)
         hooks = {name: hook(name) for name in (SAVE, "A", "B", "C")}
-        return Chores(hooks, directory, account)
+        return Chores(hooks, lambda: flush and flush(directory), directory, account)
 
     yield chores
     for directory in opened:
@@ -93,6 +93,16 @@ def test_what_a_kill_prevented_is_done_first_and_nothing_is_logged_twice(
     assert done == ["A", "B", "C"]
     chores(2).owed(state_of(2))
     assert len(logged(tmp_path)) == 4
+
+
+def test_a_state_saved_after_what_was_due_keeps_the_metrics_of_its_step(
+    chores, tmp_path
+):
+    """Saved by a signal's stop, that is: they are written before what is due."""
+    flush = chores(0, flush=lambda directory: directory.log(2, {"loss": 0.5}))
+    flush(2, state_of(2), {})
+    chores(2)
+    assert logged(tmp_path)[0] == (2, "loss") and len(logged(tmp_path)) == 5
 
 
 def test_before_the_first_step_nothing_is_owed(chores, tmp_path):

@@ -12,6 +12,7 @@ from lmx.data.corpora.corpus import Document, Fault
 
 LONGEST = 2**30  # bytes of a document: what must fit in memory
 CHUNK = 2**20  # bytes read at a time of what is only counted or passed over
+SIP = 2**12  # bytes of Zstandard at a time: what they can hold, 128 MiB, is in memory
 SQUEEZED = ".zst"
 
 
@@ -136,12 +137,12 @@ class _Zstandard(io.RawIOBase):
         while not self._ready:
             raw = b"" if self._frame is None else self._frame.unused_data
             if self._frame is None or self._frame.eof:
-                raw = raw or self._file.read(CHUNK)
+                raw = raw or self._file.read(SIP)
                 if not raw:
                     return 0
                 self._frame = self._make()
             else:
-                raw = self._file.read(CHUNK)
+                raw = self._file.read(SIP)
                 if not raw:
                     raise self._damage("cut short")
             try:

@@ -108,6 +108,15 @@ class Checkpoints:
         self.saving.join()
         self.saving = None
         self.fate = process.from_first(lambda: self.fate)
+        self._count()
+
+    def miss(self, why: str) -> None:
+        """Counts a save that could not even be begun, in all processes, as failed."""
+        self._settle()
+        self.fate = why
+        self._count()
+
+    def _count(self) -> None:
         self.failed = self.failed + 1 if self.fate else 0
         if self.fate and process.first():
             say(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lmx.config.names import ConfigError, configurable
 from lmx.core import process
 from lmx.data.progress import say
-from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.checkpoint.checkpoints import Checkpoints, SaveError
 from lmx.train.checkpoint.reader import DamageError
 from lmx.train.hooks.periodic import Due, due
 from lmx.train.step import Metrics, TrainState
@@ -55,7 +55,11 @@ class Save:
 
         def save(done: int, state: TrainState, metrics: Metrics) -> None:
             del metrics
-            flush()
-            checkpoints.save(done, state)
+            try:
+                flush()
+            except SaveError as error:
+                checkpoints.miss(f"{error}")
+            else:
+                checkpoints.save(done, state)
 
         return Due(due(self.every, steps), save)

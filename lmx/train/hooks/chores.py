@@ -1,6 +1,6 @@
 """What is due beside the training, done one after the other and written down."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lmx.core import process
 from lmx.train.hooks.periodic import Check, Due, Periodic
@@ -17,13 +17,19 @@ class Chores:
 
     The ledger is told what is due before any of it is begun, and of each what became of
     it. So whoever takes the run up at a saved step knows what that step still lacks.
+    `flush` writes the metrics of the step before that.
     """
 
     def __init__(
-        self, hooks: Mapping[str, Due], directory: Directory, account: Account
+        self,
+        hooks: Mapping[str, Due],
+        flush: Callable[[], None],
+        directory: Directory,
+        account: Account,
     ):
         order = sorted(hooks, key=lambda name: not isinstance(hooks[name], Check))
-        self.hooks, self.account = {name: hooks[name] for name in order}, account
+        self.hooks = {name: hooks[name] for name in order}
+        self.flush, self.account = flush, account
         self.directory, self.ledger = directory, Ledger(directory)
 
     def __call__(self, done: int, state: TrainState, metrics: Metrics) -> None:
@@ -45,6 +51,9 @@ class Chores:
     def _do(
         self, names: Sequence[str], done: int, state: TrainState, metrics: Metrics
     ) -> None:
+        if not names:
+            return
+        self.flush()
         for name in names:
             self._note(done, name, "due")
         for name in names:
@@ -57,8 +66,7 @@ class Chores:
                 error.add_note(f"@{name} failed after step {done}, and is still due.")
                 raise
             self._note(done, name, "begun" if name == SAVE else "done")
-        if names:
-            self.account.note(done)
+        self.account.note(done)
 
     def _note(self, done: int, name: str, state: str) -> None:
         size = self.directory.size(METRICS)  # what follows it is not of this thing

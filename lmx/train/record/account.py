@@ -49,9 +49,10 @@ def moment() -> dict[str, Any]:
 class Account:
     """A clock with one current state; states nest, and none counts for two.
 
-    `start`, `restore`, `compile` (the first step of each shape), `data` (waiting for a
-    batch), `step`, `log`, `Save` and the hooks by name, `stop`. Kept in `account.jsonl`
-    at each `note`, so that a kill loses what came after the last.
+    `start`, `restore` (or making the state of step 0), `compile` (the first step of
+    each shape), `data` (waiting for a batch), `step`, `log`, `Save` and the hooks by
+    name, `stop`. Kept in `account.jsonl` at each `note`, so that a kill loses what came
+    after the last.
     """
 
     def __init__(self, since: float | None = None):

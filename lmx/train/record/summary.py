@@ -2,8 +2,12 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from tqdm import tqdm
+
+from lmx.train.record.account import total
 from lmx.train.record.directory import last
 
 
@@ -31,6 +35,7 @@ def summary(path: Path) -> str:
             f" {found['fresh/standard_error']:.4f})"
         )
     lines += [
+        f"  time        {_time(total(path))}",
         f"  curves      {path / 'plots' / 'loss.png'}",
         f"  metrics     {path / 'metrics.jsonl'} (and: tensorboard --logdir {path})",
         f"  states      {path / 'checkpoints'}",
@@ -39,6 +44,14 @@ def summary(path: Path) -> str:
         lmx = sys.argv[0] if Path(sys.argv[0]).name == "lmx" else "lmx"
         lines.append(f'  try         {lmx} generate {path} --prompt "def "')
     return "\n".join(lines)
+
+
+def _time(seconds: Mapping[str, float]) -> str:
+    """All of it, and the states that took a hundredth of it or more."""
+    whole = sum(seconds.values())
+    shares = sorted(((n / whole, state) for state, n in seconds.items()), reverse=True)
+    parts = ", ".join(f"{state} {n:.0%}" for n, state in shares if n >= 0.01)
+    return f"{tqdm.format_interval(whole)}: {parts}"
 
 
 def _bits(found: dict) -> str:

@@ -3,6 +3,8 @@
 import importlib
 import io
 import json
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ from pyarrow import parquet
 from lmx.config.names import ConfigError
 from lmx.data.corpora.corpus import SPLITS, ByDocument, Corpus, Fault
 from lmx.data.corpora.hub import HuggingFace
+from lmx.data.corpora.lines import opened
 from lmx.data.corpora.records import ArrayRecord
 from lmx.data.corpora.table import Parquet
 from lmx.data.corpora.text import Text
@@ -112,6 +115,19 @@ def test_a_flipped_byte_in_a_frame_is_refused(write):
     path = write("a.jsonl.zst", bytes(content))
     with pytest.raises(ConfigError, match=r"a\.jsonl\.zst: damaged \(.* after byte"):
         list(Text(path=path).read("train"))
+
+
+def test_of_a_bomb_no_more_than_a_part_is_in_memory(write):
+    path = Path(write("bomb.zst", zstandard.ZstdCompressor().compress(bytes(2**29))))
+    assert len(path.read_bytes()) < 2**16
+    tracemalloc.start()
+    try:
+        with opened(path) as file:
+            assert file.read(9) == bytes(9)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**28
 
 
 def test_a_damaged_parquet_is_refused(write):
