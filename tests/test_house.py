@@ -164,7 +164,8 @@ def test_every_fault_has_a_test_and_every_test_of_faults_is_told():
     """`tests/faults/README.md` has a line for each, as in `test_soak.py::test_x`."""
     folder = ROOT / "tests" / "faults"
     told = (folder / "README.md").read_text()
-    lines = [line for line in told.splitlines() if line.startswith("| ")][1:]
+    lines = [line for line in told.splitlines() if line.startswith("| ")]
+    lines = [line for line in lines if not line.startswith("| fault |")]
     assert lines and all("::test_" in line for line in lines), lines
     named = set(re.findall(r"`([\w/.]+[.]py)::(test_\w+)`", told))
     here = {

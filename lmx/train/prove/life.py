@@ -246,7 +246,7 @@ def _watched(
     since = time.monotonic() if moment and moment.kind == START else None
     while any(member.poll() is None for member in group):
         now, pause = time.monotonic(), LOOK
-        if since is None and moment and moment.kind == CLOCK and _size(trace):
+        if since is None and moment and moment.kind == CLOCK and _trains(trace):
             since = now
         if moment and since is not None:
             left = since + moment.part - now
@@ -262,8 +262,9 @@ def _watched(
     return [member.returncode for member in group]
 
 
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.is_file() else 0
+def _trains(trace: Path) -> bool:
+    """Whether its first step, which compiles, is done."""
+    return trace.is_file() and b'"done"' in trace.read_bytes()
 
 
 def newest(run: Path) -> int:

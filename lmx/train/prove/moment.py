@@ -26,7 +26,7 @@ WORDS = {
     OLD: "before an old state gave way to that after step {step}",
     DUE: "between the save after step {step} and what was due then",
     START: "{part:.2f} s after it was started",
-    CLOCK: "{part:.2f} s after it began to train",
+    CLOCK: "{part:.2f} s after its first step",
 }
 
 LATEST = {START: 3.0, CLOCK: 1.0}  # seconds in which a clock may kill
