@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmx.train.prove import proof
+from lmx.train.again.prove import proof
 
 
 @pytest.fixture

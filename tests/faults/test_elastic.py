@@ -3,9 +3,9 @@
 import pytest
 
 import lmx
-from lmx.train.prove import compare
-from lmx.train.prove.life import Place, Trial, live
-from lmx.train.prove.moment import STEP, Moment
+from lmx.train.again.prove import compare
+from lmx.train.again.prove.life import Place, Trial, live
+from lmx.train.again.prove.moment import STEP, Moment
 from tests.train.conftest import FLOAT64, PAGE
 
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

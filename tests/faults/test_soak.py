@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import lmx
-from lmx.train.prove.life import Trial
-from lmx.train.prove.moment import CLOCK, KINDS, START, STEP, Moment, by_clock
-from lmx.train.prove.proof import disturbed
-from lmx.train.prove.trial import WHOLE, Bar, Plan
+from lmx.train.again.prove.life import Trial
+from lmx.train.again.prove.moment import CLOCK, KINDS, START, STEP, Moment, by_clock
+from lmx.train.again.prove.proof import disturbed
+from lmx.train.again.prove.trial import WHOLE, Bar, Plan
 from tests.faults.fickle import Fickle
 from tests.train.conftest import PAGE
 

@@ -63,7 +63,7 @@ def add(parsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Proves. Returns the exit status."""
-    from lmx.train.prove.life import LifeError
+    from lmx.train.again.prove.life import LifeError
 
     try:
         return _prove(args)
@@ -76,11 +76,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prove(args: argparse.Namespace) -> int:
-    from lmx.train.prove.life import Trial
-    from lmx.train.prove.moment import drawn
-    from lmx.train.prove.proof import prove
-    from lmx.train.prove.report import text
-    from lmx.train.prove.trial import Plan, fresh_folder
+    from lmx.train.again.prove.life import Trial
+    from lmx.train.again.prove.moment import drawn
+    from lmx.train.again.prove.proof import prove
+    from lmx.train.again.prove.report import text
+    from lmx.train.again.prove.trial import Plan, fresh_folder
 
     page, *words = args.words
     if args.kills < 1:

@@ -12,8 +12,8 @@ from lmx.cli.train import allow_float64, set_flags
 from lmx.config.names import ConfigError
 
 if TYPE_CHECKING:
-    from lmx.train.back.past import Past
-    from lmx.train.back.replay import Replay
+    from lmx.train.again.past import Past
+    from lmx.train.again.replay import Replay
 
 _ABOUT = """\
 Goes back to the newest state of a run before step N (the step that metrics.jsonl calls
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Replays. Returns the exit status: 1 if nothing is bound and something differs."""
     try:
         past = opened(args)
-        from lmx.train.back.replay import replay
+        from lmx.train.again.replay import replay
 
         found = replay(past, args.step)
     except ConfigError as error:
@@ -72,7 +72,7 @@ def opened(args: argparse.Namespace) -> "Past":
     """The run that is meant, with what is bound."""
     folder, *overrides = args.words
     import_modules(args.imports)
-    from lmx.train.back.past import Past, recorded
+    from lmx.train.again.past import Past, recorded
 
     allow_float64(recorded(Path(folder), overrides))
     set_flags()

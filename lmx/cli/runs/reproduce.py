@@ -12,7 +12,7 @@ from lmx.cli.train import allow_float64, set_flags
 from lmx.config.names import ConfigError
 
 if TYPE_CHECKING:
-    from lmx.train.back.reproduce import Reproduction
+    from lmx.train.again.reproduce import Reproduction
 
 _ABOUT = """\
 Trains again what a card tells of, all of it or its first N steps, in a new folder, and
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     file, *overrides = args.words
     try:
         import_modules(args.imports)
-        from lmx.train.back.reproduce import Card, bound, reproduce
+        from lmx.train.again.reproduce import Card, bound, reproduce
 
         card = Card.read(Path(file))
         config = bound(card, overrides)

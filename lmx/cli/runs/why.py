@@ -10,8 +10,8 @@ from lmx.cli.runs.replay import add_step, opened
 from lmx.config.names import ConfigError
 
 if TYPE_CHECKING:
-    from lmx.train.back.past import Past
-    from lmx.train.back.why import Why, Worst
+    from lmx.train.again.past import Past
+    from lmx.train.again.why import Why, Worst
 
 _ABOUT = """\
 Looks at step N of a run, the step that metrics.jsonl calls N: which documents its batch
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     """Looks. Returns the exit status."""
     try:
         past = opened(args)
-        from lmx.train.back.shade import page
-        from lmx.train.back.why import why
+        from lmx.train.again.shade import page
+        from lmx.train.again.why import why
 
         found = why(past, args.step)
         if args.html:

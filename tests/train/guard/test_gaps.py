@@ -53,7 +53,7 @@ def test_a_check_comes_before_the_save_of_its_step_and_may_prevent_it(tmp_path):
         "Sample": Due(lambda done: True, lambda *_: did.append("sample")),
         "Replicas": Check(lambda done: done == 2, fail),
     }
-    chores = Chores(hooks, directory, Account())
+    chores = Chores(hooks, lambda: None, directory, Account())
     chores(1, STATE, {})
     with pytest.raises(FaultError, match="a bit has flipped"):
         chores(2, STATE, {})

@@ -15,8 +15,8 @@ from lmx.data.batches import Batch
 from lmx.data.rows.numbered import documents
 from lmx.data.rows.packing import Origin
 from lmx.data.tokenizers.codec import Codec, piece_of
-from lmx.train.back.past import Past
-from lmx.train.back.replay import Numbers, measured
+from lmx.train.again.past import Past
+from lmx.train.again.replay import Numbers, measured
 from lmx.train.optim.outer import Apart
 from lmx.train.step import Metrics, Recipe, TrainState
 

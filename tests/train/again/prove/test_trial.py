@@ -3,8 +3,8 @@
 import pytest
 
 from lmx.config.names import ConfigError
-from lmx.train.prove.life import Place, Trial
-from lmx.train.prove.trial import Plan, elsewhere, fresh_folder
+from lmx.train.again.prove.life import Place, Trial
+from lmx.train.again.prove.trial import Plan, elsewhere, fresh_folder
 
 HOOKS = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@Echo()", "Evaluate.every=3"]
 

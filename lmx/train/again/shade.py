@@ -2,7 +2,7 @@
 
 from html import escape
 
-from lmx.train.back.why import Told, Why
+from lmx.train.again.why import Told, Why
 
 MOST = 20_000  # tokens of a page: browsers grow slow beyond
 DARK = 10.0  # nats of a token that is as dark as can be

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmx.train.again.prove.life import Life
 from lmx.train.hooks.chores import SAVE
-from lmx.train.prove.life import Life
 from lmx.train.record.directory import rows
 from lmx.train.record.ledger import entries
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lmx.core.lobby import AGAIN
-from lmx.train.prove.moment import CLOCK, START, Moment
+from lmx.train.again.prove.moment import CLOCK, START, Moment
 from lmx.train.record.directory import rows
 
 LOOK = 0.05  # seconds between two looks at a run
 LATE = 600.0  # seconds that the others may outlive a process that was killed
 TIMED = (START, CLOCK)  # a process that starts does not look at a clock: we do
-VICTIM = "lmx.train.prove.victim"
+VICTIM = "lmx.train.again.prove.victim"
 
 
 class LifeError(Exception):

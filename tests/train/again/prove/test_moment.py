@@ -2,7 +2,16 @@
 
 import pytest
 
-from lmx.train.prove.moment import CLOCK, DUE, KINDS, OLD, START, STEP, by_clock, drawn
+from lmx.train.again.prove.moment import (
+    CLOCK,
+    DUE,
+    KINDS,
+    OLD,
+    START,
+    STEP,
+    by_clock,
+    drawn,
+)
 
 SAVES = [*range(4, 60, 4), 60]
 DUE_AT = {6, 12, 18, 24, 30, 36, 42, 48, 54, 60}

@@ -7,9 +7,9 @@ import shutil
 import pytest
 
 from lmx.config.names import ConfigError
+from lmx.train.again.past import Past
+from lmx.train.again.replay import replay
 from lmx.train.attempt import attempt
-from lmx.train.back.past import Past
-from lmx.train.back.replay import replay
 from lmx.train.record.directory import rows
 
 STEPS, EVERY = 24, 5

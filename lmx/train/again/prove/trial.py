@@ -14,9 +14,9 @@ from lmx.config.names import ConfigError
 from lmx.config.tree import Config, explained
 from lmx.core.sharding import Mesh
 from lmx.data.progress import say
+from lmx.train.again.prove.life import Life, LifeError, Place, Trial, live
+from lmx.train.again.prove.moment import STEP, Moment
 from lmx.train.experiment import Experiment
-from lmx.train.prove.life import Life, LifeError, Place, Trial, live
-from lmx.train.prove.moment import STEP, Moment
 
 WHOLE, KILLED, MOVED = "whole", "killed", "moved"
 AXES = ("data", "fsdp", "expert", "context", "tensor", "stage")

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lmx.train.prove import compare
-from lmx.train.prove.life import Life, Place
+from lmx.train.again.prove import compare
+from lmx.train.again.prove.life import Life, Place
 
 
 def life(*trace, place=Place(), others=()):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from lmx.train.back.past import Past
+from lmx.train.again.past import Past
 from lmx.train.hooks.log import number
 from lmx.train.record.directory import finite
 from lmx.train.step import Metrics, TrainState

@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.core.batch import Batch
 from lmx.core.sharding import RULES, Mesh
-from lmx.train.prove.victim import fingerprint, step_of
+from lmx.train.again.prove.victim import fingerprint, step_of
 
 
 def batch(tokens, spec=("data", "context"), **axes):

@@ -6,8 +6,8 @@ import pytest
 
 from lmx.config.names import ConfigError
 from lmx.core import device
+from lmx.train.again.reproduce import Card, bound, reproduce
 from lmx.train.attempt import attempt
-from lmx.train.back.reproduce import Card, bound, reproduce
 from lmx.train.record.card import figures
 from lmx.train.record.directory import last, rows
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lmx.train.again.past import Past
+from lmx.train.again.shade import page
+from lmx.train.again.why import Why, why
 from lmx.train.attempt import attempt
-from lmx.train.back.past import Past
-from lmx.train.back.shade import page
-from lmx.train.back.why import Why, why
 from lmx.train.record.directory import rows
 
 LINES = [f"{number} sheep & {number % 7} <goats>\n" for number in range(60)]

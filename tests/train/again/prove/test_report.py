@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from lmx.train.prove.certificate import holds
-from lmx.train.prove.report import text
+from lmx.train.again.prove.certificate import holds
+from lmx.train.again.prove.report import text
 
 
 def alike(compared):

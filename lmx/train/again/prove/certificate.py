@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from lmx.config.tree import Config
+from lmx.train.again.prove import compare
+from lmx.train.again.prove.life import Life, Trial
+from lmx.train.again.prove.trial import CPU, KILLED, MOVED, WHOLE, Plan, card_of
 from lmx.train.checkpoint.reader import Reader
 from lmx.train.checkpoint.shelf import Shelf
-from lmx.train.prove import compare
-from lmx.train.prove.life import Life, Trial
-from lmx.train.prove.trial import CPU, KILLED, MOVED, WHOLE, Plan, card_of
 from lmx.train.record.account import total
 from lmx.train.record.card import ground
 from lmx.train.record.directory import Directory

@@ -1,6 +1,6 @@
 """A process that dies when it was told to, and leaves a trace of what it did.
 
-`python -m lmx.train.prove.victim TRACE MOMENT MODULE WORD ...` runs the module as
+`python -m lmx.train.again.prove.victim TRACE MOMENT MODULE WORD ...` runs the module as
 `python -m MODULE WORD ...` does. Around the training loop, the save of a state and the
 renaming of files stand watchers, put there by name: what is watched knows nothing of
 it. Each appends a line to TRACE, and at the moment, which is JSON or `null`, kills the
@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 
 from lmx.core.batch import Batch
-from lmx.train.checkpoint.digest import sums
-from lmx.train.prove.moment import (
+from lmx.train.again.prove.moment import (
     AFTER,
     ARRAY,
     ASKED,
@@ -35,6 +34,7 @@ from lmx.train.prove.moment import (
     STEP,
     Moment,
 )
+from lmx.train.checkpoint.digest import sums
 
 PATIENCE = 120.0  # seconds for a state to be committed
 LOOK = 1e-4  # seconds between two looks at a folder

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmx.config.tree import Config
-from lmx.train.prove import certificate
-from lmx.train.prove.life import Life, Trial
-from lmx.train.prove.moment import Moment
-from lmx.train.prove.trial import (
+from lmx.train.again.prove import certificate
+from lmx.train.again.prove.life import Life, Trial
+from lmx.train.again.prove.moment import Moment
+from lmx.train.again.prove.trial import (
     WHOLE,
     Bar,
     Plan,
