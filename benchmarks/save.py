@@ -3,7 +3,7 @@
 1.2 GB of state, on the disk of FOLDER. How long a save keeps the training waiting, next
 to copying the state off the device; the CPU time of a save; how much slower a run is
 that saves every 20 write-times; and restoring next to reading the same files with
-tensorstore, from memory and from the disk, all of it in turn.
+tensorstore, from memory and from the disk, all of it in turn. It takes some minutes.
 """
 
 import os
@@ -110,7 +110,7 @@ def blocking(state: Any, checkpoints: Checkpoints) -> tuple[Any, float]:
     return state, statistics.median(walls)
 
 
-def slowing(state: Any, checkpoints: Checkpoints, write: float) -> Any:
+def slowing(state: Any, checkpoints: Checkpoints, write: float) -> None:
     """How much slower a run is that saves every so many write-times."""
     plain = []
     for _ in range(5):
@@ -132,7 +132,6 @@ def slowing(state: Any, checkpoints: Checkpoints, write: float) -> Any:
     print(f"{count} steps a save, of {statistics.median(plain):.3f} s")
     ratio = [a / b for a, b in zip(walls[True], walls[False], strict=True)]
     shown("with a save over without (at most 1.05)", ratio)
-    return state
 
 
 def restoring(state: Any, checkpoints: Checkpoints) -> None:
@@ -182,8 +181,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=root) as folder:
         checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=1)
         state, write = blocking(step(state_of(0)), checkpoints)
-        state = slowing(state, checkpoints, write)
         restoring(state, checkpoints)
+        slowing(state, checkpoints, write)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Stop:
         if done < last:
             return
         self.flush()
-        self.checkpoints.wait()
+        self.checkpoints.settle()
         if done not in self.checkpoints.steps():
             self.checkpoints.save(done, state)
         self.checkpoints.wait()
