@@ -97,7 +97,7 @@ def test_damaged_states_are_named_and_the_newest_whole_one_is_used(
     )
     assert status == 0, moaned
     assert moaned.count("DAMAGED, set aside") == 3
-    assert f"{NAME} cannot be read" in moaned
+    assert "00000016/state/" in moaned and "cannot be read" in moaned
     assert "00000012/meta/metadata: is missing" in moaned
     assert [p.name for p in shelf.damaged()] == [
         f"{step:08d}.damaged" for step in (12, 16, 20)

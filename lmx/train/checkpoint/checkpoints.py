@@ -72,7 +72,7 @@ class Checkpoints:
         again. One that fails is told of and does not end the training; `SaveError`
         is raised when so many failed in a row.
         """
-        self._settle()
+        self.settle()
         named, word = by_path(state), next(_words)
         parts = writer.on_host(named)
         places = {name: [p.index for p in found] for name, found in parts.items()}
@@ -94,15 +94,15 @@ class Checkpoints:
 
         Raises SaveError if it failed.
         """
-        self._settle()
+        self.settle()
         if self.failed:
             raise SaveError(
                 f"the last state could not be saved in {self.folder}: {self.fate}. What"
                 " was saved before is as it was: make room, and start again."
             )
 
-    def _settle(self) -> None:
-        """Waits for the save under way, and counts failures."""
+    def settle(self) -> None:
+        """Until the save under way has come to its end, well or not."""
         if self.saving is None:
             return
         self.saving.join()

@@ -1,6 +1,7 @@
 """A saved state as it stands on disk: its tensors read, and what is wrong with them."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -19,6 +20,7 @@ SCHEMA = 3  # of what a checkpoint holds; a reader refuses any other
 META, STATE = "meta/metadata", "state"
 AT_ONCE = 4  # tensors read at the same time
 CACHE = 32 << 20  # bytes, for the names of tensors and where they are
+ALIGNED = 64  # bytes, as XLA wants them
 
 Index = tuple[slice, ...]
 
@@ -101,9 +103,12 @@ class Reader:
             raise self._unread(name, error) from None
 
     def read(self, name: str, tensor: ts.TensorStore, index: Index) -> np.ndarray:
-        """A part of a tensor."""
+        """A part of a tensor, in memory that a device may take over as it is."""
+        part = tensor[index]
+        found = _aligned(part.shape, part.dtype.numpy_dtype)
         try:
-            return tensor[index].read(order="C").result()
+            ts.array(found).write(part).result()
+            return found
         except (ValueError, OSError) as error:
             raise self._unread(name, error) from None
 
@@ -234,6 +239,14 @@ class Reader:
 
     def _damage(self, file: str, tensor: str | None, why: str) -> DamageError:
         return DamageError(self.path, Fault(file, tensor, why))
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory that jax does not copy to a CPU device: that begins at such an address."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNED, np.uint8)
+    begin = -memory.ctypes.data % ALIGNED
+    return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
 def _line(error: Exception) -> str:

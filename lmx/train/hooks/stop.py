@@ -75,7 +75,7 @@ class Stop:
             return
         with self.account.within("stop"):
             self.flush()
-            self.checkpoints.wait()
+            self.checkpoints.settle()
             if done not in self.checkpoints.steps():
                 self.checkpoints.save(done, state)
             self.checkpoints.wait()
