@@ -4,10 +4,23 @@ import json
 
 import pytest
 
+from lmx.train.back.past import Past
+
+OPENED: dict[str, Past] = {}  # runs without bindings: each is compiled once
+
 
 @pytest.fixture
 def there(trained, monkeypatch):
     """Where the run was started."""
+
+    def opened(folder, overrides):
+        assert not overrides
+        if f"{folder}" not in OPENED:
+            OPENED[f"{folder}"] = real(folder)
+        return OPENED[f"{folder}"]
+
+    real = Past.open
+    monkeypatch.setattr(Past, "open", opened)
     monkeypatch.chdir(trained.work)
     return trained.run
 
@@ -15,12 +28,19 @@ def there(trained, monkeypatch):
 def test_a_replay_shows_what_was_logged_beside_what_is_measured_now(lmx, there):
     status, said, _ = lmx("replay", there, "--step", "3")
     assert status == 0 and "compared: all equal to the bit" in said
-    status, said, _ = lmx("replay", there, "--step", "2", "Constant.peak=0.1", "--json")
+    status, said, _ = lmx("replay", there, "--step", "2", "--json")
     found = json.loads(said)
-    assert status == 0 and found["bound"] == ["schedule.peak"]
-    assert found["from"] == 0 and not found["equal"]
-    assert found["replayed"]["2"]["learning_rate"] == pytest.approx(0.1)
+    assert status == 0 and found["equal"] and found["bound"] == []
+    assert found["from"] == 0 and found["replayed"] == found["logged"]
     assert found["logged"]["2"]["learning_rate"] == pytest.approx(0.01)
+
+
+def test_a_number_that_was_not_so_is_exit_status_1(lmx, there, monkeypatch):
+    past = OPENED.get(there) or Past.open(there, [])
+    row = {**past.logged[3], "loss": 1.0}
+    monkeypatch.setitem(past.__dict__, "logged", {**past.logged, 3: row})
+    status, said, _ = lmx("replay", there, "--step", "3")
+    assert status == 1 and "1 differ, the first at step 3 (loss)" in said
 
 
 def test_why_shows_documents_and_tokens(lmx, there, tmp_path):

@@ -40,8 +40,11 @@ def summary(path: Path) -> str:
         f"  metrics     {path / 'metrics.jsonl'} (and: tensorboard --logdir {path})",
         f"  states      {path / 'checkpoints'}",
     ]
+    lmx = sys.argv[0] if Path(sys.argv[0]).name == "lmx" else "lmx"
+    lines.append(
+        f"  look back   {lmx} why|replay {path} --step N, {lmx} reproduce {path}"
+    )
     if any(path.glob("tokenizer.*")):
-        lmx = sys.argv[0] if Path(sys.argv[0]).name == "lmx" else "lmx"
         lines.append(f'  try         {lmx} generate {path} --prompt "def "')
     return "\n".join(lines)
 

@@ -99,6 +99,38 @@ def test_a_number_that_was_not_so_is_found(ran, past, tmp_path):
     ]
 
 
+def test_data_that_a_run_left_out_are_left_out_again(ran, past, tmp_path):
+    path = tmp_path / "rewound"
+    shutil.copytree(ran, path)
+    with (path / "ledger.jsonl").open("a") as ledger:
+        line = {"step": 20, "what": "Rewind", "state": "done", "data": [21, 24]}
+        ledger.write(f"{json.dumps(line)}\n")
+    rewound = Past(path, past.config, {}, past.experiment, past.run)
+    assert [rewound.data_step(step) for step in (1, 20, 21, 22)] == [1, 20, 21, 25]
+    found = replay(rewound, 23)
+    run, state = past.run, past.nearest(20)
+    for step, data in ((21, 20), (22, 24), (23, 25)):
+        state, metrics = run.step(state, run.read(run.data, run.seed, data))
+        assert found.found[step]["loss"] == float(metrics["loss"])
+    assert found.found[22]["loss"] != found.logged[22]["loss"]
+
+
+def test_a_damaged_state_is_named_and_an_older_one_gone_on_from(
+    ran, past, tmp_path, capsys
+):
+    path = tmp_path / "damaged"
+    shutil.copytree(ran, path)
+    state = path / "checkpoints" / "00000020"
+    largest = max(state.rglob("*"), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    damaged = Past(path, past.config, {}, past.experiment, past.run)
+    found = replay(damaged, 22)
+    assert found.begun == 15 and not found.differences
+    assert "00000020" in capsys.readouterr().err
+
+
 def test_what_cannot_be_replayed_is_refused(ran, past, tmp_path):
     for step in (0, STEPS + 1):
         with pytest.raises(ConfigError, match="counted from 1"):
