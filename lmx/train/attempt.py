@@ -66,7 +66,8 @@ def attempt(
             return _attempt(name, config, path, manner)
         except RewoundError as rewound:
             manner = replace(manner, since=now())
-            say(f"{rewound}")
+            if process.first():
+                say(f"{rewound}")
 
 
 def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory:

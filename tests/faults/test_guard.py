@@ -96,6 +96,10 @@ def test_a_number_that_is_none_ends_the_run_before_its_state_is_saved(work, runs
     assert "Its batch: row 0 of Wrong" in moaned
     assert "The newest state on disk is that of step 4" in moaned
     assert saved(work / "abort") == [2, 4]  # step 6 was due
+    words = ["train", "tiny.gin", *FAULTY, *CASES["abort"], "--run", "abort"]
+    words += ["Experiment.guard=@Skip()", "--accept", "Experiment.guard"]
+    status, moaned = lmx(work, *words)  # as it says
+    assert status == 0 and "step 6 was left out" in moaned, moaned
 
 
 def test_a_skipped_step_is_counted_and_noted_and_the_run_ends_well(work, runs):
