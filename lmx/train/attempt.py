@@ -76,7 +76,7 @@ def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory
     _check_data(run)
     with (
         closing(_claimed(name, config, run, path, manner.accept)) as directory,
-        closing(Watchdog(account.pulse, experiment.patience, directory.hang)),
+        closing(Watchdog(account.pulse, experiment.patience, directory.path)),
     ):
         checkpoints = Checkpoints(directory.checkpoints, experiment.checkpoint.keep)
         if _over(run, directory, checkpoints):
