@@ -8,7 +8,8 @@ VERSIONS := 3.11 3.12 3.13
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test processes faults meshes style parity plan nightly bench constraints clean
+.PHONY: help demo test processes faults soak meshes style parity plan nightly bench \
+  constraints clean
 .NOTPARALLEL:
 
 help:
@@ -16,6 +17,7 @@ help:
 	@echo 'make test         run the tests'
 	@echo 'make processes    train in real processes on this machine, and compare with one'
 	@echo 'make faults       kill, fill disks and cut lines under real runs, and see them go on'
+	@echo 'make soak         kill a run a hundred times'
 	@echo 'make meshes       hold every mesh against one device'
 	@echo 'make style        ruff, pyright and the direction of imports'
 	@echo 'make parity       compare with Hugging Face transformers, in .venv-parity'
@@ -37,6 +39,9 @@ processes: $(VENV)/.dev
 
 faults: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -m 'faults and not nightly' -n 2
+
+soak: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q -m nightly tests/faults/test_soak.py
 
 meshes: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -m meshes -n 2

@@ -134,3 +134,23 @@ def test_a_step_is_read_in_six_files_and_600_lines():
 def test_the_readmes_targets_are_in_the_makefile():
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.M)) <= set(targets)
+
+
+def test_every_fault_has_a_test_and_every_test_of_faults_is_told():
+    """`tests/faults/README.md` has a line for each, as in `test_soak.py::test_x`."""
+    folder = ROOT / "tests" / "faults"
+    told = (folder / "README.md").read_text()
+    lines = [line for line in told.splitlines() if line.startswith("| ")][1:]
+    assert lines and all("::test_" in line for line in lines), lines
+    named = set(re.findall(r"`([\w/.]+[.]py)::(test_\w+)`", told))
+    here = {
+        (path.name, node.name)
+        for path in folder.glob("test_*.py")
+        for node in nodes(path.relative_to(ROOT), ast.FunctionDef)
+        if node.name.startswith("test_")
+    }
+    elsewhere = {(path, name) for path, name in named if "/" in path}
+    for path, name in elsewhere:
+        defined = nodes((folder / path).resolve().relative_to(ROOT), ast.FunctionDef)
+        assert name in {node.name for node in defined}, f"{path}::{name} is not there"
+    assert named - elsewhere == here

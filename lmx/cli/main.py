@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lmx.cli import config, eval, exchange, generate, plan, train
 from lmx.cli.data import verbs as data
-from lmx.cli.runs import replay, reproduce, why
+from lmx.cli.runs import ckpt, prove, replay, reproduce, why
 
 _ABOUT = """\
 Language models in JAX. An experiment is a page of settings, a run is a folder.
@@ -18,8 +18,12 @@ Language models in JAX. An experiment is a page of settings, a run is a folder.
   lmx config show experiments/quickstart.gin       every setting, and who decided it
   lmx plan experiments/quickstart.gin --on v5e-16  whether it fits, how fast, how dear
   lmx why runs/quickstart-... --step 100           what a step of a run learned from
+  lmx prove experiments/quickstart.gin --steps 60  kills it, and shows nothing is lost
   lmx import hf Llama-3.2-1B runs/llama            a model of Hugging Face, as a run
 """
+
+_BACK = (ckpt, why, replay, reproduce, prove)
+_VERBS = (train, generate, eval, config, data, plan, exchange, *_BACK)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -35,8 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(
         required=True, metavar="VERB", parser_class=config.Words
     )
-    back = (why, replay, reproduce)
-    for verb in (train, generate, eval, config, data, plan, exchange, *back):
+    for verb in _VERBS:
         verb.add(verbs)
     args = parser.parse_args(words)
     args.typed = list(sys.argv[1:] if words is None else words)

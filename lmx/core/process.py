@@ -159,6 +159,30 @@ def from_first(ask: Callable[[], T]) -> T:
         raise LostError(f"process 0 says nothing for {SLOW:.0f} s: {error}") from None
 
 
+def to_first(key: str, said: T) -> list[T] | None:
+    """What each process says, in their order, in the first of them; None in the others.
+
+    It must go through JSON. All must say something under the same key, once; any
+    thread may, and the first waits for the others.
+    """
+    if jax.process_count() == 1:
+        return [said]
+    if not first():
+        _client().key_value_set(f"lmx/{key}/{jax.process_index()}", json.dumps(said))
+        return None
+    told = []
+    for index in range(1, jax.process_count()):
+        place = f"lmx/{key}/{index}"
+        try:
+            told.append(_client().blocking_key_value_get(place, int(SLOW * 1000)))
+        except jax.errors.JaxRuntimeError as error:
+            raise LostError(
+                f"process {index} says nothing for {SLOW:.0f} s: {error}"
+            ) from None
+        _client().key_value_delete(place)
+    return [said, *map(json.loads, told)]
+
+
 def whole(x: jax.Array) -> np.ndarray:
     """The numbers of an array, wherever they are; all processes must ask for them."""
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))

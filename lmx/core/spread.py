@@ -28,10 +28,14 @@ REPLICA = "replica"  # the mesh axis of slices of devices that slow links join
 
 
 class Spread(NamedTuple):
-    """The mesh of a program, and the rules by which its arrays are split."""
+    """The mesh of a program, and the rules by which its arrays are split.
+
+    Of the axes `led` it is the program of one place: see `along`.
+    """
 
     mesh: AnyMesh
     rules: Rules
+    led: tuple[str, ...] = ()
 
 
 _SPREAD: ContextVar[Spread | None] = ContextVar("spread", default=None)
@@ -85,12 +89,6 @@ def parts(letter: str) -> int:
     return math.prod(here.mesh.shape[axis] for axis in axes(letter)) if here else 1
 
 
-def sliced() -> bool:
-    """Whether this is the program of one slice of devices among several."""
-    here = _SPREAD.get()
-    return bool(here and here.mesh.shape[REPLICA] > 1 and REPLICA not in axes("B"))
-
-
 def kept(x: Shaped[Array, "*dims"], letters: str) -> Shaped[Array, "*dims"]:
     """`x`, split over the devices as the rules say of an array of these letters.
 
@@ -107,6 +105,29 @@ def kept(x: Shaped[Array, "*dims"], letters: str) -> Shaped[Array, "*dims"]:
     return jax.lax.with_sharding_constraint(x, place)
 
 
+def along(
+    axes: tuple[str, ...], fn: Callable[..., Any], in_axes: Any = 0
+) -> Callable[..., Any]:
+    """`jax.vmap(fn, in_axes)`, whose leading dimension lies along these mesh axes.
+
+    Each is the program of the devices at one place along them, which split between
+    them what the rules say, by the other axes.
+    """
+    here = _SPREAD.get()
+    if here is None or not axes:
+        return jax.vmap(fn, in_axes)
+    rules = {
+        name: tuple(axis for axis in onto if axis not in axes)
+        for name, onto in here.rules.items()
+    }
+
+    def placed(*args: Any) -> Any:
+        with _as(Spread(here.mesh, rules, (*here.led, *axes))):
+            return fn(*args)
+
+    return jax.vmap(placed, in_axes, spmd_axis_name=axes)
+
+
 def by_replica(fn: Callable[..., Any], count: int) -> Callable[..., Any]:
     """`fn` for each of `count` replicas, over a leading dimension of all it is given.
 
@@ -120,16 +141,7 @@ def by_replica(fn: Callable[..., Any], count: int) -> Callable[..., Any]:
             f"{count} replicas cannot lie on {here.mesh.shape[REPLICA]} slices of"
             f" devices: set Mesh.replica to 1 or {count}."
         )
-    rules = {
-        name: tuple(axis for axis in axes if axis != REPLICA)
-        for name, axes in here.rules.items()
-    }
-
-    def slice_(*args: Any) -> Any:
-        with _as(Spread(here.mesh, rules)):
-            return fn(*args)
-
-    return jax.vmap(slice_, spmd_axis_name=REPLICA)
+    return along((REPLICA,), fn)
 
 
 def added(fn: Callable[..., Any], *rows: Any) -> Any:
@@ -160,7 +172,9 @@ def by_device(
     further: `kept` and `by_device` do nothing. An input of no letters ("") is whole on
     every device; one may be a tree of arrays of the same letters, or None. A program is
     `typed` if JAX can tell over which mesh axes a result differs, and so check outputs
-    for it; within a Pallas kernel it cannot.
+    for it, and spare sums of gradients that are the same on all devices; within a
+    Pallas kernel it cannot, nor within `along`, where a loop may begin with what is
+    the same at every place and go on with what is not.
     """
     here = _SPREAD.get()
     if here is None or here.mesh.size == 1:
@@ -180,7 +194,7 @@ def by_device(
             mesh=here.mesh,
             in_specs=tuple(splits),
             out_specs=jax.tree.map(lambda x: _unsized(x, here), outputs),
-            check_vma=typed,
+            check_vma=typed and not here.led,
         )(*args)
 
     return call

@@ -89,10 +89,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T V"]:
-        """Logits. Each row is one document if there are no `segments`.
-
-        Without `positions` they restart at 0 with each document.
-        """
+        """Logits; by default a row is one document, and positions restart in each."""
         return self.forward(tokens, positions, segments)[0]
 
     def forward(
@@ -154,6 +151,9 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """The vectors that the first layer reads."""
         x_BTD = self.table[...][tokens].astype(self.precision.compute_dtype)
+        # Of the table each device has some of the width. What it looks up there goes to
+        # whose rows it is of; XLA by itself would bring all rows to all devices.
+        x_BTD = jnp.moveaxis(kept(jnp.moveaxis(x_BTD, -1, 0), "DBT"), 0, -1)
         x_BTD *= jnp.asarray(self.embed_scale, x_BTD.dtype)
         if self.position:
             x_BTD += self.position(context.here.positions).astype(x_BTD.dtype)

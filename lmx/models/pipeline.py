@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from lmx.config.names import ConfigError, configurable
 from lmx.core.mean import Aux
-from lmx.core.spread import axes, kept, parts
+from lmx.core.spread import along, axes, kept, parts
 from lmx.layers.attention.context import Context
 from lmx.models.remat import Remat, of_stages
 
@@ -127,17 +127,16 @@ def _run(
 
     At the first stage parts queue for their next round, and at last to leave.
     """
-    over = dict(spmd_axis_name=axes("L")) if axes("L") else {}
     stage_L = jnp.arange(plan.stages)
     first_L1111 = (stage_L == 0)[:, None, None, None, None]
     queue_LUBTD = jnp.where(first_L1111, x[None], jnp.zeros_like(x)[None])
 
-    @partial(jax.vmap, in_axes=(0, 0, 0, 0, None), **over)
+    @partial(along, axes("L"), in_axes=(0, 0, 0, 0, None))
     def work(turns, number, queue, x, at):
         x = jnp.where(number == 0, queue[at % plan.count], x)
         return stage(turns, x, at - number)
 
-    @partial(jax.vmap, in_axes=(0, 0, 0, None), **over)
+    @partial(along, axes("L"), in_axes=(0, 0, 0, None))
     def wait(number, queue, x, at):
         slot = (at - plan.stages + 1) % plan.count
         comes = (number == 0) & (at >= plan.stages - 1)

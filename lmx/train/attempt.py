@@ -27,7 +27,7 @@ from lmx.train.hooks.periodic import Due
 from lmx.train.hooks.stop import Stop
 from lmx.train.loop import Step, train
 from lmx.train.record.account import Account, now
-from lmx.train.record.card import card, outcome
+from lmx.train.record.card import card, origin, outcome
 from lmx.train.record.directory import Directory, Elsewhere
 from lmx.train.record.line import Line, Silence
 from lmx.train.record.plots import draw
@@ -78,26 +78,30 @@ def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory
         closing(_claimed(name, config, run, path, manner.accept)) as directory,
         closing(Watchdog(account.pulse, experiment.patience, directory.path)),
     ):
-        checkpoints = Checkpoints(directory.checkpoints, experiment.checkpoint.keep)
+        saves = experiment.checkpoint
+        checkpoints = saves.open(directory.checkpoints, origin(config, run))
         if _over(run, directory, checkpoints):
             return directory
         checkpoints.clean()
         with account.within("restore"):
-            state = resumed(run, checkpoints)
+            newest = checkpoints.newest(run.like(), past=saves.past)
+            state = run.init() if newest is None else newest
         done = int(state.step)
         directory.begin(done)
         account.begin(directory, done)
+        gaps = gaps_of(directory.path)
+        checkpoints.extra["gaps"] = gaps
         line = (Line if process.first() else Silence)(name, done, run.steps)
         log = Log(run, directory, account, experiment.log_every, line)
         watch = experiment.guard.start(run, directory, checkpoints)
         settle = partial(_settled, log, watch, directory)
-        saving = experiment.checkpoint.start(checkpoints, run.steps, settle)
+        saving = saves.start(checkpoints, run.steps, settle)
         beside = {each: start(directory) for each, start in periodic.items()}
         chores = Chores({SAVE: saving} | beside, directory, account)
         with (
             _ending(directory, account),
             closing(line),
-            closing(_batches(run, done, gaps_of(directory.path))) as batches,
+            closing(_batches(run, done, gaps)) as batches,
             Stop(checkpoints, settle, account, manner.grace, manner.until) as stop,
             Eviction(),
         ):
@@ -181,12 +185,6 @@ def _opened(
         run = experiment.open()
         hooks = names(experiment.hooks)
         return experiment, run, {name: hook.start(run) for name, hook in hooks.items()}
-
-
-def resumed(run: Run, checkpoints: Checkpoints) -> TrainState:
-    """The newest state on disk, or that of step 0."""
-    steps = checkpoints.steps()
-    return checkpoints.restore(steps[-1], run.like()) if steps else run.init()
 
 
 def _batches(run: Run, start: int, gaps: Gaps = ()) -> Generator[Batch, None, None]:

@@ -104,6 +104,37 @@ def test_by_device_sums_of_shares_are_the_sum_of_the_whole():
     np.testing.assert_array_equal(grad, np.full_like(ROWS, 3))
 
 
+def test_by_device_within_slices_and_stages_is_the_program_of_each_place():
+    """Gradients too, where a loop begins with what is the same at every place."""
+    mesh = Mesh(replica=2, data=1, context=2, stage=2).over(jax.devices(), RULES)
+    x, weights = ROWS.reshape(2, 2, 6, 2), np.array([[1.0, 2.0], [3.0, 4.0]])
+
+    def share(x, scale):
+        def turn(total, _):
+            return total + scale * jax.lax.psum(x.sum(axis=1), "context"), None
+
+        total, _ = jax.lax.scan(turn, jnp.zeros_like(x[:, 0]), None, length=3)
+        return total[:, None] * x
+
+    def place(x, weight, scale):
+        assert [spread.axes(letter) for letter in "TL"] == [("context",), ()]
+        return weight * spread.by_device(share, ("BTN", ""), "BTN")(x, scale)
+
+    def total(x, scale):
+        def slice_(x, weight):
+            return spread.along(("stage",), place, (None, 0, None))(x, weight, scale)
+
+        return spread.by_replica(slice_, 2)(x, jnp.asarray(weights)).sum()
+
+    made = jax.jit(jax.value_and_grad(spread.traced_for(mesh, RULES, total), (0, 1)))
+    found, (of_x, of_scale) = made(x, 2.0)
+    sums, weight = x.sum(axis=2, keepdims=True), weights.sum(axis=1)
+    want = 3 * np.einsum("rbtn,r->", sums**2, weight)
+    np.testing.assert_allclose([found, of_scale], [2 * want, want])
+    each = 12 * np.einsum("rbtn,r->rbtn", sums, weight)
+    np.testing.assert_allclose(of_x, np.broadcast_to(each, x.shape))
+
+
 def test_an_input_may_be_a_tree_or_nothing():
     def share(rows, nothing):
         assert nothing is None and spread.parts("T") == 1

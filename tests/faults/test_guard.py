@@ -123,6 +123,8 @@ def test_after_a_rewind_a_run_is_as_if_the_data_had_never_been(work, runs):
     assert "step 33 is a spike: back to step 25" in moaned
     (noted,) = [row for row in entries(work / "rewind") if row["what"] == "Rewind"]
     assert (noted["step"], noted["found"], noted["data"]) == (25, 33, [25, 35])
+    meta = Checkpoints(work / "rewind" / "checkpoints").meta(45)
+    assert meta["extra"]["gaps"] == [[25, 35]]
     assert runs["shifted"].result()[0] == 0
     found = measured(work / "rewind")
     assert len(found) == 45 and found == measured(work / "shifted")

@@ -1,8 +1,7 @@
-"""A run that is killed again and again ends in the bits of one that never was."""
+"""A run that is asked to stop saves, and ends in the bits of one that never was."""
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -86,30 +85,10 @@ def reached(step: int) -> Callable[[Path], bool]:
     return lambda path: max((row["step"] for row in rows(path)), default=0) >= step
 
 
-def saving(after: int) -> Callable[[Path], bool]:
-    """Whether a state after that step is half written."""
-
-    def half_there(path: Path) -> bool:
-        found = {file.name for file in (path / "checkpoints").glob("*")}
-        done = [int(name) for name in found if name.isdigit()]
-        return max(done, default=0) >= after and any(not n.isdigit() for n in found)
-
-    return half_there
-
-
 def undisturbed(work: Path) -> Path:
     """The folder of a run from its first step to its last."""
     ended(start(work, "reference"))
     return work / "reference"
-
-
-def killed(work: Path) -> list[int]:
-    """Two kills, the second in the middle of a save, then the rest; each status."""
-    chance = random.Random(1)  # each process costs seconds; `make nightly` kills often
-    moments = [reached(chance.randrange(1, 30)), saving(chance.randrange(40, 90))]
-    found = [stopped(work, "killed", signal.SIGKILL, moment) for moment in moments]
-    ended(start(work, "killed"))
-    return [status for status, _ in found]
 
 
 def asked(work: Path) -> list[tuple[int, str, int, int]]:
@@ -128,7 +107,7 @@ def asked(work: Path) -> list[tuple[int, str, int, int]]:
 def runs(work):
     """What became of a run under each of these, two at a time."""
     with ThreadPoolExecutor(2) as pool:
-        yield {f.__name__: pool.submit(f, work) for f in (killed, asked, undisturbed)}
+        yield {f.__name__: pool.submit(f, work) for f in (asked, undisturbed)}
 
 
 @pytest.fixture
@@ -157,15 +136,6 @@ def check_same(work: Path, path: Path, other: Path) -> None:
     chex.assert_trees_all_equal(*map(jax.device_get, states))
 
 
-def test_a_run_killed_at_random_and_in_the_middle_of_a_save_ends_the_same(
-    work, runs, reference
-):
-    assert runs["killed"].result() == [-signal.SIGKILL] * 2
-    check_same(work, work / "killed", reference)
-    left = {path.name for path in (work / "killed" / "checkpoints").iterdir()}
-    assert left == {f"{STEPS - EVERY:08d}", f"{STEPS:08d}"}
-
-
 def test_a_run_asked_to_stop_saves_its_step_and_says_how_to_go_on(
     work, runs, reference
 ):
@@ -185,16 +155,3 @@ def test_a_finished_run_started_again_changes_nothing(work, reference):
     assert f"{STEPS} steps" in ended(start(work, "reference"))
     after = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     assert before == after
-
-
-@pytest.mark.nightly
-def test_a_dozen_kills_in_a_row_end_the_same(work, reference):
-    chance = random.Random(2)
-    for step in sorted(chance.sample(range(1, 80), 12)):
-
-        def moment(path: Path, step: int = step) -> bool:
-            return reached(step)(path) and not time.sleep(chance.uniform(0.0, 0.03))
-
-        stopped(work, "often", signal.SIGKILL, moment)
-    ended(start(work, "often"))
-    check_same(work, work / "often", reference)

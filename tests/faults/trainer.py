@@ -5,36 +5,59 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-PATIENCE = 240.0  # seconds, on a machine that has much else to do
+PATIENCE = 300.0  # seconds, on a machine that has much else to do
+MAIN = ("-m", "lmx.cli.main")
+
+
+def place(work: Path) -> Path:
+    """The folder, with the page of the experiment in it."""
+    shutil.copy(ROOT / "tests" / "train" / "tiny.gin", work)
+    return work
+
+
+def start(
+    work: Path, name: str, *words: object, program: tuple[str, ...] = MAIN
+) -> subprocess.Popen:
+    """Trains the run of that name in the folder, on one device."""
+    return _launched(work, program, [*words, "--run", name], {})
+
+
+def _launched(
+    work: Path, program: Sequence[str], words: Sequence[object], more: dict[str, str]
+) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *program, "train", "tiny.gin", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}", "XLA_FLAGS": FAST}
+        | {"JAX_PLATFORMS": "cpu", **more},
+        cwd=work,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    """The status of a process that comes to its end, and what it moaned."""
+    _, moaned = process.communicate(timeout=PATIENCE)
+    return process.returncode, moaned
 
 
 class Trainer:
     """Starts runs of `tiny.gin` in a folder, with gates at steps that a test names."""
 
     def __init__(self, work: Path):
-        self.work, self.started = work, []
-        shutil.copy(ROOT / "tests" / "train" / "tiny.gin", work)
+        self.work, self.started = place(work), []
         shutil.copy(ROOT / "tests" / "faults" / "gates.py", work)
 
     def start(self, *words: object, **environment: str) -> subprocess.Popen:
         """`lmx train tiny.gin` with these words."""
-        command = [sys.executable, "-m", "lmx.cli.main", "train", "tiny.gin"]
-        process = subprocess.Popen(
-            [*command, *map(str, words)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST}
-            | {"JAX_PLATFORMS": "cpu", **environment},
-            cwd=self.work,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.started.append(process)
-        return process
+        self.started.append(_launched(self.work, MAIN, words, environment))
+        return self.started[-1]
 
     def gated(self, *words: object, at: str, **environment: str) -> subprocess.Popen:
         """A run whose gates are at these steps, as in "4, 8"."""
@@ -62,9 +85,3 @@ class Trainer:
         for process in self.started:
             process.kill()
             process.communicate()
-
-
-def ended(process: subprocess.Popen) -> tuple[int, str]:
-    """Its status, and what it moaned."""
-    _, moaned = process.communicate(timeout=PATIENCE)
-    return process.returncode, moaned

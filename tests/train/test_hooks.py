@@ -44,10 +44,10 @@ def test_the_state_is_saved_every_few_steps_and_at_the_last(checkpoints):
     assert flushed == [[], [3], [3, 6]]  # what was measured is written before
 
 
-@pytest.mark.parametrize("wrong", [{"every": 0}, {"keep": 0}])
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"keep": 0}, {"failures": 0}])
 def test_never_to_save_or_to_keep_is_refused(wrong):
     with pytest.raises(
-        ConfigError, match=r"Save.every and Save.keep must be 1 or more"
+        ConfigError, match=r"Save.every, keep and failures must be 1 or more"
     ):
         Save(**wrong)
 

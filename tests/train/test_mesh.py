@@ -71,6 +71,12 @@ OTHERS = [
     ("replica=2 x data=2 x stage=2", "dense", ROUNDS),
     ("stage=2 x tensor=2", "moe", CHUNKS),
     ("context=2 x stage=2", "dense", ROUNDS, UNROLLED),
+    ("context=2 x stage=2", "dense", RING, ROUNDS),
+    ("replica=2 x context=2 x tensor=2", "dense", RING, PARTS, UNROLLED),
+    ("replica=2 x context=2 x stage=2", "window", RING),
+    ("expert=2 x stage=2", "moe", CHUNKS),
+    ("expert=2 x context=2 x stage=2", "moe", RING, ROUNDS),
+    ("replica=2 x expert=2 x stage=2", "sigmoid", PARTS),
 ]
 
 
@@ -169,19 +175,3 @@ def test_a_program_for_other_devices_is_refused_by_name_at_start(
         other.build().open()
     assert instead in str(caught.value)
     assert other.run_id() == tiny("MoE.dispatch=@Dropless()", kind="moe").run_id()
-
-
-@pytest.mark.parametrize(
-    ("mesh", "kind", "said", "why"),
-    [
-        (("context=2", "stage=2"), "dense", RING, "Ring shares no rows where layers"),
-        (("context=2", "replica=2"), "dense", RING, "or devices to slices"),
-        (("expert=2", "stage=2"), "moe", "", "not exchanged within the stages"),
-    ],
-)
-def test_meshes_that_cannot_be_are_refused_with_what_would_do(
-    tiny, mesh, kind, said, why
-):
-    words = [*said.split(), *(f"Mesh.{each}" for each in mesh)]
-    with pytest.raises(ValueError, match=why):
-        tiny("Mesh.data=1", "Decoder.depth=4", *words, kind=kind).build().open()

@@ -21,6 +21,7 @@ import lmx
 from lmx.core.lobby import AGAIN
 from lmx.train.attempt import attempt
 from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.checkpoint.reader import Reader
 from lmx.train.record.directory import last, rows
 from tests.train.conftest import FLOAT64, PAGE, VARIANTS
 
@@ -167,7 +168,10 @@ def test_two_processes_train_and_evaluate_as_one_does(pair, alone):
     check_same(run, alone(*FLOAT64, *EVALUATE), CLOSE["float64"])
     assert [row["step"] for row in rows(run) if "validation/nats" in row] == [10]
     assert json.loads((run / "card.json").read_text())["final"]
-    assert Checkpoints(run / "checkpoints", 2).steps() == [8, 10]
+    checkpoints = Checkpoints(run / "checkpoints", 2)
+    assert checkpoints.steps() == [8, 10]
+    assert checkpoints.meta(10)["lineage"][0]["processes"] == 2
+    assert not Reader(checkpoints.shelf.path(10)).faults()
 
 
 def test_a_process_reads_its_own_rows_and_no_others(pair):

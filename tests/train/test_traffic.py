@@ -5,8 +5,13 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
 
-from lmx.core.sharding import RULES, Mesh, across
+from lmx.core import spread
+from lmx.core.dims import logical
+from lmx.core.sharding import RULES, Mesh, across, placed, shardings, spec
+from lmx.layers.attention.context import reading
 from tests.collectives import collectives
 
 
@@ -27,6 +32,29 @@ def test_gradients_cross_slow_links_once_and_in_shards(tiny, parts):
     sizes = [size for each in crossing for size in each.sizes]
     assert sum(shards) <= sum(sizes) < sum(shards) + 8  # and a few numbers
     assert 4 * sum(shards) == sum(x.size for x in jax.tree.leaves(run.like().params))
+
+
+@pytest.mark.parametrize("sizes", [(2, 4, 1, 1), (1, 2, 2, 2)], ids=str)
+def test_no_device_gets_the_first_vectors_of_rows_that_are_not_its_own(tiny, sizes):
+    """Nor their gradients, though of the table it has only some of the width."""
+    axes = zip(("data", "fsdp", "context", "tensor"), sizes, strict=True)
+    mesh = Mesh(**dict(axes)).over(jax.devices(), RULES)
+    born = tiny("Decoder.vocab=4096", "Decoder.width=32").build().model
+    graph, params = nnx.split(jax.eval_shape(lambda: born(nnx.Rngs(0))))
+    params = placed(params, shardings(params, mesh, RULES))
+    rows = NamedSharding(mesh, spec(logical("BT"), (16, 8), mesh, RULES))
+    tokens = jax.ShapeDtypeStruct((16, 8), "int32", sharding=rows)
+
+    def cost(params, tokens):
+        model = nnx.merge(graph, params)
+        return (model.embedded(tokens, reading(tokens, None, None, None)) ** 2).sum()
+
+    made = jax.jit(spread.traced_for(mesh, RULES, jax.grad(cost)))
+    most = {"all-gather": 0, "all-to-all": 0}
+    for each in collectives(made.lower(params, tokens).compile().as_text()):
+        most[each.kind] = max(most.get(each.kind, 0), sum(each.sizes))
+    assert most["all-gather"] <= tokens.size
+    assert most["all-to-all"] == tokens.size * 32 // np.prod(sizes[:3])
 
 
 def made_devices(platform):

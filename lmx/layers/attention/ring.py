@@ -81,12 +81,6 @@ class Ring(Kernel):
         self, q, k, v, seen: Seen, *, scale=None, cap=None, sink=None, **beyond
     ):
         del beyond  # `check` saw that nothing is asked for
-        if spread.axes("T") and (spread.sliced() or spread.axes("L")):
-            raise ValueError(
-                "the kernel Ring shares no rows where layers are dealt out to stages,"
-                " or devices to slices: set Mesh.stage and Mesh.replica to 1,"
-                " Mesh.context to 1, or Attention.kernel=@Reference()."
-            )
         q_BTNH = q * (q.shape[-1] ** -0.5 if scale is None else scale)
         rule = Rule(seen.window, cap)
         if not seen.at_hand:

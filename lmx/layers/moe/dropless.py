@@ -129,11 +129,6 @@ class Split(NamedTuple):
         """As the rules say, if tokens can be exchanged and answers summed that way."""
         tokens = [axis for d in "BT" for axis in spread.axes(d, of="BTD")]
         experts, hidden = spread.axes("E", of="EFD"), spread.axes("F", of="EFD")
-        if experts and spread.axes("L"):
-            raise ConfigError(
-                "experts are not exchanged within the stages of a pipeline: set"
-                " Mesh.expert or Mesh.stage to 1."
-            )
         if spread.axes("F", of="EDF") != hidden:
             raise ConfigError(
                 f"experts' weights cannot be split over {hidden} along 'mlp' and along"

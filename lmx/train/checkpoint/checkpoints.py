@@ -1,124 +1,278 @@
-"""The state of a run on disk: saved beside the training, listed from what is there."""
+"""The states of a run on disk: saved beside the training, trusted once read again."""
 
-import shutil
+import itertools
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
+import numpy as np
 from jaxtyping import PyTree
 
 from lmx.config.names import ConfigError
 from lmx.core import process
+from lmx.core.lobby import LostError
 from lmx.data.cache import discard
+from lmx.data.progress import say
+from lmx.train.checkpoint import writer
+from lmx.train.checkpoint.digest import Sums, by_path, root, told
+from lmx.train.checkpoint.reader import SCHEMA, DamageError, Fault, Index, Reader
+from lmx.train.checkpoint.shelf import Shelf
 
 State = TypeVar("State")
+Places = dict[str, list[Index]]  # of the parts of arrays that a process saves
 
-SCHEMA = 2  # of what a checkpoint holds; a reader refuses any other
+_words = itertools.count()  # of what processes tell the first, in the same order in all
+
+
+class SaveError(LostError):
+    """States cannot be saved, again and again: a restart may help, or more room."""
 
 
 class Checkpoints:
-    """The checkpoints of one run, one folder a step, complete or not there at all."""
+    """The states of one run, one folder a step, complete or not there at all.
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder.absolute(), keep
-        # Not compressed: a quarter at most is gained on weights, and compressing takes
-        # as much memory again as they do and six times as long as writing them.
-        self.writer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(
-                state=ocp.PyTreeCheckpointHandler(use_compression=False),
-                meta=ocp.JsonCheckpointHandler(),
-            )
-        )
+    `origin` is what is told of whoever saves: run, commit, devices.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        failures: int = 3,
+        origin: Mapping[str, Any] | None = None,
+    ):
+        self.folder, self.keep, self.failures = folder.absolute(), keep, failures
+        self.shelf = Shelf(self.folder)
+        self.lineage = [{**(origin or {}), "parent": None}]
+        self.writer = writer.orbax()
+        self.extra: dict[str, Any] = {}  # told with every state, beside what `save` is
+        self.whole: set[int] = set()  # steps that were read and found as saved
+        self.saving: threading.Thread | None = None
+        self.fate: str | None = None  # why the last save failed; None if it did not
+        self.failed = 0  # saves in a row
 
     def steps(self) -> list[int]:
         """The steps whose commit is on disk now, oldest first.
 
         Of many processes the first looks, so that all see the same.
         """
-        return process.from_first(self._listed)
+        return process.from_first(self.shelf.steps)
 
-    def _listed(self) -> list[int]:
-        if not self.folder.is_dir():
-            return []
-        found = [p for p in self.folder.iterdir() if p.name.isdigit()]
-        return sorted(
-            int(p.name) for p in found if ocp.utils.is_checkpoint_finalized(p)
-        )
+    def meta(self, step: int) -> dict[str, Any]:
+        """What the state of that step says of itself: `Reader.meta`."""
+        return Reader(self.shelf.path(step)).meta()
 
-    def save(self, step: int, state: PyTree) -> None:
-        """Copies the state and returns; writes it while training goes on.
+    def save(self, step: int, state: PyTree, **extra: Any) -> None:
+        """Copies the state off the devices and returns; the rest happens meanwhile.
 
-        Waits for the save before it, so that at most one is on its way.
+        Waits for the save before it, so that at most one is on its way, and one copy
+        in memory. A save counts, and makes older ones superfluous, once it was read
+        again. One that fails is told of and does not end the training; `SaveError`
+        is raised when so many failed in a row.
         """
-        self.wait()
-        self.writer.save(
-            self._path(step),
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(_named(state)),
-                meta=ocp.args.JsonSave({"schema": SCHEMA, "step": step}),
-            ),
-            force=True,
+        self._settle()
+        named, word = by_path(state), next(_words)
+        parts = writer.on_host(named)
+        places = {name: [p.index for p in found] for name, found in parts.items()}
+        ask = partial(self._facts, step, named, parts, word, {**self.extra, **extra})
+        self.fate = None
+        try:
+            self.writer.save(
+                self.shelf.path(step), args=writer.args(named, ask), force=True
+            )
+        except Exception as error:
+            self.fate = _said(error)
+        self.saving = threading.Thread(
+            target=self._finish, args=(step, places, word), daemon=True
         )
+        self.saving.start()
 
     def wait(self) -> None:
-        """Until what was saved is committed; then only the newest few are kept."""
-        self.writer.wait_until_finished()
-        process.from_first(self._thin)
+        """Until the last save is on disk and read again, and only the newest are kept.
 
-    def _thin(self) -> None:
-        for step in self._listed()[: -self.keep]:
-            discard(self._path(step))
+        Raises SaveError if it failed.
+        """
+        self._settle()
+        if self.failed:
+            raise SaveError(
+                f"the last state could not be saved in {self.folder}: {self.fate}. What"
+                " was saved before is as it was: make room, and start again."
+            )
+
+    def _settle(self) -> None:
+        """Waits for the save under way, and counts failures."""
+        if self.saving is None:
+            return
+        self.saving.join()
+        self.saving = None
+        self.fate = process.from_first(lambda: self.fate)
+        self.failed = self.failed + 1 if self.fate else 0
+        if self.fate and process.first():
+            say(
+                f"SAVE FAILED, {self.failed} of the {self.failures} in a row that end"
+                f" the run: {self.fate}. What was saved before is as it was."
+            )
+        if self.failed >= self.failures:
+            self.wait()
+
+    def _facts(
+        self,
+        step: int,
+        named: dict[str, Any],
+        parts: writer.Parts,
+        word: int,
+        extra: dict[str, Any],
+    ) -> dict[str, Any]:
+        """What the state says of itself, in the first process."""
+        sums = writer.sums_of(named, parts)
+        said = process.to_first(f"saved/{word}", _plain(sums)) or []
+        digests = {name: told(name, named[name], s) for name, s in _sum(said).items()}
+        newest = self.lineage[-1]
+        return {
+            "schema": SCHEMA,
+            "step": step,
+            "run_id": newest.get("run_id"),
+            "parent": newest["parent"],
+            "lineage": self.lineage,
+            "extra": extra,
+            "root": root(digests),
+            "digests": digests,
+        }
+
+    def _finish(self, step: int, places: Places, word: int) -> None:
+        """Waits for the commit, reads what it left, and keeps the newest few."""
+        fate, sums = self.fate, {}
+        try:
+            self.writer.wait_until_finished()
+            if fate is None:
+                sums = Reader(self.shelf.path(step)).sums(places)
+        except Exception as error:
+            fate = _said(error)
+        try:
+            said: Any = process.to_first(f"read/{word}", [fate, _plain(sums)])
+            if said is not None:
+                self.fate = self._ended(step, said)
+        except Exception as error:
+            self.fate = _said(error)
+
+    def _ended(self, step: int, said: list[Any]) -> str | None:
+        """Why a save failed of which the processes say this; None if it did not."""
+        found = [fate for fate, _ in said if fate]
+        fate = found[0] if found else self._judged(step, [sums for _, sums in said])
+        if fate is None:
+            self.whole.add(step)
+            self.shelf.thin(self.keep, self.whole)
+            return None
+        self.shelf.clean()
+        if step in self.shelf.steps():
+            self.shelf.set_aside(step)
+        return fate
+
+    def _judged(self, step: int, said: list[dict[str, list[int]]]) -> str | None:
+        """Why a state that was just written is none; None if it is as it should be."""
+        found = _faults(Reader(self.shelf.path(step)), _sum(said))
+        return "\n".join(map(str, found)) or None
 
     def clean(self) -> None:
-        """Takes away what a process that was killed left half written or removed."""
-        process.from_first(self._clean)
+        """Takes away what a process that was killed left half written or removed.
 
-    def _clean(self) -> None:
-        for path in self.folder.glob("*"):
-            if not path.name.isdigit():
-                shutil.rmtree(path)
+        Raises ConfigError where no state could be written.
+        """
+        trouble = process.from_first(self.shelf.trouble)
+        if trouble:
+            raise ConfigError(
+                f"no state can be saved in {self.folder}: {trouble}. Make it a folder"
+                " that can be written, or name another one for the run with --run."
+            )
+
+    def newest(self, like: State, past: Callable[[DamageError], None]) -> State | None:
+        """The newest whole state; None where nothing was ever saved.
+
+        `past` hears of each newer one that is damaged, which is then set aside; what
+        it raises is raised. Where none is whole, all stay, and ConfigError is raised.
+        """
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                state = self.restore(step, like)
+            except DamageError as error:
+                past(error)
+                damaged.append(step)
+                continue
+            for other in damaged:
+                process.from_first(partial(self.shelf.set_aside, other))
+            meta = self.meta(step)
+            parent = {"step": step, "root": meta["root"]}
+            self.lineage = [*meta["lineage"], {**self.lineage[-1], "parent": parent}]
+            return state
+        if damaged or process.from_first(lambda: bool(self.shelf.damaged())):
+            raise ConfigError(
+                f"{self.folder} has no whole state to go on from: bring one back, name"
+                " another folder with --run, or remove this one to begin anew."
+            )
+        return None
 
     def remove(self, step: int) -> None:
         """Takes the state of that step away."""
-        process.from_first(lambda: discard(self._path(step)))
+        process.from_first(lambda: discard(self.shelf.path(step)))
 
     def restore(self, step: int, like: State) -> State:
         """The state of that step, in the shapes and on the devices of `like`.
 
-        `like` may be a part of it, as in `{"params": shapes}`.
+        `like` may be a part of it, as in `{"params": shapes}`. Its digests are taken
+        as it is read: DamageError says which tensor of which file is not as saved.
         """
-        wanted = _named(like)
-        meta = self.writer.restore(
-            self._path(step), args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        )["meta"]
-        if meta["schema"] != SCHEMA:
-            other = "a newer" if meta["schema"] > SCHEMA else "an older"
+        wanted, reader = by_path(like), Reader(self.shelf.path(step))
+        word, digests = next(_words), reader.meta()["digests"]
+        if unknown := sorted(wanted.keys() - digests):
             raise ConfigError(
-                f"{self._path(step)} was written by {other} lmx (schema"
-                f" {meta['schema']}, and this one reads {SCHEMA}): use that one."
+                f"{reader.path} has no {unknown[0]}: it is the state of another model"
+                " or optimizer."
             )
-        state = self.writer.restore(
-            self._path(step),
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    item=wanted,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                    partial_restore=True,
-                )
-            ),
-        )["state"]
-        leaves = [state[name] for name in wanted]
+        faults, arrays, sums = [], {}, {}
+        try:
+            arrays, sums = reader.load(wanted)
+        except DamageError as error:
+            faults = list(error.faults)
+        said = process.to_first(f"restored/{word}", (faults, _plain(sums))) or []
+        faults = process.from_first(partial(_verdict, reader, said))
+        if faults:
+            raise DamageError(reader.path, *(Fault(*fault) for fault in faults))
+        if wanted.keys() == digests.keys():
+            self.whole.add(step)
+        leaves = [arrays[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"{step:08d}"
+
+def _verdict(reader: Reader, said: list[Any]) -> list[Fault]:
+    """What is wrong with a state of which the processes read this and found that."""
+    known = {tuple(fault): Fault(*fault) for found, _ in said for fault in found}
+    return list(known.values()) or _faults(reader, _sum([sums for _, sums in said]))
 
 
-def _named(tree: Any) -> dict[str, Any]:
-    """Every array by its path, as in `params.stack.cycles.0.blocks.0.attention.q.w`."""
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves
+def _faults(reader: Reader, total: Mapping[str, Sums]) -> list[Fault]:
+    """The tensors whose sums are not those of what was saved."""
+    digests = reader.meta()["digests"]
+    return [
+        Fault(reader.file(name), name, "is not what was saved")
+        for name, sums in total.items()
+        if reader.told(name, sums) != digests[name]
     ]
-    return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
+
+
+def _plain(sums: dict[str, Sums]) -> dict[str, list[int]]:
+    return {name: found.tolist() for name, found in sums.items()}
+
+
+def _sum(said: list[dict[str, list[int]]]) -> dict[str, Sums]:
+    names = dict.fromkeys(name for sums in said for name in sums)
+    found = {name: [sums[name] for sums in said if name in sums] for name in names}
+    return {name: np.asarray(sums, np.uint64).sum(0) for name, sums in found.items()}
+
+
+def _said(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -36,7 +36,7 @@ def root(digests: Mapping[str, str]) -> str:
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
-    """Every leaf by its path, as in `params.stack.cycles.0.blocks.0.attention.q.w`."""
+    """Every leaf by its path, as in `params.stack.cycles.0.blocks.0.mlp.up.w.value`."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
@@ -66,7 +66,7 @@ def sums(leaf: Any, *, every: bool = False) -> Sums:
         parts = iter([((slice(None),) * np.ndim(leaf), np.asarray(leaf))])
     total = np.zeros(2, np.uint64)
     for index, part in parts:
-        total += _sums(part, index, np.shape(leaf))
+        total += of_part(part, index, np.shape(leaf))
     return total
 
 
@@ -80,7 +80,7 @@ def _parts(leaf: jax.Array, *, every: bool) -> Iterator[tuple[Any, np.ndarray]]:
             yield shard.index, np.asarray(shard.data)
 
 
-def _sums(part: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> Sums:
+def of_part(part: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> Sums:
     """The sums of the part of an array of that shape which stands at that index."""
     if not part.size:
         return np.zeros(2, np.uint64)

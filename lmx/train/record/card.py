@@ -72,6 +72,13 @@ def figures(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, float | str]]
     return kept
 
 
+def origin(config: Config, run: Run) -> dict[str, Any]:
+    """What a saved state tells of the attempt that saved it."""
+    known = ground()
+    told = {name: known[name] for name in ("commit", "devices", "processes")}
+    return {"run_id": config.run_id(), "mesh": axes(run), **told}
+
+
 def axes(run: Run) -> dict[str, int]:
     """How many devices stand along each axis of the mesh that has more than one."""
     return {axis: size for axis, size in run.mesh.shape.items() if size > 1}

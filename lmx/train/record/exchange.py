@@ -139,7 +139,8 @@ def import_hf(folder: Path, run: Path, dtype: Dtype | None = None) -> Trained:
             **ground(),
         }
         describe(fresh, trained.config, card, trained.codec)
-        checkpoints = Checkpoints(Directory(fresh).checkpoints, keep=1)
+        facts = {name: card[name] for name in ("run_id", "commit")}
+        checkpoints = Checkpoints(Directory(fresh).checkpoints, origin=facts)
         checkpoints.save(0, {"params": trained.params})
         checkpoints.wait()
 

@@ -81,14 +81,14 @@ def test_sums_of_parts_add_up(monkeypatch, axis, at_once):
     for begin, end in [(0, 5), (5, 6), (6, x.shape[axis])]:
         index = [slice(None)] * 3
         index[axis] = slice(begin, end)
-        total += digest._sums(x[tuple(index)], tuple(index), x.shape)
+        total += digest.of_part(x[tuple(index)], tuple(index), x.shape)
     np.testing.assert_array_equal(sums(x), total)
 
 
 def test_a_replica_that_is_not_the_first_adds_nothing(mesh):
     x = jax.device_put(values("int32"), NamedSharding(mesh, PartitionSpec("fsdp")))
     firsts = [s for s in x.addressable_shards if s.replica_id == 0]
-    parts = [digest._sums(np.asarray(s.data), s.index, x.shape) for s in firsts]
+    parts = [digest.of_part(np.asarray(s.data), s.index, x.shape) for s in firsts]
     assert len(firsts) == 4
     np.testing.assert_array_equal(sums(x), sum(parts))
 

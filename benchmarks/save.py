@@ -1,0 +1,190 @@
+"""What saving costs a training run: `python benchmarks/save.py [FOLDER]`.
+
+1.2 GB of state, on the disk of FOLDER. How long a save keeps the training waiting, next
+to copying the state off the device; the CPU time of a save; how much slower a run is
+that saves every 20 write-times; and restoring next to reading the same files with
+tensorstore, from memory and from the disk, all of it in turn.
+"""
+
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.checkpoint.reader import AT_ONCE, Reader
+
+ARRAYS, SIZE = 12, 25_000_000  # float32: 1.2 GB
+WIDTH, PRODUCTS = 1024, 24  # of matrices that a step multiplies
+EVERY = 20  # write-times from save to save
+ROUNDS = 3
+
+
+def state_of(seed: int) -> dict[str, Any]:
+    """Numbers that no disk can make small, and what steps work on."""
+    keys = jax.random.split(jax.random.key(seed), ARRAYS)
+    arrays = {f"w{n}": jax.random.normal(key, (SIZE,)) for n, key in enumerate(keys)}
+    return {**arrays, "x": jnp.eye(WIDTH), "step": jnp.int32(0)}
+
+
+@jax.jit
+def _worked(x: jax.Array) -> jax.Array:
+    def product(_: Any, y: jax.Array) -> jax.Array:
+        return y @ x / WIDTH
+
+    return jax.lax.fori_loop(0, PRODUCTS, product, x)
+
+
+def _step(state: dict[str, Any]) -> dict[str, Any]:
+    """Reads and writes every number once, and multiplies some matrices."""
+    scale = 1 + 0 * _worked(state["x"])[0, 0]
+    names = [name for name in state if name.startswith("w")]
+    moved = {name: state[name] * scale for name in names}
+    return {**state, **moved, "step": state["step"] + 1}
+
+
+step = jax.jit(_step, donate_argnums=0)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """On the wall."""
+    begun = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - begun
+
+
+def shown(name: str, values: list[float], digits: int = 3) -> None:
+    """One line: median and spread."""
+    middle, least, most = statistics.median(values), min(values), max(values)
+    print(
+        f"{name:44} {middle:9.{digits}f} {least:9.{digits}f} {most:9.{digits}f}",
+        flush=True,
+    )
+
+
+def blocking(state: Any, checkpoints: Checkpoints) -> tuple[Any, float]:
+    """What one save costs, with nothing beside it; seconds until it is committed."""
+    blocked, copies, used, walls, written = [], [], [], [], []
+    size = sum(leaf.nbytes for leaf in state.values()) / 1e9
+    for number in range(ROUNDS):
+        copies.append(
+            seconds(lambda state=state: [np.array(x) for x in state.values()])
+        )
+        plain = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            state = jax.block_until_ready(step(state))
+            plain.append(time.perf_counter() - begun)
+        begun, cpu = time.perf_counter(), time.process_time()
+        checkpoints.save(number, state)
+        told = time.perf_counter()
+        while number not in checkpoints.shelf.steps():
+            time.sleep(0.005)
+        walls.append(time.perf_counter() - begun)
+        written.append((time.process_time() - cpu) / size)
+        checkpoints.wait()
+        used.append((time.process_time() - cpu) / size)
+        checkpoints.save(100 + number, state)
+        after = time.perf_counter()
+        state = jax.block_until_ready(step(state))
+        late = time.perf_counter() - after - min(plain)
+        blocked.append(told - begun + max(0.0, late))
+        checkpoints.wait()
+    shown("copy of the state, s", copies)
+    shown("training waits for a save and its copy, s", blocked)
+    excess = [b - c for b, c in zip(blocked, copies, strict=True)]
+    shown("the difference, s (at most 0.050)", excess)
+    shown("save to commit, s", walls)
+    shown("save to commit, CPU s/GB (at most 6)", written)
+    shown("the same, and read again, CPU s/GB", used)
+    return state, statistics.median(walls)
+
+
+def slowing(state: Any, checkpoints: Checkpoints, write: float) -> Any:
+    """How much slower a run is that saves every so many write-times."""
+    plain = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        state = jax.block_until_ready(step(state))
+        plain.append(time.perf_counter() - begun)
+    count = max(2, round(EVERY * write / statistics.median(plain)))
+    walls: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(2 * ROUNDS):
+        saves = number % 2 == 1
+        begun = time.perf_counter()
+        if saves:
+            checkpoints.save(200 + number, state)
+        for _ in range(count):
+            state = jax.block_until_ready(step(state))
+        if saves:
+            checkpoints.wait()
+        walls[saves].append(time.perf_counter() - begun)
+    print(f"{count} steps a save, of {statistics.median(plain):.3f} s")
+    ratio = [a / b for a, b in zip(walls[True], walls[False], strict=True)]
+    shown("with a save over without (at most 1.05)", ratio)
+    return state
+
+
+def restoring(state: Any, checkpoints: Checkpoints) -> None:
+    """Restoring, and reading the same files with tensorstore."""
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    newest = checkpoints.steps()[-1]
+
+    def raw() -> None:
+        reader = Reader(checkpoints.shelf.path(newest))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda name: reader.tensor(name).read().result(), state))
+
+    for where in ("memory", "disk"):
+        own, reads = [], []
+        for _ in range(ROUNDS):
+            for work, walls in (
+                (raw, reads),
+                (lambda: checkpoints.restore(newest, like), own),
+            ):
+                if where == "disk":
+                    forget(checkpoints.shelf.path(newest))
+                walls.append(seconds(work))
+        shown(f"tensorstore, from {where}, s", reads)
+        shown(f"restore and check, from {where}, s", own)
+        ratio = [a / b for a, b in zip(reads, own, strict=True)]
+        shown(f"speed of restoring, from {where} (at least 0.70)", ratio)
+
+
+def forget(path: Path) -> None:
+    """Has the kernel read the files below from their disk the next time."""
+    for file in path.rglob("*"):
+        if file.is_file():
+            opened = os.open(file, os.O_RDONLY)
+            os.fsync(opened)
+            os.posix_fadvise(opened, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(opened)
+
+
+def main() -> None:
+    """Prints one table."""
+    root = sys.argv[1] if len(sys.argv) > 1 else None
+    load = f"load {os.getloadavg()[0]:.1f} at the start"
+    print(f"{platform.machine()}, Python {platform.python_version()}, {load}")
+    print(f"{'':44} {'median':>9} {'min':>9} {'max':>9}")
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=1)
+        state, write = blocking(step(state_of(0)), checkpoints)
+        state = slowing(state, checkpoints, write)
+        restoring(state, checkpoints)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""A saved state as it stands on disk: its tensors read, and what is wrong with them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tensorstore as ts
+
+from lmx.config.names import ConfigError
+from lmx.train.checkpoint.digest import Sums, of_part, root, told
+
+SCHEMA = 3  # of what a checkpoint holds; a reader refuses any other
+META, STATE = "meta/metadata", "state"
+AT_ONCE = 4  # tensors read at the same time
+CACHE = 32 << 20  # bytes, for the names of tensors and where they are
+
+Index = tuple[slice, ...]
+
+
+class Fault(NamedTuple):
+    """What is wrong with a saved state. `tensor` is None where it is wrong with all."""
+
+    file: str
+    tensor: str | None
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: " + (f"{self.tensor} " if self.tensor else "") + self.why
+
+
+class Place(NamedTuple):
+    """Bytes of a file below the folder of a state's tensors."""
+
+    file: str
+    begin: int
+    size: int
+
+
+class DamageError(ConfigError):
+    """A state on disk is not what was saved: which files, which tensors, and why."""
+
+    def __init__(self, path: Path, *faults: Fault):
+        super().__init__("\n".join(f"{path}/{fault}" for fault in faults))
+        self.faults = faults
+
+
+class Reader:
+    """The state in the folder of one step.
+
+    Orbax's files are read as what they are, arrays of Zarr in a key-value store of
+    OCDBT, without asking Orbax: so that no process waits for another, one tensor after
+    the other is in memory, and its digest is taken of the very bytes that were read.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE}})
+
+    def meta(self) -> dict[str, Any]:
+        """What the state says of itself: schema, step, digests, root, lineage, extra.
+
+        Raises DamageError where it cannot be read, ConfigError if its schema is not
+        the one of this lmx.
+        """
+        try:
+            meta = json.loads((self.path / META).read_bytes())
+            schema = meta["schema"]
+        except FileNotFoundError:
+            raise self._damage(META, None, "is missing") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damage(META, None, f"cannot be read ({error})") from None
+        if schema != SCHEMA:
+            other = "a newer" if schema > SCHEMA else "an older"
+            raise ConfigError(
+                f"{self.path} was written by {other} lmx (schema {schema}, and this one"
+                f" reads {SCHEMA}): use that one."
+            )
+        if root(meta["digests"]) != meta["root"]:
+            raise self._damage(META, None, "does not add up: its root is another")
+        return meta
+
+    def tensor(self, name: str) -> ts.TensorStore:
+        """One tensor, opened and not read."""
+        kvstore = {
+            "driver": "ocdbt",
+            "base": {"driver": "file", "path": f"{self.path / STATE}/"},
+            "path": f"{name}/",
+        }
+        try:
+            opening = ts.open(
+                {"driver": "zarr", "kvstore": kvstore}, context=self.context
+            )
+            return opening.result()
+        except (ValueError, OSError) as error:
+            raise self._unread(name, error) from None
+
+    def read(self, name: str, tensor: ts.TensorStore, index: Index) -> np.ndarray:
+        """A part of a tensor."""
+        try:
+            return tensor[index].read(order="C").result()
+        except (ValueError, OSError) as error:
+            raise self._unread(name, error) from None
+
+    def load(self, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Sums]]:
+        """The tensors of these names, on the devices of the shapes that are wanted.
+
+        And the sums of what this process read of them.
+        """
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = list(pool.map(self._placed, wanted.keys(), wanted.values()))
+        arrays, sums = zip(*found, strict=True) if found else ((), ())
+        return (
+            dict(zip(wanted, arrays, strict=True)),
+            dict(zip(wanted, sums, strict=True)),
+        )
+
+    def _placed(self, name: str, like: Any) -> tuple[jax.Array, Sums]:
+        """One tensor on its devices, each part read once."""
+        tensor = self.tensor(name)
+        if tensor.shape != tuple(like.shape):
+            raise ConfigError(
+                f"{name} has shape {tensor.shape} in {self.path} and {like.shape} here:"
+                " it is another model."
+            )
+        devices = like.sharding.addressable_devices_indices_map(tensor.shape)
+        parts: dict[str, np.ndarray] = {}
+        for index in devices.values():
+            if str(index) not in parts:
+                parts[str(index)] = self.read(name, tensor, index)
+        found = [
+            jax.device_put(parts[str(index)].astype(like.dtype, copy=False), device)
+            for device, index in devices.items()
+        ]
+        array = jax.make_array_from_single_device_arrays(
+            tensor.shape, like.sharding, found
+        )
+        total = np.zeros(2, np.uint64)
+        for shard in array.addressable_shards:
+            if shard.replica_id == 0:
+                total += of_part(parts[str(shard.index)], shard.index, tensor.shape)
+        return array, total
+
+    def sums(self, parts: Mapping[str, Sequence[Index] | None]) -> dict[str, Sums]:
+        """Sums over these parts of tensors; None: all of one, a chunk at a time."""
+        found = {}
+        for name, indices in parts.items():
+            tensor = self.tensor(name)
+            found[name] = np.zeros(2, np.uint64)
+            for index in chunks(tensor) if indices is None else indices:
+                found[name] += of_part(
+                    self.read(name, tensor, index), index, tensor.shape
+                )
+        return found
+
+    def faults(self) -> list[Fault]:
+        """Reads all of the state again; what is not as it was saved, by tensor."""
+        try:
+            digests = self.meta()["digests"]
+        except DamageError as error:
+            return list(error.faults)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = pool.map(self._fault, digests, digests.values())
+        return [fault for fault in found if fault]
+
+    def _fault(self, name: str, digest: str) -> Fault | None:
+        try:
+            sums = self.sums({name: None})[name]
+        except DamageError as error:
+            return error.faults[0]
+        if self.told(name, sums) == digest:
+            return None
+        return Fault(self.file(name), name, "is not what was saved")
+
+    def told(self, name: str, sums: Sums) -> str:
+        """The digest of a tensor, given the sums of all of it."""
+        tensor = self.tensor(name)
+        like = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype.numpy_dtype)
+        return told(name, like, sums)
+
+    def file(self, name: str) -> str:
+        """The file that a tensor is in, or the first one, as far as that is known."""
+        try:
+            return f"{STATE}/{self.places[name][0].file}"
+        except (ValueError, OSError, KeyError, IndexError):
+            return STATE
+
+    @cached_property
+    def places(self) -> dict[str, list[Place]]:
+        """Where the tree of OCDBT says that the chunks of each tensor are."""
+        base = ts.KvStore.open({"driver": "file", "path": f"{self.path / STATE}/"})
+        store, found = base.result(), {}
+        newest = ts.ocdbt.dump(store).result()["versions"][-1]["root"]["location"]
+        nodes = [newest]
+        for location in nodes:
+            for entry in ts.ocdbt.dump(store, node=location).result()["entries"]:
+                name, _, chunk = entry["key"].decode().rpartition("/")
+                if "location" in entry:
+                    nodes.append(entry["location"])
+                elif chunk != ".zarray":
+                    place = entry.get("indirect_value", location)
+                    _, folder, file, begin, size = place.split(":")
+                    place = Place(folder + file, int(begin), int(size))
+                    found.setdefault(name, []).append(place)
+        return found
+
+    def short(self) -> list[Fault]:
+        """Which files are missing or too short, by their sizes alone."""
+        try:
+            digests, places = self.meta()["digests"], self.places
+        except DamageError as error:
+            return list(error.faults)
+        except (ValueError, OSError) as error:
+            return [Fault(STATE, None, f"cannot be read ({_line(error)})")]
+        return [
+            Fault(f"{STATE}/{place.file}", name, "is cut short or gone")
+            for name in digests
+            for place in places.get(name, [Place("manifest.ocdbt", 0, 1 << 62)])
+            if not self._has(place)
+        ]
+
+    def _has(self, place: Place) -> bool:
+        file = self.path / STATE / place.file
+        return file.is_file() and file.stat().st_size >= place.begin + place.size
+
+    def _unread(self, name: str, error: Exception) -> DamageError:
+        """What could not be read; the first line of what tensorstore said of it."""
+        return self._damage(self.file(name), name, f"cannot be read ({_line(error)})")
+
+    def _damage(self, file: str, tensor: str | None, why: str) -> DamageError:
+        return DamageError(self.path, Fault(file, tensor, why))
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error, without what tensorstore says of its own source."""
+    return f"{error}".splitlines()[0].split(" [")[0]
+
+
+def chunks(tensor: ts.TensorStore) -> Iterator[Index]:
+    """The parts of a tensor that are stored, and read, as one."""
+    shape: tuple[int, ...] = tensor.shape
+    stored = tensor.chunk_layout.read_chunk.shape or shape
+    parts = [part or size for part, size in zip(stored, shape, strict=True)]
+    steps = [range(0, size, part) for size, part in zip(shape, parts, strict=True)]
+    for starts in product(*steps):
+        yield tuple(
+            slice(start, min(start + part, size))
+            for start, part, size in zip(starts, parts, shape, strict=True)
+        )

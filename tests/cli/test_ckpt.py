@@ -1,0 +1,155 @@
+"""`lmx ckpt`: what is told of saved states, and of those that are damaged."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmx import load_experiment
+from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.checkpoint.compare import differences
+from lmx.train.checkpoint.reader import Reader
+from tests.cli.conftest import TINY
+from tests.train.checkpoint.damage import flip, truncate
+
+
+def page(*words):
+    return load_experiment(TINY, words)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder of a run of two attempts, as far as `lmx ckpt` looks at it."""
+    path = tmp_path_factory.mktemp("ckpt") / "run"
+    path.mkdir()
+    (path / "experiment.json").write_text(page().json())
+    w = np.random.default_rng(0).normal(size=(30, 40)).astype("float32")
+    state = {"params": {"w": jnp.asarray(w), "b": jnp.ones(8)}, "step": jnp.int32(4)}
+    first = Checkpoints(path / "checkpoints", origin={"commit": "a" * 40})
+    first.save(4, state)
+    first.wait()
+    facts = {"commit": "b" * 40, "devices": "8 x cpu", "processes": 1, "mesh": {}}
+    then = Checkpoints(path / "checkpoints", origin=facts)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state
+    )
+    then.newest(like, print)
+    then.save(8, state | {"params": {"w": jnp.asarray(w * 1.5), "b": jnp.ones(8)}})
+    then.wait()
+    return path
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy, to be damaged."""
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def path_of(run, step):
+    return Checkpoints(run / "checkpoints").shelf.path(step)
+
+
+@pytest.fixture
+def told(lmx):
+    """What a verb says for a machine."""
+
+    def told(*words, status=0):
+        found, said, moaned = lmx("ckpt", *map(str, words), "--json")
+        assert (found, moaned) == (status, "")
+        return json.loads(said)
+
+    return told
+
+
+def test_states_are_listed_with_their_roots_and_sizes(made, lmx, told):
+    rows = told("list", made)
+    assert [(row["step"], row["whole"]) for row in rows] == [(4, True), (8, True)]
+    roots = [Reader(path_of(made, step)).meta()["root"] for step in (4, 8)]
+    assert [row["root"] for row in rows] == roots and roots[0] != roots[1]
+    assert all(row["bytes"] > 30 * 40 * 4 for row in rows)
+    said = lmx("ckpt", "list", f"{made}")[1]
+    assert all(root[:12] in said for root in roots) and said.count("yes") == 2
+
+
+def test_a_state_cut_short_or_set_aside_is_listed_as_such(run, lmx):
+    truncate(path_of(run, 8), "params.w")
+    Checkpoints(run / "checkpoints").shelf.set_aside(4)
+    said = lmx("ckpt", "list", f"{run}")[1]
+    assert said.count("NO") == 2 and "params.w is cut short or gone" in said
+    assert "00000004.damaged" in said
+
+
+def test_verifying_names_tensor_and_file_and_exits_with_1(run, lmx, told):
+    assert [row["faults"] for row in told("verify", run)] == [[], []]
+    flip(path_of(run, 8), "params.w")
+    (fault,) = told("verify", run, status=1)[1]["faults"]
+    assert fault["tensor"] == "params.w" and fault["why"] == "is not what was saved"
+    assert (path_of(run, 8) / fault["file"]).is_file()
+    status, said, _ = lmx("ckpt", "verify", f"{run}")
+    assert status == 1 and "step 4: whole, 3 tensors" in said
+    assert f"step 8: DAMAGED\n  {fault['file']}: params.w is not" in said
+    assert lmx("ckpt", "verify", f"{run}", "--step", "4")[0] == 0
+
+
+def test_a_difference_is_told_by_tensor_in_norm(made, told, lmx):
+    found = {t["tensor"]: t for t in told("diff", f"{made}@4", made)["tensors"]}
+    w = np.random.default_rng(0).normal(size=(30, 40)).astype("float32")
+    assert found["params.w"]["what"] == "differs"
+    norm = np.linalg.norm(w.astype("float64"))
+    np.testing.assert_allclose(found["params.w"]["norm"], norm, rtol=1e-6)
+    np.testing.assert_allclose(found["params.w"]["relative"], 0.5, rtol=1e-6)
+    assert found["params.b"]["what"] == found["step"]["what"] == "equal"
+    said = lmx("ckpt", "diff", f"{made}@4", f"{made}")[1]
+    assert said.startswith("2 of 3 tensors are equal to the bit") and "0.5" in said
+
+
+def test_a_difference_in_settings_is_told_by_path(made, run, told):
+    (run / "experiment.json").write_text(page("Constant.peak=0.02").json())
+    found = told("diff", made, run)
+    assert found["settings"] == {"schedule.peak": ["0.01", "0.02"]}
+    assert {t["what"] for t in found["tensors"]} == {"equal"}
+
+
+def test_tensors_of_one_state_alone_and_of_other_shapes_are_told(made, tmp_path):
+    other = Checkpoints(tmp_path)
+    other.save(1, {"params": {"w": jnp.ones(3), "c": jnp.ones(3)}})
+    other.wait()
+    found = differences(Reader(path_of(made, 8)), Reader(other.shelf.path(1)))
+    told = {each.tensor: each.what for each in found}
+    assert told == {
+        "params.b": "only in A",
+        "params.c": "only in B",
+        "params.w": "float32 (30, 40), float32 (3,)",
+        "step": "only in A",
+    }
+
+
+def test_a_lineage_tells_each_attempt_that_a_state_comes_from(made, told, lmx):
+    found = told("lineage", made)
+    root = Reader(path_of(made, 4)).meta()["root"]
+    assert [a["parent"] for a in found["lineage"]] == [None, {"step": 4, "root": root}]
+    said = lmx("ckpt", "lineage", f"{made}")[1].splitlines()
+    assert said[0] == f"1. from the beginning; commit {'a' * 12}"
+    begun = f"2. from step 4, root {root[:12]}; commit {'b' * 12}, devices 8 x cpu"
+    assert said[1] == f"{begun}, processes 1"
+    assert said[2] == f"step 8, root {found['root']}"
+
+
+@pytest.mark.parametrize(
+    "words, moan",
+    [
+        (["list", "nowhere"], "nowhere is no run"),
+        (["verify", "RUN", "--step", "5"], "has no state of step 5: it has 4, 8"),
+        (["diff", "RUN"], "write lmx ckpt diff A B"),
+        (["diff", "RUN@x", "RUN"], "is no state: write RUN, or RUN@STEP"),
+    ],
+)
+def test_what_is_not_there_is_refused(made, lmx, words, moan):
+    words = [word.replace("RUN", f"{made}") for word in words]
+    status, said, moaned = lmx("ckpt", *words)
+    assert (status, said) == (2, "") and moan in moaned

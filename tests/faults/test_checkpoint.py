@@ -1,0 +1,135 @@
+"""Kills inside a save, and damage done to what was saved, in real processes."""
+
+import json
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from lmx.train.checkpoint.checkpoints import Checkpoints
+from lmx.train.checkpoint.reader import Reader
+from tests.faults import trainer
+from tests.train.checkpoint.damage import flip, truncate
+
+pytestmark = pytest.mark.faults
+
+STEPS = 20
+WORDS = [f"Experiment.steps={STEPS}", "Mesh.data=1", "Save.every=4"]
+NAME = "params.stack.cycles.0.blocks.0.mlp.up.w.value"
+DYING = f"{Path(__file__).with_name('dying.py')}"
+
+
+def states(path: Path) -> Checkpoints:
+    return Checkpoints(path / "checkpoints")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return trainer.place(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def reference(work):
+    """The folder of a run that nobody disturbed, with all that it saved."""
+    status, moaned = trainer.ended(
+        trainer.start(work, "reference", *WORDS, "Save.keep=9")
+    )
+    assert status == 0, moaned
+    return work / "reference"
+
+
+@pytest.fixture
+def again(work, reference, request):
+    """A copy of it that does not know that it came to its end."""
+    path = work / request.node.name
+    shutil.copytree(reference, path)
+    card = json.loads((path / "card.json").read_text())
+    del card["final"]
+    (path / "card.json").write_text(json.dumps(card))
+    return path
+
+
+def test_a_kill_at_any_moment_of_a_save_loses_that_save_at_most(work, reference):
+    path = work / "killed"
+    moments = [("array", 8, [4]), ("before", 8, [4]), ("after", 8, [4, 8])]
+    moments.append(("removal", 16, [8, 12, 16]))
+    for moment, step, left in moments:
+        words = [*WORDS, "Save.keep=2"]
+        dying = (DYING, moment, f"{step}")
+        status, moaned = trainer.ended(
+            trainer.start(work, "killed", *words, program=dying)
+        )
+        assert status == -signal.SIGKILL, (moment, moaned)
+        assert states(path).steps() == left, moment
+        for state in left:
+            assert not Reader(states(path).shelf.path(state)).faults(), moment
+        partial = {p.name for p in (path / "checkpoints").iterdir()}
+        assert (len(partial) > len(left)) == (moment in ("array", "before"))
+    status, moaned = trainer.ended(trainer.start(work, "killed", *WORDS))
+    assert status == 0, moaned
+    assert {p.name for p in (path / "checkpoints").iterdir()} == {
+        "00000016",
+        "00000020",
+    }
+    found = states(path).meta(STEPS)
+    assert found["root"] == states(reference).meta(STEPS)["root"]
+    parents = [a["parent"] and a["parent"]["step"] for a in found["lineage"]]
+    assert parents == [None, 4, 8, 16]  # of those whose states came to be
+
+
+def test_damaged_states_are_named_and_the_newest_whole_one_is_used(
+    work, reference, again
+):
+    shelf = states(again).shelf
+    flip(shelf.path(20), NAME)
+    truncate(shelf.path(16), NAME)
+    (shelf.path(12) / "meta" / "metadata").unlink()
+    status, moaned = trainer.ended(
+        trainer.start(work, again.name, *WORDS, "Save.damaged=refuse")
+    )
+    assert status == 2 and "00000020/state/" in moaned, moaned
+    assert f"{NAME} is not what was saved" in moaned
+    assert states(again).steps() == [4, 8, 12, 16, 20]
+    status, moaned = trainer.ended(
+        trainer.start(work, again.name, *WORDS, "Save.keep=9")
+    )
+    assert status == 0, moaned
+    assert moaned.count("DAMAGED, set aside") == 3
+    assert f"{NAME} cannot be read" in moaned
+    assert "00000012/meta/metadata: is missing" in moaned
+    assert [p.name for p in shelf.damaged()] == [
+        f"{step:08d}.damaged" for step in (12, 16, 20)
+    ]
+    assert states(again).steps() == [4, 8, 12, 16, 20]
+    found = states(again).meta(STEPS)
+    assert found["root"] == states(reference).meta(STEPS)["root"]
+    assert found["parent"] == {"step": 8, "root": states(again).meta(8)["root"]}
+
+
+def test_a_run_whose_states_are_all_damaged_does_not_begin_anew(work, again):
+    for step in states(again).steps():
+        truncate(states(again).shelf.path(step), NAME)
+    status, moaned = trainer.ended(trainer.start(work, again.name, *WORDS))
+    assert status == 2 and "no whole state to go on from" in moaned, moaned
+    assert states(again).steps() == [4, 8, 12, 16, 20]
+
+
+def test_two_processes_of_which_one_meets_the_damage_go_back_together(work, again):
+    flip(states(again).shelf.path(20), NAME)  # in the half that the second one reads
+    with socket.create_server(("", 0)) as door:
+        meeting = f"localhost:{door.getsockname()[1]}"
+    words = [*WORDS[:1], "Mesh.fsdp=2", "Save.keep=9", "--processes", "2"]
+    words += ["--coordinator", meeting]
+    found = [
+        trainer.ended(process)
+        for process in [
+            trainer.start(work, again.name, *words, "--process", each) for each in "01"
+        ]
+    ]
+    assert [status for status, _ in found] == [0, 0], found
+    assert "DAMAGED, set aside" in found[0][1] and "DAMAGED" not in found[1][1]
+    attempt = states(again).meta(STEPS)["lineage"][-1]
+    assert attempt["parent"]["step"] == 16 and attempt["processes"] == 2
+    assert not Reader(states(again).shelf.path(STEPS)).faults()

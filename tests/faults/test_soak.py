@@ -1,0 +1,121 @@
+"""A run that is killed again and again ends in the bits of one that never was."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lmx
+from lmx.train.prove.life import Trial
+from lmx.train.prove.moment import CLOCK, KINDS, START, STEP, Moment, by_clock
+from lmx.train.prove.proof import disturbed
+from lmx.train.prove.trial import WHOLE, Bar, Plan
+from tests.faults.fickle import Fickle
+from tests.train.conftest import PAGE
+
+ROOT = Path(__file__).parents[2]
+FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+WORDS = [
+    "Experiment.hooks=[@Evaluate()]",
+    "Evaluate.data=@Echo()",
+    "Evaluate.every=6",
+    "Decoder.dropout=0.1",
+    "Mesh.data=1",
+]
+STATES = {"start", "restore", "compile", "data", "step", "log", "Save", "Evaluate"}
+STATES |= {"stop", "lost", "down"}
+
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """The devices of every process that is started: CPUs, quick to compile for."""
+    monkeypatch.setenv("XLA_FLAGS", FAST)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}")
+
+
+def shared(
+    folder: Path, steps: int, moments: list[Moment], *words: str, module: str = ""
+) -> list[dict]:
+    """What runs killed at these moments share with one that was not."""
+    told = [*WORDS, f"Experiment.steps={steps}", "Save.every=8", *words]
+    trial = Trial(
+        module="lmx.cli.main",
+        page=f"{PAGE}",
+        words=told,
+        imports=[module] if module else [],
+        folder=folder,
+    )
+    plan = Plan.of(lmx.load_experiment(PAGE, told))
+    _, found = disturbed(trial, plan, moments, Bar(len(moments) + 2, steps))
+    return found["same_mesh"]
+
+
+def check(folder: Path, runs: list[dict], kills: int) -> None:
+    """All that a soak must show."""
+    died = [life["statuses"] for run in runs for life in run["lives"] if life["died"]]
+    assert died == [[-9]] * kills
+    for number, run in enumerate(runs, start=1):
+        for name in ("losses", "metrics", "batches", "ledger", "state", "replays"):
+            assert run[name]["holds"], (name, run[name])
+        account = run["account"]
+        assert account["seconds"].keys() <= STATES
+        assert sum(account["seconds"].values()) == pytest.approx(
+            account["wall"], rel=0.01
+        )
+        left = [
+            sorted(path.name for path in (folder / name / "checkpoints").iterdir())
+            for name in (f"killed-{number}", WHOLE)
+        ]
+        assert left[0] == left[1]
+    assert sum(run["replays"]["compared"] for run in runs) > kills // 10
+
+
+@pytest.mark.faults
+def test_ten_kills_at_random_times_change_no_bit(cpu, tmp_path):
+    check(tmp_path, shared(tmp_path, 400, by_clock(10, kills=10)), 10)
+
+
+@pytest.mark.nightly
+def test_a_hundred_kills_at_random_times_change_no_bit(cpu, tmp_path):
+    check(tmp_path, shared(tmp_path, 3000, by_clock(100, kills=100)), 100)
+
+
+@pytest.mark.nightly
+def test_data_that_change_with_the_process_are_found_out(cpu, tmp_path):
+    words = ["Experiment.data=@Fickle()", "Fickle.source=@Echo()"]
+    moments = [Moment(STEP, 12, 0.5)]
+    (run,) = shared(tmp_path, 16, moments, *words, module=Fickle.__module__)
+    assert run["batches"]["differ"][0].startswith("1: ")
+    assert not any(run[name]["holds"] for name in ("batches", "losses", "state"))
+
+
+@pytest.mark.faults
+def test_lmx_prove_kills_in_every_phase_and_elsewhere_and_certifies_it(cpu, tmp_path):
+    shutil.copy(PAGE, tmp_path)
+    words = ["prove", "tiny.gin", *WORDS, "--steps", "48", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lmx.cli.main", *words, "--out", "proof"],
+        cwd=tmp_path,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    told = json.loads(done.stdout)
+    assert told == json.loads((tmp_path / "proof" / "certificate.json").read_text())
+    (same,), other = told["same_mesh"], told["other_mesh"]
+    *killed, last = same["lives"]
+    assert {life["moment"]["kind"] for life in killed} == {*KINDS} - {START, CLOCK}
+    assert [life["statuses"] for life in killed] == [[-9]] * 8 and not last["died"]
+    assert same["losses"]["compared"] >= 48 and same["state"]["compared"] > 30
+    assert same["ledger"]["compared"] == 8
+    places = [life["place"] for life in other["lives"]]
+    assert "2 processes" in places[1] and "1 process of 4" in places[2]
+    assert other["lives"][1]["statuses"] == [75, -9]
+    assert other["losses"]["worst"] <= other["losses"]["tolerance"] == 1e-4
+    assert other["evaluations"]["compared"] == 8 and other["parameters"]["all"] < 1e-3
