@@ -66,7 +66,8 @@ def attempt(
             return _attempt(name, config, path, manner)
         except RewoundError as rewound:
             manner = replace(manner, since=now())
-            say(f"{rewound}")
+            if process.first():
+                say(f"{rewound}")
 
 
 def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory:
@@ -75,7 +76,7 @@ def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory
     _check_data(run)
     with (
         closing(_claimed(name, config, run, path, manner.accept)) as directory,
-        closing(Watchdog(account.pulse, experiment.patience, directory.hang)),
+        closing(Watchdog(account.pulse, experiment.patience, directory.path)),
     ):
         saves = experiment.checkpoint
         checkpoints = saves.open(directory.checkpoints, origin(config, run))
@@ -88,6 +89,8 @@ def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory
         done = int(state.step)
         directory.begin(done)
         account.begin(directory, done)
+        gaps = gaps_of(directory.path)
+        checkpoints.extra["gaps"] = gaps
         line = (Line if process.first() else Silence)(name, done, run.steps)
         log = Log(run, directory, account, experiment.log_every, line)
         watch = experiment.guard.start(run, directory, checkpoints)
@@ -98,7 +101,7 @@ def _attempt(name: str, config: Config, path: Path, manner: Manner) -> Directory
         with (
             _ending(directory, account),
             closing(line),
-            closing(_batches(run, done, gaps_of(directory.path))) as batches,
+            closing(_batches(run, done, gaps)) as batches,
             Stop(checkpoints, settle, account, manner.grace, manner.until) as stop,
             Eviction(),
         ):

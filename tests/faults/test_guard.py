@@ -96,6 +96,10 @@ def test_a_number_that_is_none_ends_the_run_before_its_state_is_saved(work, runs
     assert "Its batch: row 0 of Wrong" in moaned
     assert "The newest state on disk is that of step 4" in moaned
     assert saved(work / "abort") == [2, 4]  # step 6 was due
+    words = ["train", "tiny.gin", *FAULTY, *CASES["abort"], "--run", "abort"]
+    words += ["Experiment.guard=@Skip()", "--accept", "Experiment.guard"]
+    status, moaned = lmx(work, *words)  # as it says
+    assert status == 0 and "step 6 was left out" in moaned, moaned
 
 
 def test_a_skipped_step_is_counted_and_noted_and_the_run_ends_well(work, runs):
@@ -119,6 +123,8 @@ def test_after_a_rewind_a_run_is_as_if_the_data_had_never_been(work, runs):
     assert "step 33 is a spike: back to step 25" in moaned
     (noted,) = [row for row in entries(work / "rewind") if row["what"] == "Rewind"]
     assert (noted["step"], noted["found"], noted["data"]) == (25, 33, [25, 35])
+    meta = Checkpoints(work / "rewind" / "checkpoints").meta(45)
+    assert meta["extra"]["gaps"] == [[25, 35]]
     assert runs["shifted"].result()[0] == 0
     found = measured(work / "rewind")
     assert len(found) == 45 and found == measured(work / "shifted")

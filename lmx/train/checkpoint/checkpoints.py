@@ -48,6 +48,7 @@ class Checkpoints:
         self.shelf = Shelf(self.folder)
         self.lineage = [{**(origin or {}), "parent": None}]
         self.writer = writer.orbax()
+        self.extra: dict[str, Any] = {}  # told with every state, beside what `save` is
         self.whole: set[int] = set()  # steps that were read and found as saved
         self.saving: threading.Thread | None = None
         self.fate: str | None = None  # why the last save failed; None if it did not
@@ -76,7 +77,7 @@ class Checkpoints:
         named, word = by_path(state), next(_words)
         parts = writer.on_host(named)
         places = {name: [p.index for p in found] for name, found in parts.items()}
-        ask = partial(self._facts, step, named, parts, word, extra)
+        ask = partial(self._facts, step, named, parts, word, {**self.extra, **extra})
         self.fate = None
         try:
             self.writer.save(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from lmx.config.names import ConfigError, configurable
+from lmx.core import process
 from lmx.data.progress import say
 from lmx.data.rows.numbered import documents
 from lmx.data.rows.packing import Origin
@@ -96,9 +97,10 @@ def skipping(
         if row:
             told = {name: f"{value:g}" for name, value in values.items()}
             ledger.note(done, "Skip", "done", **told)
+        if row and process.first():
             say(
-                f"step {done} was left out: its loss is {told['loss']}, its gradient's"
-                f" norm {told['grad_norm']}"
+                f"step {done} was left out: its loss is {values['loss']:g}, the norm of"
+                f" its gradient {values['grad_norm']:g}"
             )
 
     return Watch(look)
@@ -113,7 +115,7 @@ def fault(
 ) -> FaultError:
     """The end of a run at a step; the state before it is on disk when this returns."""
     checkpoints.wait()
-    there = [*checkpoints.steps(), 0][-2:][0]
+    there = max(checkpoints.steps(), default=0)
     bad = wrong(values).items()
     told = ", ".join(f"{name} {value:g}" for name, value in bad)
     told = told or f"a spike of its loss, {values['loss']:g}"

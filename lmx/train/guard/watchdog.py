@@ -20,15 +20,19 @@ class Watchdog:
     """Exits with 75 once what is being done has not changed for so many seconds.
 
     `progress` says what that is, and a mark that changes whenever something is begun
-    or done. All Python stacks are then in `file` and on stderr. It works while the
-    main thread waits in C++, and does not heed the clock of the wall; a process that
-    was stopped, or a machine that slept, has not hung.
+    or done. All Python stacks are then in `folder`/hang-I.txt, I being the process, and
+    on stderr. It works while the main thread waits in C++, and does not heed the clock
+    of the wall; a process that was stopped, or a machine that slept, has not hung.
     """
 
     def __init__(
-        self, progress: Callable[[], tuple[str, Hashable]], patience: float, file: Path
+        self,
+        progress: Callable[[], tuple[str, Hashable]],
+        patience: float,
+        folder: Path,
     ):
-        self.progress, self.patience, self.file = progress, patience, file
+        self.progress, self.patience = progress, patience
+        self.file = folder / f"hang-{jax.process_index()}.txt"
         self.over = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from lmx.config.names import ConfigError
 from lmx.config.resolve import from_json
 from lmx.config.tree import Config, diff
@@ -69,11 +67,6 @@ class Directory:
     def checkpoints(self) -> Path:
         """Where the states are."""
         return self.path / "checkpoints"
-
-    @property
-    def hang(self) -> Path:
-        """Where this process says at what it hangs."""
-        return self.path / f"hang-{jax.process_index()}.txt"
 
     @property
     def finished(self) -> bool:

@@ -10,7 +10,7 @@ def barked(monkeypatch, tmp_path, progress, seconds, patience=0.2):
     """What it told, within so many seconds; None if it found no hang."""
     ends = []
     monkeypatch.setattr(watchdog.os, "_exit", ends.append)
-    dog = Watchdog(progress, patience, tmp_path / "hang.txt")
+    dog = Watchdog(progress, patience, tmp_path)
     late = time.monotonic() + seconds
     while not ends and time.monotonic() < late:
         time.sleep(0.01)
@@ -18,7 +18,7 @@ def barked(monkeypatch, tmp_path, progress, seconds, patience=0.2):
     if not ends:
         return None
     assert ends[0] == 75
-    return (tmp_path / "hang.txt").read_text()
+    return (tmp_path / "hang-0.txt").read_text()
 
 
 def test_it_ends_what_does_not_move_and_says_where_it_stood(
