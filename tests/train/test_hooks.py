@@ -119,13 +119,13 @@ def test_batches_are_on_their_devices_before_their_step(tiny):
 
 
 def test_a_stop_saves_though_the_save_before_it_failed(checkpoints):
-    stop = Stop(checkpoints, lambda: None)
     (checkpoints.folder.parent / "checkpoints").write_text("")  # no folder any more
     checkpoints.save(4, state_of(4))
     checkpoints.settle()
     assert checkpoints.failed == 1
     checkpoints.folder.unlink()
-    os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(StoppedError):
-        stop(5, state_of(5), {})
+    with Stop(checkpoints, lambda: None, Account()) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedError):
+            stop(5, state_of(5), {})
     assert checkpoints.steps() == [5] and checkpoints.failed == 0

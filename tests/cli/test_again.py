@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmx.train.back.past import Past
+from lmx.train.again.past import Past
 
 OPENED: dict[str, Past] = {}  # runs without bindings: each is compiled once
 
