@@ -105,7 +105,7 @@ def test_lmx_prove_kills_in_every_phase_and_elsewhere_and_certifies_it(cpu, tmp_
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     told = json.loads(done.stdout)
     assert told == json.loads((tmp_path / "proof" / "certificate.json").read_text())
     (same,), other = told["same_mesh"], told["other_mesh"]

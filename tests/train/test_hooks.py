@@ -100,7 +100,7 @@ def test_the_wait_for_batches_is_measured():
     assert waited >= 0.06 > account.spent("data") - waited
 
 
-def test_batches_are_on_their_devices_before_their_step(tiny, tmp_path):
+def test_batches_are_on_their_devices_before_their_step(tiny):
     """Put there by another thread than the one that trains."""
     run = tiny("Mesh.data=4").build().open()
     read, threads = run.read, []
@@ -109,7 +109,7 @@ def test_batches_are_on_their_devices_before_their_step(tiny, tmp_path):
         "read",
         lambda *what: (threads.append(threading.get_ident()), read(*what))[1],
     )
-    batches = _batches(run, tmp_path, 2)
+    batches = _batches(run, 2)
     batch = next(batches)
     for field, wanted in zip(batch, run.data.batch_at(0, 2), strict=True):
         assert isinstance(field, jax.Array) and len(field.sharding.device_set) == 4

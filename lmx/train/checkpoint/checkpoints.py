@@ -113,7 +113,7 @@ class Checkpoints:
 
     def miss(self, why: str) -> None:
         """Counts a save that could not even be begun, in all processes, as failed."""
-        self._settle()
+        self.settle()
         self.fate = why
         self._count()
 
