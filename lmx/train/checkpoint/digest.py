@@ -112,12 +112,12 @@ def _in_a_row(words: np.ndarray, start: int) -> Sums:
     """The sums of neighbouring words, of which the first is number `start`."""
     total = np.zeros(2, np.uint64)
     first, end = start // BLOCK, start + len(words)
-    outer = _weights(first, math.ceil(end / BLOCK), 2)
+    outer = _weights(first, math.ceil(end / BLOCK), 1, 2)
     for block in range(first, first + outer.shape[1]):
         begin, stop = max(start, block * BLOCK), min(end, (block + 1) * BLOCK)
         few = words[begin - start : stop - start].astype(np.uint64)
-        inner = INNER[:, begin - block * BLOCK : stop - block * BLOCK]
-        total += outer[:, block - first] * np.einsum("i,ji->j", few, inner)
+        inner = INNER[begin - block * BLOCK : stop - block * BLOCK]
+        total += outer[:, block - first] * np.einsum("i,i->", few, inner)
     return total
 
 
@@ -125,30 +125,32 @@ def _scattered(words: np.ndarray, starts: np.ndarray) -> Sums:
     """The sums of rows of words, of which each begins at a number of its own."""
     total = np.zeros(2, np.uint64)
     first, last = int(starts[0]), int(starts[-1]) + words.shape[1] - 1
-    outer = _weights(first // BLOCK, last // BLOCK + 1, 2)
+    outer = _weights(first // BLOCK, last // BLOCK + 1, 1, 2)
     rows = max(1, AT_ONCE // words.shape[1])
     for row in range(0, len(words), rows):
         begin = starts[row : row + rows, None]
         for column in range(0, words.shape[1], AT_ONCE):
             few = words[row : row + rows, column : column + AT_ONCE].astype(np.uint64)
             place = begin + np.arange(column, column + few.shape[1])
-            block, inner = (place // BLOCK) - first // BLOCK, place % BLOCK
+            few *= INNER.take(place % BLOCK)
+            block = place // BLOCK - first // BLOCK
             for lane in range(2):
-                weight = INNER[lane].take(inner) * outer[lane].take(block)
-                total[lane : lane + 1] += np.einsum("ij,ij->", few, weight)
+                total[lane : lane + 1] += np.einsum(
+                    "ij,ij->", few, outer[lane].take(block)
+                )
     return total
 
 
-def _weights(first: int, last: int, lane: int) -> np.ndarray:
-    """Odd numbers of 64 bits without a pattern, in two rows: those of [first, last).
+def _weights(first: int, last: int, *lanes: int) -> np.ndarray:
+    """Odd numbers of 64 bits without a pattern, those of [first, last) in each lane.
 
-    Each word has the product of the weights of its place within its block and of its
-    block, which have lanes 0 and 2. They are odd so that no difference in a word is
-    multiplied away.
+    Each word has the product of the weights of its place within its block, in lane 0,
+    and of its block, in lane 1 for one sum and lane 2 for the other. They are odd so
+    that no difference in a word is multiplied away.
     """
     numbers = np.arange(first, last, dtype=np.uint64)
-    lanes = np.asarray([[lane], [lane + 1]], np.uint64) << np.uint64(60)
-    return _mixed(numbers ^ lanes) | np.uint64(1)
+    each = np.asarray(lanes, np.uint64)[:, None] << np.uint64(60)
+    return _mixed(numbers ^ each) | np.uint64(1)
 
 
 def _mixed(number: np.ndarray) -> np.ndarray:
@@ -163,4 +165,4 @@ def _mixed(number: np.ndarray) -> np.ndarray:
     return number ^ (number >> np.uint64(31))
 
 
-INNER = _weights(0, BLOCK, 0)
+INNER = _weights(0, BLOCK, 0)[0]

