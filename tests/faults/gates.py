@@ -1,4 +1,4 @@
-"""A hook at which a run waits for a test, or fails as it is told."""
+"""Hooks at which a run waits for a test, fails as it is told, or loses the time."""
 
 import time
 from collections.abc import Callable
@@ -9,6 +9,8 @@ from lmx.config.names import Execution, configurable
 from lmx.train.hooks.periodic import Due, Periodic
 from lmx.train.record.directory import Directory
 from lmx.train.run import Run
+
+DAY = 86400.0  # seconds
 
 
 @configurable
@@ -33,3 +35,21 @@ class Gate(Periodic):
                 raise ValueError("told to fail")
 
         return lambda directory: Due(lambda done: done in self.at, wait)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Jump(Periodic):
+    """Sets the wall clock a day ahead after some steps, a day back after others."""
+
+    ahead: Execution[tuple[int, ...]] = ()
+    back: Execution[tuple[int, ...]] = ()
+
+    def start(self, run: Run) -> Callable[[Directory], Due]:
+        clock = time.time
+        steps = {**dict.fromkeys(self.ahead, DAY), **dict.fromkeys(self.back, -DAY)}
+
+        def jump(done, state, metrics):
+            time.time = lambda: clock() + steps[done]
+
+        return lambda directory: Due(lambda done: done in steps, jump)

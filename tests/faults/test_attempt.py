@@ -14,7 +14,8 @@ import pytest
 from lmx.config.resolve import load
 from lmx.data.store.build import Build
 from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.record.directory import rows
+from lmx.train.record.account import total
+from lmx.train.record.directory import METRICS, rows
 from lmx.train.record.ledger import entries
 from tests.faults.trainer import Trainer, ended
 
@@ -112,6 +113,29 @@ def test_a_second_trainer_is_refused_a_notice_saves_and_a_failed_hook_is_done_ag
     gates = [(r["step"], r["state"]) for r in entries(tmp_path / "a")]
     assert gates.count((8, "done")) == 1 and (3, "done") in gates
     assert [row["step"] for row in rows(tmp_path / "a")] == list(range(1, 11))
+
+
+def test_torn_lines_and_a_clock_that_jumps_change_nothing(trainer, tmp_path):
+    """Killed within a line of each record, then a day ahead, a day back, and ahead."""
+    assert ended(trainer.start("--run", "whole"))[0] == 0
+    first = trainer.gated("--run", "a", at="6")
+    trainer.reach(first, 6)
+    first.kill()
+    first.wait()
+    for name in (METRICS, "ledger.jsonl", "account.jsonl"):
+        with (tmp_path / "a" / name).open("a") as file:
+            file.write('{"step": 6, "lo')
+    began = time.monotonic()
+    jumps = ["Experiment.hooks=[@Jump()]", "Jump.ahead=(5, 9)", "Jump.back=(7,)"]
+    status, moaned = ended(trainer.start("--import", "gates", *jumps, "--run", "a"))
+    assert status == 0, moaned
+    whole, found = (list(rows(tmp_path / name)) for name in ("whole", "a"))
+    losses = [[(row["step"], row["loss"]) for row in made] for made in (whole, found)]
+    assert losses[0] == losses[1]
+    seconds = total(tmp_path / "a")
+    assert min(seconds.values()) >= 0.0
+    assert sum(seconds.values()) < time.monotonic() - began + 60.0
+    assert saved(tmp_path / "a")[-1] == 10, moaned  # a save under way may be given up
 
 
 @pytest.fixture
