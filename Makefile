@@ -16,7 +16,7 @@ help:
 	@echo 'make demo         train a small model on this machine, and see what it learned'
 	@echo 'make test         run the tests'
 	@echo 'make processes    train in real processes on this machine, and compare with one'
-	@echo 'make faults       kill, fill disks and cut lines under real runs, and see them go on'
+	@echo 'make faults       kill, fill disks and cut lines under real runs; see them go on, and be run again'
 	@echo 'make soak         kill a run a hundred times'
 	@echo 'make meshes       hold every mesh against one device'
 	@echo 'make style        ruff, pyright and the direction of imports'

@@ -123,6 +123,7 @@ def test_layers_models_and_the_step_need_few_packages():
     assert not set(BEYOND) & set(modules)
 
 
+@pytest.mark.nightly
 def test_the_benchmark_of_gpus_runs_on_few_packages():
     printed = leanly(BENCHMARK)
     for row in ("product", "tiny, reference", "tiny, XLA"):

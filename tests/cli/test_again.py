@@ -6,6 +6,8 @@ import pytest
 
 from lmx.train.again.past import Past
 
+pytestmark = pytest.mark.faults
+
 OPENED: dict[str, Past] = {}  # runs without bindings: each is compiled once
 
 

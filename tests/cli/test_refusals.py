@@ -254,9 +254,9 @@ def test_a_run_that_cannot_begin(lmx, listed, words, cause, cure):
 
 def test_the_folder_of_another_experiment(lmx, listed, work):
     other = experiment("tiny.gin", ["Experiment.seed=7"])
-    Directory.claim(work / "theirs", other, {"data": {}}, None)
+    Directory.claim(work / "theirs", other, {"data": {}}, None).close()
     before = listed()
-    parts = ("theirs holds another run", "name another folder with --run, or undo")
+    parts = ("theirs holds another run", "name another folder with --run", "--accept")
     found = lmx("train", "tiny.gin", "--run", "theirs")
     check(found, *parts, "seed: 7 there, 0 here")
     assert listed() == before

@@ -25,6 +25,8 @@ from lmx.train.checkpoint.reader import Reader
 from lmx.train.record.directory import last, rows
 from tests.train.conftest import FLOAT64, PAGE, VARIANTS
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0  # seconds, on a machine that has much else to do
 LONG = ["Experiment.steps=100"]
@@ -183,7 +185,6 @@ def test_a_process_reads_its_own_rows_and_no_others(pair):
         ]
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize(
     "case", CASES, ids=lambda case: f"{case[0]} of {case[1]}, {' '.join(case[2:])}"
 )
@@ -191,7 +192,6 @@ def test_many_processes_train_as_one_does(work, alone, case):
     check_trained(work, alone, *case)
 
 
-@pytest.mark.processes
 def test_a_signal_to_one_of_four_stops_all_and_two_or_one_go_on(work, alone):
     words = ["tiny.gin", *LONG, "Save.every=90", *FLOAT64, "--run", "run"]
     group = Group(work, [*words, "Mesh.fsdp=2", "Mesh.tensor=2"], 4)
@@ -211,7 +211,6 @@ def test_a_signal_to_one_of_four_stops_all_and_two_or_one_go_on(work, alone):
     check_same(work / "other", alone(*LONG, *FLOAT64), 1e-9)
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_is_killed_the_other_ends_with_75_and_a_restart_goes_on(
     work, alone, victim
@@ -230,7 +229,6 @@ def test_when_one_is_killed_the_other_ends_with_75_and_a_restart_goes_on(
     check_same(work / "run", alone(*LONG, *FLOAT64), 1e-9)
 
 
-@pytest.mark.processes
 def test_a_fault_of_one_process_ends_all_with_its_words_and_its_status(work):
     words = ["tiny.gin", "Mesh.data=1", "--run", "run"]
     for status, _, moaned in Group(work, words, 2).end():
@@ -239,7 +237,6 @@ def test_a_fault_of_one_process_ends_all_with_its_words_and_its_status(work):
     assert not (work / "run").exists()
 
 
-@pytest.mark.processes
 def test_processes_that_do_not_come_are_named_and_nothing_is_begun(work):
     words = ["tiny.gin", "--run", "run", "--processes", "3", "--process", "0"]
     words += ["--coordinator", f"localhost:{port()}", "--wait", "2"]

@@ -117,8 +117,14 @@ class Reader:
 
         And the sums of what this process read of them.
         """
+        wide = jax.dtypes.canonicalize_dtype(float) == "float64"  # in this thread
+
+        def placed(name: str, like: Any) -> tuple[jax.Array, Sums]:
+            with jax.enable_x64(wide):
+                return self._placed(name, like)
+
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = list(pool.map(self._placed, wanted.keys(), wanted.values()))
+            found = list(pool.map(placed, wanted.keys(), wanted.values()))
         arrays, sums = zip(*found, strict=True) if found else ((), ())
         return (
             dict(zip(wanted, arrays, strict=True)),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_reg
 from lmx.core import process
 from lmx.train.checkpoint.digest import Sums, of_part
 from lmx.train.checkpoint.reader import META, STATE, Index
+
+# Orbax leaves such behind when it cannot write.
+warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 class Part(NamedTuple):

@@ -12,6 +12,8 @@ from lmx.train.again.replay import replay
 from lmx.train.attempt import attempt
 from lmx.train.record.directory import rows
 
+pytestmark = pytest.mark.faults
+
 STEPS, EVERY = 24, 5
 WORDS = [
     f"Experiment.steps={STEPS}",

@@ -11,6 +11,8 @@ from lmx.train.attempt import attempt
 from lmx.train.record.card import figures
 from lmx.train.record.directory import last, rows
 
+pytestmark = pytest.mark.faults
+
 WORDS = ["Decoder.depth=1", "Decoder.dropout=0.1", "Mesh.data=1"]
 WORDS += ["Experiment.schedule=@Cosine()", "Cosine.peak=0.01", "Cosine.warmup=2"]
 

@@ -12,6 +12,8 @@ from lmx.train.again.why import Why, why
 from lmx.train.attempt import attempt
 from lmx.train.record.directory import rows
 
+pytestmark = pytest.mark.faults
+
 LINES = [f"{number} sheep & {number % 7} <goats>\n" for number in range(60)]
 WORDS = [
     "Experiment.data=@Tokens()",
