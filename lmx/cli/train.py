@@ -49,6 +49,8 @@ where job.sh has
 
   srun lmx train X.gin --run /shared/x --grace 110 --restarts 5
   [ $? = 143 ] && scontrol requeue $SLURM_JOB_ID
+
+srun returns the highest status of all: 137 where one process was killed, not 75.
 """
 
 HERE = "here"  # the devices at hand, for --plan
