@@ -17,16 +17,9 @@ from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.record.account import total
 from lmx.train.record.directory import METRICS, rows
 from lmx.train.record.ledger import entries
-from tests.faults.trainer import Trainer, ended
+from tests.faults.trainer import ended
 
 pytestmark = pytest.mark.faults
-
-
-@pytest.fixture
-def trainer(tmp_path):
-    trainer = Trainer(tmp_path)
-    yield trainer
-    trainer.end()
 
 
 @pytest.fixture

@@ -9,16 +9,9 @@ import pytest
 
 from lmx.train.record.account import entries, total
 from lmx.train.record.directory import rows
-from tests.faults.trainer import Trainer, children, ended
+from tests.faults.trainer import children, ended
 
 pytestmark = pytest.mark.faults
-
-
-@pytest.fixture
-def trainer(tmp_path):
-    trainer = Trainer(tmp_path)
-    yield trainer
-    trainer.end()
 
 
 def kill(process):

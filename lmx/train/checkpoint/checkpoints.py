@@ -48,7 +48,7 @@ class Checkpoints:
         self.shelf = Shelf(self.folder)
         self.lineage = [{**(origin or {}), "parent": None}]
         self.writer = writer.orbax()
-        self.extra: dict[str, Any] = {}  # told with every state, beside what `save` is
+        self.extra: dict[str, Any] = {}  # told with every state
         self.whole: set[int] = set()  # steps that were read and found as saved
         self.saving: threading.Thread | None = None
         self.fate: str | None = None  # why the last save failed; None if it did not
@@ -65,7 +65,7 @@ class Checkpoints:
         """What the state of that step says of itself: `Reader.meta`."""
         return Reader(self.shelf.path(step)).meta()
 
-    def save(self, step: int, state: PyTree, **extra: Any) -> None:
+    def save(self, step: int, state: PyTree) -> None:
         """Copies the state off the devices and returns; the rest happens meanwhile.
 
         Waits for the save before it, so that at most one is on its way, and one copy
@@ -77,7 +77,7 @@ class Checkpoints:
         named, word = by_path(state), next(_words)
         parts = writer.on_host(named)
         places = {name: [p.index for p in found] for name, found in parts.items()}
-        ask = partial(self._facts, step, named, parts, word, {**self.extra, **extra})
+        ask = partial(self._facts, step, named, parts, word, dict(self.extra))
         self.fate = None
         try:
             self.writer.save(

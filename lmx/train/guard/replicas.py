@@ -54,9 +54,9 @@ class Replicas(Periodic):
                 if odd := compare(state):
                     raise FaultError(
                         f"step {done}: not all devices have the same: {'; '.join(odd)}."
-                        " The states on disk were compared before; the same command"
-                        " goes on from the newest. Should it happen again, leave the"
-                        " device out.",
+                        " The same command goes on from the newest state on disk, which"
+                        " was compared if Replicas.every divides Save.every. Should it"
+                        " happen again, leave the device out.",
                         AGAIN,
                     )
 

@@ -131,7 +131,8 @@ def test_training_on_does_not_change_what_is_being_saved(checkpoints):
 
 def test_a_state_says_what_it_is_and_where_it_comes_from(tmp_path):
     first = Checkpoints(tmp_path, origin={"run_id": "abc", "commit": "old"})
-    first.save(3, made_state(3), skipped=[[1, 2]])
+    first.extra["skipped"] = [[1, 2]]
+    first.save(3, made_state(3))
     first.wait()
     found = first.meta(3)
     assert found["schema"] == 3 and found["step"] == 3 and found["run_id"] == "abc"
