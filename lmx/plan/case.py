@@ -17,6 +17,8 @@ from lmx.data.batches import Source
 from lmx.data.rows.schedule import Course, Stage
 from lmx.layers.attention.heads import Attention
 from lmx.layers.attention.kernel import Reference
+from lmx.layers.moe.dropless import Dropless
+from lmx.layers.moe.layer import MoE
 from lmx.models.decoder import Decoder
 from lmx.models.remat import Remat
 from lmx.plan.topology import Machine
@@ -174,6 +176,8 @@ def opened(experiment: Experiment, machine: Machine) -> Case:
     for block, _ in model.stack.all():
         if isinstance(block.attention, Attention):
             block.attention.kernel = Reference()  # for shapes, on the device at hand
+        if isinstance(block.mlp, MoE) and isinstance(block.mlp.dispatch, Dropless):
+            block.mlp.dispatch = Dropless()
     optimizer = experiment.optimizer(experiment.schedule.over(experiment.steps))
     rules = dict(RULES) | dict(experiment.rules)
     largest = _largest(experiment.data, experiment.steps)

@@ -134,6 +134,13 @@ def test_remedies_fit_and_say_how(opened):
         assert each.fits and search.words(said, each)
 
 
+def test_programs_that_only_tpus_run_are_planned_anywhere_and_alike(opened):
+    """Next to those that run anywhere."""
+    tpu = ["Attention.kernel=@Splash()", "Dropless.product=@Megablox()"]
+    here, there = (forecast(opened(*MOE, *more), 1.0) for more in ([], tpu))
+    assert here.memory == there.memory and here.seconds == there.seconds
+
+
 def test_a_forecast_is_plain_json(opened):
     told = json.loads(json.dumps(forecast(opened(), 1.0).plain()))
     assert told["how"] == "Analytic" and told["mesh"]["data"] == 8

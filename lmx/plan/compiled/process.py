@@ -84,6 +84,7 @@ def answer(asked: Asked) -> Answer:
     devices = topologies.get_topology_desc(
         asked.topology, platform="tpu", **_shape(asked)
     ).devices
+    slices = range(0, len(devices), len(devices) // asked.slices)
     experiment = lmx.load_experiment(asked.page, asked.words).build()
     program = experiment.program(devices)
     lowered = program.lower(asked.rows, asked.length)
@@ -100,7 +101,7 @@ def answer(asked: Asked) -> Answer:
         peak=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         refused=refused,
         memory=_memory(made.memory_analysis()) if made else {},
-        measured=measured(parsed(made.as_text() or "")) if made else None,
+        measured=measured(parsed(made.as_text() or ""), slices) if made else None,
     )
 
 

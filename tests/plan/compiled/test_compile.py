@@ -1,5 +1,7 @@
 """Training steps compiled by the compiler of TPUs, on a machine that has none."""
 
+import math
+
 import pytest
 
 from lmx import load_experiment
@@ -34,6 +36,18 @@ def test_devices_tell_one_another_along_the_axes_of_the_mesh(both):
     axes = {each.axis for each in got.traffic if each.bytes}
     assert {"fsdp", "tensor"} <= axes <= {"fsdp", "tensor", "fsdp+tensor"}
     assert all(each.bytes >= 0 and each.seconds >= 0 for each in got.traffic)
+
+
+def test_slices_add_up_the_shares_of_their_devices_over_the_slow_links():
+    config = load_experiment(TINY, ["Mesh.replica=2", "Mesh.fsdp=4"])
+    opened = case.opened(config.build(), topology.named("2xv5e-4"))
+    got = foretold(config, forecast(opened, 1.0))
+    slow = [e for e in got.traffic if (e.kind, e.axis) == ("all-reduce", "replica")]
+    tensors = opened.tensors("params")
+    shares = sum(4 * math.prod(tensor.share) for tensor in tensors)
+    # A ring of two sends each share once; tiles leave something empty.
+    whole = sum(tensor.bytes for tensor in tensors)
+    assert shares <= sum(each.bytes for each in slow) < whole
 
 
 def test_what_is_too_large_is_refused_by_the_compiler_and_it_says_by_how_much():

@@ -90,6 +90,25 @@ def test_a_collective_spread_over_operations_is_one_that_is_hidden():
     assert loose == ("all-reduce", (0, 1), 3 * 8 * 4, 3, False)
 
 
+SLOW = """\
+ENTRY %main (t: f32[8]) -> f32[8] {
+  %t = f32[8]{0} parameter(0)
+  %s = (f32[8]{0}, u32[], token[]) send(%t, %a), channel_id=4, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_host_transfer_rendezvous="all-reduce.35_0",_xla_megascale_transfer_type="ALL"}
+  %d = token[] send-done(%s), channel_id=4, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  %o = (f32[8]{0}, u32[], token[]) send(%t, %a), channel_id=5
+  ROOT %out = f32[8]{0} copy(%t)
+}
+"""
+
+
+def test_what_goes_to_other_slices_is_a_collective_among_them():
+    [told] = measured(parsed(SLOW), [0, 16]).told
+    assert told == ("all-reduce", (0, 16), 8 * 4, 1, False)
+
+
 def test_a_loop_of_unknown_length_is_refused():
     unknown = TEXT.replace("%five = s32[]{:T(128)} constant(5)", "")
     with pytest.raises(ValueError, match="how often the loop w runs"):
