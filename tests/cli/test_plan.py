@@ -117,7 +117,17 @@ def test_a_search_compiles_the_best(lmx, work):
         (
             "mixtral_8x7b",
             "v6e-256",
-            ["Mesh.fsdp=256", "LENGTH=4096", "NextToken.chunk=1024"],
+            [
+                "Mesh.fsdp=256",
+                "LENGTH=4096",
+                "NextToken.chunk=1024",
+                "Dropless.product=@Megablox()",
+            ],
+        ),
+        (
+            "llama3_8b",
+            "2xv5e-256",
+            ["Mesh.replica=2", "Mesh.fsdp=256", "NextToken.chunk=2048"],
         ),
         ("llama3_405b", "v5p-1024", []),
     ],

@@ -48,6 +48,7 @@ class Checkpoints:
         self.shelf = Shelf(self.folder)
         self.lineage = [{**(origin or {}), "parent": None}]
         self.writer = writer.orbax()
+        self.copies = writer.Copies()
         self.extra: dict[str, Any] = {}  # told with every state
         self.whole: set[int] = set()  # steps that were read and found as saved
         self.saving: threading.Thread | None = None
@@ -74,21 +75,24 @@ class Checkpoints:
         is raised when so many failed in a row.
         """
         self.settle()
-        named, word = by_path(state), next(_words)
+        named, word = self.copies.of(by_path(state)), next(_words)
         parts = writer.on_host(named)
         places = {name: [p.index for p in found] for name, found in parts.items()}
         ask = partial(self._facts, step, named, parts, word, dict(self.extra))
-        self.fate = None
-        try:
-            self.writer.save(
-                self.shelf.path(step), args=writer.args(named, ask), force=True
-            )
-        except Exception as error:
-            self.fate = _said(error)
+        write = partial(
+            self.writer.save,
+            self.shelf.path(step),
+            args=writer.args(named, ask),
+            force=True,
+        )
+        copied = threading.Event()
+        # What it starts are daemons too: those that a failed save leaves behind wait
+        # for minutes, and nobody waits for them.
         self.saving = threading.Thread(
-            target=self._finish, args=(step, places, word), daemon=True
+            target=self._save, args=(step, write, copied, places, word), daemon=True
         )
         self.saving.start()
+        copied.wait()
 
     def wait(self) -> None:
         """Until the last save is on disk and read again, and only the newest are kept.
@@ -151,13 +155,23 @@ class Checkpoints:
             "digests": digests,
         }
 
-    def _finish(self, step: int, places: Places, word: int) -> None:
-        """Waits for the commit, reads what it left, and keeps the newest few."""
-        fate, sums = self.fate, {}
+    def _save(
+        self,
+        step: int,
+        write: Callable[[], None],
+        copied: threading.Event,
+        places: Places,
+        word: int,
+    ) -> None:
+        """Has it written, reads what was committed, and keeps the newest few."""
+        fate, sums = None, {}
         try:
-            self.writer.wait_until_finished()
-            if fate is None:
-                sums = Reader(self.shelf.path(step)).sums(places)
+            try:
+                write()
+            finally:
+                copied.set()
+                self.writer.wait_until_finished()
+            sums = Reader(self.shelf.path(step)).sums(places)
         except Exception as error:
             fate = _said(error)
         try:

@@ -17,7 +17,7 @@ from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_reg
 
 from lmx.core import process
 from lmx.train.checkpoint.digest import Sums, of_part
-from lmx.train.checkpoint.reader import META, STATE, Index
+from lmx.train.checkpoint.reader import META, STATE, Index, aligned
 
 # Orbax leaves such behind when it cannot write.
 warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
@@ -33,12 +33,53 @@ class Part(NamedTuple):
 Parts = dict[str, list[Part]]  # by name of the array
 
 
-def on_host(named: dict[str, Any]) -> Parts:
+class Copies:
+    """Arrays that nobody consumes: of those on CPUs copies, of others themselves.
+
+    A CPU's arrays are looked at where they lie, and jax does not write over what is
+    looked at: the next step would find other memory for them, a page at a time. The
+    memory of copies is kept for the next ones, since new memory is slow to touch.
+    """
+
+    def __init__(self):
+        self.memory: dict[tuple[str, str], np.ndarray] = {}
+
+    def of(self, named: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The arrays, once those of the call before are not looked at any more."""
+        return {
+            name: self._copied(name, leaf) if _platform(leaf) == "cpu" else leaf
+            for name, leaf in named.items()
+        }
+
+    def _copied(self, name: str, leaf: jax.Array) -> jax.Array:
+        parts: dict[str, np.ndarray] = {}
+        for shard in leaf.addressable_shards:
+            index = str(shard.index)
+            if index not in parts:
+                parts[index] = self._memory(name, index, shard.data)
+                parts[index][...] = np.asarray(shard.data)
+        found = [
+            jax.device_put(parts[str(shard.index)], shard.device)
+            for shard in leaf.addressable_shards
+        ]
+        shape, where = leaf.shape, leaf.sharding
+        return jax.make_array_from_single_device_arrays(shape, where, found)
+
+    def _memory(self, name: str, index: str, like: jax.Array) -> np.ndarray:
+        kept = self.memory.get((name, index))
+        if kept is None or (kept.shape, kept.dtype) != (like.shape, like.dtype):
+            kept = self.memory[name, index] = aligned(like.shape, like.dtype)
+        return kept
+
+
+def _platform(leaf: jax.Array) -> str:
+    return next(iter(leaf.sharding.device_set)).platform
+
+
+def on_host(named: dict[str, jax.Array]) -> Parts:
     """What this process has to write, copied off its devices; on a CPU, as it lies.
 
-    Each element is written by the process that has its first replica. Whoever consumes
-    the arrays afterwards leaves the copy as it is: jax does not write over memory that
-    a NumPy array looks at.
+    Each element is written by the process that has its first replica.
     """
     shards = {
         name: [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
