@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,27 @@ def test_a_kill_at_any_moment_of_a_save_loses_that_save_at_most(work, reference)
     assert found["root"] == states(reference).meta(STEPS)["root"]
     parents = [a["parent"] and a["parent"]["step"] for a in found["lineage"]]
     assert parents == [None, 4, 8, 16]  # of those whose states came to be
+
+
+@pytest.mark.parametrize("keep", [1, STEPS])
+def test_saves_slower_than_their_interval_go_one_by_one_and_are_true(
+    work, reference, keep
+):
+    """Each step is given, to write over, what the save of the one before it writes."""
+    words = [*WORDS[:2], "Save.every=1", f"Save.keep={keep}"]
+    process = trainer.start(work, f"each-{keep}", *words)
+    found, most, seen = states(work / f"each-{keep}"), 0, []
+    while process.poll() is None:
+        under_way = {path.name for path in found.folder.glob("*.orbax-checkpoint-tmp")}
+        most = max(most, len(under_way))
+        seen.append(len(found.steps()))
+        time.sleep(0.002)
+    assert trainer.ended(process)[0] == 0
+    assert most == 1 and 0 not in seen[seen.index(1) :]  # one, and never none again
+    assert found.steps() == [*range(STEPS - keep + 1, STEPS + 1)]
+    for step in states(reference).steps()[-keep:]:
+        assert found.meta(step)["root"] == states(reference).meta(step)["root"]
+        assert not Reader(found.shelf.path(step)).faults()
 
 
 def test_damaged_states_are_named_and_the_newest_whole_one_is_used(
