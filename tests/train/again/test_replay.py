@@ -11,6 +11,7 @@ from lmx.train.again.past import Past
 from lmx.train.again.replay import replay
 from lmx.train.attempt import attempt
 from lmx.train.record.directory import rows
+from tests.train.checkpoint.damage import flip
 
 pytestmark = pytest.mark.faults
 
@@ -123,10 +124,7 @@ def test_a_damaged_state_is_named_and_an_older_one_gone_on_from(
     path = tmp_path / "damaged"
     shutil.copytree(ran, path)
     state = path / "checkpoints" / "00000020"
-    largest = max(state.rglob("*"), key=lambda file: file.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    flip(state, "params.stack.cycles.0.blocks.0.mlp.up.w.value")
     damaged = Past(path, past.config, {}, past.experiment, past.run)
     found = replay(damaged, 22)
     assert found.begun == 15 and not found.differences
