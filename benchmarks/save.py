@@ -4,7 +4,7 @@
 to copying the state off the device; the CPU time of a save; how much slower a run is
 that saves every 20 write-times, where writing lasts until the state counts: until it
 was read again; and restoring next to reading the same files with tensorstore, from
-memory and from the disk, all of it in turn. It takes some minutes.
+memory and from the disk, all of it in turn. It takes a quarter of an hour.
 """
 
 import os
