@@ -122,9 +122,9 @@ def test_killed_before_and_after_each_rename_it_ends_in_the_same_bytes(page, tmp
 
 
 def command(page: Path, folder: Path, *words: str) -> subprocess.Popen:
-    """`lmx data build`, with two processes."""
+    """`lmx data build`, with two processes that give way to whoever watches them."""
     return subprocess.Popen(
-        [sys.executable, "-m", "lmx.cli.main", "data", "build", page, folder]
+        ["nice", sys.executable, "-m", "lmx.cli.main", "data", "build", page, folder]
         + ["Processes.count=2", *words],
         env={**os.environ, "PYTHONPATH": f"{ROOT}"},
         stdout=subprocess.PIPE,
