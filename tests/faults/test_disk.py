@@ -79,19 +79,21 @@ def test_a_full_disk_does_not_end_the_training_and_saves_are_tried_again(
     assert found["root"] == Checkpoints(reference / "checkpoints").meta(STEPS)["root"]
 
 
-def test_a_disk_that_stays_full_ends_the_run_with_75_and_the_old_state_whole(
+def test_a_disk_that_stays_full_ends_the_run_with_75_and_with_room_it_goes_on(
     work, tight
 ):
-    fill(tight)
-    status, moaned = trainer.ended(
-        trainer.start(work, tight.name, *WORDS, "Save.every=1")
-    )
+    ballast, words = fill(tight), (tight.name, *WORDS, "Save.every=1")
+    status, moaned = trainer.ended(trainer.start(work, *words))
     assert status == 75, moaned
     assert "SAVE FAILED, 3 of the 3" in moaned and "No space left" in moaned
     checkpoints = Checkpoints(tight / "checkpoints")
+    assert checkpoints.steps() == [2]
     assert not Reader(checkpoints.shelf.path(2)).faults()
+    ballast.unlink()
+    status, moaned = trainer.ended(trainer.start(work, *words))
+    assert status == 0, moaned
     left = {path.name for path in checkpoints.folder.iterdir()}
-    assert left == {"00000000", "00000002"}
+    assert left == {f"{STEPS - 1:08d}", f"{STEPS:08d}"}
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_compiled(

@@ -188,9 +188,8 @@ class Checkpoints:
         if fate is None:
             self.whole.add(step)
             self.shelf.thin(self.keep, self.whole)
-            return None
         self.shelf.clean()
-        if step in self.shelf.steps():
+        if fate and step in self.shelf.steps():
             self.shelf.set_aside(step)
         return fate
 

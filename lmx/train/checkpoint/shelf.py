@@ -52,7 +52,8 @@ class Shelf:
     def clean(self) -> None:
         """Takes away what was left half written or half removed, as far as it can.
 
-        Writes of a save that failed may still be under way: the next time takes more.
+        Writes of a save that failed may still be under way: what they leave is taken
+        after the next save, or when the run is started again.
         """
         for path in self.folder.glob("*"):
             if not path.name.isdigit() and ASIDE not in path.name:
