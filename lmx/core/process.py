@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -38,6 +39,8 @@ POD, INDEXED = (
     "KUBERNETES_SERVICE_HOST",
     ("JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES"),
 )
+# Where SLURM says how many tasks of this step each node has: "1(x4)", "8(x3),4".
+TASKS, ALONE = "SLURM_STEP_TASKS_PER_NODE", re.compile(r"1(\(x\d+\))?")
 
 _numbers = itertools.count()  # of what processes agree on, in the same order in all
 
@@ -49,7 +52,8 @@ def seat(
 ) -> Seat | None:
     """What was said, and else what SLURM, a TPU pod, Kubernetes or MPI tells.
 
-    None where this process is the only one. Raises SeatError where that is not enough.
+    None where this process is the only one. It has all devices of its machine, or one
+    where SLURM or MPI starts several there. Raises SeatError where too little is told.
     """
     devices: Sequence[int] | None = None
     told = (coordinator, processes, process)
@@ -61,6 +65,8 @@ def seat(
                 coordinator, processes, process, None, None, int(PATIENCE)
             )
         )
+    if ALONE.fullmatch(os.environ.get(TASKS, "")):
+        devices = None  # all there are; jax would take one, as of several tasks
     found = (coordinator, processes, process)
     if found == (None, None, None) or processes == 1:
         return None

@@ -19,7 +19,8 @@ SLURM = {
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch):
     """None of the signs by which a cluster is known."""
-    for name in (*SLURM, process.POD, *process.INDEXED, "OMPI_MCA_orte_hnp_uri"):
+    signs = (*SLURM, process.TASKS, process.POD, *process.INDEXED)
+    for name in (*signs, "OMPI_MCA_orte_hnp_uri"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -41,6 +42,16 @@ def test_a_process_says_who_it_is():
 
 def test_slurm_tells_who_is_who(slurm):
     assert process.seat() == Seat(2, 4, "node01:61447", [0])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "devices"), [("1(x4)", None), ("4", [0]), ("1,3", [0]), ("12(x4)", [0])]
+)
+def test_the_only_task_of_a_node_has_all_its_devices_and_one_of_several_has_one(
+    slurm, tasks, devices
+):
+    slurm.setenv(process.TASKS, tasks)
+    assert process.seat() == Seat(2, 4, "node01:61447", devices)
 
 
 def test_what_is_said_comes_before_what_slurm_tells(slurm):
