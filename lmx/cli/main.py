@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lmx.cli import config, eval, exchange, generate, plan, train
+from lmx.cli import config, eval, exchange, generate, launch, plan, train
 from lmx.cli.data import verbs as data
 from lmx.cli.runs import ckpt, prove, replay, reproduce, why
 
@@ -23,7 +23,7 @@ Language models in JAX. An experiment is a page of settings, a run is a folder.
 """
 
 _BACK = (ckpt, why, replay, reproduce, prove)
-_VERBS = (train, generate, eval, config, data, plan, exchange, *_BACK)
+_VERBS = (train, generate, eval, config, data, plan, launch, exchange, *_BACK)
 
 
 def main(words: Sequence[str] | None = None) -> None:

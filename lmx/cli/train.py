@@ -41,16 +41,9 @@ come back and go on: a process that dies is started again after 1, 2, 4, ... 60 
 it dies twice in one way with nothing saved between.
 
 SIGTERM, Ctrl-C and a cloud's notice of maintenance end the step, save, and exit with
-143 or 130; a second signal ends at once. SLURM puts a job back in its queue with
-
-  sbatch --requeue --signal=TERM@120 --open-mode=append job.sh
-
-where job.sh has
-
-  srun lmx train X.gin --run /shared/x --grace 110 --restarts 5
-  [ $? = 143 ] && scontrol requeue $SLURM_JOB_ID
-
-srun returns the highest status of all: 137 where one process was killed, not 75.
+143 or 130; a second signal ends at once. launch/slurm.sh is a job of SLURM that goes
+back in its queue until the run is done, and `lmx launch` hands it to sbatch. There srun
+returns the highest status of all: 137 where one process was killed, not 75.
 """
 
 HERE = "here"  # the devices at hand, for --plan
@@ -66,6 +59,11 @@ def add(parsers: Any) -> None:
         usage="lmx train EXPERIMENT.gin [Name.parameter=value ...] [options]",
     )
     parser.set_defaults(run=run)
+    add_words(parser)
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """Adds the words of `lmx train`."""
     parser.add_argument("words", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
     parser.add_argument("--run", dest="folder", type=Path, help="the run's folder")
     parser.add_argument(
@@ -124,25 +122,31 @@ def run(args: argparse.Namespace) -> int:
     """Trains. Returns the exit status."""
     if args.restarts:
         return _supervised(args)
-    file, *overrides = args.words
     try:
-        config = load_words(file, overrides, args.imports)
-        if config.name != "Experiment":
-            raise ConfigError(
-                f"{file} is @{config.name}, which has a model and no recipe: train an"
-                " experiment, or go on with a run that was trained here."
-            )
-        allow_float64(config)
+        config = opened(args)
         set_flags()
-        name = Path(file).stem
+        file = args.words[0]
         folder = args.folder or _folder(file, config.run_id())
-        return _joined(args, name, config, folder)
+        return _joined(args, Path(file).stem, config, folder)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _fits(config: Config, machine: str) -> bool:
+def opened(args: argparse.Namespace) -> Config:
+    """The experiment that the words ask for. Raises ConfigError if there is none."""
+    file, *overrides = args.words
+    config = load_words(file, overrides, args.imports)
+    if config.name != "Experiment":
+        raise ConfigError(
+            f"{file} is @{config.name}, which has a model and no recipe: train an"
+            " experiment, or go on with a run that was trained here."
+        )
+    allow_float64(config)
+    return config
+
+
+def fits(config: Config, machine: str) -> bool:
     """Whether the arithmetic of `lmx plan` says so; if not, says what would."""
     from lmx.plan import case, price, report, search, topology
     from lmx.plan.forecast import forecast
@@ -164,7 +168,7 @@ def _joined(args: argparse.Namespace, name: str, config: Config, folder: Path) -
         seat = process.seat(args.process, args.processes, args.coordinator)
         facts = {"page": config.digest()}
         with process.joined(seat, facts, args.wait, refusals=ConfigError):
-            if args.plan and not _fits(config, args.plan):
+            if args.plan and not fits(config, args.plan):
                 return 1
             _keep_programs()
             return _train(args, name, config, folder)
