@@ -6,9 +6,9 @@ import lmx
 from lmx.train.again.prove import compare
 from lmx.train.again.prove.life import Place, Trial, live
 from lmx.train.again.prove.moment import STEP, Moment
+from tests.quick import FLAGS
 from tests.train.conftest import FLOAT64, PAGE
 
-FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 STEPS = 20
 WORDS = [
     "Experiment.data=@Tokens()",
@@ -42,7 +42,7 @@ def test_two_processes_that_are_killed_go_on_as_four(
     texts, tmp_path, monkeypatch, dtype
 ):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("XLA_FLAGS", FAST)
+    monkeypatch.setenv("XLA_FLAGS", FLAGS)
     monkeypatch.setenv("LMX_CACHE", f"{tmp_path / 'cache'}")
     words = [*WORDS, f"Text.path={texts}", *(FLOAT64 if dtype == "float64" else [])]
     assert lmx.load_experiment(PAGE, words)

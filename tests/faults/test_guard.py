@@ -16,6 +16,7 @@ import pytest
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.record.directory import rows
 from lmx.train.record.ledger import entries
+from tests.quick import FLAGS
 
 pytestmark = pytest.mark.faults
 
@@ -56,8 +57,7 @@ def trained(work: Path, name: str) -> tuple[int, str]:
 
 def lmx(work: Path, *words: str, devices: int = 1) -> tuple[int, str]:
     """Status and complaints of a verb."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    flags += " --xla_backend_optimization_level=0"
+    flags = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
         [sys.executable, "-m", "lmx.cli.main", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}

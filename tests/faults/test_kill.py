@@ -18,6 +18,7 @@ import pytest
 import lmx
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.record.directory import rows
+from tests.quick import FLAGS
 
 pytestmark = pytest.mark.processes
 
@@ -45,11 +46,10 @@ def work(tmp_path_factory):
 
 def start(work: Path, name: str) -> subprocess.Popen:
     """`lmx train` of the run of that name, on one device."""
-    fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     command = ["train", "tiny.gin", *WORDS, "--run", name]
     return subprocess.Popen(
         [sys.executable, "-m", "lmx.cli.main", *command],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": fast}
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS}
         | {"JAX_PLATFORMS": "cpu"},
         cwd=work,
         stdout=subprocess.PIPE,

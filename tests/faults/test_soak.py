@@ -15,10 +15,10 @@ from lmx.train.again.prove.moment import CLOCK, KINDS, START, STEP, Moment, by_c
 from lmx.train.again.prove.proof import disturbed
 from lmx.train.again.prove.trial import WHOLE, Bar, Plan
 from tests.faults.fickle import Fickle
+from tests.quick import FLAGS
 from tests.train.conftest import PAGE
 
 ROOT = Path(__file__).parents[2]
-FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 WORDS = [
     "Experiment.hooks=[@Evaluate()]",
     "Evaluate.data=@Echo()",
@@ -33,7 +33,7 @@ STATES |= {"stop", "lost", "down"}
 @pytest.fixture
 def cpu(monkeypatch):
     """The devices of every process that is started: CPUs, quick to compile for."""
-    monkeypatch.setenv("XLA_FLAGS", FAST)
+    monkeypatch.setenv("XLA_FLAGS", FLAGS)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}")
 

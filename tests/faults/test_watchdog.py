@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.test_processes import FAST, Group
+from tests.quick import FLAGS
+from tests.train.test_processes import Group
 
 pytestmark = pytest.mark.faults
 
@@ -32,7 +33,7 @@ def test_a_batch_that_never_comes_ends_the_run_and_all_stacks_are_told(work):
         [sys.executable, "-m", "lmx.cli.main", "train", "tiny.gin", *words]
         + ["--import", "faulty", "--run", "run"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        | {"XLA_FLAGS": FAST},
+        | {"XLA_FLAGS": FLAGS},
         cwd=work,
         capture_output=True,
         text=True,

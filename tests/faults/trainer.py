@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.quick import FLAGS
+
 ROOT = Path(__file__).parents[2]
-FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 PATIENCE = 300.0  # seconds, on a machine that has much else to do
 MAIN = ("-m", "lmx.cli.main")
 
@@ -33,7 +34,7 @@ def _launched(
 ) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *program, "train", "tiny.gin", *map(str, words)],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}", "XLA_FLAGS": FAST}
+        env={**os.environ, "PYTHONPATH": f"{ROOT}", "XLA_FLAGS": FLAGS}
         | {"JAX_PLATFORMS": "cpu", **more},
         cwd=work,
         stdout=subprocess.PIPE,

@@ -14,6 +14,12 @@ V, PADS, ROOM = 11, (0, 2), 8
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (2, 8)), "int32")
 
 
+@jax.jit
+def whole(model, *inputs):
+    """All logits at once."""
+    return model(*inputs)
+
+
 @pytest.fixture(scope="module")
 def model(make, variant, exact):
     return make(variant, precision=Precision(params="float64", compute="float64"))
@@ -48,10 +54,10 @@ def test_cached_is_full_with_and_without_padding_on_the_left(model, read):
     place = jnp.arange(8)[None] - pads
     positions, segments = jnp.maximum(place, 0), (place >= 0).astype("int32")
     logits, cache = read(TOKENS, positions, segments, (3, 3, 1, 1))
+    alone = jnp.stack([jnp.roll(TOKENS[row], -pad) for row, pad in enumerate(PADS)])
+    want = whole(model, alone)
     for row, pad in enumerate(PADS):
-        alone = jnp.roll(TOKENS[row : row + 1], -pad, axis=1)
-        whole = jax.jit(lambda model, tokens: model(tokens))(model, alone)
-        np.testing.assert_allclose(logits[row, pad:], whole[0, : 8 - pad], atol=1e-9)
+        np.testing.assert_allclose(logits[row, pad:], want[row, : 8 - pad], atol=1e-9)
     np.testing.assert_array_equal(cache.lengths, 8 - np.array(PADS))
 
 
@@ -62,10 +68,10 @@ def test_cached_is_full_with_padding_on_the_right(model, read):
     tokens = jnp.take_along_axis(TOKENS, jnp.asarray(place), axis=1)
     inputs = jnp.asarray(place, "int32"), jnp.asarray(live, "int32")
     logits, cache = read(tokens, *inputs, (5, 1, 1, 1))
-    whole = jax.jit(lambda model, tokens: model(tokens))(model, TOKENS)
+    want = whole(model, TOKENS)
     for row, length in enumerate(live.sum(axis=1)):
         got = logits[row, live[row]]
-        np.testing.assert_allclose(got, whole[row, :length], atol=1e-9)
+        np.testing.assert_allclose(got, want[row, :length], atol=1e-9)
         assert cache.lengths[row] == length
 
 
@@ -73,7 +79,6 @@ def test_documents_that_follow_one_another_are_read_as_the_whole(model, read):
     """One ends and another begins within a piece, with padding between or without."""
     segments = jnp.array([[1, 1, 1, 0, 2, 2, 2, 2], [1, 1, 1, 1, 1, 2, 2, 2]], "int32")
     positions = jnp.array([[0, 1, 2, 0, 0, 1, 2, 3], [0, 1, 2, 3, 4, 0, 1, 2]], "int32")
-    whole = jax.jit(lambda model, *inputs: model(*inputs))
     want = whole(model, TOKENS, positions, segments)
     for lengths in ((3, 3, 1, 1), (5, 3)):
         logits, _ = read(TOKENS, positions, segments, lengths)
@@ -91,23 +96,23 @@ def test_cached_is_full_in_float32_too(make, variant):
         inputs = TOKENS[:, part], places[:, part], jnp.ones_like(places[:, part])
         piece, cache = extend(model, cache, *inputs)
         logits.append(piece)
-    whole = jax.jit(lambda model, tokens: model(tokens))(model, TOKENS)
-    assert whole.dtype == jnp.float32
+    want = whole(model, TOKENS)
+    assert want.dtype == jnp.float32
     got = jnp.concatenate(logits, axis=1)
-    np.testing.assert_allclose(got, whole, atol=1e-5 * float(jnp.abs(whole).max()))
+    np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
 
 
 def test_rows_of_a_cache_can_be_taken_in_any_order(model, read):
     """Row 1 twice and row 0 go on as they would have gone on alone."""
     ones = jnp.ones_like(TOKENS)
     positions = jnp.tile(jnp.arange(8)[None], (2, 1))
-    whole, _ = read(TOKENS, positions, ones, (5, 1, 1, 1))
+    alone, _ = read(TOKENS, positions, ones, (5, 1, 1, 1))
     _, cache = read(TOKENS[:, :5], positions[:, :5], ones[:, :5], (5,))
     order = jnp.array([1, 1, 0])
     extend = jax.jit(lambda model, *args: model.extend(*args)[0])
     at = (x[order, 5:6] for x in (TOKENS, positions, ones))
     logits = extend(model, cache.rows(order), *at)
-    np.testing.assert_allclose(logits[:, 0], whole[order, 5], atol=1e-9)
+    np.testing.assert_allclose(logits[:, 0], alone[order, 5], atol=1e-9)
 
 
 def test_one_program_decodes_every_token(read):

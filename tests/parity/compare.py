@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from tests.quick import FLAGS
+
 os.environ["JAX_PLATFORMS"] = "cpu"  # the arithmetic of the other side
-os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0"  # compiling takes longest
-)
+os.environ["XLA_FLAGS"] = FLAGS
 
 import jax
 import jax.numpy as jnp

@@ -23,6 +23,7 @@ from lmx.train.attempt import attempt
 from lmx.train.checkpoint.checkpoints import Checkpoints
 from lmx.train.checkpoint.reader import Reader
 from lmx.train.record.directory import last, rows
+from tests.quick import FLAGS
 from tests.train.conftest import FLOAT64, PAGE, VARIANTS
 
 pytestmark = pytest.mark.processes
@@ -31,7 +32,6 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0  # seconds, on a machine that has much else to do
 LONG = ["Experiment.steps=100"]
 EVALUATE = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@Echo()"]
-FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 SPOKEN = (PAGE.stem, "error:", "Traceback", "Warning")  # C++ writes lines of its own
 CLOSE = {"float64": 1e-9, "float32": 1e-4}  # relative
 # Processes, devices of each, mesh, kind, dtype.
@@ -74,7 +74,7 @@ class Group:
         ]
 
     def _start(self, words: list, devices: int) -> subprocess.Popen:
-        flags = f"{FAST} --xla_force_host_platform_device_count={devices}"
+        flags = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
         return subprocess.Popen(
             [sys.executable, "-m", "lmx.cli.main", "train", *map(str, words)],
             env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}

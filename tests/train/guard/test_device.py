@@ -103,9 +103,9 @@ def test_a_replica_that_learns_apart_skips_alone_and_meets_the_others(tiny, x64)
 def judged(spikes, losses, norm=1.0):
     """Which losses are spikes, after one another, and by how many sigmas."""
     seen = Seen(jnp.zeros((), "int32"), jnp.zeros(()), jnp.zeros(()))
-    found = []
+    found, judge = [], jax.jit(spikes.judge)
     for loss in losses:
-        faulty, sigmas, seen = jax.jit(spikes.judge)(seen, jnp.float32(loss), norm)
+        faulty, sigmas, seen = judge(seen, jnp.float32(loss), norm)
         found.append((bool(faulty), float(sigmas)))
     return found, seen
 
