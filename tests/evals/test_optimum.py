@@ -65,11 +65,11 @@ def test_other_markov_sources_are_learned_as_well(trained, language):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("language", range(3))
-def test_deeper_grammars_take_longer_and_are_not_passed_either(trained, language):
-    """One is 8% above its entropy after 1,000 steps, and 5% after 3,000."""
+@pytest.mark.parametrize(("language", "share"), [(0, 0.03), (1, 0.1), (2, 0.03)])
+def test_deeper_grammars_are_learned_as_well(trained, language, share):
+    """The second takes longer: 8% is left after 1,000 steps, 5% after 3,000."""
     words = ["Grammar.depth=4", f"Grammar.language={language}", "Grammar.batch=32"]
-    check(trained(GRAMMAR, *words, "Experiment.steps=1000"), 0.1)
+    check(trained(GRAMMAR, *words, "Experiment.steps=1000"), share)
 
 
 def test_rows_are_scored_as_the_model_scores_tokens():
