@@ -103,6 +103,14 @@ def test_half_written_states_are_not_listed_and_can_be_cleared(checkpoints):
     assert [path.name for path in checkpoints.folder.iterdir()] == ["00000001"]
 
 
+def test_what_a_failed_save_left_behind_goes_with_the_next_one(checkpoints):
+    saved(checkpoints, 1)
+    late = checkpoints.folder / "00000002.orbax-checkpoint-tmp"
+    (late / "state").mkdir(parents=True)
+    saved(checkpoints, 3)
+    assert not late.exists() and checkpoints.steps() == [1, 3]
+
+
 def test_nothing_saved_is_an_empty_list(checkpoints):
     assert checkpoints.steps() == []
     checkpoints.clean()
