@@ -33,7 +33,8 @@ def add(parsers: Any) -> None:
         help="train an experiment on other machines",
         description=_ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="lmx launch 'COMMAND' EXPERIMENT.gin [Name.parameter=value ...] [...]",
+        usage="lmx launch 'COMMAND' EXPERIMENT.gin [Name.parameter=value ...]"
+        " [options of lmx train]",
     )
     parser.set_defaults(run=run)
     parser.add_argument("command", metavar="COMMAND", help="what trains elsewhere")
