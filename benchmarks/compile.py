@@ -16,10 +16,10 @@ import lmx
 ROUNDS = 3
 PAGE = "experiments/gpt2_124m.gin"
 NARROW = [
-    "Experiment.data=@Echo()",
-    "Echo.vocab=512",
-    "Echo.batch=8",
-    "Echo.length=128",
+    "Experiment.data=@RepeatTask()",
+    "RepeatTask.vocab=512",
+    "RepeatTask.batch_size=8",
+    "RepeatTask.sequence_length=128",
     "Experiment.hooks=[]",
     "Experiment.microbatches=1",
     "Decoder.vocab=512",
@@ -35,7 +35,7 @@ def seconds(overrides: list[str]) -> tuple[float, float, float]:
     jax.clear_caches()
     began = time.process_time()
     run = lmx.load_experiment(PAGE, [*NARROW, *overrides]).build().open()
-    state, batch = run.like(), run.data.batch_at(0, 0)
+    state, batch = run.abstract_state(), run.data.batch_at(0, 0)
     init, step = jax.jit(run.init).lower(), jax.jit(run.step).lower(state, batch)
     traced = time.process_time()
     init.compile()

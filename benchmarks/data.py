@@ -26,15 +26,15 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from lmx.data.corpora.corpus import ByDocument
-from lmx.data.corpora.text import Text
-from lmx.data.rows.mixture import Mixture, Part
-from lmx.data.rows.packing import BestFit, Concatenate, Packing
-from lmx.data.store.build import Build
-from lmx.data.store.engine import Processes
+from lmx.data.corpus.corpus import HoldoutDocuments
+from lmx.data.corpus.text import Text
+from lmx.data.sampling.mixture import Mixture, MixtureComponent
+from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit, Packing
+from lmx.data.store.build import BuildTokenStore
+from lmx.data.store.dataset import TokenStoreDataset
+from lmx.data.store.executor import ProcessPool
 from lmx.data.store.store import Store
-from lmx.data.stored import Stored
-from lmx.data.tokenizers.codec import Bytes
+from lmx.data.tokenizer.base import ByteTokenizer
 
 ROUNDS, BATCHES = 7, 40
 BATCH, LENGTH = 64, 2048
@@ -51,19 +51,21 @@ def build(folder: Path) -> Store:
             for size in sizes.tolist():
                 letters = random.integers(97, 123, size, np.uint8).tobytes()
                 file.write(json.dumps({"text": letters.decode()}) + "\n")
-        sources[name] = Text(path=str(path), split=ByDocument(fraction=0.0))
-    engine = Processes(count=1)
-    build = Build(sources=sources, tokenizer=Bytes(), engine=engine)
+        sources[name] = Text(path=str(path), holdout=HoldoutDocuments(fraction=0.0))
+    engine = ProcessPool(workers=1)
+    build = BuildTokenStore(sources=sources, tokenizer=ByteTokenizer(), executor=engine)
     return build.write(folder / "store")
 
 
-def stored(folder: Path, packing: Packing, source: str | None = None) -> Stored:
+def stored(
+    folder: Path, packing: Packing, source: str | None = None
+) -> TokenStoreDataset:
     """One source of the store, or all of it."""
-    return Stored(
+    return TokenStoreDataset(
         path=str(folder / "store"),
         source=source,
-        batch=BATCH,
-        length=LENGTH,
+        batch_size=BATCH,
+        sequence_length=LENGTH,
         packing=packing,
     )
 
@@ -73,8 +75,10 @@ def lmx(folder: Path, packing: Packing, mixed: bool) -> Iterator[object]:
     source = stored(folder, packing)
     if mixed:
         source = Mixture(
-            parts={
-                name: Part(source=stored(folder, packing, name), weight=weight)
+            components={
+                name: MixtureComponent(
+                    source=stored(folder, packing, name), weight=weight
+                )
                 for name, (weight, _) in SOURCES.items()
             }
         )
@@ -136,8 +140,8 @@ def main() -> None:
         store = build(folder)
         write_rows(store, folder)
         ways: dict[str, Callable[[], Iterator[object]]] = {
-            "lmx, three sources": lambda: lmx(folder, BestFit(), mixed=True),
-            "lmx, one stream": lambda: lmx(folder, Concatenate(), mixed=False),
+            "lmx, three sources": lambda: lmx(folder, BestFitPacking(), mixed=True),
+            "lmx, one stream": lambda: lmx(folder, ConcatAndSplit(), mixed=False),
             "nanoGPT's loop": lambda: nanogpt(folder / "train.bin"),
             "Grain, ArrayRecord": lambda: plain_grain(folder / "rows.array_record"),
         }

@@ -10,9 +10,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from lmx.data.corpora.text import Text
+from lmx.data.corpus.text import Text
 from lmx.data.curate.dedup import Dedup
-from lmx.data.curate.words import alike, runs_of
+from lmx.data.curate.ngrams import hash_ngram_set, jaccard_index
 
 WORDS = 200  # of a document, and this often a different one
 VOCAB = 50_000
@@ -41,10 +41,10 @@ def main(count: int) -> None:
         here = [name for name, how in pairs.items() if low <= how < low + STEP + 1e-9]
         gone = sum(name in removed for name in here)
         print(f"{low:>6.1f}-{low + STEP:.1f} {len(here):>10,} {gone:>8,}")
-    enough = [name for name, how in pairs.items() if how >= sieve.alike]
+    enough = [name for name, how in pairs.items() if how >= sieve.threshold]
     found = sum(name in removed for name in enough) / len(enough)
-    wrong = [each for each in removed.values() if each["alike"] < sieve.alike]
-    print(f"recall of pairs at least {sieve.alike} alike: {found:.4f}")
+    wrong = [each for each in removed.values() if each["alike"] < sieve.threshold]
+    print(f"recall of pairs at least {sieve.threshold} alike: {found:.4f}")
     print(f"removed though less alike: {len(wrong)}")
     assert report["sources"]["web"]["documents"] == count
 
@@ -62,7 +62,9 @@ def written(
             if recent and chance.random() < PLANTED:
                 old = chance.choice(recent)
                 words = worn(chance, old, chance.uniform(0, 0.07), vocab)
-                likeness = alike(runs_of(" ".join(old), 5), runs_of(" ".join(words), 5))
+                likeness = jaccard_index(
+                    hash_ngram_set(" ".join(old), 5), hash_ngram_set(" ".join(words), 5)
+                )
                 pairs[f"text@{at}"] = likeness
             elif len(recent) < 20_000:
                 recent.append(words)

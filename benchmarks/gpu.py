@@ -21,20 +21,25 @@ import optax
 from flax import nnx
 
 from lmx.core.batch import Batch
-from lmx.core.device import peak
+from lmx.core.hardware import peak_flops
 from lmx.core.mean import Mean
 from lmx.core.precision import Precision
-from lmx.layers.attention.heads import Attention
-from lmx.layers.attention.kernel import XLA, CuDNN, Kernel, Reference
-from lmx.layers.head import Tied
+from lmx.layers.attention.attention import Attention
+from lmx.layers.attention.backend import (
+    AttentionBackend,
+    CuDNNAttention,
+    ReferenceAttention,
+    XLAAttention,
+)
+from lmx.layers.head import TiedLMHead
 from lmx.layers.mlp import GELU, SwiGLU
 from lmx.layers.norm import LayerNorm
-from lmx.layers.position.absolute import Learned
+from lmx.layers.position.absolute import LearnedPosition
 from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.train.loss.next_token import Means, NextToken
 from lmx.train.optim.optimizer import adamw
-from lmx.train.step import Recipe, init_state, train_step
+from lmx.train.step import StepConfig, init_state, train_step
 
 SEED = 0
 STEPS = 5  # of one round, between two looks at the clock
@@ -58,7 +63,9 @@ class Timed(NamedTuple):
     tokens: int = 0
 
 
-def gpt2(kernel: Kernel, width: int = 768, depth: int = 12, vocab: int = 50304):
+def gpt2(
+    kernel: AttentionBackend, width: int = 768, depth: int = 12, vocab: int = 50304
+):
     """GPT-2 small, 124M parameters. Radford et al. 2019."""
     return partial(
         Decoder,
@@ -69,19 +76,19 @@ def gpt2(kernel: Kernel, width: int = 768, depth: int = 12, vocab: int = 50304):
             Attention,
             heads=width // 64,
             kv_heads=width // 64,
-            head_width=64,
+            head_dim=64,
             position=None,
-            kernel=kernel,
+            backend=kernel,
         ),
         mlp=partial(GELU, hidden=4 * width),
         norm=LayerNorm,
-        position=partial(Learned, length=1024),
-        head=Tied,
+        position=partial(LearnedPosition, max_length=1024),
+        head=TiedLMHead,
         precision=BFLOAT16,
     )
 
 
-def llama(kernel: Kernel):
+def llama(kernel: AttentionBackend):
     """Widths of Llama 3.2 1B with heads of 128 and 32,768 tokens: 1.1B parameters."""
     return partial(
         Decoder,
@@ -89,7 +96,7 @@ def llama(kernel: Kernel):
         width=2048,
         depth=16,
         attention=partial(
-            Attention, heads=16, kv_heads=8, head_width=128, kernel=kernel
+            Attention, heads=16, kv_heads=8, head_dim=128, backend=kernel
         ),
         mlp=partial(SwiGLU, hidden=8192),
         remat="keep_weight_dots",
@@ -102,13 +109,13 @@ def cases(tiny: bool) -> dict[str, Case]:
     if tiny:
         small = partial(gpt2, width=64, depth=2, vocab=256)
         return {
-            "tiny, reference": Case(small(Reference()), 2, 32),
-            "tiny, XLA": Case(small(XLA()), 2, 32),
+            "tiny, reference": Case(small(ReferenceAttention()), 2, 32),
+            "tiny, XLA": Case(small(XLAAttention()), 2, 32),
         }
     return {
-        "124M, cuDNN": Case(gpt2(CuDNN()), 16, 1024),
-        "124M, reference": Case(gpt2(Reference()), 16, 1024),
-        "1B, cuDNN": Case(llama(CuDNN()), 8, 2048),
+        "124M, cuDNN": Case(gpt2(CuDNNAttention()), 16, 1024),
+        "124M, reference": Case(gpt2(ReferenceAttention()), 16, 1024),
+        "1B, cuDNN": Case(llama(CuDNNAttention()), 8, 2048),
     }
 
 
@@ -122,7 +129,7 @@ def training(case: Case) -> Timed:
     rate = optax.constant_schedule(1e-4)
     optimizer = adamw(rate)
     shaped = nnx.eval_shape(lambda: case.model(nnx.Rngs(SEED)))
-    recipe = Recipe(nnx.split(shaped)[0], loss, optimizer, rate, SEED, 1)
+    recipe = StepConfig(nnx.split(shaped)[0], loss, optimizer, rate, SEED, 1)
     step = jax.jit(partial(train_step, recipe), donate_argnums=0)
     state = jax.jit(partial(init_state, case.model, optimizer, SEED))()
     batch = jax.device_put(random_batch(shaped.vocab, case.rows, case.length))
@@ -134,7 +141,7 @@ def training(case: Case) -> Timed:
         return metrics["loss"]
 
     tokens = STEPS * case.rows * case.length
-    return Timed(run, tokens * flops.per_token(shaped, case.length), tokens)
+    return Timed(run, tokens * flops.train_flops_per_token(shaped, case.length), tokens)
 
 
 def random_batch(vocab: int, rows: int, length: int) -> Batch:
@@ -176,7 +183,7 @@ def measured(programs: dict[str, Timed], rounds: int) -> dict[str, list[float]]:
 
 def report(programs: dict[str, Timed], taken: dict[str, list[float]]) -> None:
     """Prints the table; shares are of the medians."""
-    nominal = peak(1)
+    nominal = peak_flops(1)
     middle = {name: statistics.median(times) for name, times in taken.items()}
     reached = programs["product"].flops / middle["product"]
     print(f"{'':16} {'min':>9} {'median':>9} {'max':>9}  ms; TFLOP/s, of the product's,"

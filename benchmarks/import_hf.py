@@ -26,7 +26,7 @@ IMPORT = """
 import sys
 from pathlib import Path
 import jax
-from lmx.train.record.exchange import import_hf
+from lmx.models.hf.api import import_hf
 jax.devices()
 print("ready", flush=True)
 input()
@@ -38,8 +38,8 @@ import sys
 from pathlib import Path
 import jax
 from lmx.core.sharding import Mesh
-from lmx.models.hf.source import Source
-from lmx.train.record.exchange import loaded
+from lmx.models.hf.checkpoint import Source
+from lmx.models.hf.api import loaded
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[2], 4, int(sys.argv[3]))
 jax.devices()
@@ -58,23 +58,27 @@ def make(folder: Path) -> int:
     from flax import nnx
 
     from lmx.models.families.llama import FAMILY
-    from lmx.models.hf.load import named
-    from lmx.models.hf.source import CONFIG, shaped
-    from lmx.models.hf.table import by_tensor, parts
-    from lmx.models.hf.tensors import Tensor, write
-    from lmx.train.record.exchange import write_json
+    from lmx.models.hf.api import write_json
+    from lmx.models.hf.checkpoint import CONFIG, init_abstract
+    from lmx.models.hf.layout import group_by_tensor, map_tensors
+    from lmx.models.hf.load import flatten_params
+    from lmx.models.hf.safetensors import TensorInfo, write_tensors
 
-    model = shaped(FAMILY.compose(FAMILY.presets[PRESET], PRESET))
-    shapes = {name: leaf.shape for name, leaf in named(nnx.state(model)).items()}
-    found = by_tensor(parts(FAMILY.weights, shapes, model))
+    model = init_abstract(FAMILY.to_config(FAMILY.presets[PRESET], PRESET))
+    shapes = {
+        name: leaf.shape for name, leaf in flatten_params(nnx.state(model)).items()
+    }
+    found = group_by_tensor(map_tensors(FAMILY.tensor_maps, shapes, model))
     dtype = np.dtype(ml_dtypes.bfloat16)
-    tensors = [Tensor(name, dtype, first.shape) for name, (first, *_) in found.items()]
+    tensors = [
+        TensorInfo(name, dtype, first.shape) for name, (first, *_) in found.items()
+    ]
     random = np.random.default_rng(0)
 
-    def value(tensor: Tensor) -> np.ndarray:
+    def value(tensor: TensorInfo) -> np.ndarray:
         return random.standard_normal(tensor.shape, np.float32).astype(dtype)
 
-    write(folder, tensors, value)
+    write_tensors(folder, tensors, value)
     write_json(folder / CONFIG, {**FAMILY.presets[PRESET], "model_type": "llama"})
     return sum(tensor.bytes for tensor in tensors)
 

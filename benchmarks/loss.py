@@ -14,16 +14,16 @@ import jax
 from flax import nnx
 
 import lmx
-from lmx.train.step import gradients
+from lmx.train.step import compute_gradients
 
 ROUNDS = 3
 PAGE = "experiments/quickstart.gin"
 SIZES = [
-    "Experiment.data=@Echo()",
-    "Echo.vocab=32768",
+    "Experiment.data=@RepeatTask()",
+    "RepeatTask.vocab=32768",
     "Decoder.vocab=32768",
-    "Echo.batch=2",
-    "Echo.length=512",
+    "RepeatTask.batch_size=2",
+    "RepeatTask.sequence_length=512",
     "Experiment.hooks=[]",
 ]
 CHUNKS = (None, 128, 32)
@@ -37,7 +37,7 @@ def main() -> None:
         experiment = page.build()
         graph, params = nnx.split(experiment.model(nnx.Rngs(0)))
         batch = experiment.data.open().batch_at(0, 0)
-        take = jax.jit(partial(gradients, graph, experiment.loss))
+        take = jax.jit(partial(compute_gradients, graph, experiment.loss))
         takes[chunk] = partial(take.lower(params, batch).compile(), params, batch)
     taken: dict[int | None, list[float]] = {chunk: [] for chunk in CHUNKS}
     for _ in range(ROUNDS):

@@ -24,11 +24,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from lmx.core import spread
-from lmx.core.sharding import RULES, Mesh, shardings, shown, spec
+from lmx.core import partitioning
+from lmx.core.sharding import RULES, Mesh, format_mesh, shardings, spec
 from lmx.layers.init import FanIn, Init
-from lmx.layers.moe.layer import MoE
-from lmx.layers.moe.router import TopK
+from lmx.layers.moe.moe import MoE
+from lmx.layers.moe.router import TopKRouter
 
 ROUNDS = 5
 B, T, D, E, F, C = 16, 64, 64, 8, 128, 2
@@ -57,15 +57,17 @@ def main() -> None:
             used = compiled.memory_analysis().temp_size_in_bytes / 2**20
             middle = statistics.median(times)
             ms = " ".join(f"{1e3 * t:7.1f}" for t in (min(times), middle, max(times)))
-            row = f"{shown(axes):<18} {name:<8} {used:6.1f} {moved(compiled):6.1f}"
+            row = (
+                f"{format_mesh(axes):<18} {name:<8} {used:6.1f} {moved(compiled):6.1f}"
+            )
             print(f"{row} {ms}  {middle / base:5.2f}")
 
 
 def program(axes: Mapping[str, int], *, whole: bool) -> partial[Any]:
     """The gradient of a layer, compiled for a mesh, and what it is called with."""
-    mesh = Mesh(**axes).over(jax.devices(), RULES)
+    mesh = Mesh(**axes).build(jax.devices(), RULES)
     init = Init(nnx.Rngs(0), FanIn(), depth=2)
-    layer = MoE(D, init, experts=E, hidden=F, router=partial(TopK, choices=C))
+    layer = MoE(D, init, experts=E, hidden=F, router=partial(TopKRouter, top_k=C))
     graph, params = nnx.split(layer)
 
     def run(params, x):
@@ -73,7 +75,7 @@ def program(axes: Mapping[str, int], *, whole: bool) -> partial[Any]:
 
     take: Callable[..., Any] = jax.grad(run, (0, 1))
     if not whole:
-        take = spread.traced_for(mesh, RULES, take)
+        take = partitioning.with_partitioning(mesh, RULES, take)
     params = jax.device_put(params, shardings(params, mesh, RULES))
     rows = NamedSharding(mesh, spec(("batch",), (B,), mesh, RULES))
     x = jax.device_put(jax.random.normal(jax.random.key(0), (B, T, D)), rows)

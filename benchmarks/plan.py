@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import lmx
 from lmx.plan import case, price, topology
-from lmx.plan.compiled.compile import foretold
-from lmx.plan.forecast import Forecast, forecast
+from lmx.plan.compiled.compile import compile_forecast
+from lmx.plan.forecast import Forecast, make_forecast
 
 NEAR = 0.2  # what is called a hit: so far from the published figure, of it
 # maxtext.readthedocs.io/en/maxtext-v0.2.0/reference/models/tiering.html; batches from
@@ -38,31 +38,31 @@ DENSE_64B = (
     "LENGTH=2048",
     "Mesh.fsdp=16",
     "Mesh.tensor=4",
-    "train/Tokens.batch=192",
+    "train/TextDataset.batch_size=192",
     "Decoder.remat=keep_weight_dots",
     "Experiment.microbatches=1",
 )
 ROWS = (
     Row("llama2_70b", "v5p-512", 0.654, TIERS, (
-        "Mesh.fsdp=256", "train/Tokens.batch=1024", "Experiment.microbatches=1",
+        "Mesh.fsdp=256", "train/TextDataset.batch_size=1024", "Experiment.microbatches=1",
     )),
     Row("llama2_70b", "v6e-256", 0.438, TIERS, (
-        "Mesh.fsdp=256", "train/Tokens.batch=512", "Experiment.microbatches=1",
+        "Mesh.fsdp=256", "train/TextDataset.batch_size=512", "Experiment.microbatches=1",
     )),
     Row("llama3_8b", "v6e-256", 0.455, TIERS, (
-        "Mesh.fsdp=256", "train/Tokens.batch=1024", "NextToken.chunk=1024",
+        "Mesh.fsdp=256", "train/TextDataset.batch_size=1024", "NextToken.chunk=1024",
     )),
     Row("llama3_70b", "v6e-256", 0.503, TIERS, ("Experiment.microbatches=1",)),
     Row("llama3_405b", "v6e-256", 0.386, TIERS, (
-        "Mesh.fsdp=64", "Mesh.tensor=4", "train/Tokens.batch=256",
+        "Mesh.fsdp=64", "Mesh.tensor=4", "train/TextDataset.batch_size=256",
         "Experiment.microbatches=1",
     )),
     Row("mixtral_8x7b", "v6e-256", 0.352, TIERS, (
-        "Mesh.fsdp=256", "LENGTH=4096", "train/Tokens.batch=3072",
+        "Mesh.fsdp=256", "LENGTH=4096", "train/TextDataset.batch_size=3072",
         "NextToken.chunk=1024",
     )),
     Row("llama2_70b", "4xv5e-256", 0.599, AXLEARN, (
-        "Mesh.replica=4", "Mesh.fsdp=256", "train/Tokens.batch=1024",
+        "Mesh.replica=4", "Mesh.fsdp=256", "train/TextDataset.batch_size=1024",
         "Experiment.microbatches=1",
     )),
     Row("llama2_70b", "v5p-128", 0.703, V5P, DENSE_64B),
@@ -72,9 +72,9 @@ ROWS = (
 def foretell(row: Row, *, compiled: bool) -> Forecast:
     """The forecast of a row."""
     config = lmx.load_experiment(f"experiments/families/{row.page}.gin", row.words)
-    opened = case.opened(config.build(), topology.named(row.machine))
-    said = forecast(opened, price.of(opened.machine.kind))
-    return foretold(config, said) if compiled else said
+    opened = case.build_case(config.build(), topology.parse_machine(row.machine))
+    said = make_forecast(opened, price.load_price(opened.machine.kind))
+    return compile_forecast(config, said) if compiled else said
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def main() -> None:
         near += abs(ratio - 1) <= NEAR
         figures = f"{row.mfu:.1%}", f"{said.mfu:.1%}", f"{ratio:.2f}"
         gib = f"{said.memory.total / topology.GIB:.1f}"
-        how = said.how if said.fits else f"does not fit; {said.how}"
+        how = said.method if said.fits else f"does not fit; {said.method}"
         cells = (row.page, row.machine, *figures, said.seconds.bound, gib, how)
         print(form.format(*cells), flush=True)
     print(f"{near} of {len(ROWS)} within {NEAR:.0%}")

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.checkpoint.digest import by_path
-from lmx.train.checkpoint.reader import AT_ONCE, Reader
-from lmx.train.checkpoint.writer import on_host
+from lmx.train.checkpoint.digest import flatten_by_path
+from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.reader import PARALLEL_TENSORS, CheckpointReader
+from lmx.train.checkpoint.writer import copy_to_host
 
 ARRAYS, SIZE = 12, 25_000_000  # float32: 1.2 GB
 WIDTH, PRODUCTS = 1024, 24  # of matrices that a step multiplies
@@ -76,7 +76,7 @@ def shown(name: str, values: list[float], digits: int = 3) -> None:
     )
 
 
-def blocking(state: Any, checkpoints: Checkpoints) -> tuple[Any, float]:
+def blocking(state: Any, checkpoints: CheckpointManager) -> tuple[Any, float]:
     """What one save costs, with nothing beside it; seconds until it counts."""
     blocked, calls, copies, used, walls, written = [], [], [], [], [], []
     trusted = []
@@ -91,7 +91,9 @@ def blocking(state: Any, checkpoints: Checkpoints) -> tuple[Any, float]:
             begun = time.perf_counter()
             state = jax.block_until_ready(step(state))
             plain.append(time.perf_counter() - begun)
-        kept = on_host(checkpoints.copies.of(by_path(state)))  # as a save keeps it
+        kept = copy_to_host(
+            checkpoints.buffers.copy(flatten_by_path(state))
+        )  # as a save keeps it
         begun = time.perf_counter()
         state = jax.block_until_ready(step(state))
         late = time.perf_counter() - begun - statistics.median(plain)
@@ -100,7 +102,7 @@ def blocking(state: Any, checkpoints: Checkpoints) -> tuple[Any, float]:
         checkpoints.save(number, state)
         blocked.append(time.perf_counter() - begun + late)
         calls.append(blocked[-1] - late)
-        while number not in checkpoints.shelf.steps():
+        while number not in checkpoints.directory.list_steps():
             time.sleep(0.005)
         walls.append(time.perf_counter() - begun)
         written.append((time.process_time() - cpu) / size)
@@ -119,7 +121,7 @@ def blocking(state: Any, checkpoints: Checkpoints) -> tuple[Any, float]:
     return state, statistics.median(trusted)
 
 
-def slowing(state: Any, checkpoints: Checkpoints, write: float) -> None:
+def slowing(state: Any, checkpoints: CheckpointManager, write: float) -> None:
     """How much slower a run is that saves every so many write-times."""
     plain = []
     for _ in range(5):
@@ -144,17 +146,17 @@ def slowing(state: Any, checkpoints: Checkpoints, write: float) -> None:
     shown("with a save over without (at most 1.05)", ratio)
 
 
-def restoring(state: Any, checkpoints: Checkpoints) -> None:
+def restoring(state: Any, checkpoints: CheckpointManager) -> None:
     """Restoring, and reading the same files with tensorstore."""
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    newest = checkpoints.steps()[-1]
+    newest = checkpoints.list_steps()[-1]
 
     def raw() -> None:
-        reader = Reader(checkpoints.shelf.path(newest))
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda name: reader.tensor(name).read().result(), state))
+        reader = CheckpointReader(checkpoints.directory.step_path(newest))
+        with ThreadPoolExecutor(PARALLEL_TENSORS) as pool:
+            list(pool.map(lambda name: reader.open_tensor(name).read().result(), state))
 
     for where in ("memory", "disk"):
         own, reads = [], []
@@ -165,7 +167,7 @@ def restoring(state: Any, checkpoints: Checkpoints) -> None:
                 (lambda: checkpoints.restore(newest, like), own),
             ):
                 if where == "disk":
-                    forget(checkpoints.shelf.path(newest))
+                    forget(checkpoints.directory.step_path(newest))
                 walls.append(seconds(work))
         shown(f"tensorstore, from {where}, s", reads)
         shown(f"restore and check, from {where}, s", own)
@@ -199,7 +201,7 @@ def main() -> None:
     print(f"{platform.machine()}, Python {platform.python_version()}, {load}")
     print(f"{'':44} {'median':>9} {'min':>9} {'max':>9}")
     with tempfile.TemporaryDirectory(dir=root) as folder:
-        checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=1)
+        checkpoints = CheckpointManager(Path(folder) / "checkpoints", keep=1)
         state, write = blocking(step(state_of(0)), checkpoints)
         restoring(state, checkpoints)
         slowing(state, checkpoints, write)

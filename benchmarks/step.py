@@ -15,10 +15,10 @@ import lmx
 ROUNDS = 10
 PAGE = "experiments/quickstart.gin"
 ECHO = [
-    "Experiment.data=@Echo()",
-    "Echo.vocab=4096",
-    "Echo.batch=2",
-    "Echo.length=256",
+    "Experiment.data=@RepeatTask()",
+    "RepeatTask.vocab=4096",
+    "RepeatTask.batch_size=2",
+    "RepeatTask.sequence_length=256",
     "Experiment.hooks=[]",
 ]
 VARIANTS = {
@@ -27,7 +27,7 @@ VARIANTS = {
     "adamw for muon": ["Experiment.optimizer=@adamw"],
     "no convolutions": ["PreNorm.conv=None"],
     "two microbatches": ["Experiment.microbatches=2"],
-    "twice the rows": ["Echo.batch=4"],
+    "twice the rows": ["RepeatTask.batch_size=4"],
 }
 
 
@@ -41,7 +41,7 @@ class Trained:
 
     def seconds(self) -> float:
         """How long the next step takes, its batch made ahead."""
-        batch = self.run.put(self.run.data.batch_at(0, self.done))
+        batch = self.run.put_batch(self.run.data.batch_at(0, self.done))
         began = time.perf_counter()
         self.state, metrics = self.run.step(self.state, batch)
         jax.block_until_ready(metrics)
@@ -63,7 +63,7 @@ def main() -> None:
     base = 0.0
     for name, times in taken.items():
         middle = statistics.median(times)
-        speed = runs[name].run.tokens(1) / middle
+        speed = runs[name].run.count_tokens(1) / middle
         base = base or speed
         spread = " ".join(f"{1e3 * t:7.1f}" for t in (min(times), middle, max(times)))
         print(f"{name:20} {spread}  {speed:8,.0f} {speed / base:5.2f}")

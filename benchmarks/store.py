@@ -21,19 +21,24 @@ from typing import Any
 
 import numpy as np
 
-from lmx.data.cache import write_whole
-from lmx.data.corpora.corpus import ByDocument
-from lmx.data.corpora.stdlib import Stdlib
-from lmx.data.corpora.text import Text
-from lmx.data.store.build import Build
-from lmx.data.store.digest import Digest
-from lmx.data.store.engine import Processes
-from lmx.data.store.finish import finish
-from lmx.data.store.shard import Job, Piece, lengths_path, record_path
-from lmx.data.store.store import tokens_name
-from lmx.data.tokenizers.codec import ByteCodec, Codec, Tokenizer
-from lmx.data.tokenizers.fast import FAST, FastCodec
-from lmx.data.tokenizers.pieces import PieceCodec, SentencePiece
+from lmx.core.files import write_atomic
+from lmx.data.corpus.corpus import HoldoutDocuments
+from lmx.data.corpus.stdlib import Stdlib
+from lmx.data.corpus.text import Text
+from lmx.data.store.build import BuildTokenStore
+from lmx.data.store.checksum import FileChecksum
+from lmx.data.store.commit import commit
+from lmx.data.store.executor import ProcessPool
+from lmx.data.store.shard_writer import (
+    BuildJob,
+    ShardSpec,
+    get_lengths_path,
+    get_record_path,
+)
+from lmx.data.store.store import format_shard_name
+from lmx.data.tokenizer.base import ByteCodec, Tokenizer, TokenizerConfig
+from lmx.data.tokenizer.hf_json import TOKENIZER_JSON, HFTokenizer
+from lmx.data.tokenizer.sentencepiece import PieceCodec, SentencePiece
 
 Work = Callable[[], Any]
 ROUNDS = 3
@@ -57,12 +62,12 @@ print(store.documents, store.size, ready - began, opened - ready, read - opened,
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Given(Tokenizer):
+class Given(TokenizerConfig):
     """A tokenizer that is ready."""
 
-    codec: Codec
+    codec: Tokenizer
 
-    def open(self, corpus: Any) -> Codec:
+    def open(self, corpus: Any) -> Tokenizer:
         """The same for any corpus."""
         return self.codec
 
@@ -78,7 +83,7 @@ def texts() -> list[str]:
     return every * max(1, round(BYTES / size))
 
 
-def fast(documents: Sequence[str]) -> FastCodec:
+def fast(documents: Sequence[str]) -> HFTokenizer:
     """A byte-level tokenizer of the library `tokenizers`, learned from some texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -90,12 +95,12 @@ def fast(documents: Sequence[str]) -> FastCodec:
         vocab_size=8192, initial_alphabet=letters, show_progress=False
     )
     made.train_from_iterator(documents[:1000], trainer)
-    return FastCodec(files={FAST: made.to_str().encode()})
+    return HFTokenizer(files={TOKENIZER_JSON: made.to_str().encode()})
 
 
-def of_library(codec: FastCodec | PieceCodec, documents: list[str]) -> Work:
+def of_library(codec: HFTokenizer | PieceCodec, documents: list[str]) -> Work:
     """What the library itself does to the texts, all at once and in one thread."""
-    if isinstance(codec, FastCodec):
+    if isinstance(codec, HFTokenizer):
         encode = codec._tokenizer.encode_batch_fast
         return lambda: [found.ids for found in encode(documents)]
     return lambda: codec._processor.Encode(documents, num_threads=1)
@@ -109,14 +114,14 @@ def cpu(work: Work) -> float:
 
 
 def building(
-    name: str, codec: FastCodec | PieceCodec, documents: list[str], work: Path
+    name: str, codec: HFTokenizer | PieceCodec, documents: list[str], work: Path
 ) -> None:
     """Prints what building takes, beside the library."""
     path = work / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    corpus = Text(path=f"{path}", split=ByDocument(fraction=0.0))
-    build = Build(
-        sources={"texts": corpus}, tokenizer=Given(codec=codec), shard=4_000_000
+    corpus = Text(path=f"{path}", holdout=HoldoutDocuments(fraction=0.0))
+    build = BuildTokenStore(
+        sources={"texts": corpus}, tokenizer=Given(codec=codec), shard_bytes=4_000_000
     )
     library, one, walls = of_library(codec, documents), [], {1: [], 2: []}
     own = []
@@ -124,7 +129,7 @@ def building(
         own.append(cpu(library))
         for count in walls:
             folder = work / f"{name}-{number}-{count}"
-            page = dataclasses.replace(build, engine=Processes(count=count))
+            page = dataclasses.replace(build, executor=ProcessPool(workers=count))
             began = time.perf_counter()
             used = cpu(lambda page=page, folder=folder: page.write(folder))
             walls[count].append(time.perf_counter() - began)
@@ -147,11 +152,11 @@ def spread(values: Sequence[float]) -> str:
 
 def made(folder: Path) -> None:
     """Writes a store of ten million documents, by way of what ends every build."""
-    job = Job(folder=folder, sources={}, codec=ByteCodec())
-    job.work.mkdir(parents=True)
+    job = BuildJob(folder=folder, sources={}, codec=ByteCodec())
+    job.work_dir.mkdir(parents=True)
     few = DOCUMENTS // SHARDS
     tokens = np.random.default_rng(0).integers(0, 256, few * LENGTH).astype("<u2")
-    digest = Digest()
+    digest = FileChecksum()
     digest.update(tokens.view(np.uint8).data)
     record = {
         "source": "made",
@@ -160,15 +165,15 @@ def made(folder: Path) -> None:
         "bytes": len(tokens),
         "dropped": {},
         "aside": {},
-        "digest": digest.told(),
+        "digest": digest.to_json(),
         "spans": [],
     }
-    pieces = [Piece(number, "made", ()) for number in range(SHARDS)]
+    pieces = [ShardSpec(number, "made", ()) for number in range(SHARDS)]
     for piece in pieces:
-        tokens.tofile(folder / tokens_name(piece.number))
-        np.full(few, LENGTH, "<i8").tofile(lengths_path(job, piece.number))
-        write_whole(record_path(job, piece.number), json.dumps(record).encode())
-    finish(job, pieces, {}, {}, {})
+        tokens.tofile(folder / format_shard_name(piece.number))
+        np.full(few, LENGTH, "<i8").tofile(get_lengths_path(job, piece.number))
+        write_atomic(get_record_path(job, piece.number), json.dumps(record).encode())
+    commit(job, pieces, {}, {}, {})
 
 
 def opening(folder: Path) -> None:

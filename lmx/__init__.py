@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lmx.config.tree import Config
+    from lmx.config.value import Config
     from lmx.core.precision import Dtype
     from lmx.core.sharding import Mesh, Rules
     from lmx.train.experiment import Experiment
-    from lmx.train.record.restore import Trained
+    from lmx.train.restore import TrainedModel
 
 
 def load_experiment(
@@ -22,9 +22,9 @@ def load_experiment(
     return load([path], overrides, root=Experiment)
 
 
-def restore(run: str | Path) -> "Trained":
+def restore(run: str | Path) -> "TrainedModel":
     """What the run in that folder has learned: `restore(run).model(tokens)`."""
-    from lmx.train.record import restore as trained
+    from lmx.train import restore as trained
 
     return trained.restore(run)
 
@@ -34,19 +34,19 @@ def load_hf(
     mesh: "Mesh | None" = None,
     rules: "Rules | None" = None,
     dtype: "Dtype | None" = None,
-) -> "Trained":
+) -> "TrainedModel":
     """The model in a folder of Hugging Face transformers.
 
     On one device, or on a mesh split by `rules`: each process reads the bytes of its
     own devices' shares. `dtype` is that of the parameters; None: the files' own.
     """
-    from lmx.train.record import exchange
+    from lmx.models.hf import api
 
-    return exchange.load_hf(folder, mesh, rules, dtype)
+    return api.load_hf(folder, mesh, rules, dtype)
 
 
-def save_hf(trained: "Trained", folder: str | Path) -> None:
+def save_hf(trained: "TrainedModel", folder: str | Path) -> None:
     """Writes a model in a new folder as transformers would have saved it."""
-    from lmx.train.record import exchange
+    from lmx.models.hf import api
 
-    exchange.save_hf(trained, folder)
+    api.save_hf(trained, folder)

@@ -105,7 +105,7 @@ runpy.run_path("benchmarks/gpu.py", run_name="__main__")
 
 
 def leanly(code):
-    """What a Python without the packages `BEYOND` prints."""
+    """What a Python without the packages `CROSS_SLICE` prints."""
     words = [sys.executable, "-c", REFUSE + code]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

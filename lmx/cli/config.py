@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmx.config.names import ConfigError
-from lmx.config.node import plain, written
+from lmx.config.node import format_value, to_jsonable
+from lmx.config.registry import ConfigError
 from lmx.config.resolve import from_json, load
-from lmx.config.tree import ABSENT, Config, diff, explained
+from lmx.config.value import ABSENT, Config, diff, explain_errors
 
 _ABOUT = """\
 An experiment is a .gin page. It binds parameters of classes, and every class says in
@@ -33,7 +33,7 @@ _VERBS = {
         "override that set it. The last line names the run: it does not change with\n"
         "what is only execution (mesh, logging, paths).\n\n"
         "  lmx config show experiments/x.gin\n"
-        "  lmx config show experiments/x.gin train/Tokens.batch=16 STEPS=10\n"
+        "  lmx config show experiments/x.gin train/TextDataset.batch_size=16 STEPS=10\n"
         "  lmx config show runs/x            a run, from its experiment.json",
     ),
     "why": (
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_words(
+def load_config(
     file: str | Path, overrides: Sequence[str] = (), imports: Iterable[str] = ()
 ) -> Config[Any]:
     """The experiment of a page under overrides, or the one that a run recorded.
@@ -184,7 +184,7 @@ def _answer(
             f" {' '.join(names)}"
         )
     files = names[:2] if verb == "diff" else names[:1]
-    configs = [_loaded(file, overrides, imports) for file in files]
+    configs = [_load(file, overrides, imports) for file in files]
     match verb:
         case "show":
             _check(configs[0])
@@ -200,15 +200,15 @@ def _check(config: Config) -> None:
     """Refuses what only building and shaping the model can tell to be wrong."""
     from lmx.train.experiment import Experiment
 
-    with explained(config):
+    with explain_errors(config):
         experiment = config.build()
         if isinstance(experiment, Experiment):
-            experiment.shaped()
+            experiment.abstract_model()
 
 
-def _loaded(file: str, overrides: Sequence[str], imports: Sequence[str]) -> Config:
-    config = load_words(file, overrides, imports)
-    for note in config.notes:
+def _load(file: str, overrides: Sequence[str], imports: Sequence[str]) -> Config:
+    config = load_config(file, overrides, imports)
+    for note in config.unused_bindings:
         print("note:", note, file=sys.stderr)
     return config
 
@@ -219,10 +219,10 @@ def show(config: Config, *, as_json: bool = False) -> str:
         ends = f"run id {config.run_id()}, digest {config.digest()}"
         return f"{config.show()}\n{ends}"
     fields = {
-        path: {"value": plain(value), "from": config.trail(path)[0]}
-        for path, value in config.flat()
+        path: {"value": to_jsonable(value), "from": config.find_provenance(path)[0]}
+        for path, value in config.flatten()
     }
-    return _json({**_names(config), "fields": fields, "notes": config.notes})
+    return _json({**_names(config), "fields": fields, "notes": config.unused_bindings})
 
 
 def tree(config: Config, *, as_json: bool = False) -> str:
@@ -230,15 +230,19 @@ def tree(config: Config, *, as_json: bool = False) -> str:
 
     For a machine, all of the configuration nested.
     """
-    from lmx.models import table
+    from lmx.models import params
 
     model = _model(config)
     if not as_json:
-        drawn = config.tree()
-        return drawn if model is None else f"{drawn}\n\n{table.text(model)}"
-    told = {**_names(config), "experiment": plain(config)}
+        drawn = config.draw_tree()
+        return (
+            drawn if model is None else f"{drawn}\n\n{params.format_parameters(model)}"
+        )
+    told = {**_names(config), "experiment": to_jsonable(config)}
     if model is not None:
-        told["parameters"] = {row.name: row.sizes for row in table.rows(model)}
+        told["parameters"] = {
+            row.name: row.sizes for row in params.list_parameters(model)
+        }
     return _json(told)
 
 
@@ -248,19 +252,22 @@ def _model(config: Config) -> Any:
         return None
     from flax import nnx
 
-    with explained(config):
+    with explain_errors(config):
         make = config["model"].build()
         return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
 
 
 def why(config: Config, labels: Iterable[str], *, as_json: bool = False) -> str:
     """The story of each path, or of every place of a `Class.parameter`."""
-    paths = dict.fromkeys(path for label in labels for path in config.paths(label))
+    paths = dict.fromkeys(path for label in labels for path in config.find_paths(label))
     if not as_json:
-        return "\n".join(map(config.why, paths))
+        return "\n".join(map(config.explain, paths))
     return _json(
         {
-            path: {"value": plain(config[path]), "trail": config.trail(path)}
+            path: {
+                "value": to_jsonable(config[path]),
+                "trail": config.find_provenance(path),
+            }
             for path in paths
         }
     )
@@ -273,7 +280,9 @@ def difference(old: Config, new: Config, *, as_json: bool = False) -> str:
         pairs = {path: {"old": a, "new": b} for path, (a, b) in changed.items()}
         return _json(
             {
-                path: {side: plain(v) for side, v in pair.items() if v is not ABSENT}
+                path: {
+                    side: to_jsonable(v) for side, v in pair.items() if v is not ABSENT
+                }
                 for path, pair in pairs.items()
             }
         )
@@ -286,7 +295,7 @@ def difference(old: Config, new: Config, *, as_json: bool = False) -> str:
 
 
 def _side(value: Any) -> str:
-    return value if isinstance(value, str) and value[:1] == "@" else written(value)
+    return value if isinstance(value, str) and value[:1] == "@" else format_value(value)
 
 
 def _names(config: Config) -> dict[str, str]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 
 _ABOUT = """\
 Scores text files with the newest state of a run and the run's own tokenizer: nats per
@@ -59,21 +59,23 @@ def _scored(args: argparse.Namespace) -> str:
     import numpy as np
 
     import lmx
-    from lmx.data.corpora.lines import decoded
-    from lmx.evals.perplexity import numbers
-    from lmx.evals.text import Scorer, Windows, trained_length
+    from lmx.data.corpus.json_lines import decode_utf8
+    from lmx.evals.documents import Scorer, SlidingWindow, find_training_length
+    from lmx.evals.perplexity import summarize
 
     folder, *files = args.words
     if not files:
         raise ConfigError("which text? lmx eval RUN TEXT_FILE ...")
-    texts = {file: decoded(Path(file).read_bytes(), Path(file)) for file in files}
+    texts = {file: decode_utf8(Path(file).read_bytes(), Path(file)) for file in files}
     trained = lmx.restore(folder)
-    length = trained_length(trained) if args.length is None else args.length
+    length = find_training_length(trained) if args.length is None else args.length
     stride = max(1, length // 2) if args.stride is None else args.stride
-    score = Scorer(trained, Windows(length=length, stride=stride, batch=args.batch))
+    score = Scorer(
+        trained, SlidingWindow(length=length, stride=stride, batch_size=args.batch)
+    )
     totals = {file: score(text, file) for file, text in texts.items()}
-    found = {file: numbers(total) for file, total in totals.items()}
-    every = numbers(np.sum(list(totals.values()), axis=0))
+    found = {file: summarize(total) for file, total in totals.items()}
+    every = summarize(np.sum(list(totals.values()), axis=0))
     said = {"run": folder, "step": trained.step, "length": length, "stride": stride}
     if args.json:
         return json.dumps({**said, "files": found, "all": every}, indent=2)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 
 if TYPE_CHECKING:
-    from lmx.data.tokenizers.codec import Codec
-    from lmx.infer.beam import Beam, BeamSearch
+    from lmx.data.tokenizer.base import Tokenizer
+    from lmx.infer.beam import BeamConfig, BeamSearch
     from lmx.infer.generate import Generator
     from lmx.infer.sample import Sampler
 
@@ -34,7 +34,7 @@ of each token in nats, as the model has it before any of the rules. With --beams
 the beams, best first; a score is log-probability / tokens^length-penalty.
 """
 
-_DRAW = {  # the options that say how a token is drawn, and their help
+_SAMPLING = {  # the options that say how a token is drawn, and their help
     "temperature": (float, "0: the likeliest token; below 1: safer, above: wilder"),
     "top_k": (int, "draw from so many of the likeliest tokens"),
     "top_p": (float, "draw from the likeliest that have this probability together"),
@@ -64,7 +64,7 @@ def add(parsers: Any) -> None:
         help='many prompts: one a line, or {"prompt": ...} a line of a .jsonl',
     )
     parser.add_argument("--tokens", type=int, default=256, help="at most (256)")
-    for name, (kind, said) in _DRAW.items():
+    for name, (kind, said) in _SAMPLING.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=said)
     parser.add_argument(
         "--stop",
@@ -98,30 +98,32 @@ def run(args: argparse.Namespace) -> int:
 
 def _generate(args: argparse.Namespace) -> None:
     import lmx
-    from lmx.infer.beam import Beam, BeamSearch
-    from lmx.infer.generate import Generator, prompt_of
+    from lmx.infer.beam import BeamConfig, BeamSearch
+    from lmx.infer.generate import Generator, encode_prompt
 
     for name in ("tokens", "batch"):
         if (value := getattr(args, name)) < 1:
             raise ConfigError(f"--{name} is {value}: it must be 1 or more.")
     how = _sampler(args) if args.beams is None else _beam(args)
-    texts = [args.prompt] if args.file is None else prompts_in(args.file)
+    texts = [args.prompt] if args.file is None else read_prompts(args.file)
     trained = lmx.restore(args.words[0])
-    if (codec := trained.codec) is None:
+    if (codec := trained.tokenizer) is None:
         raise ConfigError(f"{args.words[0]} has learned no text: it has no tokenizer.")
-    prompts = [prompt_of(codec, text) for text in texts]
-    if isinstance(how, Beam):
+    prompts = [encode_prompt(codec, text) for text in texts]
+    if isinstance(how, BeamConfig):
         search = BeamSearch(trained.graph, trained.params, how)
-        tell(args, texts, _found(args, codec, search, prompts))
+        print_results(args, texts, _search_beams(args, codec, search, prompts))
         return
     generator = Generator(trained.graph, trained.params, how, args.seed or 0)
     if args.file is None and not args.json:
         _stream(args, codec, generator, prompts[0])
     else:
-        tell(args, texts, _drawn(args, codec, generator, prompts))
+        print_results(args, texts, _sample_batches(args, codec, generator, prompts))
 
 
-def tell(args: argparse.Namespace, texts: Sequence[str], said: Iterator[dict]) -> None:
+def print_results(
+    args: argparse.Namespace, texts: Sequence[str], said: Iterator[dict]
+) -> None:
     """Prints what is said after each text, as soon as it is."""
     for number, (text, new) in enumerate(zip(texts, said, strict=True)):
         if args.json:
@@ -138,14 +140,16 @@ def _sampler(args: argparse.Namespace) -> "Sampler":
 
     if args.length_penalty is not None:
         raise ConfigError("--length-penalty is of beam search: give --beams with it.")
-    rules = {name: getattr(args, name) for name in _DRAW if name != "seed"}
+    rules = {name: getattr(args, name) for name in _SAMPLING if name != "seed"}
     return Sampler(**{name: rule for name, rule in rules.items() if rule is not None})
 
 
-def _beam(args: argparse.Namespace) -> "Beam":
-    from lmx.infer.beam import Beam
+def _beam(args: argparse.Namespace) -> "BeamConfig":
+    from lmx.infer.beam import BeamConfig
 
-    given = [name for name in (*_DRAW, "stop") if getattr(args, name) not in (None, [])]
+    given = [
+        name for name in (*_SAMPLING, "stop") if getattr(args, name) not in (None, [])
+    ]
     if given:
         option = given[0].replace("_", "-")
         raise ConfigError(
@@ -153,49 +157,49 @@ def _beam(args: argparse.Namespace) -> "Beam":
             f" --{option}, or --beams."
         )
     penalty = 1.0 if args.length_penalty is None else args.length_penalty
-    return Beam(beams=args.beams, length_penalty=penalty)
+    return BeamConfig(beams=args.beams, length_penalty=penalty)
 
 
 def _stream(
     args: argparse.Namespace,
-    codec: "Codec",
+    codec: "Tokenizer",
     generator: "Generator",
     prompt: Sequence[int],
 ) -> None:
     """Prints the prompt, and what comes after it as it comes."""
-    from lmx.infer.generate import ends_of
-    from lmx.infer.telling import Telling
+    from lmx.infer.generate import get_stop_tokens
+    from lmx.infer.stop_strings import StopStringFilter
 
-    telling = Telling(codec, args.stop)
+    telling = StopStringFilter(codec, args.stop)
     print(args.prompt, end="", flush=True)
-    for token in generator.stream(prompt, args.tokens, ends_of(codec)):
+    for token in generator.stream(prompt, args.tokens, get_stop_tokens(codec)):
         print(telling(token), end="", flush=True)
-        if telling.over:
+        if telling.stopped:
             break
-    print(telling.rest())
+    print(telling.flush())
 
 
-def _drawn(
+def _sample_batches(
     args: argparse.Namespace,
-    codec: "Codec",
+    codec: "Tokenizer",
     generator: "Generator",
     prompts: Sequence[Sequence[int]],
 ) -> Iterator[dict[str, Any]]:
     """What is drawn after each prompt."""
-    from lmx.infer.generate import ends_of
-    from lmx.infer.telling import Telling
+    from lmx.infer.generate import get_stop_tokens
+    from lmx.infer.stop_strings import StopStringFilter
 
     for first in range(0, len(prompts), args.batch):
         few = prompts[first : first + args.batch]
-        tellings = [Telling(codec, args.stop) for _ in few]
-        for made in generator(few, args.tokens, ends_of(codec), first):
+        tellings = [StopStringFilter(codec, args.stop) for _ in few]
+        for made in generator(few, args.tokens, get_stop_tokens(codec), first):
             for telling, tokens, logprobs, live in zip(tellings, *made, strict=True):
                 for token, logprob in zip(tokens[live], logprobs[live], strict=True):
                     telling(token, logprob)
-            if all(telling.over for telling in tellings):
+            if all(telling.stopped for telling in tellings):
                 break
         for telling in tellings:
-            telling.rest()
+            telling.flush()
             yield {
                 "text": telling.text,
                 "tokens": telling.tokens,
@@ -203,18 +207,18 @@ def _drawn(
             }
 
 
-def _found(
+def _search_beams(
     args: argparse.Namespace,
-    codec: "Codec",
+    codec: "Tokenizer",
     search: "BeamSearch",
     prompts: Sequence[Sequence[int]],
 ) -> Iterator[dict[str, Any]]:
     """The beams after each prompt, the text of the best first."""
-    from lmx.infer.generate import ends_of
+    from lmx.infer.generate import get_stop_tokens
 
     for first in range(0, len(prompts), args.batch):
         few = prompts[first : first + args.batch]
-        for results in search(few, args.tokens, ends_of(codec)):
+        for results in search(few, args.tokens, get_stop_tokens(codec)):
             beams = [
                 {"text": codec.decode(r.tokens), "score": r.score, "tokens": r.tokens}
                 for r in results
@@ -222,11 +226,11 @@ def _found(
             yield {"text": beams[0]["text"], "beams": beams}
 
 
-def prompts_in(path: Path) -> list[str]:
+def read_prompts(path: Path) -> list[str]:
     """The prompts of a file: its lines, or those of the JSON objects of a `.jsonl`."""
-    from lmx.data.corpora.lines import decoded
+    from lmx.data.corpus.json_lines import decode_utf8
 
-    lines = enumerate(decoded(path.read_bytes(), path).split("\n"), 1)
+    lines = enumerate(decode_utf8(path.read_bytes(), path).split("\n"), 1)
     kept = [(number, line.rstrip("\r")) for number, line in lines if line.strip()]
     if not kept:
         raise ConfigError(f"{path} has no prompts: write one a line.")

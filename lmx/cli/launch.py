@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from lmx.cli import train
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 
 _ABOUT = """\
 Runs a command that trains elsewhere, with the words of `lmx train` after it. The page
@@ -38,27 +38,27 @@ def add(parsers: Any) -> None:
     )
     parser.set_defaults(run=run)
     parser.add_argument("command", metavar="COMMAND", help="what trains elsewhere")
-    train.add_words(parser)
+    train.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command, if the experiment is sound. Returns the exit status."""
     try:
-        config = train.opened(args)
-        if args.plan == train.HERE:
+        config = train.load_trainable(args)
+        if args.plan == train.LOCAL:
             raise ConfigError(
                 "--plan: the devices at hand are not those that will train. Name these,"
                 " as in --plan h100-8x4."
             )
-        if args.plan and not train.fits(config, args.plan):
+        if args.plan and not train.check_plan(config, args.plan):
             return 1
-        return _handed(args)
+        return _run_command(args)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _handed(args: argparse.Namespace) -> int:
+def _run_command(args: argparse.Namespace) -> int:
     """The status of the command with the words that it was not itself."""
     words = args.typed[1:]
     words.remove(args.command)

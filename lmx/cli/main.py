@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lmx.cli import config, eval, exchange, generate, launch, plan, train
+from lmx.cli import config, eval, generate, hf, launch, plan, train
 from lmx.cli.data import verbs as data
-from lmx.cli.runs import ckpt, prove, replay, reproduce, why
+from lmx.cli.runs import ckpt, faulttest, inspect, replay, reproduce
 
 _ABOUT = """\
 Language models in JAX. An experiment is a page of settings, a run is a folder.
@@ -22,11 +22,11 @@ Language models in JAX. An experiment is a page of settings, a run is a folder.
   lmx import hf Llama-3.2-1B runs/llama            a model of Hugging Face, as a run
 """
 
-_BACK = (ckpt, why, replay, reproduce, prove)
-_VERBS = (train, generate, eval, config, data, plan, launch, exchange, *_BACK)
+_BACK = (ckpt, inspect, replay, reproduce, faulttest)
+_VERBS = (train, generate, eval, config, data, plan, launch, hf, *_BACK)
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one verb and exits.
 
     0: done, 1: no, 2: wrong words, 75: try again, 130: Ctrl-C, 143: SIGTERM.
@@ -41,8 +41,8 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     for verb in _VERBS:
         verb.add(verbs)
-    args = parser.parse_args(words)
-    args.typed = list(sys.argv[1:] if words is None else words)
+    args = parser.parse_args(arguments)
+    args.typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.exit(args.run(args))
     except KeyboardInterrupt:

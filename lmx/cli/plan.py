@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lmx.cli.config import add_import, load_words
-from lmx.config.names import ConfigError
-from lmx.config.tree import explained
-from lmx.plan.price import LIST
+from lmx.cli.config import add_import, load_config
+from lmx.config.registry import ConfigError
+from lmx.config.value import explain_errors
+from lmx.plan.price import DEFAULT_PRICES
 
 _ABOUT = """\
 Says whether an experiment fits a machine, how fast it should be, what bounds it and
@@ -53,7 +53,7 @@ def add(parsers: Any) -> None:
     parser.add_argument(
         "--prices",
         type=Path,
-        default=LIST,
+        default=DEFAULT_PRICES,
         metavar="FILE",
         help="lines of a chip and US dollars for an hour of one (lmx/plan/prices.txt)",
     )
@@ -72,31 +72,35 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from lmx.plan import case, picture, price, report, search, topology
-    from lmx.plan.compiled.compile import foretold
-    from lmx.plan.forecast import forecast
+    from lmx.plan import case, plot, price, report, search, topology
+    from lmx.plan.compiled.compile import compile_forecast
+    from lmx.plan.forecast import make_forecast
 
     file, *overrides = args.words
-    config = load_words(file, overrides, args.imports)
+    config = load_config(file, overrides, args.imports)
     if config.name != "Experiment":
         raise ConfigError(f"{file} is @{config.name}: only an experiment has a plan.")
-    with explained(config):
-        opened = case.opened(config.build(), topology.named(args.on))
-        said = forecast(opened, price.of(opened.machine.kind, args.prices))
-    best = search.ranked(said)[: args.search] if args.search else [said]
+    with explain_errors(config):
+        opened = case.build_case(config.build(), topology.parse_machine(args.on))
+        said = make_forecast(opened, price.load_price(opened.machine.kind, args.prices))
+    best = search.rank_settings(said)[: args.search] if args.search else [said]
     if not args.analytic:
-        best = [foretold(config, each, args.imports) for each in best]
+        best = [compile_forecast(config, each, args.imports) for each in best]
         best.sort(key=lambda each: (not each.fits, each.seconds.step))
     asked, said = said, best[0] if best else said
-    better = {} if said.fits else search.remedies(said)
+    better = {} if said.fits else search.suggest(said)
     if args.json:
-        would = {name: search.words(said, each) for name, each in better.items()}
-        rank = [{"settings": search.words(asked, e), **e.plain()} for e in best]
-        print(json.dumps({**said.plain(), "would_fit": would, "ranking": rank}))
+        would = {
+            name: search.format_overrides(said, each) for name, each in better.items()
+        }
+        rank = [
+            {"settings": search.format_overrides(asked, e), **e.to_json()} for e in best
+        ]
+        print(json.dumps({**said.to_json(), "would_fit": would, "ranking": rank}))
     else:
         if args.search:
-            print(report.ranking(asked, best), end="\n\n")
-        print(report.text(said, better))
+            print(report.format_ranking(asked, best), end="\n\n")
+        print(report.format_report(said, better))
     if args.png:
-        picture.draw(said, args.png)
+        plot.plot_forecast(said, args.png)
     return 0 if said.fits else 1

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmx.data.progress import say
-from lmx.train.record.account import died
+from lmx.core.console import print_line
+from lmx.run.timing import record_death
 
 FINAL = {0, 1, 2, 130, 143}  # done, a fault that will be there again, asked to stop
 FIRST, LONGEST = 1.0, 60.0  # seconds before the first restart, and at most
@@ -26,8 +26,8 @@ class Supervisor:
     def __init__(self, command: Sequence[str], run: Path, restarts: int):
         self.command, self.run, self.restarts = command, run, restarts
         self.child: subprocess.Popen | None = None
-        self.asked: int | None = None
-        self.wake = threading.Event()
+        self.received_signal: int | None = None
+        self.signal_event = threading.Event()
 
     def __call__(self) -> int:
         """The exit status of the last process; 128 + n for one killed by signal n."""
@@ -39,8 +39,8 @@ class Supervisor:
                 signal.signal(signum, handler)
 
     def _pass(self, signum: int, frame: object) -> None:
-        self.asked = signum
-        self.wake.set()
+        self.received_signal = signum
+        self.signal_event.set()
         if self.child is not None and self.child.poll() is None:
             self.child.send_signal(signum)
 
@@ -48,35 +48,37 @@ class Supervisor:
         cause, pause = None, FIRST
         for left in range(self.restarts, -1, -1):
             status = self._once()
-            seen, cause = cause, (status, saved(self.run))
+            seen, cause = cause, (status, newest_step(self.run))
             code = 128 - status if status < 0 else status
-            if self.asked or code in FINAL:
+            if self.received_signal or code in FINAL:
                 return code
             if seen == cause:
-                say(f"error: {_told(status)}, as before, and nothing was saved between")
+                print_line(
+                    f"error: {_told(status)}, as before, and nothing was saved between"
+                )
                 return code
             if not left:
-                say(f"error: {_told(status)}, and no restart is left")
+                print_line(f"error: {_told(status)}, and no restart is left")
                 return code
             pause = FIRST if seen and cause[1] > seen[1] else pause
-            say(f"{_told(status)}: starting again in {pause:.0f} s, {left} left")
-            if self.wake.wait(pause):
-                return 128 + (self.asked or signal.SIGTERM)
+            print_line(f"{_told(status)}: starting again in {pause:.0f} s, {left} left")
+            if self.signal_event.wait(pause):
+                return 128 + (self.received_signal or signal.SIGTERM)
             pause = min(2 * pause, LONGEST)
         raise AssertionError
 
     def _once(self) -> int:
         """Runs the command; its status, which is negative if a signal killed it."""
         self.child = subprocess.Popen(self.command, process_group=0)
-        if self.asked:  # while it was being started
-            self.child.send_signal(self.asked)
+        if self.received_signal:  # while it was being started
+            self.child.send_signal(self.received_signal)
         status = self.child.wait()
         if status not in FINAL:
-            died(self.run, self.child.pid, status)
+            record_death(self.run, self.child.pid, status)
         return status
 
 
-def saved(run: Path) -> int:
+def newest_step(run: Path) -> int:
     """The newest step whose state is in the folder of a run; -1 if there is none."""
     names = [path.name for path in (run / "checkpoints").glob("*")]
     return max((int(name) for name in names if name.isdigit()), default=-1)

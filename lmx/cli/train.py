@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lmx.cli.config import add_import, load_words
-from lmx.config.names import ConfigError
-from lmx.config.tree import Config, explained
+from lmx.cli.config import add_import, load_config
+from lmx.config.registry import ConfigError
+from lmx.config.value import Config, explain_errors
 
 _ABOUT = """\
 Trains an experiment in a folder of its own, runs/NAME-ID, where ID is a digest of what
@@ -46,7 +46,7 @@ back in its queue until the run is done, and `lmx launch` hands it to sbatch. Th
 returns the highest status of all: 137 where one process was killed, not 75.
 """
 
-HERE = "here"  # the devices at hand, for --plan
+LOCAL = "here"  # the devices at hand, for --plan
 
 
 def add(parsers: Any) -> None:
@@ -59,17 +59,17 @@ def add(parsers: Any) -> None:
         usage="lmx train EXPERIMENT.gin [Name.parameter=value ...] [options]",
     )
     parser.set_defaults(run=run)
-    add_words(parser)
+    add_arguments(parser)
 
 
-def add_words(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the words of `lmx train`."""
     parser.add_argument("words", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
     parser.add_argument("--run", dest="folder", type=Path, help="the run's folder")
     parser.add_argument(
         "--plan",
         nargs="?",
-        const=HERE,
+        const=LOCAL,
         metavar="MACHINE",
         help="refuse to start what does not fit MACHINE, or the devices at hand",
     )
@@ -89,11 +89,11 @@ def add_words(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="for the other processes to come, at the start (300)",
     )
-    _add_manner(parser)
+    _add_run_options(parser)
     add_import(parser)
 
 
-def _add_manner(parser: argparse.ArgumentParser) -> None:
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
     """Adds what says how a run is made to come to its end."""
     parser.add_argument(
         "--restarts",
@@ -121,63 +121,77 @@ def _add_manner(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains. Returns the exit status."""
     if args.restarts:
-        return _supervised(args)
+        return _supervise(args)
     try:
-        config = opened(args)
-        set_flags()
+        config = load_trainable(args)
+        set_tpu_flags()
         file = args.words[0]
-        folder = args.folder or _folder(file, config.run_id())
-        return _joined(args, Path(file).stem, config, folder)
+        folder = args.folder or _default_folder(file, config.run_id())
+        return _train_distributed(args, Path(file).stem, config, folder)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def opened(args: argparse.Namespace) -> Config:
+def load_trainable(args: argparse.Namespace) -> Config:
     """The experiment that the words ask for. Raises ConfigError if there is none."""
     file, *overrides = args.words
-    config = load_words(file, overrides, args.imports)
+    config = load_config(file, overrides, args.imports)
     if config.name != "Experiment":
         raise ConfigError(
             f"{file} is @{config.name}, which has a model and no recipe: train an"
             " experiment, or go on with a run that was trained here."
         )
-    allow_float64(config)
+    enable_float64(config)
     return config
 
 
-def fits(config: Config, machine: str) -> bool:
+def check_plan(config: Config, machine: str) -> bool:
     """Whether the arithmetic of `lmx plan` says so; if not, says what would."""
     from lmx.plan import case, price, report, search, topology
-    from lmx.plan.forecast import forecast
+    from lmx.plan.forecast import make_forecast
 
-    with explained(config):
-        found = topology.at_hand() if machine == HERE else topology.named(machine)
-        opened = case.opened(config.build(), found)
-        said = forecast(opened, price.of(found.kind))
+    with explain_errors(config):
+        found = (
+            topology.detect_machine()
+            if machine == LOCAL
+            else topology.parse_machine(machine)
+        )
+        opened = case.build_case(config.build(), found)
+        said = make_forecast(opened, price.load_price(found.kind))
     if not said.fits:
-        print(report.verdict(said, search.remedies(said)), file=sys.stderr)
+        print(report.format_verdict(said, search.suggest(said)), file=sys.stderr)
     return said.fits
 
 
-def _joined(args: argparse.Namespace, name: str, config: Config, folder: Path) -> int:
+def _train_distributed(
+    args: argparse.Namespace, name: str, config: Config, folder: Path
+) -> int:
     """Trains as one of the processes there are, or alone."""
-    from lmx.core import lobby, process
+    from lmx.core import distributed, rendezvous
 
     try:
-        seat = process.seat(args.process, args.processes, args.coordinator)
+        seat = distributed.detect_cluster(
+            args.process, args.processes, args.coordinator
+        )
         facts = {"page": config.digest()}
-        with process.joined(seat, facts, args.wait, refusals=ConfigError):
-            if args.plan and not fits(config, args.plan):
+        with distributed.distributed_session(
+            seat, facts, args.wait, usage_errors=ConfigError
+        ):
+            if args.plan and not check_plan(config, args.plan):
                 return 1
-            _keep_programs()
+            _enable_compilation_cache()
             return _train(args, name, config, folder)
-    except (lobby.LostError, lobby.SeatError) as error:
+    except (rendezvous.PeerLostError, rendezvous.ClusterConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return lobby.AGAIN if isinstance(error, lobby.LostError) else 2
+        return (
+            rendezvous.EXIT_RESTART
+            if isinstance(error, rendezvous.PeerLostError)
+            else 2
+        )
 
 
-def _supervised(args: argparse.Namespace) -> int:
+def _supervise(args: argparse.Namespace) -> int:
     """The same command, with the run's folder named, in processes of its own."""
     from lmx.cli.supervise import Supervisor
 
@@ -189,52 +203,52 @@ def _supervised(args: argparse.Namespace) -> int:
         asked = subprocess.run(show, stdout=subprocess.PIPE, text=True)
         if asked.returncode:
             return asked.returncode
-        folder = _folder(args.words[0], json.loads(asked.stdout)["run_id"])
+        folder = _default_folder(args.words[0], json.loads(asked.stdout)["run_id"])
     words = [*args.typed, "--run", str(folder), "--restarts", "0"]  # the last counts
     return Supervisor([*lmx, *words], folder, args.restarts)()
 
 
-def _folder(file: str, run_id: str) -> Path:
+def _default_folder(file: str, run_id: str) -> Path:
     return Path("runs") / f"{Path(file).stem}-{run_id}"
 
 
 def _train(args: argparse.Namespace, name: str, config: Config, folder: Path) -> int:
-    from lmx.core import process
-    from lmx.train.attempt import Manner, attempt
+    from lmx.core import distributed
+    from lmx.run.run_dir import read_last_metrics
+    from lmx.run.summary import format_summary
+    from lmx.run.timing import read_process_start
     from lmx.train.guard.guard import FaultError
-    from lmx.train.hooks.stop import StoppedError
-    from lmx.train.record.account import born
-    from lmx.train.record.directory import last
-    from lmx.train.record.summary import summary
+    from lmx.train.hooks.signals import StoppedError
+    from lmx.train.trainer import RunOptions, train_run
 
-    manner = Manner(born(), args.grace, tuple(args.accept))
+    manner = RunOptions(read_process_start(), args.grace, tuple(args.accept))
     try:
-        attempt(name, config, folder, manner)
+        train_run(name, config, folder, manner)
     except StoppedError as stopped:
-        if process.first():
+        if distributed.is_leader():
             print(f"{stopped}; the same command goes on: {folder}", file=sys.stderr)
         return 128 + stopped.signum
     except FaultError as fault:
-        if process.first():
+        if distributed.is_leader():
             print(f"error: {fault}", file=sys.stderr)
         return fault.status
-    if not process.first():
+    if not distributed.is_leader():
         return 0
     if args.json:
-        print(json.dumps({"run": str(folder), **last(folder)}))
+        print(json.dumps({"run": str(folder), **read_last_metrics(folder)}))
     else:
-        print(summary(folder))
+        print(format_summary(folder))
     return 0
 
 
-def set_flags() -> None:
+def set_tpu_flags() -> None:
     """Tells libtpu how to compile, before it is loaded, if nobody has."""
-    from lmx.core.device import TPU_FLAGS
+    from lmx.core.hardware import TPU_FLAGS
 
     os.environ.setdefault("LIBTPU_INIT_ARGS", TPU_FLAGS)
 
 
-def _keep_programs() -> None:
+def _enable_compilation_cache() -> None:
     """Keeps compiled programs in the cache, for the next start, unless told where.
 
     Not on CPUs, whose programs are for one kind of CPU, and may be taken for those of
@@ -243,15 +257,15 @@ def _keep_programs() -> None:
     """
     import jax
 
-    from lmx.data.cache import cache_folder
+    from lmx.core.files import get_cache_dir
 
     told = "JAX_COMPILATION_CACHE_DIR" in os.environ
     if jax.default_backend() != "cpu" and not told:
-        folder = cache_folder("programs")
+        folder = get_cache_dir("programs")
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def allow_float64(config: Config) -> None:
+def enable_float64(config: Config) -> None:
     """Tells jax before anything is built, if the experiment asks for 64 bits."""
     import jax
 

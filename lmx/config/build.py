@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmx.config.names import ConfigError, find
-from lmx.config.node import DEFAULT, Node, map_nodes, written
+from lmx.config.node import DEFAULT, Node, format_value, map_nodes
+from lmx.config.registry import ConfigError, find
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,16 @@ class Factory:
     config: Node
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return make(self.config, *args, **kwargs)
+        return instantiate(self.config, *args, **kwargs)
 
 
 def build(node: Node) -> Any:
     """What a called node returns; the factory of an uncalled one."""
-    return make(node) if node.called else Factory(node)
+    return instantiate(node) if node.called else Factory(node)
 
 
-def make(node: Node, /, *args: Any, **kwargs: Any) -> Any:
-    """Calls what `node` names, from the leaves up. Keywords win over its fields."""
+def instantiate(node: Node, /, *args: Any, **kwargs: Any) -> Any:
+    """Calls what `resolve_ref` names, from the leaves up. Keywords win over its fields."""
     thing = find(node.name, "build")
     chosen = {name: v for name, v in node.fields.items() if name not in kwargs}
     values = {name: map_nodes(value, build) for name, value in chosen.items()}
@@ -38,10 +38,12 @@ def make(node: Node, /, *args: Any, **kwargs: Any) -> Any:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError("\n".join((f"{error}", *_origins(node, error)))) from error
+        raise ConfigError(
+            "\n".join((f"{error}", *_list_origins(node, error)))
+        ) from error
 
 
-def _origins(node: Node, error: ValueError) -> list[str]:
+def _list_origins(node: Node, error: ValueError) -> list[str]:
     """Where the fields that an error names were set; of all set ones if it names none.
 
     A field that the message holds only inside another's name is not named.
@@ -49,13 +51,13 @@ def _origins(node: Node, error: ValueError) -> list[str]:
     words = set(re.findall(r"\w+", str(error)))
     chosen: Mapping[str, Any] = node.fields
     named = [name for name in chosen if name in words]
-    told = [name for name in chosen if node.trails.get(name) not in (None, DEFAULT)]
-    return [f"  {_origin(node, name)}" for name in named or told]
+    told = [name for name in chosen if node.provenance.get(name) not in (None, DEFAULT)]
+    return [f"  {_format_origin(node, name)}" for name in named or told]
 
 
-def _origin(node: Node, name: str) -> str:
-    text = f"{node.name}.{name} = {written(node.fields[name])}"
-    trail = node.trails.get(name)
+def _format_origin(node: Node, name: str) -> str:
+    text = f"{node.name}.{name} = {format_value(node.fields[name])}"
+    trail = node.provenance.get(name)
     if not trail:
         return text
     if trail == DEFAULT:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-Trail = tuple[str, ...]  # the lines that gave a field its value, the deciding one first
+Provenance = tuple[
+    str, ...
+]  # the lines that gave a field its value, the deciding one first
 
-DEFAULT: Trail = ("default",)
+DEFAULT: Provenance = ("default",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +26,14 @@ class Node:
     name: str
     called: bool
     fields: Mapping[str, Any]
-    trails: Mapping[str, Trail] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()  # bindings that reached nothing, and were let pass
+    provenance: Mapping[str, Provenance] = field(default_factory=dict)
+    unused_bindings: tuple[
+        str, ...
+    ] = ()  # bindings that reached nothing, and were let pass
 
     def __post_init__(self):
-        object.__setattr__(self, "fields", _frozen(self.fields))
-        object.__setattr__(self, "trails", MappingProxyType(dict(self.trails)))
+        object.__setattr__(self, "fields", _freeze(self.fields))
+        object.__setattr__(self, "trails", MappingProxyType(dict(self.provenance)))
 
     def __str__(self) -> str:
         return f"@{self.name}()" if self.called else f"@{self.name}"
@@ -43,23 +47,29 @@ class Node:
     def __reduce__(self):
         """Pickles, which a read-only mapping does not."""
         fields = {name: map_nodes(v, _itself) for name, v in self.fields.items()}
-        args = (self.name, self.called, fields, dict(self.trails), self.notes)
+        args = (
+            self.name,
+            self.called,
+            fields,
+            dict(self.provenance),
+            self.unused_bindings,
+        )
         return type(self), args
 
     @functools.cached_property
     def _json(self) -> str:
-        return json.dumps(plain(self), allow_nan=False)
+        return json.dumps(to_jsonable(self), allow_nan=False)
 
 
 def _itself(node: Node) -> Node:
     return node
 
 
-def _frozen(value: Any) -> Any:
+def _freeze(value: Any) -> Any:
     if isinstance(value, tuple | list):
-        return tuple(map(_frozen, value))
+        return tuple(map(_freeze, value))
     if isinstance(value, Mapping):
-        return MappingProxyType({key: _frozen(item) for key, item in value.items()})
+        return MappingProxyType({key: _freeze(item) for key, item in value.items()})
     return value
 
 
@@ -74,53 +84,61 @@ def map_nodes(value: Any, leaf: Callable[[Any], Any]) -> Any:
     return value
 
 
-def inside(value: Any, path: str) -> Iterator[tuple[str, Node]]:
+def child_nodes(value: Any, path: str) -> Iterator[tuple[str, Node]]:
     """Each node directly inside the value at `path`, with its own path."""
     if isinstance(value, Node):
         yield path, value
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
-            yield from inside(item, f"{path}.{index}")
+            yield from child_nodes(item, f"{path}.{index}")
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from inside(item, f"{path}.{key}")
+            yield from child_nodes(item, f"{path}.{key}")
 
 
-def places(node: Node, prefix: str = "") -> Iterator[tuple[str, Node, str]]:
-    """Every field below `node`: dotted path, owner and name, parents first."""
+def iter_fields(node: Node, prefix: str = "") -> Iterator[tuple[str, Node, str]]:
+    """Every field below `resolve_ref`: dotted path, owner and name, parents first."""
     for name, value in node.fields.items():
         yield prefix + name, node, name
-        for path, inner in inside(value, prefix + name):
-            yield from places(inner, f"{path}.")
+        for path, inner in child_nodes(value, prefix + name):
+            yield from iter_fields(inner, f"{path}.")
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """`value` in what JSON knows: `{"@RoPE()": {"base": 10000.0}}`.
 
     Mappings whose keys JSON would bend are `{"=map": [[key, value], ...]}`.
     """
     if isinstance(value, Node):
-        return {str(value): {key: plain(item) for key, item in value.fields.items()}}
+        return {
+            str(value): {key: to_jsonable(item) for key, item in value.fields.items()}
+        }
     if isinstance(value, tuple):
-        return [plain(item) for item in value]
+        return [to_jsonable(item) for item in value]
     if isinstance(value, Mapping):
         if all(isinstance(key, str) and key[:1] not in ("@", "=") for key in value):
-            return {key: plain(item) for key, item in value.items()}
-        return {"=map": [[plain(key), plain(item)] for key, item in value.items()]}
+            return {key: to_jsonable(item) for key, item in value.items()}
+        return {
+            "=map": [
+                [to_jsonable(key), to_jsonable(item)] for key, item in value.items()
+            ]
+        }
     if isinstance(value, float) and math.isinf(value):
         return {"=float": repr(value)}
     return value
 
 
-def written(value: Any, reference: Callable[[Any], str] = str) -> str:
-    """`value` as a `.gin` page writes it, each node by `reference`."""
+def format_value(value: Any, format_ref: Callable[[Any], str] = str) -> str:
+    """`value` as a `.gin` page writes it, each node by `format_ref`."""
     if isinstance(value, Node):
-        return reference(value)
+        return format_ref(value)
     if isinstance(value, tuple | list):
-        items = ", ".join(written(item, reference) for item in value)
+        items = ", ".join(format_value(item, format_ref) for item in value)
         return f"({items},)" if len(value) == 1 else f"({items})"
     if isinstance(value, Mapping):
-        pairs = ((written(k), written(v, reference)) for k, v in value.items())
+        pairs = (
+            (format_value(k), format_value(v, format_ref)) for k, v in value.items()
+        )
         return "{" + ", ".join(f"{key}: {item}" for key, item in pairs) + "}"
     if isinstance(value, float) and math.isinf(value):
         return "1e999" if value > 0 else "-1e999"  # what a literal can say

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable, Iterator
 
-from lmx.config.node import Node, inside, written
+from lmx.config.node import Node, child_nodes, format_value
 
 
-def text(root: Node) -> str:
+def to_gin(root: Node) -> str:
     """Every field of every reference, defaults too; no includes, macros or comments.
 
     A class that stands in two places with different fields gets a scope named after
@@ -28,14 +28,14 @@ def text(root: Node) -> str:
 def _block(key: str, node: Node, reference: Callable[[Node], str]) -> Iterator[str]:
     yield f"{key}:"
     for name, value in node.fields.items():
-        yield f"  {name} = {written(value, reference)}"
+        yield f"  {name} = {format_value(value, reference)}"
 
 
 def _nodes(node: Node, path: str) -> Iterator[tuple[str, Node]]:
-    """`node` and all below it, with their paths, parents first."""
+    """`resolve_ref` and all below it, with their paths, parents first."""
     yield path, node
     for name, value in node.fields.items():
-        for inner_path, inner in inside(value, f"{path}.{name}"):
+        for inner_path, inner in child_nodes(value, f"{path}.{name}"):
             yield from _nodes(inner, inner_path)
 
 

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lmx.config.names import (
+from lmx.config.registry import (
     ConfigError,
-    choices,
+    config_fields,
     find,
-    hint,
-    parameters,
+    get_parameters,
+    suggest,
 )
 
 GIN = re.compile(r"[\[\](){}@%'\"]")  # what no word has that could go without quotes
 
 
-class Where(NamedTuple):
+class Location(NamedTuple):
     """A line of a file, or an override on the command line."""
 
     source: str
@@ -55,7 +55,7 @@ class Macro:
         return f"%{self.name}"
 
 
-class Key(NamedTuple):
+class BindingKey(NamedTuple):
     """What a binding sets. A macro is a key with no parameter."""
 
     scope: tuple[str, ...]
@@ -70,12 +70,12 @@ class Binding(NamedTuple):
     """A value as written, before references and macros are followed."""
 
     value: Any
-    where: Where
+    location: Location
     included: bool  # from a file that another one includes
-    replaces: "Binding | None"
+    previous: "Binding | None"
 
 
-Bindings = dict[Key, Binding]
+Bindings = dict[BindingKey, Binding]
 
 
 class _Delegate:
@@ -89,7 +89,7 @@ class _Delegate:
         return Macro(macro_name)
 
 
-def _grammar() -> Any:
+def _import_gin_parser() -> Any:
     """Gin's parser, had when there is something to parse: Python code needs none."""
     from gin import config_parser
 
@@ -102,31 +102,31 @@ def parse(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Binding
     for file in files:
         _read(Path(file), bindings, {})
     for override in overrides:
-        where = Where(f"override {override!r}", 0)
-        for statement in _statements(_quoted(override, where), where):
-            _take(statement, where, bindings, included=False)
+        where = Location(f"override {override!r}", 0)
+        for statement in _parse_statements(_add_quotes(override, where), where):
+            _add_binding(statement, where, bindings, included=False)
     return bindings
 
 
 def parse_text(text: str, source: str) -> Bindings:
     """The bindings of a page that is no file; it includes and imports nothing."""
     bindings: Bindings = {}
-    for statement in _statements(text, Where(source, 1)):
-        where = Where(source, statement.location.line_num)
-        _take(statement, where, bindings, included=False)
+    for statement in _parse_statements(text, Location(source, 1)):
+        where = Location(source, statement.location.line_num)
+        _add_binding(statement, where, bindings, included=False)
     return bindings
 
 
-def _read(file: Path, bindings: Bindings, opened: dict[Path, Where]) -> None:
+def _read(file: Path, bindings: Bindings, opened: dict[Path, Location]) -> None:
     """Adds the bindings of a file and of those it includes, in the order written.
 
     `opened` has the files on the way here, each with the line that included the next.
     """
     *_, includer = (None, *opened.values())
-    text = _text(file, includer)
-    for statement in _statements(text, Where(str(file), 1)):
-        where = Where(str(file), statement.location.line_num)
-        if isinstance(statement, _grammar().IncludeStatement):
+    text = _read_text(file, includer)
+    for statement in _parse_statements(text, Location(str(file), 1)):
+        where = Location(str(file), statement.location.line_num)
+        if isinstance(statement, _import_gin_parser().IncludeStatement):
             here, there = file.resolve(), file.parent / statement.filename
             if there.resolve() in {here, *opened}:
                 way = ", ".join(map(str, opened.values()))
@@ -135,19 +135,19 @@ def _read(file: Path, bindings: Bindings, opened: dict[Path, Where]) -> None:
                     + (f", by way of {way}" if way else "")
                 )
             _read(there, bindings, {**opened, here: where})
-        elif isinstance(statement, _grammar().ImportStatement):
+        elif isinstance(statement, _import_gin_parser().ImportStatement):
             _import(statement.module, where)
         else:
-            _take(statement, where, bindings, included=bool(opened))
+            _add_binding(statement, where, bindings, included=bool(opened))
 
 
-def _text(file: Path, includer: Where | None) -> str:
+def _read_text(file: Path, includer: Location | None) -> str:
     """What stands in a file, or why it cannot be read."""
     where = f"{includer}: " if includer else ""
     if file.is_dir():
         raise ConfigError(f"{where}{file} is a folder: name the .gin file in it")
     if not file.exists():
-        raise ConfigError(f"{where}there is no file {file}{_beside(file)}")
+        raise ConfigError(f"{where}there is no file {file}{_suggest_file(file)}")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -156,7 +156,7 @@ def _text(file: Path, includer: Where | None) -> str:
         raise ConfigError(f"{where}{file}: {error.strerror}") from error
 
 
-def _beside(file: Path) -> str:
+def _suggest_file(file: Path) -> str:
     """The nearest page beside a file that is not there, or the few there are."""
     pages = {page.stem: str(page) for page in sorted(file.parent.glob("*.gin"))}
     # Without the ending, which would make any two names look near.
@@ -165,7 +165,7 @@ def _beside(file: Path) -> str:
     return f"; there are {', '.join(pages.values())}" if 0 < len(pages) <= 12 else ""
 
 
-def _import(module: str, where: Where) -> None:
+def _import(module: str, where: Location) -> None:
     if module.partition(".")[0] != "lmx":
         raise ConfigError(
             f"{where}: a page imports modules of lmx only: leave this line out, and"
@@ -177,50 +177,52 @@ def _import(module: str, where: Where) -> None:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _take(statement: Any, where: Where, into: Bindings, *, included: bool) -> None:
+def _add_binding(
+    statement: Any, where: Location, into: Bindings, *, included: bool
+) -> None:
     """Adds one binding, if something can hear it."""
-    if isinstance(statement, _grammar().BlockDeclaration):
+    if isinstance(statement, _import_gin_parser().BlockDeclaration):
         find(statement.selector, where)
         return  # its bindings follow
-    if not isinstance(statement, _grammar().BindingStatement):
+    if not isinstance(statement, _import_gin_parser().BindingStatement):
         raise ConfigError(f"{where}: write it as Name.parameter=value")
     scope = tuple(filter(None, statement.scope.split("/")))
-    key = Key(scope, statement.selector, statement.arg_name or "")
+    key = BindingKey(scope, statement.selector, statement.arg_name or "")
     if key.parameter:
         _check(key, where)
     into[key] = Binding(statement.value, where, included, into.get(key))
 
 
-def _check(key: Key, where: Where) -> None:
+def _check(key: BindingKey, where: Location) -> None:
     """Refuses a parameter that nothing has."""
     thing = find(key.name, where, key.parameter)
-    known = choices(thing)
+    known = config_fields(thing)
     if key.parameter in known:
         return
-    near = hint(key.parameter, known)
-    if key.parameter in parameters(thing):
+    near = suggest(key.parameter, known)
+    if key.parameter in get_parameters(thing):
         near = " to set: its caller gives it"
     raise ConfigError(f"{where}: {key.name} has no parameter {key.parameter!r}{near}")
 
 
-def _statements(text: str, where: Where) -> Iterator[Any]:
+def _parse_statements(text: str, where: Location) -> Iterator[Any]:
     """What gin's parser makes of `text`, its complaints told like ours.
 
-    `where` is an override, or any line of the file that the text is.
+    `location` is an override, or any line of the file that the text is.
     """
     begun, parser = 1, None
     try:
-        parser = _grammar().ConfigParser(text, _Delegate())
+        parser = _import_gin_parser().ConfigParser(text, _Delegate())
         while statement := parser.parse_statement():
             yield statement
-            begun = _line(parser)
+            begun = _current_line(parser)
     except SyntaxError as error:
         line, message = error.lineno or begun, error.msg
     except tokenize.TokenError:
-        line = _begin(text, begun)
+        line = _first_statement_line(text, begun)
         message = "a bracket or quote of this statement is never closed"
     except (TypeError, ValueError) as error:  # as of {[1]: 2}
-        line, message = _line(parser), str(error)
+        line, message = _current_line(parser), str(error)
     else:
         return
     word = re.search(r"Failed to parse token '(.*)'$", message, re.DOTALL)
@@ -230,27 +232,27 @@ def _statements(text: str, where: Where) -> Iterator[Any]:
     raise ConfigError(f"{at}: {message}")
 
 
-def _line(parser: Any) -> int:
+def _current_line(parser: Any) -> int:
     """How far a parser has come."""
     token = parser.current_token if parser else None
     return token.start[0] if token else 1
 
 
-def _begin(text: str, line: int) -> int:
+def _first_statement_line(text: str, line: int) -> int:
     """The first line from `line` on that says something."""
     rest = text.splitlines()[line - 1 :]
     quiet = (not words or words[0] == "#" for words in map(str.strip, rest))
     return line + next((n for n, still in enumerate(quiet) if not still), 0)
 
 
-def _quoted(override: str, where: Where) -> str:
-    """`Tokens.path=/data/x` with the quotes that the shell would have eaten."""
+def _add_quotes(override: str, where: Location) -> str:
+    """`TextDataset.path=/data/x` with the quotes that the shell would have eaten."""
     words = override.removeprefix("--gin.")
     key, equals, value = map(str.strip, words.partition("="))
     if not equals or not value:
         raise ConfigError(f"{where}: write it as Name.parameter=value")
     try:
-        (_,) = _statements(f"x = {value}", where)
+        (_,) = _parse_statements(f"x = {value}", where)
     except ValueError:  # no value of gin's, or more than one
         if not GIN.search(value):
             return f"{key} = {value!r}"

@@ -32,19 +32,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmx.config.names import (
+from lmx.config.coerce import coerce_field
+from lmx.config.parse import BindingKey, Bindings, Ref, parse
+from lmx.config.reader import Resolver, find_refs, is_override
+from lmx.config.registry import (
     REQUIRED,
     ConfigError,
-    choices,
+    config_fields,
     find,
-    hint,
-    is_configurable,
-    owners,
+    find_owners,
+    is_registered,
+    suggest,
 )
-from lmx.config.parse import Bindings, Key, Ref, parse
-from lmx.config.reader import Reader, is_override, refs
-from lmx.config.tree import Config
-from lmx.config.typed import typed
+from lmx.config.value import Config
 
 T = TypeVar("T")
 
@@ -61,93 +61,93 @@ def load(
 
 def resolve(bindings: Bindings, root: str, *, strict: bool = True) -> Config[Any]:
     """`load`, from bindings already parsed. Not strict lets the unused pass."""
-    reader = Reader(bindings)
-    config = reader.node(Ref((), root, called=True), (), "command line")
-    given = [b.value for b in bindings.values() if is_override(b.where)]
-    swapped = any(refs(value, Ref) for value in given)
-    alive = reader.reached | reader.mentioned()
+    reader = Resolver(bindings)
+    config = reader.resolve_ref(Ref((), root, called=True), (), "command line")
+    given = [b.value for b in bindings.values() if is_override(b.location)]
+    swapped = any(find_refs(value, Ref) for value in given)
+    alive = reader.reached | reader.mentioned_macros()
     notes = []
     for key, binding in bindings.items():
-        where, given = binding.where, is_override(binding.where)
-        if key in alive and (not given or not _hidden(key, reader)):
+        where, given = binding.location, is_override(binding.location)
+        if key in alive and (not given or not _is_hidden(key, reader)):
             continue
         if strict and not binding.included and (given or not swapped):
-            raise ConfigError(f"{where}: {_unheard(key, root, reader)}")
+            raise ConfigError(f"{where}: {_explain_unused(key, root, reader)}")
         notes.append(f"{where}: {key} reaches nothing")
-    return Config(config.name, True, config.fields, config.trails, tuple(notes))
+    return Config(config.name, True, config.fields, config.provenance, tuple(notes))
 
 
-def _hidden(key: Key, reader: Reader) -> bool:
+def _is_hidden(key: BindingKey, reader: Resolver) -> bool:
     return bool(key.parameter) and key not in reader.deciding
 
 
-def _unheard(key: Key, root: str, reader: Reader) -> str:
+def _explain_unused(key: BindingKey, root: str, reader: Resolver) -> str:
     """Why a binding reaches nothing, and what may have been meant."""
     if key in reader.reached:
         hiding = [k for k in reader.deciding if k[1:] == key[1:]]
-        told = ", ".join(f"{k} ({reader.bindings[k].where})" for k in sorted(hiding))
+        told = ", ".join(f"{k} ({reader.bindings[k].location})" for k in sorted(hiding))
         return f"{key} is hidden everywhere, by {told}"
     what = f"nothing under @{root}() uses {key}"
     if key.parameter:
         seen = ["/".join((*scope, name)) for scope, name in reader.seen]
         alike = sorted({x for x in seen if x.rpartition("/")[2] == key.name})
         there = f"; there is {', '.join(f'@{x}' for x in alike)}" if alike else ""
-        return what + (there or _near("/".join((*key.scope, key.name)), seen))
-    if is_configurable(key.name):
+        return what + (there or _suggest_near("/".join((*key.scope, key.name)), seen))
+    if is_registered(key.name):
         return f"{what}: write {key.name}.parameter=value"
-    macros = [f"{k}" for k in reader.mentioned() if k != key]
-    known = owners(key.name)
+    macros = [f"{k}" for k in reader.mentioned_macros() if k != key]
+    known = find_owners(key.name)
     there = f"; there is {', '.join(known)}" if known else ""
-    return what + (_near(key.name, macros) or there)
+    return what + (_suggest_near(key.name, macros) or there)
 
 
-def _near(word: str, words: Iterable[str]) -> str:
+def _suggest_near(word: str, words: Iterable[str]) -> str:
     """The hint, if there is a near word."""
-    near = hint(word, words)
+    near = suggest(word, words)
     return near if "did you mean" in near else ""
 
 
 def from_json(text: str) -> Config[Any]:
-    """The inverse of `Config.json`, against the signatures of today."""
+    """The inverse of `Config.to_json`, against the signatures of today."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"JSON: {error}") from error
-    config = _revive(value)
+    config = _from_jsonable(value)
     if not isinstance(config, Config):
         raise ConfigError('JSON: a configuration begins with {"@Name()": {...}}')
     return config
 
 
-def _revive(value: Any) -> Any:
+def _from_jsonable(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(map(_revive, value))
+        return tuple(map(_from_jsonable, value))
     if not isinstance(value, dict):
         return value
     name, *_ = (*value, "")
     if name == "=float":
         return float(value[name])
     if name == "=map":
-        return {_revive(key): _revive(item) for key, item in value[name]}
+        return {_from_jsonable(key): _from_jsonable(item) for key, item in value[name]}
     if not name.startswith("@"):
-        return {key: _revive(item) for key, item in value.items()}
-    return _revived(name.strip("@()"), name.endswith("()"), value[name])
+        return {key: _from_jsonable(item) for key, item in value.items()}
+    return _node_from_json(name.strip("@()"), name.endswith("()"), value[name])
 
 
-def _revived(name: str, called: bool, old: dict[str, Any]) -> Config[Any]:
-    known = choices(find(name, "JSON"))
+def _node_from_json(name: str, called: bool, old: dict[str, Any]) -> Config[Any]:
+    known = config_fields(find(name, "JSON"))
     for field in old:
         if field not in known:
-            near = hint(field, known)
+            near = suggest(field, known)
             raise ConfigError(f"JSON: @{name} no longer has {field!r}{near}")
     fields = {}
     for field, choice in known.items():
         label = f"{name}.{field}"
         if field in old:
-            item = _revive(old[field])
+            item = _from_jsonable(old[field])
         elif choice.default is REQUIRED:
             raise ConfigError(f"JSON: @{name} now needs {field!r}")
         else:
-            item = Reader({}).default(choice.default, (), label)
-        fields[field] = typed(item, choice.hint, label, "JSON")
+            item = Resolver({}).resolve_default(choice.default, (), label)
+        fields[field] = coerce_field(item, choice.annotation, label, "JSON")
     return Config(name, called, fields)

@@ -1,7 +1,7 @@
 """One alphabet of dimensions, used everywhere.
 
 A letter means the same thing as the suffix of a local array (`q_BTNH`), in an einsum
-equation, in a jaxtyping annotation and, through `logical`, in a sharding rule.
+equation, in a jaxtyping annotation and, through `logical_axes`, in a sharding rule.
 
     B  batch              D  model width         E  experts
     T  query position     F  feed-forward width  C  choices: experts per token

@@ -14,7 +14,7 @@ Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 class Precision:
     """Dtypes of parameters and of the arithmetic between them.
 
-    Softmax, norms, rotation, router and loss are taken in at least float32 (`widened`),
+    Softmax, norms, rotation, router and loss are taken in at least float32 (`upcast`),
     and logits are returned so.
     """
 
@@ -33,6 +33,6 @@ class Precision:
         return "float64" in (self.params, self.compute)
 
 
-def widened(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
+def upcast(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
     """`x` in float32, or as it is where it is wider: a float64 run stays one."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

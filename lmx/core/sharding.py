@@ -7,7 +7,7 @@ That is all a layer says; it knows neither rules nor mesh.
 
 An experiment names a mesh, as in `Mesh.fsdp=4 Mesh.tensor=2`: how many devices stand
 along each mesh axis. `RULES`, under `Experiment.rules`, say which mesh axes split which
-logical axis: `embed` over `fsdp`, `heads` over `tensor`, `batch` over `replica`, `data`
+logical axis: `embed` over `fsdp`, `heads` over `tensor`, `batch_size` over `replica`, `data`
 and `fsdp`, `length` over `context`, `layers` over `stage`, the vocabulary over `tensor`
 and `stage`. What no rule names is whole on every device.
 
@@ -25,7 +25,7 @@ and outputs live, and XLA finds what must move between devices: weights split ov
 `fsdp` are gathered for a layer and their gradients scattered back (ZeRO-3), products
 over a `tensor` axis are summed behind each pair of matrices (Megatron), gradients over
 `data`. Of a row split over `context` each device would gather all keys, unless
-`Attention.kernel=@Ring()` passes them on (`layers/attention/ring.py`). Two axes are led
+`Attention.backend=@RingAttention()` passes them on (`layers/attention/ring.py`). Two axes are led
 by hand: rows pass the layers of one `stage` after the other (`models/pipeline.py`), and
 gradients are added up within a slice of devices before they go over `replica`, the slow
 links between slices (`core/spread.py`).
@@ -86,27 +86,29 @@ class Mesh:
                     f"mesh axis {axis!r} needs 1 device or more, not {size}."
                 )
 
-    def over(self, devices: Sequence[Any], rules: Rules) -> jax.sharding.Mesh:
+    def build(self, devices: Sequence[Any], rules: Rules) -> jax.sharding.Mesh:
         """The mesh over the first devices there are, if the rules use all its axes."""
-        sizes = self.sizes(len(devices), rules)
+        sizes = self.resolve_sizes(len(devices), rules)
         used = devices[: math.prod(sizes.values())]
         types = (jax.sharding.AxisType.Auto,) * len(sizes)
         if len({getattr(device, "slice_index", 0) for device in used}) > 1:
-            return jax.sharding.Mesh(across(sizes, used), tuple(sizes), types)
+            return jax.sharding.Mesh(
+                arrange_hybrid_devices(sizes, used), tuple(sizes), types
+            )
         shape = tuple(sizes.values())
         return jax.make_mesh(shape, tuple(sizes), types, devices=used)
 
-    def sizes(self, devices: int, rules: Rules) -> dict[str, int]:
+    def resolve_sizes(self, devices: int, rules: Rules) -> dict[str, int]:
         """How many of so many devices stand along each axis, slowest first."""
-        sizes = asdict(self) | {"data": self.data or self._rest(devices)}
+        sizes = asdict(self) | {"data": self.data or self._infer_data(devices)}
         for axis, onto in rules.items():
-            _check("logical axis", axis, LOGICAL.values())
+            _check_name("logical axis", axis, LOGICAL.values())
             for mesh_axis in onto:
-                _check("mesh axis", mesh_axis, sizes)
+                _check_name("mesh axis", mesh_axis, sizes)
         count = math.prod(sizes.values())
         if count > devices:
             raise ValueError(
-                f"a mesh of {shown(sizes)} needs {count} devices and there are"
+                f"a mesh of {format_mesh(sizes)} needs {count} devices and there are"
                 f" {devices}: make an axis smaller."
             )
         used = {axis for axes in rules.values() for axis in axes}
@@ -117,7 +119,7 @@ class Mesh:
             )
         return sizes
 
-    def _rest(self, devices: int) -> int:
+    def _infer_data(self, devices: int) -> int:
         """How many stand along `data` if it takes every device the others leave."""
         others = math.prod(size for size in asdict(self).values() if size is not None)
         rest = max(devices // others, 1)
@@ -129,7 +131,9 @@ class Mesh:
         return rest
 
 
-def across(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
+def arrange_hybrid_devices(
+    sizes: Mapping[str, int], devices: Sequence[Any]
+) -> np.ndarray:
     """The devices of several slices along the axes of a mesh; slow links join slices.
 
     `replica` tells slices apart where it is a multiple of their number, as on TPUs it
@@ -149,14 +153,14 @@ def across(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
     return mesh_utils.create_device_mesh(shape, devices)
 
 
-def _check(kind: str, name: str, names: Collection[str]) -> None:
+def _check_name(kind: str, name: str, names: Collection[str]) -> None:
     """Refuses a name that a rule would use in vain."""
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
         raise ValueError(f"no {kind} is named {name!r}; did you mean {near!r}?")
 
 
-def shown(sizes: Mapping[str, int]) -> str:
+def format_mesh(sizes: Mapping[str, int]) -> str:
     """The axes longer than one, as in `data=2 x fsdp=4`."""
     shown = [f"{axis}={size}" for axis, size in sizes.items() if size > 1]
     return " x ".join(shown) or "one device"
@@ -188,7 +192,7 @@ def spec(
 
 
 def shardings(tree: PyTree, mesh: AnyMesh, rules: Rules) -> PyTree:
-    """Where each parameter of `tree` lives; what carries no axes is copied everywhere.
+    """Where each parameter of `draw_tree` lives; what carries no axes is copied everywhere.
 
     Serves parameters, gradients and optimizer state alike, abstract or real. What an
     optimizer keeps for a parameter without its shape is copied everywhere too: a
@@ -205,7 +209,7 @@ def shardings(tree: PyTree, mesh: AnyMesh, rules: Rules) -> PyTree:
     return jax.tree.map(place, tree, is_leaf=is_variable)
 
 
-def placed(shapes: PyTree, places: PyTree) -> PyTree:
+def with_shardings(shapes: PyTree, places: PyTree) -> PyTree:
     """The shapes, each with the place that `shardings` found for it."""
 
     def inside(place: NamedSharding, part: PyTree) -> PyTree:

@@ -14,61 +14,63 @@ from flax import nnx
 from jaxtyping import Array, Float, Float64, Int, PyTree
 from tqdm import tqdm
 
-from lmx.config.names import configurable
-from lmx.data.batches import Batch, Source, Tokens
-from lmx.train.hooks.periodic import Due, Periodic, due
-from lmx.train.loss.next_token import measured
-from lmx.train.record.directory import Directory
-from lmx.train.run import Run, rows_sharding, shaped
+from lmx.config.registry import configurable
+from lmx.data.dataset import Batch, DatasetConfig, TextDataset
+from lmx.run.run_dir import RunDir
+from lmx.train.hook import Hook, ScheduledHook, make_schedule
+from lmx.train.loss.next_token import sum_cross_entropy
+from lmx.train.program import RunContext, abstract_batch, batch_sharding
 from lmx.train.step import Metrics, TrainState
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Periodic):
+class Evaluate(Hook):
     """Loss on held-out data: nats per token, perplexity, and bits per byte of text.
 
     Attributes:
-        data: what is evaluated; its order should be `@InOrder()`.
+        data: what is evaluated; its order should be `@Sequential()`.
         every: steps between evaluations; there is one at the end in any case.
         batches: how many at each evaluation but the last, which takes all; None: all.
         name: what the metrics are called, as in `validation/nats`.
     """
 
-    data: Source
+    data: DatasetConfig
     every: int = 1000
     batches: int | None = None
     name: str = "validation"
 
-    def start(self, run: Run) -> Callable[[Directory], Due]:
+    def start(self, run: RunContext) -> Callable[[RunDir], ScheduledHook]:
         data = self.data.open()
-        is_due = due(self.every, run.steps)
+        is_due = make_schedule(self.every, run.steps)
         score = jax.jit(partial(score_batch, run.graph))
         sizes = data.token_bytes
-        batch = shaped(data)
-        rows_sharding(batch, run.mesh, run.rules)  # a refusal now, not at the first
-        jax.eval_shape(score, run.like().params, batch, sizes)
+        batch = abstract_batch(data)
+        batch_sharding(batch, run.mesh, run.rules)  # a refusal now, not at the first
+        jax.eval_shape(score, run.abstract_state().params, batch, sizes)
 
-        def evaluate(directory: Directory) -> Due:
+        def evaluate(directory: RunDir) -> ScheduledHook:
             def hook(done: int, state: TrainState, metrics: Metrics) -> None:
                 del metrics
                 every = data.steps or 1
                 few = every if done == run.steps else self.batches or every
-                total = measure(
+                total = score_batches(
                     lambda batch: score(state.params, batch, sizes),
-                    partial(run.read, data, 0),
+                    partial(run.load_batch, data, 0),
                     min(every, few),
                     self.name,
                 )
-                found = numbers(total)
-                directory.log(done, {f"{self.name}/{k}": v for k, v in found.items()})
+                found = summarize(total)
+                directory.log_metrics(
+                    done, {f"{self.name}/{k}": v for k, v in found.items()}
+                )
 
-            return Due(is_due, hook)
+            return ScheduledHook(is_due, hook)
 
         return evaluate
 
 
-def measure(
+def score_batches(
     score: Callable[[Batch], tuple[Array, Array, Array]],
     batch_at: Callable[[int], Batch],
     count: int,
@@ -81,7 +83,7 @@ def measure(
     return total
 
 
-def numbers(total: Float64[np.ndarray, "3"]) -> dict[str, float]:
+def summarize(total: Float64[np.ndarray, "3"]) -> dict[str, float]:
     """Nats per token, perplexity and bits per byte, of nats, tokens and bytes."""
     nats, tokens, size = map(float, total)
     found = {
@@ -104,7 +106,7 @@ def score_batch(
     logits_BTV, _ = nnx.merge(graph, params).forward(
         batch.tokens, batch.positions, batch.segments
     )
-    nats, _ = measured(logits_BTV, batch)
+    nats, _ = sum_cross_entropy(logits_BTV, batch)
     size = jnp.zeros(())
     if token_bytes is not None:
         size = jnp.sum(token_bytes[batch.targets] * batch.weights)
@@ -113,29 +115,30 @@ def score_batch(
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Compressors(Periodic):
+class CompressionBaseline(Hook):
     """What zlib and xz make of the same text, in bits per byte, for comparison."""
 
-    data: Tokens
+    data: TextDataset
     name: str = "validation"
 
-    def start(self, run: Run) -> Callable[[Directory], Due]:
+    def start(self, run: RunContext) -> Callable[[RunDir], ScheduledHook]:
         text = "".join(
-            document.text for document in self.data.corpus.documents(self.data.split)
+            document.text
+            for document in self.data.corpus.read_nonempty(self.data.split)
         ).encode()
 
-        def compressors(directory: Directory) -> Due:
+        def compressors(directory: RunDir) -> ScheduledHook:
             def hook(done: int, state: TrainState, metrics: Metrics) -> None:
                 del state, metrics
-                found = compressed(text).items()
-                directory.log(done, {f"{self.name}/{k}": v for k, v in found})
+                found = measure_compression(text).items()
+                directory.log_metrics(done, {f"{self.name}/{k}": v for k, v in found})
 
-            return Due(lambda done: done == run.steps, hook)
+            return ScheduledHook(lambda done: done == run.steps, hook)
 
         return compressors
 
 
-def compressed(text: bytes) -> dict[str, float]:
+def measure_compression(text: bytes) -> dict[str, float]:
     """Bits per byte of zlib and xz, each at its best level, on the text as a whole."""
     sizes = {
         "zlib": len(zlib.compress(text, 9)),

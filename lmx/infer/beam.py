@@ -10,20 +10,27 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 from lmx.infer.causal import check_causal
-from lmx.infer.decode import Prompts, bucketed, check, marked, padded, prefill
-from lmx.layers.attention.cache import Cache
+from lmx.infer.decode import (
+    Prompts,
+    check_prompts,
+    pad_prompts,
+    prefill,
+    round_to_bucket,
+    token_mask,
+)
+from lmx.layers.attention.kv_cache import KVCache
 from lmx.models.decoder import Decoder
 
 # When a prompt is done, once it has as many results as there are beams: at once; when
 # no beam, were it to end now, would be better than the worst of them; or when none
 # could be, however long. transformers' early_stopping True, False and "never".
-Until = Literal["full", "likely", "sure"]
+EarlyStopping = Literal["full", "likely", "sure"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beam:
+class BeamConfig:
     """How to search. A result's score is its log-probability / tokens^length_penalty.
 
     Sutskever et al. 2014, arXiv:1409.3215, section 3.2, with the scores and the end of
@@ -32,21 +39,23 @@ class Beam:
 
     beams: int = 4
     length_penalty: float = 1.0
-    until: Until = "likely"
+    early_stopping: EarlyStopping = "likely"
 
     def __post_init__(self):
         if self.beams < 1:
-            raise ConfigError(f"Beam.beams is {self.beams}: it must be 1 or more.")
+            raise ConfigError(
+                f"BeamConfig.beams is {self.beams}: it must be 1 or more."
+            )
 
 
-class Result(NamedTuple):
+class Hypothesis(NamedTuple):
     """One continuation of a prompt, with the token that stopped it, if one did."""
 
     tokens: list[int]
     score: float
 
 
-class Results(NamedTuple):
+class Hypotheses(NamedTuple):
     """The best so far of each prompt; a score is -inf where there is none yet."""
 
     tokens: Int[Array, "B W T"]
@@ -54,23 +63,23 @@ class Results(NamedTuple):
     scores: Float[Array, "B W"]
 
 
-class Search(NamedTuple):
+class BeamState(NamedTuple):
     """A search under way; the beams of one prompt are neighbours in M."""
 
-    cache: Cache
+    cache: KVCache
     logits: Float[Array, "M V"]  # of each beam's next token
     position: Int[Array, "M"]  # of that token
     tokens: Int[Array, "B W T"]
     scores: Float[Array, "B W"]  # log-probabilities, -inf where no beam has begun
-    made: Int[Array, ""]  # tokens of each beam
-    results: Results
-    open: Bool[Array, "B"]  # whether a prompt's results may still get better
+    generated: Int[Array, ""]  # tokens of each beam
+    hypotheses: Hypotheses
+    unfinished: Bool[Array, "B"]  # whether a prompt's results may still get better
 
 
 class BeamSearch:
     """A model's parameters and the compiled search for continuations of prompts."""
 
-    def __init__(self, graph: nnx.GraphDef, params: PyTree, beam: Beam):
+    def __init__(self, graph: nnx.GraphDef, params: PyTree, beam: BeamConfig):
         model = nnx.merge(graph, params)
         check_causal(model)
         self.graph, self.params, self.beam = graph, params, beam
@@ -80,30 +89,30 @@ class BeamSearch:
     def __call__(
         self,
         prompts: Sequence[Sequence[int]],
-        tokens: int,
-        stop: Collection[int] = (),
-    ) -> list[list[Result]]:
+        max_new_tokens: int,
+        stop_tokens: Collection[int] = (),
+    ) -> list[list[Hypothesis]]:
         """The results of each prompt, best first, each of so many tokens at most.
 
-        A continuation ends with the first of the `stop` tokens in it.
+        A continuation ends with the first of the `stop_tokens` tokens in it.
         """
-        check(prompts, self.vocab)
+        check_prompts(prompts, self.vocab)
         longest = max(map(len, prompts))
-        if self.limit and longest + tokens > self.limit:
+        if self.limit and longest + max_new_tokens > self.limit:
             raise ConfigError(
-                f"a prompt of {longest} tokens and {tokens} more do not fit the"
+                f"a prompt of {longest} tokens and {max_new_tokens} more do not fit the"
                 f" {self.limit} that the model sees: ask for fewer."
             )
         found = self.search(
             self.params,
-            padded(prompts, self.limit),
-            marked(stop, self.vocab),
-            np.int32(tokens),
-            room=bucketed(tokens),
+            pad_prompts(prompts, self.limit),
+            token_mask(stop_tokens, self.vocab),
+            np.int32(max_new_tokens),
+            capacity=round_to_bucket(max_new_tokens),
         )
         return [
             [
-                Result(row[:length].tolist(), float(score))
+                Hypothesis(row[:length].tolist(), float(score))
                 for row, length, score in zip(*parts, strict=True)
                 if score > -np.inf
             ]
@@ -118,121 +127,133 @@ class BeamSearch:
         most: Int[Array, ""],
         *,
         room: int,
-    ) -> Results:
+    ) -> Hypotheses:
         model = nnx.merge(self.graph, params)
 
-        def searching(search: Search) -> Bool[Array, ""]:
-            return (search.made < most) & search.open.any()
+        def searching(search: BeamState) -> Bool[Array, ""]:
+            return (search.generated < most) & search.unfinished.any()
 
-        def on(search: Search) -> Search:
-            return step(model, self.beam, stops, most, search)
+        def on(search: BeamState) -> BeamState:
+            return search_step(model, self.beam, stops, most, search)
 
-        first = begin(model, self.beam, room, most, prompts)
-        return jax.lax.while_loop(searching, on, first).results
+        first = start_search(model, self.beam, room, most, prompts)
+        return jax.lax.while_loop(searching, on, first).hypotheses
 
 
-def begin(
-    model: Decoder, beam: Beam, room: int, most: Int[Array, ""], prompts: Prompts
-) -> Search:
+def start_search(
+    model: Decoder,
+    beam: BeamConfig,
+    capacity: int,
+    max_new_tokens: Int[Array, ""],
+    prompts: Prompts,
+) -> BeamState:
     """Reads the prompts, which at `most` so many tokens follow; one beam has begun."""
     tokens, segments, _ = map(jnp.asarray, prompts)
     (B, T), W = tokens.shape, beam.beams
-    cache = model.cache(B, T + room, (segments > 0).sum(axis=1).max() + most)
+    cache = model.init_cache(
+        B, T + capacity, (segments > 0).sum(axis=1).max() + max_new_tokens
+    )
     logits_BV, cache = prefill(model, cache, tokens, segments)
     row_M = jnp.repeat(jnp.arange(B), W)
     none_BW = jnp.full((B, W), -jnp.inf, logits_BV.dtype)
-    empty_BWT = jnp.zeros((B, W, room), jnp.int32)
-    return Search(
-        cache.rows(row_M),
+    empty_BWT = jnp.zeros((B, W, capacity), jnp.int32)
+    return BeamState(
+        cache.select(row_M),
         logits_BV[row_M],
         (segments > 0).sum(axis=1)[row_M],
         empty_BWT,
         none_BW.at[:, 0].set(0),
         jnp.zeros((), jnp.int32),
-        Results(empty_BWT, jnp.zeros((B, W), jnp.int32), none_BW),
+        Hypotheses(empty_BWT, jnp.zeros((B, W), jnp.int32), none_BW),
         jnp.ones(B, bool),
     )
 
 
-def step(
+def search_step(
     model: Decoder,
-    beam: Beam,
+    beam: BeamConfig,
     stops: Bool[Array, "V"],
-    most: Int[Array, ""],
-    search: Search,
-) -> Search:
+    max_new_tokens: Int[Array, ""],
+    state: BeamState,
+) -> BeamState:
     """Every beam goes on with every token; the best end or are the next beams.
 
     Those that end are results; only the best W of all continuations may. At the last
     of `most` tokens all end.
     """
-    (B, W, _), V = search.tokens.shape, len(stops)
-    log_probs_BWV = jax.nn.log_softmax(search.logits, axis=-1).reshape(B, W, V)
-    scores_BWV = search.scores[:, :, None] + log_probs_BWV
-    best = choose(search, scores_BWV)
-    ends_BW = stops[best.newest] | (search.made + 1 == most)
-    results = merged(beam, search, best, ends_BW & search.open[:, None])
-    on = choose(search, jnp.where(stops[None, None], -jnp.inf, scores_BWV))
+    (B, W, _), V = state.tokens.shape, len(stops)
+    log_probs_BWV = jax.nn.log_softmax(state.logits, axis=-1).reshape(B, W, V)
+    scores_BWV = state.scores[:, :, None] + log_probs_BWV
+    best = select_top(state, scores_BWV)
+    ends_BW = stops[best.last_tokens] | (state.generated + 1 == max_new_tokens)
+    results = merge_hypotheses(beam, state, best, ends_BW & state.unfinished[:, None])
+    on = select_top(state, jnp.where(stops[None, None], -jnp.inf, scores_BWV))
     row_M = (jnp.arange(B)[:, None] * W + on.beams).reshape(-1)
-    newest_M1 = on.newest.reshape(-1, 1)
-    logits_M1V, cache = model.extend(
-        search.cache.rows(row_M),
+    newest_M1 = on.last_tokens.reshape(-1, 1)
+    logits_M1V, cache = model.decode(
+        state.cache.select(row_M),
         newest_M1,
-        search.position[:, None],
+        state.position[:, None],
         jnp.ones_like(newest_M1),
     )
-    made = search.made + 1
-    length = most if beam.until == "sure" and beam.length_penalty > 0 else made
+    made = state.generated + 1
+    length = (
+        max_new_tokens
+        if beam.early_stopping == "sure" and beam.length_penalty > 0
+        else made
+    )
     hope_B = on.scores[:, 0] / length**beam.length_penalty
     worst_B = results.scores[:, -1]
-    better_B = worst_B == -jnp.inf if beam.until == "full" else hope_B > worst_B
-    return Search(
+    better_B = (
+        worst_B == -jnp.inf if beam.early_stopping == "full" else hope_B > worst_B
+    )
+    return BeamState(
         cache,
         logits_M1V[:, 0],
-        search.position + 1,
+        state.position + 1,
         on.tokens,
         on.scores,
         made,
         results,
-        search.open & better_B,
+        state.unfinished & better_B,
     )
 
 
-class Choice(NamedTuple):
+class Candidates(NamedTuple):
     """The best W continuations of a prompt by one token."""
 
     scores: Float[Array, "B W"]
     beams: Int[Array, "B W"]  # which of the prompt's each continues
-    newest: Int[Array, "B W"]
+    last_tokens: Int[Array, "B W"]
     tokens: Int[Array, "B W T"]  # with the newest
 
 
-def choose(search: Search, scores: Float[Array, "B W V"]) -> Choice:
+def select_top(state: BeamState, scores: Float[Array, "B W V"]) -> Candidates:
     """The best by those scores of each beam with each token."""
     B, W, V = scores.shape
     best_BW, at_BW = jax.lax.top_k(scores.reshape(B, W * V), W)
     beam_BW, newest_BW = jnp.divmod(at_BW, V)
-    tokens_BWT = jnp.take_along_axis(search.tokens, beam_BW[:, :, None], axis=1)
-    tokens_BWT = tokens_BWT.at[:, :, search.made].set(newest_BW)
-    return Choice(best_BW, beam_BW, newest_BW, tokens_BWT)
+    tokens_BWT = jnp.take_along_axis(state.tokens, beam_BW[:, :, None], axis=1)
+    tokens_BWT = tokens_BWT.at[:, :, state.generated].set(newest_BW)
+    return Candidates(best_BW, beam_BW, newest_BW, tokens_BWT)
 
 
-def merged(
-    beam: Beam, search: Search, best: Choice, ends: Bool[Array, "B W"]
-) -> Results:
+def merge_hypotheses(
+    beam: BeamConfig, state: BeamState, candidates: Candidates, ends: Bool[Array, "B W"]
+) -> Hypotheses:
     """The best W of the results so far and of the continuations that end."""
-    made = search.made + 1
-    scores_BW = best.scores / made**beam.length_penalty
-    new = Results(
-        best.tokens,
-        jnp.full_like(search.results.lengths, made),
+    made = state.generated + 1
+    scores_BW = candidates.scores / made**beam.length_penalty
+    new = Hypotheses(
+        candidates.tokens,
+        jnp.full_like(state.hypotheses.lengths, made),
         jnp.where(ends, scores_BW, -jnp.inf),
     )
     both = jax.tree.map(
-        lambda *parts: jnp.concatenate(parts, axis=1), search.results, new
+        lambda *parts: jnp.concatenate(parts, axis=1), state.hypotheses, new
     )
     scores_BW, at_BW = jax.lax.top_k(both.scores, beam.beams)
-    return Results(
+    return Hypotheses(
         jnp.take_along_axis(both.tokens, at_BW[:, :, None], axis=1),
         jnp.take_along_axis(both.lengths, at_BW, axis=1),
         scores_BW,

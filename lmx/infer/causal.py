@@ -2,7 +2,7 @@
 
 from flax import nnx
 
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 from lmx.layers.mlp import FeedForward
 
 

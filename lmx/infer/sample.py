@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.special import entr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from lmx.config.names import ConfigError, configurable
+from lmx.config.registry import ConfigError, configurable
 
 
 @configurable
@@ -53,16 +53,16 @@ class Sampler:
         keys: Key[Array, "B"],
     ) -> Int[Array, "B"]:
         """One token a row, drawn with the key of the row."""
-        logits = self.kept(logits, seen)
+        logits = self.filter_logits(logits, seen)
         if self.temperature == 0:
             return jnp.argmax(logits, axis=-1)
         return jax.vmap(jax.random.categorical)(keys, logits)
 
-    def kept(
+    def filter_logits(
         self, logits: Float[Array, "B V"], seen: Bool[Array, "B V"]
     ) -> Float[Array, "B V"]:
         """The logits to draw by; `seen` is True at tokens that a row has already."""
-        logits = repetition(logits, seen, self.repetition_penalty)
+        logits = penalize_repetition(logits, seen, self.repetition_penalty)
         if self.temperature == 0:
             return logits
         logits = logits / self.temperature
@@ -73,11 +73,11 @@ class Sampler:
         if self.min_p > 0:
             logits = min_p(logits, self.min_p)
         if self.typical_p < 1:
-            logits = typical(logits, self.typical_p)
+            logits = typical_p(logits, self.typical_p)
         return logits
 
 
-def repetition(
+def penalize_repetition(
     logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float
 ) -> Float[Array, "B V"]:
     """Logits of seen tokens over `penalty`, or times it where they are negative.
@@ -122,7 +122,7 @@ def min_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
     return jnp.where(probs_BV < least_B1, -jnp.inf, logits)
 
 
-def typical(logits: Float[Array, "B V"], mass: float) -> Float[Array, "B V"]:
+def typical_p(logits: Float[Array, "B V"], mass: float) -> Float[Array, "B V"]:
     """Those whose surprise is nearest to the entropy, until they have that `mass`.
 
     Equally near ones stay together. Meister et al. 2022, arXiv:2202.00666, section 4.

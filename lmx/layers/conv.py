@@ -4,14 +4,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lmx.config.names import configurable
+from lmx.config.registry import configurable
 from lmx.layers.init import Init
-from lmx.layers.mask import Place
+from lmx.layers.mask import TokenInfo
 
 
 def causal_conv(
     x: Float[Array, "B T D"],
-    before: Float[Array, "B I D"],
+    previous: Float[Array, "B I D"],
     w: Float[Array, "I D"],
     positions: Int[Array, "B T"],
 ) -> Float[Array, "B T D"]:
@@ -21,7 +21,7 @@ def causal_conv(
     x[t - i] counts only where positions[t] >= i.
     """
     I, T = w.shape[0], x.shape[1]
-    padded_BTD = jnp.concatenate([before, x], axis=1)
+    padded_BTD = jnp.concatenate([previous, x], axis=1)
     for i in range(1, I + 1):
         reach_BT1 = (positions >= i)[:, :, None]
         shifted_BTD = padded_BTD[:, I - i : I - i + T]
@@ -47,27 +47,31 @@ class ShortConv(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        place: Place,
-        past: Float[Array, "B I D"] | None,
+        tokens: TokenInfo,
+        cache: Float[Array, "B I D"] | None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B I D"] | None]:
         """The mix, and the last tokens of `past` followed by `x`."""
         w_ID = self.w[...].astype(x.dtype)
-        if past is None:
-            before_BID = self.empty(x.shape[0], x.dtype)
-            return causal_conv(x, before_BID, w_ID, place.positions), None
+        if cache is None:
+            before_BID = self.init_cache(x.shape[0], x.dtype)
+            return causal_conv(x, before_BID, w_ID, tokens.positions), None
         # Padding may stand anywhere: it is moved behind the others, and back.
-        order_BT = jnp.argsort(~place.live, axis=1, stable=True)
-        x_BTD = _taken(x, order_BT)
-        positions_BT = jnp.take_along_axis(place.positions, order_BT, axis=1)
-        y_BTD = causal_conv(x_BTD, past, w_ID, positions_BT)
-        all_BTD = jnp.concatenate([past, x_BTD], axis=1)
-        last_BI = place.live.sum(axis=1)[:, None] + jnp.arange(self.reach)[None]
-        return _taken(y_BTD, jnp.argsort(order_BT, axis=1)), _taken(all_BTD, last_BI)
+        order_BT = jnp.argsort(~tokens.unpadded, axis=1, stable=True)
+        x_BTD = _gather_tokens(x, order_BT)
+        positions_BT = jnp.take_along_axis(tokens.positions, order_BT, axis=1)
+        y_BTD = causal_conv(x_BTD, cache, w_ID, positions_BT)
+        all_BTD = jnp.concatenate([cache, x_BTD], axis=1)
+        last_BI = tokens.unpadded.sum(axis=1)[:, None] + jnp.arange(self.reach)[None]
+        return _gather_tokens(y_BTD, jnp.argsort(order_BT, axis=1)), _gather_tokens(
+            all_BTD, last_BI
+        )
 
-    def empty(self, rows: int, dtype: jnp.dtype) -> Float[Array, "B I D"]:
+    def init_cache(self, batch_size: int, dtype: jnp.dtype) -> Float[Array, "B I D"]:
         """What comes before the first token: nothing."""
-        return jnp.zeros((rows, self.reach, self.width), dtype)
+        return jnp.zeros((batch_size, self.reach, self.width), dtype)
 
 
-def _taken(x: Float[Array, "B S D"], at: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+def _gather_tokens(
+    x: Float[Array, "B S D"], at: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
     return jnp.take_along_axis(x, at[:, :, None], axis=1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lmx.config.names import configurable
+from lmx.config.registry import configurable
 from lmx.layers.init import Init, Role
 
 
@@ -30,14 +30,14 @@ class Einsum(nnx.Module):
         into = "".join(d for d in w_dims if d not in y_dims)
         out_of = "".join(d for d in w_dims if d not in x_dims)
         self.equation = equation
-        self.w = init.weight(w_dims, sizes, into=into, out_of=out_of, role=role)
+        self.w = init.weight(w_dims, sizes, in_dims=into, out_dims=out_of, role=role)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.einsum(self.equation, x, self.w[...].astype(x.dtype))
 
 
 @configurable
-class Affine(Einsum):
+class EinsumBias(Einsum):
     """`Einsum` and a learned offset for each channel that it makes, born zero."""
 
     def __init__(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lmx.config.names import configurable
+from lmx.config.registry import configurable
 from lmx.core.mean import Aux
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
@@ -33,7 +33,7 @@ class FeedForward(nnx.Module):
         causal: whether what a token gets depends on no token after it.
     """
 
-    share: float = 1.0
+    active_fraction: float = 1.0
     causal: bool = True
 
     @abstractmethod
@@ -43,8 +43,8 @@ class FeedForward(nnx.Module):
         """What is added to `x`, and the auxiliary losses by name."""
 
 
-class Plain(FeedForward):
-    """down(activation(up(x))); `linear` makes both, `@Affine` with offsets."""
+class MLP(FeedForward):
+    """down(activation(up(x))); `linear` makes both, `@EinsumBias` with offsets."""
 
     activation: Activation
 
@@ -66,10 +66,10 @@ class Plain(FeedForward):
         return self.down(type(self).activation(self.up(x))), {}
 
 
-class Gated(FeedForward):
+class GatedMLP(FeedForward):
     """down(activation(gate(x)) * up(x)). Shazeer 2020, arXiv:2002.05202.
 
-    `linear` makes all three, `@Affine` with offsets.
+    `linear` makes all three, `@EinsumBias` with offsets.
     """
 
     activation: Activation
@@ -94,28 +94,28 @@ class Gated(FeedForward):
 
 
 @configurable
-class GELU(Plain):
+class GELU(MLP):
     """Hendrycks and Gimpel 2016, arXiv:1606.08415, in its tanh form."""
 
     activation = staticmethod(gelu)
 
 
 @configurable
-class ReLU2(Plain):
+class ReLU2(MLP):
     """Squared rectifier. So et al. 2021, arXiv:2109.08668."""
 
     activation = staticmethod(relu_squared)
 
 
 @configurable
-class SwiGLU(Gated):
+class SwiGLU(GatedMLP):
     """Gated by a sigmoid linear unit. Shazeer 2020, arXiv:2002.05202."""
 
     activation = staticmethod(jax.nn.silu)
 
 
 @configurable
-class GeGLU(Gated):
+class GeGLU(GatedMLP):
     """Gated by a Gaussian error linear unit. Shazeer 2020, arXiv:2002.05202."""
 
     activation = staticmethod(gelu)

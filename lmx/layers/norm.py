@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lmx.config.names import configurable
-from lmx.core.precision import widened
+from lmx.config.registry import configurable
+from lmx.core.precision import upcast
 from lmx.layers.init import Init
 
 
@@ -16,7 +16,7 @@ def rms_norm(
     x: Float[Array, "*rows D"], scale: Float[Array, "D"], epsilon: float
 ) -> Float[Array, "*rows D"]:
     """`x` at root-mean-square `scale`. Zhang and Sennrich 2019, arXiv:1910.07467."""
-    wide = widened(x)
+    wide = upcast(x)
     power = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     unit = (wide * jax.lax.rsqrt(power + epsilon)).astype(x.dtype)
     return unit * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
@@ -26,7 +26,7 @@ def layer_norm(
     x: Float[Array, "*rows D"], scale: Float[Array, "D"], epsilon: float
 ) -> Float[Array, "*rows D"]:
     """`x` less its mean, at deviation `scale`. Ba et al. 2016, arXiv:1607.06450."""
-    wide = widened(x)
+    wide = upcast(x)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     return rms_norm(wide - mean, scale, epsilon).astype(x.dtype)
 
@@ -82,8 +82,8 @@ class OffsetRMSNorm(Norm):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        gain = 1.0 + widened(self.offset[...])
-        return rms_norm(widened(x), gain, self.epsilon).astype(x.dtype)
+        gain = 1.0 + upcast(self.offset[...])
+        return rms_norm(upcast(x), gain, self.epsilon).astype(x.dtype)
 
 
 @configurable

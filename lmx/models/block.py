@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from lmx.config.names import configurable
+from lmx.config.registry import configurable
 from lmx.core.mean import Aux
-from lmx.layers.attention.context import Context
-from lmx.layers.attention.heads import SelfAttention
+from lmx.layers.attention.attention import SelfAttention
+from lmx.layers.attention.inputs import AttentionInputs
 from lmx.layers.conv import ShortConv
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
@@ -19,12 +19,12 @@ from lmx.layers.mlp import FeedForward
 from lmx.layers.norm import Norm
 
 
-class Past(NamedTuple):
+class BlockCache(NamedTuple):
     """What a block remembers of the tokens before; the last two serve `conv`."""
 
     attention: PyTree
-    attention_in: Float[Array, "*L B I D"] | None
-    mlp_in: Float[Array, "*L B I D"] | None
+    attention_conv: Float[Array, "*L B I D"] | None
+    mlp_conv: Float[Array, "*L B I D"] | None
 
 
 class Block(nnx.Module):
@@ -56,38 +56,49 @@ class Block(nnx.Module):
 
     @abstractmethod
     def __call__(
-        self, x: Float[Array, "B T D"], context: Context, past: Past | None
-    ) -> tuple[Float[Array, "B T D"], Aux, Past | None]:
+        self,
+        x: Float[Array, "B T D"],
+        inputs: AttentionInputs,
+        cache: BlockCache | None,
+    ) -> tuple[Float[Array, "B T D"], Aux, BlockCache | None]:
         """The stream after both changes, and `past` with what `x` adds to it."""
 
     def attend(
-        self, x: Float[Array, "B T D"], context: Context, past: Past | None
-    ) -> tuple[Float[Array, "B T D"], Past | None]:
+        self,
+        x: Float[Array, "B T D"],
+        inputs: AttentionInputs,
+        cache: BlockCache | None,
+    ) -> tuple[Float[Array, "B T D"], BlockCache | None]:
         """What attention makes of its input."""
-        recent = past and past.attention_in
+        recent = cache and cache.attention_conv
         if self.attention_conv:
-            x, recent = self.attention_conv(x, context.here, recent)
-        y_BTD, read = self.attention(x, context, past and past.attention)
-        y_BTD = dropout(y_BTD, self.dropout, context.keys, 1)
-        return y_BTD, past and past._replace(attention=read, attention_in=recent)
+            x, recent = self.attention_conv(x, inputs.tokens, recent)
+        y_BTD, read = self.attention(x, inputs, cache and cache.attention)
+        y_BTD = dropout(y_BTD, self.dropout, inputs.keys, 1)
+        return y_BTD, cache and cache._replace(attention=read, attention_conv=recent)
 
-    def feed(
-        self, x: Float[Array, "B T D"], context: Context, past: Past | None
-    ) -> tuple[Float[Array, "B T D"], Aux, Past | None]:
+    def apply_mlp(
+        self,
+        x: Float[Array, "B T D"],
+        inputs: AttentionInputs,
+        cache: BlockCache | None,
+    ) -> tuple[Float[Array, "B T D"], Aux, BlockCache | None]:
         """What the feed-forward layer makes of its input."""
-        recent = past and past.mlp_in
+        recent = cache and cache.mlp_conv
         if self.mlp_conv:
-            x, recent = self.mlp_conv(x, context.here, recent)
-        y_BTD, aux = self.mlp(x, context.here.segments)
-        y_BTD = dropout(y_BTD, self.dropout, context.keys, 2)
-        return y_BTD, aux, past and past._replace(mlp_in=recent)
+            x, recent = self.mlp_conv(x, inputs.tokens, recent)
+        y_BTD, aux = self.mlp(x, inputs.tokens.segments)
+        y_BTD = dropout(y_BTD, self.dropout, inputs.keys, 2)
+        return y_BTD, aux, cache and cache._replace(mlp_conv=recent)
 
-    def empty(self, rows: int, length: int, dtype: jnp.dtype) -> Past:
+    def init_cache(
+        self, batch_size: int, capacity: int, dtype: jnp.dtype
+    ) -> BlockCache:
         """Room to remember `length` tokens."""
-        return Past(
-            self.attention.empty(rows, length, dtype),
-            self.attention_conv and self.attention_conv.empty(rows, dtype),
-            self.mlp_conv and self.mlp_conv.empty(rows, dtype),
+        return BlockCache(
+            self.attention.init_cache(batch_size, capacity, dtype),
+            self.attention_conv and self.attention_conv.init_cache(batch_size, dtype),
+            self.mlp_conv and self.mlp_conv.init_cache(batch_size, dtype),
         )
 
 
@@ -96,9 +107,12 @@ class PreNorm(Block):
     """x + f(norm(x)). Xiong et al. 2020, arXiv:2002.04745."""
 
     def __call__(
-        self, x: Float[Array, "B T D"], context: Context, past: Past | None
-    ) -> tuple[Float[Array, "B T D"], Aux, Past | None]:
-        change_BTD, past = self.attend(self.attention_norm(x), context, past)
+        self,
+        x: Float[Array, "B T D"],
+        inputs: AttentionInputs,
+        cache: BlockCache | None,
+    ) -> tuple[Float[Array, "B T D"], Aux, BlockCache | None]:
+        change_BTD, cache = self.attend(self.attention_norm(x), inputs, cache)
         x += change_BTD
-        change_BTD, aux, past = self.feed(self.mlp_norm(x), context, past)
-        return x + change_BTD, aux, past
+        change_BTD, aux, cache = self.apply_mlp(self.mlp_norm(x), inputs, cache)
+        return x + change_BTD, aux, cache

@@ -8,25 +8,25 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from lmx.config.names import Execution, configurable
+from lmx.config.registry import Execution, configurable
 from lmx.core.mean import Aux
-from lmx.core.precision import Precision, widened
-from lmx.core.spread import kept, kept_by_width
-from lmx.layers.attention.cache import Cache
-from lmx.layers.attention.context import Context, reading
-from lmx.layers.attention.dot import soft_cap
-from lmx.layers.attention.heads import SelfAttention
-from lmx.layers.dropout import BELOW, dropout
-from lmx.layers.head import Head, Untied
-from lmx.layers.init import FanIn, Init, Scheme
+from lmx.core.partitioning import constrain, constrain_embedding
+from lmx.core.precision import Precision, upcast
+from lmx.layers.attention.attention import SelfAttention
+from lmx.layers.attention.inputs import AttentionInputs, make_inputs
+from lmx.layers.attention.kv_cache import KVCache
+from lmx.layers.attention.reference import soft_cap
+from lmx.layers.dropout import EMBEDDING_SITE, dropout
+from lmx.layers.head import LMHead, OutputHead
+from lmx.layers.init import FanIn, Init, Initializer
 from lmx.layers.mlp import FeedForward
 from lmx.layers.norm import Norm, RMSNorm
-from lmx.layers.position.absolute import Absolute
+from lmx.layers.position.absolute import AbsolutePosition
 from lmx.layers.position.relative import Length
-from lmx.models.ahead import Ahead
 from lmx.models.block import Block, PreNorm
-from lmx.models.layout import Cyclic, makers
-from lmx.models.pipeline import Circular
+from lmx.models.layout import Cyclic, make_layer_factories
+from lmx.models.mtp import MultiTokenPrediction
+from lmx.models.pipeline import PipelineSchedule
 from lmx.models.remat import Remat
 from lmx.models.stack import Stack
 
@@ -55,31 +55,35 @@ class Decoder(nnx.Module):
         depth: int,
         attention: Cyclic[SelfAttention],
         mlp: Cyclic[FeedForward],
-        lead: tuple[Callable[..., FeedForward], ...] = (),
+        first_mlps: tuple[Callable[..., FeedForward], ...] = (),
         block: Callable[..., Block] = PreNorm,
         norm: Callable[..., Norm] = RMSNorm,
-        position: Callable[..., Absolute] | None = None,
-        head: Callable[..., Head] = Untied,
-        ahead: Callable[..., Ahead] | None = None,
-        init: Scheme = FanIn(),
+        position: Callable[..., AbsolutePosition] | None = None,
+        head: Callable[..., OutputHead] = LMHead,
+        mtp: Callable[..., MultiTokenPrediction] | None = None,
+        init: Initializer = FanIn(),
         embed_scale: float = 1.0,
         logit_cap: float | None = None,
         dropout: float = 0.0,
         precision: Precision = Precision(),
         unroll: Execution[int] = 1,
         remat: Execution[Remat] = "keep_all",
-        pipeline: Execution[Circular] = Circular(),
+        pipeline: Execution[PipelineSchedule] = PipelineSchedule(),
     ):
         born = Init(rngs, init, depth, precision.params)
-        self.table = born.weight("VD", dict(V=vocab, D=width), into="V", role="embed")
+        self.embedding = born.weight(
+            "VD", dict(V=vocab, D=width), in_dims="V", role="embed"
+        )
         self.position = position and position(width, born)
-        each = makers(depth, attention, mlp, lead, partial(block, width, norm=norm))
+        each = make_layer_factories(
+            depth, attention, mlp, first_mlps, partial(block, width, norm=norm)
+        )
         self.stack = Stack(
-            each, len(lead), born, unroll=unroll, remat=remat, pipeline=pipeline
+            each, len(first_mlps), born, unroll=unroll, remat=remat, pipeline=pipeline
         )
         self.norm = norm(width, born)
         self.head = head(width, vocab, born)
-        self.ahead = ahead and ahead(width, born, each[-1], norm)
+        self.mtp = mtp and mtp(width, born, each[-1], norm)
         self.vocab, self.logit_cap, self.dropout = vocab, logit_cap, dropout
         self.embed_scale, self.precision = embed_scale, precision
 
@@ -103,67 +107,79 @@ class Decoder(nnx.Module):
 
         Dropout acts where there are `keys`, one a row.
         """
-        x_BTD, aux = self.stream(tokens, positions, segments, keys)
+        x_BTD, aux = self.hidden_states(tokens, positions, segments, keys)
         return self.logits(x_BTD), aux
 
-    def stream(self, *inputs: Any) -> tuple[Float[Array, "B T D"], Aux]:
+    def hidden_states(self, *inputs: Any) -> tuple[Float[Array, "B T D"], Aux]:
         """What `forward`, of the same inputs, makes logits of."""
-        context = reading(*inputs)
-        x_BTD, aux, _ = self.run(self.embedded(inputs[0], context), context, None)
+        context = make_inputs(*inputs)
+        x_BTD, aux, _ = self.apply_layers(self.embed(inputs[0], context), context, None)
         return self.norm(x_BTD), aux
 
     @property
-    def limit(self) -> int | None:
+    def max_length(self) -> int | None:
         """How many tokens of a document it can see; None: as many as one likes."""
-        return self.position and self.position.limit
+        return self.position and self.position.max_length
 
-    def cache(self, rows: int, room: int, length: Length | None = None) -> Cache:
+    def init_cache(
+        self, batch_size: int, capacity: int, final_length: Length | None = None
+    ) -> KVCache:
         """An empty cache with room for that many tokens of each of `rows` texts.
 
         `length` is what the longest will come to, if it is not known to be `room`.
         """
-        layers = self.stack.empty(rows, room, self.precision.compute_dtype)
-        nothing = jnp.zeros((rows, room), jnp.int32)
-        length = jnp.asarray(room if length is None else length, jnp.int32)
-        return Cache(layers, nothing, nothing, jnp.zeros(rows, jnp.int32), length)
+        layers = self.stack.init_cache(
+            batch_size, capacity, self.precision.compute_dtype
+        )
+        nothing = jnp.zeros((batch_size, capacity), jnp.int32)
+        final_length = jnp.asarray(
+            capacity if final_length is None else final_length, jnp.int32
+        )
+        return KVCache(
+            layers, nothing, nothing, jnp.zeros(batch_size, jnp.int32), final_length
+        )
 
-    def extend(
+    def decode(
         self,
-        past: Cache,
+        cache: KVCache,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         segments: Int[Array, "B T"],
-    ) -> tuple[Float[Array, "B T V"], Cache]:
+    ) -> tuple[Float[Array, "B T V"], KVCache]:
         """Logits of tokens that follow those in `past`, and the longer past.
 
         Segment 0 is padding, which nothing sees and which may stand anywhere. There
         must be room for the tokens: beyond it the oldest are forgotten.
         """
-        here, read = past.read(positions, segments)
-        context = Context(here, past.length, read)
-        x_BTD = self.embedded(tokens, context)
-        x_BTD, _, layers = self.run(x_BTD, context, past.layers)
-        after = Cache(layers, read.positions, read.segments, read.after, past.length)
+        here, read = cache.advance(positions, segments)
+        context = AttentionInputs(here, cache.final_length, read)
+        x_BTD = self.embed(tokens, context)
+        x_BTD, _, layers = self.apply_layers(x_BTD, context, cache.layers)
+        after = KVCache(
+            layers, read.positions, read.segments, read.new_lengths, cache.final_length
+        )
         return self.logits(self.norm(x_BTD)), after
 
-    def embedded(
-        self, tokens: Int[Array, "B T"], context: Context
+    def embed(
+        self, tokens: Int[Array, "B T"], inputs: AttentionInputs
     ) -> Float[Array, "B T D"]:
         """The vectors that the first layer reads."""
-        x_BTD = self.table[...][tokens].astype(self.precision.compute_dtype)
-        x_BTD = kept_by_width(x_BTD) * jnp.asarray(self.embed_scale, x_BTD.dtype)
+        x_BTD = self.embedding[...][tokens].astype(self.precision.compute_dtype)
+        x_BTD = constrain_embedding(x_BTD) * jnp.asarray(self.embed_scale, x_BTD.dtype)
         if self.position:
-            x_BTD += self.position(context.here.positions).astype(x_BTD.dtype)
-        return kept(x_BTD, "BTD")
+            x_BTD += self.position(inputs.tokens.positions).astype(x_BTD.dtype)
+        return constrain(x_BTD, "BTD")
 
-    def run(
-        self, x: Float[Array, "B T D"], context: Context, past: PyTree
+    def apply_layers(
+        self, x: Float[Array, "B T D"], inputs: AttentionInputs, cache: PyTree
     ) -> tuple[Float[Array, "B T D"], Aux, PyTree]:
         """All layers: the stream behind the last, auxiliary means, and the past."""
-        return self.stack(dropout(x, self.dropout, context.keys, BELOW), context, past)
+        return self.stack(
+            dropout(x, self.dropout, inputs.keys, EMBEDDING_SITE), inputs, cache
+        )
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """The logits of a normed stream, in at least float32."""
-        logits_BTV = kept(widened(self.head(x, self.table[...])), "BTV")
+        logits_BTV = constrain(upcast(self.head(x, self.embedding[...])), "BTV")
         cap = self.logit_cap
         return logits_BTV if cap is None else soft_cap(logits_BTV, cap)

@@ -11,46 +11,50 @@ from flax import nnx
 from jaxtyping import Array, Int, PyTree
 
 from lmx.core import dims
-from lmx.layers.attention.heads import SelfAttention
+from lmx.layers.attention.attention import SelfAttention
 from lmx.layers.init import Init
 from lmx.layers.mlp import FeedForward
 from lmx.models.block import Block
 
-Maker = Callable[[Init], Block]
+LayerFactory = Callable[[Init], Block]
 Layer = TypeVar("Layer")
 Cyclic = Callable[..., Layer] | tuple[Callable[..., Layer], ...]
 
 
-def makers(
+def make_layer_factories(
     depth: int,
     attention: Cyclic[SelfAttention],
     mlp: Cyclic[FeedForward],
-    lead: tuple[Callable[..., FeedForward], ...],
+    first_mlps: tuple[Callable[..., FeedForward], ...],
     block: Callable[..., Block],
-) -> list[Maker]:
+) -> list[LayerFactory]:
     """What makes each layer; the same object for layers of the same kind."""
     attentions = attention if isinstance(attention, tuple) else (attention,)
     mlps = mlp if isinstance(mlp, tuple) else (mlp,)
     if not attentions or not mlps:
         raise ValueError("Decoder.attention and Decoder.mlp name one layer at least.")
-    if len(lead) > depth:
+    if len(first_mlps) > depth:
         raise ValueError(
-            f"{len(lead)} layers lead {depth}: Decoder.lead names as many feed-forward"
+            f"{len(first_mlps)} layers lead {depth}: Decoder.first_mlps names as many feed-forward"
             " layers as Decoder.depth at most."
         )
 
     @cache
-    def maker(attention: int, mlp: int, leads: bool) -> Maker:
-        read, feed = attentions[attention], (lead if leads else mlps)[mlp]
+    def maker(attention: int, mlp: int, leads: bool) -> LayerFactory:
+        read, feed = attentions[attention], (first_mlps if leads else mlps)[mlp]
         return lambda init: block(init, attention=read, mlp=feed)
 
     return [
-        maker(i % len(attentions), i if i < len(lead) else i % len(mlps), i < len(lead))
+        maker(
+            i % len(attentions),
+            i if i < len(first_mlps) else i % len(mlps),
+            i < len(first_mlps),
+        )
         for i in range(depth)
     ]
 
 
-class Span(NamedTuple):
+class LayerGroup(NamedTuple):
     """`repeats` * `period` layers whose kinds repeat, beginning with `first`."""
 
     first: int
@@ -64,9 +68,9 @@ class Span(NamedTuple):
         return self.first + count.reshape(self.repeats, self.period)
 
 
-def spans(kinds: Sequence[Hashable], lead: int = 0) -> Iterator[Span]:
-    """As few repetitions as `kinds` are made of, the first `lead` apart."""
-    for begin, end in ((0, lead), (lead, len(kinds))):
+def group_layers(kinds: Sequence[Hashable], first: int = 0) -> Iterator[LayerGroup]:
+    """As few repetitions as `routers` are made of, the first `lead` apart."""
+    for begin, end in ((0, first), (first, len(kinds))):
         part = list(kinds[begin:end])
         if not part:
             continue
@@ -76,12 +80,12 @@ def spans(kinds: Sequence[Hashable], lead: int = 0) -> Iterator[Span]:
             if all(part[i] == part[i % p] for i in range(len(part)))
         )
         repeats, rest = divmod(len(part), period)
-        yield Span(begin, period, repeats)
+        yield LayerGroup(begin, period, repeats)
         if rest:
-            yield Span(begin + repeats * period, rest, 1)
+            yield LayerGroup(begin + repeats * period, rest, 1)
 
 
-class Cycle(nnx.Module):
+class RepeatedBlocks(nnx.Module):
     """A few blocks of different kinds, repeated.
 
     Attributes:
@@ -89,28 +93,41 @@ class Cycle(nnx.Module):
             its metadata which `layers` of the model these are.
     """
 
-    def __init__(self, makers: Sequence[Maker], span: Span, keys: Array, init: Init):
-        layers = span.layers.T.tolist()
+    def __init__(
+        self,
+        factories: Sequence[LayerFactory],
+        group: LayerGroup,
+        keys: Array,
+        init: Init,
+    ):
+        layers = group.layers.T.tolist()
         self.blocks = nnx.List(
-            [_stacked(*kind, keys, init) for kind in zip(makers, layers, strict=True)]
+            [
+                _init_stacked(*kind, keys, init)
+                for kind in zip(factories, layers, strict=True)
+            ]
         )
-        self.span = span
+        self.group = group
 
-    def empty(self, rows: int, length: int, dtype: jnp.dtype) -> PyTree:
+    def init_cache(self, batch_size: int, capacity: int, dtype: jnp.dtype) -> PyTree:
         """What its layers remember of texts that have not begun."""
 
         def stacked(x: Array) -> Array:
-            return jnp.zeros((self.span.repeats, *x.shape), x.dtype)
+            return jnp.zeros((self.group.repeats, *x.shape), x.dtype)
 
-        blocks = (block.empty(rows, length, dtype) for block in self.blocks)
+        blocks = (
+            block.init_cache(batch_size, capacity, dtype) for block in self.blocks
+        )
         return tuple(jax.tree.map(stacked, past) for past in blocks)
 
 
-def _stacked(make: Maker, layers: Sequence[int], keys: Array, init: Init) -> Block:
+def _init_stacked(
+    make_block: LayerFactory, layers: Sequence[int], keys: Array, init: Init
+) -> Block:
     """The blocks of these layers as one, parameters stacked."""
     keys = keys[jnp.array(layers)]
-    graph, _ = nnx.split(nnx.eval_shape(lambda: make(init.at(keys[0]))))
-    params = jax.vmap(lambda key: nnx.split(make(init.at(key)))[1])(keys)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make_block(init.with_key(keys[0]))))
+    params = jax.vmap(lambda key: nnx.split(make_block(init.with_key(key)))[1])(keys)
     return nnx.merge(
         graph,
         jax.tree.map(

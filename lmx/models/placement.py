@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Float
 
-from lmx.config.names import configurable
+from lmx.config.registry import configurable
 from lmx.core.mean import Aux
-from lmx.layers.attention.context import Context
-from lmx.layers.attention.heads import SelfAttention
+from lmx.layers.attention.attention import SelfAttention
+from lmx.layers.attention.inputs import AttentionInputs
 from lmx.layers.conv import ShortConv
 from lmx.layers.init import Init
 from lmx.layers.mlp import FeedForward
 from lmx.layers.norm import Norm
-from lmx.models.block import Block, Past
+from lmx.models.block import Block, BlockCache
 
 
 @configurable
@@ -20,12 +20,15 @@ class PostNorm(Block):
     """norm(x + f(x)). Vaswani et al. 2017, arXiv:1706.03762, section 3.1."""
 
     def __call__(
-        self, x: Float[Array, "B T D"], context: Context, past: Past | None
-    ) -> tuple[Float[Array, "B T D"], Aux, Past | None]:
-        change_BTD, past = self.attend(x, context, past)
+        self,
+        x: Float[Array, "B T D"],
+        inputs: AttentionInputs,
+        cache: BlockCache | None,
+    ) -> tuple[Float[Array, "B T D"], Aux, BlockCache | None]:
+        change_BTD, cache = self.attend(x, inputs, cache)
         x = self.attention_norm(x + change_BTD)
-        change_BTD, aux, past = self.feed(x, context, past)
-        return self.mlp_norm(x + change_BTD), aux, past
+        change_BTD, aux, cache = self.apply_mlp(x, inputs, cache)
+        return self.mlp_norm(x + change_BTD), aux, cache
 
 
 @configurable
@@ -48,12 +51,15 @@ class SandwichNorm(Block):
         self.mlp_out_norm = norm(width, init)
 
     def __call__(
-        self, x: Float[Array, "B T D"], context: Context, past: Past | None
-    ) -> tuple[Float[Array, "B T D"], Aux, Past | None]:
-        change_BTD, past = self.attend(self.attention_norm(x), context, past)
+        self,
+        x: Float[Array, "B T D"],
+        inputs: AttentionInputs,
+        cache: BlockCache | None,
+    ) -> tuple[Float[Array, "B T D"], Aux, BlockCache | None]:
+        change_BTD, cache = self.attend(self.attention_norm(x), inputs, cache)
         x += self.attention_out_norm(change_BTD)
-        change_BTD, aux, past = self.feed(self.mlp_norm(x), context, past)
-        return x + self.mlp_out_norm(change_BTD), aux, past
+        change_BTD, aux, cache = self.apply_mlp(self.mlp_norm(x), inputs, cache)
+        return x + self.mlp_out_norm(change_BTD), aux, cache
 
 
 @configurable
@@ -61,9 +67,12 @@ class ReorderedNorm(Block):
     """x + norm(f(x)). OLMo Team 2024, arXiv:2501.00656, section 3.2."""
 
     def __call__(
-        self, x: Float[Array, "B T D"], context: Context, past: Past | None
-    ) -> tuple[Float[Array, "B T D"], Aux, Past | None]:
-        change_BTD, past = self.attend(x, context, past)
+        self,
+        x: Float[Array, "B T D"],
+        inputs: AttentionInputs,
+        cache: BlockCache | None,
+    ) -> tuple[Float[Array, "B T D"], Aux, BlockCache | None]:
+        change_BTD, cache = self.attend(x, inputs, cache)
         x += self.attention_norm(change_BTD)
-        change_BTD, aux, past = self.feed(x, context, past)
-        return x + self.mlp_norm(change_BTD), aux, past
+        change_BTD, aux, cache = self.apply_mlp(x, inputs, cache)
+        return x + self.mlp_norm(change_BTD), aux, cache

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax
 
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 
 # What is kept of the forward pass: everything, the products of matrices, those without
 # a batch dimension, or nothing but each block's input. The last two keep the latter two
@@ -18,7 +18,7 @@ Remat = Literal[
     "offload_weight_dots",
     "offload_streams",
 ]
-STREAM = "stream"  # the name of each block's input
+BLOCK_INPUT = "stream"  # the name of each block's input
 _policies = jax.checkpoint_policies
 _TO_HOST = dict(offload_src="device", offload_dst="pinned_host")
 POLICIES = {
@@ -27,13 +27,15 @@ POLICIES = {
     "keep_none": _policies.nothing_saveable,
     "offload_weight_dots": _policies.offload_dot_with_no_batch_dims(**_TO_HOST),
     "offload_streams": _policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=[STREAM], **_TO_HOST
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[BLOCK_INPUT],
+        **_TO_HOST,
     ),
 }
 OFFLOADING = ("gpu", "tpu")  # platforms; on others jax compiles offloading to nothing
 
 
-def offloadable(remat: Remat, platform: str) -> None:
+def check_offload(remat: Remat, platform: str) -> None:
     """Refuses what a platform of that name cannot do."""
     if remat.startswith("offload") and platform not in OFFLOADING:
         raise ConfigError(
@@ -43,21 +45,23 @@ def offloadable(remat: Remat, platform: str) -> None:
         )
 
 
-def rematerialised(run: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+def apply_remat(fn: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     """The same function, whose first argument is static."""
     if remat == "keep_all":
-        return run
-    return jax.checkpoint(run, policy=POLICIES[remat], static_argnums=0)
+        return fn
+    return jax.checkpoint(fn, policy=POLICIES[remat], static_argnums=0)
 
 
-def of_stages(run: Callable[..., Any], remat: Remat, rounds: int) -> Callable[..., Any]:
+def remat_stage(
+    fn: Callable[..., Any], remat: Remat, virtual_stages: int
+) -> Callable[..., Any]:
     """The same function of a stage's layers, which all stages run at once.
 
     In several rounds "keep_all" keeps products only, since weights at hand, which each
     turn picks out anew, would be kept with all the rest.
     """
-    if remat == "keep_all" and rounds == 1:
-        return run
+    if remat == "keep_all" and virtual_stages == 1:
+        return fn
     policy = POLICIES["keep_dots" if remat == "keep_all" else remat]
 
     def unstaged(primitive: Any, *inputs: Any, **params: Any) -> Any:
@@ -67,4 +71,4 @@ def of_stages(run: Callable[..., Any], remat: Remat, rounds: int) -> Callable[..
             params |= dict(dimension_numbers=(summed, (left[1:], right[1:])))
         return policy(primitive, *inputs, **params)
 
-    return jax.checkpoint(run, policy=unstaged)
+    return jax.checkpoint(fn, policy=unstaged)

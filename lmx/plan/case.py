@@ -10,15 +10,15 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import PyTree
 
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Rules, is_variable
-from lmx.data.batches import Source
-from lmx.data.rows.schedule import Course, Stage
-from lmx.layers.attention.heads import Attention
-from lmx.layers.attention.kernel import Reference
-from lmx.layers.moe.dropless import Dropless
-from lmx.layers.moe.layer import MoE
+from lmx.data.dataset import DatasetConfig
+from lmx.data.sampling.schedule import BatchSchedule, Stage
+from lmx.layers.attention.attention import Attention
+from lmx.layers.attention.backend import ReferenceAttention
+from lmx.layers.moe.dropless import DroplessDispatch
+from lmx.layers.moe.moe import MoE
 from lmx.models.decoder import Decoder
 from lmx.models.remat import Remat
 from lmx.plan.topology import Machine
@@ -26,15 +26,17 @@ from lmx.train.experiment import Experiment
 from lmx.train.step import TrainState, init_state
 
 
-class Tensor(NamedTuple):
+class PlannedTensor(NamedTuple):
     """One array of the state, and how it is split."""
 
     name: str
     shape: tuple[int, ...]
     itemsize: int
-    split: PartitionSpec
-    share: tuple[int, ...]  # the shape of what one device has
-    logical: tuple[str, ...]  # names of its dimensions; none where nobody named them
+    spec: PartitionSpec
+    local_shape: tuple[int, ...]  # the shape of what one device has
+    logical_axes: tuple[
+        str, ...
+    ]  # names of its dimensions; none where nobody named them
 
     @property
     def bytes(self) -> int:
@@ -42,35 +44,37 @@ class Tensor(NamedTuple):
         return math.prod(self.shape) * self.itemsize
 
     @property
-    def local(self) -> int:
+    def local_bytes(self) -> int:
         """Bytes on one device."""
-        return math.prod(self.share) * self.itemsize
+        return math.prod(self.local_shape) * self.itemsize
 
     @property
-    def stacked(self) -> bool:
+    def is_stacked(self) -> bool:
         """Whether its first dimension is of layers."""
         return self.name.startswith("stack.")
 
     @property
-    def layer(self) -> str:
+    def layer_kind(self) -> str:
         """The kind of layer that it is of, or which other part of the model."""
         steps = self.name.split(".")
-        return ".".join(steps[:5]) if self.stacked else steps[0]
+        return ".".join(steps[:5]) if self.is_stacked else steps[0]
 
     @property
-    def axes(self) -> set[str]:
+    def mesh_axes(self) -> set[str]:
         """The mesh axes that split it."""
-        return {axis for part in self.split for axis in _axes(part)}
+        return {axis for part in self.spec for axis in _axis_names(part)}
 
     @property
-    def gathered(self) -> set[str]:
+    def gathered_axes(self) -> set[str]:
         """Of these, those over which it comes together for use, if rows are split so.
 
         Experts stay where they are.
         """
-        if "experts" not in self.logical:
-            return self.axes
-        return self.axes - _axes(self.split[self.logical.index("experts")])
+        if "experts" not in self.logical_axes:
+            return self.mesh_axes
+        return self.mesh_axes - _axis_names(
+            self.spec[self.logical_axes.index("experts")]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +92,19 @@ class Case:
     state: TrainState
     rules: Rules
     sizes: dict[str, int]
-    rows: int
-    length: int
+    sequences: int
+    sequence_length: int
     steps: int
     microbatches: int
     remat: Remat
-    chunk: int | None = None
+    loss_chunk: int | None = None
 
     def __post_init__(self):
-        shape = (self.rows, self.length)
+        shape = (self.sequences, self.sequence_length)
         sharding.spec(("batch", "length"), shape, self.mesh, self.rules)
-        if self.microbatches < 1 or self.rows % self.microbatches:
+        if self.microbatches < 1 or self.sequences % self.microbatches:
             raise ConfigError(
-                f"{self.rows} rows cannot be taken in {self.microbatches} equal parts:"
+                f"{self.sequences} rows cannot be taken in {self.microbatches} equal parts:"
                 " Experiment.microbatches must divide the batch."
             )
 
@@ -115,14 +119,16 @@ class Case:
         return math.prod(self.sizes.values())
 
     @property
-    def compute(self) -> jnp.dtype:
+    def compute_dtype(self) -> jnp.dtype:
         """What activations are held in on the machine."""
-        return jnp.dtype(self.model.precision.compute or self.machine.chip.compute)
+        return jnp.dtype(
+            self.model.precision.compute or self.machine.chip.compute_dtype
+        )
 
     @property
     def tokens(self) -> int:
         """Of one step."""
-        return self.rows * self.length
+        return self.sequences * self.sequence_length
 
     @property
     def batch_axes(self) -> list[str]:
@@ -130,37 +136,39 @@ class Case:
         return [axis for axis in self.rules["batch"] if self.sizes[axis] > 1]
 
     @property
-    def at_once(self) -> int:
+    def local_tokens(self) -> int:
         """Tokens that one device has of a microbatch."""
         shards = math.prod(self.sizes[axis] for axis in self.batch_axes)
         pieces = math.prod(self.sizes[axis] for axis in self.rules.get("length", ()))
-        rows = math.ceil(self.rows / self.microbatches / shards)
-        return rows * self.length // pieces
+        rows = math.ceil(self.sequences / self.microbatches / shards)
+        return rows * self.sequence_length // pieces
 
     @property
-    def scored(self) -> float:
+    def logit_fraction(self) -> float:
         """Of these, the share whose logits are held at once."""
-        return (self.chunk or self.length) / self.length
+        return (self.loss_chunk or self.sequence_length) / self.sequence_length
 
-    def tensors(self, part: str) -> list[Tensor]:
+    def tensors(self, part: str) -> list[PlannedTensor]:
         """The arrays of `params` or `opt_state`."""
         tree = getattr(self.state, part)
         places = sharding.shardings(tree, self.mesh, self.rules)
         leaves, _ = jax.tree.flatten_with_path(tree, is_leaf=is_variable)
         return [
-            _tensor(path, leaf, place)
+            _to_planned(path, leaf, place)
             for (path, leaf), place in zip(leaves, jax.tree.leaves(places), strict=True)
         ]
 
 
-def _axes(part: str | tuple[str, ...] | None) -> set[str]:
+def _axis_names(part: str | tuple[str, ...] | None) -> set[str]:
     """The mesh axes that split a dimension."""
     return {part} if isinstance(part, str) else set(part or ())
 
 
-def _tensor(path: Any, leaf: PyTree, place: jax.sharding.NamedSharding) -> Tensor:
+def _to_planned(
+    path: Any, leaf: PyTree, place: jax.sharding.NamedSharding
+) -> PlannedTensor:
     [array] = jax.tree.leaves(leaf)
-    return Tensor(
+    return PlannedTensor(
         jax.tree_util.keystr(path, simple=True, separator="."),
         array.shape,
         array.dtype.itemsize,
@@ -170,41 +178,50 @@ def _tensor(path: Any, leaf: PyTree, place: jax.sharding.NamedSharding) -> Tenso
     )
 
 
-def opened(experiment: Experiment, machine: Machine) -> Case:
+def build_case(experiment: Experiment, machine: Machine) -> Case:
     """The experiment as its page has it. Reads no data."""
-    model = experiment.shaped()
-    for block, _ in model.stack.all():
+    model = experiment.abstract_model()
+    for block, _ in model.stack.kinds():
         if isinstance(block.attention, Attention):
-            block.attention.kernel = Reference()  # for shapes, on the device at hand
-        if isinstance(block.mlp, MoE) and isinstance(block.mlp.dispatch, Dropless):
-            block.mlp.dispatch = Dropless()
-    optimizer = experiment.optimizer(experiment.schedule.over(experiment.steps))
+            block.attention.backend = (
+                ReferenceAttention()
+            )  # for shapes, on the device at hand
+        if isinstance(block.mlp, MoE) and isinstance(
+            block.mlp.dispatch, DroplessDispatch
+        ):
+            block.mlp.dispatch = DroplessDispatch()
+    optimizer = experiment.optimizer(experiment.schedule.build(experiment.steps))
     rules = dict(RULES) | dict(experiment.rules)
-    largest = _largest(experiment.data, experiment.steps)
+    largest = _largest_stage(experiment.data, experiment.steps)
     return Case(
         machine=machine,
         model=model,
         state=jax.eval_shape(partial(init_state, experiment.model, optimizer, 0)),
         rules=rules,
-        sizes=experiment.mesh.sizes(machine.devices, rules),
-        rows=largest.batch,
-        length=largest.length,
+        sizes=experiment.mesh.resolve_sizes(machine.devices, rules),
+        sequences=largest.batch_size,
+        sequence_length=largest.sequence_length,
         steps=experiment.steps,
         microbatches=experiment.microbatches,
         remat=model.stack.remat,
-        chunk=getattr(experiment.loss, "chunk", None),
+        loss_chunk=getattr(experiment.loss, "loss_chunk", None),
     )
 
 
-def _largest(source: Source, steps: int) -> Stage:
+def _largest_stage(source: DatasetConfig, steps: int) -> Stage:
     """The stage with the most tokens a step, of the source or the one that it wraps."""
     inner: Any = source
     while not hasattr(inner, "batch"):
         inner = next(iter(getattr(inner, "parts", {}).values()), inner)
-        if not hasattr(inner, "source"):
+        if not hasattr(inner, "source_digest"):
             raise ConfigError(
                 f"{type(inner).__name__} does not say what batch and length it has."
             )
         inner = inner.source
-    course = Course.of(type(inner).__name__, inner.batch, inner.length)
-    return max(course.until(steps).stages, key=lambda stage: stage.batch * stage.length)
+    course = BatchSchedule.build(
+        type(inner).__name__, inner.batch_size, inner.sequence_length
+    )
+    return max(
+        course.truncate(steps).stages,
+        key=lambda stage: stage.batch_size * stage.sequence_length,
+    )

@@ -3,20 +3,20 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lmx.core.sharding import shown
+from lmx.core.sharding import format_mesh
 from lmx.plan.analytic import flops, memory, roofline, traffic
 from lmx.plan.analytic.flops import Flops
-from lmx.plan.analytic.memory import Memory
-from lmx.plan.analytic.roofline import Seconds
+from lmx.plan.analytic.memory import MemoryUse
+from lmx.plan.analytic.roofline import StepTime
 from lmx.plan.analytic.traffic import Collective
-from lmx.plan.case import Case, Tensor
+from lmx.plan.case import Case, PlannedTensor
 
 
-class Compiling(NamedTuple):
+class CompileCost(NamedTuple):
     """What it took to compile: seconds, and bytes of memory here."""
 
     seconds: float
-    peak: int
+    peak_memory: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +29,15 @@ class Forecast:
         price: US dollars for an hour of one chip.
     """
 
-    how: str
+    method: str
     case: Case
     flops: Flops
-    memory: Memory
-    traffic: tuple[Collective, ...]
-    seconds: Seconds
+    memory: MemoryUse
+    collectives: tuple[Collective, ...]
+    seconds: StepTime
     price: float
-    compiled: Compiling | None = None
-    uncounted: tuple[str, ...] = ()
+    compiled: CompileCost | None = None
+    untimed_kernels: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -65,30 +65,28 @@ class Forecast:
         return self.hours * self.case.machine.devices * self.price
 
     @property
-    def checkpoint(self) -> int:
+    def checkpoint_bytes(self) -> int:
         """Bytes of one."""
         return sum(tensor.bytes for tensor in self.tensors)
 
     @property
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[PlannedTensor]:
         """Parameters, then the state of the optimizer."""
         return [*self.case.tensors("params"), *self.case.tensors("opt_state")]
 
     @property
-    def setting(self) -> str:
+    def settings(self) -> str:
         """What was chosen, in words of the command line."""
         case = self.case
-        return (
-            f"{shown(case.sizes)}, remat {case.remat}, microbatches {case.microbatches}"
-        )
+        return f"{format_mesh(case.sizes)}, remat {case.remat}, microbatches {case.microbatches}"
 
-    def plain(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Everything, for a machine."""
         case = self.case
         return {
-            "how": self.how,
+            "how": self.method,
             "compiling": self.compiled and self.compiled._asdict(),
-            "uncounted": self.uncounted,
+            "uncounted": self.untimed_kernels,
             "machine": case.machine.name,
             "devices": case.machine.devices,
             "mesh": case.sizes,
@@ -101,7 +99,7 @@ class Forecast:
                 **self.memory._asdict(),
             },
             "flops_per_token": self.flops._asdict(),
-            "collectives": [each._asdict() for each in self.traffic],
+            "collectives": [each._asdict() for each in self.collectives],
             "seconds": {**self.seconds._asdict(), "step": self.seconds.step},
             "bound": self.seconds.bound,
             "tokens_per_step": case.tokens,
@@ -109,30 +107,30 @@ class Forecast:
             "mfu": self.mfu,
             "hours": self.hours,
             "dollars": self.dollars,
-            "checkpoint_bytes": self.checkpoint,
+            "checkpoint_bytes": self.checkpoint_bytes,
             "tensors": [
                 {
                     "name": tensor.name,
                     "shape": tensor.shape,
-                    "split": [tensor.split[i] for i in range(len(tensor.split))],
+                    "split": [tensor.spec[i] for i in range(len(tensor.spec))],
                     "bytes": tensor.bytes,
-                    "device_bytes": tensor.local,
+                    "device_bytes": tensor.local_bytes,
                 }
                 for tensor in self.tensors
             ],
         }
 
 
-def forecast(case: Case, price: float) -> Forecast:
+def make_forecast(case: Case, price: float) -> Forecast:
     """What the case will need, analytically, at a price of a chip and hour."""
-    counted = flops.per_token(case.model, case.length, case.remat)
-    told = tuple(traffic.collectives(case))
+    counted = flops.count_flops(case.model, case.sequence_length, case.remat)
+    told = tuple(traffic.list_collectives(case))
     return Forecast(
-        how="Analytic",
+        method="Analytic",
         case=case,
         flops=counted,
-        memory=memory.needed(case),
-        traffic=told,
-        seconds=roofline.seconds(case, counted, told),
+        memory=memory.estimate_memory(case),
+        collectives=told,
+        seconds=roofline.estimate_time(case, counted, told),
         price=price,
     )

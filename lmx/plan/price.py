@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-LIST = Path(__file__).with_name("prices.txt")
+DEFAULT_PRICES = Path(__file__).with_name("prices.txt")
 
 
-def of(kind: str, file: Path = LIST) -> float:
+def load_price(kind: str, file: Path = DEFAULT_PRICES) -> float:
     """US dollars for an hour of a chip of that kind, by a file of such lines."""
     prices = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import jax
 
-from lmx.core.device import PEAKS
+from lmx.core.hardware import PEAK_FLOPS
 
 GIB = 2.0**30
 
@@ -32,14 +32,14 @@ class Chip:
     flops: float
     memory: float
     bandwidth: float
-    link: float
-    dims: int
-    joined: int
-    network: float
-    counted: int = 1
-    compute: str = "bfloat16"
+    link_bandwidth: float
+    torus_dims: int
+    max_group: int
+    network_bandwidth: float
+    units: int = 1
+    compute_dtype: str = "bfloat16"
     clock: float | None = None
-    side: int = 128
+    mxu_size: int = 128
 
 
 # A clock is the peak over what all multipliers do in a cycle: 4 of 128 x 128 on v5e, 8
@@ -48,60 +48,60 @@ CHIPS = {
     # cloud.google.com/tpu/docs/v6e, its column v5e: 1600 Gbit/s of links, 6.4 Tbit/s of
     # network for a pod of 256.
     "v5e": Chip(
-        flops=PEAKS["TPU v5e"],
+        flops=PEAK_FLOPS["TPU v5e"],
         memory=16 * GIB,
         bandwidth=800e9,
-        link=200e9,
-        dims=2,
-        joined=256,
-        network=3.125e9,
+        link_bandwidth=200e9,
+        torus_dims=2,
+        max_group=256,
+        network_bandwidth=3.125e9,
         clock=1.5e9,
     ),
     # cloud.google.com/tpu/docs/v5p: 1200 GB/s of links, both ways; 50 Gbit/s of
     # network; 6144 chips for the largest job. Names count its two cores.
     "v5p": Chip(
-        flops=PEAKS["TPU v5p"],
+        flops=PEAK_FLOPS["TPU v5p"],
         memory=95 * GIB,
         bandwidth=2765e9,
-        link=600e9,
-        dims=3,
-        joined=6144,
-        network=6.25e9,
-        counted=2,
+        link_bandwidth=600e9,
+        torus_dims=3,
+        max_group=6144,
+        network_bandwidth=6.25e9,
+        units=2,
         clock=1.75e9,
     ),
     # cloud.google.com/tpu/docs/v6e: 3200 Gbit/s of links, 25.6 Tbit/s for a pod of 256.
     "v6e": Chip(
-        flops=PEAKS["TPU v6e"],
+        flops=PEAK_FLOPS["TPU v6e"],
         memory=32 * GIB,
         bandwidth=1600e9,
-        link=400e9,
-        dims=2,
-        joined=256,
-        network=12.5e9,
+        link_bandwidth=400e9,
+        torus_dims=2,
+        max_group=256,
+        network_bandwidth=12.5e9,
         clock=1.75e9,
-        side=256,
+        mxu_size=256,
     ),
     # NVIDIA H100 SXM data sheet: 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways; DGX H100:
     # 400 Gbit/s of network for each.
     "h100": Chip(
-        flops=PEAKS["NVIDIA H100 80GB HBM3"],
+        flops=PEAK_FLOPS["NVIDIA H100 80GB HBM3"],
         memory=80e9,
         bandwidth=3.35e12,
-        link=450e9,
-        dims=1,
-        joined=8,
-        network=50e9,
+        link_bandwidth=450e9,
+        torus_dims=1,
+        max_group=8,
+        network_bandwidth=50e9,
     ),
     # NVIDIA H200 SXM data sheet: 141 GB, 4.8 TB/s; the rest as H100.
     "h200": Chip(
-        flops=PEAKS["NVIDIA H200"],
+        flops=PEAK_FLOPS["NVIDIA H200"],
         memory=141e9,
         bandwidth=4.8e12,
-        link=450e9,
-        dims=1,
-        joined=8,
-        network=50e9,
+        link_bandwidth=450e9,
+        torus_dims=1,
+        max_group=8,
+        network_bandwidth=50e9,
     ),
     # Two cores of an AMD EPYC with 24 GiB: 130 GFLOP/s of float32 measured with XLA;
     # the bandwidths are a guess of what such a share of a machine has.
@@ -109,17 +109,17 @@ CHIPS = {
         flops=130e9,
         memory=24 * GIB,
         bandwidth=20e9,
-        link=10e9,
-        dims=1,
-        joined=1,
-        network=1e9,
-        compute="float32",
+        link_bandwidth=10e9,
+        torus_dims=1,
+        max_group=1,
+        network_bandwidth=1e9,
+        compute_dtype="float32",
     ),
 }
 
 
 # By the name that jax gives them.
-KINDS = {
+DEVICE_KINDS = {
     "cpu": "cpu",
     "NVIDIA H100 80GB HBM3": "h100",
     "NVIDIA H200": "h200",
@@ -159,12 +159,12 @@ class Machine:
     @property
     def topology(self) -> str | None:
         """A group as its compiler names it, as in `v5p:4x4x8`; None: it has no name."""
-        if self.chip.dims == 1:
+        if self.chip.torus_dims == 1:
             return None
-        sides = _sides(self.group, self.chip.dims)
+        sides = _torus_sides(self.group, self.chip.torus_dims)
         return f"{self.kind}:{'x'.join(map(str, sides))}" if sides else None
 
-    def gathering(self, whole: float, count: int, stride: int) -> float:
+    def estimate_gather(self, whole: float, count: int, stride: int) -> float:
         """Seconds until `count` devices that share `whole` bytes each have them all.
 
         They stand `stride` apart. Each group gathers over its links what its members
@@ -175,32 +175,32 @@ class Machine:
         """
         near = max(1, min(count, self.group // stride))
         far = count / near
-        dims = self.chip.dims
+        dims = self.chip.torus_dims
         if near > 1:
             used = dims * math.log(near) / math.log(self.group)
             dims = max(1, round(used)) / dims
-        fast = whole * (1 - 1 / near) / (self.chip.link * dims)
-        return fast + whole * (1 - 1 / far) / near / self.chip.network
+        fast = whole * (1 - 1 / near) / (self.chip.link_bandwidth * dims)
+        return fast + whole * (1 - 1 / far) / near / self.chip.network_bandwidth
 
 
-def at_hand() -> Machine:
+def detect_machine() -> Machine:
     """The devices that jax finds here, in one group for each process of a GPU server.
 
     Raises ValueError for devices that nothing is known of.
     """
     devices = jax.devices()
-    kind = KINDS.get(devices[0].device_kind)
+    kind = DEVICE_KINDS.get(devices[0].device_kind)
     if kind is None:
         raise ValueError(
             f"nothing is known of devices like {devices[0].device_kind!r}: name a"
             f" machine, as in --plan v5p-128. There are {', '.join(CHIPS)}."
         )
-    group = min(len(devices), CHIPS[kind].joined)
+    group = min(len(devices), CHIPS[kind].max_group)
     name = f"{len(devices)} x {devices[0].device_kind}"
     return Machine(name=name, kind=kind, group=group, groups=len(devices) // group)
 
 
-def _sides(group: int, dims: int) -> list[int] | None:
+def _torus_sides(group: int, dims: int) -> list[int] | None:
     """A torus as near to a cube as its number, a power of two, allows, short first."""
     power = group.bit_length() - 1
     if group != 2**power:
@@ -211,7 +211,7 @@ def _sides(group: int, dims: int) -> list[int] | None:
     return [*sides[::-1]] if dims == 3 and group < 8 else sides
 
 
-def named(name: str) -> Machine:
+def parse_machine(name: str) -> Machine:
     """The machine of a name as in v5e-256, 4xv5e-256, h100-8x4 or cpu."""
     found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(?:-(\d+)(?:x(\d+))?)?", name)
     kind = found[2] if found else name
@@ -225,17 +225,17 @@ def named(name: str) -> Machine:
     assert found
     chip = CHIPS[kind]
     before, _, count, after = found.groups()
-    group, rest = divmod(int(count or chip.counted), chip.counted)
+    group, rest = divmod(int(count or chip.units), chip.units)
     groups = int(before or 1) * int(after or 1)
     if rest or not group or not groups:
         raise ValueError(
             f"{name!r} names no machine: the number after {kind!r} must be a multiple"
-            f" of {chip.counted}, which each chip counts, and none may be 0."
+            f" of {chip.units}, which each chip counts, and none may be 0."
         )
-    if group > chip.joined:
-        several = f"{-(-group // chip.joined)}x{kind}-{chip.joined * chip.counted}"
+    if group > chip.max_group:
+        several = f"{-(-group // chip.max_group)}x{kind}-{chip.max_group * chip.units}"
         raise ValueError(
             f"{name!r} asks for {group} chips in one piece and {kind} joins"
-            f" {chip.joined} at most: take several, as in {several!r}."
+            f" {chip.max_group} at most: take several, as in {several!r}."
         )
     return Machine(name=name, kind=kind, group=group, groups=groups)

@@ -9,23 +9,23 @@ import jax
 import optax
 from flax import nnx
 
-from lmx.config.names import ConfigError, Execution, configurable
+from lmx.config.registry import ConfigError, Execution, configurable
 from lmx.core import sharding
 from lmx.core.sharding import RULES, AnyMesh, Mesh, Rules
-from lmx.data.batches import Source
-from lmx.data.rows.numbered import course_of
+from lmx.data.dataset import DatasetConfig
+from lmx.data.sampling.source import schedule_of
 from lmx.models import flops
 from lmx.models.decoder import Decoder
-from lmx.models.remat import offloadable
-from lmx.train.checkpoint.save import Save
+from lmx.models.remat import check_offload
+from lmx.train.checkpoint.policy import CheckpointPolicy
+from lmx.train.diloco import DiLoCo
 from lmx.train.guard.guard import Guard
-from lmx.train.guard.numbers import Abort
-from lmx.train.hooks.periodic import Periodic
+from lmx.train.guard.nonfinite import AbortOnNonFinite
+from lmx.train.hook import Hook
 from lmx.train.loss.next_token import NextToken
-from lmx.train.optim.outer import DiLoCo
 from lmx.train.optim.schedule import Schedule
-from lmx.train.run import Program, Run, rows_sharding, shaped
-from lmx.train.step import Recipe, init_state, train_step
+from lmx.train.program import RunContext, StepProgram, abstract_batch, batch_sharding
+from lmx.train.step import StepConfig, init_state, train_step
 
 configurable(Mesh)
 
@@ -47,21 +47,21 @@ class Experiment:
     """
 
     model: Callable[..., Decoder]
-    data: Source
+    data: DatasetConfig
     optimizer: Callable[..., optax.GradientTransformation]
     schedule: Schedule
     steps: int
     loss: NextToken = NextToken()
-    outer: DiLoCo | None = None
-    guard: Guard = Abort()
+    local_sgd: DiLoCo | None = None
+    guard: Guard = AbortOnNonFinite()
     seed: int = 0
     mesh: Execution[Mesh] = Mesh()
     rules: Execution[Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     microbatches: Execution[int] = 1
-    hooks: Execution[tuple[Periodic, ...]] = ()
-    checkpoint: Execution[Save] = Save()
+    hooks: Execution[tuple[Hook, ...]] = ()
+    checkpoint: Execution[CheckpointPolicy] = CheckpointPolicy()
     log_every: Execution[int] = 10
-    patience: Execution[float] = 1800.0
+    hang_timeout: Execution[float] = 1800.0
 
     def __post_init__(self):
         for name in ("steps", "log_every"):
@@ -69,84 +69,90 @@ class Experiment:
                 raise ConfigError(
                     f"Experiment.{name} is {getattr(self, name)}: at least 1."
                 )
-        if self.patience <= 0:
-            raise ConfigError("Experiment.patience must be above 0 seconds.")
+        if self.hang_timeout <= 0:
+            raise ConfigError("Experiment.hang_timeout must be above 0 seconds.")
 
-    def shaped(self) -> Decoder:
+    def abstract_model(self) -> Decoder:
         """The model without its numbers, once the experiment is known to make sense.
 
         Asks for no data and no device.
         """
-        self.optimizer(self.schedule.over(self.steps))
+        self.optimizer(self.schedule.build(self.steps))
         return nnx.eval_shape(lambda: self.model(nnx.Rngs(0)))
 
-    def program(self, devices: Sequence[Any]) -> Program:
+    def build_program(self, devices: Sequence[Any]) -> StepProgram:
         """The step and the state over these devices, as shapes and places alone.
 
         Reads no data and makes no numbers; the devices need not be at hand.
         """
-        model = self.shaped()
-        rate = self.schedule.over(self.steps)
+        model = self.abstract_model()
+        rate = self.schedule.build(self.steps)
         optimizer = self.optimizer(rate)
         init = partial(init_state, self.model, optimizer, self.seed)
-        init, take = self.guard.init(init), self.guard.step(train_step)
-        init = partial(self.outer.init, init) if self.outer else init
+        init, take = self.guard.wrap_init(init), self.guard.wrap_step(train_step)
+        init = partial(self.local_sgd.init, init) if self.local_sgd else init
         rules = dict(RULES) | dict(self.rules)
-        mesh = self.mesh.over(devices, rules)
-        offloadable(model.stack.remat, mesh.devices.flat[0].platform)
+        mesh = self.mesh.build(devices, rules)
+        check_offload(model.stack.remat, mesh.devices.flat[0].platform)
         graph, _ = nnx.split(model)
-        return Program(
+        return StepProgram(
             model=model,
-            recipe=Recipe(
+            recipe=StepConfig(
                 graph, self.loss, optimizer, rate, self.seed, self.microbatches
             ),
-            take=partial(self.outer.step, take) if self.outer else take,
+            step_fn=partial(self.local_sgd.step, take) if self.local_sgd else take,
             mesh=mesh,
             rules=rules,
             init=init,
-            places=sharding.shardings(jax.eval_shape(init), mesh, rules),
+            shardings=sharding.shardings(jax.eval_shape(init), mesh, rules),
         )
 
-    def open(self) -> Run:
+    def open(self) -> RunContext:
         """Everything a run needs, checked before anything is written or compiled."""
-        program = self.program(jax.devices())
-        _check_all_work(program.mesh)
+        program = self.build_program(jax.devices())
+        _check_no_idle_process(program.mesh)
         data = self.data.open()
         if data.vocab > program.model.vocab:
             raise ConfigError(
                 f"the data has {data.vocab} different tokens and the model knows"
                 f" {program.model.vocab}: set Decoder.vocab={data.vocab}."
             )
-        course = course_of(data).until(self.steps)
+        course = schedule_of(data).truncate(self.steps)
         self.guard.check(course, self.checkpoint)
-        batches = [shaped(data, stage.first) for stage in course.shapes]
-        step = program.step(batches[0])  # compiled for each shape
-        for stage, batch in zip(course.shapes, batches, strict=True):
-            self._check_parts(stage.batch, program.mesh, program.rules)
-            rows = rows_sharding(batch, program.mesh, program.rules)
+        batches = [
+            abstract_batch(data, stage.first_step) for stage in course.unique_shapes
+        ]
+        step = program.jit_step(batches[0])  # compiled for each shape
+        for stage, batch in zip(course.unique_shapes, batches, strict=True):
+            self._check_microbatches(stage.batch_size, program.mesh, program.rules)
+            rows = batch_sharding(batch, program.mesh, program.rules)
             # The trace is kept for the first step of the shape.
-            jax.eval_shape(step, program.state, sharding.placed(batch, rows))
-        return Run(
+            jax.eval_shape(
+                step, program.abstract_state, sharding.with_shardings(batch, rows)
+            )
+        return RunContext(
             steps=self.steps,
             seed=self.seed,
             data=data,
             mesh=program.mesh,
             rules=program.rules,
             graph=program.recipe.graph,
-            places=program.places,
-            init=jax.jit(program.init, out_shardings=program.places),
+            shardings=program.shardings,
+            init=jax.jit(program.init, out_shardings=program.shardings),
             step=step,
-            course=course,
+            batch_schedule=course,
             token_flops={
-                stage.length: flops.per_token(program.model, stage.length)
+                stage.sequence_length: flops.train_flops_per_token(
+                    program.model, stage.sequence_length
+                )
                 for stage in course.stages
             },
         )
 
-    def _check_parts(self, rows: int, mesh: AnyMesh, rules: Rules) -> None:
-        if self.outer:
-            self.outer.check(self.steps, rows)
-            rows //= self.outer.replicas
+    def _check_microbatches(self, rows: int, mesh: AnyMesh, rules: Rules) -> None:
+        if self.local_sgd:
+            self.local_sgd.check(self.steps, rows)
+            rows //= self.local_sgd.replicas
             rules = dict(rules) | {
                 "batch": tuple(a for a in rules["batch"] if a != "replica")
             }
@@ -158,7 +164,7 @@ class Experiment:
         sharding.spec(("batch",), (rows // self.microbatches,), mesh, rules)
 
 
-def _check_all_work(mesh: jax.sharding.Mesh) -> None:
+def _check_no_idle_process(mesh: jax.sharding.Mesh) -> None:
     """Refuses a mesh that leaves a process without work, who could only wait."""
     working = {device.process_index for device in mesh.devices.flat}
     if idle := sorted({device.process_index for device in jax.devices()} - working):

@@ -5,17 +5,19 @@ from collections.abc import Callable, Iterator, Sequence
 from lmx.core.batch import Batch
 from lmx.train.step import Metrics, TrainState
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-Hook = Callable[[int, TrainState, Metrics], None]  # logs, saves, evaluates, profiles
+StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+StepCallback = Callable[
+    [int, TrainState, Metrics], None
+]  # logs, saves, evaluates, profiles
 
 
 def train(
-    step_fn: Step,
+    step_fn: StepFn,
     state: TrainState,
     batches: Iterator[Batch],
     *,
     steps: int,
-    hooks: Sequence[Hook] = (),
+    hooks: Sequence[StepCallback] = (),
 ) -> TrainState:
     """Trains from the step that `state` has reached until `steps` are done.
 

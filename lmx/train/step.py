@@ -10,12 +10,12 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from lmx.core import rng, spread
+from lmx.core import partitioning, rng
 from lmx.core.batch import Batch
 from lmx.core.mean import Mean
-from lmx.core.norm import measures
+from lmx.core.norms import norm_metrics
 from lmx.train.loss.next_token import Means
-from lmx.train.optim.optimizer import quieted, steered
+from lmx.train.optim.optimizer import apply_sign_updates, zero_sign_grads
 
 Metrics = dict[str, Float[Array, "..."]]  # a number, or one number a layer
 LossFn = Callable[[Any, Batch, Any], tuple[Mean, Means]]  # of model, batch and keys
@@ -29,28 +29,28 @@ class TrainState(NamedTuple):
     opt_state: PyTree
 
 
-class Recipe(NamedTuple):
+class StepConfig(NamedTuple):
     """What a step is made of, beside the state and the batch."""
 
     graph: nnx.GraphDef
     loss: LossFn
     optimizer: optax.GradientTransformation
-    rate: optax.Schedule
+    schedule: optax.Schedule
     seed: int
     microbatches: int
 
 
 def init_state(
-    make: Callable[[nnx.Rngs], nnx.Module],
+    build_model: Callable[[nnx.Rngs], nnx.Module],
     optimizer: optax.GradientTransformation,
     seed: int,
 ) -> TrainState:
     """The state of step 0. Jit it with `core.sharding.shardings` to be born split."""
-    _, params = nnx.split(make(nnx.Rngs(params=rng.key(seed, "params"))))
+    _, params = nnx.split(build_model(nnx.Rngs(params=rng.key(seed, "params"))))
     return TrainState(jnp.zeros((), "int32"), params, optimizer.init(params))
 
 
-def gradients(
+def compute_gradients(
     graph: nnx.GraphDef,
     loss_fn: LossFn,
     params: PyTree,
@@ -71,15 +71,15 @@ def gradients(
     return grads, loss, means
 
 
-def accumulated(
-    recipe: Recipe, params: PyTree, batch: Batch, keys: Key[Array, "B"]
+def accumulate_gradients(
+    config: StepConfig, params: PyTree, batch: Batch, keys: Key[Array, "B"]
 ) -> tuple[PyTree, Mean, Means]:
-    """`gradients` of the whole batch, taken in equal parts one after the other.
+    """`compute_gradients` of the whole batch, taken in equal parts one after the other.
 
     Part i has rows i, i + parts, ..., so that each device keeps the rows it has.
     """
-    grad = partial(gradients, recipe.graph, recipe.loss, params)
-    parts = recipe.microbatches
+    grad = partial(compute_gradients, config.graph, config.loss, params)
+    parts = config.microbatches
     if parts == 1:
         return grad(batch, keys)
     split = jax.tree.map(
@@ -95,22 +95,25 @@ def accumulated(
 
 
 def train_step(
-    recipe: Recipe, state: TrainState, batch: Batch, keys: Key[Array, "B"] | None = None
+    config: StepConfig,
+    state: TrainState,
+    batch: Batch,
+    keys: Key[Array, "B"] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Forward, backward, update. Jit, shard and donate where it is called.
 
     `keys` are one a row; None: those of rows 0, 1, ... at the state's step.
     """
     if keys is None:
-        keys = rng.fold(recipe.seed, state.step, "dropout", batch.tokens.shape[0])
-    grad = partial(accumulated, recipe, state.params)
-    grads, loss, means = spread.added(grad, batch, keys)
+        keys = rng.fold(config.seed, state.step, "dropout", batch.tokens.shape[0])
+    grad = partial(accumulate_gradients, config, state.params)
+    grads, loss, means = partitioning.sum_over_slices(grad, batch, keys)
     grads = optax.tree.scale(1.0 / jnp.maximum(loss.weight, 1.0), grads)
-    loud, grads = grads, quieted(grads)
-    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, steered(updates, loud))
+    loud, grads = grads, zero_sign_grads(grads)
+    updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, apply_sign_updates(updates, loud))
     metrics = {name: mean.value for name, mean in means.items()}
     metrics |= {"loss": loss.value, "tokens": loss.weight}
-    metrics["learning_rate"] = jnp.asarray(recipe.rate(state.step))
-    metrics |= measures(grad=grads, update=updates, param=params)
+    metrics["learning_rate"] = jnp.asarray(config.schedule(state.step))
+    metrics |= norm_metrics(grad=grads, update=updates, param=params)
     return TrainState(state.step + 1, params, opt_state), metrics

@@ -14,18 +14,18 @@ from lmx.cli.main import main
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 WORDS = [
     "Experiment.steps=3",
-    "Experiment.data=@Tokens()",
-    "Tokens.corpus=@Text()",
-    "Tokens.tokenizer=@Characters()",
-    "Tokens.length=16",
-    "Tokens.batch=8",
+    "Experiment.data=@TextDataset()",
+    "TextDataset.corpus=@Text()",
+    "TextDataset.tokenizer=@CharTokenizer()",
+    "TextDataset.sequence_length=16",
+    "TextDataset.batch_size=8",
     "Text.path=text.txt",
-    "Text.split=@Tail()",
+    "Text.holdout=@HoldoutTail()",
     "Mesh.data=1",
     "Experiment.hooks=[@Evaluate()]",
-    "Evaluate.data=@held/Tokens()",
-    "held/Tokens.split=validation",
-    "held/Tokens.order=@InOrder()",
+    "Evaluate.data=@held/TextDataset()",
+    "held/TextDataset.split=validation",
+    "held/TextDataset.order=@Sequential()",
 ]
 LINES = "a bead faded\n" * 40
 VOCAB = f"Decoder.vocab={len(set(LINES))}"

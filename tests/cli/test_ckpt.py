@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lmx import load_experiment
-from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.checkpoint.compare import differences
-from lmx.train.checkpoint.reader import Reader
+from lmx.train.checkpoint.compare import diff_checkpoints
+from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.reader import CheckpointReader
 from tests.cli.conftest import TINY
 from tests.train.checkpoint.damage import flip, truncate
 
@@ -25,19 +25,19 @@ def made(tmp_path_factory):
     """The folder of a run of two attempts, as far as `lmx ckpt` looks at it."""
     path = tmp_path_factory.mktemp("ckpt") / "run"
     path.mkdir()
-    (path / "experiment.json").write_text(page().json())
+    (path / "experiment.json").write_text(page().to_json())
     w = np.random.default_rng(0).normal(size=(30, 40)).astype("float32")
     state = {"params": {"w": jnp.asarray(w), "b": jnp.ones(8)}, "step": jnp.int32(4)}
-    first = Checkpoints(path / "checkpoints", origin={"commit": "a" * 40})
+    first = CheckpointManager(path / "checkpoints", origin={"commit": "a" * 40})
     first.save(4, state)
     first.wait()
     facts = {"commit": "b" * 40, "devices": "8 x cpu", "processes": 1, "mesh": {}}
-    then = Checkpoints(path / "checkpoints", origin=facts)
+    then = CheckpointManager(path / "checkpoints", origin=facts)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state
     )
-    then.newest(like, print)
+    then.restore_newest(like, print)
     then.save(8, state | {"params": {"w": jnp.asarray(w * 1.5), "b": jnp.ones(8)}})
     then.wait()
     return path
@@ -51,7 +51,7 @@ def run(made, tmp_path):
 
 
 def path_of(run, step):
-    return Checkpoints(run / "checkpoints").shelf.path(step)
+    return CheckpointManager(run / "checkpoints").directory.step_path(step)
 
 
 @pytest.fixture
@@ -69,7 +69,9 @@ def told(lmx):
 def test_states_are_listed_with_their_roots_and_sizes(made, lmx, told):
     rows = told("list", made)
     assert [(row["step"], row["whole"]) for row in rows] == [(4, True), (8, True)]
-    roots = [Reader(path_of(made, step)).meta()["root"] for step in (4, 8)]
+    roots = [
+        CheckpointReader(path_of(made, step)).read_metadata()["root"] for step in (4, 8)
+    ]
     assert [row["root"] for row in rows] == roots and roots[0] != roots[1]
     assert all(row["bytes"] > 30 * 40 * 4 for row in rows)
     said = lmx("ckpt", "list", f"{made}")[1]
@@ -78,7 +80,7 @@ def test_states_are_listed_with_their_roots_and_sizes(made, lmx, told):
 
 def test_a_state_cut_short_or_set_aside_is_listed_as_such(run, lmx):
     truncate(path_of(run, 8), "params.w")
-    Checkpoints(run / "checkpoints").shelf.set_aside(4)
+    CheckpointManager(run / "checkpoints").directory.quarantine(4)
     said = lmx("ckpt", "list", f"{run}")[1]
     assert said.count("NO") == 2 and "params.w is cut short or gone" in said
     assert "00000004.damaged" in said
@@ -109,18 +111,21 @@ def test_a_difference_is_told_by_tensor_in_norm(made, told, lmx):
 
 
 def test_a_difference_in_settings_is_told_by_path(made, run, told):
-    (run / "experiment.json").write_text(page("Constant.peak=0.02").json())
+    (run / "experiment.json").write_text(page("Constant.peak_lr=0.02").to_json())
     found = told("diff", made, run)
     assert found["settings"] == {"schedule.peak": ["0.01", "0.02"]}
     assert {t["what"] for t in found["tensors"]} == {"equal"}
 
 
 def test_tensors_of_one_state_alone_and_of_other_shapes_are_told(made, tmp_path):
-    other = Checkpoints(tmp_path)
+    other = CheckpointManager(tmp_path)
     other.save(1, {"params": {"w": jnp.ones(3), "c": jnp.ones(3)}})
     other.wait()
-    found = differences(Reader(path_of(made, 8)), Reader(other.shelf.path(1)))
-    told = {each.tensor: each.what for each in found}
+    found = diff_checkpoints(
+        CheckpointReader(path_of(made, 8)),
+        CheckpointReader(other.directory.step_path(1)),
+    )
+    told = {each.tensor: each.status for each in found}
     assert told == {
         "params.b": "only in A",
         "params.c": "only in B",
@@ -131,7 +136,7 @@ def test_tensors_of_one_state_alone_and_of_other_shapes_are_told(made, tmp_path)
 
 def test_a_lineage_tells_each_attempt_that_a_state_comes_from(made, told, lmx):
     found = told("lineage", made)
-    root = Reader(path_of(made, 4)).meta()["root"]
+    root = CheckpointReader(path_of(made, 4)).read_metadata()["root"]
     assert [a["parent"] for a in found["lineage"]] == [None, {"step": 4, "root": root}]
     said = lmx("ckpt", "lineage", f"{made}")[1].splitlines()
     assert said[0] == f"1. from the beginning; commit {'a' * 12}"

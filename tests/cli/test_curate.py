@@ -7,14 +7,14 @@ import pytest
 PAGES = {
     "once": "Dedup.sources = {'web': @Text()}\nText.path = 'web.jsonl'\n",
     "good": (
-        "Sift.sources = {'web': @Text()}\nText.path = 'once/kept/web.jsonl'\n"
-        "Sift.rules = [@ByLength()]\nByLength.least = 12\n"
+        "FilterDocuments.sources = {'web': @Text()}\nText.path = 'once/kept/web.jsonl'\n"
+        "FilterDocuments.filters = [@LengthFilter()]\nByLength.least = 12\n"
     ),
     "fair": (
         "Decontaminate.sources = {'web': @web/Text()}\n"
         "Decontaminate.against = {'quiz': @quiz/Text()}\n"
         "web/Text.path = 'good/kept/web.jsonl'\nquiz/Text.path = 'quiz.jsonl'\n"
-        "Decontaminate.words = 4\nDecontaminate.least = 4\n"
+        "Decontaminate.ngram_size = 4\nDecontaminate.least = 4\n"
     ),
 }
 TEXTS = ["the end is near here", "short", "the end is near here", "a text that stays"]
@@ -51,7 +51,7 @@ def test_what_one_verb_keeps_the_next_reads(lmx, pages):
         (["once.gin"], "write lmx data dedup PAGE.gin OUT"),
         (["once.gin", "out", "Dedup.alke=0.5"], "did you mean"),
         (["once.gin", "out", "Text.path=none.jsonl"], "there is no none.jsonl"),
-        (["once.gin", "out", "Dedup.alike=2.0"], "Dedup.alike is 2.0"),
+        (["once.gin", "out", "Dedup.threshold=2.0"], "Dedup.threshold is 2.0"),
         (["good.gin", "out"], "@Dedup needs Dedup.sources"),
     ],
 )

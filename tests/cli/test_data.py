@@ -4,19 +4,19 @@ import json
 
 import pytest
 
-from lmx.data.store.store import tokens_name
+from lmx.data.store.store import format_shard_name
 
 PAGE = """
-Build:
+BuildTokenStore:
   sources = {'a': @Text(), 'lines': @lines/Text()}
-  tokenizer = @Bytes()
-  filters = [@ByLength()]
-  engine = @Processes()
-Processes.count = 1
-ByLength.least = 3
+  tokenizer = @ByteTokenizer()
+  filters = [@LengthFilter()]
+  executor = @ProcessPool()
+ProcessPool.workers = 1
+LengthFilter.min_chars = 3
 Text.path = 'texts'
-Text.split = @ByDocument()
-ByDocument.fraction = 0.0
+Text.holdout = @HoldoutDocuments()
+HoldoutDocuments.fraction = 0.0
 lines/Text.path = 'a.jsonl'
 """
 
@@ -64,11 +64,11 @@ def test_what_is_said_to_a_person_has_what_was_left_out(lmx, page):
 
 def test_damage_is_a_fault_that_verify_finds(lmx, page, tmp_path):
     lmx("data", "build", page, "out")
-    path = tmp_path / "out" / tokens_name(1)
+    path = tmp_path / "out" / format_shard_name(1)
     path.write_bytes(b"??" + path.read_bytes()[2:])
     status, said, _ = lmx("data", "inspect", "out", "--verify", "--json")
     (damage,) = json.loads(said)["damages"]
-    assert status == 1 and f"{tokens_name(1)} is damaged between byte 0" in damage
+    assert status == 1 and f"{format_shard_name(1)} is damaged between byte 0" in damage
     status, _, moaned = lmx("data", "inspect", "out")
     assert status == 2 and "is damaged between byte 0" in moaned
 
@@ -85,7 +85,10 @@ def test_damage_is_a_fault_that_verify_finds(lmx, page, tmp_path):
             ("build", "page.gin", "texts"),
             "texts holds something that is no token store",
         ),
-        (("build", "page.gin", "out", "Build.empty=0"), "Build.empty = 0.0"),
+        (
+            ("build", "page.gin", "out", "BuildTokenStore.max_empty_fraction=0"),
+            "BuildTokenStore.max_empty_fraction = 0.0",
+        ),
         (("build", "page.gin", "out", "Text.path=gone"), "there is no gone"),
         (("inspect", "texts"), "texts is no token store, it has no manifest.json"),
         (("inspect",), "WORD"),

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from lmx.cli.main import main
-from lmx.data.corpora.text import Text
-from lmx.data.tokenizers.codec import load
-from lmx.data.tokenizers.given import Given
+from lmx.data.corpus.text import Text
+from lmx.data.tokenizer.base import load
+from lmx.data.tokenizer.pretrained import PretrainedTokenizer
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 CODE = inspect.getsource(textwrap) + "äöü 漢字 " * 20
 KINDS = {
     "bpe": ["SentencePiece.vocab=400"],
-    "unigram": ["SentencePiece.vocab=400", "SentencePiece.kind=unigram"],
-    "pairs": ["Tokens.tokenizer=@BytePairs()", "BytePairs.vocab=400"],
-    "characters": ["Tokens.tokenizer=@Characters()"],
-    "bytes": ["Tokens.tokenizer=@Bytes()"],
+    "unigram": ["SentencePiece.vocab=400", "SentencePiece.model_type=unigram"],
+    "pairs": ["TextDataset.tokenizer=@BPE()", "BPE.vocab=400"],
+    "characters": ["TextDataset.tokenizer=@CharTokenizer()"],
+    "bytes": ["TextDataset.tokenizer=@ByteTokenizer()"],
 }
 
 
@@ -41,7 +41,7 @@ def lmx(*words):
 def test_a_report_counts_what_the_written_tokenizer_does(kind, tmp_path, capsys):
     assert lmx("text.txt", "out", "--json", *KINDS[kind]) == 0
     told = json.loads(capsys.readouterr().out)
-    codec = Given(path=str(tmp_path / "out")).open(Text(path="text.txt"))
+    codec = PretrainedTokenizer(path=str(tmp_path / "out")).open(Text(path="text.txt"))
     assert codec.digest == load(tmp_path / "out").digest == told["digest"]
     held_out = CODE[int(len(CODE) * 0.9) :]
     tokens = codec.encode(held_out).tolist()
@@ -51,10 +51,10 @@ def test_a_report_counts_what_the_written_tokenizer_does(kind, tmp_path, capsys)
     assert told["tokens"] == len(tokens)
     assert told["bytes_per_token"] == told["bytes"] / len(tokens)
     assert told["used"] == len(set(tokens))
-    parts = sum(len(p) for t in tokens if not whole(p := codec.pieces[t]))
+    parts = sum(len(p) for t in tokens if not whole(p := codec.vocab_bytes[t]))
     assert told["coverage"] == pytest.approx(1 - parts / told["bytes"])
     assert (told["coverage"] == 1.0) == (kind == "characters")
-    lengths = [len(piece.decode()) for piece in codec.pieces if whole(piece)]
+    lengths = [len(piece.decode()) for piece in codec.vocab_bytes if whole(piece)]
     assert [len(text) for text in told["longest"]] == sorted(lengths)[::-1][:10]
     kept = json.loads((tmp_path / "out" / "report.json").read_text())
     assert kept == {name: said for name, said in told.items() if name != "folder"}
@@ -68,18 +68,18 @@ def whole(piece):
 
 
 def test_the_pages_of_experiments_and_of_stores_name_their_tokenizer(tmp_path, capsys):
-    words = ["BytePairs.vocab=300", "Text.path='text.txt'", "Text.split=@Tail()"]
-    page = "tokenizer = @BytePairs()\n  "
+    words = ["BPE.vocab=300", "Text.path='text.txt'", "Text.holdout=@HoldoutTail()"]
+    page = "tokenizer = @BPE()\n  "
     (tmp_path / "build.gin").write_text(
         f"Build:\n  {page}sources = {{'one': @Text()}}\n"
     )
     (tmp_path / "run.gin").write_text(
-        f"include '{TINY}'\nExperiment.data = @Paused()\nPaused.source = @Tokens()\n"
+        f"include '{TINY}'\nExperiment.data = @PauseTokens()\nPaused.source = @TextDataset()\n"
         f"Tokens:\n  {page}corpus = @Text()\n  batch = 1\n  length = 8\n"
     )
     assert lmx("build.gin", "a", *words) == lmx("run.gin", "b", *words) == 0
     assert load(tmp_path / "a").digest == load(tmp_path / "b").digest
-    assert "@BytePairs(), 300 tokens" in capsys.readouterr().out
+    assert "@BPE(), 300 tokens" in capsys.readouterr().out
 
 
 REFUSED = {
@@ -88,7 +88,12 @@ REFUSED = {
     "full is there and is not empty": ["text.txt", "full"],
     "names no corpus with a tokenizer": [str(TINY), "out"],
     "set SentencePiece.vocab to": ["text.txt", "out", "SentencePiece.vocab=90000"],
-    "split of .* is empty": ["text.txt", "out", *KINDS["bpe"], "Tail.fraction=0.0"],
+    "split of .* is empty": [
+        "text.txt",
+        "out",
+        *KINDS["bpe"],
+        "HoldoutTail.fraction=0.0",
+    ],
 }
 
 

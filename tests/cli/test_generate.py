@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from lmx.cli.generate import prompts_in
+from lmx.cli.generate import read_prompts
 
 GREEDY = ("--temperature", "0", "--tokens", "20")
 PROMPTS = ["a be", "faded", "b"]
@@ -59,7 +59,7 @@ def test_prompts_are_lines_or_those_of_json_objects(tmp_path):
     objects = [json.dumps({"prompt": prompt, "id": 1}) for prompt in prompts]
     (tmp_path / "a.jsonl").write_text("\n".join(objects) + "\n")
     for name in ("a.txt", "a.jsonl"):
-        assert prompts_in(tmp_path / name) == prompts
+        assert read_prompts(tmp_path / name) == prompts
 
 
 def test_draws_do_not_depend_on_how_many_are_made_at_a_time(told, tmp_path):
@@ -101,7 +101,10 @@ def test_beams_come_best_first_and_the_first_is_the_text(trained, lmx, told):
         (["--prompt", "a", "--temperature", "-1"], "temperature is -1.0: it must be 0"),
         ([], "this model has no token that begins a document: give a prompt"),
         (["--prompt", "xyz"], "'x' (U+0078) is none of the"),
-        (["--prompt", "a", "--beams", "0"], "Beam.beams is 0: it must be 1 or more"),
+        (
+            ["--prompt", "a", "--beams", "0"],
+            "BeamConfig.beams is 0: it must be 1 or more",
+        ),
         (["--beams", "2", "--top-k", "3"], "leave out --top-k, or --beams"),
         (["--beams", "2", "--stop", "a"], "leave out --stop, or --beams"),
         (["--length-penalty", "1"], "--length-penalty is of beam search"),
@@ -124,7 +127,7 @@ def test_a_file_of_no_prompts_is_refused_where_it_is_wrong(tmp_path):
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):
-            prompts_in(tmp_path / name)
+            read_prompts(tmp_path / name)
 
 
 def test_a_folder_that_has_nothing_to_say_is_refused(trained, lmx, tmp_path):

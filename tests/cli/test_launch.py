@@ -65,8 +65,8 @@ def test_a_job_of_slurm_goes_back_in_the_queue_if_its_run_was_saved_and_not_done
     program, status, again
 ):
     trained, queued = program("srun", status), program("scontrol")
-    job = ["bash", JOB, "tiny.gin", "Tokens.text=a b", "--run", "x"]
+    job = ["bash", JOB, "tiny.gin", "TextDataset.text=a b", "--run", "x"]
     ended = subprocess.run(job, env={**os.environ, "SLURM_JOB_ID": "9"})
-    words = "lmx train --restarts 5 --grace 110 tiny.gin Tokens.text=a b --run x\n"
+    words = "lmx train --restarts 5 --grace 110 tiny.gin TextDataset.text=a b --run x\n"
     assert (ended.returncode, trained.read_text()) == (status, words)
     assert queued.exists() == again and (not again or "requeue 9" in queued.read_text())

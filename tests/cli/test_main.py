@@ -49,7 +49,7 @@ def test_ctrl_c_before_training_is_no_traceback(lmx, work, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "load_words", interrupted)
+    monkeypatch.setattr(train, "load_config", interrupted)
     assert lmx("train", "tiny.gin") == (130, "", "stopped at once\n")
 
 

@@ -121,7 +121,7 @@ def test_a_search_compiles_the_best(lmx, work):
                 "Mesh.fsdp=256",
                 "LENGTH=4096",
                 "NextToken.chunk=1024",
-                "Dropless.product=@Megablox()",
+                "DroplessDispatch.grouped_matmul=@Megablox()",
             ],
         ),
         (
@@ -133,7 +133,7 @@ def test_a_search_compiles_the_best(lmx, work):
     ],
 )
 def test_large_models_compile_in_ten_minutes_and_fit(lmx, name, machine, words):
-    words = [*words, "Attention.kernel=@Splash()", "--on", machine, "--json"]
+    words = [*words, "Attention.backend=@SplashAttention()", "--on", machine, "--json"]
     status, said, _ = lmx("plan", page(name), *words)
     told = json.loads(said)
     assert status == 0 and told["fits"] and told["how"].startswith("Compiled")

@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 
 from lmx import load_experiment as experiment
-from lmx.train.record.directory import Directory
+from lmx.run.run_dir import RunDir
 
 ROOT = Path(__file__).parents[2]
 TEXT = [
-    "Experiment.data=@Tokens()",
-    "Tokens.corpus=@Text()",
-    "Tokens.tokenizer=@Bytes()",
-    "Tokens.batch=8",
-    "Tokens.length=16",
+    "Experiment.data=@TextDataset()",
+    "TextDataset.corpus=@Text()",
+    "TextDataset.tokenizer=@ByteTokenizer()",
+    "TextDataset.batch_size=8",
+    "TextDataset.sequence_length=16",
     "Text.path=text.txt",
-    "Text.split=@Tail()",
+    "Text.holdout=@HoldoutTail()",
     "Decoder.vocab=258",
 ]
-PIECES = [*TEXT, "Tokens.tokenizer=@SentencePiece()", "SentencePiece.vocab=5000"]
-MOE = ["Decoder.mlp=@MoE", "MoE.experts=4", "MoE.hidden=8", "MoE.router=@TopK"]
+PIECES = [*TEXT, "TextDataset.tokenizer=@SentencePiece()", "SentencePiece.vocab=5000"]
+MOE = ["Decoder.mlp=@MoE", "MoE.experts=4", "MoE.hidden=8", "MoE.router=@TopKRouter"]
 FILES = {
     "text.txt": b"To be or not to be, that is the question. " * 9,
     "empty.txt": b"",
@@ -47,8 +47,8 @@ PAGES = {  # `lmx config show` refuses these as `lmx train` does
     ),
     "wrong type": (["tiny.gin", "Decoder.depth=two"], "Decoder.depth wants int", "two"),
     "wrong reference": (
-        ["tiny.gin", "Decoder.mlp=@Untied"],
-        "override 'Decoder.mlp=@Untied'",
+        ["tiny.gin", "Decoder.mlp=@LMHead"],
+        "override 'Decoder.mlp=@LMHead'",
         "wants Callable[..., FeedForward] or tuple",
     ),
     "undefined macro": (["tiny.gin", "Decoder.depth=%DEPHT"], "DEPHT", "override"),
@@ -75,19 +75,19 @@ PAGES = {  # `lmx config show` refuses these as `lmx train` does
         "Attention.heads = 5 set at echo.gin:2",
     ),
     "odd head width": (
-        ["tiny.gin", "Attention.head_width=5"],
+        ["tiny.gin", "Attention.head_dim=5"],
         "5 channels have no pairs",
         "make head_width",
     ),
     "too many choices": (
-        ["tiny.gin", *MOE, "TopK.choices=9"],
+        ["tiny.gin", *MOE, "TopKRouter.top_k=9"],
         "cannot choose 9 of 4 experts",
         "at most MoE.experts",
     ),
     "all warm-up": (
-        ["tiny.gin", "Constant.warmup=10"],
+        ["tiny.gin", "Constant.warmup_steps=10"],
         "a warm-up of 10 steps leaves nothing of 10 to train",
-        "schedule.warmup = 10\n    override 'Constant.warmup=10'",
+        "schedule.warmup = 10\n    override 'Constant.warmup_steps=10'",
     ),
     "no steps": (["tiny.gin", "Experiment.steps=0"], "steps is 0", "at least 1"),
     "no lines": (
@@ -95,7 +95,11 @@ PAGES = {  # `lmx config show` refuses these as `lmx train` does
         "Experiment.log_every is 0: at least 1",
         "override 'Experiment.log_every=0'",
     ),
-    "no saves": (["tiny.gin", "Save.every=0"], "Save.every", "must be 1 or more"),
+    "no saves": (
+        ["tiny.gin", "CheckpointPolicy.every=0"],
+        "CheckpointPolicy.every",
+        "must be 1 or more",
+    ),
     "impossible sampler": (
         ["tiny.gin", "Experiment.hooks=[@Sample()]", "Sampler.top_p=2"],
         "top_p is 2",
@@ -106,14 +110,14 @@ PAGES = {  # `lmx config show` refuses these as `lmx train` does
 }
 RUNS = {  # these only training can see
     "aux loss not named": (
-        ["tiny.gin", *MOE, "TopK.choices=2"],
+        ["tiny.gin", *MOE, "TopKRouter.top_k=2"],
         "the model returns ['balance', 'router_z']",
         "name each, with 0.0 for none",
     ),
     "longer than its positions": (
-        ["tiny.gin", "Decoder.position=@Learned", "Learned.length=8"],
+        ["tiny.gin", "Decoder.position=@LearnedPosition", "LearnedPosition.max_length=8"],
         "16 tokens do not fit 8 learned positions",
-        "model.position.length = 8\n    override 'Learned.length=8'",
+        "model.position.length = 8\n    override 'LearnedPosition.max_length=8'",
     ),
     "vocabulary too small": (
         ["tiny.gin", *TEXT, "Decoder.vocab=100"],
@@ -136,9 +140,9 @@ RUNS = {  # these only training can see
         "did you mean text.txt?",
     ),
     "one document by document": (
-        ["tiny.gin", *TEXT, "Text.split=@ByDocument()"],
+        ["tiny.gin", *TEXT, "Text.holdout=@HoldoutDocuments()"],
         "text.txt is one document",
-        "set Text.split = @Tail()",
+        "set Text.holdout = @HoldoutTail()",
     ),
     "not UTF-8": (
         ["tiny.gin", *TEXT, "Text.path=latin.txt"],
@@ -146,12 +150,12 @@ RUNS = {  # these only training can see
         "save it as UTF-8",
     ),
     "shorter than a window": (
-        ["tiny.gin", *TEXT, "Tokens.order=@Windows()", "Tokens.length=900"],
+        ["tiny.gin", *TEXT, "TextDataset.order=@RandomWindows()", "TextDataset.sequence_length=900"],
         "hold no window of 900",
         "set length to",
     ),
     "batch not divisible": (
-        ["tiny.gin", "Echo.batch=6"],
+        ["tiny.gin", "RepeatTask.batch_size=6"],
         "'batch' of size 6 cannot be split evenly",
         "change the mesh",
     ),
@@ -179,8 +183,8 @@ RUNS = {  # these only training can see
         [
             "tiny.gin",
             "Experiment.hooks=[@Evaluate()]",
-            "Evaluate.data=@other/Echo()",
-            "other/Echo.batch=3",
+            "Evaluate.data=@other/RepeatTask()",
+            "other/RepeatTask.batch_size=3",
         ],
         "'batch' of size 3 cannot be split evenly",
         "change the mesh",
@@ -254,7 +258,7 @@ def test_a_run_that_cannot_begin(lmx, listed, words, cause, cure):
 
 def test_the_folder_of_another_experiment(lmx, listed, work):
     other = experiment("tiny.gin", ["Experiment.seed=7"])
-    Directory.claim(work / "theirs", other, {"data": {}}, None).close()
+    RunDir.claim(work / "theirs", other, {"data": {}}, None).close()
     before = listed()
     parts = ("theirs holds another run", "name another folder with --run", "--accept")
     found = lmx("train", "tiny.gin", "--run", "theirs")

@@ -11,7 +11,7 @@ import pytest
 
 from lmx.cli import supervise
 from lmx.cli.supervise import Supervisor
-from lmx.train.record.account import entries
+from lmx.run.timing import read_timing
 
 ROOT = Path(__file__).parents[2]
 # Each time it is started it takes the first of the words that are left, which says how
@@ -136,8 +136,8 @@ def test_a_death_is_in_the_account_of_the_run_that_it_was_the_death_of(
 ):
     child = (
         "import os; from pathlib import Path\n"
-        "from lmx.train.record.account import Account\n"
-        "from lmx.train.record.directory import Directory\n"
+        "from lmx.run.timing import Account\n"
+        "from lmx.run.run_dir import Directory\n"
         "account = Account(); account.begin(Directory(Path('.')), 3)\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -145,6 +145,6 @@ def test_a_death_is_in_the_account_of_the_run_that_it_was_the_death_of(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     began = time.monotonic()
     assert Supervisor([sys.executable, "-c", child], tmp_path, 0)() == 137
-    begun, note, death = entries(tmp_path)
+    begun, note, death = read_timing(tmp_path)
     assert begun["step"] == note["step"] == 3 and death["died"] == -9
     assert 0.0 <= death["clock"] - note["clock"] < time.monotonic() - began

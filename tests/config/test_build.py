@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lmx.config.names import ConfigError, configurable
+from lmx.config.registry import ConfigError, configurable
 from lmx.config.resolve import from_json, load
 
 
@@ -74,7 +74,7 @@ def test_factories_of_equal_configurations_are_equal_and_can_be_keys(cart):
 def test_a_factory_and_a_configuration_survive_pickling(cart):
     config = cart("Cart.load = {'hay': 2}")
     again = pickle.loads(pickle.dumps(config))
-    assert again == config and again.trails == config.trails
+    assert again == config and again.provenance == config.provenance
     make = pickle.loads(pickle.dumps(config.build().pair))
     assert make == config.build().pair and make().wheels[0].spokes == 8
 

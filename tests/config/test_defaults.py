@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lmx.config.names import ConfigError, Execution, configurable
+from lmx.config.registry import ConfigError, Execution, configurable
 from lmx.config.resolve import from_json, load
 
 

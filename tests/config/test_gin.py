@@ -1,7 +1,7 @@
 """We read `.gin` files as gin does: the two agree on thousands of random pages.
 
 The pages hold what the two mean alike. Where they differ on purpose is a table:
-`tests/config/test_differences.py`.
+`tests/config/test_gin_differences.py`.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from typing import Any
 import gin
 import pytest
 
-from lmx.config.names import configurable
 from lmx.config.parse import parse
+from lmx.config.registry import configurable
 from lmx.config.resolve import from_json, load, resolve
 
 
@@ -174,9 +174,9 @@ def test_a_random_configuration_comes_back_from_json_and_from_its_page(pages, se
         configurable(thing)
     for files in pages(seed):
         config = resolve(parse(files), "Trunk", strict=False)
-        assert from_json(config.json()) == config
-        Path("flat.gin").write_text(config.text())
+        assert from_json(config.to_json()) == config
+        Path("flat.gin").write_text(config.to_gin())
         again = load(["flat.gin"], root=Trunk)
         assert again == config
-        assert again.text() == config.text()
+        assert again.to_gin() == config.to_gin()
         assert pickle.loads(pickle.dumps(config)) == config

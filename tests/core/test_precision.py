@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lmx.core.precision import Precision, widened
+from lmx.core.precision import Precision, upcast
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from lmx.core.precision import Precision, widened
 )
 def test_what_is_widened_has_at_least_32_bits(narrow, wide):
     with jax.enable_x64(True):
-        assert widened(jnp.ones(3, narrow)).dtype == wide
+        assert upcast(jnp.ones(3, narrow)).dtype == wide
 
 
 def test_a_cpu_computes_in_float32_unless_told_otherwise():

@@ -14,7 +14,7 @@ WHOLE = PartitionSpec()
 
 
 def over(mesh: Mesh, rules=RULES, devices=8):
-    return mesh.over(jax.devices()[:devices], rules)
+    return mesh.build(jax.devices()[:devices], rules)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_mesh_that_cannot_be_is_refused_with_its_cure(mesh, message):
 def test_an_axis_that_no_rule_names_is_refused():
     idle = {name: () for name, axes in RULES.items() if "stage" in axes}
     with pytest.raises(ValueError, match="no rule splits anything over .* 'stage'"):
-        Mesh(stage=2).over(jax.devices(), dict(RULES) | idle)
+        Mesh(stage=2).build(jax.devices(), dict(RULES) | idle)
 
 
 @pytest.mark.parametrize("size", [0, -1])

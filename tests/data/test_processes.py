@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from lmx.core.batch import Batch
-from lmx.data.corpora.corpus import ByDocument
-from lmx.data.corpora.text import Text
-from lmx.data.rows.mixture import Mixture, Part
-from lmx.data.rows.packing import BestFit
-from lmx.data.store.build import Build
-from lmx.data.store.engine import Processes
-from lmx.data.stored import Stored
-from lmx.data.tokenizers.codec import Bytes
+from lmx.data.corpus.corpus import HoldoutDocuments
+from lmx.data.corpus.text import Text
+from lmx.data.sampling.mixture import Mixture, MixtureComponent
+from lmx.data.sampling.packing import BestFitPacking
+from lmx.data.store.build import BuildTokenStore
+from lmx.data.store.dataset import TokenStoreDataset
+from lmx.data.store.executor import ProcessPool
+from lmx.data.tokenizer.base import ByteTokenizer
 
 SOURCES = {"books": 60_000, "code": 20_000, "web": 120_000}
 WEIGHTS = {"books": 0.25, "code": 0.15, "web": 0.6}
@@ -36,10 +36,14 @@ def texts(name: str) -> list[str]:
 def mixture(store: str) -> Mixture:
     """Three sources of the store, shuffled and packed."""
     return Mixture(
-        parts={
-            name: Part(
-                source=Stored(
-                    path=store, source=name, batch=16, length=256, packing=BestFit()
+        components={
+            name: MixtureComponent(
+                source=TokenStoreDataset(
+                    path=store,
+                    source=name,
+                    batch_size=16,
+                    sequence_length=256,
+                    packing=BestFitPacking(),
                 ),
                 weight=weight,
             )
@@ -54,8 +58,10 @@ def build(folder: str) -> None:
     for name in SOURCES:
         path = Path(folder, f"{name}.jsonl")
         path.write_text("\n".join(json.dumps({"text": text}) for text in texts(name)))
-        sources[name] = Text(path=str(path), split=ByDocument(fraction=0.0))
-    store = Build(sources=sources, tokenizer=Bytes(), engine=Processes(count=1))
+        sources[name] = Text(path=str(path), holdout=HoldoutDocuments(fraction=0.0))
+    store = BuildTokenStore(
+        sources=sources, tokenizer=ByteTokenizer(), executor=ProcessPool(workers=1)
+    )
     store.write(Path(folder, "store"))
 
 
@@ -72,9 +78,11 @@ def read(store: str, mine: str, out: str) -> None:
 
 def read_epochs(store: str, out: str) -> None:
     """Writes the documents of two epochs: each row a line, documents between tabs."""
-    stored = Stored(path=store, batch=1000, length=256, packing=BestFit())
+    stored = TokenStoreDataset(
+        path=store, batch_size=1000, sequence_length=256, packing=BestFitPacking()
+    )
     rows = stored.open()
-    count = rows.packed(256).rows(stored.order) or 0
+    count = rows.pack(256).count_rows(stored.order) or 0
     epochs: list[list[bytes]] = [[], []]
     for step in range(-(-2 * count // 1000)):
         found = documents(rows.batch_at(0, step))[: 2 * count - 1000 * step]

@@ -13,30 +13,30 @@ import pytest
 from flax import nnx
 
 import lmx
-from lmx.config.names import ConfigError
-from lmx.evals.perplexity import compressed, measure, numbers
-from lmx.infer.generate import prompt_of
-from lmx.train.record.directory import Directory, last, rows
+from lmx.config.registry import ConfigError
+from lmx.evals.perplexity import measure_compression, score_batches, summarize
+from lmx.infer.generate import encode_prompt
+from lmx.run.run_dir import RunDir, read_last_metrics, read_metrics
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 LINES = "".join(f"{n} é bottles of beer on the wall\n" for n in range(60))
 WORDS = [
-    "Experiment.data=@Tokens()",
-    "Tokens.corpus=@Text()",
-    "Tokens.tokenizer=@Bytes()",
-    "Tokens.length=16",
-    "Tokens.batch=8",
-    "Text.split=@Tail()",
+    "Experiment.data=@TextDataset()",
+    "TextDataset.corpus=@Text()",
+    "TextDataset.tokenizer=@ByteTokenizer()",
+    "TextDataset.sequence_length=16",
+    "TextDataset.batch_size=8",
+    "Text.holdout=@HoldoutTail()",
     "Decoder.vocab=258",
     "Experiment.steps=4",
     "Mesh.data=2",
-    "Experiment.hooks=[@Evaluate(), @Compressors(), @Sample()]",
-    "Evaluate.data=@held/Tokens()",
+    "Experiment.hooks=[@Evaluate(), @CompressionBaseline(), @Sample()]",
+    "Evaluate.data=@held/TextDataset()",
     "Evaluate.every=2",
     "Evaluate.batches=1",
-    "Compressors.data=@held/Tokens()",
-    "held/Tokens.split=validation",
-    "held/Tokens.order=@InOrder()",
+    "CompressionBaseline.data=@held/TextDataset()",
+    "held/TextDataset.split=validation",
+    "held/TextDataset.order=@Sequential()",
     "Sample.prompt=wall",
     "Sample.tokens=12",
     "Sample.every=3",
@@ -64,13 +64,13 @@ def logged(run_and_hooks, tmp_path):
     run, state, hooks = run_and_hooks
 
     def logged(which, *steps):
-        directory = Directory(tmp_path)
-        directory.begin(0)
+        directory = RunDir(tmp_path)
+        directory.truncate_after(0)
         hook = hooks[which](directory)
         for done in steps:
             hook(done, state, {})
         directory.close()
-        return list(rows(tmp_path))
+        return list(read_metrics(tmp_path))
 
     return logged
 
@@ -124,7 +124,7 @@ def test_the_compressors_are_those_of_python(logged):
         * len(lzma.compress(text, preset=9))
         / len(text),
     }
-    assert compressed(bytes(10_000))["zlib_bits_per_byte"] < 0.1
+    assert measure_compression(bytes(10_000))["zlib_bits_per_byte"] < 0.1
 
 
 def test_samples_are_logged_when_due_and_are_those_of_the_state(
@@ -136,7 +136,7 @@ def test_samples_are_logged_when_due_and_are_those_of_the_state(
     assert first["sample"] == final["sample"]
     said = capsys.readouterr().out
     assert "--- step 3 ---\nwall" in said
-    context = prompt_of(run.data.tokenizer, "wall")
+    context = encode_prompt(run.data.tokenizer, "wall")
     params = jax.device_put(state.params, jax.devices()[0])
     forward = jax.jit(lambda row: nnx.merge(run.graph, params)(row))
     for _ in range(12):
@@ -154,16 +154,16 @@ def test_a_mean_is_of_all_batches_and_not_of_their_means(run_and_hooks):
         nats, tokens, size = next(made)
         return nats, tokens, size
 
-    found = numbers(measure(score, partial(run.data.batch_at, 0), 2, "made up"))
+    found = summarize(score_batches(score, partial(run.data.batch_at, 0), 2, "made up"))
     assert found["nats"] == 11 / 5 and found["tokens"] == 5
     assert found["bits_per_byte"] == pytest.approx(11 / math.log(2) / 8)
 
 
 def test_what_can_never_be_evaluated_is_refused_before_the_run(run_and_hooks):
     run, _, _ = run_and_hooks
-    words = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@other/Echo()"]
+    words = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@other/RepeatTask()"]
     for word, message in {
-        "other/Echo.batch=3": "'batch' of size 3 cannot be split evenly",
+        "other/RepeatTask.batch_size=3": "'batch' of size 3 cannot be split evenly",
         "Evaluate.every=0": "every 0 steps is never",
     }.items():
         (hook,) = lmx.load_experiment(TINY, [*words, word]).build().hooks
@@ -173,7 +173,7 @@ def test_what_can_never_be_evaluated_is_refused_before_the_run(run_and_hooks):
 
 def test_the_newest_evaluation_is_what_a_summary_finds(logged, tmp_path):
     logged(0, 2, 4)
-    assert last(tmp_path)["step"] == 4
+    assert read_last_metrics(tmp_path)["step"] == 4
 
 
 def test_samples_need_text(run_and_hooks):

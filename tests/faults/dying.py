@@ -11,20 +11,24 @@ import time
 from typing import Any
 
 from lmx.cli.main import main
-from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.checkpoint.reader import Reader
-from lmx.train.checkpoint.shelf import Shelf
-from lmx.train.checkpoint.writer import Late
+from lmx.train.checkpoint.directory import CheckpointDir
+from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.reader import CheckpointReader
+from lmx.train.checkpoint.writer import DeferredMetadata
 
 MOMENTS = {  # what is called then, and the step that its arguments are about
-    "array": (Checkpoints, "_facts", lambda self, step, *_: step),
-    "before": (Late, "finalize", lambda self, folder: int(folder.parent.name[:8])),
-    "after": (Reader, "sums", lambda self, parts: int(self.path.name)),
-    "removal": (Shelf, "thin", lambda self, keep, whole: max(whole)),
+    "array": (CheckpointManager, "_facts", lambda self, step, *_: step),
+    "before": (
+        DeferredMetadata,
+        "finalize",
+        lambda self, folder: int(folder.parent.name[:8]),
+    ),
+    "after": (CheckpointReader, "sums", lambda self, parts: int(self.path.name)),
+    "removal": (CheckpointDir, "thin", lambda self, keep, whole: max(whole)),
 }
 
 
-def some_of_an_array(checkpoints: Checkpoints) -> bool:
+def some_of_an_array(checkpoints: CheckpointManager) -> bool:
     """Whether any bytes of a tensor are on disk that is not committed yet."""
     found = checkpoints.folder.glob("*tmp*/state*/**/d/*")
     return any(file.stat().st_size for file in found)

@@ -10,17 +10,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmx.config.names import configurable
-from lmx.data.batches import Batch, Rows, Source
-from lmx.train.hooks.periodic import Due, Periodic
-from lmx.train.record.directory import Directory
-from lmx.train.run import Run
+from lmx.config.registry import configurable
+from lmx.data.dataset import Batch, Dataset, DatasetConfig
+from lmx.run.run_dir import RunDir
+from lmx.train.hook import Hook, ScheduledHook
+from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Faulty(Source):
+class Faulty(DatasetConfig):
     """Another source, with something wrong at some of its steps.
 
     Attributes:
@@ -32,7 +32,7 @@ class Faulty(Source):
         without: the first step of data that are left out, and the first after them.
     """
 
-    source: Source
+    source: DatasetConfig
     infinite: tuple[int, ...] = ()
     hard: tuple[int, ...] = ()
     hanging: tuple[int, ...] = ()
@@ -46,7 +46,7 @@ class Faulty(Source):
 class Wrong:
     """The rows of an opened source."""
 
-    def __init__(self, rows: Rows, faults: Faulty):
+    def __init__(self, rows: Dataset, faults: Faulty):
         self.rows, self.faults = rows, faults
 
     def __getattr__(self, name: str) -> Any:
@@ -73,7 +73,7 @@ class Wrong:
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Flip(Periodic):
+class Flip(Hook):
     """Flips a bit in the memory of the second device: in its copy of some parameters.
 
     Once only: not where the file `flipped` is already.
@@ -81,7 +81,7 @@ class Flip(Periodic):
 
     at: int  # steps done
 
-    def start(self, run: Run) -> Callable[[Directory], Due]:
+    def start(self, run: RunContext) -> Callable[[RunDir], ScheduledHook]:
         def flip(done: int, state: TrainState, metrics: Metrics) -> None:
             del done, metrics
             if not Path("flipped").exists():
@@ -91,4 +91,4 @@ class Flip(Periodic):
                 byte = ctypes.c_uint8.from_address(copy.unsafe_buffer_pointer() + 2)
                 byte.value ^= 1 << 5  # of float32's mantissa: no step rounds it away
 
-        return lambda directory: Due(lambda done: done == self.at, flip)
+        return lambda directory: ScheduledHook(lambda done: done == self.at, flip)

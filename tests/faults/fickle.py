@@ -4,16 +4,16 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from lmx.config.names import configurable
-from lmx.data.batches import Batch, Rows, Source
+from lmx.config.registry import configurable
+from lmx.data.dataset import Batch, Dataset, DatasetConfig
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Fickle(Source):
+class Fickle(DatasetConfig):
     """Another source, read with a seed that each process makes up."""
 
-    source: Source
+    source: DatasetConfig
 
     def open(self) -> Any:
         return Moody(self.source.open())
@@ -22,7 +22,7 @@ class Fickle(Source):
 class Moody:
     """The rows of an opened source."""
 
-    def __init__(self, rows: Rows):
+    def __init__(self, rows: Dataset):
         self.rows = rows
 
     def __getattr__(self, name: str) -> Any:

@@ -5,17 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmx.config.names import Execution, configurable
-from lmx.train.hooks.periodic import Due, Periodic
-from lmx.train.record.directory import Directory
-from lmx.train.run import Run
+from lmx.config.registry import Execution, configurable
+from lmx.run.run_dir import RunDir
+from lmx.train.hook import Hook, ScheduledHook
+from lmx.train.program import RunContext
 
 DAY = 86400.0  # seconds
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Gate(Periodic):
+class Gate(Hook):
     """After each of these steps a run makes `at-STEP`, and waits for `go-STEP`.
 
     Both are files of `folder`. Where that says "fail", it fails.
@@ -24,7 +24,7 @@ class Gate(Periodic):
     folder: str
     at: Execution[tuple[int, ...]] = ()
 
-    def start(self, run: Run) -> Callable[[Directory], Due]:
+    def start(self, run: RunContext) -> Callable[[RunDir], ScheduledHook]:
         folder = Path(self.folder)
 
         def wait(done, state, metrics):
@@ -34,22 +34,22 @@ class Gate(Periodic):
             if "fail" in (folder / f"go-{done}").read_text():
                 raise ValueError("told to fail")
 
-        return lambda directory: Due(lambda done: done in self.at, wait)
+        return lambda directory: ScheduledHook(lambda done: done in self.at, wait)
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Jump(Periodic):
+class Jump(Hook):
     """Sets the wall clock a day ahead after some steps, a day back after others."""
 
     ahead: Execution[tuple[int, ...]] = ()
     back: Execution[tuple[int, ...]] = ()
 
-    def start(self, run: Run) -> Callable[[Directory], Due]:
+    def start(self, run: RunContext) -> Callable[[RunDir], ScheduledHook]:
         clock = time.time
         steps = {**dict.fromkeys(self.ahead, DAY), **dict.fromkeys(self.back, -DAY)}
 
         def jump(done, state, metrics):
             time.time = lambda: clock() + steps[done]
 
-        return lambda directory: Due(lambda done: done in steps, jump)
+        return lambda directory: ScheduledHook(lambda done: done in steps, jump)

@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from lmx.config.resolve import load
-from lmx.data.store.build import Build
+from lmx.data.store.build import BuildTokenStore
 
 KILLS = 20
 
 
-def started(build: Build, folder: Path, first: Callable[[], object]) -> int:
+def started(build: BuildTokenStore, folder: Path, first: Callable[[], object]) -> int:
     """A process that does `first`, then builds the store in the folder."""
     process = os.fork()
     if process:
@@ -42,7 +42,7 @@ def ended(process: int) -> bool:
     return status == signal.SIGKILL
 
 
-def moments(build: Build, root: Path) -> dict[str, int]:
+def moments(build: BuildTokenStore, root: Path) -> dict[str, int]:
     """Builds stores, killed at random, until so many kills met a process at work."""
     began = time.monotonic()
     ended(started(build, root / "whole", int))
@@ -77,7 +77,7 @@ def dying(count: int) -> None:
     os.replace = replace
 
 
-def renames(build: Build, root: Path) -> dict[str, int]:
+def renames(build: BuildTokenStore, root: Path) -> dict[str, int]:
     """Builds a store for each side of each rename, where its first process dies."""
     stores = 0
     while ended(started(build, root / f"{stores}", partial(dying, stores))):
@@ -89,7 +89,7 @@ def renames(build: Build, root: Path) -> dict[str, int]:
 def main() -> None:
     """Kills as the words say."""
     page, root, how, *overrides = sys.argv[1:]
-    build = load([page], overrides, root=Build).build()
+    build = load([page], overrides, root=BuildTokenStore).build()
     print(json.dumps({"moments": moments, "renames": renames}[how](build, Path(root))))
 
 

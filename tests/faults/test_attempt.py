@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from lmx.config.resolve import load
-from lmx.data.store.build import Build
-from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.record.account import total
-from lmx.train.record.directory import METRICS, rows
-from lmx.train.record.ledger import entries
+from lmx.data.store.build import BuildTokenStore
+from lmx.run.ledger import read_ledger
+from lmx.run.run_dir import METRICS, read_metrics
+from lmx.run.timing import total_seconds
+from lmx.train.checkpoint.manager import CheckpointManager
 from tests.faults.trainer import ended
 
 pytestmark = pytest.mark.faults
@@ -47,7 +47,7 @@ def cloud():
 
 
 def saved(path):
-    return Checkpoints(path / "checkpoints", 2).steps()
+    return CheckpointManager(path / "checkpoints", 2).list_steps()
 
 
 def test_what_hangs_at_a_signal_ends_within_the_grace_or_at_the_second_signal(
@@ -98,14 +98,14 @@ def test_a_second_trainer_is_refused_a_notice_saves_and_a_failed_hook_is_done_ag
     status, moaned = ended(trainer.gated(*words, at="3, 8"))
     assert status == 1
     assert "ValueError: told to fail\n@Gate failed after step 8, and is" in moaned
-    assert entries(tmp_path / "a")[-1]["state"] == "failed"
+    assert read_ledger(tmp_path / "a")[-1]["state"] == "failed"
     assert saved(tmp_path / "a")[-1] == 8
     trainer.go(8)
     status, moaned = ended(trainer.gated(*words, at="3, 8"))
     assert status == 0, moaned
-    gates = [(r["step"], r["state"]) for r in entries(tmp_path / "a")]
+    gates = [(r["step"], r["state"]) for r in read_ledger(tmp_path / "a")]
     assert gates.count((8, "done")) == 1 and (3, "done") in gates
-    assert [row["step"] for row in rows(tmp_path / "a")] == list(range(1, 11))
+    assert [row["step"] for row in read_metrics(tmp_path / "a")] == list(range(1, 11))
 
 
 def test_torn_lines_and_a_clock_that_jumps_change_nothing(trainer, tmp_path):
@@ -122,10 +122,10 @@ def test_torn_lines_and_a_clock_that_jumps_change_nothing(trainer, tmp_path):
     jumps = ["Experiment.hooks=[@Jump()]", "Jump.ahead=(5, 9)", "Jump.back=(7,)"]
     status, moaned = ended(trainer.start("--import", "gates", *jumps, "--run", "a"))
     assert status == 0, moaned
-    whole, found = (list(rows(tmp_path / name)) for name in ("whole", "a"))
+    whole, found = (list(read_metrics(tmp_path / name)) for name in ("whole", "a"))
     losses = [[(row["step"], row["loss"]) for row in made] for made in (whole, found)]
     assert losses[0] == losses[1]
-    seconds = total(tmp_path / "a")
+    seconds = total_seconds(tmp_path / "a")
     assert min(seconds.values()) >= 0.0
     assert sum(seconds.values()) < time.monotonic() - began + 60.0
     assert saved(tmp_path / "a")[-1] == 10, moaned  # a save under way may be given up
@@ -143,7 +143,7 @@ def disk(tmp_path):
 
 
 def test_while_the_disk_is_full_training_goes_on_and_no_metric_is_lost(trainer, disk):
-    words = ["--run", disk / "a", "Save.every=20", "Experiment.steps=40"]
+    words = ["--run", disk / "a", "CheckpointPolicy.every=20", "Experiment.steps=40"]
     run = trainer.gated(*words, at="5, 30")
     trainer.reach(run, 5)
     with (disk / "ballast").open("wb", buffering=0) as ballast:
@@ -152,15 +152,17 @@ def test_while_the_disk_is_full_training_goes_on_and_no_metric_is_lost(trainer, 
                 pass
     trainer.go(5)
     trainer.reach(run, 30)
-    assert len(list(rows(disk / "a"))) < 25
+    assert len(list(read_metrics(disk / "a"))) < 25
     (disk / "ballast").unlink()
     trainer.go(30)
     status, moaned = ended(run)
     assert status == 0, moaned
-    assert [row["step"] for row in rows(disk / "a")] == list(range(1, 41))
+    assert [row["step"] for row in read_metrics(disk / "a")] == list(range(1, 41))
     assert moaned.count("metrics.jsonl cannot be written (No space left on") == 1
     done = [
-        r for r in entries(disk / "a") if (r["what"], r["state"]) == ("Gate", "done")
+        r
+        for r in read_ledger(disk / "a")
+        if (r["what"], r["state"]) == ("Gate", "done")
     ]
     assert [row["step"] for row in done] == [5, 30]
 
@@ -170,7 +172,12 @@ def test_what_changed_since_is_told_and_refused_unless_it_is_accepted(
 ):
     words = ["--run", "a", "Experiment.log_every=5"]
     assert ended(trainer.start(*words))[0] == 0
-    more = [*words, "Experiment.steps=12", "Echo.batch=4", "Experiment.log_every=2"]
+    more = [
+        *words,
+        "Experiment.steps=12",
+        "RepeatTask.batch_size=4",
+        "Experiment.log_every=2",
+    ]
     status, moaned = ended(trainer.start(*more, "--accept", "Experiment.steps"))
     assert status == 2 and "  data.batch: 8 there, 4 here" in moaned
     assert "steps: 10" not in moaned and "log_every" not in moaned
@@ -186,18 +193,22 @@ def test_a_damaged_or_missing_shard_is_named_before_a_step_is_done(trainer, tmp_
     page, text = tmp_path / "build.gin", tmp_path / "text.txt"
     text.write_text("To be or not to be, that is the question.\n" * 400)
     page.write_text(f"""
-Build:
+BuildTokenStore:
   sources = {{'a': @Text()}}
-  tokenizer = @Bytes()
-  engine = @Processes()
-Processes.count = 1
+  tokenizer = @ByteTokenizer()
+  engine = @ProcessPool()
+ProcessPool.workers = 1
 Text.path = '{text}'
-Text.split = @ByDocument()
-ByDocument.fraction = 0.0
+Text.holdout = @HoldoutDocuments()
+HoldoutDocuments.fraction = 0.0
 """)
-    load([page], [], root=Build).build().write(tmp_path / "store")
-    words = ["Experiment.data=@Stored()", "Stored.path=store", "Stored.batch=8"]
-    words += ["Stored.length=16", "Decoder.vocab=258", "--run", "a"]
+    load([page], [], root=BuildTokenStore).build().write(tmp_path / "store")
+    words = [
+        "Experiment.data=@TokenStoreDataset()",
+        "TokenStoreDataset.path=store",
+        "TokenStoreDataset.batch_size=8",
+    ]
+    words += ["TokenStoreDataset.sequence_length=16", "Decoder.vocab=258", "--run", "a"]
     status, moaned = ended(trainer.start(*words, "Experiment.steps=4"))
     assert status == 0, moaned
     shard = tmp_path / "store" / "tokens-00000.bin"
@@ -230,7 +241,7 @@ def test_a_corrupt_cache_of_programs_changes_nothing(trainer, tmp_path):
         file.write_bytes(content if index % 2 else content[: len(content) // 2])
     status, moaned = ended(trainer.start("--run", "b", **told))
     assert status == 0, moaned
-    losses = [[row["loss"] for row in rows(tmp_path / run)] for run in "ab"]
+    losses = [[row["loss"] for row in read_metrics(tmp_path / run)] for run in "ab"]
     assert losses[0] == losses[1]
 
 

@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 
 from lmx.config.resolve import load
-from lmx.data.corpora.corpus import Document
-from lmx.data.store.build import Build
-from lmx.data.store.store import open_folder
+from lmx.data.corpus.corpus import Document
+from lmx.data.store.build import BuildTokenStore
+from lmx.data.store.store import open_store
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0  # seconds, on a machine that has much else to do
 PAGE = """
-Build:
+BuildTokenStore:
   sources = {'lines': @lines/Text(), 'files': @files/Text()}
-  tokenizer = @Bytes()
-  filters = [@ByLength()]
-  shard = 60000
-  engine = @Processes()
-Processes.count = 1
-ByLength.least = 30
+  tokenizer = @ByteTokenizer()
+  filters = [@LengthFilter()]
+  shard_bytes = 60000
+  executor = @ProcessPool()
+ProcessPool.workers = 1
+LengthFilter.min_chars = 30
 """
 
 
@@ -58,7 +58,7 @@ def page(tmp_path_factory) -> Path:
 def reference(page, tmp_path_factory) -> Path:
     """The folder of a store whose building nobody disturbed."""
     folder = tmp_path_factory.mktemp("reference") / "store"
-    load([page], root=Build).build().write(folder)
+    load([page], root=BuildTokenStore).build().write(folder)
     return folder
 
 
@@ -91,10 +91,10 @@ def killed(page: Path, root: Path, how: str, *words: str) -> dict[str, int]:
 
 
 def test_no_document_is_lost_or_doubled(page, reference):
-    store = open_folder(reference)
-    found = [text_of(store.document(number)) for number in range(store.documents)]
-    build = load([page], root=Build).build()
-    every = [d for c in build.sources.values() for d in c.documents("train")]
+    store = open_store(reference)
+    found = [text_of(store.read_document(number)) for number in range(store.documents)]
+    build = load([page], root=BuildTokenStore).build()
+    every = [d for c in build.sources.values() for d in c.read_nonempty("train")]
     kept = [d.text for d in every if isinstance(build.filters[0](d), Document)]
     assert found == kept and len(set(found)) == len(found) > 2000
 
@@ -110,8 +110,11 @@ def test_killed_at_twenty_random_moments_it_ends_in_the_same_bytes(
 
 
 def test_killed_before_and_after_each_rename_it_ends_in_the_same_bytes(page, tmp_path):
-    few = ["Build.sources={'files': @files/Text()}", "Build.shard=100000"]
-    load([page], few, root=Build).build().write(tmp_path / "whole")
+    few = [
+        "BuildTokenStore.sources={'files': @files/Text()}",
+        "BuildTokenStore.shard_bytes=100000",
+    ]
+    load([page], few, root=BuildTokenStore).build().write(tmp_path / "whole")
     wanted = content(tmp_path / "whole")
     shards = sum(name.startswith("tokens-") for name in wanted)
     others = 5  # the plan, the tokenizer, records of shards, starts, the manifest
@@ -125,7 +128,7 @@ def command(page: Path, folder: Path, *words: str) -> subprocess.Popen:
     """`lmx data build`, with two processes that give way to whoever watches them."""
     return subprocess.Popen(
         ["nice", sys.executable, "-m", "lmx.cli.main", "data", "build", page, folder]
-        + ["Processes.count=2", *words],
+        + ["ProcessPool.workers=2", *words],
         env={**os.environ, "PYTHONPATH": f"{ROOT}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -175,7 +178,7 @@ def test_two_processes_stopped_and_killed_end_in_the_same_bytes(
     assert stopped(page, folder, signal.SIGKILL, 5)[0] == -signal.SIGKILL
     said, moaned = (process := command(page, folder, "--json")).communicate()
     assert process.returncode == 0, moaned
-    assert json.loads(said)["documents"] == open_folder(reference).documents
+    assert json.loads(said)["documents"] == open_store(reference).documents
     assert content(folder) == content(reference)
 
 

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.checkpoint.reader import Reader
+from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.reader import CheckpointReader
 from tests.faults import trainer
 from tests.train.checkpoint.damage import flip, truncate
 
 pytestmark = pytest.mark.faults
 
 STEPS = 20
-WORDS = [f"Experiment.steps={STEPS}", "Mesh.data=1", "Save.every=4"]
+WORDS = [f"Experiment.steps={STEPS}", "Mesh.data=1", "CheckpointPolicy.every=4"]
 NAME = "params.stack.cycles.0.blocks.0.mlp.up.w.value"
 DYING = f"{Path(__file__).with_name('dying.py')}"
 
 
-def states(path: Path) -> Checkpoints:
-    return Checkpoints(path / "checkpoints")
+def states(path: Path) -> CheckpointManager:
+    return CheckpointManager(path / "checkpoints")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def work(tmp_path_factory):
 def reference(work):
     """The folder of a run that nobody disturbed, with all that it saved."""
     status, moaned = trainer.ended(
-        trainer.start(work, "reference", *WORDS, "Save.keep=9")
+        trainer.start(work, "reference", *WORDS, "CheckpointPolicy.keep=9")
     )
     assert status == 0, moaned
     return work / "reference"
@@ -57,15 +57,17 @@ def test_a_kill_at_any_moment_of_a_save_loses_that_save_at_most(work, reference)
     moments = [("array", 8, [4]), ("before", 8, [4]), ("after", 8, [4, 8])]
     moments.append(("removal", 16, [8, 12, 16]))
     for moment, step, left in moments:
-        words = [*WORDS, "Save.keep=2"]
+        words = [*WORDS, "CheckpointPolicy.keep=2"]
         dying = (DYING, moment, f"{step}")
         status, moaned = trainer.ended(
             trainer.start(work, "killed", *words, program=dying)
         )
         assert status == -signal.SIGKILL, (moment, moaned)
-        assert states(path).steps() == left, moment
+        assert states(path).list_steps() == left, moment
         for state in left:
-            assert not Reader(states(path).shelf.path(state)).faults(), moment
+            assert not CheckpointReader(
+                states(path).directory.step_path(state)
+            ).verify(), moment
         partial = {p.name for p in (path / "checkpoints").iterdir()}
         assert (len(partial) > len(left)) == (moment in ("array", "before"))
     status, moaned = trainer.ended(trainer.start(work, "killed", *WORDS))
@@ -74,8 +76,8 @@ def test_a_kill_at_any_moment_of_a_save_loses_that_save_at_most(work, reference)
         "00000016",
         "00000020",
     }
-    found = states(path).meta(STEPS)
-    assert found["root"] == states(reference).meta(STEPS)["root"]
+    found = states(path).read_metadata(STEPS)
+    assert found["root"] == states(reference).read_metadata(STEPS)["root"]
     parents = [a["parent"] and a["parent"]["step"] for a in found["lineage"]]
     assert parents == [None, 4, 8, 16]  # of those whose states came to be
 
@@ -85,7 +87,7 @@ def test_saves_slower_than_their_interval_go_one_by_one_and_are_true(
     work, reference, keep
 ):
     """Each step is given, to write over, what the save of the one before it writes."""
-    words = [*WORDS[:2], "Save.every=1", f"Save.keep={keep}"]
+    words = [*WORDS[:2], "CheckpointPolicy.every=1", f"CheckpointPolicy.keep={keep}"]
     process = trainer.start(work, f"each-{keep}", *words)
     found, most, seen = states(work / f"each-{keep}"), 0, []
     while process.poll() is None:
@@ -95,54 +97,62 @@ def test_saves_slower_than_their_interval_go_one_by_one_and_are_true(
         time.sleep(0.002)
     assert trainer.ended(process)[0] == 0
     assert most == 1 and all(seen[seen.index(True) :])  # one, and never none again
-    assert found.steps() == [*range(STEPS - keep + 1, STEPS + 1)]
-    for step in states(reference).steps()[-keep:]:
-        assert found.meta(step)["root"] == states(reference).meta(step)["root"]
-        assert not Reader(found.shelf.path(step)).faults()
+    assert found.list_steps() == [*range(STEPS - keep + 1, STEPS + 1)]
+    for step in states(reference).list_steps()[-keep:]:
+        assert (
+            found.read_metadata(step)["root"]
+            == states(reference).read_metadata(step)["root"]
+        )
+        assert not CheckpointReader(found.directory.step_path(step)).verify()
 
 
 def test_damaged_states_are_named_and_the_newest_whole_one_is_used(
     work, reference, again
 ):
-    shelf = states(again).shelf
-    flip(shelf.path(20), NAME)
-    truncate(shelf.path(16), NAME)
-    (shelf.path(12) / "meta" / "metadata").unlink()
+    shelf = states(again).directory
+    flip(shelf.step_path(20), NAME)
+    truncate(shelf.step_path(16), NAME)
+    (shelf.step_path(12) / "meta" / "metadata").unlink()
     status, moaned = trainer.ended(
-        trainer.start(work, again.name, *WORDS, "Save.damaged=refuse")
+        trainer.start(work, again.name, *WORDS, "CheckpointPolicy.damaged=refuse")
     )
     assert status == 2 and "00000020/state/" in moaned, moaned
     assert f"{NAME} is not what was saved" in moaned
-    assert states(again).steps() == [4, 8, 12, 16, 20]
+    assert states(again).list_steps() == [4, 8, 12, 16, 20]
     status, moaned = trainer.ended(
-        trainer.start(work, again.name, *WORDS, "Save.keep=9")
+        trainer.start(work, again.name, *WORDS, "CheckpointPolicy.keep=9")
     )
     assert status == 0, moaned
     assert moaned.count("DAMAGED, set aside") == 3
     assert "00000016/state/" in moaned and "cannot be read" in moaned
     assert "00000012/meta/metadata: is missing" in moaned
-    assert [p.name for p in shelf.damaged()] == [
+    assert [p.name for p in shelf.list_quarantined()] == [
         f"{step:08d}.damaged" for step in (12, 16, 20)
     ]
-    assert states(again).steps() == [4, 8, 12, 16, 20]
-    found = states(again).meta(STEPS)
-    assert found["root"] == states(reference).meta(STEPS)["root"]
-    assert found["parent"] == {"step": 8, "root": states(again).meta(8)["root"]}
+    assert states(again).list_steps() == [4, 8, 12, 16, 20]
+    found = states(again).read_metadata(STEPS)
+    assert found["root"] == states(reference).read_metadata(STEPS)["root"]
+    assert found["parent"] == {
+        "step": 8,
+        "root": states(again).read_metadata(8)["root"],
+    }
 
 
 def test_a_run_whose_states_are_all_damaged_does_not_begin_anew(work, again):
-    for step in states(again).steps():
-        truncate(states(again).shelf.path(step), NAME)
+    for step in states(again).list_steps():
+        truncate(states(again).directory.step_path(step), NAME)
     status, moaned = trainer.ended(trainer.start(work, again.name, *WORDS))
     assert status == 2 and "no whole state to go on from" in moaned, moaned
-    assert states(again).steps() == [4, 8, 12, 16, 20]
+    assert states(again).list_steps() == [4, 8, 12, 16, 20]
 
 
 def test_two_processes_of_which_one_meets_the_damage_go_back_together(work, again):
-    flip(states(again).shelf.path(20), NAME)  # in the half that the second one reads
+    flip(
+        states(again).directory.step_path(20), NAME
+    )  # in the half that the second one reads
     with socket.create_server(("", 0)) as door:
         meeting = f"localhost:{door.getsockname()[1]}"
-    words = [*WORDS[:1], "Mesh.fsdp=2", "Save.keep=9", "--processes", "2"]
+    words = [*WORDS[:1], "Mesh.fsdp=2", "CheckpointPolicy.keep=9", "--processes", "2"]
     words += ["--coordinator", meeting]
     found = [
         trainer.ended(process)
@@ -152,6 +162,6 @@ def test_two_processes_of_which_one_meets_the_damage_go_back_together(work, agai
     ]
     assert [status for status, _ in found] == [0, 0], found
     assert "DAMAGED, set aside" in found[0][1] and "DAMAGED" not in found[1][1]
-    attempt = states(again).meta(STEPS)["lineage"][-1]
+    attempt = states(again).read_metadata(STEPS)["lineage"][-1]
     assert attempt["parent"]["step"] == 16 and attempt["processes"] == 2
-    assert not Reader(states(again).shelf.path(STEPS)).faults()
+    assert not CheckpointReader(states(again).directory.step_path(STEPS)).verify()

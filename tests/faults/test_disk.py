@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.checkpoint.reader import Reader
+from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.reader import CheckpointReader
 from tests.faults import trainer
 
 pytestmark = pytest.mark.faults
@@ -27,7 +27,13 @@ def work(tmp_path_factory):
 def reference(work):
     """The folder of a run that nobody disturbed."""
     status, moaned = trainer.ended(
-        trainer.start(work, "reference", *WORDS, "Save.every=2", "Save.keep=9")
+        trainer.start(
+            work,
+            "reference",
+            *WORDS,
+            "CheckpointPolicy.every=2",
+            "CheckpointPolicy.keep=9",
+        )
     )
     assert status == 0, moaned
     return work / "reference"
@@ -64,7 +70,13 @@ def test_a_full_disk_does_not_end_the_training_and_saves_are_tried_again(
     work, reference, tight
 ):
     ballast = fill(tight)
-    process = trainer.start(work, tight.name, *WORDS, "Save.every=1", "Save.failures=9")
+    process = trainer.start(
+        work,
+        tight.name,
+        *WORDS,
+        "CheckpointPolicy.every=1",
+        "CheckpointPolicy.max_failures=9",
+    )
     assert process.stderr
     for line in process.stderr:
         if "SAVE FAILED" in line:
@@ -73,22 +85,25 @@ def test_a_full_disk_does_not_end_the_training_and_saves_are_tried_again(
     status, moaned = trainer.ended(process)
     assert status == 0, moaned
     assert "No space left" in line
-    checkpoints = Checkpoints(tight / "checkpoints")
-    assert checkpoints.steps() == [STEPS - 1, STEPS]
-    found = checkpoints.meta(STEPS)
-    assert found["root"] == Checkpoints(reference / "checkpoints").meta(STEPS)["root"]
+    checkpoints = CheckpointManager(tight / "checkpoints")
+    assert checkpoints.list_steps() == [STEPS - 1, STEPS]
+    found = checkpoints.read_metadata(STEPS)
+    assert (
+        found["root"]
+        == CheckpointManager(reference / "checkpoints").read_metadata(STEPS)["root"]
+    )
 
 
 def test_a_disk_that_stays_full_ends_the_run_with_75_and_with_room_it_goes_on(
     work, tight
 ):
-    ballast, words = fill(tight), (tight.name, *WORDS, "Save.every=1")
+    ballast, words = fill(tight), (tight.name, *WORDS, "CheckpointPolicy.every=1")
     status, moaned = trainer.ended(trainer.start(work, *words))
     assert status == 75, moaned
     assert "SAVE FAILED, 3 of the 3" in moaned and "No space left" in moaned
-    checkpoints = Checkpoints(tight / "checkpoints")
-    assert checkpoints.steps() == [2]
-    assert not Reader(checkpoints.shelf.path(2)).faults()
+    checkpoints = CheckpointManager(tight / "checkpoints")
+    assert checkpoints.list_steps() == [2]
+    assert not CheckpointReader(checkpoints.directory.step_path(2)).verify()
     ballast.unlink()
     status, moaned = trainer.ended(trainer.start(work, *words))
     assert status == 0, moaned
@@ -102,7 +117,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_compiled(
     folder = f"{tight / 'checkpoints'}"
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
     status, moaned = trainer.ended(
-        trainer.start(work, tight.name, *WORDS, "Save.every=1")
+        trainer.start(work, tight.name, *WORDS, "CheckpointPolicy.every=1")
     )
     assert status == 2, moaned
     assert f"no state can be saved in {folder}: [Errno 30] Read-only" in moaned

@@ -3,26 +3,26 @@
 import pytest
 
 import lmx
-from lmx.train.again.prove import compare
-from lmx.train.again.prove.life import Place, Trial, live
-from lmx.train.again.prove.moment import STEP, Moment
-from tests.quick import FLAGS
+from lmx.faulttest import compare
+from lmx.faulttest.kill_point import STEP, KillPoint
+from lmx.faulttest.process_group import Scenario, Topology, run_attempt
 from tests.train.conftest import FLOAT64, PAGE
+from tests.xla_flags import FLAGS
 
 STEPS = 20
 WORDS = [
-    "Experiment.data=@Tokens()",
+    "Experiment.data=@TextDataset()",
     f"Experiment.steps={STEPS}",
     "Decoder.vocab=32",
-    "Tokens.corpus=@Text()",
-    "Tokens.tokenizer=@Characters()",
-    "Tokens.packing=@BestFit()",
-    "Tokens.batch=8",
-    "Tokens.length=16",
-    "ByDocument.fraction=0.1",
+    "TextDataset.corpus=@Text()",
+    "TextDataset.tokenizer=@CharTokenizer()",
+    "TextDataset.packing=@BestFitPacking()",
+    "TextDataset.batch_size=8",
+    "TextDataset.sequence_length=16",
+    "HoldoutDocuments.fraction=0.1",
 ]
-TWO = Place(2, 1, (("data", 1), ("fsdp", 2)))
-FOUR = Place(4, 1, (("data", 2), ("fsdp", 2)))
+TWO = Topology(2, 1, (("data", 1), ("fsdp", 2)))
+FOUR = Topology(4, 1, (("data", 2), ("fsdp", 2)))
 CLOSE = {"float64": 1e-9, "float32": 1e-4}  # relative
 
 
@@ -46,24 +46,27 @@ def test_two_processes_that_are_killed_go_on_as_four(
     monkeypatch.setenv("LMX_CACHE", f"{tmp_path / 'cache'}")
     words = [*WORDS, f"Text.path={texts}", *(FLOAT64 if dtype == "float64" else [])]
     assert lmx.load_experiment(PAGE, words)
-    trial = Trial(
+    trial = Scenario(
         module="lmx.cli.main",
-        page=f"{PAGE}",
-        words=words,
+        config=f"{PAGE}",
+        overrides=words,
         imports=[],
         folder=tmp_path,
     )
-    alone = live(trial, "alone", Place(mesh=(("data", 1),)), None, int)
-    moment = Moment(STEP, 11, 0.5)
-    pair = live(trial, "moved", TWO, moment, int, process=1)
-    four = live(trial, "moved", FOUR, None, int)
+    alone = run_attempt(trial, "alone", Topology(mesh=(("data", 1),)), None, int)
+    moment = KillPoint(STEP, 11, 0.5)
+    pair = run_attempt(trial, "moved", TWO, moment, int, process=1)
+    four = run_attempt(trial, "moved", FOUR, None, int)
     assert pair.statuses == [75, -9] and four.statuses == [0] * 4
-    assert pair.began == 0 and four.began in (4, 8)
-    fed = compare.alike([pair.batches(), four.batches()], alone.batches())
+    assert pair.start_step == 0 and four.start_step in (4, 8)
+    fed = compare.compare_equal(
+        [pair.batch_fingerprints(), four.batch_fingerprints()],
+        alone.batch_fingerprints(),
+    )
     assert fed["holds"] and fed["compared"] > STEPS
-    near = compare.near(
-        [compare.losses(pair), compare.losses(four)],
-        compare.losses(alone),
+    near = compare.compare_close(
+        [compare.read_losses(pair), compare.read_losses(four)],
+        compare.read_losses(alone),
         CLOSE[dtype],
     )
     assert near["holds"], near

@@ -13,31 +13,45 @@ from pathlib import Path
 
 import pytest
 
-from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.record.directory import rows
-from lmx.train.record.ledger import entries
-from tests.quick import FLAGS
+from lmx.run.ledger import read_ledger
+from lmx.run.run_dir import read_metrics
+from lmx.train.checkpoint.manager import CheckpointManager
+from tests.xla_flags import FLAGS
 
 pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parents[2]
 CLOCKS = ("seconds", "tokens_per_second", "mfu")
 PATIENCE = 300.0  # seconds, on a machine that has much else to do
-FAULTY = ["Experiment.data=@Faulty()", "Faulty.source=@Echo()", "--import", "faulty"]
+FAULTY = [
+    "Experiment.data=@Faulty()",
+    "Faulty.source=@RepeatTask()",
+    "--import",
+    "faulty",
+]
 REWIND = [
-    *["Experiment.guard=@Rewind()", "Rewind.back=5", "Rewind.beyond=2"],
-    *["Spikes.window=20", "Spikes.sigma=4.0", "Save.every=5", "Experiment.steps=45"],
+    *["Experiment.guard=@Rewind()", "Rewind.steps_back=5", "Rewind.skip_beyond=2"],
+    *[
+        "SpikeDetector.window=20",
+        "SpikeDetector.sigma=4.0",
+        "CheckpointPolicy.every=5",
+        "Experiment.steps=45",
+    ],
 ]
 CASES = {
-    "abort": ["Faulty.infinite=(5,)", "Save.every=2"],
-    "skip": ["Faulty.infinite=(4, 5)", "Experiment.guard=@Skip()"],
-    "never": ["Faulty.infinite=(4, 5, 6)", "Experiment.guard=@Skip()", "Skip.most=2"],
+    "abort": ["Faulty.infinite=(5,)", "CheckpointPolicy.every=2"],
+    "skip": ["Faulty.infinite=(4, 5)", "Experiment.guard=@SkipNonFinite()"],
+    "never": [
+        "Faulty.infinite=(4, 5, 6)",
+        "Experiment.guard=@SkipNonFinite()",
+        "SkipNonFinite.max_consecutive=2",
+    ],
     "rewind": [*REWIND, "Faulty.hard=(32,)"],
     "shifted": [*REWIND, "Faulty.hard=(99,)", "Faulty.without=(25, 35)"],
     "again": [*REWIND, f"Faulty.hard={(32, *range(35, 60))}"],
     "missing": ["Faulty.missing=(5,)"],
-    "flip": ["Experiment.hooks=[@Flip(), @Replicas()]", "Flip.at=5"]
-    + ["Replicas.every=2", "Save.every=2", "Mesh.data=4"],
+    "flip": ["Experiment.hooks=[@Flip(), @ReplicaCheck()]", "Flip.at=5"]
+    + ["ReplicaCheck.every=2", "CheckpointPolicy.every=2", "Mesh.data=4"],
 }
 
 
@@ -78,14 +92,14 @@ def runs(work):
 
 
 def saved(path: Path) -> list[int]:
-    return Checkpoints(path / "checkpoints", 2).steps()
+    return CheckpointManager(path / "checkpoints", 2).list_steps()
 
 
 def measured(path: Path) -> list[dict]:
     """Every line of metrics without what a clock decides."""
     return [
         {name: v for name, v in row.items() if not name.startswith(CLOCKS)}
-        for row in rows(path)
+        for row in read_metrics(path)
     ]
 
 
@@ -97,7 +111,7 @@ def test_a_number_that_is_none_ends_the_run_before_its_state_is_saved(work, runs
     assert "The newest state on disk is that of step 4" in moaned
     assert saved(work / "abort") == [2, 4]  # step 6 was due
     words = ["train", "tiny.gin", *FAULTY, *CASES["abort"], "--run", "abort"]
-    words += ["Experiment.guard=@Skip()", "--accept", "Experiment.guard"]
+    words += ["Experiment.guard=@SkipNonFinite()", "--accept", "Experiment.guard"]
     status, moaned = lmx(work, *words)  # as it says
     assert status == 0 and "step 6 was left out" in moaned, moaned
 
@@ -105,9 +119,9 @@ def test_a_number_that_is_none_ends_the_run_before_its_state_is_saved(work, runs
 def test_a_skipped_step_is_counted_and_noted_and_the_run_ends_well(work, runs):
     status, moaned = runs["skip"].result()
     assert status == 0, moaned
-    found = [row["skipped"] for row in rows(work / "skip")]
+    found = [row["skipped"] for row in read_metrics(work / "skip")]
     assert found == [0.0] * 4 + [1.0] * 2 + [0.0] * 4
-    noted = [row["step"] for row in entries(work / "skip") if row["what"] == "Skip"]
+    noted = [row["step"] for row in read_ledger(work / "skip") if row["what"] == "Skip"]
     assert noted == [5, 6] and saved(work / "skip") == [8, 10]
 
 
@@ -121,9 +135,9 @@ def test_after_a_rewind_a_run_is_as_if_the_data_had_never_been(work, runs):
     status, moaned = runs["rewind"].result()
     assert status == 0, moaned
     assert "step 33 is a spike: back to step 25" in moaned
-    (noted,) = [row for row in entries(work / "rewind") if row["what"] == "Rewind"]
+    (noted,) = [row for row in read_ledger(work / "rewind") if row["what"] == "Rewind"]
     assert (noted["step"], noted["found"], noted["data"]) == (25, 33, [25, 35])
-    meta = Checkpoints(work / "rewind" / "checkpoints").meta(45)
+    meta = CheckpointManager(work / "rewind" / "checkpoints").read_metadata(45)
     assert meta["extra"]["gaps"] == [[25, 35]]
     assert runs["shifted"].result()[0] == 0
     found = measured(work / "rewind")

@@ -16,9 +16,9 @@ import jax
 import pytest
 
 import lmx
-from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.record.directory import rows
-from tests.quick import FLAGS
+from lmx.run.run_dir import read_metrics
+from lmx.train.checkpoint.manager import CheckpointManager
+from tests.xla_flags import FLAGS
 
 pytestmark = pytest.mark.processes
 
@@ -26,9 +26,9 @@ ROOT = Path(__file__).parents[2]
 STEPS, EVERY = 100, 4
 WORDS = [
     f"Experiment.steps={STEPS}",
-    f"Save.every={EVERY}",
+    f"CheckpointPolicy.every={EVERY}",
     "Experiment.hooks=[@Evaluate()]",
-    "Evaluate.data=@Echo()",
+    "Evaluate.data=@RepeatTask()",
     "Evaluate.every=6",
     "Decoder.dropout=0.1",
     "Mesh.data=1",
@@ -82,7 +82,9 @@ def ended(process: subprocess.Popen) -> str:
 
 def reached(step: int) -> Callable[[Path], bool]:
     """Whether metrics of that step are on disk."""
-    return lambda path: max((row["step"] for row in rows(path)), default=0) >= step
+    return lambda path: (
+        max((row["step"] for row in read_metrics(path)), default=0) >= step
+    )
 
 
 def undisturbed(work: Path) -> Path:
@@ -96,7 +98,7 @@ def asked(work: Path) -> list[tuple[int, str, int, int]]:
     found = []
     for signum, moment in [(signal.SIGINT, 10), (signal.SIGTERM, 50)]:
         status, moaned = stopped(work, "asked", signum, reached(moment))
-        state = Checkpoints(work / "asked" / "checkpoints", 2).steps()[-1]
+        state = CheckpointManager(work / "asked" / "checkpoints", 2).list_steps()[-1]
         row = measured(work / "asked")[-1]["step"]
         found.append((status, moaned.strip().splitlines()[-1], state, row))
     ended(start(work, "asked"))
@@ -130,7 +132,9 @@ def check_same(work: Path, path: Path, other: Path) -> None:
     assert measured(path) == measured(other)
     run = lmx.load_experiment(work / "tiny.gin", WORDS).build().open()
     states = [
-        Checkpoints(folder / "checkpoints", 2).restore(STEPS, run.like())
+        CheckpointManager(folder / "checkpoints", 2).restore(
+            STEPS, run.abstract_state()
+        )
         for folder in (path, other)
     ]
     chex.assert_trees_all_equal(*map(jax.device_get, states))

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from lmx.train.record.account import entries, total
-from lmx.train.record.directory import rows
+from lmx.run.run_dir import read_metrics
+from lmx.run.timing import read_timing, total_seconds
 from tests.faults.trainer import children, ended
 
 pytestmark = pytest.mark.faults
@@ -33,11 +33,11 @@ def test_a_killed_run_comes_back_and_its_account_adds_up(trainer, tmp_path):
     wall = (tmp_path / "a" / "account.jsonl").stat().st_mtime - began
     assert status == 0, moaned
     assert moaned.count("killed by SIGKILL: starting again in 1 s") == 2
-    assert [row["step"] for row in rows(tmp_path / "a")] == list(range(1, 11))
-    lines = entries(tmp_path / "a")
+    assert [row["step"] for row in read_metrics(tmp_path / "a")] == list(range(1, 11))
+    lines = read_timing(tmp_path / "a")
     assert [line["died"] for line in lines if "died" in line] == [-9, -9]
     assert [line["step"] for line in lines if "began" in line] == [0, 4, 10]
-    spent = total(tmp_path / "a")
+    spent = total_seconds(tmp_path / "a")
     assert sum(spent.values()) == pytest.approx(
         lines[-1]["clock"] - lines[0]["began"], rel=1e-4
     )
@@ -64,7 +64,7 @@ def test_a_killed_worker_ends_the_others_and_all_come_back(trainer, tmp_path):
     assert (first, second) == (0, 0), (said, moaned)
     assert "process 1 (" in said and "the run ended with 75: starting again" in said
     assert "the run was killed by SIGKILL: starting again in 1 s" in moaned
-    found, wanted = ([r["loss"] for r in rows(tmp_path / run)] for run in "ab")
+    found, wanted = ([r["loss"] for r in read_metrics(tmp_path / run)] for run in "ab")
     assert found == pytest.approx(wanted, rel=1e-4) and len(found) == 12
 
 

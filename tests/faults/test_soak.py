@@ -10,18 +10,25 @@ from pathlib import Path
 import pytest
 
 import lmx
-from lmx.train.again.prove.life import Trial
-from lmx.train.again.prove.moment import CLOCK, KINDS, START, STEP, Moment, by_clock
-from lmx.train.again.prove.proof import disturbed
-from lmx.train.again.prove.trial import WHOLE, Bar, Plan
+from lmx.faulttest.kill_point import (
+    KINDS,
+    STARTUP,
+    STEP,
+    TIMER,
+    KillPoint,
+    sample_timed_kills,
+)
+from lmx.faulttest.process_group import Scenario
+from lmx.faulttest.runner import compare_killed
+from lmx.faulttest.scenario import BASELINE, KillSchedule, ProgressBar
 from tests.faults.fickle import Fickle
-from tests.quick import FLAGS
 from tests.train.conftest import PAGE
+from tests.xla_flags import FLAGS
 
 ROOT = Path(__file__).parents[2]
 WORDS = [
     "Experiment.hooks=[@Evaluate()]",
-    "Evaluate.data=@Echo()",
+    "Evaluate.data=@RepeatTask()",
     "Evaluate.every=6",
     "Decoder.dropout=0.1",
     "Mesh.data=1",
@@ -39,19 +46,21 @@ def cpu(monkeypatch):
 
 
 def shared(
-    folder: Path, steps: int, moments: list[Moment], *words: str, module: str = ""
+    folder: Path, steps: int, moments: list[KillPoint], *words: str, module: str = ""
 ) -> list[dict]:
     """What runs killed at these moments share with one that was not."""
-    told = [*WORDS, f"Experiment.steps={steps}", "Save.every=8", *words]
-    trial = Trial(
+    told = [*WORDS, f"Experiment.steps={steps}", "CheckpointPolicy.every=8", *words]
+    trial = Scenario(
         module="lmx.cli.main",
-        page=f"{PAGE}",
-        words=told,
+        config=f"{PAGE}",
+        overrides=told,
         imports=[module] if module else [],
         folder=folder,
     )
-    plan = Plan.of(lmx.load_experiment(PAGE, told))
-    _, found = disturbed(trial, plan, moments, Bar(len(moments) + 2, steps))
+    plan = KillSchedule.from_config(lmx.load_experiment(PAGE, told))
+    _, found = compare_killed(
+        trial, plan, moments, ProgressBar(len(moments) + 2, steps)
+    )
     return found["same_mesh"]
 
 
@@ -69,7 +78,7 @@ def check(folder: Path, runs: list[dict], kills: int) -> None:
         )
         left = [
             sorted(path.name for path in (folder / name / "checkpoints").iterdir())
-            for name in (f"killed-{number}", WHOLE)
+            for name in (f"killed-{number}", BASELINE)
         ]
         assert left[0] == left[1]
     assert sum(run["replays"]["compared"] for run in runs) > kills // 10
@@ -77,18 +86,18 @@ def check(folder: Path, runs: list[dict], kills: int) -> None:
 
 @pytest.mark.faults
 def test_ten_kills_at_random_times_change_no_bit(cpu, tmp_path):
-    check(tmp_path, shared(tmp_path, 400, by_clock(10, kills=10)), 10)
+    check(tmp_path, shared(tmp_path, 400, sample_timed_kills(10, kills=10)), 10)
 
 
 @pytest.mark.nightly
 def test_a_hundred_kills_at_random_times_change_no_bit(cpu, tmp_path):
-    check(tmp_path, shared(tmp_path, 3000, by_clock(100, kills=100)), 100)
+    check(tmp_path, shared(tmp_path, 3000, sample_timed_kills(100, kills=100)), 100)
 
 
 @pytest.mark.nightly
 def test_data_that_change_with_the_process_are_found_out(cpu, tmp_path):
-    words = ["Experiment.data=@Fickle()", "Fickle.source=@Echo()"]
-    moments = [Moment(STEP, 12, 0.5)]
+    words = ["Experiment.data=@Fickle()", "Fickle.source=@RepeatTask()"]
+    moments = [KillPoint(STEP, 12, 0.5)]
     (run,) = shared(tmp_path, 16, moments, *words, module=Fickle.__module__)
     assert run["batches"]["differ"][0].startswith("1: ")
     assert not any(run[name]["holds"] for name in ("batches", "losses", "state"))
@@ -110,7 +119,7 @@ def test_lmx_prove_kills_in_every_phase_and_elsewhere_and_certifies_it(cpu, tmp_
     assert told == json.loads((tmp_path / "proof" / "certificate.json").read_text())
     (same,), other = told["same_mesh"], told["other_mesh"]
     *killed, last = same["lives"]
-    assert {life["moment"]["kind"] for life in killed} == {*KINDS} - {START, CLOCK}
+    assert {life["moment"]["kind"] for life in killed} == {*KINDS} - {STARTUP, TIMER}
     assert [life["statuses"] for life in killed] == [[-9]] * 8 and not last["died"]
     assert same["losses"]["compared"] >= 48 and same["state"]["compared"] > 30
     assert same["ledger"]["compared"] == 8

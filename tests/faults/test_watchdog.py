@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.quick import FLAGS
 from tests.train.test_processes import Group
+from tests.xla_flags import FLAGS
 
 pytestmark = pytest.mark.faults
 
@@ -27,8 +27,12 @@ def work(tmp_path):
 
 
 def test_a_batch_that_never_comes_ends_the_run_and_all_stacks_are_told(work):
-    words = ["Experiment.data=@Faulty()", "Faulty.source=@Echo()", "Mesh.data=1"]
-    words += ["Faulty.hanging=(6,)", "Experiment.patience=20.0", "Save.every=2"]
+    words = ["Experiment.data=@Faulty()", "Faulty.source=@RepeatTask()", "Mesh.data=1"]
+    words += [
+        "Faulty.hanging=(6,)",
+        "Experiment.hang_timeout=20.0",
+        "CheckpointPolicy.every=2",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "lmx.cli.main", "train", "tiny.gin", *words]
         + ["--import", "faulty", "--run", "run"],
@@ -65,7 +69,7 @@ def test_a_process_of_two_that_is_stopped_ends_the_other_with_75(work, how):
     """By the watchdog, which sees a step that does not end, or by the silence alone."""
     words = ["tiny.gin", "Experiment.steps=2000", "Mesh.data=2", "--run", "run"]
     words += ["--import", "impatient"]
-    words += ["Experiment.patience=20.0"] if how == "watchdog" else []
+    words += ["Experiment.hang_timeout=20.0"] if how == "watchdog" else []
     (work / "impatient.py").write_text(IMPATIENT)
     group = Group(work, words, 2)
     group.reach(work / "run", 10)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.quick import FLAGS
+from tests.xla_flags import FLAGS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0  # seconds, on a machine that has much else to do

@@ -5,7 +5,7 @@ import pathlib
 from flax import nnx
 
 import lmx
-from lmx.models import table
+from lmx.models import params
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = sorted((ROOT / "experiments").rglob("*.gin"))
@@ -16,8 +16,8 @@ def golden(page: pathlib.Path) -> str:
     config = lmx.load_experiment(page)
     make = config["model"].build()
     model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    rows = [f"# run id {config.run_id()}", config.text().rstrip(), ""]
-    rows += [f"# {line}" for line in table.text(model).splitlines()]
+    rows = [f"# run id {config.run_id()}", config.to_gin().rstrip(), ""]
+    rows += [f"# {line}" for line in params.format_parameters(model).splitlines()]
     return "\n".join([*rows, ""])
 
 

@@ -6,8 +6,8 @@ import pathlib
 import pytest
 
 from lmx.config.resolve import from_json, load
-from lmx.config.tree import diff
-from lmx.models.hf.family import essence, every
+from lmx.config.value import diff
+from lmx.models.hf.family import extract_math_config, load_families
 from lmx.train.experiment import Experiment
 
 HERE = pathlib.Path(__file__).parent
@@ -56,8 +56,8 @@ def test_a_changed_meaning_shows_as_a_changed_text(page):
 @all_pages
 def test_a_page_survives_json_and_its_own_text(page, tmp_path):
     config = load([page], root=Experiment)
-    assert from_json(config.json()) == config
-    (tmp_path / "page.gin").write_text(config.text())
+    assert from_json(config.to_json()) == config
+    (tmp_path / "page.gin").write_text(config.to_gin())
     assert load([tmp_path / "page.gin"], root=Experiment) == config
 
 
@@ -74,8 +74,10 @@ def test_a_family_has_as_many_parameters_as_it_was_published_with(page):
 @pytest.mark.parametrize("page", FAMILIES, ids=lambda page: page.stem)
 def test_a_family_page_is_the_model_that_its_published_fields_compose_to(page):
     """But for what a trained model does not show: how it was born, and is computed."""
-    families = [family for family in every().values() if page.stem in family.presets]
+    families = [
+        family for family in load_families().values() if page.stem in family.presets
+    ]
     assert len(families) == 1
-    composed = families[0].compose(families[0].presets[page.stem], page.stem)
+    composed = families[0].to_config(families[0].presets[page.stem], page.stem)
     mine = load([page], root=Experiment)["model"]
-    assert not diff(essence(mine), essence(composed["model"]))
+    assert not diff(extract_math_config(mine), extract_math_config(composed["model"]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.layers.attention.heads import Attention
+from lmx.layers.attention.attention import Attention
 from lmx.layers.mlp import SwiGLU
 from lmx.models.decoder import Decoder
 
@@ -68,7 +68,7 @@ def llama():
         vocab=V,
         width=D,
         depth=DEPTH,
-        attention=partial(Attention, heads=N, kv_heads=K, head_width=H),
+        attention=partial(Attention, heads=N, kv_heads=K, head_dim=H),
         mlp=partial(SwiGLU, hidden=F),
     )
     left = weights()

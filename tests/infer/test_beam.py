@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.config.names import ConfigError
-from lmx.infer.beam import Beam, BeamSearch, Until
-from lmx.layers.attention.heads import Attention
+from lmx.config.registry import ConfigError
+from lmx.infer.beam import BeamConfig, BeamSearch, EarlyStopping
+from lmx.layers.attention.attention import Attention
 from lmx.layers.mlp import SwiGLU
-from lmx.layers.position.absolute import Learned
+from lmx.layers.position.absolute import LearnedPosition
 from lmx.models.decoder import Decoder
 
-UNTIL: dict[Any, Until] = {True: "full", False: "likely", "never": "sure"}
+UNTIL: dict[Any, EarlyStopping] = {True: "full", False: "likely", "never": "sure"}
 
 
 def told(said):
     """The same words as lmx says them."""
-    return Beam(
+    return BeamConfig(
         beams=said["num_beams"],
         length_penalty=said.get("length_penalty", 1.0),
-        until=UNTIL[said.get("early_stopping", False)],
+        early_stopping=UNTIL[said.get("early_stopping", False)],
     )
 
 
@@ -79,7 +79,7 @@ def everything(log_probs, prompt, tokens, stop, power):
 def test_a_wide_beam_finds_the_best_of_all(llama, log_probs, power):
     prompt, stop = [5, 1], {3, 9}
     wanted = everything(log_probs, prompt, 3, stop, power)[:13]
-    beam = Beam(beams=169, length_penalty=power, until="sure")
+    beam = BeamConfig(beams=169, length_penalty=power, early_stopping="sure")
     (found,) = searched(llama, beam)([prompt], 3, stop)
     assert [r.tokens for r in found[:13]] == [row for _, row in wanted]
     scores = [score for score, _ in wanted]
@@ -88,7 +88,7 @@ def test_a_wide_beam_finds_the_best_of_all(llama, log_probs, power):
 
 def test_one_beam_is_greedy(llama, searches):
     (case,) = [c for c in searches["searches"] if c["said"] == {"num_beams": 1}]
-    found = searched(llama, Beam(beams=1, until="full"))(
+    found = searched(llama, BeamConfig(beams=1, early_stopping="full"))(
         searches["prompts"], 12, {searches["end"]}
     )
     assert [[r.tokens for r in each] for each in found] == [
@@ -97,7 +97,7 @@ def test_one_beam_is_greedy(llama, searches):
 
 
 def test_a_prompt_is_searched_as_if_alone(llama, searches):
-    search = searched(llama, Beam(beams=3))
+    search = searched(llama, BeamConfig(beams=3))
     together = search(searches["prompts"], 6, {searches["end"]})
     for prompt, wanted in zip(searches["prompts"], together, strict=True):
         (alone,) = search([prompt], 6, {searches["end"]})
@@ -105,28 +105,30 @@ def test_a_prompt_is_searched_as_if_alone(llama, searches):
 
 
 def test_lengths_of_one_bucket_share_one_program(llama):
-    search: Any = searched(llama, Beam(beams=2))
+    search: Any = searched(llama, BeamConfig(beams=2))
     for length, tokens, stop in ((1, 3, ()), (9, 30, {1}), (64, 64, {1, 2})):
         search([[1] * length], tokens, stop)
     assert search.search._cache_size() == 1
 
 
 def test_what_cannot_be_searched_is_refused(llama):
-    with pytest.raises(ConfigError, match="Beam.beams is 0: it must be 1 or more"):
-        Beam(beams=0)
-    limited = partial(Learned, length=16)
+    with pytest.raises(
+        ConfigError, match="BeamConfig.beams is 0: it must be 1 or more"
+    ):
+        BeamConfig(beams=0)
+    limited = partial(LearnedPosition, max_length=16)
     model = Decoder(
         nnx.Rngs(0),
         vocab=8,
         width=8,
         depth=1,
-        attention=partial(Attention, heads=2, kv_heads=1, head_width=4, position=None),
+        attention=partial(Attention, heads=2, kv_heads=1, head_dim=4, position=None),
         mlp=partial(SwiGLU, hidden=8),
         position=limited,
     )
-    search = searched(nnx.split(model), Beam(beams=2))
+    search = searched(nnx.split(model), BeamConfig(beams=2))
     assert len(search([[1, 2]], 14)[0][0].tokens) == 14
     with pytest.raises(ConfigError, match="2 tokens and 15 more do not fit the 16"):
         search([[1, 2]], 15)
     with pytest.raises(ConfigError, match="prompt 1 has no token"):
-        searched(llama, Beam())([[1], []], 3)
+        searched(llama, BeamConfig())([[1], []], 3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.infer.decode import padded, prefill
+from lmx.infer.decode import pad_prompts, prefill
 from lmx.infer.generate import Generator
 from lmx.infer.sample import Sampler
 from lmx.infer.score import logprobs
@@ -31,7 +31,7 @@ def test_the_last_logits_of_padded_prompts_are_those_of_full_passes(llama, pad):
     found, cache = jax.jit(prefill)(model, model.cache(3, 12), tokens, segments)
     newest = jnp.argmax(found, axis=-1)[:, None]
     positions = jnp.array([[len(row)] for row in PROMPTS])
-    after, _ = jax.jit(lambda model, *args: model.extend(*args))(
+    after, _ = jax.jit(lambda model, *args: model.decode(*args))(
         model, cache, newest, positions, jnp.ones_like(newest)
     )
     for at, prompt in enumerate(PROMPTS):
@@ -42,12 +42,12 @@ def test_the_last_logits_of_padded_prompts_are_those_of_full_passes(llama, pad):
 
 
 def test_prompts_end_together_in_one_of_few_lengths():
-    found = padded(PROMPTS, None)
+    found = pad_prompts(PROMPTS, None)
     assert found.tokens.shape == (3, 64)
     assert found.tokens[1, -7:].tolist() == PROMPTS[1]
     assert found.segments.sum(axis=1).tolist() == [3, 7, 1]
-    assert padded([[1] * 65], None).tokens.shape == (1, 128)
-    assert padded(PROMPTS, 9).tokens.shape == (3, 9)
+    assert pad_prompts([[1] * 65], None).tokens.shape == (1, 128)
+    assert pad_prompts(PROMPTS, 9).tokens.shape == (3, 9)
 
 
 def test_greedy_tokens_are_those_of_transformers(llama, searches):
@@ -60,9 +60,9 @@ def test_greedy_tokens_are_those_of_transformers(llama, searches):
         penalty = case["said"].get("repetition_penalty", 1.0)
         greedy = Sampler(temperature=0.0, repetition_penalty=penalty)
         (made,) = Generator(graph, params, greedy, 0)(prompts, 12, {end})
-        assert made.live.sum(axis=1).min() < 12
+        assert made.active.sum(axis=1).min() < 12
         for row, live, ((wanted, _),) in zip(
-            made.tokens, made.live, case["found"], strict=True
+            made.tokens, made.active, case["found"], strict=True
         ):
             assert row[live].tolist() == wanted
 

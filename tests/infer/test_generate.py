@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 
 import lmx
-from lmx.config.names import ConfigError
-from lmx.data.tokenizers.codec import ByteCodec, CharacterCodec
-from lmx.infer.beam import Beam, BeamSearch
-from lmx.infer.generate import Generator, prompt_of
+from lmx.config.registry import ConfigError
+from lmx.data.tokenizer.base import ByteCodec, CharacterCodec
+from lmx.infer.beam import BeamConfig, BeamSearch
+from lmx.infer.generate import Generator, encode_prompt
 from lmx.infer.sample import Sampler
-from lmx.layers.attention.heads import Attention
+from lmx.layers.attention.attention import Attention
 from lmx.layers.moe.expert_choice import ExpertChoice
 from lmx.models.decoder import Decoder
 
@@ -24,7 +24,10 @@ GREEDY = Sampler(temperature=0.0)
 LIMIT = 24
 KINDS = {
     "endless": [],
-    "limited": ["Decoder.position=@Learned", f"Learned.length={LIMIT}"],
+    "limited": [
+        "Decoder.position=@LearnedPosition",
+        f"LearnedPosition.max_length={LIMIT}",
+    ],
     "conv": ["Decoder.block=@PreNorm", "PreNorm.conv=@ShortConv"],
 }
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5]]
@@ -32,7 +35,7 @@ PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5]]
 
 def made(kind):
     """The graph and parameters of an untrained model."""
-    words = ["Decoder.vocab=32", "Echo.vocab=32", *KINDS[kind]]
+    words = ["Decoder.vocab=32", "RepeatTask.vocab=32", *KINDS[kind]]
     return nnx.split(lmx.load_experiment(TINY, words).build().model(nnx.Rngs(1)))
 
 
@@ -109,7 +112,7 @@ def test_prompts_of_one_bucket_share_one_program(model):
     generator = Generator(graph, params, GREEDY, 0)
     for length in (1, 5, 8):
         joined(generator([[1] * length], 10))
-    assert cached(generator.begin) == cached(generator.decode) == 1
+    assert cached(generator.start) == cached(generator.decode) == 1
 
 
 def test_a_seed_says_what_is_drawn():
@@ -121,11 +124,11 @@ def test_a_seed_says_what_is_drawn():
 
 
 def test_a_prompt_begins_as_a_document_does():
-    assert prompt_of(ByteCodec(), "a") == [256, 97]
-    assert prompt_of(ByteCodec(), "") == [256]
-    assert prompt_of(CharacterCodec(characters="ab"), "ba") == [1, 0]
+    assert encode_prompt(ByteCodec(), "a") == [256, 97]
+    assert encode_prompt(ByteCodec(), "") == [256]
+    assert encode_prompt(CharacterCodec(characters="ab"), "ba") == [1, 0]
     with pytest.raises(ConfigError, match="give a prompt of a character or more"):
-        prompt_of(CharacterCodec(characters="ab"), "")
+        encode_prompt(CharacterCodec(characters="ab"), "")
 
 
 def test_a_row_that_stops_is_silent_and_changes_no_other(greedy):
@@ -156,7 +159,7 @@ def test_other_stops_need_no_other_program(model):
     generator = Generator(graph, params, GREEDY, 0)
     for stop in ((), {1}, {2, 3}):
         joined(generator([[4, 5]], 3, stop))
-    assert cached(generator.begin) == cached(generator.decode) == 1
+    assert cached(generator.start) == cached(generator.decode) == 1
 
 
 def test_a_model_that_looks_ahead_is_refused():
@@ -165,15 +168,15 @@ def test_a_model_that_looks_ahead_is_refused():
         vocab=8,
         width=8,
         depth=2,
-        attention=partial(Attention, heads=2, kv_heads=1, head_width=4),
-        mlp=partial(ExpertChoice, experts=2, hidden=8, choices=1),
+        attention=partial(Attention, heads=2, kv_heads=1, head_dim=4),
+        mlp=partial(ExpertChoice, experts=2, hidden=8, capacity_factor=1),
     )
     message = "ExpertChoice is not causal"
     graph, params = nnx.split(model)
     with pytest.raises(ConfigError, match=message):
         Generator(graph, params, GREEDY, 0)
     with pytest.raises(ConfigError, match=message):
-        BeamSearch(graph, params, Beam())
+        BeamSearch(graph, params, BeamConfig())
 
 
 def test_a_prompt_of_nothing_or_of_unknown_tokens_is_refused(greedy):
@@ -190,4 +193,4 @@ def test_a_prompt_draws_by_its_number_whatever_others_there_are():
     generator = Generator(graph, params, Sampler(temperature=2.0), 0)
     whole = joined(generator([PROMPTS[0]] * 3, 20)).tolist()
     assert whole[0] != whole[1] != whole[2]
-    assert joined(generator([PROMPTS[0]] * 2, 20, first=1)).tolist() == whole[1:]
+    assert joined(generator([PROMPTS[0]] * 2, 20, first_row_id=1)).tolist() == whole[1:]

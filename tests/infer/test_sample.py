@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.infer.sample import Sampler, min_p, repetition, top_k, top_p, typical
+from lmx.infer.sample import (
+    Sampler,
+    min_p,
+    penalize_repetition,
+    top_k,
+    top_p,
+    typical_p,
+)
 
 NOISE = np.random.default_rng(0)
 LOGITS = NOISE.normal(size=(6, 12)).astype(np.float32) * 2
@@ -67,12 +74,12 @@ def test_typical_keeps_those_of_nearly_the_expected_surprise(mass):
                 chosen.add(token)
             total += probs[token]
         wanted.append([token in chosen for token in range(12)])
-    assert kept(typical(jnp.asarray(LOGITS), mass)).tolist() == wanted
+    assert kept(typical_p(jnp.asarray(LOGITS), mass)).tolist() == wanted
 
 
 def test_a_penalty_makes_what_was_seen_less_likely_and_nothing_else():
     seen = NOISE.random(LOGITS.shape) < 0.5
-    found = np.asarray(repetition(jnp.asarray(LOGITS), jnp.asarray(seen), 1.5))
+    found = np.asarray(penalize_repetition(jnp.asarray(LOGITS), jnp.asarray(seen), 1.5))
     np.testing.assert_array_equal(found[~seen], LOGITS[~seen])
     wanted = [x / 1.5 if x > 0 else x * 1.5 for x in LOGITS[seen]]
     np.testing.assert_allclose(found[seen], wanted, 1e-6)
@@ -90,7 +97,7 @@ def test_every_rule_and_their_order_is_that_of_transformers(rules):
     assert len(rules) == 13
     for name, wanted in rules.items():
         sampler = Sampler(**(plain | json.loads(name)))
-        found = sampler.kept(jnp.asarray(logits), jnp.asarray(seen))
+        found = sampler.filter_logits(jnp.asarray(logits), jnp.asarray(seen))
         if "top_p" in name:
             found, wanted = np.sort(found, axis=1), np.sort(wanted, axis=1)
         np.testing.assert_allclose(found, wanted, 1e-6, err_msg=name)
@@ -98,7 +105,7 @@ def test_every_rule_and_their_order_is_that_of_transformers(rules):
 
 def test_rules_that_rule_nothing_out_change_nothing():
     loose = Sampler(temperature=1.0, top_k=12, min_p=1e-9, repetition_penalty=1.0)
-    found = loose.kept(jnp.asarray(LOGITS), ~UNSEEN)
+    found = loose.filter_logits(jnp.asarray(LOGITS), ~UNSEEN)
     np.testing.assert_array_equal(found, LOGITS)
 
 
@@ -112,7 +119,7 @@ def test_rules_that_rule_nothing_out_change_nothing():
     ],
 )
 def test_something_is_always_left(sampler):
-    assert kept(sampler.kept(jnp.asarray(LOGITS), UNSEEN)).any(axis=1).all()
+    assert kept(sampler.filter_logits(jnp.asarray(LOGITS), UNSEEN)).any(axis=1).all()
 
 
 def drawn(sampler, logits, draws):

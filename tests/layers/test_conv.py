@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from lmx.layers.conv import ShortConv, causal_conv
-from lmx.layers.mask import restarting, standing
+from lmx.layers.mask import describe_tokens, positions_from_segments
 
 B, T, D, I = 2, 7, 3, 2
 
@@ -17,7 +17,7 @@ def place(*lengths):
     """Of a row that holds documents of these lengths, for every row."""
     row = np.repeat(np.arange(1, len(lengths) + 1), lengths)
     segments = jnp.asarray(np.tile(row, (B, 1)))
-    return standing(restarting(segments), segments)
+    return describe_tokens(positions_from_segments(segments), segments)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_documents_of_a_row_do_not_meet(layer, x):
 @pytest.mark.parametrize("pieces", [(3, 4), (1, 1, 5), (1,) * 7])
 def test_a_text_in_pieces_is_read_as_the_whole(layer, x, pieces):
     whole, _ = layer(x, place(T), None)
-    past, start, parts = layer.empty(B, x.dtype), 0, []
+    past, start, parts = layer.init_cache(B, x.dtype), 0, []
     for length in pieces:
         part = slice(start, start + length)
         y, past = layer(
@@ -74,9 +74,9 @@ def test_padding_anywhere_is_skipped(layer, x, pads):
     segments = jnp.tile(live[None], (B, 1))
     where, kept = jnp.cumsum(segments, axis=1) - 1, live > 0
     whole, _ = layer(x[:, kept], place(int(live.sum())), None)
-    past, parts = layer.empty(B, x.dtype), []
+    past, parts = layer.init_cache(B, x.dtype), []
     for part in (slice(0, 2), slice(2, 5), slice(5, 7)):
-        here = standing(where[:, part], segments[:, part])
+        here = describe_tokens(where[:, part], segments[:, part])
         y, past = layer(x[:, part], here, past)
         parts.append(y)
     got = jnp.concatenate(parts, axis=1)[:, kept]
@@ -86,7 +86,7 @@ def test_padding_anywhere_is_skipped(layer, x, pads):
 def test_it_is_born_as_the_identity_and_learns(init, x):
     layer = ShortConv(D, init, reach=I)
     np.testing.assert_array_equal(layer(x, place(T), None)[0], x)
-    before = layer.empty(B, x.dtype)
+    before = layer.init_cache(B, x.dtype)
 
     def loss(w):
         return jnp.square(causal_conv(x, before, w, place(T).positions)).sum()

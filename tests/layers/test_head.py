@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.layers.head import Tied, Untied
+from lmx.layers.head import LMHead, TiedLMHead
 
 B, T, D, V = 2, 3, 4, 7
-KINDS = pytest.mark.parametrize("kind", [Untied, Tied])
+KINDS = pytest.mark.parametrize("kind", [LMHead, TiedLMHead])
 
 
 @pytest.fixture
@@ -19,14 +19,14 @@ def inputs():
 
 
 def test_an_untied_head_has_weights_of_its_own(init, inputs):
-    head, (x, table) = Untied(D, V, init), inputs
+    head, (x, table) = LMHead(D, V, init), inputs
     want = np.asarray(x) @ np.asarray(head.out.w[...])
     np.testing.assert_allclose(head(x, table), want, atol=1e-5)
     assert head.out.w.axes == ("embed", "vocab")
 
 
 def test_a_tied_head_reads_the_embedding_backwards(init, inputs):
-    head, (x, table) = Tied(D, V, init), inputs
+    head, (x, table) = TiedLMHead(D, V, init), inputs
     np.testing.assert_allclose(
         head(x, table), np.asarray(x) @ np.asarray(table).T, atol=1e-5
     )

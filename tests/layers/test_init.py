@@ -8,17 +8,32 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.layers.attention.heads import Attention
-from lmx.layers.init import CUT, GPT2, DepthScaled, FanIn, Init, Normal, Scheme, ZeroOut
+from lmx.layers.attention.attention import Attention
+from lmx.layers.init import (
+    TRUNCATED_STD,
+    DepthScaled,
+    FanIn,
+    GPT2Init,
+    Init,
+    Initializer,
+    Normal,
+    ZeroOut,
+)
 from lmx.layers.mlp import SwiGLU
-from lmx.layers.moe.layer import MoE
-from lmx.layers.moe.router import TopK
+from lmx.layers.moe.moe import MoE
+from lmx.layers.moe.router import TopKRouter
 
 SIZES = dict(D=128, F=256, V=512, E=4)
 DEPTH = 8
 SCHEMES = pytest.mark.parametrize(
     "scheme",
-    [FanIn(embed=0.5), DepthScaled(embed=0.5), ZeroOut(embed=0.5), Normal(), GPT2()],
+    [
+        FanIn(embed=0.5),
+        DepthScaled(embed=0.5),
+        ZeroOut(embed=0.5),
+        Normal(),
+        GPT2Init(),
+    ],
     ids=lambda scheme: type(scheme).__name__,
 )
 ROLES = pytest.mark.parametrize(
@@ -36,18 +51,18 @@ WANT = {
     DepthScaled: dict(embed=0.5, hidden=128**-0.5, residual=0.015625, head=128**-0.5),
     ZeroOut: dict(embed=0.5, hidden=128**-0.5, residual=0.0, head=0.0),
     Normal: dict(embed=0.02, hidden=0.02, residual=0.02, head=0.02),
-    GPT2: dict(embed=0.02, hidden=0.02, residual=0.02 / 16**0.5, head=0.02),
+    GPT2Init: dict(embed=0.02, hidden=0.02, residual=0.02 / 16**0.5, head=0.02),
 }
 
 
-def born(scheme: Scheme = FanIn(), seed=0, dtype="float32"):
+def born(scheme: Initializer = FanIn(), seed=0, dtype="float32"):
     return Init(nnx.Rngs(seed), scheme, DEPTH, dtype)
 
 
 @SCHEMES
 @ROLES
 def test_a_weight_has_the_deviation_of_its_role(scheme, role, letters, into):
-    w = np.asarray(born(scheme).weight(letters, SIZES, into=into, role=role)[...])
+    w = np.asarray(born(scheme).weight(letters, SIZES, in_dims=into, role=role)[...])
     want = WANT[type(scheme)][role]
     assert w.std() == pytest.approx(want, rel=0.02)
     assert abs(w.mean()) <= 4 * want / w.size**0.5
@@ -55,25 +70,27 @@ def test_a_weight_has_the_deviation_of_its_role(scheme, role, letters, into):
 
 @SCHEMES
 def test_a_drawn_sample_has_the_deviation_asked_for(scheme):
-    w = np.asarray(scheme.draw(jax.random.key(0), (400, 400), 3.0))
+    w = np.asarray(scheme.sample(jax.random.key(0), (400, 400), 3.0))
     assert w.std() == pytest.approx(3.0, rel=0.01)
 
 
 def test_a_truncated_normal_is_cut_at_two_deviations_of_the_normal():
-    w = np.asarray(FanIn().draw(jax.random.key(0), (400, 400), 1.0))
-    assert np.abs(w).max() <= 2 / CUT
-    assert np.abs(w).max() > 1.99 / CUT
-    assert (np.abs(w) > 1 / CUT).mean() == pytest.approx(0.2847, abs=0.005)
+    w = np.asarray(FanIn().sample(jax.random.key(0), (400, 400), 1.0))
+    assert np.abs(w).max() <= 2 / TRUNCATED_STD
+    assert np.abs(w).max() > 1.99 / TRUNCATED_STD
+    assert (np.abs(w) > 1 / TRUNCATED_STD).mean() == pytest.approx(0.2847, abs=0.005)
 
 
 def test_the_cut_is_the_deviation_of_a_normal_cut_at_two():
     density = np.exp(-2.0) / np.sqrt(2 * np.pi)  # of the normal at 2
-    assert CUT == pytest.approx(np.sqrt(1 - 4 * density / 0.954499736103642), rel=1e-12)
+    assert TRUNCATED_STD == pytest.approx(
+        np.sqrt(1 - 4 * density / 0.954499736103642), rel=1e-12
+    )
 
 
 def test_experts_are_independent_matrices():
     """Their count is no part of the fan-in, nor does it make them alike."""
-    w = born().weight("EDF", SIZES, into="D", out_of="F")
+    w = born().weight("EDF", SIZES, in_dims="D", out_dims="F")
     assert (w.into, w.out_of) == (("embed",), ("mlp",))
     np.testing.assert_allclose(w[...].std(axis=(1, 2)), 128**-0.5, rtol=0.03)
     flat = np.asarray(w[...]).reshape(4, -1)
@@ -81,7 +98,7 @@ def test_experts_are_independent_matrices():
 
 
 def test_a_weight_carries_the_names_of_its_axes():
-    w = born().weight("VD", SIZES, into="V", role="embed")
+    w = born().weight("VD", SIZES, in_dims="V", role="embed")
     assert (w.axes, w.into, w.out_of) == (("vocab", "embed"), ("vocab",), ("embed",))
     gain = born().full("D", SIZES, 1.0)
     assert (gain.axes, gain.into, gain.out_of) == (("embed",), (), ())
@@ -91,7 +108,7 @@ def test_a_weight_carries_the_names_of_its_axes():
 @SCHEMES
 def test_parameters_are_born_in_their_dtype(scheme):
     init = born(scheme, dtype="bfloat16")
-    assert init.weight("DF", SIZES, into="D").dtype == jnp.bfloat16
+    assert init.weight("DF", SIZES, in_dims="D").dtype == jnp.bfloat16
     assert init.full("D", SIZES, 1.0).dtype == jnp.bfloat16
 
 
@@ -99,8 +116,8 @@ def test_parameters_are_born_in_their_dtype(scheme):
     "make",
     [
         partial(SwiGLU, hidden=16),
-        partial(Attention, heads=2, kv_heads=2, head_width=8),
-        partial(MoE, experts=2, hidden=8, router=partial(TopK, choices=1)),
+        partial(Attention, heads=2, kv_heads=2, head_dim=8),
+        partial(MoE, experts=2, hidden=8, router=partial(TopKRouter, top_k=1)),
     ],
     ids=["SwiGLU", "Attention", "MoE"],
 )
@@ -116,8 +133,10 @@ def test_weights_are_born_apart_and_again_from_the_same_seed(make):
 
 
 def test_another_key_draws_other_weights_of_the_same_scheme():
-    init = born(GPT2(std=0.1))
+    init = born(GPT2Init(std=0.1))
     keys = jax.random.split(jax.random.key(0))
-    first, second = (init.at(key).weight("DF", SIZES, into="D")[...] for key in keys)
+    first, second = (
+        init.with_key(key).weight("DF", SIZES, in_dims="D")[...] for key in keys
+    )
     assert jnp.abs(first - second).max() > 0.1
     assert second.std() == pytest.approx(0.1, rel=0.02)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.layers.linear import Affine, Einsum
+from lmx.layers.linear import Einsum, EinsumBias
 
 SIZES = dict(D=5, N=3, H=4, F=6)
 
@@ -40,7 +40,7 @@ def test_it_computes_in_the_dtype_of_its_input(init):
     [("BTD,DNH->BTNH", ("heads", "head_width")), ("BTNH,NHD->BTD", ("embed",))],
 )
 def test_affine_adds_one_offset_for_each_channel_that_it_makes(init, equation, made):
-    layer = Affine(equation, SIZES, init)
+    layer = EinsumBias(equation, SIZES, init)
     x_dims = equation.partition(",")[0]
     x = jnp.ones([(SIZES | dict(B=2, T=3))[d] for d in x_dims])
     plain = layer(x)

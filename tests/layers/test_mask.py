@@ -10,7 +10,7 @@ from lmx.layers import mask
 SEGMENTS = jnp.array([[0, 0, 1, 1, 1, 2], [1, 2, 2, 3, 3, 0]])
 
 
-PLACE = mask.standing(mask.restarting(SEGMENTS), SEGMENTS)
+PLACE = mask.describe_tokens(mask.positions_from_segments(SEGMENTS), SEGMENTS)
 
 
 @pytest.mark.parametrize("first", [0, 2, 5])
@@ -22,15 +22,15 @@ def test_agrees_with_one_pair_at_a_time(first, window):
         near = window is None or t + first - s < window
         want[b, t, s] = segments[b, t] == keys[b, s] and s <= t + first and near
     query = jax.tree.map(lambda x: x[:, first:], PLACE)
-    np.testing.assert_array_equal(mask.visible(query, PLACE, window), want)
+    np.testing.assert_array_equal(mask.make_attention_mask(query, PLACE, window), want)
 
 
 def test_nothing_live_sees_padding():
-    seen = mask.visible(PLACE, PLACE)
+    seen = mask.make_attention_mask(PLACE, PLACE)
     live = SEGMENTS > 0
     assert not (seen & live[:, :, None] & ~live[:, None, :]).any()
 
 
 def test_positions_restart_with_each_document():
     want = [[0, 1, 0, 1, 2, 0], [0, 0, 1, 0, 1, 0]]
-    np.testing.assert_array_equal(jax.jit(mask.restarting)(SEGMENTS), want)
+    np.testing.assert_array_equal(jax.jit(mask.positions_from_segments)(SEGMENTS), want)

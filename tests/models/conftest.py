@@ -6,53 +6,53 @@ import jax
 import pytest
 from flax import nnx
 
-from lmx.layers.attention.heads import Attention, Sink
-from lmx.layers.attention.infini import Infini
-from lmx.layers.attention.latent import LatentAttention
+from lmx.layers.attention.attention import Attention, AttentionSink
+from lmx.layers.attention.infini import InfiniAttention
+from lmx.layers.attention.mla import MLA
 from lmx.layers.conv import ShortConv
-from lmx.layers.linear import Affine
+from lmx.layers.linear import EinsumBias
 from lmx.layers.mlp import SwiGLU
-from lmx.layers.moe.layer import MoE
-from lmx.layers.moe.router import TopK
-from lmx.layers.position.absolute import Learned, Sinusoidal
+from lmx.layers.moe.moe import MoE
+from lmx.layers.moe.router import TopKRouter
+from lmx.layers.position.absolute import LearnedPosition, SinusoidalPosition
 from lmx.layers.position.alibi import ALiBi
 from lmx.layers.position.cope import CoPE
-from lmx.layers.position.extended import (
-    ByParts,
+from lmx.layers.position.rope import RoPE
+from lmx.layers.position.rope_scaling import (
     DynamicNTK,
-    Interpolated,
-    Llama3,
+    Llama3RoPE,
     NTKAware,
+    NTKByParts,
+    PositionInterpolation,
     YaRN,
 )
-from lmx.layers.position.rope import RoPE
 from lmx.models.block import PreNorm
 from lmx.models.decoder import Decoder
 from lmx.models.placement import PostNorm, ReorderedNorm, SandwichNorm
 
 DENSE = partial(SwiGLU, hidden=16)
-SPARSE = partial(MoE, experts=4, hidden=8, router=partial(TopK, choices=2))
-ATTENTION = partial(Attention, heads=4, kv_heads=2, head_width=4)
+SPARSE = partial(MoE, experts=4, hidden=8, router=partial(TopKRouter, top_k=2))
+ATTENTION = partial(Attention, heads=4, kv_heads=2, head_dim=4)
 UNTURNED = dict(attention=partial(ATTENTION, position=None))
-LEARNED = UNTURNED | dict(position=partial(Learned, length=8))
-WAVES = UNTURNED | dict(position=Sinusoidal)
+LEARNED = UNTURNED | dict(position=partial(LearnedPosition, max_length=8))
+WAVES = UNTURNED | dict(position=SinusoidalPosition)
 TURNED = dict(attention=partial(ATTENTION, position=RoPE()))
 WINDOW = partial(ATTENTION, window=3)
 CYCLE = dict(attention=(partial(WINDOW, position=None), ATTENTION, WINDOW))
 ALIBI = dict(attention=partial(ATTENTION, position=ALiBi()))
 COPE = dict(attention=partial(ATTENTION, position=partial(CoPE, limit=3)))
-SINKING = dict(attention=partial(WINDOW, sink=partial(Sink, logit=0.5)))
-DYNAMIC = DynamicNTK(factor=3.0, trained_length=4, pairs="neighbours")
+SINKING = dict(attention=partial(WINDOW, sink=partial(AttentionSink, logit=0.5)))
+DYNAMIC = DynamicNTK(factor=3.0, trained_length=4, layout="neighbours")
 STRETCHED = dict(attention=partial(ATTENTION, position=DYNAMIC))
-PARTS = ByParts(factor=3.0, trained_length=16)
-SLOWED = (Interpolated(factor=3.0), NTKAware(factor=3.0), PARTS)
+PARTS = NTKByParts(factor=3.0, trained_length=16)
+SLOWED = (PositionInterpolation(factor=3.0), NTKAware(factor=3.0), PARTS)
 YARN = YaRN(factor=3.0, trained_length=16)
-TUNED = (YARN, Llama3(factor=3.0, trained_length=16), RoPE(share=0.5))
-INFINI = partial(Infini, heads=4, kv_heads=2, head_width=4, segment=3, gate=0.5)
-OFFSET = partial(WINDOW, qkv=Affine, out=Affine, logit_cap=2.0, scale=1.0)
-LATENT = partial(
-    LatentAttention, heads=4, kv_rank=6, head_width=4, rope_width=2, value_width=3
+TUNED = (YARN, Llama3RoPE(factor=3.0, trained_length=16), RoPE(rotary_fraction=0.5))
+INFINI = partial(
+    InfiniAttention, heads=4, kv_heads=2, head_dim=4, segment_length=3, gate=0.5
 )
+OFFSET = partial(WINDOW, qkv=EinsumBias, out=EinsumBias, logit_cap=2.0, scale=1.0)
+LATENT = partial(MLA, heads=4, kv_rank=6, head_dim=4, rope_dim=2, value_dim=3)
 
 
 def turned(positions):
@@ -91,7 +91,9 @@ VARIANTS = {
     "pre infini": (PreNorm, dict(attention=INFINI), DENSE, {}),
     "lead window cope moe": (
         PreNorm,
-        dict(attention=(partial(WINDOW, position=CoPE), ATTENTION), lead=(DENSE,)),
+        dict(
+            attention=(partial(WINDOW, position=CoPE), ATTENTION), first_mlps=(DENSE,)
+        ),
         SPARSE,
         {},
     ),
@@ -118,7 +120,7 @@ def make():
 
 def awake(model: Decoder) -> Decoder:
     """With convolutions that do something, which at birth they do not."""
-    [(block, _)] = model.stack.all()
+    [(block, _)] = model.stack.kinds()
     for conv in (block.attention_conv, block.mlp_conv):
         assert conv
         values = jax.random.normal(jax.random.key(7), conv.w.shape)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.config.names import find
+from lmx.config.registry import find
 from lmx.layers import mask
-from lmx.layers.attention.context import Context
-from lmx.layers.attention.heads import Attention
+from lmx.layers.attention.attention import Attention
+from lmx.layers.attention.inputs import AttentionInputs
 from lmx.layers.init import FanIn, Init
 from lmx.layers.mlp import SwiGLU
 from lmx.layers.norm import RMSNorm
@@ -46,7 +46,7 @@ def kind(request):
 def block(kind):
     """A block whose norms are not alike."""
     init = Init(nnx.Rngs(0), FanIn(), depth=2)
-    attention = partial(Attention, heads=2, kv_heads=1, head_width=4)
+    attention = partial(Attention, heads=2, kv_heads=1, head_dim=4)
     block = find(kind, "a page")(D, init, attention, partial(SwiGLU, hidden=8), RMSNorm)
     names = [name for name in vars(block) if name.endswith("_norm")]
     for seed, name in enumerate(names):
@@ -57,13 +57,15 @@ def block(kind):
 
 def test_a_block_is_its_formula_twice(kind, block):
     segments = jnp.ones((B, T), int)
-    context = Context(mask.standing(mask.restarting(segments), segments), T)
+    context = AttentionInputs(
+        mask.describe_tokens(mask.positions_from_segments(segments), segments), T
+    )
     x = jax.random.normal(jax.random.key(9), (B, T, D))
     attend, feed = FORMULAS[kind]
 
     def by_formula(block, x):
         x = attend(x, lambda x: block.attention(x, context)[0], block)
-        return feed(x, lambda x: block.mlp(x, context.here.segments)[0], block)
+        return feed(x, lambda x: block.mlp(x, context.tokens.segments)[0], block)
 
     got = jax.jit(lambda block, x: block(x, context, None)[0])(block, x)
     np.testing.assert_allclose(got, jax.jit(by_formula)(block, x), rtol=1e-5, atol=1e-5)

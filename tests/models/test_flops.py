@@ -5,11 +5,11 @@ from functools import partial
 import pytest
 from flax import nnx
 
-from lmx.layers.head import Tied
+from lmx.layers.head import TiedLMHead
 from lmx.layers.mlp import SwiGLU
 from lmx.layers.moe.expert_choice import ExpertChoice
-from lmx.layers.moe.layer import ClampedMoE, MoE
-from lmx.layers.moe.router import Sigmoid, TopK
+from lmx.layers.moe.moe import ClampedMoE, MoE
+from lmx.layers.moe.router import SigmoidRouter, TopKRouter
 from lmx.models import flops
 
 D, L, V, T = 16, 3, 11, 8
@@ -30,40 +30,42 @@ def shape(make):
 def test_a_dense_model_multiplies_with_every_matrix(shape, variant):
     """And with no row of a table that is looked up, nor with gains."""
     want = 6 * (ATTENTION + DENSE + D * V) + QUADRATIC
-    assert flops.per_token(shape(variant), T) == want
+    assert flops.train_flops_per_token(shape(variant), T) == want
 
 
 def test_a_tied_table_counts_once_as_the_head(shape):
     dense = "sandwich rope dense"
-    assert flops.per_token(shape(dense, head=Tied), T) == flops.per_token(
-        shape(dense), T
-    )
+    assert flops.train_flops_per_token(
+        shape(dense, head=TiedLMHead), T
+    ) == flops.train_flops_per_token(shape(dense), T)
 
 
 @pytest.mark.parametrize("choices", [1, 2, 4])
 def test_a_token_meets_its_chosen_experts_and_the_router(shape, choices):
-    mlp = partial(MoE, experts=4, hidden=8, router=partial(TopK, choices=choices))
+    mlp = partial(MoE, experts=4, hidden=8, router=partial(TopKRouter, top_k=choices))
     sparse = L * (D * 4 + choices * 3 * D * 8)
     want = 6 * (ATTENTION + sparse + D * V) + QUADRATIC
-    assert flops.per_token(shape("sandwich waves moe", mlp=mlp), T) == want
+    assert flops.train_flops_per_token(shape("sandwich waves moe", mlp=mlp), T) == want
 
 
 def test_a_shared_expert_is_met_by_all_and_offsets_by_no_product(shape):
-    shared, router = partial(SwiGLU, hidden=5), partial(Sigmoid, choices=2)
+    shared, router = partial(SwiGLU, hidden=5), partial(SigmoidRouter, top_k=2)
     mlp = partial(ClampedMoE, experts=4, hidden=8, router=router, shared=shared)
     sparse = L * (D * 4 + 2 * 3 * D * 8 + 3 * D * 5)
     want = 6 * (ATTENTION + sparse + D * V) + QUADRATIC
-    assert flops.per_token(shape("sandwich waves moe", mlp=mlp), T) == want
+    assert flops.train_flops_per_token(shape("sandwich waves moe", mlp=mlp), T) == want
 
 
 def test_a_token_is_chosen_by_as_many_experts_on_average(shape):
-    mlp = partial(ExpertChoice, experts=4, hidden=8, choices=2)
+    mlp = partial(ExpertChoice, experts=4, hidden=8, capacity_factor=2)
     sparse = L * (D * 4 + 2 * 3 * D * 8)
     want = 6 * (ATTENTION + sparse + D * V) + QUADRATIC
-    assert flops.per_token(shape("sandwich waves moe", mlp=mlp), T) == want
+    assert flops.train_flops_per_token(shape("sandwich waves moe", mlp=mlp), T) == want
 
 
 def test_only_attention_grows_with_the_length(shape):
     model = shape("sandwich rope dense")
-    longer = flops.per_token(model, 5 * T) - flops.per_token(model, T)
+    longer = flops.train_flops_per_token(model, 5 * T) - flops.train_flops_per_token(
+        model, T
+    )
     assert longer == 4 * QUADRATIC

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmx.core.precision import Precision
-from lmx.layers.head import Tied
+from lmx.layers.head import TiedLMHead
 
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 11, (2, 6)), "int32")
 VARIANTS = pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_bfloat16_computes_between_float32_parameters_and_logits(make, variant):
 @VARIANTS
 def test_what_is_remembered_is_held_in_the_compute_dtype(make, variant):
     model = make(variant, precision=Precision(compute="bfloat16"))
-    layers = jax.eval_shape(lambda: model.cache(2, 8)).layers
+    layers = jax.eval_shape(lambda: model.init_cache(2, 8)).layers
     assert {leaf.dtype for leaf in jax.tree.leaves(layers)} == {jnp.dtype("bfloat16")}
 
 
 def test_a_tied_head_is_one_parameter_less_and_reads_the_table(make):
-    model, untied = make(head=Tied), make()
+    model, untied = make(head=TiedLMHead), make()
     assert len(jax.tree.leaves(model)) == len(jax.tree.leaves(untied)) - 1
     head = untied.head.out.w
     head.set_value(model.table[...].T)
@@ -73,7 +73,7 @@ def test_a_tied_head_is_one_parameter_less_and_reads_the_table(make):
 
 
 def test_a_tied_table_learns_from_both_its_ends(make):
-    model = make(head=Tied)
+    model = make(head=TiedLMHead)
     grad = gradient(model).table[...]
     assert (jnp.abs(grad).sum(axis=1) > 0).all()  # of tokens never read, too
 

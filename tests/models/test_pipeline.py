@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.core import spread
+from lmx.core import partitioning
 from lmx.core.precision import Precision
 from lmx.core.sharding import RULES, Mesh
 from lmx.layers.norm import RMSNorm
-from lmx.models.pipeline import Circular, Schedule, bubble
+from lmx.models.pipeline import PipelineSchedule, Timeline, bubble_fraction
 from lmx.models.remat import POLICIES
 
 B, T, V, DEPTH = 8, 4, 12, 4
@@ -19,14 +19,34 @@ DOUBLE = Precision(params="float64", compute="float64")
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), "int32")
 CYCLE = "lead window cope moe"  # two kinds of attention in turn
 CASES = [
-    ("stage=2", Circular(microbatches=4, rounds=2), "keep_all", "post rope moe conv"),
+    (
+        "stage=2",
+        PipelineSchedule(microbatches=4, virtual_stages=2),
+        "keep_all",
+        "post rope moe conv",
+    ),
 ]
 MORE = [
-    ("fsdp=2 stage=4", Circular(), "keep_weight_dots", "pre rope dense conv"),
-    ("stage=2", Circular(microbatches=2), "keep_none", CYCLE),
-    ("data=2 stage=2", Circular(rounds=2), "keep_dots", "post rope moe conv"),
-    ("stage=2 tensor=2", Circular(rounds=2), "offload_streams", "pre rope dense conv"),
-    ("stage=4", Circular(microbatches=8), "offload_weight_dots", "post rope moe conv"),
+    ("fsdp=2 stage=4", PipelineSchedule(), "keep_weight_dots", "pre rope dense conv"),
+    ("stage=2", PipelineSchedule(microbatches=2), "keep_none", CYCLE),
+    (
+        "data=2 stage=2",
+        PipelineSchedule(virtual_stages=2),
+        "keep_dots",
+        "post rope moe conv",
+    ),
+    (
+        "stage=2 tensor=2",
+        PipelineSchedule(virtual_stages=2),
+        "offload_streams",
+        "pre rope dense conv",
+    ),
+    (
+        "stage=4",
+        PipelineSchedule(microbatches=8),
+        "offload_weight_dots",
+        "post rope moe conv",
+    ),
 ]
 
 
@@ -34,7 +54,9 @@ def meshed(sizes, fn):
     """`fn` as traced for a mesh."""
     sizes = dict(data=1) | {k: int(v) for k, v in (s.split("=") for s in sizes.split())}
     return jax.jit(
-        spread.traced_for(Mesh(**sizes).over(jax.devices(), RULES), RULES, fn)
+        partitioning.with_partitioning(
+            Mesh(**sizes).build(jax.devices(), RULES), RULES, fn
+        )
     )
 
 
@@ -42,11 +64,11 @@ def meshed(sizes, fn):
 def dropping(make, exact):
     """Makes a model with every kind of dropout, in float64."""
     del exact
-    said = dict(vocab=V, depth=DEPTH, rate=0.2, precision=DOUBLE)
+    said = dict(vocab=V, depth=DEPTH, bias_update_rate=0.2, precision=DOUBLE)
 
     def dropping(variant, **more):
         return make(
-            variant, **(said | (dict(lead=()) if variant == CYCLE else {}) | more)
+            variant, **(said | (dict(first_mlps=()) if variant == CYCLE else {}) | more)
         )
 
     return dropping
@@ -87,12 +109,12 @@ def test_an_idle_stage_leaks_no_nan(dropping):
 
 
 @pytest.mark.parametrize(
-    "plan", [Schedule(4, 8, 1), Schedule(4, 4, 3), Schedule(3, 5, 2)]
+    "plan", [Timeline(4, 8, 1), Timeline(4, 4, 3), Timeline(3, 5, 2)]
 )
 def test_the_bubble_is_what_a_simulated_schedule_idles(plan):
     """No stage has two parts at once, no part is at a stage before it left the last."""
     stages, count, rounds = plan
-    busy = np.zeros((plan.turns, stages), int)
+    busy = np.zeros((plan.iterations, stages), int)
     for part in range(count):
         free = 0
         for r in range(rounds):
@@ -102,18 +124,32 @@ def test_the_bubble_is_what_a_simulated_schedule_idles(plan):
                 free = turn + 1
                 busy[turn, stage] += 1
     assert busy.max() == 1
-    np.testing.assert_allclose(1 - busy.mean(axis=0), bubble(stages, count, rounds))
+    np.testing.assert_allclose(
+        1 - busy.mean(axis=0), bubble_fraction(stages, count, rounds)
+    )
 
 
 @pytest.mark.parametrize(
     ("sizes", "pipeline", "message"),
     [
-        ("stage=4", Circular(rounds=2), "4 layers.* to 4 stages in 2 rounds: change"),
-        ("stage=2", Circular(microbatches=3), "8 rows .* into 3 microbatches on 1 dev"),
-        ("data=2 stage=2", Circular(microbatches=8), "8 microbatches on 2 devices"),
+        (
+            "stage=4",
+            PipelineSchedule(virtual_stages=2),
+            "4 layers.* to 4 stages in 2 rounds: change",
+        ),
         (
             "stage=2",
-            Circular(microbatches=1, rounds=2),
+            PipelineSchedule(microbatches=3),
+            "8 rows .* into 3 microbatches on 1 dev",
+        ),
+        (
+            "data=2 stage=2",
+            PipelineSchedule(microbatches=8),
+            "8 microbatches on 2 devices",
+        ),
+        (
+            "stage=2",
+            PipelineSchedule(microbatches=1, virtual_stages=2),
             "1 microbatches cannot go round",
         ),
     ],
@@ -125,7 +161,9 @@ def test_what_does_not_come_out_even_is_refused(dropping, sizes, pipeline, messa
 
 
 def test_without_stages_a_pipeline_is_a_loop(dropping):
-    model = dropping("pre waves dense", pipeline=Circular(microbatches=3, rounds=7))
+    model = dropping(
+        "pre waves dense", pipeline=PipelineSchedule(microbatches=3, virtual_stages=7)
+    )
     texts = [
         meshed("data=1", gradient).lower(m).as_text()
         for m in (model, dropping("pre waves dense"))

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from lmx.core.precision import Precision
-from lmx.layers.attention.heads import Attention
-from lmx.models.layout import spans
+from lmx.layers.attention.attention import Attention
+from lmx.models.layout import group_layers
 from lmx.models.remat import POLICIES
 
 pytestmark = pytest.mark.usefixtures("exact")
 
 B, T, V, DEPTH = 4, 8, 11, 2
 DOUBLE = Precision(params="float64", compute="float64")
-UNTURNED = partial(Attention, heads=4, kv_heads=2, head_width=4, position=None)
+UNTURNED = partial(Attention, heads=4, kv_heads=2, head_dim=4, position=None)
 RUNS = [dict(unroll=DEPTH), *(dict(remat=name) for name in POLICIES)]
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), "int32")
 
@@ -24,7 +24,9 @@ TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), "int32")
 @pytest.fixture(scope="module")
 def dropping(make, exact):
     """Makes a model of experts, convolutions and every kind of dropout."""
-    return partial(make, "post rope moe conv", depth=DEPTH, rate=0.2, precision=DOUBLE)
+    return partial(
+        make, "post rope moe conv", depth=DEPTH, bias_update_rate=0.2, precision=DOUBLE
+    )
 
 
 @jax.jit
@@ -104,4 +106,4 @@ def test_layers_are_parted_into_as_few_cycles_as_repeat():
         ("dddmmmm", 3, [(0, 1, 3), (3, 1, 4)]),
         ("lllglllgl", 0, [(0, 4, 2), (8, 1, 1)]),
     ]:
-        assert [tuple(span) for span in spans(kinds, lead)] == want
+        assert [tuple(span) for span in group_layers(kinds, lead)] == want

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from tests.quick import FLAGS
+from tests.xla_flags import FLAGS
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # the arithmetic of the other side
 os.environ["XLA_FLAGS"] = FLAGS
@@ -25,10 +25,10 @@ from jaxtyping import Array, Float, PyTree
 from safetensors.numpy import load_file
 
 import lmx
-from lmx.infer.beam import Beam, BeamSearch
+from lmx.infer.beam import BeamConfig, BeamSearch
 from lmx.infer.generate import Generator
 from lmx.infer.sample import Sampler
-from lmx.train.record.restore import Trained
+from lmx.train.restore import TrainedModel
 from tests.parity.case import Case
 from tests.parity.cases import BEAMS, CASES, GRADIENTS, NEW, SEARCHES
 
@@ -41,7 +41,7 @@ def apart(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(got - want).max() / np.abs(want).max())
 
 
-def logits_apart(trained: Trained, tokens: np.ndarray, want: np.ndarray) -> float:
+def logits_apart(trained: TrainedModel, tokens: np.ndarray, want: np.ndarray) -> float:
     model = jax.jit(lambda params, x: nnx.merge(trained.graph, params)(x))
     return apart(np.asarray(model(trained.params, tokens)), want)
 
@@ -51,7 +51,7 @@ def prompts_of(made: Answers) -> list[list[int]]:
     return [row[live].tolist() for row, live in pairs]
 
 
-def greedy_apart(trained: Trained, made: Answers) -> int:
+def greedy_apart(trained: TrainedModel, made: Answers) -> int:
     """How many of the tokens are others."""
     sampler = Sampler(temperature=0.0)
     generator = Generator(trained.graph, trained.params, sampler, seed=0)
@@ -59,12 +59,14 @@ def greedy_apart(trained: Trained, made: Answers) -> int:
     return int((np.concatenate(pieces, axis=1) != made["greedy"]).sum())
 
 
-def beams_apart(trained: Trained, made: Answers) -> float:
+def beams_apart(trained: TrainedModel, made: Answers) -> float:
     """How far the scores are apart; infinite where the tokens are others."""
     worst, end = 0.0, int(made["end"])
     for i, options in enumerate(SEARCHES):
         until = "full" if options["early_stopping"] else "likely"
-        beam = Beam(beams=4, length_penalty=options["length_penalty"], until=until)
+        beam = BeamConfig(
+            beams=4, length_penalty=options["length_penalty"], early_stopping=until
+        )
         search = BeamSearch(trained.graph, trained.params, beam)
         found = sum(search(prompts_of(made), NEW, {end}), [])
         for result, row in zip(found, made[f"beams/{i}"], strict=True):
@@ -82,7 +84,7 @@ def loss(graph: nnx.GraphDef, tokens: np.ndarray, params: PyTree) -> Float[Array
     return -jnp.take_along_axis(logprobs_BTV, tokens[:, 1:, None], axis=-1).mean()
 
 
-def gradient_apart(trained: Trained, made: Answers, folder: pathlib.Path) -> float:
+def gradient_apart(trained: TrainedModel, made: Answers, folder: pathlib.Path) -> float:
     """Of the tensor whose gradient is furthest off; gradients are saved as weights."""
     gradient = jax.jit(jax.value_and_grad(partial(loss, trained.graph, made["tokens"])))
     value, params = gradient(trained.params)

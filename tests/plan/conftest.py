@@ -13,8 +13,8 @@ MOE = [
     "Decoder.mlp=@MoE",
     "MoE.experts=4",
     "MoE.hidden=8",
-    "MoE.router=@TopK",
-    "TopK.choices=2",
+    "MoE.router=@TopKRouter",
+    "TopKRouter.top_k=2",
     "NextToken.aux={'balance': 0.01, 'router_z': 0.0}",
 ]
 
@@ -25,7 +25,7 @@ def opened():
 
     def opened(*words, on="v5e-8", **changes):
         experiment = load_experiment(TINY, words).build()
-        made = case.opened(experiment, topology.named(on))
+        made = case.build_case(experiment, topology.parse_machine(on))
         return dataclasses.replace(made, **changes)
 
     return opened

@@ -25,7 +25,7 @@ def test_a_device_is_planned_to_hold_what_it_holds_once_run(opened, words):
         arrays = jax.tree.leaves(getattr(state, part))
         for tensor, array in zip(case.tensors(part), arrays, strict=True):
             held = [shard.data.nbytes for shard in array.addressable_shards]
-            assert held == [tensor.local] * 8, tensor.name
+            assert held == [tensor.local_bytes] * 8, tensor.name
             assert array.nbytes == tensor.bytes, tensor.name
 
 
@@ -36,7 +36,7 @@ def test_shares_of_what_is_split_add_up_to_the_whole(opened, words):
         parts = 1
         for axis in tensor.axes:
             parts *= case.sizes[axis]
-        assert parts * tensor.local == tensor.bytes, tensor.name
+        assert parts * tensor.local_bytes == tensor.bytes, tensor.name
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_shares_of_what_is_split_add_up_to_the_whole(opened, words):
     [
         (("Mesh.fsdp=16",), "needs 16 devices and there are 8"),
         (("Mesh.tensor=8",), "cannot be split evenly"),
-        (("Echo.batch=12",), "'batch' of size 12 cannot be split"),
+        (("RepeatTask.batch_size=12",), "'batch' of size 12 cannot be split"),
         (("Experiment.microbatches=3",), "must divide the batch"),
     ],
 )
@@ -60,16 +60,16 @@ def test_the_largest_step_that_a_run_comes_to_is_planned(opened, at, rows, lengt
     """A mixture of paused text, of which nothing is read."""
     words = [
         "Experiment.data=@Mixture()",
-        "Mixture.parts={'all': @Part()}",
-        "Part.source=@Paused()",
-        "Paused.source=@Stored()",
-        "Stored.path=nowhere",
-        "Stored.batch=@rows/Stepwise()",
-        "Stored.length=@tokens/Stepwise()",
-        "rows/Stepwise.values=(8, 16)",
-        f"rows/Stepwise.at=({at[1]},)",
-        "tokens/Stepwise.values=(16, 32)",
-        f"tokens/Stepwise.at=({at[0]},)",
+        "Mixture.components={'all': @MixtureComponent()}",
+        "MixtureComponent.source=@PauseTokens()",
+        "PauseTokens.source=@TokenStoreDataset()",
+        "TokenStoreDataset.path=nowhere",
+        "TokenStoreDataset.batch_size=@rows/PiecewiseConstant()",
+        "TokenStoreDataset.sequence_length=@tokens/PiecewiseConstant()",
+        "rows/PiecewiseConstant.values=(8, 16)",
+        f"rows/PiecewiseConstant.boundaries=({at[1]},)",
+        "tokens/PiecewiseConstant.values=(16, 32)",
+        f"tokens/PiecewiseConstant.boundaries=({at[0]},)",
     ]
     case = opened(*words)
-    assert (case.rows, case.length) == (rows, length)
+    assert (case.sequences, case.sequence_length) == (rows, length)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmx.plan.topology import named
+from lmx.plan.topology import parse_machine
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from lmx.plan.topology import named
     ],
 )
 def test_a_name_says_how_many_devices_stand_in_how_many_groups(name, devices, groups):
-    machine = named(name)
+    machine = parse_machine(name)
     assert (machine.devices, machine.groups) == (devices, groups)
 
 
@@ -35,23 +35,25 @@ def test_a_name_says_how_many_devices_stand_in_how_many_groups(name, devices, gr
 )
 def test_what_is_no_machine_is_refused_with_the_nearest(name, said):
     with pytest.raises(ValueError, match=said):
-        named(name)
+        parse_machine(name)
 
 
 def test_a_gather_within_a_group_is_what_is_missing_over_the_links():
-    assert named("h100-8").gathering(8e9, 8, 1) == pytest.approx(7e9 / 450e9)
+    assert parse_machine("h100-8").estimate_gather(8e9, 8, 1) == pytest.approx(
+        7e9 / 450e9
+    )
 
 
 def test_a_gather_along_one_side_of_a_torus_uses_that_side_only():
-    got = named("v5e-256").gathering(16e9, 16, 16)
+    got = parse_machine("v5e-256").estimate_gather(16e9, 16, 16)
     assert got == pytest.approx(15e9 / (200e9 / 2))
 
 
 def test_a_gather_over_servers_passes_an_eighth_by_each_network_card():
-    got = named("h100-8x4").gathering(32e9, 32, 1)
+    got = parse_machine("h100-8x4").estimate_gather(32e9, 32, 1)
     assert got == pytest.approx(28e9 / 450e9 + 24e9 / 8 / 50e9)
 
 
 def test_devices_of_different_servers_have_the_network_only():
-    got = named("h100-8x4").gathering(4e9, 4, 8)
+    got = parse_machine("h100-8x4").estimate_gather(4e9, 4, 8)
     assert got == pytest.approx(3e9 / 50e9)

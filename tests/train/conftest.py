@@ -12,21 +12,21 @@ MOE = [
     "Decoder.mlp=@MoE",
     "MoE.experts=4",
     "MoE.hidden=16",
-    "MoE.router=@TopK",
-    "TopK.choices=2",
+    "MoE.router=@TopKRouter",
+    "TopKRouter.top_k=2",
     "NextToken.aux={'balance': 0.01, 'router_z': 0.001}",
 ]
 SIGMOID = [
     *MOE[:3],
-    "MoE.router=@Sigmoid",
+    "MoE.router=@SigmoidRouter",
     "MoE.shared=@SwiGLU",
-    "Sigmoid.choices=2",
-    "Sigmoid.groups=2",
+    "SigmoidRouter.top_k=2",
+    "SigmoidRouter.groups=2",
     "NextToken.aux={'balance': 0.01, 'load': 1.0}",
 ]
 CAPACITY = [
     *MOE[:5],
-    "MoE.dispatch=@Capacity()",
+    "MoE.dispatch=@CapacityDispatch()",
     "NextToken.aux={'balance': 0.01, 'router_z': 0.001, 'dropped': 0.0}",
 ]
 CHOOSING = ["Decoder.mlp=@ExpertChoice"] + [

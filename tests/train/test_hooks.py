@@ -9,21 +9,21 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lmx.config.names import ConfigError
-from lmx.data.synthetic.echo import Echo
-from lmx.train.attempt import _awaited, _batches
-from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.checkpoint.save import Save
-from lmx.train.hooks import stop as module
-from lmx.train.hooks.periodic import due
-from lmx.train.hooks.stop import Stop, StoppedError
-from lmx.train.record.account import Account
+from lmx.config.registry import ConfigError
+from lmx.data.synthetic.repeat import RepeatTask
+from lmx.run.timing import TimeAccounting
+from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.policy import CheckpointPolicy
+from lmx.train.hook import make_schedule
+from lmx.train.hooks import signals as module
+from lmx.train.hooks.signals import GracefulShutdown, StoppedError
 from lmx.train.step import TrainState
+from lmx.train.trainer import _load_batches, _time_data
 
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    return Checkpoints(tmp_path / "checkpoints", keep=9)
+    return CheckpointManager(tmp_path / "checkpoints", keep=9)
 
 
 def state_of(step):
@@ -32,11 +32,13 @@ def state_of(step):
 
 def test_the_state_is_saved_every_few_steps_and_at_the_last(checkpoints):
     flushed = []
-    save = Save(every=3).start(checkpoints, 8, lambda: flushed.append(saved()))
+    save = CheckpointPolicy(every=3).start(
+        checkpoints, 8, lambda: flushed.append(saved())
+    )
 
     def saved():
         checkpoints.wait()
-        return checkpoints.steps()
+        return checkpoints.list_steps()
 
     for done in range(1, 9):
         save(done, state_of(done), {})
@@ -47,17 +49,20 @@ def test_the_state_is_saved_every_few_steps_and_at_the_last(checkpoints):
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"keep": 0}, {"failures": 0}])
 def test_never_to_save_or_to_keep_is_refused(wrong):
     with pytest.raises(
-        ConfigError, match=r"Save.every, keep and failures must be 1 or more"
+        ConfigError,
+        match=r"CheckpointPolicy.every, keep and failures must be 1 or more",
     ):
-        Save(**wrong)
+        CheckpointPolicy(**wrong)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_step_saves_and_stops(checkpoints, monkeypatch, signum):
     flushed, said = [], []
-    monkeypatch.setattr(module, "say", said.append)
+    monkeypatch.setattr(module, "print_line", said.append)
     before = signal.getsignal(signum)
-    with Stop(checkpoints, lambda: flushed.append(True), Account()) as stop:
+    with GracefulShutdown(
+        checkpoints, lambda: flushed.append(True), TimeAccounting()
+    ) as stop:
         stop(4, state_of(4), {})
         os.kill(os.getpid(), signum)
         late = time.monotonic() + 10.0
@@ -67,23 +72,23 @@ def test_a_signal_ends_the_step_saves_and_stops(checkpoints, monkeypatch, signum
         with pytest.raises(StoppedError, match="stopped by SIG.* after step 5") as end:
             stop(5, state_of(5), {})
     assert end.value.signum == signum and signal.getsignal(signum) is before
-    assert checkpoints.steps() == [5] and flushed == [True]
+    assert checkpoints.list_steps() == [5] and flushed == [True]
 
 
 def test_a_state_that_is_on_its_way_is_not_saved_twice(checkpoints, monkeypatch):
     checkpoints.save(5, state_of(5))
     monkeypatch.setattr(checkpoints, "save", lambda *_: pytest.fail("saved again"))
-    with Stop(checkpoints, lambda: None, Account()) as stop:
+    with GracefulShutdown(checkpoints, lambda: None, TimeAccounting()) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(StoppedError):
             stop(5, state_of(5), {})
 
 
 def test_due_every_few_steps_and_at_the_end():
-    is_due = due(3, 8)
+    is_due = make_schedule(3, 8)
     assert [done for done in range(1, 9) if is_due(done)] == [3, 6, 8]
     with pytest.raises(ConfigError, match="every 0 steps is never: it must be 1"):
-        due(0, 8)
+        make_schedule(0, 8)
 
 
 def test_the_wait_for_batches_is_measured():
@@ -92,12 +97,12 @@ def test_the_wait_for_batches_is_measured():
             time.sleep(0.02)
             yield batch
 
-    batch = Echo(vocab=8, batch=1, length=2).batch_at(0, 0)
-    account = Account()
-    assert len(list(_awaited(account, slow()))) == 3
-    waited = account.spent("data")
-    assert len(list(_awaited(account, iter([batch] * 3)))) == 3
-    assert waited >= 0.06 > account.spent("data") - waited
+    batch = RepeatTask(vocab=8, batch_size=1, sequence_length=2).batch_at(0, 0)
+    account = TimeAccounting()
+    assert len(list(_time_data(account, slow()))) == 3
+    waited = account.sum_seconds("data")
+    assert len(list(_time_data(account, iter([batch] * 3)))) == 3
+    assert waited >= 0.06 > account.sum_seconds("data") - waited
 
 
 def test_batches_are_on_their_devices_before_their_step(tiny):
@@ -109,7 +114,7 @@ def test_batches_are_on_their_devices_before_their_step(tiny):
         "read",
         lambda *what: (threads.append(threading.get_ident()), read(*what))[1],
     )
-    batches = _batches(run, 2)
+    batches = _load_batches(run, 2)
     batch = next(batches)
     for field, wanted in zip(batch, run.data.batch_at(0, 2), strict=True):
         assert isinstance(field, jax.Array) and len(field.sharding.device_set) == 4
@@ -121,11 +126,11 @@ def test_batches_are_on_their_devices_before_their_step(tiny):
 def test_a_stop_saves_though_the_save_before_it_failed(checkpoints):
     (checkpoints.folder.parent / "checkpoints").write_text("")  # no folder any more
     checkpoints.save(4, state_of(4))
-    checkpoints.settle()
-    assert checkpoints.failed == 1
+    checkpoints.wait_pending()
+    assert checkpoints.consecutive_failures == 1
     checkpoints.folder.unlink()
-    with Stop(checkpoints, lambda: None, Account()) as stop:
+    with GracefulShutdown(checkpoints, lambda: None, TimeAccounting()) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(StoppedError):
             stop(5, state_of(5), {})
-    assert checkpoints.steps() == [5] and checkpoints.failed == 0
+    assert checkpoints.list_steps() == [5] and checkpoints.consecutive_failures == 0

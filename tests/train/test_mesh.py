@@ -17,15 +17,15 @@ STEPS = 20
 PARTS = "Experiment.microbatches=2"
 UNROLLED = "Decoder.unroll=4"
 CHUNKS = "NextToken.chunk=4"
-ROUNDS = "Decoder.pipeline=@Circular() Circular.microbatches=4 Circular.rounds=2"
-RING = "Attention.kernel=@Ring() Ring.block=2"
+ROUNDS = "Decoder.pipeline=@PipelineSchedule() PipelineSchedule.microbatches=4 PipelineSchedule.virtual_stages=2"
+RING = "Attention.backend=@RingAttention() RingAttention.block=2"
 # Other models than those of `conftest.py`: what sees a few tokens, what shifts a row.
 MODELS = {
     "window": ["Attention.window=5"],
     "shifted": [
         "Decoder.block=@PreNorm",
         "PreNorm.conv=@ShortConv",
-        "Decoder.ahead=@Ahead",
+        "Decoder.mtp=@MultiTokenPrediction",
         "Experiment.loss=@MultiToken()",
     ],
 }
@@ -112,7 +112,7 @@ def numbers_of(tiny):
         said = [*said, *(f"Mesh.{axis}={size}" for axis, size in sizes.items())]
         said += [f"Precision.{of}={wide}" for of in ("params", "compute")]
         said += ["Decoder.precision=@Precision()", f"Experiment.steps={STEPS}"]
-        said += ["Echo.batch=16", "Decoder.depth=4"]
+        said += ["RepeatTask.batch_size=16", "Decoder.depth=4"]
         kind, said = ("dense", MODELS[kind] + said) if kind in MODELS else (kind, said)
         run = tiny(*said, kind=kind).build().open()
         found = []
@@ -153,7 +153,11 @@ def test_many_devices_agree_with_one_to_1e_4_in_float32(numbers_of, mesh, kind, 
 @pytest.mark.parametrize(
     ("choice", "said", "instead"),
     [
-        ("exchange=@Ragged()", "exchange Ragged does not run on cpu", "@Padded()"),
+        (
+            "exchange=@RaggedAllToAll()",
+            "exchange Ragged does not run on cpu",
+            "@PaddedAllToAll()",
+        ),
         (
             "product=@Megablox()",
             "product Megablox runs on TPUs and this",
@@ -165,9 +169,14 @@ def test_a_program_for_other_devices_is_refused_by_name_at_start(
     tiny, choice, said, instead
 ):
     other = tiny(
-        "Mesh.expert=2", "MoE.dispatch=@Dropless()", f"Dropless.{choice}", kind="moe"
+        "Mesh.expert=2",
+        "MoE.dispatch=@DroplessDispatch()",
+        f"DroplessDispatch.{choice}",
+        kind="moe",
     )
     with pytest.raises(ValueError, match=said) as caught:
         other.build().open()
     assert instead in str(caught.value)
-    assert other.run_id() == tiny("MoE.dispatch=@Dropless()", kind="moe").run_id()
+    assert (
+        other.run_id() == tiny("MoE.dispatch=@DroplessDispatch()", kind="moe").run_id()
+    )

@@ -35,11 +35,11 @@ def make_params():
     """A table, a stack of matrices and a gain, marked as a model's are."""
     init = Init(nnx.Rngs(0), FanIn(), depth=2)
     return nnx.State({
-        "table": init.weight("VD", SIZES, into="V", role="embed"),
-        "up": init.weight("EDF", SIZES | {"E": 3}, into="D", out_of="F"),
-        "down": init.weight("FD", SIZES, into="F"),
+        "table": init.weight("VD", SIZES, in_dims="V", role="embed"),
+        "up": init.weight("EDF", SIZES | {"E": 3}, in_dims="D", out_dims="F"),
+        "down": init.weight("FD", SIZES, in_dims="F"),
         "scale": init.full("D", SIZES, 1.5),
-        "head": init.weight("DV", SIZES, into="D", role="head"),
+        "head": init.weight("DV", SIZES, in_dims="D", role="head"),
     })  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def test_a_few_steps_come_nearer_to_the_bottom_of_a_bowl(kind):
 
 @CONTRACT
 def test_decay_acts_on_matrices_and_embeddings_and_on_no_gain(kind):
-    optimizer, params = kind(rate, decay=0.5), make_params()
+    optimizer, params = kind(rate, weight_decay=0.5), make_params()
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = jax.jit(optimizer.update)(zeros, optimizer.init(params), params)
     for name, update in plain(updates).items():
@@ -123,7 +123,7 @@ def test_decay_acts_on_matrices_and_embeddings_and_on_no_gain(kind):
 
 @CONTRACT
 def test_its_state_is_split_as_its_parameters_are(kind):
-    optimizer, mesh = kind(rate), Mesh(data=2, fsdp=4).over(jax.devices(), RULES)
+    optimizer, mesh = kind(rate), Mesh(data=2, fsdp=4).build(jax.devices(), RULES)
     params = make_params()
     places = sharding.shardings(
         jax.eval_shape(lambda: (params, optimizer.init(params))), mesh, RULES
@@ -137,9 +137,9 @@ def test_its_state_is_split_as_its_parameters_are(kind):
 
 
 def test_factored_moments_are_small_and_copied_everywhere():
-    optimizer, params = optim.adafactor(rate, factored_from=16), make_params()
+    optimizer, params = optim.adafactor(rate, min_dim_size_to_factor=16), make_params()
     state = optimizer.init(params)
-    mesh = Mesh(data=2, fsdp=4).over(jax.devices(), RULES)
+    mesh = Mesh(data=2, fsdp=4).build(jax.devices(), RULES)
     sharding.shardings(state, mesh, RULES)
     shapes = {leaf.shape for leaf in jax.tree.leaves(state)}
     assert (3, 16, 32) not in shapes and {(3, 16), (3, 32), (8, 16)} <= shapes
@@ -160,7 +160,9 @@ def test_a_gradient_beyond_the_clip_counts_by_its_direction_only(kind):
 
 def test_adamw_is_the_loop_of_its_paper():
     b1, b2, eps, decay, clip = 0.8, 0.9, 1e-3, 0.3, 5.0
-    found = trained(optim.adamw(rate, b1=b1, b2=b2, eps=eps, decay=decay, clip=clip))
+    found = trained(
+        optim.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=decay, clip=clip)
+    )
     params = found[0]
     m = v = dict.fromkeys(params, 0.0)
     for step, wanted in enumerate(found[1:]):
@@ -178,7 +180,7 @@ def test_adamw_is_the_loop_of_its_paper():
 
 
 def test_sgd_is_nesterovs_loop():
-    found = trained(optim.sgd(rate, momentum=0.7, decay=0.2, clip=None))
+    found = trained(optim.sgd(rate, momentum=0.7, weight_decay=0.2, clip=None))
     params = found[0]
     trace = dict.fromkeys(params, 0.0)
     for step, wanted in enumerate(found[1:]):
@@ -192,7 +194,7 @@ def test_sgd_is_nesterovs_loop():
 
 def test_lion_is_the_sign_of_a_momentum():
     b1, b2 = 0.6, 0.8
-    found = trained(optim.lion(rate, b1=b1, b2=b2, decay=0.2, clip=None))
+    found = trained(optim.lion(rate, b1=b1, b2=b2, weight_decay=0.2, clip=None))
     params = found[0]
     m = dict.fromkeys(params, 0.0)
     for step, wanted in enumerate(found[1:]):
@@ -241,15 +243,17 @@ def test_what_stands_outside_the_layers_takes_adam_under_muon():
     muon = trained(
         optim.muon(
             rate,
-            embed_rate=0.5,
-            head_rate=0.5,
-            gain_rate=0.5,
+            embed_lr_scale=0.5,
+            head_lr_scale=0.5,
+            norm_lr_scale=0.5,
             adam_b1=0.8,
             adam_eps=1e-3,
         )
     )
     adam = trained(
-        optim.adamw(lambda n: 0.5 * rate(n), b1=0.8, eps=1e-3, decay=0.0, clip=None)
+        optim.adamw(
+            lambda n: 0.5 * rate(n), b1=0.8, eps=1e-3, weight_decay=0.0, clip=None
+        )
     )
     for one, other in zip(muon, adam, strict=True):
         chex.assert_trees_all_close(

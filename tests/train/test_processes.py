@@ -18,20 +18,20 @@ import numpy as np
 import pytest
 
 import lmx
-from lmx.core.lobby import AGAIN
-from lmx.train.attempt import attempt
-from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.checkpoint.reader import Reader
-from lmx.train.record.directory import last, rows
-from tests.quick import FLAGS
+from lmx.core.rendezvous import EXIT_RESTART
+from lmx.run.run_dir import read_last_metrics, read_metrics
+from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.reader import CheckpointReader
+from lmx.train.trainer import train_run
 from tests.train.conftest import FLOAT64, PAGE, VARIANTS
+from tests.xla_flags import FLAGS
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.num_processes
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0  # seconds, on a machine that has much else to do
 LONG = ["Experiment.steps=100"]
-EVALUATE = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@Echo()"]
+EVALUATE = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@RepeatTask()"]
 SPOKEN = (PAGE.stem, "error:", "Traceback", "Warning")  # C++ writes lines of its own
 CLOSE = {"float64": 1e-9, "float32": 1e-4}  # relative
 # Processes, devices of each, mesh, kind, dtype.
@@ -107,7 +107,7 @@ class Group:
     def reach(self, path: Path, step: int) -> None:
         """Waits until metrics of that step are on disk."""
         late = time.monotonic() + PATIENCE
-        while max((row["step"] for row in rows(path)), default=0) < step:
+        while max((row["step"] for row in read_metrics(path)), default=0) < step:
             alive = all(member.poll() is None for member in self.members)
             assert alive and time.monotonic() < late, self.end()
             time.sleep(0.01)
@@ -130,7 +130,7 @@ def alone(tmp_path_factory):
             path = tmp_path_factory.mktemp("alone") / "run"
             config = lmx.load_experiment(PAGE, [*words, "Mesh.data=1"])
             with jax.enable_x64("Precision.params=float64" in words):
-                attempt("alone", config, path)
+                train_run("alone", config, path)
             made[words] = path
         return made[words]
 
@@ -139,7 +139,7 @@ def alone(tmp_path_factory):
 
 def check_same(path: Path, other: Path, rtol: float) -> None:
     """The same losses, gradients and evaluations at the same steps."""
-    found, wanted = [list(rows(folder)) for folder in (path, other)]
+    found, wanted = [list(read_metrics(folder)) for folder in (path, other)]
     assert [row["step"] for row in found] == [row["step"] for row in wanted]
     for here, there in zip(found, wanted, strict=True):
         for name in there.keys() & {"loss", "grad_norm", "validation/nats"}:
@@ -159,7 +159,7 @@ def pair(tmp_path_factory):
     work = tmp_path_factory.mktemp("pair")
     for file in (PAGE, PAGE.with_name("asked.py")):
         shutil.copy(file, work)
-    words = ["Experiment.data=@Asked()", "Asked.source=@Echo()", "Asked.folder=."]
+    words = ["Experiment.data=@Asked()", "Asked.source=@RepeatTask()", "Asked.folder=."]
     run = ["tiny.gin", *words, *FLOAT64, *EVALUATE, "Mesh.fsdp=2", "Mesh.tensor=2"]
     Group(work, [*run, "--import", "asked", "--run", "run"], 2, devices=2).done()
     return work
@@ -168,12 +168,14 @@ def pair(tmp_path_factory):
 def test_two_processes_train_and_evaluate_as_one_does(pair, alone):
     run = pair / "run"
     check_same(run, alone(*FLOAT64, *EVALUATE), CLOSE["float64"])
-    assert [row["step"] for row in rows(run) if "validation/nats" in row] == [10]
+    assert [row["step"] for row in read_metrics(run) if "validation/nats" in row] == [
+        10
+    ]
     assert json.loads((run / "card.json").read_text())["final"]
-    checkpoints = Checkpoints(run / "checkpoints", 2)
-    assert checkpoints.steps() == [8, 10]
-    assert checkpoints.meta(10)["lineage"][0]["processes"] == 2
-    assert not Reader(checkpoints.shelf.path(10)).faults()
+    checkpoints = CheckpointManager(run / "checkpoints", 2)
+    assert checkpoints.list_steps() == [8, 10]
+    assert checkpoints.read_metadata(10)["lineage"][0]["processes"] == 2
+    assert not CheckpointReader(checkpoints.directory.step_path(10)).verify()
 
 
 def test_a_process_reads_its_own_rows_and_no_others(pair):
@@ -193,21 +195,21 @@ def test_many_processes_train_as_one_does(work, alone, case):
 
 
 def test_a_signal_to_one_of_four_stops_all_and_two_or_one_go_on(work, alone):
-    words = ["tiny.gin", *LONG, "Save.every=90", *FLOAT64, "--run", "run"]
+    words = ["tiny.gin", *LONG, "CheckpointPolicy.every=90", *FLOAT64, "--run", "run"]
     group = Group(work, [*words, "Mesh.fsdp=2", "Mesh.tensor=2"], 4)
     group.reach(work / "run", 5)
     group.members[2].send_signal(signal.SIGTERM)
     found = group.end()
     assert [status for status, *_ in found] == [143] * 4, found
-    (step,) = Checkpoints(work / "run" / "checkpoints", 2).steps()
-    assert last(work / "run")["step"] == step
+    (step,) = CheckpointManager(work / "run" / "checkpoints", 2).list_steps()
+    assert read_last_metrics(work / "run")["step"] == step
     assert f"stopped by SIGTERM after step {step}; the same" in found[0][2]
     shutil.copytree(work / "run", work / "other")
     Group(work, [*words, "Mesh.tensor=2"], 2, 2).done()
     check_same(work / "run", alone(*LONG, *FLOAT64), 1e-9)
     config = lmx.load_experiment(PAGE, [*LONG, *FLOAT64, "Mesh.data=1"])
     with jax.enable_x64(True):
-        attempt("other", config, work / "other")
+        train_run("other", config, work / "other")
     check_same(work / "other", alone(*LONG, *FLOAT64), 1e-9)
 
 
@@ -215,14 +217,22 @@ def test_a_signal_to_one_of_four_stops_all_and_two_or_one_go_on(work, alone):
 def test_when_one_is_killed_the_other_ends_with_75_and_a_restart_goes_on(
     work, alone, victim
 ):
-    words = ["tiny.gin", *LONG, "Save.every=5", *FLOAT64, "Mesh.fsdp=2", "--run", "run"]
+    words = [
+        "tiny.gin",
+        *LONG,
+        "CheckpointPolicy.every=5",
+        *FLOAT64,
+        "Mesh.fsdp=2",
+        "--run",
+        "run",
+    ]
     group = Group(work, words, 2)
     group.reach(work / "run", 12)
     group.members[victim].kill()
     begun = time.monotonic()
     _, _, moaned = group.end()[1 - victim]
     assert time.monotonic() - begun < 30.0
-    assert group.members[1 - victim].returncode == AGAIN, moaned
+    assert group.members[1 - victim].returncode == EXIT_RESTART, moaned
     killed = group.members[victim].pid
     assert f"error: process {victim} (" in moaned and f"pid {killed}) is gone" in moaned
     Group(work, words, 2).done()
@@ -247,6 +257,6 @@ def test_processes_that_do_not_come_are_named_and_nothing_is_begun(work):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == AGAIN
+    assert done.returncode == EXIT_RESTART
     assert "2 of 3 processes did not come within 2 s: 1, 2. There are" in done.stderr
     assert not (work / "run").exists()

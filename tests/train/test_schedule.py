@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 from lmx.train.optim.schedule import WSD, Constant, Cosine, Linear
 
 STEPS, WARMUP = 110, 10
@@ -16,14 +16,14 @@ def half(progress):
 
 
 SHAPES = {
-    "constant": (Constant(peak=2.0, warmup=WARMUP), lambda progress: 1.0),
-    "cosine": (Cosine(peak=2.0, warmup=WARMUP), half),
+    "constant": (Constant(peak_lr=2.0, warmup_steps=WARMUP), lambda progress: 1.0),
+    "cosine": (Cosine(peak_lr=2.0, warmup_steps=WARMUP), half),
     "linear": (
-        Linear(peak=2.0, warmup=WARMUP, floor=0.2),
+        Linear(peak_lr=2.0, warmup_steps=WARMUP, final_fraction=0.2),
         lambda progress: 1 - 0.8 * progress,
     ),
     "wsd": (
-        WSD(peak=2.0, warmup=WARMUP, decay=0.25, floor=0.1),
+        WSD(peak_lr=2.0, warmup_steps=WARMUP, decay_fraction=0.25, final_fraction=0.1),
         lambda progress: 0.1 + 0.9 * min(1.0, (1 - progress) / 0.25),
     ),
 }
@@ -32,7 +32,7 @@ CONTRACT = pytest.mark.parametrize(("schedule", "shape"), SHAPES.values(), ids=S
 
 @CONTRACT
 def test_the_rate_is_a_line_up_and_then_its_shape(schedule, shape):
-    rate = schedule.over(STEPS)
+    rate = schedule.build(STEPS)
     for count in range(STEPS):
         wanted = 2.0 * (count + 1) / (WARMUP + 1)
         if count >= WARMUP:
@@ -42,7 +42,7 @@ def test_the_rate_is_a_line_up_and_then_its_shape(schedule, shape):
 
 @CONTRACT
 def test_the_first_step_moves_and_the_peak_comes_after_the_warm_up(schedule, shape):
-    rate = schedule.over(STEPS)
+    rate = schedule.build(STEPS)
     assert rate(0) == pytest.approx(2.0 / (WARMUP + 1))
     assert rate(WARMUP) == pytest.approx(2.0)
     last = (STEPS - 1 - WARMUP) / (STEPS - WARMUP)
@@ -52,11 +52,13 @@ def test_the_first_step_moves_and_the_peak_comes_after_the_warm_up(schedule, sha
 
 @pytest.mark.parametrize("warmup", [10, 11])
 def test_a_warm_up_that_leaves_nothing_to_train_is_refused(warmup):
-    with pytest.raises(ConfigError, match="Cosine.warmup must be below Experiment"):
-        Cosine(peak=1.0, warmup=warmup).over(10)
+    with pytest.raises(
+        ConfigError, match="Cosine.warmup_steps must be below Experiment"
+    ):
+        Cosine(peak_lr=1.0, warmup_steps=warmup).build(10)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.5])
 def test_a_decay_that_is_no_share_is_refused(decay):
     with pytest.raises(ConfigError, match=f"share of the steps, not {decay}"):
-        WSD(peak=1.0, decay=decay)
+        WSD(peak_lr=1.0, decay_fraction=decay)

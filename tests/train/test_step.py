@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from lmx.core import rng
-from lmx.core.norm import norms
+from lmx.core.norms import compute_norms
 from lmx.train.loop import train
-from lmx.train.step import Recipe, accumulated, gradients
+from lmx.train.step import StepConfig, accumulate_gradients, compute_gradients
 
 
 def opened(tiny, kind, *overrides, parts=1):
@@ -20,7 +20,9 @@ def opened(tiny, kind, *overrides, parts=1):
     experiment = tiny(*overrides, kind=kind).build()
     graph, params = nnx.split(experiment.model(nnx.Rngs(0)))
     rate = experiment.schedule.over(10)
-    recipe = Recipe(graph, experiment.loss, experiment.optimizer(rate), rate, 0, parts)
+    recipe = StepConfig(
+        graph, experiment.loss, experiment.optimizer(rate), rate, 0, parts
+    )
     batch = experiment.data.open().batch_at(0, 0)
     uneven = np.arange(8, dtype=np.float32)[:, None] / 8
     batch = batch._replace(weights=batch.weights * uneven)
@@ -37,7 +39,9 @@ def test_a_batch_in_parts_has_the_gradient_and_loss_of_the_whole(tiny, kind, x64
     found = []
     for parts in (1, 2, 4):
         recipe, params, batch, keys = opened(tiny, kind, *x64, parts=parts)
-        take = jax.jit(lambda p, b, k, recipe=recipe: accumulated(recipe, p, b, k))
+        take = jax.jit(
+            lambda p, b, k, recipe=recipe: accumulate_gradients(recipe, p, b, k)
+        )
         found.append(take(params, batch, keys))
     for other in found[1:]:
         chex.assert_trees_all_close(found[0], other, rtol=1e-11, atol=1e-13)
@@ -55,7 +59,7 @@ def test_a_step_in_microbatches_is_the_step(tiny, x64):
 
 
 def test_dropout_draws_anew_each_step_and_the_same_at_the_same_step(tiny):
-    run = tiny("Mesh.data=1", "Constant.peak=0.0", kind="dropout").build().open()
+    run = tiny("Mesh.data=1", "Constant.peak_lr=0.0", kind="dropout").build().open()
     batch = run.put(run.data.batch_at(0, 0))
     state, first = run.step(run.init(), batch)
     _, second = run.step(state, batch)
@@ -65,7 +69,7 @@ def test_dropout_draws_anew_each_step_and_the_same_at_the_same_step(tiny):
 
 def test_rows_without_weight_teach_nothing(tiny):
     recipe, params, batch, _ = opened(tiny, "dense")
-    take = jax.jit(lambda b: gradients(recipe.graph, recipe.loss, params, b))
+    take = jax.jit(lambda b: compute_gradients(recipe.graph, recipe.loss, params, b))
     half = np.arange(8)[:, None] < 4
     light = batch._replace(weights=batch.weights * half)
     noise = np.where(half, light.tokens, (light.tokens + 3) % 8)
@@ -78,7 +82,7 @@ def test_rows_without_weight_teach_nothing(tiny):
 
 
 def test_a_model_learns_echo_and_compiles_once(tiny):
-    page = tiny("Experiment.steps=60", "Constant.peak=0.02", "Mesh.data=1")
+    page = tiny("Experiment.steps=60", "Constant.peak_lr=0.02", "Mesh.data=1")
     run = page.build().open()
     losses = []
     train(
@@ -95,7 +99,7 @@ def test_a_model_learns_echo_and_compiles_once(tiny):
 
 def test_norms_are_those_of_all_numbers_and_of_each_layer(tiny):
     params = nnx.split(tiny().build().model(nnx.Rngs(0)))[1]
-    whole, layers = norms(params)
+    whole, layers = compute_norms(params)
     square, by_layer = 0.0, np.zeros(2)
     for path, leaf in jax.tree.flatten_with_path(params)[0]:
         square += np.square(leaf, dtype=np.float64).sum()

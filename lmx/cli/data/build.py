@@ -8,33 +8,33 @@ from pathlib import Path
 from typing import Any
 
 from lmx.cli.config import add_import, import_modules
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 
 EXAMPLES = """\
   lmx data build pages/books.gin stores/books      corpora, filters, tokens: a store
 """
 _ABOUT = """\
-Builds a token store in the folder OUT: what a page's root, @Build, says of its sources,
+Builds a token store in the folder OUT: what a page's root, @BuildTokenStore, says of its sources,
 filters and tokenizer. A page can be as short as this:
 
-  Build:
+  BuildTokenStore:
     sources = {'books': @books/Text(), 'web': @Parquet()}
-    tokenizer = @Bytes()
-    filters = [@ByLength()]
+    tokenizer = @ByteTokenizer()
+    filters = [@LengthFilter()]
   books/Text.path = 'texts'            # a folder, a file, .jsonl or .jsonl.zst
   Parquet.path = 'web'                 # there are ArrayRecord and HuggingFace too
-  ByLength.least = 200
+  LengthFilter.min_chars = 200
 
 It works with a process for each core. After a kill, Ctrl-C or a loss of power the same
 command goes on, and ends with the same bytes as one that was never stopped. A finished
 store takes what is new: files that were added to a source, and new sources. Files that
 it has are not read again. Documents that are broken or empty are refused, or counted
-and left out up to the limits Build.broken and Build.empty.
+and left out up to the limits BuildTokenStore.max_invalid_fraction and BuildTokenStore.max_empty_fraction.
 
   lmx data build books.gin stores/books
-  lmx data build books.gin stores/books-val Build.split=validation
-  lmx data build books.gin stores/books Build.broken=0.001 Processes.count=8
-  lmx data build books.gin stores/books 'Build.engine=@Ray()'   on a cluster
+  lmx data build books.gin stores/books-val BuildTokenStore.split=validation
+  lmx data build books.gin stores/books BuildTokenStore.max_invalid_fraction=0.001 ProcessPool.workers=8
+  lmx data build books.gin stores/books 'BuildTokenStore.executor=@RayExecutor()'   on a cluster
 """
 
 
@@ -55,7 +55,7 @@ def add(parsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Builds. Returns the exit status."""
-    from lmx.data.store.engine import LostError
+    from lmx.data.store.executor import WorkerError
 
     overrides = [word for word in args.words if "=" in word]
     names = [word for word in args.words if "=" not in word]
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except LostError as error:
+    except WorkerError as error:
         print(f"error: {error}\nthe same command goes on: {names[1]}", file=sys.stderr)
         return 75
     except KeyboardInterrupt:
@@ -84,16 +84,16 @@ def _built(
 ) -> dict[str, Any]:
     """Builds the store of a page. Returns what it came to."""
     from lmx.config.resolve import load
-    from lmx.config.tree import explained
-    from lmx.data.store.build import Build
-    from lmx.data.store.store import manifest
+    from lmx.config.value import explain_errors
+    from lmx.data.store.build import BuildTokenStore
+    from lmx.data.store.store import read_manifest
 
     import_modules(imports)
-    config = load([page], overrides, root=Build)
+    config = load([page], overrides, root=BuildTokenStore)
     began = time.monotonic()
-    with explained(config):
+    with explain_errors(config):
         store = config.build().write(folder)
-    told = manifest(folder)
+    told = read_manifest(folder)
     return {
         "store": f"{folder}",
         **{name: told[name] for name in ("documents", "tokens", "bytes")},

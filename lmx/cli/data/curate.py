@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmx.cli.config import add_import, import_modules
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 
 EXAMPLES = """\
   lmx data dedup pages/dedup.gin clean/once        the first of those that are alike
@@ -29,26 +29,26 @@ Removes documents whose text, or nearly whose text, stood before. The page's roo
   Dedup.sources = {'web': @web/Text(), 'books': @books/Text()}
   web/Text.path = 'web.jsonl'
   books/Text.path = 'books'
-  Dedup.alike = 0.8             # Jaccard's index of runs of 5 words, taken exactly
+  Dedup.threshold = 0.8             # Jaccard's index of runs of 5 words, taken exactly
 
   lmx data dedup page.gin clean/once
-  lmx data dedup page.gin clean/once Dedup.near=None     equal texts only
+  lmx data dedup page.gin clean/once Dedup.minhash=None     equal texts only
 """,
     "filter": """\
-Passes documents through rules. The page's root is @Sift:
+Passes documents through rules. The page's root is @FilterDocuments:
 
-  Sift.sources = {'web': @Text()}
+  FilterDocuments.sources = {'web': @Text()}
   Text.path = 'web.jsonl'
-  Sift.rules = [@Gopher(), @Repetition(), @FineWeb(), @MaskPersonal(), @Quality()]
-  Quality.good = @good/Text()
-  Quality.bad = @bad/Text()
+  FilterDocuments.filters = [@Gopher(), @GopherRepetition(), @FineWeb(), @MaskPII(), @QualityClassifier()]
+  QualityClassifier.good = @good/Text()
+  QualityClassifier.bad = @bad/Text()
   good/Text.path = 'examples/good'
   bad/Text.path = 'examples/bad'
 
-The same rules serve `lmx data build`, as Build.filters.
+The same rules serve `lmx data build`, as BuildTokenStore.filters.
 
   lmx data filter page.gin clean/good
-  lmx data filter page.gin clean/good Gopher.least_words=100
+  lmx data filter page.gin clean/good Gopher.min_words=100
 """,
     "decontaminate": """\
 Removes documents that share a run of 13 words with an evaluation. The page's root is
@@ -60,7 +60,7 @@ Removes documents that share a run of 13 words with an evaluation. The page's ro
   quiz/Text.path = 'quiz.jsonl'
 
   lmx data decontaminate page.gin clean/fair
-  lmx data decontaminate page.gin clean/fair Decontaminate.words=8
+  lmx data decontaminate page.gin clean/fair Decontaminate.ngram_size=8
 """,
 }
 _HELP = {
@@ -111,15 +111,15 @@ def _sifted(
 ) -> dict[str, Any]:
     """Does what the page says. Returns the report."""
     from lmx.config.resolve import load
-    from lmx.config.tree import explained
+    from lmx.config.value import explain_errors
     from lmx.data.curate.decontaminate import Decontaminate
     from lmx.data.curate.dedup import Dedup
-    from lmx.data.curate.sift import Sift
+    from lmx.data.curate.filter_documents import FilterDocuments
 
-    roots = {"dedup": Dedup, "filter": Sift, "decontaminate": Decontaminate}
+    roots = {"dedup": Dedup, "filter": FilterDocuments, "decontaminate": Decontaminate}
     import_modules(imports)
     config = load([page], overrides, root=roots[verb])
-    with explained(config):
+    with explain_errors(config):
         return config.build().write(folder)
 
 

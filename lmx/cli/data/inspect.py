@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 
 EXAMPLES = """\
   lmx data inspect stores/books                    what is in it, and a picture
@@ -68,23 +68,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _look(folder: Path, args: argparse.Namespace) -> int:
-    from lmx.data.store.survey import Survey, draw, text
+    from lmx.data.store.stats import StoreStats, format_stats, plot_lengths
 
-    look = Survey(row=args.row, samples=args.samples, seed=args.seed)
+    look = StoreStats(sequence_length=args.row, samples=args.samples, seed=args.seed)
     told = look(folder)
     told["plot"] = f"{args.plot or folder.with_name(f'{folder.resolve().name}.png')}"
-    draw(folder, Path(told["plot"]))
-    print(json.dumps(told) if args.json else f"{text(told)}\nlengths: {told['plot']}")
+    plot_lengths(folder, Path(told["plot"]))
+    print(
+        json.dumps(told)
+        if args.json
+        else f"{format_stats(told)}\nlengths: {told['plot']}"
+    )
     return 0
 
 
 def _verify(folder: Path, args: argparse.Namespace) -> int:
-    from lmx.data.store.store import codec_of, manifest, verify
+    from lmx.data.store.store import load_store_tokenizer, read_manifest, verify
 
-    told = manifest(folder)
+    told = read_manifest(folder)
     damages = [f"{damage}" for damage in verify(folder)]
     try:
-        codec_of(folder)
+        load_store_tokenizer(folder)
     except ConfigError as error:
         damages.append(f"{error}")
     if args.json:

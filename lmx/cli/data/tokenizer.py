@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lmx.cli.config import add_import, import_modules
-from lmx.config.names import ConfigError
-from lmx.config.node import Node, places
-from lmx.config.tree import Config
+from lmx.config.node import Node, iter_fields
+from lmx.config.registry import ConfigError
+from lmx.config.value import Config
 
 EXAMPLES = """\
   lmx data tokenizer texts/ tokenizers/bpe         a tokenizer out of texts
@@ -21,22 +21,22 @@ and reports on the validation split: bytes per token, how much of it stands in p
 whole characters, how many of the tokens it takes, and the longest pieces.
 
 A corpus is a folder of texts, a file, or JSON objects by the line, and its tokenizer
-SentencePiece unless said otherwise; a .gin page names both, as an experiment's @Tokens
-or as @Build does.
+SentencePiece unless said otherwise; a .gin page names both, as an experiment's @TextDataset
+or as @BuildTokenStore does.
 
-  lmx data tokenizer texts/ out SentencePiece.vocab=8000 SentencePiece.kind=unigram
-  lmx data tokenizer essay.txt out Tokens.tokenizer=@BytePairs() BytePairs.vocab=2000
-  lmx data tokenizer logs.jsonl out Text.text_field=body ByDocument.fraction=0.1
+  lmx data tokenizer texts/ out SentencePiece.vocab=8000 SentencePiece.model_type=unigram
+  lmx data tokenizer essay.txt out TextDataset.tokenizer=@BPE() BPE.vocab=2000
+  lmx data tokenizer logs.jsonl out Text.text_field=body HoldoutDocuments.fraction=0.1
   lmx data tokenizer experiments/quickstart.gin out SentencePiece.vocab=8192
 
-A page reads it back with @Given(), where Given.path is the folder.
+A page reads it back with @PretrainedTokenizer(), where PretrainedTokenizer.path is the folder.
 """
 REPORT = "report.json"  # beside the files of the tokenizer
 CORPUS = (
-    "Tokens.batch=1",
-    "Tokens.length=1",
-    "Tokens.corpus=@Text()",
-    "Tokens.tokenizer=@SentencePiece()",
+    "TextDataset.batch_size=1",
+    "TextDataset.sequence_length=1",
+    "TextDataset.corpus=@Text()",
+    "TextDataset.tokenizer=@SentencePiece()",
 )
 
 
@@ -75,26 +75,26 @@ def run(args: argparse.Namespace) -> int:
 
 def _trained(source: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Trains, writes the files, and reports."""
-    from lmx.config.tree import explained
-    from lmx.data.cache import new_folder
-    from lmx.data.store.build import Joined
-    from lmx.data.tokenizers.report import report
+    from lmx.config.value import explain_errors
+    from lmx.core.files import create_dir
+    from lmx.data.store.build import ConcatCorpus
+    from lmx.data.tokenizer.stats import compute_stats
 
     config, corpora, tokenizer = _said(source, overrides)
     told: dict[str, Any] = {"folder": f"{out}", "tokenizer": f"{tokenizer}"}
 
     def fill(folder: Path) -> None:
-        with explained(config):
+        with explain_errors(config):
             every = tuple(corpus.build() for corpus in corpora)
-            corpus = every[0] if len(every) == 1 else Joined(every)
+            corpus = every[0] if len(every) == 1 else ConcatCorpus(every)
             codec = tokenizer.build().open(corpus)
-            found = report(codec, corpus.documents("validation"))
+            found = compute_stats(codec, corpus.read_nonempty("validation"))
         told.update(digest=codec.digest, **found._asdict())
         codec.save(folder)
         kept = {name: value for name, value in told.items() if name != "folder"}
         (folder / REPORT).write_text(json.dumps(kept, indent=2) + "\n")
 
-    new_folder(out, fill, "is not empty: give a new folder.")
+    create_dir(out, fill, "is not empty: give a new folder.")
     return told
 
 
@@ -104,17 +104,17 @@ def _said(
     """The configuration, and its corpora and tokenizer."""
     from lmx.config.parse import parse
     from lmx.config.resolve import load
-    from lmx.data.batches import Tokens
-    from lmx.data.store.build import Build
+    from lmx.data.dataset import TextDataset
+    from lmx.data.store.build import BuildTokenStore
 
     if not source.endswith(".gin"):
         given = [*CORPUS, f"Text.path={json.dumps(source)}"]
         if Path(source).is_file() and Path(source).suffix in (".txt", ".md", ".py"):
-            given.append("Text.split=@Tail()")
-        config = load([], [*given, *overrides], root=Tokens)
+            given.append("Text.holdout=@HoldoutTail()")
+        config = load([], [*given, *overrides], root=TextDataset)
         return config, [config["corpus"]], config["tokenizer"]
     if any(key.name == "Build" for key in parse([source], overrides)):
-        config = load([source], overrides, root=Build)
+        config = load([source], overrides, root=BuildTokenStore)
         return config, list(config["sources"].values()), config["tokenizer"]
     from lmx.train.experiment import Experiment
 
@@ -123,7 +123,7 @@ def _said(
         if {"corpus", "tokenizer"} <= node.fields.keys():
             return config, [node["corpus"]], node["tokenizer"]
     raise ConfigError(
-        f"{source} names no corpus with a tokenizer, as @Tokens or @Build does."
+        f"{source} names no corpus with a tokenizer, as @TextDataset or @BuildTokenStore does."
     )
 
 
@@ -131,7 +131,7 @@ def _nodes(config: Config) -> Iterator[Config]:
     """The nodes of what an experiment learns from, from the outermost inwards."""
     data = config["data"]
     seen: list[Node] = []
-    for _, owner, _ in places(data):
+    for _, owner, _ in iter_fields(data):
         if owner not in seen and isinstance(owner, Config):
             seen.append(owner)
             yield owner

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmx.cli.config import Words
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 
 _LIST = """\
 The saved states of a run: step, when it was saved, how large it is, and the root, one
@@ -100,29 +100,31 @@ def run(args: argparse.Namespace) -> int:
 
 def _shelf(run: Path) -> Any:
     """The states of the run in that folder."""
-    from lmx.train.checkpoint.shelf import Shelf
-    from lmx.train.record.directory import Directory
+    from lmx.run.run_dir import RunDir
+    from lmx.train.checkpoint.directory import CheckpointDir
 
     if not (run / "experiment.json").is_file():
         raise ConfigError(f"{run} is no run: it has no experiment.json.")
-    shelf = Shelf(Directory(run).checkpoints.absolute())
-    if not shelf.steps() and not shelf.damaged():
+    shelf = CheckpointDir(RunDir(run).checkpoint_folder.absolute())
+    if not shelf.list_steps() and not shelf.list_quarantined():
         raise ConfigError(f"{run} has saved nothing yet: train it further first.")
     return shelf
 
 
 def _state(word: str) -> tuple[Path, Any]:
     """The folder of a run, and a reader of its newest state or of the one @STEP."""
-    from lmx.train.checkpoint.reader import Reader
+    from lmx.train.checkpoint.reader import CheckpointReader
 
     name, at, step = word.rpartition("@")
     if Path(word).is_dir() or not at:
         name, step = word, ""
     shelf = _shelf(Path(name))
-    steps = shelf.steps()
+    steps = shelf.list_steps()
     if not steps or not (step or f"{steps[-1]}").isdigit():
         raise ConfigError(f"{word} is no state: write RUN, or RUN@STEP.")
-    return Path(name), Reader(shelf.path(_known(steps, int(step or steps[-1]), name)))
+    return Path(name), CheckpointReader(
+        shelf.path(_known(steps, int(step or steps[-1]), name))
+    )
 
 
 def _known(steps: Sequence[int], step: int, run: Any) -> int:
@@ -133,16 +135,16 @@ def _known(steps: Sequence[int], step: int, run: Any) -> int:
 
 
 def _list(args: argparse.Namespace) -> tuple[Any, Sequence[str], int]:
-    from lmx.train.checkpoint.reader import DamageError, Reader
+    from lmx.train.checkpoint.reader import CheckpointReader, DamageError
 
     shelf, rows = _shelf(Path(args.words[0])), []
-    for path in [*map(shelf.path, shelf.steps()), *shelf.damaged()]:
-        reader = Reader(path)
+    for path in [*map(shelf.path, shelf.list_steps()), *shelf.list_quarantined()]:
+        reader = CheckpointReader(path)
         try:
-            meta = reader.meta()
+            meta = reader.read_metadata()
         except DamageError:
             meta = {}
-        faults = reader.short()
+        faults = reader.check_sizes()
         rows.append(
             {
                 "name": path.name,
@@ -167,43 +169,46 @@ def _list(args: argparse.Namespace) -> tuple[Any, Sequence[str], int]:
 
 
 def _verify(args: argparse.Namespace) -> tuple[Any, Sequence[str], int]:
-    from lmx.train.checkpoint.reader import Reader
+    from lmx.train.checkpoint.reader import CheckpointReader
 
     run = Path(args.words[0])
     shelf = _shelf(run)
-    steps = shelf.steps()
+    steps = shelf.list_steps()
     if args.step is not None:
         steps = [_known(steps, args.step, run)]
     rows, lines = [], []
     for step in steps:
-        reader = Reader(shelf.path(step))
-        faults = reader.faults()
+        reader = CheckpointReader(shelf.path(step))
+        faults = reader.verify()
         rows.append({"step": step, "faults": [fault._asdict() for fault in faults]})
         if faults:
             lines += [f"step {step}: DAMAGED"] + [f"  {fault}" for fault in faults]
         else:
-            tensors, root = len(reader.meta()["digests"]), reader.meta()["root"]
+            tensors, root = (
+                len(reader.read_metadata()["digests"]),
+                reader.read_metadata()["root"],
+            )
             lines.append(f"step {step}: whole, {tensors} tensors, root {root}")
     return rows, lines, int(any(row["faults"] for row in rows))
 
 
 def _diff(args: argparse.Namespace) -> tuple[Any, Sequence[str], int]:
     from lmx.config.resolve import from_json
-    from lmx.config.tree import diff
-    from lmx.train.checkpoint.compare import differences
+    from lmx.config.value import diff
+    from lmx.train.checkpoint.compare import diff_checkpoints
 
     (run, a), (other, b) = map(_state, args.words)
-    found = list(differences(a, b))
+    found = list(diff_checkpoints(a, b))
     configs = [from_json((r / "experiment.json").read_text()) for r in (run, other)]
     settings = {path: list(map(str, pair)) for path, pair in diff(*configs).items()}
-    apart = [each for each in found if each.what != "equal"]
+    apart = [each for each in found if each.status != "equal"]
     lines = [f"{len(found) - len(apart)} of {len(found)} tensors are equal to the bit"]
     if apart:
         lines.append(f"{'|B - A|':>10} {'|A|':>10} {'ratio':>10}  tensor")
     for each in apart:
         values = (each.distance, each.norm, each.relative)
         told = " ".join(f"{'-' if v is None else f'{v:.3g}':>10}" for v in values)
-        note = "" if each.what == "differs" else f": {each.what}"
+        note = "" if each.status == "differs" else f": {each.status}"
         lines.append(f"{told}  {each.tensor}{note}")
     lines += [
         f"{path}: {old} in A, {new} in B" for path, (old, new) in settings.items()
@@ -219,7 +224,7 @@ def _diff(args: argparse.Namespace) -> tuple[Any, Sequence[str], int]:
 
 def _lineage(args: argparse.Namespace) -> tuple[Any, Sequence[str], int]:
     _, reader = _state(args.words[0])
-    meta = reader.meta()
+    meta = reader.read_metadata()
     lines = []
     for number, attempt in enumerate(meta["lineage"], start=1):
         parent = attempt["parent"]

@@ -8,12 +8,12 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from lmx.cli.config import add_import, import_modules
-from lmx.cli.train import allow_float64, set_flags
-from lmx.config.names import ConfigError
+from lmx.cli.train import enable_float64, set_tpu_flags
+from lmx.config.registry import ConfigError
 
 if TYPE_CHECKING:
-    from lmx.train.again.past import Past
-    from lmx.train.again.replay import Replay
+    from lmx.analysis.history import RecordedRun
+    from lmx.analysis.replay import Replay
 
 _ABOUT = """\
 Goes back to the newest state of a run before step N (the step that metrics.jsonl calls
@@ -23,7 +23,7 @@ exit status is 1. Bindings say what is to be another way this time: then it show
 that changes. Nothing is written.
 
   lmx replay runs/x --step 1200
-  lmx replay runs/x --step 1200 Constant.peak=0.001     what if the rate had been lower
+  lmx replay runs/x --step 1200 Constant.peak_lr=0.001     what if the rate had been lower
   lmx replay runs/x --step 1200 Mesh.fsdp=1             on fewer devices
   lmx replay runs/x --step 1200 --json
 
@@ -57,8 +57,8 @@ def add_step(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Replays. Returns the exit status: 1 if nothing is bound and something differs."""
     try:
-        past = opened(args)
-        from lmx.train.again.replay import replay
+        past = open_recorded_run(args)
+        from lmx.analysis.replay import replay
 
         found = replay(past, args.step)
     except ConfigError as error:
@@ -68,52 +68,54 @@ def run(args: argparse.Namespace) -> int:
     return 1 if found.differences and not past.changes else 0
 
 
-def opened(args: argparse.Namespace) -> "Past":
+def open_recorded_run(args: argparse.Namespace) -> "RecordedRun":
     """The run that is meant, with what is bound."""
     folder, *overrides = args.words
     import_modules(args.imports)
-    from lmx.train.again.past import Past, recorded
+    from lmx.analysis.history import RecordedRun, load_run_config
 
-    allow_float64(recorded(Path(folder), overrides))
-    set_flags()
-    return Past.open(Path(folder), overrides)
+    enable_float64(load_run_config(Path(folder), overrides))
+    set_tpu_flags()
+    return RecordedRun.open(Path(folder), overrides)
 
 
-def _json(past: "Past", found: "Replay") -> str:
+def _json(past: "RecordedRun", found: "Replay") -> str:
     said = {
         "run": str(past.folder),
-        "from": found.begun,
+        "from": found.start_step,
         "step": found.step,
         "bound": [*past.changes],
-        "compared": found.compared,
+        "compared": found.num_compared,
         "equal": not found.differences,
         "logged": found.logged,
-        "replayed": found.found,
+        "replayed": found.replayed,
     }
     return json.dumps(said, indent=1)
 
 
-def _text(past: "Past", found: "Replay") -> str:
+def _text(past: "RecordedRun", found: "Replay") -> str:
     lines = [
-        f"{past.folder}: from the state of step {found.begun} to step {found.step}"
+        f"{past.folder}: from the state of step {found.start_step} to step {found.step}"
     ]
-    lines += [changed(path, *pair) for path, pair in past.changes.items()]
+    lines += [format_change(path, *pair) for path, pair in past.changes.items()]
     lines += table(found)
     steps = f"{len(found.logged)} logged steps" if len(found.logged) != 1 else "1 step"
-    lines.append(f"{found.compared} numbers of {steps} compared: {_verdict(found)}")
+    lines.append(f"{found.num_compared} numbers of {steps} compared: {_verdict(found)}")
     if found.differences and not past.changes:
-        lines += [changed(name, *pair) for name, pair in past.elsewhere.items()]
+        lines += [
+            format_change(name, *pair) for name, pair in past.environment_diff.items()
+        ]
     return "\n".join(lines)
 
 
-def changed(name: str, old: Any, new: Any) -> str:
+def format_change(name: str, old: Any, new: Any) -> str:
     """A line that says what is another way: what it was, and what it is."""
     was, now = (shorten(f"{value}", 60, placeholder=" ...") for value in (old, new))
     return f"  {name}: {was} -> {now}"
 
 
 def _verdict(found: "Replay") -> str:
-    if not found.compared:
+    if not found.num_compared:
         return "none of these steps was logged"
     differing = found.differences
     if not differing:
@@ -124,7 +126,7 @@ def _verdict(found: "Replay") -> str:
 
 def table(found: "Replay") -> list[str]:
     """What step N measured, then and now; of layers only what differs."""
-    now, then = found.found[found.step], found.logged.get(found.step, {})
+    now, then = found.replayed[found.step], found.logged.get(found.step, {})
     names = [n for n in now if "/" not in n or then.get(n, now[n]) != now[n]]
     width = max(map(len, names))
     head = f"{'step ' + format(found.step, ','):{width}}  {'logged':>22}"

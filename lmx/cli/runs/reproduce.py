@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmx.cli.config import add_import, import_modules
-from lmx.cli.runs.replay import changed
-from lmx.cli.train import allow_float64, set_flags
-from lmx.config.names import ConfigError
+from lmx.cli.runs.replay import format_change
+from lmx.cli.train import enable_float64, set_tpu_flags
+from lmx.config.registry import ConfigError
 
 if TYPE_CHECKING:
-    from lmx.train.again.reproduce import Reproduction
+    from lmx.analysis.reproduce import Reproduction
 
 _ABOUT = """\
 Trains again what a card tells of, all of it or its first N steps, in a new folder, and
@@ -57,18 +57,18 @@ def add(parsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it again. Returns the exit status: 1 if a loss differs."""
-    from lmx.train.hooks.stop import StoppedError
+    from lmx.train.hooks.signals import StoppedError
 
     file, *overrides = args.words
     try:
         import_modules(args.imports)
-        from lmx.train.again.reproduce import Card, bound, reproduce
+        from lmx.analysis.reproduce import RunMetadata, apply_overrides, reproduce
 
-        card = Card.read(Path(file))
-        config = bound(card, overrides)
-        allow_float64(config)
-        set_flags()
-        name = f"{card.facts['name']}-{config.run_id()}-again"
+        card = RunMetadata.load(Path(file))
+        config = apply_overrides(card, overrides)
+        enable_float64(config)
+        set_tpu_flags()
+        name = f"{card.fields['name']}-{config.run_id()}-again"
         folder = args.folder or Path("runs") / name
         found = reproduce(card, config, folder, args.steps, args.within)
     except ConfigError as error:
@@ -78,18 +78,20 @@ def run(args: argparse.Namespace) -> int:
         print(f"{stopped}; nothing was compared", file=sys.stderr)
         return 128 + stopped.signum
     print(_json(folder, found) if args.json else text(folder, found))
-    return 1 if found.differing else 0
+    return 1 if found.differing_steps else 0
 
 
 def _json(folder: Path, found: "Reproduction") -> str:
-    pairs = {name: {"card": a, "here": b} for name, (a, b) in found.unlike.items()}
+    pairs = {
+        name: {"card": a, "here": b} for name, (a, b) in found.environment_diff.items()
+    }
     said = {
         "run": str(folder),
         "steps": found.steps,
-        "within": found.within,
-        "same": not found.differing,
+        "within": found.rtol,
+        "same": not found.differing_steps,
         "losses": found.losses,
-        "differing": found.differing,
+        "differing": found.differing_steps,
         "unlike": pairs,
     }
     return json.dumps(said, indent=1)
@@ -98,11 +100,13 @@ def _json(folder: Path, found: "Reproduction") -> str:
 def text(folder: Path, found: "Reproduction") -> str:
     """What came of it, for the terminal."""
     lines = [f"{folder}: {found.steps:,} steps again"]
-    if found.unlike:
+    if found.environment_diff:
         lines.append("not alike, on the card and here")
-        lines += [changed(name, *pair) for name, pair in found.unlike.items()]
-    how = f"within {found.within:g} of it" if found.within else "the same to the bit"
-    count, differing = len(found.losses), found.differing
+        lines += [
+            format_change(name, *pair) for name, pair in found.environment_diff.items()
+        ]
+    how = f"within {found.rtol:g} of it" if found.rtol else "the same to the bit"
+    count, differing = len(found.losses), found.differing_steps
     verdict = f"{len(differing)} are not" if differing else "all are"
     lines.append(f"{count} losses up to step {max(found.losses)}, {how}: {verdict}")
     for step in differing[:10]:

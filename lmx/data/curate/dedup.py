@@ -9,13 +9,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from lmx.config.names import ConfigError, configurable
-from lmx.data.corpora.corpus import Corpus, Document
-from lmx.data.curate.sieve import Sieve, Tray, every
-from lmx.data.curate.words import alike, numbers, runs, runs_of, words
-from lmx.data.keyed import hashed
+from lmx.config.registry import ConfigError, configurable
+from lmx.data.corpus.corpus import Corpus, Document
+from lmx.data.curate.document_pass import DocumentPass, DocumentWriter, read_all_splits
+from lmx.data.curate.ngrams import (
+    hash_ngram_set,
+    hash_ngrams,
+    hash_words,
+    jaccard_index,
+    split_words,
+)
+from lmx.data.stateless_random import hash_u64
 
-BATCH = 1000  # documents that are hashed at a time
+BATCH_DOCUMENTS = 1000  # documents that are hashed at a time
 Groups = list[Int64[np.ndarray, " _"]]  # of each document: those that it is in
 
 
@@ -35,25 +41,25 @@ class MinHash:
         seed: of the hashes.
     """
 
-    words: int = 5
+    ngram_size: int = 5
     bands: int = 21
     rows: int = 6
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("words", "bands", "rows"):
+        for name in ("ngram_size", "bands", "rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"MinHash.{name} is {getattr(self, name)}: at least 1."
                 )
 
-    def signatures(self, texts: list[str]) -> UInt64[np.ndarray, "texts bands"]:
+    def compute_signatures(self, texts: list[str]) -> UInt64[np.ndarray, "texts bands"]:
         """One number for each band of each text."""
-        rensa = _rensa()
-        split = [words(text) for text in texts]
+        rensa = _import_rensa()
+        split = [split_words(text) for text in texts]
         ends = np.cumsum([len(each) for each in split])
-        number = numbers(list(itertools.chain.from_iterable(split)))
-        hashes, run_ends = runs(number, ends, self.words)
+        number = hash_words(list(itertools.chain.from_iterable(split)))
+        hashes, run_ends = hash_ngrams(number, ends, self.ngram_size)
         table = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
             hashes,
             np.concatenate([[0], run_ends]).astype(np.uint64),
@@ -63,9 +69,9 @@ class MinHash:
         least = np.array(table.to_rows(), np.uint64)
         least = least.reshape(len(texts), self.bands, self.rows)
         parts = [least[:, :, row] for row in range(self.rows)]
-        return hashed(np.arange(self.bands), *parts)
+        return hash_u64(np.arange(self.bands), *parts)
 
-    def groups(self, signatures: UInt64[np.ndarray, "texts bands"]) -> Groups:
+    def group_by_band(self, signatures: UInt64[np.ndarray, "texts bands"]) -> Groups:
         """The bands, by number, that each text has in common with another one."""
         _, band, size = np.unique(signatures, return_inverse=True, return_counts=True)
         shared = size[band] > 1
@@ -74,7 +80,7 @@ class MinHash:
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Dedup(Sieve):
+class Dedup(DocumentPass):
     """Removes a document whose text one before it has, or nearly.
 
     Of documents that are nearly alike the first stays: one goes only if it is at least
@@ -87,46 +93,56 @@ class Dedup(Sieve):
     """
 
     sources: Mapping[str, Corpus]
-    alike: float = 0.8
-    near: MinHash | None = field(default_factory=MinHash)
+    threshold: float = 0.8
+    minhash: MinHash | None = field(default_factory=MinHash)
 
     def __post_init__(self):
-        if not 0 < self.alike <= 1:
-            raise ConfigError(f"Dedup.alike is {self.alike}: above 0, and at most 1.")
+        if not 0 < self.threshold <= 1:
+            raise ConfigError(
+                f"Dedup.threshold is {self.threshold}: above 0, and at most 1."
+            )
 
-    def sift(self, tray: Tray) -> None:
-        groups = iter(self.near.groups(self._signatures()) if self.near else ())
+    def process(self, tray: DocumentWriter) -> None:
+        groups = iter(
+            self.minhash.group_by_band(self._compute_signatures())
+            if self.minhash
+            else ()
+        )
         first: dict[bytes, str] = {}
-        kept = _Kept(self.near.words if self.near else 0, self.alike)
-        for source, document in self.documents(tray):
+        kept = _KeptDocuments(
+            self.minhash.ngram_size if self.minhash else 0, self.threshold
+        )
+        for source, document in self.read_documents(tray):
             here = next(groups, np.empty(0, np.int64))
             name = f"{source}/{document.name}"
-            same = first.setdefault(_digest(document), name)
+            same = first.setdefault(_hash_text(document), name)
             if same is not name:
-                tray.remove(source, document.name, "same text", of=same, alike=1.0)
-            elif found := kept.like(document, name, here):
+                tray.remove(source, document.name, "same text", of=same, threshold=1.0)
+            elif found := kept.match_or_add(document, name, here):
                 of, how = found
-                tray.remove(source, document.name, "near duplicate", of=of, alike=how)
+                tray.remove(
+                    source, document.name, "near duplicate", of=of, threshold=how
+                )
             else:
                 tray.keep(source, document)
 
-    def _signatures(self) -> UInt64[np.ndarray, "texts bands"]:
+    def _compute_signatures(self) -> UInt64[np.ndarray, "texts bands"]:
         """Of all documents, in the order in which they are sifted."""
-        assert self.near is not None
-        found = [np.empty((0, self.near.bands), np.uint64)]
-        texts = self._texts()
-        while batch := list(itertools.islice(texts, BATCH)):
-            found.append(self.near.signatures(batch))
+        assert self.minhash is not None
+        found = [np.empty((0, self.minhash.bands), np.uint64)]
+        texts = self._read_texts()
+        while batch := list(itertools.islice(texts, BATCH_DOCUMENTS)):
+            found.append(self.minhash.compute_signatures(batch))
         return np.concatenate(found)
 
-    def _texts(self) -> Iterator[str]:
+    def _read_texts(self) -> Iterator[str]:
         for corpus in self.sources.values():
-            for item in every(corpus):
+            for item in read_all_splits(corpus):
                 if isinstance(item, Document):
                     yield item.text
 
 
-class _Kept:
+class _KeptDocuments:
     """The documents that stay and may have a near duplicate, by their groups."""
 
     def __init__(self, words: int, least: float):
@@ -135,7 +151,7 @@ class _Kept:
         self.names: list[str] = []
         self.members: dict[int, list[int]] = {}
 
-    def like(
+    def match_or_add(
         self, document: Document, name: str, groups: Int64[np.ndarray, " _"]
     ) -> tuple[str, float] | None:
         """The first that stays and is alike enough, and how much. If there is none the
@@ -143,7 +159,7 @@ class _Kept:
         """
         if not len(groups):
             return None
-        own = runs_of(document.text, self.words)
+        own = hash_ngram_set(document.text, self.words)
         near = {
             number
             for group in groups.tolist()
@@ -153,7 +169,7 @@ class _Kept:
             other = self.runs[number]
             if len(own) < self.least * len(other) or len(other) < self.least * len(own):
                 continue  # too unlike in length
-            if (how := alike(own, other)) >= self.least:
+            if (how := jaccard_index(own, other)) >= self.least:
                 return self.names[number], round(how, 4)
         for group in groups.tolist():
             self.members.setdefault(group, []).append(len(self.runs))
@@ -162,16 +178,16 @@ class _Kept:
         return None
 
 
-def _digest(document: Document) -> bytes:
+def _hash_text(document: Document) -> bytes:
     return hashlib.blake2b(document.text.encode(), digest_size=16).digest()
 
 
-def _rensa() -> Any:
+def _import_rensa() -> Any:
     try:
         import rensa
     except ImportError:
         raise ConfigError(
             "near duplicates are found with rensa, which is not here: pip install"
-            " 'lmx[data]', or set Dedup.near=None to remove equal texts only."
+            " 'lmx[data]', or set Dedup.minhash=None to remove equal texts only."
         ) from None
     return rensa

@@ -5,12 +5,12 @@ Penedo et al. 2024, arXiv:2406.17557, section 3.6.
 
 from dataclasses import dataclass
 
-from lmx.config.names import configurable
-from lmx.data.corpora.corpus import Document
-from lmx.data.curate.gopher import repeated
-from lmx.data.store.filter import Filter
+from lmx.config.registry import configurable
+from lmx.data.corpus.corpus import Document
+from lmx.data.curate.filter import Filter
+from lmx.data.curate.gopher import find_duplicates
 
-ENDS = (".", "!", "?", "…", '"', "'", "”", "’", "。", "！", "？")
+SENTENCE_ENDS = (".", "!", "?", "…", '"', "'", "”", "’", "。", "！", "？")
 
 
 @configurable
@@ -24,21 +24,26 @@ class FineWeb(Filter):
         short: of all lines, those of fewer than `width` characters: no more.
     """
 
-    ended: float = 0.12
-    duplicates: float = 0.1
-    short: float = 0.67
-    width: int = 30
+    min_ended_lines: float = 0.12
+    max_duplicate_chars: float = 0.1
+    max_short_lines: float = 0.67
+    short_line_chars: int = 30
 
     def __call__(self, document: Document) -> Document | str:
         lines = [line for line in document.text.splitlines() if line.strip()]
         if not lines:
             return "FineWeb: no line"
-        ended = sum(line.rstrip().endswith(ENDS) for line in lines) / len(lines)
-        if ended <= self.ended:
+        ended = sum(line.rstrip().endswith(SENTENCE_ENDS) for line in lines) / len(
+            lines
+        )
+        if ended <= self.min_ended_lines:
             return "FineWeb: few lines that end as a sentence"
-        characters = sum(map(len, repeated(lines))) / sum(map(len, lines))
-        if characters >= self.duplicates:
+        characters = sum(map(len, find_duplicates(lines))) / sum(map(len, lines))
+        if characters >= self.max_duplicate_chars:
             return "FineWeb: characters in duplicate lines"
-        if sum(len(line) < self.width for line in lines) / len(lines) >= self.short:
+        if (
+            sum(len(line) < self.short_line_chars for line in lines) / len(lines)
+            >= self.max_short_lines
+        ):
             return "FineWeb: short lines"
         return document

@@ -4,19 +4,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lmx.config.names import ConfigError, configurable
-from lmx.data.corpora.corpus import Corpus, Document
-from lmx.data.curate.sieve import every
-from lmx.data.progress import say
-from lmx.data.store.filter import Filter
+from lmx.config.registry import ConfigError, configurable
+from lmx.core.console import print_line
+from lmx.data.corpus.corpus import Corpus, Document
+from lmx.data.curate.document_pass import read_all_splits
+from lmx.data.curate.filter import Filter
 
 BUCKETS = 2**18  # that words and pairs of words are hashed into
-PARTS = 5  # of the examples, each of which is judged by what the others taught
+FOLDS = 5  # of the examples, each of which is judged by what the others taught
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Quality(Filter):
+class QualityClassifier(Filter):
     """Texts that are more like the good examples than like the bad ones.
 
     A linear model of words and pairs of words, as in Joulin et al. 2016,
@@ -29,32 +29,42 @@ class Quality(Filter):
 
     good: Corpus
     bad: Corpus
-    least: float = 0.5
+    min_probability: float = 0.5
 
     def __post_init__(self):
-        if not 0 < self.least < 1:
-            raise ConfigError(f"Quality.least is {self.least}: between 0 and 1.")
+        if not 0 < self.min_probability < 1:
+            raise ConfigError(
+                f"QualityClassifier.min_probability is {self.min_probability}: between 0 and 1."
+            )
 
     def __call__(self, document: Document) -> Document | str:
-        good = self.judge.predict_proba([document.text])[0, 1]
-        return document if good >= self.least else "Quality: unlike the good examples"
+        good = self.classifier.predict_proba([document.text])[0, 1]
+        return (
+            document
+            if good >= self.min_probability
+            else "Quality: unlike the good examples"
+        )
 
     @cached_property
-    def judge(self) -> Any:
+    def classifier(self) -> Any:
         """The fitted model; says how often it is right of examples it did not see."""
         texts, good = [], []
         for label, corpus in (("bad", self.bad), ("good", self.good)):
-            few = [item.text for item in every(corpus) if isinstance(item, Document)]
-            if len(few) < PARTS:
+            few = [
+                item.text
+                for item in read_all_splits(corpus)
+                if isinstance(item, Document)
+            ]
+            if len(few) < FOLDS:
                 raise ConfigError(
-                    f"Quality.{label} has {len(few)} texts: give at least {PARTS}."
+                    f"QualityClassifier.{label} has {len(few)} texts: give at least {FOLDS}."
                 )
             texts += few
             good += [label == "good"] * len(few)
-        return _fitted(texts, good)
+        return _fit(texts, good)
 
 
-def _fitted(texts: list[str], good: list[bool]) -> Any:
+def _fit(texts: list[str], good: list[bool]) -> Any:
     """A linear model of words and pairs of words that tells the good texts."""
     try:
         from sklearn.feature_extraction.text import HashingVectorizer
@@ -70,7 +80,9 @@ def _fitted(texts: list[str], good: list[bool]) -> Any:
         HashingVectorizer(n_features=BUCKETS, ngram_range=(1, 2), alternate_sign=False),
         LogisticRegression(C=100.0, max_iter=1000),
     )
-    parts = StratifiedKFold(PARTS, shuffle=True, random_state=0)
+    parts = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     right = cross_val_score(model, texts, good, cv=parts).mean()
-    say(f"Quality is right of {right:.1%} of examples that it did not learn from")
+    print_line(
+        f"Quality is right of {right:.1%} of examples that it did not learn from"
+    )
     return model.fit(texts, good)

@@ -20,17 +20,19 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import Int64, UInt
 
-from lmx.config.names import ConfigError
-from lmx.data.store.digest import Digest, unlike
-from lmx.data.tokenizers.codec import Codec, load
+from lmx.config.registry import ConfigError
+from lmx.data.store.checksum import FileChecksum, find_mismatches
+from lmx.data.tokenizer.base import Tokenizer, load
 
-LAYOUT = 2  # raise it when the files change
-CHEAP = 64 * 2**20  # bytes of tokens that are hashed each time they are opened
-MAPPED = 256  # shards at a time: each takes one of the files a process may open
-MANIFEST, STARTS, SHARDS = "manifest.json", "starts.bin", "shards.jsonl"
+FORMAT_VERSION = 2  # raise it when the files change
+VERIFY_BYTES = 64 * 2**20  # bytes of tokens that are hashed each time they are opened
+MAX_MAPPED_FILES = (
+    256  # shards at a time: each takes one of the files a process may open
+)
+MANIFEST_FILE, STARTS_FILE, SHARDS_FILE = "manifest.json", "starts.bin", "shards.jsonl"
 
 
-class DamageError(ConfigError):
+class StoreDamageError(ConfigError):
     """What is wrong with a store, and where."""
 
 
@@ -48,7 +50,7 @@ class Store:
     """
 
     parts: Sequence[UInt[np.ndarray, " _"]]
-    borders: Int64[np.ndarray, " _"]
+    part_offsets: Int64[np.ndarray, " _"]
     starts: Int64[np.ndarray, " _"]
     bytes: int
     fingerprint: Mapping[str, str]
@@ -57,7 +59,7 @@ class Store:
     @property
     def size(self) -> int:
         """Tokens, with those that begin and end documents."""
-        return int(self.borders[-1])
+        return int(self.part_offsets[-1])
 
     @property
     def documents(self) -> int:
@@ -70,29 +72,33 @@ class Store:
             return self.parts[0][:0].reshape(index.shape)
         if index.min() < 0 or index.max() >= self.size:
             raise IndexError(f"{index} of a stream of {self.size} tokens")
-        part = np.searchsorted(self.borders, index, side="right") - 1
+        part = np.searchsorted(self.part_offsets, index, side="right") - 1
         first, last = int(part.min()), int(part.max())
         if first == last:
-            return self.parts[first][index - self.borders[first]]
+            return self.parts[first][index - self.part_offsets[first]]
         found = np.empty(index.shape, self.parts[first].dtype)
         for number in np.flatnonzero(np.bincount(part.ravel())).tolist():
             here = part == number
-            found[here] = self.parts[number][index[here] - self.borders[number]]
+            found[here] = self.parts[number][index[here] - self.part_offsets[number]]
         return found
 
     def read(self, begin: int, end: int) -> UInt[np.ndarray, " _"]:
         """The tokens of that stretch of the stream; a view where one part has it."""
         if not 0 <= begin <= end <= self.size:
             raise IndexError(f"[{begin}, {end}) of a stream of {self.size} tokens")
-        places = np.searchsorted(self.borders, [begin, max(begin, end - 1)], "right")
+        places = np.searchsorted(
+            self.part_offsets, [begin, max(begin, end - 1)], "right"
+        )
         first, last = (np.minimum(places, len(self.parts)) - 1).tolist()
         pieces = [
-            self.parts[n][max(0, begin - self.borders[n]) : end - self.borders[n]]
+            self.parts[n][
+                max(0, begin - self.part_offsets[n]) : end - self.part_offsets[n]
+            ]
             for n in range(first, last + 1)
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def place(self, number: int) -> tuple[str, int]:
+    def locate(self, number: int) -> tuple[str, int]:
         """The source of a document, and which one it is there, from 0 on."""
         for name, ranges in self.sources.items():
             before = 0
@@ -102,17 +108,17 @@ class Store:
                 before += len(some)
         raise IndexError(f"document {number} of {self.documents}")
 
-    def document(self, number: int) -> UInt[np.ndarray, " _"]:
+    def read_document(self, number: int) -> UInt[np.ndarray, " _"]:
         """The tokens of a document, with begin and end."""
         return self.read(int(self.starts[number]), int(self.starts[number + 1]))
 
 
-class Shards(Sequence[np.ndarray]):
+class MappedShards(Sequence[np.ndarray]):
     """Files of tokens, each mapped when it is first read from."""
 
     def __init__(self, paths: Sequence[Path], kind: np.dtype):
         self._paths, self._kind = paths, kind
-        self._mapped = functools.lru_cache(MAPPED)(self._map)
+        self._mapped = functools.lru_cache(MAX_MAPPED_FILES)(self._map)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -127,7 +133,7 @@ class Shards(Sequence[np.ndarray]):
         return self._mapped(int(number))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shards, (self._paths, self._kind)
+        return MappedShards, (self._paths, self._kind)
 
     def _map(self, number: int) -> np.ndarray:
         path = self._paths[number]
@@ -136,60 +142,62 @@ class Shards(Sequence[np.ndarray]):
         return np.asarray(np.memmap(path, self._kind, mode="r"))
 
 
-def open_folder(folder: Path) -> Store:
+def open_store(folder: Path) -> Store:
     """The store that lies in the folder, if it is whole.
 
     Sizes are always checked, digests only of a small store: `verify` checks all.
     """
-    told = manifest(folder)
+    told = read_manifest(folder)
     try:
         kind, shards = np.dtype(told["kind"]), told["shards"]
         sizes = [shard["tokens"] for shard in shards]
-        expected = {tokens_name(n): s * kind.itemsize for n, s in enumerate(sizes)}
-        _check_sizes(folder, {STARTS: 8 * (told["documents"] + 1), **expected})
+        expected = {
+            format_shard_name(n): s * kind.itemsize for n, s in enumerate(sizes)
+        }
+        _check_sizes(folder, {STARTS_FILE: 8 * (told["documents"] + 1), **expected})
         store = Store(
-            parts=Shards([folder / name for name in expected], kind),
-            borders=np.cumsum([0, *sizes], dtype=np.int64),
-            starts=_starts(folder / STARTS, told["documents"]),
+            parts=MappedShards([folder / name for name in expected], kind),
+            part_offsets=np.cumsum([0, *sizes], dtype=np.int64),
+            starts=_map_starts(folder / STARTS_FILE, told["documents"]),
             bytes=told["bytes"],
-            fingerprint={"tokens": _digest(told), "tokenizer": told["tokenizer"]},
-            sources=_sources(shards),
+            fingerprint={"tokens": _hash_tokens(told), "tokenizer": told["tokenizer"]},
+            sources=_group_sources(shards),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise DamageError(f"{folder / MANIFEST}: {error!r}") from error
-    if store.size * kind.itemsize <= CHEAP:
+        raise StoreDamageError(f"{folder / MANIFEST_FILE}: {error!r}") from error
+    if store.size * kind.itemsize <= VERIFY_BYTES:
         for damage in verify(folder):
             raise damage
     return store
 
 
-def manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """What a store says of itself."""
-    path = folder / MANIFEST
+    path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise DamageError(
-            f"{folder} is no token store, it has no {MANIFEST}: give a folder that"
+        raise StoreDamageError(
+            f"{folder} is no token store, it has no {MANIFEST_FILE}: give a folder that"
             " `lmx data build` has finished."
         )
     try:
         told = json.loads(path.read_text())
         layout = told["layout"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DamageError(f"{path} is damaged: {error!r}") from error
-    if layout != LAYOUT:
-        raise DamageError(
-            f"{path} is of layout {layout}, this lmx reads {LAYOUT}: build it again."
+        raise StoreDamageError(f"{path} is damaged: {error!r}") from error
+    if layout != FORMAT_VERSION:
+        raise StoreDamageError(
+            f"{path} is of layout {layout}, this lmx reads {FORMAT_VERSION}: build it again."
         )
     return told
 
 
-def codec_of(folder: Path) -> Codec:
+def load_store_tokenizer(folder: Path) -> Tokenizer:
     """What the tokens of a store mean, if its files still say what they said."""
-    wanted, codec = manifest(folder)["tokenizer"], load(folder)
+    wanted, codec = read_manifest(folder)["tokenizer"], load(folder)
     if codec.digest != wanted:
-        raise DamageError(
+        raise StoreDamageError(
             f"the tokenizer in {folder} is not the one its tokens were made with:"
             f" {codec.digest[:12]} instead of {wanted[:12]}. Bring back its file, or"
             " build the store again."
@@ -197,39 +205,41 @@ def codec_of(folder: Path) -> Codec:
     return codec
 
 
-def tokens_name(number: int) -> str:
+def format_shard_name(number: int) -> str:
     """The file of a shard."""
     return f"tokens-{number:05}.bin"
 
 
-def verify(folder: Path) -> Iterator[DamageError]:
+def verify(folder: Path) -> Iterator[StoreDamageError]:
     """Reads every byte of a store; what is not as it was written, and where."""
-    told = manifest(folder)
-    with (folder / SHARDS).open("rb") as lines:
+    told = read_manifest(folder)
+    with (folder / SHARDS_FILE).open("rb") as lines:
         for number, shard in enumerate(told["shards"]):
-            path = folder / tokens_name(number)
+            path = folder / format_shard_name(number)
             line = lines.readline()
             if hashlib.sha256(line).hexdigest() != shard["line"]:
-                yield DamageError(f"{folder / SHARDS}: line {number + 1} is damaged.")
+                yield StoreDamageError(
+                    f"{folder / SHARDS_FILE}: line {number + 1} is damaged."
+                )
                 continue
-            yield from _differences(path, json.loads(line)["digest"])
-    yield from _differences(folder / STARTS, told["starts"])
+            yield from _verify_file(path, json.loads(line)["digest"])
+    yield from _verify_file(folder / STARTS_FILE, told["starts"])
 
 
-def _differences(path: Path, wanted: dict[str, Any]) -> Iterator[DamageError]:
+def _verify_file(path: Path, wanted: dict[str, Any]) -> Iterator[StoreDamageError]:
     """What of a file is not as its digest has it."""
     size = wanted["bytes"]
     try:
         with path.open("rb") as file:
-            found = Digest.of(file, size)
+            found = FileChecksum.of_file(file, size)
     except OSError as error:
-        yield DamageError(f"{path}: {error.strerror}")
+        yield StoreDamageError(f"{path}: {error.strerror}")
         return
     if found.size < size:
-        yield _cut(path, found.size, size)
+        yield _truncation_error(path, found.size, size)
         return
-    for begin, end in unlike(found.told(), wanted):
-        yield DamageError(
+    for begin, end in find_mismatches(found.to_json(), wanted):
+        yield StoreDamageError(
             f"{path} is damaged between byte {begin} and byte {end}: build the store"
             " again, or bring back that file."
         )
@@ -241,29 +251,29 @@ def _check_sizes(folder: Path, expected: Mapping[str, int]) -> None:
         path = folder / name
         found = path.stat().st_size if path.is_file() else 0
         if found < size:
-            raise _cut(path, found, size)
+            raise _truncation_error(path, found, size)
 
 
-def _cut(path: Path, found: int, size: int) -> DamageError:
-    return DamageError(
+def _truncation_error(path: Path, found: int, size: int) -> StoreDamageError:
+    return StoreDamageError(
         f"{path} ends at byte {found}, and had {size} when it was written: build the"
         " store again, or bring back that file."
     )
 
 
-def _starts(path: Path, documents: int) -> Int64[np.ndarray, " _"]:
+def _map_starts(path: Path, documents: int) -> Int64[np.ndarray, " _"]:
     """The first of the file: more may have been appended since."""
     return np.asarray(np.memmap(path, "<i8", mode="r", shape=(documents + 1,)))
 
 
-def _digest(told: Mapping[str, Any]) -> str:
+def _hash_tokens(told: Mapping[str, Any]) -> str:
     """SHA-256 of all tokens and of where documents begin."""
     parts = [told["kind"], told["starts"]["sha256"]]
     parts += [shard["sha256"] for shard in told["shards"]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _sources(shards: Sequence[Mapping[str, Any]]) -> dict[str, tuple[range, ...]]:
+def _group_sources(shards: Sequence[Mapping[str, Any]]) -> dict[str, tuple[range, ...]]:
     """The documents of each source: shards that follow one another make one range."""
     found: dict[str, list[range]] = {}
     begin = 0

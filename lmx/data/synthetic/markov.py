@@ -6,15 +6,20 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from lmx.config.names import ConfigError, configurable
-from lmx.data.keyed import Purpose, hashed
-from lmx.data.synthetic.made import Made
-from lmx.data.synthetic.walk import MOST, Walk, cuts, settled
+from lmx.config.registry import ConfigError, configurable
+from lmx.data.stateless_random import RandomStream, hash_u64
+from lmx.data.synthetic.base import SyntheticDataset
+from lmx.data.synthetic.markov_chain import (
+    MAX_STATES,
+    MarkovChain,
+    find_stationary,
+    make_thresholds,
+)
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Markov(Made):
+class Markov(SyntheticDataset):
     """Tokens of chances that the last `order` tokens decide, from a stationary start.
 
     The chances after each context are drawn evenly from all distributions there are.
@@ -27,38 +32,40 @@ class Markov(Made):
 
     vocab: int
     order: int = 1
-    language: int = 0
+    language_seed: int = 0
 
     def __post_init__(self):
-        self.check(vocab=2, order=1, batch=1, length=self.order)
-        if self.vocab**self.order > MOST:
+        self.require_at_least(
+            vocab=2, order=1, batch_size=1, sequence_length=self.order
+        )
+        if self.vocab**self.order > MAX_STATES:
             raise ConfigError(
                 f"Markov.order is {self.order}, with {self.vocab} tokens: more than"
-                f" {MOST:,} contexts. Take fewer tokens, or a lower order."
+                f" {MAX_STATES:,} contexts. Take fewer tokens, or a lower order."
             )
 
     @cached_property
-    def walk(self) -> Walk:
+    def chain(self) -> MarkovChain:
         """Its states are the last tokens, the newest of them the last digit."""
         contexts = np.arange(self.vocab**self.order)[:, None]
         choice = np.arange(self.vocab)
-        drawn = hashed(self.language, Purpose.TABLE, contexts, choice[1:])
-        even = Walk(
-            cuts=cuts(drawn),
+        drawn = hash_u64(self.language_seed, RandomStream.TABLE, contexts, choice[1:])
+        even = MarkovChain(
+            thresholds=make_thresholds(drawn),
             tokens=np.tile(choice, (len(contexts), 1)),
-            leads=(contexts * self.vocab + choice) % len(contexts),
-            start=np.full(len(contexts), 1.0 / len(contexts)),
+            next_states=(contexts * self.vocab + choice) % len(contexts),
+            initial=np.full(len(contexts), 1.0 / len(contexts)),
         )
-        return replace(even, start=settled(even))
+        return replace(even, start=find_stationary(even))
 
     @property
     def entropy(self) -> float:
-        return float(self.walk.start @ self.walk.nats)
+        return float(self.chain.initial @ self.chain.state_entropies)
 
-    def said(
+    def generate(
         self, seed: int, step: int, row: Int64[np.ndarray, "B 1"]
     ) -> tuple[Int64[np.ndarray, "B _"], Bool[np.ndarray, "#B _"]]:
-        index = np.arange(self.length + 2)
-        draws = hashed(seed, Purpose.MARKOV, step, row, index) >> np.uint64(32)
-        tokens = self.walk.taken(draws[:, 0], draws[:, 1:])
+        index = np.arange(self.sequence_length + 2)
+        draws = hash_u64(seed, RandomStream.MARKOV, step, row, index) >> np.uint64(32)
+        tokens = self.chain.sample(draws[:, 0], draws[:, 1:])
         return tokens, (index[None, :-1] >= self.order)

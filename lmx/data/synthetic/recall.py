@@ -6,14 +6,14 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from lmx.config.names import configurable
-from lmx.data.keyed import Purpose, below
-from lmx.data.synthetic.made import Made
+from lmx.config.registry import configurable
+from lmx.data.stateless_random import RandomStream, randint
+from lmx.data.synthetic.base import SyntheticDataset
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Recall(Made):
+class AssociativeRecall(SyntheticDataset):
     """Keys, each followed by the value that it has in this row.
 
     A value is predicted where its key stood earlier in the row, and then it is certain.
@@ -27,18 +27,18 @@ class Recall(Made):
     entropy: ClassVar[float] = 0.0
 
     def __post_init__(self):
-        self.check(keys=1, values=1, batch=1, length=3)
+        self.require_at_least(keys=1, values=1, batch_size=1, sequence_length=3)
 
     @property
     def vocab(self) -> int:
         return self.keys + self.values
 
-    def said(
+    def generate(
         self, seed: int, step: int, row: Int64[np.ndarray, "B 1"]
     ) -> tuple[Int64[np.ndarray, "B _"], Bool[np.ndarray, "#B _"]]:
-        pair = np.arange(self.length // 2 + 1)
-        key = below(self.keys, seed, Purpose.RECALL, step, row, pair, 0)
-        value = below(self.values, seed, Purpose.RECALL, step, row, key, 1)
+        pair = np.arange(self.sequence_length // 2 + 1)
+        key = randint(self.keys, seed, RandomStream.RECALL, step, row, pair, 0)
+        value = randint(self.values, seed, RandomStream.RECALL, step, row, key, 1)
         first = (key[:, :, None] == key[:, None, :]).argmax(axis=2)
         told = np.stack([np.zeros(first.shape, bool), first < pair], axis=2)
         tokens = np.stack([key, self.keys + value], axis=2)

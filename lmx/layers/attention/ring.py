@@ -16,30 +16,34 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Shaped
 
-from lmx.config.names import configurable
-from lmx.core import spread
-from lmx.core.precision import widened
-from lmx.layers.attention.blocks import (
-    Answer,
-    Asked,
-    Grads,
-    Held,
+from lmx.config.registry import configurable
+from lmx.core import partitioning
+from lmx.core.precision import upcast
+from lmx.layers.attention.backend import AttentionBackend, AttentionMask
+from lmx.layers.attention.flash import (
+    FlashOutput,
+    KVBlocks,
+    OnlineSoftmax,
     Pairs,
-    Rule,
-    Sums,
-    asking,
-    cut_place,
-    finished,
-    holding,
-    nothing,
-    pull_of,
-    pulled,
-    summed,
-    told,
+    QKVGrads,
+    QueryBlocks,
+    ScoreOptions,
+    accumulate,
+    accumulate_grads,
+    finalize,
+    init_softmax,
+    make_output_grad,
+    merge_output,
+    split_kv,
+    split_queries,
+    split_token_info,
 )
-from lmx.layers.attention.course import Course, everything, plotted
-from lmx.layers.attention.kernel import Kernel, Seen
-from lmx.layers.mask import Place
+from lmx.layers.attention.ring_schedule import (
+    RingSchedule,
+    choose_schedule,
+    list_all_pairs,
+)
+from lmx.layers.mask import TokenInfo
 
 Tree = TypeVar("Tree")
 Staying = TypeVar("Staying")
@@ -47,17 +51,17 @@ Moving = TypeVar("Moving")
 Moves = list[tuple[int, int]]  # from which device to which
 
 
-class Way(NamedTuple):
+class RingPlan(NamedTuple):
     """How keys go around: the pairs of each step, and over which axes."""
 
     steps: Sequence[np.ndarray]
     axes: tuple[str, ...]
-    rule: Rule
+    options: ScoreOptions
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Ring(Kernel):
+class RingAttention(AttentionBackend):
     """Ring attention over `Mesh.context`, in plain JAX, on any backend.
 
     Causal work is even: see `course`. Pairs of blocks that no query sees are not
@@ -69,61 +73,76 @@ class Ring(Kernel):
     """
 
     block: int = 512
-    serves = frozenset(("sink", "logit_cap"))
+    supports = frozenset(("sink", "logit_cap"))
 
     def __post_init__(self):
         if self.block < 1:
             raise ValueError(
-                f"Ring.block is {self.block}: a block has 1 token at least."
+                f"RingAttention.block is {self.block}: a block has 1 token at least."
             )
 
     def __call__(
-        self, q, k, v, seen: Seen, *, scale=None, cap=None, sink=None, **beyond
+        self,
+        q,
+        k,
+        v,
+        mask: AttentionMask,
+        *,
+        scale=None,
+        logit_cap=None,
+        sink=None,
+        **beyond,
     ):
         del beyond  # `check` saw that nothing is asked for
         q_BTNH = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-        rule = Rule(seen.window, cap)
-        if not seen.at_hand:
-            return self._of_cache(q_BTNH, k, v, seen, rule, sink)
-        course = plotted(q.shape[1], spread.parts("T"), self.block, seen.window)
-        way = Way(course.steps, spread.axes("T"), rule)
-        program = partial(_of_one_device, course, way)
+        rule = ScoreOptions(mask.window, logit_cap)
+        if not mask.no_cache:
+            return self._attend_to_cache(q_BTNH, k, v, mask, rule, sink)
+        course = choose_schedule(
+            q.shape[1], partitioning.num_shards("T"), self.block, mask.window
+        )
+        way = RingPlan(course.steps, partitioning.mesh_axes("T"), rule)
+        program = partial(_attend_local, course, way)
         letters = ["BTNH", "BTKH", "BTKH", "BT", "N"]
-        return spread.by_device(program, letters, "BTNH")(
-            q_BTNH, k, v, seen.query, sink
+        return partitioning.shard_map(program, letters, "BTNH")(
+            q_BTNH, k, v, mask.query, sink
         )
 
-    def _of_cache(self, q, k, v, seen: Seen, rule: Rule, sink: Array | None) -> Array:
+    def _attend_to_cache(
+        self, q, k, v, seen: AttentionMask, rule: ScoreOptions, sink: Array | None
+    ) -> Array:
         T, S = q.shape[1], k.shape[1]
-        way = Way((everything(T, S, self.block),), (), rule)
-        asked = asking(q, seen.query, k.shape[2], T, self.block)
-        held = holding(k, v, seen.key, S, self.block)
-        held = held._replace(place=jax.tree.map(lambda x: x[None], held.place))
-        return told(_attended(way, asked, held), sink, T)
+        way = RingPlan((list_all_pairs(T, S, self.block),), (), rule)
+        asked = split_queries(q, seen.query, k.shape[2], T, self.block)
+        held = split_kv(k, v, seen.key, S, self.block)
+        held = held._replace(tokens=jax.tree.map(lambda x: x[None], held.tokens))
+        return merge_output(_attend(way, asked, held), sink, T)
 
 
-def _of_one_device(
-    course: Course,
-    way: Way,
+def _attend_local(
+    course: RingSchedule,
+    way: RingPlan,
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K J"],
-    at: Place,
+    at: TokenInfo,
     sink: Float[Array, "N"] | None,
 ) -> Float[Array, "B T N J"]:
     """The answers to the device's share of queries."""
-    every, own = _places(course, way.axes, at)
-    if course.mirrored:
-        q, k, v = _dealt(way.axes, q, k, v)
-    cut = course.length, course.block
-    asked = asking(q, own, k.shape[2], *cut)
-    held = holding(k, v, own, *cut)
-    held = held._replace(place=jax.vmap(lambda at: cut_place(at, *cut))(every))
-    y_BTNH = told(_attended(way, asked, held), sink, course.length)
-    return _collected(way.axes, y_BTNH) if course.mirrored else y_BTNH
+    every, own = _gather_token_info(course, way.axes, at)
+    if course.zigzag:
+        q, k, v = _to_zigzag(way.axes, q, k, v)
+    cut = course.chunk_length, course.block
+    asked = split_queries(q, own, k.shape[2], *cut)
+    held = split_kv(k, v, own, *cut)
+    held = held._replace(tokens=jax.vmap(lambda at: split_token_info(at, *cut))(every))
+    y_BTNH = merge_output(_attend(way, asked, held), sink, course.chunk_length)
+    return _from_zigzag(way.axes, y_BTNH) if course.zigzag else y_BTNH
 
 
-def _places(course: Course, axes: tuple[str, ...], at: Place) -> tuple[Place, Place]:
+def _gather_token_info(
+    course: RingSchedule, axes: tuple[str, ...], at: TokenInfo
+) -> tuple[TokenInfo, TokenInfo]:
     """Of every device's tokens, device first, and of this one's own.
 
     They are a few bytes a token, and need not go around with the keys.
@@ -131,64 +150,80 @@ def _places(course: Course, axes: tuple[str, ...], at: Place) -> tuple[Place, Pl
     if not axes:
         return jax.tree.map(lambda x: x[None], at), at
     rows = jax.lax.all_gather(jnp.stack(at), axes, axis=2, tiled=True)
-    pieces = rearrange(rows, "kind B (piece T) -> kind B piece T", T=course.length)
-    every = pieces[:, :, course.pieces]
+    pieces = rearrange(
+        rows, "kind B (piece T) -> kind B piece T", T=course.chunk_length
+    )
+    every = pieces[:, :, course.chunks]
     every = rearrange(every, "kind B at piece T -> kind at B (piece T)")
-    return Place(*every), Place(*every[:, jax.lax.axis_index(axes)])
+    return TokenInfo(*every), TokenInfo(*every[:, jax.lax.axis_index(axes)])
 
 
-def _attended(way: Way, asked: Asked, held: Held) -> Answer:
+def _attend(way: RingPlan, asked: QueryBlocks, held: KVBlocks) -> FlashOutput:
     """The answers; of all that was computed the backward pass gets only these."""
     attended = jax.custom_vjp(partial(_forward, way))
-    attended.defvjp(partial(_kept, way), partial(_backward, way))
+    attended.defvjp(partial(_forward_with_residuals, way), partial(_backward, way))
     return attended(asked, held)
 
 
-def _forward(way: Way, asked: Asked, held: Held) -> Answer:
-    def visit(sums: Sums, keys: Any, pairs: Pairs, place: Place) -> tuple[Sums, Any]:
-        here = Held(keys[0], keys[1], place)
-        return summed(sums, asked, here, pairs, way.rule), keys
+def _forward(way: RingPlan, asked: QueryBlocks, held: KVBlocks) -> FlashOutput:
+    def visit(
+        sums: OnlineSoftmax, keys: Any, pairs: Pairs, place: TokenInfo
+    ) -> tuple[OnlineSoftmax, Any]:
+        here = KVBlocks(keys[0], keys[1], place)
+        return accumulate(sums, asked, here, pairs, way.options), keys
 
-    sums, _ = _around(way, visit, nothing(asked, held), (held.k, held.v), held.place)
-    return finished(sums, held.v.dtype)
+    sums, _ = _rotate_kv(
+        way, visit, init_softmax(asked, held), (held.k, held.v), held.tokens
+    )
+    return finalize(sums, held.v.dtype)
 
 
-def _kept(way: Way, asked: Asked, held: Held) -> tuple[Answer, Any]:
+def _forward_with_residuals(
+    way: RingPlan, asked: QueryBlocks, held: KVBlocks
+) -> tuple[FlashOutput, Any]:
     answer = _forward(way, asked, held)
     return answer, (asked, held, answer)
 
 
-def _backward(way: Way, kept: Any, grad: Answer) -> tuple[Asked, Held]:
+def _backward(
+    way: RingPlan, kept: Any, grad: FlashOutput
+) -> tuple[QueryBlocks, KVBlocks]:
     """Keys go around once more, and the gradients of each with it."""
     asked, held, answer = kept
-    pull = pull_of(answer, grad)
+    pull = make_output_grad(answer, grad)
 
-    def visit(q: Array, moving: Any, pairs: Pairs, place: Place) -> tuple[Array, Any]:
+    def visit(
+        q: Array, moving: Any, pairs: Pairs, place: TokenInfo
+    ) -> tuple[Array, Any]:
         keys, k, v = moving
-        here = Held(keys[0], keys[1], place)
-        q, k, v = pulled(Grads(q, k, v), asked, here, pull, pairs, way.rule)
+        here = KVBlocks(keys[0], keys[1], place)
+        q, k, v = accumulate_grads(
+            QKVGrads(q, k, v), asked, here, pull, pairs, way.options
+        )
         return q, (keys, k, v)
 
-    q, k, v = (jnp.zeros_like(widened(x)) for x in (asked.q, held.k, held.v))
+    q, k, v = (jnp.zeros_like(upcast(x)) for x in (asked.q, held.k, held.v))
     moving = (held.k, held.v), k, v
-    q, (_, k, v) = _around(way, visit, q, moving, held.place)
-    k, v = _passed((k, v), way.axes, 1 - len(way.steps))  # home
+    q, (_, k, v) = _rotate_kv(way, visit, q, moving, held.tokens)
+    k, v = _shift((k, v), way.axes, 1 - len(way.steps))  # home
     like = asked.q.dtype, held.k.dtype, held.v.dtype
     q, k, v = (x.astype(dtype) for x, dtype in zip((q, k, v), like, strict=True))
-    return Asked(q, _still(asked.place)), Held(k, v, _still(held.place))
+    return QueryBlocks(q, _zero_gradient(asked.tokens)), KVBlocks(
+        k, v, _zero_gradient(held.tokens)
+    )
 
 
-def _still(place: Place) -> Place:
+def _zero_gradient(place: TokenInfo) -> TokenInfo:
     """The gradient with respect to whole numbers, which is none."""
     return jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), place)
 
 
-def _around(
-    way: Way,
-    visit: Callable[[Staying, Moving, Pairs, Place], tuple[Staying, Moving]],
+def _rotate_kv(
+    way: RingPlan,
+    visit: Callable[[Staying, Moving, Pairs, TokenInfo], tuple[Staying, Moving]],
     staying: Staying,
     moving: Moving,
-    every: Place,
+    every: TokenInfo,
 ) -> tuple[Staying, Moving]:
     """After all steps. What moves goes to the next device after each but the last.
 
@@ -197,13 +232,13 @@ def _around(
     """
     here = jax.lax.axis_index(way.axes) if way.axes else 0
 
-    def place(step: Any) -> Place:
+    def place(step: Any) -> TokenInfo:
         return jax.tree.map(lambda x: x[(here - step) % len(x)], every)
 
     def turn(state: Any, what: Any) -> tuple[Any, None]:
         pairs, step = what
         staying, moving = visit(state[0], state[1], pairs, place(step))
-        return (staying, _passed(moving, way.axes, 1)), None
+        return (staying, _shift(moving, way.axes, 1)), None
 
     *before, last = enumerate(way.steps)
     for _, alike in groupby(before, lambda numbered: numbered[1].shape):
@@ -213,41 +248,53 @@ def _around(
     return visit(staying, moving, jnp.asarray(last[1])[here], place(last[0]))
 
 
-def _sent(axes: tuple[str, ...], mail: Iterable[tuple[Array, Moves]]) -> list[Array]:
+def _permute_sequentially(
+    axes: tuple[str, ...], mail: Iterable[tuple[Array, Moves]]
+) -> list[Array]:
     """Each array where its moves take it, one after the other."""
     found: list[Array] = []
     for x, moves in mail:
         move = partial(jax.lax.ppermute, axis_name=axes, perm=moves)
-        found.append(spread.in_turn(move, x, found[-1]) if found else move(x))
+        found.append(
+            partitioning.serialize_collective(move, x, found[-1]) if found else move(x)
+        )
     return found
 
 
-def _passed(tree: Tree, axes: tuple[str, ...], by: int) -> Tree:
+def _shift(tree: Tree, axes: tuple[str, ...], by: int) -> Tree:
     """Each device has what the one `by` places before had."""
     if not axes or not by:
         return tree
     devices = jax.lax.axis_size(axes)
     ring = [(at, (at + by) % devices) for at in range(devices)]
     leaves, structure = jax.tree.flatten(tree)
-    return jax.tree.unflatten(structure, _sent(axes, ((x, ring) for x in leaves)))
+    return jax.tree.unflatten(
+        structure, _permute_sequentially(axes, ((x, ring) for x in leaves))
+    )
 
 
-def _dealt(axes: tuple[str, ...], *rows: Shaped[Array, "B T ..."]) -> Iterator[Array]:
+def _to_zigzag(
+    axes: tuple[str, ...], *rows: Shaped[Array, "B T ..."]
+) -> Iterator[Array]:
     """Device i has pieces 2i and 2i + 1 of a row, and gets i and its mirror."""
     halves = (half for x in rows for half in jnp.split(x, 2, axis=1))
-    found = _sent(axes, zip(halves, cycle(_moves(axes)), strict=False))
+    found = _permute_sequentially(
+        axes, zip(halves, cycle(_zigzag_moves(axes)), strict=False)
+    )
     for even, odd in zip(found[::2], found[1::2], strict=True):
-        yield jnp.concatenate(_swapped(axes, even, odd), axis=1)
+        yield jnp.concatenate(_swap_halves(axes, even, odd), axis=1)
 
 
-def _collected(axes: tuple[str, ...], x: Shaped[Array, "B T *dims"]) -> Array:
+def _from_zigzag(axes: tuple[str, ...], x: Shaped[Array, "B T *dims"]) -> Array:
     """The reverse of `_dealt`."""
-    halves = _swapped(axes, *jnp.split(x, 2, axis=1))
-    back = ([(there, here) for here, there in moves] for moves in _moves(axes))
-    return jnp.concatenate(_sent(axes, zip(halves, back, strict=True)), axis=1)
+    halves = _swap_halves(axes, *jnp.split(x, 2, axis=1))
+    back = ([(there, here) for here, there in moves] for moves in _zigzag_moves(axes))
+    return jnp.concatenate(
+        _permute_sequentially(axes, zip(halves, back, strict=True)), axis=1
+    )
 
 
-def _moves(axes: tuple[str, ...]) -> list[Moves]:
+def _zigzag_moves(axes: tuple[str, ...]) -> list[Moves]:
     """Where each device's even piece goes, and where its odd one."""
     devices = jax.lax.axis_size(axes)
     return [
@@ -256,7 +303,7 @@ def _moves(axes: tuple[str, ...]) -> list[Moves]:
     ]
 
 
-def _swapped(axes: tuple[str, ...], x: Array, y: Array) -> tuple[Array, Array]:
+def _swap_halves(axes: tuple[str, ...], x: Array, y: Array) -> tuple[Array, Array]:
     """A device whose piece of the front is odd has them the other way round."""
     is_even = jax.lax.axis_index(axes) % 2 == 0
     return jnp.where(is_even, x, y), jnp.where(is_even, y, x)

@@ -22,22 +22,22 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask impo
 )
 from jaxtyping import Array, Float, Int
 
-from lmx.config.names import configurable
-from lmx.core import spread
-from lmx.layers.attention.kernel import Kernel, Seen
-from lmx.layers.attention.ring import Ring
+from lmx.config.registry import configurable
+from lmx.core import partitioning
+from lmx.layers.attention.backend import AttentionBackend, AttentionMask
+from lmx.layers.attention.ring import RingAttention
 
 LANES = 128  # of a TPU's vector unit: blocks are whole multiples
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Splash(Kernel):
+class SplashAttention(AttentionBackend):
     """Flash attention on TPUs, in float32, which holds neither logits nor masks.
 
     Blocks that no query sees are not computed, whether causality or a window hides
     them; documents are told apart within blocks. A row is filled up to whole blocks. A
-    cache is read by the program of `Ring`, on any backend.
+    cache is read by the program of `RingAttention`, on any backend.
 
     Attributes:
         block: tokens of a block of queries and of keys, a multiple of 128; a short row
@@ -45,30 +45,39 @@ class Splash(Kernel):
     """
 
     block: int = 512
-    serves = frozenset(("sink", "logit_cap"))
+    supports = frozenset(("sink", "logit_cap"))
 
     def __post_init__(self):
         if self.block < LANES or self.block % LANES:
             raise ValueError(
-                f"Splash.block is {self.block}: it must be a multiple of {LANES}."
+                f"SplashAttention.block is {self.block}: it must be a multiple of {LANES}."
             )
 
     def __call__(
-        self, q, k, v, seen: Seen, *, scale=None, cap=None, sink=None, **beyond
+        self,
+        q,
+        k,
+        v,
+        mask: AttentionMask,
+        *,
+        scale=None,
+        logit_cap=None,
+        sink=None,
+        **beyond,
     ):
-        if not seen.at_hand:
-            _say_who_reads()
-            how = dict(scale=scale, cap=cap, sink=sink)
-            return Ring(block=self.block)(q, k, v, seen, **how, **beyond)
-        _check(q.dtype)
+        if not mask.no_cache:
+            _warn_about_cache()
+            how = dict(scale=scale, logit_cap=logit_cap, sink=sink)
+            return RingAttention(block=self.block)(q, k, v, mask, **how, **beyond)
+        _check_support(q.dtype)
         q_BTNH = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-        segments_BT = None if seen.whole else seen.query.segments
-        program = partial(self._of_one_device, seen.window, cap)
+        segments_BT = None if mask.single_document else mask.query.segments
+        program = partial(self._attend_local, mask.window, logit_cap)
         letters = ["BTNH", "BTKH", "BTKH", "BT", "N"]
-        answered = spread.by_device(program, letters, "BTNH", typed=False)
+        answered = partitioning.shard_map(program, letters, "BTNH", check_vma=False)
         return answered(q_BTNH, k, v, segments_BT, sink)
 
-    def _of_one_device(
+    def _attend_local(
         self,
         window: int | None,
         cap: float | None,
@@ -87,7 +96,7 @@ class Splash(Kernel):
             jnp.pad(rearrange(x, "B T N H -> B N T H"), ((0, 0), (0, 0), rest, (0, 0)))
             for x in (q, k, v)
         )
-        answer = _made(blocks * block, block, N, window, cap)
+        answer = _make_kernel(blocks * block, block, N, window, cap)
         if segments is None:
             y_BNTH = jax.vmap(partial(answer, sinks=sink))(q, k, v)
         else:
@@ -97,7 +106,7 @@ class Splash(Kernel):
         return rearrange(y_BNTH[:, :, :T], "B N T H -> B T N H")
 
 
-def _made(
+def _make_kernel(
     length: int, block: int, heads: int, window: int | None, cap: float | None
 ) -> Callable[..., Any]:
     """The kernel for one row of so many tokens."""
@@ -120,27 +129,27 @@ def _made(
 
 
 @cache
-def _say_who_reads() -> None:
+def _warn_about_cache() -> None:
     """Says once which program it is that reads a cache."""
     logging.getLogger(__name__).warning(
         "the kernel Splash leaves a cache to the program of Ring."
     )
 
 
-def _check(dtype: jnp.dtype) -> None:
+def _check_support(dtype: jnp.dtype) -> None:
     """Refuses what the kernel cannot run on, and what it would round."""
-    if (backend := spread.platform()) != "tpu":
+    if (backend := partitioning.platform()) != "tpu":
         raise ValueError(
             f"the kernel Splash runs on TPUs and this program is for {backend}: choose"
-            " Attention.kernel=@Ring(), which runs anywhere."
+            " Attention.backend=@RingAttention(), which runs anywhere."
         )
     if dtype == jnp.float64:
         raise ValueError(
             "the kernel Splash computes in float32 at most, not float64: choose"
-            " Attention.kernel=@Ring()."
+            " Attention.backend=@RingAttention()."
         )
-    if split := spread.axes("T"):
+    if split := partitioning.mesh_axes("T"):
         raise ValueError(
             f"the kernel Splash takes rows whole, and a rule splits them over {split}:"
-            " choose Attention.kernel=@Ring()."
+            " choose Attention.backend=@RingAttention()."
         )

@@ -12,7 +12,9 @@ from lmx.core.mean import Aux
 from lmx.layers.init import Init
 from lmx.layers.mlp import FeedForward
 
-Dot = Callable[[Array, Array], Array]  # of rows and E matrices: each row with its own
+ExpertMatmul = Callable[
+    [Array, Array], Array
+]  # of rows and E matrices: each row with its own
 Weights = Mapping[str, Array]
 
 
@@ -27,7 +29,7 @@ def clamped_swiglu(
     gate: Float[Array, "*rows F"],
     up: Float[Array, "*rows F"],
     limit: float,
-    slope: float,
+    alpha: float,
 ) -> Float[Array, "*rows F"]:
     """SiLU of that slope of the gate, times up + 1, where neither goes beyond `limit`.
 
@@ -35,7 +37,7 @@ def clamped_swiglu(
     """
     gate = jnp.minimum(gate, limit)
     up = jnp.clip(up, -limit, limit)
-    return gate * jax.nn.sigmoid(slope * gate) * (up + 1)
+    return gate * jax.nn.sigmoid(alpha * gate) * (up + 1)
 
 
 class Experts(FeedForward):
@@ -47,7 +49,11 @@ class Experts(FeedForward):
         letters: of what each expert has its own of.
     """
 
-    letters: ClassVar[Mapping[str, str]] = {"gate": "EDF", "up": "EDF", "down": "EFD"}
+    weight_letters: ClassVar[Mapping[str, str]] = {
+        "gate": "EDF",
+        "up": "EDF",
+        "down": "EFD",
+    }
 
     def __init__(
         self,
@@ -59,13 +65,15 @@ class Experts(FeedForward):
         shared: Callable[..., FeedForward] | None = None,
     ):
         sizes = dict(D=width, E=experts, F=hidden)
-        self.gate = init.weight("EDF", sizes, into="D", out_of="F")
-        self.up = init.weight("EDF", sizes, into="D", out_of="F")
-        self.down = init.weight("EFD", sizes, into="F", out_of="D", role="residual")
+        self.gate = init.weight("EDF", sizes, in_dims="D", out_dims="F")
+        self.up = init.weight("EDF", sizes, in_dims="D", out_dims="F")
+        self.down = init.weight(
+            "EFD", sizes, in_dims="F", out_dims="D", role="residual"
+        )
         self.shared = shared and shared(width, init)
 
     @abstractmethod
-    def routed(
+    def apply_routed(
         self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
         """What the experts make of the tokens that are theirs."""
@@ -73,34 +81,40 @@ class Experts(FeedForward):
     def __call__(
         self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
-        y_BTD, aux = self.routed(x, segments)
+        y_BTD, aux = self.apply_routed(x, segments)
         if self.shared:
             always_BTD, more = self.shared(x, segments)
             y_BTD, aux = y_BTD + always_BTD, {**aux, **more}
         return y_BTD, aux
 
-    def weights(self, dtype: jnp.dtype) -> Weights:
+    def cast_weights(self, dtype: jnp.dtype) -> Weights:
         """What each expert has its own of, by name."""
-        return {name: getattr(self, name)[...].astype(dtype) for name in self.letters}
+        return {
+            name: getattr(self, name)[...].astype(dtype) for name in self.weight_letters
+        }
 
-    def answer(
-        self, x: Float[Array, "*rows D"], dot: Dot, weights: Weights
+    def apply_experts(
+        self, x: Float[Array, "*rows D"], matmul: ExpertMatmul, weights: Weights
     ) -> Float[Array, "*rows D"]:
-        """What each row's expert makes of it, where `dot` knows whose it is.
+        """What each row's expert makes of it, where `matmul` knows whose it is.
 
         With a share of the weights along F, it is a share of that: they add up.
         """
-        gate, up = (self.project(name, x, dot, weights) for name in ("gate", "up"))
-        return self.project("down", self.joined(gate, up), dot, weights)
+        gate, up = (self.project(name, x, matmul, weights) for name in ("gate", "up"))
+        return self.project("down", self.activate(gate, up), matmul, weights)
 
-    def joined(
+    def activate(
         self, gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
     ) -> Float[Array, "*rows F"]:
         """What goes down again."""
         return swiglu(gate, up)
 
     def project(
-        self, name: str, x: Float[Array, "*rows _"], dot: Dot, weights: Weights
+        self,
+        name: str,
+        x: Float[Array, "*rows _"],
+        matmul: ExpertMatmul,
+        weights: Weights,
     ) -> Float[Array, "*rows _"]:
         """Each row times its expert's matrix of that name."""
-        return dot(x, weights[name])
+        return matmul(x, weights[name])

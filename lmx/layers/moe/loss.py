@@ -9,15 +9,15 @@ from jaxtyping import Array, Bool, Float, Int
 from lmx.core.mean import Mean
 
 
-def chosen(
-    experts: Int[Array, "B T C"], count: int, live: Bool[Array, "B T"]
+def count_choices(
+    experts: Int[Array, "B T C"], count: int, unpadded: Bool[Array, "B T"]
 ) -> Int[Array, "B T E"]:
     """1 where a live token goes to an expert."""
     hot_BTCE = jax.nn.one_hot(experts, count, dtype="int32")
-    return hot_BTCE.sum(axis=2) * live[:, :, None]
+    return hot_BTCE.sum(axis=2) * unpadded[:, :, None]
 
 
-def per_document(
+def sum_per_document(
     values: Int[Array, "B T E"], segments: Int[Array, "B T"]
 ) -> Int[Array, "B T E"]:
     """At each token, the sum of the values of its document: a run of one segment."""
@@ -27,7 +27,7 @@ def per_document(
     return jnp.take_along_axis(sums, number_BT[:, :, None], axis=1)
 
 
-def balance(
+def balance_loss(
     probs: Float[Array, "B T E"],
     experts: Int[Array, "B T C"],
     segments: Int[Array, "B T"],
@@ -40,21 +40,21 @@ def balance(
     tokens.
     """
     E, live_BT = probs.shape[-1], segments > 0
-    counts_BTE = per_document(chosen(experts, E, live_BT), segments)
+    counts_BTE = sum_per_document(count_choices(experts, E, live_BT), segments)
     some_BT1 = jnp.maximum(counts_BTE.sum(axis=-1, keepdims=True), 1)
     share_BTE = (counts_BTE / some_BT1).astype(probs.dtype)  # of a document's choices
     total = E * (probs * share_BTE * live_BT[:, :, None]).sum()
     return Mean(total, live_BT.sum().astype(probs.dtype))
 
 
-def router_z(logits: Float[Array, "B T E"], live: Bool[Array, "B T"]) -> Mean:
+def router_z_loss(logits: Float[Array, "B T E"], unpadded: Bool[Array, "B T"]) -> Mean:
     """Squared log of the softmax's denominator. Zoph et al. 2022, arXiv:2202.08906."""
     z_BT = jax.nn.logsumexp(logits, axis=-1) ** 2
-    return Mean((z_BT * live).sum(), live.sum().astype(logits.dtype))
+    return Mean((z_BT * unpadded).sum(), unpadded.sum().astype(logits.dtype))
 
 
-def load(
-    bias: Float[Array, "E"], experts: Int[Array, "B T C"], live: Bool[Array, "B T"]
+def load_bias_loss(
+    bias: Float[Array, "E"], experts: Int[Array, "B T C"], unpadded: Bool[Array, "B T"]
 ) -> Mean:
     """Always 0, with a gradient that says by how much each expert is overloaded.
 
@@ -62,7 +62,7 @@ def load(
     al. 2024, arXiv:2408.15664, algorithm 1.
     """
     E = bias.shape[0]
-    load_E = chosen(experts, E, live).sum(axis=(0, 1))
+    load_E = count_choices(experts, E, unpadded).sum(axis=(0, 1))
     excess_E = (E * load_E - load_E.sum()).astype(bias.dtype)  # E times that over mean
     total = (excess_E * (bias - jax.lax.stop_gradient(bias))).sum()
-    return Mean(total, live.sum().astype(bias.dtype))
+    return Mean(total, unpadded.sum().astype(bias.dtype))

@@ -10,13 +10,13 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from lmx.config.names import configurable
-from lmx.core import spread
+from lmx.config.registry import configurable
+from lmx.core import partitioning
 from lmx.core.mean import Aux
-from lmx.core.precision import widened
+from lmx.core.precision import upcast
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
-from lmx.layers.moe.loss import balance, load, router_z
+from lmx.layers.moe.loss import balance_loss, load_bias_loss, router_z_loss
 
 
 class Routing(NamedTuple):
@@ -26,26 +26,26 @@ class Routing(NamedTuple):
     weights: Float[Array, "B T C"]
 
 
-def top_k(logits: Float[Array, "B T E"], choices: int) -> Routing:
+def route_top_k(logits: Float[Array, "B T E"], top_k: int) -> Routing:
     """Each token's best experts, weighted by a softmax over those alone."""
-    best_BTC, experts_BTC = jax.lax.top_k(logits, choices)
+    best_BTC, experts_BTC = jax.lax.top_k(logits, top_k)
     return Routing(experts_BTC, jax.nn.softmax(best_BTC, axis=-1))
 
 
-def top_k_of_all(logits: Float[Array, "B T E"], choices: int) -> Routing:
+def route_softmax(logits: Float[Array, "B T E"], top_k: int) -> Routing:
     """Each token's best experts, weighted by their shares of a softmax over all."""
-    shares_BTC, experts_BTC = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), choices)
+    shares_BTC, experts_BTC = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), top_k)
     return Routing(experts_BTC, shares_BTC)
 
 
-def in_best_groups(
-    scores: Float[Array, "B T E"], groups: int, choices: int
+def best_group_mask(
+    scores: Float[Array, "B T E"], groups: int, top_k: int
 ) -> Bool[Array, "B T E"]:
     """Whether an expert's group is among the best by the sum of its two best scores."""
     E = scores.shape[-1]
     grouped = rearrange(scores, "B T (groups E) -> B T groups E", groups=groups)
     sums = jax.lax.top_k(grouped, 2)[0].sum(axis=-1)
-    best = jax.lax.top_k(sums, choices)[1]
+    best = jax.lax.top_k(sums, top_k)[1]
     kept = jax.nn.one_hot(best, groups, dtype="bool").any(axis=2)
     return jnp.repeat(kept, E // groups, axis=-1)
 
@@ -60,7 +60,7 @@ class Router(nnx.Module):
         choices: experts per token.
     """
 
-    choices: int
+    top_k: int
 
     @abstractmethod
     def __call__(
@@ -70,10 +70,10 @@ class Router(nnx.Module):
 
 
 @configurable
-class TopK(Router):
+class TopKRouter(Router):
     """The best experts, weighted by a softmax over their scores; the weights sum to 1.
 
-    Scores are taken in at least float32. `linear` makes them, `@Affine` with offsets.
+    Scores are taken in at least float32. `linear` makes them, `@EinsumBias` with offsets.
     Shazeer et al. 2017, arXiv:1701.06538, section 2.1.
     """
 
@@ -83,48 +83,48 @@ class TopK(Router):
         experts: int,
         init: Init,
         *,
-        choices: int,
+        top_k: int,
         linear: Callable[..., Einsum] = Einsum,
     ):
-        check_choices(type(self).__name__, choices, experts)
-        self.choices = choices
+        check_top_k(type(self).__name__, top_k, experts)
+        self.top_k = top_k
         self.score = linear("BTD,DE->BTE", dict(D=width, E=experts), init)
 
     def __call__(
         self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Routing, Aux]:
-        logits_BTE = self.score(widened(x))
-        choose = spread.by_device(self.route, ["BTC"], "BTC")
+        logits_BTE = self.score(upcast(x))
+        choose = partitioning.shard_map(self.route, ["BTC"], "BTC")
         routing = choose(logits_BTE)
         probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
         return routing, {
-            "balance": balance(probs_BTE, routing.experts, segments),
-            "router_z": router_z(logits_BTE, segments > 0),
+            "balance": balance_loss(probs_BTE, routing.experts, segments),
+            "router_z": router_z_loss(logits_BTE, segments > 0),
         }
 
     def route(self, logits: Float[Array, "B T E"]) -> Routing:
         """The choices that these scores make."""
-        return top_k(logits, self.choices)
+        return route_top_k(logits, self.top_k)
 
 
 @configurable
-class Softmax(TopK):
-    """`TopK`, weighted by a softmax over all experts: the weights sum to less than 1.
+class SoftmaxRouter(TopKRouter):
+    """`TopKRouter`, weighted by a softmax over all experts: the weights sum to less than 1.
 
     Dai et al. 2024, arXiv:2401.06066, section 2 (DeepSeekMoE).
     """
 
     def route(self, logits: Float[Array, "B T E"]) -> Routing:
-        return top_k_of_all(logits, self.choices)
+        return route_softmax(logits, self.top_k)
 
 
 @configurable
-class Sigmoid(Router):
+class SigmoidRouter(Router):
     """Experts scored apart, and chosen with a bias that keeps their loads even.
 
     The bias decides who is chosen and weighs nothing; it learns from the auxiliary loss
     "load" alone, by steps of `rate` against its sign. Experts stand in `groups`, and a
-    token chooses within the best `group_choices` of them. The weights sum to `scale`.
+    token chooses within the best `group_top_k` of them. The weights sum to `scale`.
     DeepSeek-AI 2024, arXiv:2412.19437, section 2.1.2, and its released code. "balance"
     counts, as there, the best by score without the bias.
     """
@@ -135,68 +135,68 @@ class Sigmoid(Router):
         experts: int,
         init: Init,
         *,
-        choices: int,
+        top_k: int,
         groups: int = 1,
-        group_choices: int = 1,
+        group_top_k: int = 1,
         scale: float = 1.0,
-        rate: float = 0.001,
+        bias_update_rate: float = 0.001,
     ):
         name = type(self).__name__
-        check_choices(name, choices, experts)
-        _check_groups(name, experts, groups, group_choices, choices)
+        check_top_k(name, top_k, experts)
+        _check_groups(name, experts, groups, group_top_k, top_k)
         sizes = dict(D=width, E=experts)
         self.score = Einsum("BTD,DE->BTE", sizes, init)
-        self.bias = init.widened().full("E", sizes, 0.0)
-        self.bias.set_metadata(sign_rate=rate)
-        self.choices, self.scale = choices, scale
-        self.groups, self.group_choices = groups, group_choices
+        self.bias = init.upcast().full("E", sizes, 0.0)
+        self.bias.set_metadata(sign_rate=bias_update_rate)
+        self.top_k, self.scale = top_k, scale
+        self.groups, self.group_top_k = groups, group_top_k
 
     def __call__(
         self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Routing, Aux]:
-        scores_BTE = jax.nn.sigmoid(self.score(widened(x)))
+        scores_BTE = jax.nn.sigmoid(self.score(upcast(x)))
         bias_E = self.bias[...]
-        choose = spread.by_device(self.route, ["BTC", ""], "BTC")
+        choose = partitioning.shard_map(self.route, ["BTC", ""], "BTC")
         routing = choose(scores_BTE, bias_E)
         probs_BTE = scores_BTE / scores_BTE.sum(axis=-1, keepdims=True)
-        best_BTC = spread.by_device(self.best, ["BTC"], "BTC")(scores_BTE)
+        best_BTC = partitioning.shard_map(self.select, ["BTC"], "BTC")(scores_BTE)
         return routing, {
-            "balance": balance(probs_BTE, best_BTC, segments),
-            "load": load(bias_E, routing.experts, segments > 0),
+            "balance": balance_loss(probs_BTE, best_BTC, segments),
+            "load": load_bias_loss(bias_E, routing.experts, segments > 0),
         }
 
     def route(self, scores: Float[Array, "B T E"], bias: Float[Array, "E"]) -> Routing:
         """The choices that these scores make under the bias."""
         biased_BTE = scores + jnp.broadcast_to(bias, scores.shape)
-        if self.group_choices < self.groups:
-            kept_BTE = in_best_groups(biased_BTE, self.groups, self.group_choices)
+        if self.group_top_k < self.groups:
+            kept_BTE = best_group_mask(biased_BTE, self.groups, self.group_top_k)
             biased_BTE = jnp.where(kept_BTE, biased_BTE, -jnp.inf)
-        experts_BTC = self.best(biased_BTE)
+        experts_BTC = self.select(biased_BTE)
         scores_BTC = jnp.take_along_axis(scores, experts_BTC, axis=-1)
-        return Routing(experts_BTC, self.weights(scores_BTC) * self.scale)
+        return Routing(experts_BTC, self.weigh(scores_BTC) * self.scale)
 
-    def best(self, scores: Float[Array, "B T E"]) -> Int[Array, "B T C"]:
+    def select(self, scores: Float[Array, "B T E"]) -> Int[Array, "B T C"]:
         """Those of the highest scores."""
-        return jax.lax.top_k(scores, self.choices)[1]
+        return jax.lax.top_k(scores, self.top_k)[1]
 
-    def weights(self, scores: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+    def weigh(self, scores: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
         """What the scores of the chosen weigh."""
         return scores / (scores.sum(axis=-1, keepdims=True) + 1e-20)  # its code's
 
 
 @configurable
-class PlainSigmoid(Sigmoid):
-    """`Sigmoid`, weighted by the scores as they are: the weights sum to anything."""
+class UnnormalizedSigmoidRouter(SigmoidRouter):
+    """`SigmoidRouter`, weighted by the scores as they are: the weights sum to anything."""
 
-    def weights(self, scores: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+    def weigh(self, scores: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
         return scores
 
 
-def check_choices(name: str, choices: int, experts: int) -> None:
+def check_top_k(name: str, top_k: int, experts: int) -> None:
     """Refuses to choose more than there is, or nothing."""
-    if not 0 < choices <= experts:
+    if not 0 < top_k <= experts:
         raise ValueError(
-            f"a token cannot choose {choices} of {experts} experts: {name}.choices"
+            f"a token cannot choose {top_k} of {experts} experts: {name}.choices"
             " must be 1 or more, and at most MoE.experts."
         )
 

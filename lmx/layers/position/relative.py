@@ -2,22 +2,22 @@
 
 from jaxtyping import Array, Bool, Float, Int
 
-from lmx.layers.mask import Place
+from lmx.layers.mask import TokenInfo
 
 Length = int | Int[Array, ""]  # tokens that a call has, or will have come to
 
 
-class Relative:
+class RelativePosition:
     """Anything that turns queries and keys by position, or changes their logits."""
 
     @property
-    def moves_logits(self) -> bool:
+    def modifies_logits(self) -> bool:
         """Whether `scored` changes anything."""
-        return type(self).scored is not Relative.scored
+        return type(self).modify_logits is not RelativePosition.modify_logits
 
-    def check(self, head_width: int) -> None:
+    def check(self, head_dim: int) -> None:
         """Refuses a head that it cannot serve."""
-        del head_width
+        del head_dim
 
     def rotate(
         self,
@@ -29,19 +29,19 @@ class Relative:
         del positions, length
         return x
 
-    def scored(
+    def modify_logits(
         self,
         logits: Float[Array, "B K G T S"],
         q: Float[Array, "B T N H"],
         mask: Bool[Array, "B T S"],
-        query: Place,
-        key: Place,
+        query: TokenInfo,
+        key: TokenInfo,
     ) -> Float[Array, "B K G T S"]:
         """The logits of each query for each key, changed."""
         del q, mask, query, key
         return logits
 
 
-def distance(query: Place, key: Place) -> Int[Array, "B T S"]:
+def distance(query: TokenInfo, key: TokenInfo) -> Int[Array, "B T S"]:
     """Tokens from key s to query t, 0 for the query itself."""
     return query.positions[:, :, None] - key.positions[:, None, :]

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from lmx.config.names import configurable
-from lmx.core.precision import widened
-from lmx.layers.position.relative import Length, Relative
+from lmx.config.registry import configurable
+from lmx.core.precision import upcast
+from lmx.layers.position.relative import Length, RelativePosition
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class RoPE(Relative):
+class RoPE(RelativePosition):
     """Su et al. 2021, arXiv:2104.09864, section 3.2.
 
     Attributes:
@@ -28,11 +28,11 @@ class RoPE(Relative):
         pairs: which channels turn together: p and p + P, or 2p and 2p + 1.
     """
 
-    base: float = 10_000.0
-    share: float = 1.0
-    pairs: Literal["halves", "neighbours"] = "halves"
+    theta: float = 10_000.0
+    rotary_fraction: float = 1.0
+    layout: Literal["halves", "neighbours"] = "halves"
 
-    def speed(self, H: int, length: Length = 0) -> Float[Array, "P"]:
+    def inverse_frequency(self, H: int, length: Length = 0) -> Float[Array, "P"]:
         """Radians per token of each of the P = H / 2 pairs, fastest first.
 
         `H` channels turn, in a call of `length` tokens.
@@ -43,20 +43,20 @@ class RoPE(Relative):
                 f"{H} channels have no pairs to rotate: make head_width (or the part of"
                 " it that turns) even."
             )
-        return self.base ** (-jnp.arange(0, H, 2) / H)
+        return self.theta ** (-jnp.arange(0, H, 2) / H)
 
     @property
-    def amplitude(self) -> float:
+    def attention_scaling(self) -> float:
         """What queries and keys are multiplied by as they turn."""
         return 1.0
 
-    def check(self, head_width: int) -> None:
-        if not 0.0 < self.share <= 1.0:
+    def check(self, head_dim: int) -> None:
+        if not 0.0 < self.rotary_fraction <= 1.0:
             raise ValueError(
-                f"RoPE.share is {self.share}: more than none of the channels turn, and"
+                f"RoPE.rotary_fraction is {self.rotary_fraction}: more than none of the channels turn, and"
                 " 1.0 at most."
             )
-        self.speed(int(head_width * self.share))
+        self.inverse_frequency(int(head_dim * self.rotary_fraction))
 
     def rotate(
         self,
@@ -65,16 +65,18 @@ class RoPE(Relative):
         length: Length = 0,
     ) -> Float[Array, "B T N H"]:
         """Turns every pair p of every head by position * speed[p]."""
-        turning = int(x.shape[-1] * self.share)
-        speed_P = self.speed(turning, length)  # refuses what cannot be split below
+        turning = int(x.shape[-1] * self.rotary_fraction)
+        speed_P = self.inverse_frequency(
+            turning, length
+        )  # refuses what cannot be split below
         x_BTNH, still_BTNH = x[..., :turning], x[..., turning:]
-        if self.pairs == "neighbours":  # queries and keys may be reordered alike
+        if self.layout == "neighbours":  # queries and keys may be reordered alike
             x_BTNH = rearrange(x_BTNH, "B T N (P two) -> B T N (two P)", two=2)
-        a_BTNP, b_BTNP = jnp.split(widened(x_BTNH), 2, axis=-1)
+        a_BTNP, b_BTNP = jnp.split(upcast(x_BTNH), 2, axis=-1)
         speed_P = speed_P.astype(a_BTNP.dtype)
         angle_BTP = positions[:, :, None] * speed_P[None, None]
-        cos_BT1P = self.amplitude * jnp.cos(angle_BTP)[:, :, None]
-        sin_BT1P = self.amplitude * jnp.sin(angle_BTP)[:, :, None]
+        cos_BT1P = self.attention_scaling * jnp.cos(angle_BTP)[:, :, None]
+        sin_BT1P = self.attention_scaling * jnp.sin(angle_BTP)[:, :, None]
         left_BTNP = a_BTNP * cos_BT1P - b_BTNP * sin_BT1P
         right_BTNP = b_BTNP * cos_BT1P + a_BTNP * sin_BT1P
         turned = [part.astype(x.dtype) for part in (left_BTNP, right_BTNP)]

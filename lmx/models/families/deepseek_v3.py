@@ -4,18 +4,37 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from lmx.config.tree import Config
+from lmx.config.value import Config
 from lmx.models.hf.family import Family
-from lmx.models.hf.rules.experts import EXPERTS, IDLE, Routed, feeding
-from lmx.models.hf.rules.field import Field, Rule, Values, at, filled, places
-from lmx.models.hf.rules.rope import Rotary, mscale
-from lmx.models.hf.rules.rows import ATTENTION, ENDS, GATED, MLP, NORMS, tied
-from lmx.models.hf.table import Weight
+from lmx.models.hf.fields.decoder import (
+    ATTENTION,
+    EMBEDDING_AND_HEAD,
+    GATED_MLP,
+    MLP,
+    NORMS,
+    map_tied_head,
+)
+from lmx.models.hf.fields.experts import (
+    EXPERTS,
+    TRAINING_FIELDS,
+    RouterFields,
+    list_mlps,
+)
+from lmx.models.hf.fields.field import (
+    DirectField,
+    FieldMap,
+    Values,
+    fill_defaults,
+    find_paths,
+    ref,
+)
+from lmx.models.hf.fields.rotary import RopeFields, yarn_mscale
+from lmx.models.hf.layout import TensorMap
 
-PAIRS = {True: "neighbours", False: "halves"}
-WIDTHS = ("qk_nope_head_dim", "qk_rope_head_dim")
-LATENT = tuple(
-    Weight(f"{ATTENTION}.{file}.weight", f"attention.{into}", layout)
+LAYOUTS = {True: "neighbours", False: "halves"}
+HEAD_DIMS = ("qk_nope_head_dim", "qk_rope_head_dim")
+MLA_TENSORS = tuple(
+    TensorMap(f"{ATTENTION}.{file}.weight", f"attention.{into}", layout)
     for file, into, layout in (
         ("q_proj", "query.w", "(N H) D -> D N H"),
         ("q_a_proj", "query.down.w", "R D -> D R"),
@@ -27,8 +46,10 @@ LATENT = tuple(
         ("o_proj", "out.w", "D (N J) -> N J D"),
     )
 )
-SHARED = tuple(
-    Weight(f"{MLP}.shared_experts.{part}_proj.weight", f"mlp.shared.{part}.w", layout)
+SHARED_EXPERT = tuple(
+    TensorMap(
+        f"{MLP}.shared_experts.{part}_proj.weight", f"mlp.shared.{part}.w", layout
+    )
     for part, layout in (
         ("gate", "F D -> D F"),
         ("up", "F D -> D F"),
@@ -38,7 +59,7 @@ SHARED = tuple(
 
 
 @dataclass(frozen=True)
-class Widths(Rule):
+class DeepseekMLPFields(FieldMap):
     """How wide the first layers are, each expert, and the one that all tokens meet."""
 
     @property
@@ -50,22 +71,22 @@ class Widths(Rule):
             "n_shared_experts",
         )
 
-    def settle(self, given: Values) -> dict[str, Any]:
+    def with_defaults(self, given: Values) -> dict[str, Any]:
         usual = zip(self.names, (3, 18_432, 2048, 1), strict=True)
-        return filled(given, dict(usual))
+        return fill_defaults(given, dict(usual))
 
-    def bind(self, settled: Values) -> dict[str, Any]:
+    def to_bindings(self, settled: Values) -> dict[str, Any]:
         lead, hidden, each, shared = (settled[name] for name in self.names)
-        first = [at("SwiGLU")] * min(lead, settled["num_hidden_layers"])
+        first = [ref("SwiGLU")] * min(lead, settled["num_hidden_layers"])
         bound = {
-            "Decoder.lead": first,
+            "Decoder.first_mlps": first,
             "MoE.hidden": each,
             "shared/SwiGLU.hidden": each * shared,
         }
         return bound | ({"SwiGLU.hidden": hidden} if first else {})
 
-    def read(self, config: Config) -> dict[str, Any]:
-        lead, last = config["model.lead"], feeding(config)[-1]
+    def to_hf(self, config: Config) -> dict[str, Any]:
+        lead, last = config["model.lead"], list_mlps(config)[-1]
         told: dict[str, Any] = {"first_k_dense_replace": len(lead)}
         if lead:
             told["intermediate_size"] = lead[0].fields.get("hidden")
@@ -76,43 +97,46 @@ class Widths(Rule):
 
 
 @dataclass(frozen=True)
-class TurningPart(Rotary):
-    """`Rotary`, which pairs turn together, and what `mscale_all_dim` makes of logits.
+class DeepseekRopeFields(RopeFields):
+    """`RopeFields`, which pairs turn together, and what `mscale_all_dim` makes of logits.
 
     That is YaRN's temperature, in the scale of the logits and not in the rotation.
     """
 
-    binding: str = "LatentAttention.position"
+    binding: str = "MLA.position"
 
     @property
     def names(self) -> tuple[str, ...]:
         return (*super().names, "rope_interleave")
 
-    def settle(self, given: Values) -> dict[str, Any]:
-        return {**super().settle(given), **filled(given, {"rope_interleave": True})}
+    def with_defaults(self, given: Values) -> dict[str, Any]:
+        return {
+            **super().with_defaults(given),
+            **fill_defaults(given, {"rope_interleave": True}),
+        }
 
-    def bind(self, settled: Values) -> dict[str, Any]:
-        bound = super().bind(settled)
+    def to_bindings(self, settled: Values) -> dict[str, Any]:
+        bound = super().to_bindings(settled)
         pairs = f"{bound[self.binding].name}.pairs"
-        bound[pairs] = PAIRS[settled["rope_interleave"]]
+        bound[pairs] = LAYOUTS[settled["rope_interleave"]]
         scaling = settled["rope_scaling"] or {}
         if share := scaling.get("mscale_all_dim"):
-            usual = sum(settled[name] for name in WIDTHS) ** -0.5
-            scale = usual * mscale(scaling["factor"], share) ** 2
-            bound["LatentAttention.scale"] = scale
+            usual = sum(settled[name] for name in HEAD_DIMS) ** -0.5
+            scale = usual * yarn_mscale(scaling["factor"], share) ** 2
+            bound["MLA.scale"] = scale
         return bound
 
-    def read(self, config: Config) -> dict[str, Any]:
-        told, found = super().read(config), places(config, self.binding)
+    def to_hf(self, config: Config) -> dict[str, Any]:
+        told, found = super().to_hf(config), find_paths(config, self.binding)
         if not told:
             return {}
         attention = config[found[0].rpartition(".")[0]].fields
-        told["rope_interleave"] = attention["position"].fields["pairs"] == PAIRS[True]
+        told["rope_interleave"] = attention["position"].fields["pairs"] == LAYOUTS[True]
         factor = (told["rope_scaling"] or {}).get("factor", 1.0)
         if attention["scale"] and factor > 1.0:
             width = attention["head_width"] + attention["rope_width"]
             over = math.sqrt(attention["scale"] * math.sqrt(width)) - 1.0
-            share = round(over / (mscale(factor, 1.0) - 1.0), 9)
+            share = round(over / (yarn_mscale(factor, 1.0) - 1.0), 9)
             told["rope_scaling"]["mscale_all_dim"] = share
         return told
 
@@ -120,30 +144,30 @@ class TurningPart(Rotary):
 FAMILY = Family(
     model_type="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",
-    page="""
+    template="""
         Pretrained.model = @Decoder
-        Decoder.attention = @LatentAttention
+        Decoder.attention = @MLA
         Decoder.block = @PreNorm
         Decoder.mlp = @MoE
         Decoder.norm = @RMSNorm
-        LatentAttention.norm = @latent/RMSNorm
+        MLA.norm = @latent/RMSNorm
         latent/RMSNorm.epsilon = 1e-6
         MoE.shared = @shared/SwiGLU
     """,
-    rules=(
-        Field("vocab_size", "Decoder.vocab", 129_280),
-        Field("hidden_size", "Decoder.width", 7168),
-        Field("num_hidden_layers", "Decoder.depth", 61),
-        Field("num_attention_heads", "LatentAttention.heads", 128),
-        Field("num_key_value_heads", "LatentAttention.heads", 128),  # as many
-        Field("kv_lora_rank", "LatentAttention.kv_rank", 512),
-        Field("q_lora_rank", "LatentAttention.q_rank", 1536, null=True),
-        Field("qk_nope_head_dim", "LatentAttention.head_width", 128),
-        Field("qk_rope_head_dim", "LatentAttention.rope_width", 64),
-        Field("v_head_dim", "LatentAttention.value_width", 128),
-        Field("n_routed_experts", "MoE.experts", 256),
-        Routed(
-            ("Sigmoid", "PlainSigmoid"),
+    field_maps=(
+        DirectField("vocab_size", "Decoder.vocab", 129_280),
+        DirectField("hidden_size", "Decoder.width", 7168),
+        DirectField("num_hidden_layers", "Decoder.depth", 61),
+        DirectField("num_attention_heads", "MLA.heads", 128),
+        DirectField("num_key_value_heads", "MLA.heads", 128),  # as many
+        DirectField("kv_lora_rank", "MLA.kv_rank", 512),
+        DirectField("q_lora_rank", "MLA.q_rank", 1536, nullable=True),
+        DirectField("qk_nope_head_dim", "MLA.head_dim", 128),
+        DirectField("qk_rope_head_dim", "MLA.rope_dim", 64),
+        DirectField("v_head_dim", "MLA.value_dim", 128),
+        DirectField("n_routed_experts", "MoE.experts", 256),
+        RouterFields(
+            ("SigmoidRouter", "UnnormalizedSigmoidRouter"),
             {
                 "num_experts_per_tok": ("choices", 8),
                 "n_group": ("groups", 8),
@@ -152,34 +176,34 @@ FAMILY = Family(
             },
             default=True,
         ),
-        Widths(),
-        Field("rms_norm_eps", "RMSNorm.epsilon", 1e-6, path="model.norm.epsilon"),
-        tied(False),
-        TurningPart(),
+        DeepseekMLPFields(),
+        DirectField("rms_norm_eps", "RMSNorm.epsilon", 1e-6, path="model.norm.epsilon"),
+        map_tied_head(False),
+        DeepseekRopeFields(),
     ),
-    fixed={
+    required={
         "hidden_act": "silu",
         "attention_bias": False,
         "moe_layer_freq": 1,
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
     },
-    idle=IDLE
+    ignored_fields=TRAINING_FIELDS
     | frozenset(
         "aux_loss_alpha ep_size head_dim num_nextn_predict_layers pretraining_tp"
         " qk_head_dim seq_aux".split()
     ),
-    weights=(
-        *ENDS,
-        *LATENT,
-        *GATED,
+    tensor_maps=(
+        *EMBEDDING_AND_HEAD,
+        *MLA_TENSORS,
+        *GATED_MLP,
         *EXPERTS,
-        Weight(f"{MLP}.gate.e_score_correction_bias", "mlp.router.bias", "E -> E"),
-        *SHARED,
+        TensorMap(f"{MLP}.gate.e_score_correction_bias", "mlp.router.bias", "E -> E"),
+        *SHARED_EXPERT,
         *NORMS,
     ),
     # The layers that predict further tokens.
-    ignored=(r"model\.layers\.{depth}\..*",),
+    ignored_tensors=(r"model\.layers\.{depth}\..*",),
     presets={
         "deepseek_v3": {
             "max_position_embeddings": 163_840,

@@ -3,23 +3,23 @@
 from collections.abc import Sequence
 
 from lmx.models.hf.family import Family
-from lmx.models.hf.rules.experts import IDLE
-from lmx.models.hf.rules.field import Field, Values
-from lmx.models.hf.rules.rope import Rotary
-from lmx.models.hf.rules.rows import (
+from lmx.models.hf.fields.decoder import (
     ATTENTION,
-    ENDS,
+    ATTENTION_TENSORS,
+    EMBEDDING_AND_HEAD,
     MLP,
     NORMS,
-    PROJECTIONS,
-    attention_bias,
-    sizes,
-    tied,
+    map_attention_bias,
+    map_sizes,
+    map_tied_head,
 )
-from lmx.models.hf.rules.windows import FULL, WINDOW, Windows
-from lmx.models.hf.table import Weight
+from lmx.models.hf.fields.experts import TRAINING_FIELDS
+from lmx.models.hf.fields.field import DirectField, Values
+from lmx.models.hf.fields.rotary import RopeFields
+from lmx.models.hf.fields.sliding_window import FULL, WINDOW, WindowFields
+from lmx.models.hf.layout import TensorMap
 
-LONGER = {
+ROPE_SCALING = {
     "rope_type": "yarn",
     "factor": 32.0,
     "beta_fast": 32.0,
@@ -30,7 +30,7 @@ LONGER = {
 GATE_UP = f"{MLP}.experts.gate_up_proj"  # a column of each by turns
 
 
-def types(given: Values) -> Sequence[str]:
+def alternate_windows(given: Values) -> Sequence[str]:
     """A window in every other layer, the first among them."""
     return [FULL if i % 2 else WINDOW for i in range(given["num_hidden_layers"])]
 
@@ -38,40 +38,40 @@ def types(given: Values) -> Sequence[str]:
 FAMILY = Family(
     model_type="gpt_oss",
     architecture="GptOssForCausalLM",
-    page="""
+    template="""
         Pretrained.model = @Decoder
         Decoder.block = @PreNorm
         Decoder.mlp = @ClampedMoE
         Decoder.norm = @RMSNorm
-        Attention.sink = @Sink
-        ClampedMoE.router = @TopK
-        TopK.linear = @Affine
+        Attention.sink = @AttentionSink
+        ClampedMoE.router = @TopKRouter
+        TopKRouter.linear = @EinsumBias
     """,
-    rules=(
-        *sizes(201_088, 2880, 36, heads=64, kv_heads=8, head_width=64),
-        Field("intermediate_size", "ClampedMoE.hidden", 2880),
-        Field("num_local_experts", "ClampedMoE.experts", 128),
-        Field("num_experts_per_tok", "TopK.choices", 4),
-        Field("swiglu_limit", "ClampedMoE.limit", 7.0),
-        Field("swiglu_alpha", "ClampedMoE.slope", 1.702),
-        Field("rms_norm_eps", "RMSNorm.epsilon", 1e-5),
-        *attention_bias(True),
-        tied(False),
-        Windows(128, types),
-        Rotary(theta=150_000.0, scaling=LONGER),
+    field_maps=(
+        *map_sizes(201_088, 2880, 36, heads=64, kv_heads=8, head_dim=64),
+        DirectField("intermediate_size", "ClampedMoE.hidden", 2880),
+        DirectField("num_local_experts", "ClampedMoE.experts", 128),
+        DirectField("num_experts_per_tok", "TopKRouter.top_k", 4),
+        DirectField("swiglu_limit", "ClampedMoE.limit", 7.0),
+        DirectField("swiglu_alpha", "ClampedMoE.alpha", 1.702),
+        DirectField("rms_norm_eps", "RMSNorm.epsilon", 1e-5),
+        *map_attention_bias(True),
+        map_tied_head(False),
+        WindowFields(128, alternate_windows),
+        RopeFields(theta=150_000.0, scaling=ROPE_SCALING),
     ),
-    fixed={"hidden_act": "silu"},
-    idle=IDLE | {"experts_per_token", "initial_context_length"},
-    weights=(
-        *ENDS,
-        *PROJECTIONS,
-        Weight(f"{ATTENTION}.sinks", "attention.sink.logit", "N -> N"),
-        Weight(f"{MLP}.router.weight", "mlp.router.score.w", "E D -> D E"),
-        Weight(f"{MLP}.router.bias", "mlp.router.score.b", "E -> E"),
-        Weight(GATE_UP, ("mlp.gate", "mlp.up"), "E D (F 2) -> 2 E D F"),
-        Weight(f"{GATE_UP}_bias", ("mlp.gate_b", "mlp.up_b"), "E (F 2) -> 2 E F"),
-        Weight(f"{MLP}.experts.down_proj", "mlp.down", "E F D -> E F D"),
-        Weight(f"{MLP}.experts.down_proj_bias", "mlp.down_b", "E D -> E D"),
+    required={"hidden_act": "silu"},
+    ignored_fields=TRAINING_FIELDS | {"experts_per_token", "initial_context_length"},
+    tensor_maps=(
+        *EMBEDDING_AND_HEAD,
+        *ATTENTION_TENSORS,
+        TensorMap(f"{ATTENTION}.sinks", "attention.sink.logit", "N -> N"),
+        TensorMap(f"{MLP}.router.weight", "mlp.router.score.w", "E D -> D E"),
+        TensorMap(f"{MLP}.router.bias", "mlp.router.score.b", "E -> E"),
+        TensorMap(GATE_UP, ("mlp.gate", "mlp.up"), "E D (F 2) -> 2 E D F"),
+        TensorMap(f"{GATE_UP}_bias", ("mlp.gate_b", "mlp.up_b"), "E (F 2) -> 2 E F"),
+        TensorMap(f"{MLP}.experts.down_proj", "mlp.down", "E F D -> E F D"),
+        TensorMap(f"{MLP}.experts.down_proj_bias", "mlp.down_b", "E D -> E D"),
         *NORMS,
     ),
     presets={

@@ -1,53 +1,53 @@
 """OLMo 2. OLMo Team 2024, arXiv:2501.00656."""
 
 from lmx.models.hf.family import Family
-from lmx.models.hf.rules.field import Field
-from lmx.models.hf.rules.rope import Rotary
-from lmx.models.hf.rules.rows import (
+from lmx.models.hf.fields.decoder import (
+    ATTENTION_TENSORS,
     BLOCK,
-    ENDS,
-    GATED,
-    PROJECTIONS,
+    EMBEDDING_AND_HEAD,
+    GATED_MLP,
     QK_NORMS,
-    attention_bias,
-    sizes,
-    tied,
+    map_attention_bias,
+    map_sizes,
+    map_tied_head,
 )
-from lmx.models.hf.table import Weight
+from lmx.models.hf.fields.field import DirectField
+from lmx.models.hf.fields.rotary import RopeFields
+from lmx.models.hf.layout import TensorMap
 
 FAMILY = Family(
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",
-    page="""
+    template="""
         Pretrained.model = @Decoder
         Decoder.attention = @Attention
         Decoder.block = @ReorderedNorm
         Decoder.mlp = @SwiGLU
         Decoder.norm = @RMSNorm
         Attention.qk_norm = @RMSNorm
-        Attention.qk_norm_of = 'heads'
+        Attention.qk_norm_over = 'heads'
     """,
-    rules=(
-        *sizes(50_304, 4096, 32, heads=32),
-        Field("intermediate_size", "SwiGLU.hidden", 11_008),
-        Field("rms_norm_eps", "RMSNorm.epsilon", 1e-5),
-        *attention_bias(False),
-        tied(False),
-        Rotary(),
+    field_maps=(
+        *map_sizes(50_304, 4096, 32, heads=32),
+        DirectField("intermediate_size", "SwiGLU.hidden", 11_008),
+        DirectField("rms_norm_eps", "RMSNorm.epsilon", 1e-5),
+        *map_attention_bias(False),
+        map_tied_head(False),
+        RopeFields(),
     ),
-    fixed={"hidden_act": "silu"},
-    weights=(
-        *ENDS,
-        *PROJECTIONS,
-        *GATED,
+    required={"hidden_act": "silu"},
+    tensor_maps=(
+        *EMBEDDING_AND_HEAD,
+        *ATTENTION_TENSORS,
+        *GATED_MLP,
         *QK_NORMS,
-        Weight(
+        TensorMap(
             f"{BLOCK}.post_attention_layernorm.weight", "attention_norm.scale", "D -> D"
         ),
-        Weight(
+        TensorMap(
             f"{BLOCK}.post_feedforward_layernorm.weight", "mlp_norm.scale", "D -> D"
         ),
-        Weight("model.norm.weight", "norm.scale", "D -> D"),
+        TensorMap("model.norm.weight", "norm.scale", "D -> D"),
     ),
     presets={
         "olmo2_7b": {

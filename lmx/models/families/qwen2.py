@@ -4,13 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmx.models.hf.family import Family
-from lmx.models.hf.rules.field import Field, Values
-from lmx.models.hf.rules.rope import Rotary
-from lmx.models.hf.rules.rows import ENDS, GATED, NORMS, PROJECTIONS, sizes, tied
-from lmx.models.hf.rules.windows import FULL, WINDOW, Windows
+from lmx.models.hf.fields.decoder import (
+    ATTENTION_TENSORS,
+    EMBEDDING_AND_HEAD,
+    GATED_MLP,
+    NORMS,
+    map_sizes,
+    map_tied_head,
+)
+from lmx.models.hf.fields.field import DirectField, Values
+from lmx.models.hf.fields.rotary import RopeFields
+from lmx.models.hf.fields.sliding_window import FULL, WINDOW, WindowFields
 
 
-def types(given: Values) -> Sequence[str]:
+def window_upper_layers(given: Values) -> Sequence[str]:
     """A window from layer `max_window_layers` on, if one is used at all."""
     used = given.get("use_sliding_window", False) and given["sliding_window"]
     first = given.get("max_window_layers", 28)
@@ -18,35 +25,37 @@ def types(given: Values) -> Sequence[str]:
     return [WINDOW if used and i >= first else FULL for i in range(depth)]
 
 
-def tells(windowed: bool) -> dict[str, Any]:
+def mark_window_use(windowed: bool) -> dict[str, Any]:
     """What else must be written for a window to be used."""
     return {"use_sliding_window": windowed}
 
 
-WINDOWS = Windows(
-    types=types, asks=("use_sliding_window", "max_window_layers"), tells=tells
+WINDOWS = WindowFields(
+    layer_types=window_upper_layers,
+    extra_names=("use_sliding_window", "max_window_layers"),
+    extra_fields=mark_window_use,
 )
 
 FAMILY = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
-    page="""
+    template="""
         Pretrained.model = @Decoder
         Decoder.block = @PreNorm
         Decoder.mlp = @SwiGLU
         Decoder.norm = @RMSNorm
-        Attention.qkv = @Affine
+        Attention.qkv = @EinsumBias
     """,
-    rules=(
-        *sizes(151_936, 4096, 32, heads=32, kv_heads=32),
-        Field("intermediate_size", "SwiGLU.hidden", 22_016),
-        Field("rms_norm_eps", "RMSNorm.epsilon", 1e-6),
-        tied(False),
+    field_maps=(
+        *map_sizes(151_936, 4096, 32, heads=32, kv_heads=32),
+        DirectField("intermediate_size", "SwiGLU.hidden", 22_016),
+        DirectField("rms_norm_eps", "RMSNorm.epsilon", 1e-6),
+        map_tied_head(False),
         WINDOWS,
-        Rotary(),
+        RopeFields(),
     ),
-    fixed={"hidden_act": "silu", "use_mrope": False},
-    weights=(*ENDS, *PROJECTIONS, *GATED, *NORMS),
+    required={"hidden_act": "silu", "use_mrope": False},
+    tensor_maps=(*EMBEDDING_AND_HEAD, *ATTENTION_TENSORS, *GATED_MLP, *NORMS),
     presets={
         "qwen2_05b": {
             "hidden_size": 896,

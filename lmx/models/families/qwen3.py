@@ -2,40 +2,46 @@
 
 from lmx.models.families.qwen2 import WINDOWS
 from lmx.models.hf.family import Family
-from lmx.models.hf.rules.field import Field
-from lmx.models.hf.rules.rope import Rotary
-from lmx.models.hf.rules.rows import (
-    ENDS,
-    GATED,
+from lmx.models.hf.fields.decoder import (
+    ATTENTION_TENSORS,
+    EMBEDDING_AND_HEAD,
+    GATED_MLP,
     NORMS,
-    PROJECTIONS,
     QK_NORMS,
-    attention_bias,
-    sizes,
-    tied,
+    map_attention_bias,
+    map_sizes,
+    map_tied_head,
 )
+from lmx.models.hf.fields.field import DirectField
+from lmx.models.hf.fields.rotary import RopeFields
 
 FAMILY = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    page="""
+    template="""
         Pretrained.model = @Decoder
         Decoder.block = @PreNorm
         Decoder.mlp = @SwiGLU
         Decoder.norm = @RMSNorm
         Attention.qk_norm = @RMSNorm
     """,
-    rules=(
-        *sizes(151_936, 4096, 32, heads=32, kv_heads=32, head_width=128),
-        Field("intermediate_size", "SwiGLU.hidden", 22_016),
-        Field("rms_norm_eps", "RMSNorm.epsilon", 1e-6),
-        *attention_bias(False),
-        tied(False),
+    field_maps=(
+        *map_sizes(151_936, 4096, 32, heads=32, kv_heads=32, head_dim=128),
+        DirectField("intermediate_size", "SwiGLU.hidden", 22_016),
+        DirectField("rms_norm_eps", "RMSNorm.epsilon", 1e-6),
+        *map_attention_bias(False),
+        map_tied_head(False),
         WINDOWS,
-        Rotary(),
+        RopeFields(),
     ),
-    fixed={"hidden_act": "silu"},
-    weights=(*ENDS, *PROJECTIONS, *GATED, *NORMS, *QK_NORMS),
+    required={"hidden_act": "silu"},
+    tensor_maps=(
+        *EMBEDDING_AND_HEAD,
+        *ATTENTION_TENSORS,
+        *GATED_MLP,
+        *NORMS,
+        *QK_NORMS,
+    ),
     presets={
         "qwen3_06b": {
             "hidden_size": 1024,

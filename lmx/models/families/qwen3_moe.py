@@ -3,39 +3,44 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lmx.config.names import ConfigError
-from lmx.config.node import plain
-from lmx.config.tree import Config
-from lmx.models.families.qwen2 import tells
+from lmx.config.node import to_jsonable
+from lmx.config.registry import ConfigError
+from lmx.config.value import Config
+from lmx.models.families.qwen2 import mark_window_use
 from lmx.models.hf.family import Family
-from lmx.models.hf.rules.experts import EXPERTS, IDLE, Routed, feeding
-from lmx.models.hf.rules.field import Field, Rule, Values, at, filled
-from lmx.models.hf.rules.rope import Rotary
-from lmx.models.hf.rules.rows import (
-    ENDS,
-    GATED,
+from lmx.models.hf.fields.decoder import (
+    ATTENTION_TENSORS,
+    EMBEDDING_AND_HEAD,
+    GATED_MLP,
     NORMS,
-    PROJECTIONS,
     QK_NORMS,
-    attention_bias,
-    sizes,
-    tied,
+    map_attention_bias,
+    map_sizes,
+    map_tied_head,
 )
-from lmx.models.hf.rules.windows import Windows, cycle
+from lmx.models.hf.fields.experts import (
+    EXPERTS,
+    TRAINING_FIELDS,
+    RouterFields,
+    list_mlps,
+)
+from lmx.models.hf.fields.field import DirectField, FieldMap, Values, fill_defaults, ref
+from lmx.models.hf.fields.rotary import RopeFields
+from lmx.models.hf.fields.sliding_window import WindowFields, find_cycle
 
 
 @dataclass(frozen=True)
-class Sparse(Rule):
+class SparseLayerFields(FieldMap):
     """Which layers have experts; the others are as wide as `intermediate_size`."""
 
     @property
     def names(self) -> tuple[str, ...]:
         return ("mlp_only_layers", "decoder_sparse_step", "intermediate_size")
 
-    def settle(self, given: Values) -> dict[str, Any]:
-        return filled(given, dict(zip(self.names, ((), 1, 6144), strict=True)))
+    def with_defaults(self, given: Values) -> dict[str, Any]:
+        return fill_defaults(given, dict(zip(self.names, ((), 1, 6144), strict=True)))
 
-    def bind(self, settled: Values) -> dict[str, Any]:
+    def to_bindings(self, settled: Values) -> dict[str, Any]:
         dense, step, hidden = (settled[name] for name in self.names)
         kinds = [
             "SwiGLU" if i in dense or (i + 1) % step else "MoE"
@@ -47,53 +52,64 @@ class Sparse(Rule):
                 " layer with experts: such a model is a Qwen3ForCausalLM."
             )
         if "SwiGLU" not in kinds:
-            return {"Decoder.mlp": at("MoE")}
-        turn = [at(kind) for kind in cycle(kinds)]
+            return {"Decoder.mlp": ref("MoE")}
+        turn = [ref(kind) for kind in find_cycle(kinds)]
         return {"Decoder.mlp": turn, "SwiGLU.hidden": hidden}
 
-    def read(self, config: Config) -> dict[str, Any]:
-        dense = {i: m for i, m in enumerate(feeding(config)) if m.name != "MoE"}
-        widths = [plain(mlp.fields["hidden"]) for mlp in dense.values()]
+    def to_hf(self, config: Config) -> dict[str, Any]:
+        dense = {i: m for i, m in enumerate(list_mlps(config)) if m.name != "MoE"}
+        widths = [to_jsonable(mlp.fields["hidden"]) for mlp in dense.values()]
         told = {"mlp_only_layers": list(dense), "decoder_sparse_step": 1}
         return told | ({"intermediate_size": widths[0]} if widths else {})
 
 
 @dataclass(frozen=True)
-class Used(Windows):
+class SwitchedWindowFields(WindowFields):
     """The window of every layer, if `use_sliding_window`."""
 
-    def settle(self, given: Values) -> dict[str, Any]:
+    def with_defaults(self, given: Values) -> dict[str, Any]:
         window = given.get("sliding_window", self.default)
         used = window if given.get("use_sliding_window") else None
-        return super().settle({**given, "sliding_window": used})
+        return super().with_defaults({**given, "sliding_window": used})
 
 
 FAMILY = Family(
     model_type="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
-    page="""
+    template="""
         Pretrained.model = @Decoder
         Decoder.block = @PreNorm
         Decoder.norm = @RMSNorm
         Attention.qk_norm = @RMSNorm
     """,
-    rules=(
-        *sizes(151_936, 2048, 24, heads=32, kv_heads=4),
-        Field("moe_intermediate_size", "MoE.hidden", 768),
-        Field("num_experts", "MoE.experts", 128, aliases=("num_local_experts",)),
-        Routed(
-            ("TopK", "Softmax"), {"num_experts_per_tok": ("choices", 8)}, default=False
+    field_maps=(
+        *map_sizes(151_936, 2048, 24, heads=32, kv_heads=4),
+        DirectField("moe_intermediate_size", "MoE.hidden", 768),
+        DirectField("num_experts", "MoE.experts", 128, aliases=("num_local_experts",)),
+        RouterFields(
+            ("TopKRouter", "SoftmaxRouter"),
+            {"num_experts_per_tok": ("choices", 8)},
+            default=False,
         ),
-        Sparse(),
-        Field("rms_norm_eps", "RMSNorm.epsilon", 1e-6),
-        *attention_bias(False),
-        tied(False),
-        Used(4096, asks=("use_sliding_window",), tells=tells),
-        Rotary(),
+        SparseLayerFields(),
+        DirectField("rms_norm_eps", "RMSNorm.epsilon", 1e-6),
+        *map_attention_bias(False),
+        map_tied_head(False),
+        SwitchedWindowFields(
+            4096, extra_names=("use_sliding_window",), extra_fields=mark_window_use
+        ),
+        RopeFields(),
     ),
-    fixed={"hidden_act": "silu"},
-    idle=IDLE | {"max_window_layers"},
-    weights=(*ENDS, *PROJECTIONS, *QK_NORMS, *EXPERTS, *GATED, *NORMS),
+    required={"hidden_act": "silu"},
+    ignored_fields=TRAINING_FIELDS | {"max_window_layers"},
+    tensor_maps=(
+        *EMBEDDING_AND_HEAD,
+        *ATTENTION_TENSORS,
+        *QK_NORMS,
+        *EXPERTS,
+        *GATED_MLP,
+        *NORMS,
+    ),
     presets={
         "qwen3_30b_a3b": {
             "num_hidden_layers": 48,

@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmx.config.names import ConfigError, choices, find, hint
-from lmx.config.node import Node, map_nodes, plain, written
-from lmx.config.parse import Binding, Bindings, Key, Where, parse_text
+from lmx.config.node import Node, format_value, map_nodes, to_jsonable
+from lmx.config.parse import Binding, BindingKey, Bindings, Location, parse_text
+from lmx.config.registry import ConfigError, config_fields, find, suggest
 from lmx.config.resolve import resolve
-from lmx.config.tree import Config, diff
+from lmx.config.value import Config, diff
 from lmx.models import families
-from lmx.models.hf.rules.field import Rule, Values
-from lmx.models.hf.table import Weight
+from lmx.models.hf.fields.field import FieldMap, Values
+from lmx.models.hf.layout import TensorMap
 
 # Fields of any config.json that change no logit of the whole model.
-IDLE = frozenset(
+IGNORED_FIELDS = frozenset(
     "architectures model_type dtype torch_dtype transformers_version use_cache"
     " initializer_range attention_dropout max_position_embeddings bos_token_id"
     " eos_token_id pad_token_id _name_or_path output_attentions output_hidden_states"
@@ -27,11 +27,11 @@ IDLE = frozenset(
     " _attn_implementation_autoset".split()
 )
 # Of these, the ones that an export says anew.
-ANEW = {"architectures", "model_type", "dtype", "torch_dtype"}
+EXPORT_FIELDS = {"architectures", "model_type", "dtype", "torch_dtype"}
 # What they must be, where they are at all.
-FIXED: Mapping[str, Any] = {"quantization_config": None, "is_encoder_decoder": False}
+REQUIRED: Mapping[str, Any] = {"quantization_config": None, "is_encoder_decoder": False}
 # What does not change the logits of a model that is trained already.
-UNSAID = {"init", "dropout", "precision"}
+NOT_MATH = {"init", "dropout", "precision"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,48 +53,48 @@ class Family:
 
     model_type: str
     architecture: str
-    page: str
-    rules: tuple[Rule, ...]
-    weights: tuple[Weight, ...]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    idle: frozenset[str] = frozenset()
-    ignored: tuple[str, ...] = ()
+    template: str
+    field_maps: tuple[FieldMap, ...]
+    tensor_maps: tuple[TensorMap, ...]
+    required: Mapping[str, Any] = field(default_factory=dict)
+    ignored_fields: frozenset[str] = frozenset()
+    ignored_tensors: tuple[str, ...] = ()
     prefix: str = "model."
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def compose(
-        self, given: Values, where: str, more: Mapping[str, Any] | None = None
+    def to_config(
+        self, fields: Values, where: str, extra: Mapping[str, Any] | None = None
     ) -> Config:
         """The configuration that a config.json describes, with `more` bindings."""
-        self._check(given, where)
-        bindings = parse_text(self.page, f"the page of {self.model_type}")
+        self._check_fields(fields, where)
+        bindings = parse_text(self.template, f"the page of {self.model_type}")
         settled: dict[str, Any] = {}
         try:
-            for rule in self.rules:
-                settled |= rule.settle({**given, **settled})
-            for rule in self.rules:
-                for key, value in rule.bind(settled).items():
-                    _add(
+            for rule in self.field_maps:
+                settled |= rule.with_defaults({**fields, **settled})
+            for rule in self.field_maps:
+                for key, value in rule.to_bindings(settled).items():
+                    _bind(
                         bindings, key, value, f"{where}: {', '.join(rule.names) or key}"
                     )
         except (ConfigError, TypeError) as error:  # the latter of a value's kind
             raise ConfigError(f"{where}: {error}") from error
-        ruled = {name for rule in self.rules for name in rule.names}
-        known = ruled | ANEW | self.fixed.keys() | FIXED.keys()
-        facts = {name: value for name, value in given.items() if name not in known}
-        also = {"Pretrained.family": self.model_type, "Pretrained.facts": facts}
-        for key, value in (also | dict(more or {})).items():
-            _add(bindings, key, value, where)
+        ruled = {name for rule in self.field_maps for name in rule.names}
+        known = ruled | EXPORT_FIELDS | self.required.keys() | REQUIRED.keys()
+        facts = {name: value for name, value in fields.items() if name not in known}
+        also = {"Pretrained.family": self.model_type, "Pretrained.hf_fields": facts}
+        for key, value in (also | dict(extra or {})).items():
+            _bind(bindings, key, value, where)
         return resolve(bindings, "Pretrained")
 
-    def describe(self, config: Config) -> dict[str, Any]:
+    def to_hf(self, config: Config) -> dict[str, Any]:
         """The fields of the config.json that would compose to `config`, if any does."""
         read: dict[str, Any] = {}
-        for rule in self.rules:
-            read |= rule.read(config)
-        return {**self.fixed, **read}
+        for rule in self.field_maps:
+            read |= rule.to_hf(config)
+        return {**self.required, **read}
 
-    def _check(self, given: Values, where: str) -> None:
+    def _check_fields(self, given: Values, where: str) -> None:
         """Refuses what would change the numbers, and what nobody knows."""
         if how := given.get("quantization_config"):
             raise ConfigError(
@@ -102,50 +102,52 @@ class Family:
                 " and lmx reads floats. Save the model in bfloat16 (transformers:"
                 " from_pretrained, dequantized, and save_pretrained)."
             )
-        fixed = {**FIXED, **self.fixed}
-        ruled = {name for rule in self.rules for name in rule.names}
+        fixed = {**REQUIRED, **self.required}
+        ruled = {name for rule in self.field_maps for name in rule.names}
         for name, value in given.items():
             if name in fixed and value != fixed[name] and (value or fixed[name]):
                 raise ConfigError(
                     f"{where}: {name} = {value!r} makes it another model than"
                     f" {self.architecture} is here, where it is {fixed[name]!r}."
                 )
-            if name not in {*fixed, *ruled, *self.idle, *IDLE}:
-                near = hint(name, {*fixed, *ruled, *self.idle})
+            if name not in {*fixed, *ruled, *self.ignored_fields, *IGNORED_FIELDS}:
+                near = suggest(name, {*fixed, *ruled, *self.ignored_fields})
                 raise ConfigError(
                     f"{where}: {name} = {value!r} is a field that {self.architecture}"
                     f" does not have here{near}: it may change the numbers. Take it"
                     " away if it does not."
                 )
 
-    def ignores(self, tensor: str, depth: int) -> bool:
+    def is_ignored(self, tensor: str, depth: int) -> bool:
         """Whether a tensor is no weight of a model of that many layers."""
-        patterns = [pattern.replace("{depth}", str(depth)) for pattern in self.ignored]
+        patterns = [
+            pattern.replace("{depth}", str(depth)) for pattern in self.ignored_tensors
+        ]
         return any(re.fullmatch(pattern, tensor) for pattern in patterns)
 
 
-def _add(bindings: Bindings, key: str, value: Any, where: str) -> None:
+def _bind(bindings: Bindings, key: str, value: Any, where: str) -> None:
     scoped, _, parameter = key.rpartition(".")
     *scope, name = scoped.split("/")
-    at = Key(tuple(scope), name, parameter)
-    bindings[at] = Binding(value, Where(where, 0), False, bindings.get(at))
+    at = BindingKey(tuple(scope), name, parameter)
+    bindings[at] = Binding(value, Location(where, 0), False, bindings.get(at))
 
 
 @functools.cache
-def every() -> dict[str, Family]:
+def load_families() -> dict[str, Family]:
     """The family of each `model_type`."""
     names = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
     found = [importlib.import_module(f"{families.__name__}.{n}").FAMILY for n in names]
     return {family.model_type: family for family in found}
 
 
-def family_of(given: Values, where: str) -> Family:
+def find_family(given: Values, where: str) -> Family:
     """The family that a config.json names."""
-    known, kind = every(), given.get("model_type")
+    known, kind = load_families(), given.get("model_type")
     if kind not in known:
         raise ConfigError(
             f"{where}: model_type = {kind!r} is no family known here"
-            f"{hint(f'{kind}', known)}."
+            f"{suggest(f'{kind}', known)}."
         )
     family = known[kind]
     stated = given.get("architectures") or [family.architecture]
@@ -157,40 +159,47 @@ def family_of(given: Values, where: str) -> Family:
     return family
 
 
-def express(config: Config) -> tuple[Family, dict[str, Any]]:
+def match_family(config: Config) -> tuple[Family, dict[str, Any]]:
     """The family that can say all of a model, and the fields that say it.
 
     The model's own family is asked first. Nothing is lost: the fields compose to the
     same model again.
     """
     own = config.fields.get("family")
-    known = sorted(every().values(), key=lambda family: family.model_type != own)
+    known = sorted(
+        load_families().values(), key=lambda family: family.model_type != own
+    )
     losses: list[tuple[int, str]] = []
     for family in known:
         try:
-            fields = family.describe(config)
-            again = family.compose(fields, family.architecture)
+            fields = family.to_hf(config)
+            again = family.to_config(fields, family.architecture)
         except ConfigError as error:
-            losses.append((len(IDLE), f"{error}"))
+            losses.append((len(IGNORED_FIELDS), f"{error}"))
             continue
-        lost = diff(essence(config["model"]), essence(again["model"]))
+        lost = diff(
+            extract_math_config(config["model"]), extract_math_config(again["model"])
+        )
         if not lost:
-            return family, plain(fields)
-        told = [f"{path} = {_side(a)}, not {_side(b)}" for path, (a, b) in lost.items()]
+            return family, to_jsonable(fields)
+        told = [
+            f"{path} = {_format_value(a)}, not {_format_value(b)}"
+            for path, (a, b) in lost.items()
+        ]
         losses.append((len(lost), f"{family.architecture} lacks " + "; ".join(told)))
     raise ConfigError(f"no family can say what this model is: {min(losses)[1]}.")
 
 
-def _side(value: Any) -> str:
-    return value if isinstance(value, str) else written(value)
+def _format_value(value: Any) -> str:
+    return value if isinstance(value, str) else format_value(value)
 
 
-def essence(node: Node) -> Config:
+def extract_math_config(node: Node) -> Config:
     """What decides the logits of a model, given its parameters."""
-    known = choices(find(node.name, "essence"))
+    known = config_fields(find(node.name, "essence"))
     fields = {
-        name: map_nodes(value, essence)
+        name: map_nodes(value, extract_math_config)
         for name, value in node.fields.items()
-        if name not in UNSAID and not known[name].execution
+        if name not in NOT_MATH and not known[name].execution
     }
     return Config(node.name, node.called, fields)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmx.config.names import configurable
+from lmx.config.registry import configurable
 from lmx.models.decoder import Decoder
 
 
@@ -24,5 +24,5 @@ class Pretrained:
     model: Callable[..., Decoder]
     family: str
     source: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    hf_fields: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)

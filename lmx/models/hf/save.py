@@ -6,30 +6,30 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lmx.models.hf import tensors
-from lmx.models.hf.table import Part, by_tensor
-from lmx.models.hf.tensors import Tensor
+from lmx.models.hf import safetensors
+from lmx.models.hf.layout import TensorSlice, group_by_tensor
+from lmx.models.hf.safetensors import TensorInfo
 
 
-def save(
+def save_params(
     folder: Path,
-    found: Iterable[Part],
+    found: Iterable[TensorSlice],
     params: Mapping[str, jax.Array],
-    watch: Callable[[int], object] = lambda size: None,
-    limit: int = tensors.SHARD,
+    on_write: Callable[[int], object] = lambda size: None,
+    limit: int = safetensors.SHARD_BYTES,
 ) -> None:
     """Writes every tensor that the parts name. `watch` is told the bytes of each."""
-    inside = by_tensor(found)
+    inside = group_by_tensor(found)
 
-    def value(tensor: Tensor) -> np.ndarray:
+    def value(tensor: TensorInfo) -> np.ndarray:
         array = np.empty(tensor.shape, tensor.dtype)
         for part in inside[tensor.name]:
-            part.view(array)[...] = jax.device_get(params[part.path][part.lead])
-        watch(tensor.bytes)
+            part.view(array)[...] = jax.device_get(params[part.path][part.index])
+        on_write(tensor.bytes)
         return array
 
     described = [
-        Tensor(name, np.dtype(params[first.path].dtype), first.shape)
+        TensorInfo(name, np.dtype(params[first.path].dtype), first.shape)
         for name, (first, *_) in inside.items()
     ]
-    tensors.write(folder, described, value, limit)
+    safetensors.write_tensors(folder, described, value, limit)

@@ -28,35 +28,40 @@ class Flops(NamedTuple):
     attention: float
     causal: float
     executed: float
-    attending: float
+    executed_attention: float
 
 
-def per_token(model: Decoder, length: int, remat: Remat) -> Flops:
+def count_flops(model: Decoder, length: int, remat: Remat) -> Flops:
     """All conventions for rows of `length` tokens, each one document.
 
     Attention is taken to skip what it may not see and to keep no scores, so that all
     policies but `keep_all` compute it again.
     """
-    weights = flops.per_token(model, 0)
-    further = model.ahead.modules if model.ahead else ()
-    blocks = [*model.stack.all(), *((module.block, 1) for module in further)]
+    weights = flops.train_flops_per_token(model, 0)
+    further = model.mtp.modules if model.mtp else ()
+    blocks = [*model.stack.kinds(), *((module.block, 1) for module in further)]
     seen = sum(
-        layers * block.attention.pairs * _seen(length, block.attention.window)
+        layers
+        * block.attention.macs_per_pair
+        * _mean_keys(length, block.attention.window)
         for block, layers in blocks
     )
-    inner = sum(flops.met(block, block.mlp.share) for block, _ in blocks)
+    inner = sum(
+        flops.count_active_weights(block, block.mlp.active_fraction)
+        for block, _ in blocks
+    )
     attending = seen * (FORWARD + BACKWARD + (remat != "keep_all") * FORWARD)
     again = 2 * inner if remat == "keep_none" else 0.0
     return Flops(
         weights=weights,
-        attention=flops.per_token(model, length),
+        attention=flops.train_flops_per_token(model, length),
         causal=weights + 6 * seen,
         executed=weights + again + attending,
-        attending=attending,
+        executed_attention=attending,
     )
 
 
-def _seen(length: int, window: int | None) -> float:
+def _mean_keys(length: int, window: int | None) -> float:
     """How many tokens one sees on average, itself among them."""
     reach = min(length, window or length)
     return reach * (2 * length - reach + 1) / (2 * length)

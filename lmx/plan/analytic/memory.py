@@ -8,90 +8,101 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmx.layers.attention.context import reading
+from lmx.layers.attention.inputs import make_inputs
 from lmx.models.block import Block
-from lmx.models.remat import Remat, rematerialised
+from lmx.models.remat import Remat, apply_remat
 from lmx.plan.case import Case
 
-PROBE = 257  # tokens of a traced row: a size that no other dimension has
-LOGITS = 2 * 4  # bytes for each: float32, and its gradient
+PROBE_LENGTH = 257  # tokens of a traced row: a size that no other dimension has
+LOGIT_BYTES = 2 * 4  # bytes for each: float32, and its gradient
 
 
-class Saved(NamedTuple):
+class SavedActivations(NamedTuple):
     """Bytes for each token that one layer keeps for its backward pass."""
 
-    stream: float  # as wide as the model: whole on every device of `tensor`
-    inner: float  # heads and feed-forward channels, which `tensor` splits
+    replicated: float  # as wide as the model: whole on every device of `tensor`
+    sharded: float  # heads and feed-forward channels, which `tensor` splits
 
-    def local(self, case: Case) -> float:
+    def count_local_bytes(self, case: Case) -> float:
         """On one device, for its tokens of a microbatch."""
-        return case.at_once * (self.stream + self.inner / case.sizes["tensor"])
+        return case.local_tokens * (
+            self.replicated + self.sharded / case.sizes["tensor"]
+        )
 
 
 @lru_cache(maxsize=64)
-def saved(block: Block, width: int, dtype: jnp.dtype, remat: Remat) -> Saved:
+def measure_saved(
+    block: Block, width: int, dtype: jnp.dtype, remat: Remat
+) -> SavedActivations:
     """What a block of stacked parameters keeps under a policy, by tracing it.
 
     Scores of pairs of tokens are left out, as by a fused kernel.
     """
-    one, two = (_residuals(block, rows, width, dtype, remat) for rows in (1, 2))
+    one, two = (_trace_residuals(block, rows, width, dtype, remat) for rows in (1, 2))
     stream = inner = 0.0
     for less, more in zip(one, two, strict=True):
-        grown = (more.size - less.size) * more.dtype.itemsize / PROBE
-        if more.shape.count(PROBE) > 1:
+        grown = (more.size - less.size) * more.dtype.itemsize / PROBE_LENGTH
+        if more.shape.count(PROBE_LENGTH) > 1:
             continue
-        if more.shape == (2, PROBE, width):
+        if more.shape == (2, PROBE_LENGTH, width):
             stream += grown
         else:
             inner += grown
-    return Saved(stream, inner)
+    return SavedActivations(stream, inner)
 
 
-def _residuals(
+def _trace_residuals(
     block: Block, rows: int, width: int, dtype: jnp.dtype, remat: Remat
 ) -> list[jax.ShapeDtypeStruct]:
     """Shapes of what goes from a layer's forward pass to its backward pass."""
     graph, stacked = nnx.split(block)
     one = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), stacked)
-    tokens = jax.ShapeDtypeStruct((rows, PROBE), "int32")
-    x_BTD = jax.ShapeDtypeStruct((rows, PROBE, width), dtype)
+    tokens = jax.ShapeDtypeStruct((rows, PROBE_LENGTH), "int32")
+    x_BTD = jax.ShapeDtypeStruct((rows, PROBE_LENGTH, width), dtype)
 
     def backward(tokens: Any, params: Any, x: Any) -> Any:
-        context = reading(tokens, None, None, None)
+        context = make_inputs(tokens, None, None, None)
 
         def run(_: int, params: Any, x: Any) -> Any:
             return nnx.merge(graph, params)(x, context, None)[0]
 
-        return jax.vjp(partial(rematerialised(run, remat), 0), params, x)[1]
+        return jax.vjp(partial(apply_remat(run, remat), 0), params, x)[1]
 
     return jax.tree.leaves(jax.eval_shape(backward, tokens, one, x_BTD))
 
 
-def layers(case: Case, remat: Remat) -> list[tuple[Saved, int]]:
+def list_saved(case: Case, remat: Remat) -> list[tuple[SavedActivations, int]]:
     """What a layer of each kind keeps, and how many there are of the kind."""
-    width, dtype = case.model.table.shape[1], case.compute
+    width, dtype = case.model.embedding.shape[1], case.compute_dtype
     return [
-        (saved(block, width, dtype, remat), count)
-        for block, count in case.model.stack.all()
+        (measure_saved(block, width, dtype, remat), count)
+        for block, count in case.model.stack.kinds()
     ]
 
 
-def gathered(case: Case) -> dict[str, float]:
+def count_gathered_bytes(case: Case) -> dict[str, float]:
     """Bytes of weights once gathered for use, of each kind of layer and of the rest.
 
     Only of those that an axis of the batch splits; `tensor` and `expert` stay so.
     """
     whole: dict[str, float] = {}
     for tensor in case.tensors("params"):
-        split = math.prod(case.sizes[a] for a in tensor.gathered & set(case.batch_axes))
+        split = math.prod(
+            case.sizes[a] for a in tensor.gathered_axes & set(case.batch_axes)
+        )
         if split > 1:
-            layers = tensor.shape[0] if tensor.stacked else 1
-            each = split * math.prod(tensor.share) * case.compute.itemsize / layers
-            whole[tensor.layer] = whole.get(tensor.layer, 0.0) + each
+            layers = tensor.shape[0] if tensor.is_stacked else 1
+            each = (
+                split
+                * math.prod(tensor.local_shape)
+                * case.compute_dtype.itemsize
+                / layers
+            )
+            whole[tensor.layer_kind] = whole.get(tensor.layer_kind, 0.0) + each
     return whole
 
 
-class Memory(NamedTuple):
+class MemoryUse(NamedTuple):
     """Bytes on one device.
 
     Attributes:
@@ -99,18 +110,18 @@ class Memory(NamedTuple):
         moments: what comes on top, by the moment of the step.
     """
 
-    always: dict[str, float]
-    moments: dict[str, dict[str, float]]
+    persistent: dict[str, float]
+    phases: dict[str, dict[str, float]]
 
     @property
-    def fullest(self) -> str:
+    def peak_phase(self) -> str:
         """The moment that needs most."""
-        return max(self.moments, key=lambda name: sum(self.moments[name].values()))
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
 
     @property
     def parts(self) -> dict[str, float]:
         """What is held at that moment."""
-        return self.always | self.moments[self.fullest]
+        return self.persistent | self.phases[self.peak_phase]
 
     @property
     def total(self) -> float:
@@ -118,36 +129,38 @@ class Memory(NamedTuple):
         return sum(self.parts.values())
 
 
-def needed(case: Case) -> Memory:
+def estimate_memory(case: Case) -> MemoryUse:
     """Bytes on one device, at the logits and in the backward pass of a layer.
 
     Activations are those of one microbatch: what all layers keep under the policy, and
     what the layer at hand computes again. Accumulation holds a second set of
     gradients. Weights are gathered for the layer at hand and for the next.
     """
-    params = sum((tensor.local for tensor in case.tensors("params")), 0.0)
-    kept = layers(case, case.remat)
-    again = [] if case.remat == "keep_all" else layers(case, "keep_all")
-    at_hand = max((part.local(case) for part, _ in again), default=0.0)
-    whole = gathered(case)
+    params = sum((tensor.local_bytes for tensor in case.tensors("params")), 0.0)
+    kept = list_saved(case, case.remat)
+    again = [] if case.remat == "keep_all" else list_saved(case, "keep_all")
+    at_hand = max((part.count_local_bytes(case) for part, _ in again), default=0.0)
+    whole = count_gathered_bytes(case)
     head = {name: size for name, size in whole.items() if "." not in name}
     deep = {name: size for name, size in whole.items() if name not in head}
     split = case.sizes["tensor"] if "tensor" in case.rules.get("vocab", ()) else 1
-    return Memory(
+    return MemoryUse(
         {
             "parameters": params,
             "optimizer state": sum(
-                (tensor.local for tensor in case.tensors("opt_state")), 0.0
+                (tensor.local_bytes for tensor in case.tensors("opt_state")), 0.0
             ),
             "gradients": params * (2 if case.microbatches > 1 else 1),
-            "activations": sum(count * part.local(case) for part, count in kept),
+            "activations": sum(
+                count * part.count_local_bytes(case) for part, count in kept
+            ),
         },
         {
             "logits": {
-                "logits": case.at_once
-                * case.scored
+                "logits": case.local_tokens
+                * case.logit_fraction
                 * case.model.vocab
-                * LOGITS
+                * LOGIT_BYTES
                 / split,
                 "gathered weights": max(head.values(), default=0.0),
             },

@@ -10,11 +10,11 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from lmx.config.tree import Config
-from lmx.core.device import TPU_FLAGS
+from lmx.config.value import Config
+from lmx.core.hardware import TPU_FLAGS
 from lmx.plan.case import Case
-from lmx.plan.compiled import told
-from lmx.plan.compiled.process import Answer, Asked
+from lmx.plan.compiled import refine
+from lmx.plan.compiled.worker import CompileRequest, CompileResult
 from lmx.plan.forecast import Forecast
 
 # No metadata server is asked, no chip is looked for, and two may compile at a time.
@@ -29,12 +29,14 @@ class CompileError(ValueError):
     """The compiler failed for another reason than memory."""
 
 
-def foretold(config: Config, said: Forecast, imports: Iterable[str] = ()) -> Forecast:
+def compile_forecast(
+    config: Config, said: Forecast, imports: Iterable[str] = ()
+) -> Forecast:
     """The forecast with the compiler's numbers, where there is one for the machine.
 
     Where there is none, or where the state alone leaves no hope, it says so.
     """
-    always, case = said.memory.always, said.case
+    always, case = said.memory.persistent, said.case
     state = always["parameters"] + always["optimizer state"]
     if case.machine.topology is None:
         why = f"no compiler for {case.machine.name} is at hand"
@@ -45,11 +47,13 @@ def foretold(config: Config, said: Forecast, imports: Iterable[str] = ()) -> For
     elif state > case.machine.chip.memory:
         why = "nothing was compiled, since the state alone does not fit"
     else:
-        return told.forecast(said, answer(config, case, imports))
-    return dataclasses.replace(said, how=f"Analytic: {why}")
+        return refine.refine(said, run_compiler(config, case, imports))
+    return dataclasses.replace(said, method=f"Analytic: {why}")
 
 
-def answer(config: Config, case: Case, imports: Iterable[str] = ()) -> Answer:
+def run_compiler(
+    config: Config, case: Case, imports: Iterable[str] = ()
+) -> CompileResult:
     """What the compiler says of the step of an experiment, as the case has it.
 
     Takes minutes, and gigabytes of memory here.
@@ -57,18 +61,18 @@ def answer(config: Config, case: Case, imports: Iterable[str] = ()) -> Answer:
     assert case.machine.topology
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "experiment.gin"
-        page.write_text(config.text(), encoding="utf-8")
-        asked = Asked(
-            page=str(page),
-            words=_words(case),
+        page.write_text(config.to_gin(), encoding="utf-8")
+        asked = CompileRequest(
+            config=str(page),
+            overrides=_format_settings(case),
             imports=list(imports),
             topology=case.machine.topology,
             slices=case.machine.groups,
-            rows=case.rows,
-            length=case.length,
+            sequences=case.sequences,
+            sequence_length=case.sequence_length,
         )
         done = subprocess.run(
-            [sys.executable, "-m", "lmx.plan.compiled.process"],
+            [sys.executable, "-m", "lmx.plan.compiled.worker"],
             input=json.dumps(dataclasses.asdict(asked)),
             env={"LIBTPU_INIT_ARGS": TPU_FLAGS} | os.environ | ENVIRONMENT,
             capture_output=True,
@@ -80,14 +84,14 @@ def answer(config: Config, case: Case, imports: Iterable[str] = ()) -> Answer:
             f"compiling for {case.machine.name} failed: {lines[-1]} (`lmx plan"
             " --analytic` does without)."
         )
-    return Answer.read(done.stdout.splitlines()[-1])
+    return CompileResult.from_json(done.stdout.splitlines()[-1])
 
 
-def _words(case: Case) -> list[str]:
+def _format_settings(case: Case) -> list[str]:
     """The settings of the case, as on the command line."""
     return [
         *(f"Mesh.{axis}={size}" for axis, size in case.sizes.items()),
         f"Decoder.remat={case.remat}",
         f"Experiment.microbatches={case.microbatches}",
-        f"Precision.compute={case.compute}",
+        f"Precision.compute={case.compute_dtype}",
     ]

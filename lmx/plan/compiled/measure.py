@@ -5,15 +5,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lmx.plan.compiled.hlo import COLLECTIVES, Op, Program, members
+from lmx.plan.compiled.hlo import COLLECTIVES, HLOOp, HLOProgram, parse_group
 
-PRODUCTS = ("convolution", "dot")  # on a TPU, products of matrices are convolutions
-KERNEL = 'custom_call_target="tpu_custom_call"'  # one of Pallas
+MATMULS = ("convolution", "dot")  # on a TPU, products of matrices are convolutions
+PALLAS_KERNEL = 'custom_call_target="tpu_custom_call"'  # one of Pallas
 # What goes to other slices is handed to the host, as a part of this collective.
-BEYOND = re.compile(r'megascale_runtime".*transfer_rendezvous="([a-z-]+)')
+CROSS_SLICE = re.compile(r'megascale_runtime".*transfer_rendezvous="([a-z-]+)')
 
 
-class Told(NamedTuple):
+class CollectiveUse(NamedTuple):
     """Collectives of one kind among the same devices, in one step.
 
     Attributes:
@@ -23,13 +23,13 @@ class Told(NamedTuple):
     """
 
     kind: str
-    members: tuple[int, ...]
+    devices: tuple[int, ...]
     bytes: float
-    times: int
-    hidden: bool
+    runs: int
+    overlapped: bool
 
 
-class Measured(NamedTuple):
+class StepProfile(NamedTuple):
     """One step on one device.
 
     Attributes:
@@ -38,13 +38,13 @@ class Measured(NamedTuple):
         kernels: how often each hand-written kernel runs, whose cycles are not known.
     """
 
-    products: int
-    passes: int
+    matmul_cycles: int
+    other_cycles: int
     kernels: dict[str, int]
-    told: list[Told]
+    collectives: list[CollectiveUse]
 
 
-def measured(program: Program, slices: Sequence[int] = ()) -> Measured:
+def measure(program: HLOProgram, slices: Sequence[int] = ()) -> StepProfile:
     """Adds up what is executed.
 
     `slices` are the places of a device of each slice that slow links join.
@@ -53,68 +53,68 @@ def measured(program: Program, slices: Sequence[int] = ()) -> Measured:
     kernels: Counter[str] = Counter()
     told: defaultdict[tuple[str, tuple[int, ...], bool], float] = defaultdict(float)
     times_of: Counter[tuple[str, tuple[int, ...], bool]] = Counter()
-    for op, times in program.executed():
-        inside = program.inside(op)
-        if any(part.kind in PRODUCTS for part in (op, *inside)):
+    for op, times in program.iter_executed():
+        inside = program.list_fused(op)
+        if any(part.kind in MATMULS for part in (op, *inside)):
             products += times * op.cycles
         else:
             passes += times * op.cycles
-        if KERNEL in op.rest:
+        if PALLAS_KERNEL in op.rest:
             kernels[re.sub(r"[.\d]+$", "", op.name)] += times
     seen: set[tuple[str, int]] = set()
-    for op, times, hidden in collectives(program):
+    for op, times, hidden in iter_collectives(program):
         if hidden and (op.channel, times) in seen:
             continue  # the parts of one that is spread over other operations
         seen.add((op.channel, times))
-        key = (*_who(op, slices), hidden)
-        told[key] += times * _bytes(op)
+        key = (*_identify(op, slices), hidden)
+        told[key] += times * _payload_bytes(op)
         times_of[key] += times
-    return Measured(
+    return StepProfile(
         products,
         passes,
         dict(kernels),
         [
-            Told(kind, group, size, times_of[kind, group, hidden], hidden)
+            CollectiveUse(kind, group, size, times_of[kind, group, hidden], hidden)
             for (kind, group, hidden), size in told.items()
         ],
     )
 
 
-def collectives(program: Program) -> Iterator[tuple[Op, int, bool]]:
+def iter_collectives(program: HLOProgram) -> Iterator[tuple[HLOOp, int, bool]]:
     """Each collective, how often it runs, and whether it is hidden.
 
     What goes to other slices is taken to be waited for.
     """
-    for op, times in program.executed():
-        if op.kind in COLLECTIVES or _beyond(op):
+    for op, times in program.iter_executed():
+        if op.kind in COLLECTIVES or _cross_slice_kind(op):
             yield op, times, False
         elif op.kind.removesuffix("-start") in COLLECTIVES:
             yield op, times, True
-        for part in program.inside(op):
+        for part in program.list_fused(op):
             if part.kind in COLLECTIVES:
                 yield part, times, True
 
 
-def _who(op: Op, slices: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+def _identify(op: HLOOp, slices: Sequence[int]) -> tuple[str, tuple[int, ...]]:
     """Of which kind it is, and the places of the devices of one group."""
-    if kind := _beyond(op):
+    if kind := _cross_slice_kind(op):
         return kind, tuple(slices)
-    return op.kind.removesuffix("-start"), tuple(members(op))
+    return op.kind.removesuffix("-start"), tuple(parse_group(op))
 
 
-def _beyond(op: Op) -> str | None:
+def _cross_slice_kind(op: HLOOp) -> str | None:
     """The kind of collective of which this operation is the way to other slices."""
-    found = BEYOND.search(op.rest) if op.kind == "send" else None
+    found = CROSS_SLICE.search(op.rest) if op.kind == "send" else None
     return found and found[1]
 
 
-def _bytes(op: Op) -> float:
+def _payload_bytes(op: HLOOp) -> float:
     """Of its results: one that only starts has its operands beside them."""
     if op.kind == "send":
         return op.bytes - 4.0  # a number stands beside the array
     if op.kind == "collective-permute-start":
         return op.bytes / 2
     if op.kind == "all-gather-start":
-        count = len(members(op))
+        count = len(parse_group(op))
         return op.bytes * count / (count + 1)
     return float(op.bytes)

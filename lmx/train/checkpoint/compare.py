@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmx.train.checkpoint.reader import Reader, chunks
+from lmx.train.checkpoint.reader import CheckpointReader, iter_chunks
 
 
-class Difference(NamedTuple):
+class TensorDiff(NamedTuple):
     """How one tensor of two states differs.
 
     Attributes:
@@ -20,7 +20,7 @@ class Difference(NamedTuple):
     """
 
     tensor: str
-    what: str
+    status: str
     norm: float | None = None
     distance: float | None = None
 
@@ -32,33 +32,33 @@ class Difference(NamedTuple):
         return self.distance / self.norm
 
 
-def differences(a: Reader, b: Reader) -> Iterator[Difference]:
+def diff_checkpoints(a: CheckpointReader, b: CheckpointReader) -> Iterator[TensorDiff]:
     """Each tensor of either state, in the order of their names.
 
     Equal digests are taken for equal bits; other tensors are read, one chunk at a time.
     """
-    left, right = a.meta()["digests"], b.meta()["digests"]
+    left, right = a.read_metadata()["digests"], b.read_metadata()["digests"]
     for name in sorted({**left, **right}):
         if name not in right:
-            yield Difference(name, "only in A")
+            yield TensorDiff(name, "only in A")
         elif name not in left:
-            yield Difference(name, "only in B")
+            yield TensorDiff(name, "only in B")
         elif left[name] == right[name]:
-            yield Difference(name, "equal")
+            yield TensorDiff(name, "equal")
         else:
-            yield _compared(name, a, b)
+            yield _diff_tensor(name, a, b)
 
 
-def _compared(name: str, a: Reader, b: Reader) -> Difference:
+def _diff_tensor(name: str, a: CheckpointReader, b: CheckpointReader) -> TensorDiff:
     """A tensor that differs, in numbers of float64."""
-    left, right = a.tensor(name), b.tensor(name)
+    left, right = a.open_tensor(name), b.open_tensor(name)
     if (left.shape, left.dtype) != (right.shape, right.dtype):
         shapes = f"{left.dtype.name} {left.shape}, {right.dtype.name} {right.shape}"
-        return Difference(name, shapes)
+        return TensorDiff(name, shapes)
     norm = distance = 0.0
-    for index in chunks(left):
-        here = a.read(name, left, index).astype(np.float64)
-        there = b.read(name, right, index).astype(np.float64)
+    for index in iter_chunks(left):
+        here = a.read_part(name, left, index).astype(np.float64)
+        there = b.read_part(name, right, index).astype(np.float64)
         norm += float(np.square(here).sum())
         distance += float(np.square(there - here).sum())
-    return Difference(name, "differs", math.sqrt(norm), math.sqrt(distance))
+    return TensorDiff(name, "differs", math.sqrt(norm), math.sqrt(distance))

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree, UInt64
 
-Sums = UInt64[np.ndarray, "2"]  # of one tensor, or of a part of it: parts add up
-BLOCK = 1 << 13  # words: its weights and a copy of its words stay in a core's cache
-AT_ONCE = 1 << 16  # words whose weights are looked up one by one
+Checksums = UInt64[np.ndarray, "2"]  # of one tensor, or of a part of it: parts add up
+BLOCK_WORDS = (
+    1 << 13
+)  # words: its weights and a copy of its words stay in a core's cache
+MAX_WORDS = 1 << 16  # words whose weights are looked up one by one
 
 
-def digests(state: PyTree) -> dict[str, str]:
+def compute_digests(state: PyTree) -> dict[str, str]:
     """One digest of 128 bits for each array, by its path, as 32 hexadecimal digits.
 
     A function of name, dtype, shape and elements alone: neither the mesh nor how many
@@ -23,19 +25,20 @@ def digests(state: PyTree) -> dict[str, str]:
     where it is not, add up the `sums` of all. Finds accidents, not malice: another
     state of the same digest is easily made, and hardly ever comes about.
     """
-    named = by_path(state)
+    named = flatten_by_path(state)
     return {
-        name: told(name, leaf, sums(leaf, every=True)) for name, leaf in named.items()
+        name: format_digest(name, leaf, compute_checksums(leaf, all_replicas=True))
+        for name, leaf in named.items()
     }
 
 
-def root(digests: Mapping[str, str]) -> str:
+def combine_digests(digests: Mapping[str, str]) -> str:
     """One digest of all of them, whatever their order: 32 hexadecimal digits."""
     lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
     return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
 
 
-def by_path(tree: PyTree) -> dict[str, Any]:
+def flatten_by_path(tree: PyTree) -> dict[str, Any]:
     """Every leaf by its path, as in `params.stack.cycles.0.blocks.0.mlp.up.w.value`."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {
@@ -44,14 +47,14 @@ def by_path(tree: PyTree) -> dict[str, Any]:
     }
 
 
-def told(name: str, like: Any, sums: Sums) -> str:
+def format_digest(name: str, like: Any, sums: Checksums) -> str:
     """The digest of a whole tensor with the dtype and shape of `like`."""
     head = f"{name} {like.dtype} {tuple(like.shape)} ".encode()
     content = head + sums.astype("<u8").tobytes()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def sums(leaf: Any, *, every: bool = False) -> Sums:
+def compute_checksums(leaf: Any, *, all_replicas: bool = False) -> Checksums:
     """Two sums over the words of an array that this process has, modulo 2**64.
 
     Each word of at most 32 bits is weighted by its place in the whole array, in which
@@ -61,38 +64,44 @@ def sums(leaf: Any, *, every: bool = False) -> Sums:
     if isinstance(leaf, jax.Array):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        parts = _parts(leaf, every=every)
+        parts = _iter_parts(leaf, all_replicas=all_replicas)
     else:
         parts = iter([((slice(None),) * np.ndim(leaf), np.asarray(leaf))])
     total = np.zeros(2, np.uint64)
     for index, part in parts:
-        total += of_part(part, index, np.shape(leaf))
+        total += checksum_part(part, index, np.shape(leaf))
     return total
 
 
-def _parts(leaf: jax.Array, *, every: bool) -> Iterator[tuple[Any, np.ndarray]]:
+def _iter_parts(
+    leaf: jax.Array, *, all_replicas: bool
+) -> Iterator[tuple[Any, np.ndarray]]:
     """The pieces of an array that count here, and where they are in it."""
     seen = set()
     for shard in leaf.addressable_shards:
         place = str(shard.index)
-        if place not in seen and (every or shard.replica_id == 0):
+        if place not in seen and (all_replicas or shard.replica_id == 0):
             seen.add(place)
             yield shard.index, np.asarray(shard.data)
 
 
-def of_part(part: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> Sums:
+def checksum_part(
+    part: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]
+) -> Checksums:
     """The sums of the part of an array of that shape which stands at that index."""
     if not part.size:
         return np.zeros(2, np.uint64)
     count, kind = max(1, part.itemsize // 4), f"<u{min(4, part.itemsize)}"
-    starts, run = _runs(index, shape)
+    starts, run = _find_runs(index, shape)
     words = np.ascontiguousarray(part).reshape(len(starts), run).view(kind)
     if len(starts) == 1:
-        return _in_a_row(words[0], int(starts[0]) * count)
-    return _scattered(words, starts * count)
+        return _checksum_run(words[0], int(starts[0]) * count)
+    return _checksum_rows(words, starts * count)
 
 
-def _runs(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+def _find_runs(
+    index: tuple[slice, ...], shape: tuple[int, ...]
+) -> tuple[np.ndarray, int]:
     """Where runs of neighbouring elements begin in the whole, and their length."""
     bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
     starts, run, stride = np.zeros(1, np.int64), 1, 1
@@ -108,32 +117,35 @@ def _runs(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[np.ndarray,
     return starts, run
 
 
-def _in_a_row(words: np.ndarray, start: int) -> Sums:
+def _checksum_run(words: np.ndarray, start: int) -> Checksums:
     """The sums of neighbouring words, of which the first is number `start`."""
     total = np.zeros(2, np.uint64)
-    first, end = start // BLOCK, start + len(words)
-    outer = _weights(first, math.ceil(end / BLOCK), 1, 2)
+    first, end = start // BLOCK_WORDS, start + len(words)
+    outer = _make_weights(first, math.ceil(end / BLOCK_WORDS), 1, 2)
     for block in range(first, first + outer.shape[1]):
-        begin, stop = max(start, block * BLOCK), min(end, (block + 1) * BLOCK)
+        begin, stop = (
+            max(start, block * BLOCK_WORDS),
+            min(end, (block + 1) * BLOCK_WORDS),
+        )
         few = words[begin - start : stop - start].astype(np.uint64)
-        inner = INNER[begin - block * BLOCK : stop - block * BLOCK]
+        inner = INNER_WEIGHTS[begin - block * BLOCK_WORDS : stop - block * BLOCK_WORDS]
         total += outer[:, block - first] * np.einsum("i,i->", few, inner)
     return total
 
 
-def _scattered(words: np.ndarray, starts: np.ndarray) -> Sums:
+def _checksum_rows(words: np.ndarray, starts: np.ndarray) -> Checksums:
     """The sums of rows of words, of which each begins at a number of its own."""
     total = np.zeros(2, np.uint64)
     first, last = int(starts[0]), int(starts[-1]) + words.shape[1] - 1
-    outer = _weights(first // BLOCK, last // BLOCK + 1, 1, 2)
-    rows = max(1, AT_ONCE // words.shape[1])
+    outer = _make_weights(first // BLOCK_WORDS, last // BLOCK_WORDS + 1, 1, 2)
+    rows = max(1, MAX_WORDS // words.shape[1])
     for row in range(0, len(words), rows):
         begin = starts[row : row + rows, None]
-        for column in range(0, words.shape[1], AT_ONCE):
-            few = words[row : row + rows, column : column + AT_ONCE].astype(np.uint64)
+        for column in range(0, words.shape[1], MAX_WORDS):
+            few = words[row : row + rows, column : column + MAX_WORDS].astype(np.uint64)
             place = begin + np.arange(column, column + few.shape[1])
-            few *= INNER.take(place % BLOCK)
-            block = place // BLOCK - first // BLOCK
+            few *= INNER_WEIGHTS.take(place % BLOCK_WORDS)
+            block = place // BLOCK_WORDS - first // BLOCK_WORDS
             for lane in range(2):
                 total[lane : lane + 1] += np.einsum(
                     "ij,ij->", few, outer[lane].take(block)
@@ -141,7 +153,7 @@ def _scattered(words: np.ndarray, starts: np.ndarray) -> Sums:
     return total
 
 
-def _weights(first: int, last: int, *lanes: int) -> np.ndarray:
+def _make_weights(first: int, last: int, *lanes: int) -> np.ndarray:
     """Odd numbers of 64 bits without a pattern, those of [first, last) in each lane.
 
     Each word has the product of the weights of its place within its block, in lane 0,
@@ -150,10 +162,10 @@ def _weights(first: int, last: int, *lanes: int) -> np.ndarray:
     """
     numbers = np.arange(first, last, dtype=np.uint64)
     each = np.asarray(lanes, np.uint64)[:, None] << np.uint64(60)
-    return _mixed(numbers ^ each) | np.uint64(1)
+    return _splitmix64(numbers ^ each) | np.uint64(1)
 
 
-def _mixed(number: np.ndarray) -> np.ndarray:
+def _splitmix64(number: np.ndarray) -> np.ndarray:
     """The numbers, as if drawn by chance.
 
     Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators",
@@ -165,4 +177,4 @@ def _mixed(number: np.ndarray) -> np.ndarray:
     return number ^ (number >> np.uint64(31))
 
 
-INNER = _weights(0, BLOCK, 0)[0]
+INNER_WEIGHTS = _make_weights(0, BLOCK_WORDS, 0)[0]

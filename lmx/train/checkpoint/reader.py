@@ -13,31 +13,38 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from lmx.config.names import ConfigError
-from lmx.train.checkpoint.digest import Sums, of_part, root, told
+from lmx.config.registry import ConfigError
+from lmx.train.checkpoint.digest import (
+    Checksums,
+    checksum_part,
+    combine_digests,
+    format_digest,
+)
 
 SCHEMA = 3  # of what a checkpoint holds; a reader refuses any other
-META, STATE = "meta/metadata", "state"
-AT_ONCE = 4  # tensors read at the same time
-CACHE = 32 << 20  # bytes, for the names of tensors and where they are
-ALIGNED = 64  # bytes, as XLA wants them
-PIECE = 1 << 20  # bytes that are read at a time to be looked at once
+METADATA, STATE = "meta/metadata", "state"
+PARALLEL_TENSORS = 4  # tensors read at the same time
+CACHE_BYTES = 32 << 20  # bytes, for the names of tensors and where they are
+ALIGNMENT = 64  # bytes, as XLA wants them
+PIECE_BYTES = 1 << 20  # bytes that are read at a time to be looked at once
 
 Index = tuple[slice, ...]
 
 
-class Fault(NamedTuple):
+class CheckpointFault(NamedTuple):
     """What is wrong with a saved state. `tensor` is None where it is wrong with all."""
 
     file: str
     tensor: str | None
-    why: str
+    reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}: " + (f"{self.tensor} " if self.tensor else "") + self.why
+        return (
+            f"{self.file}: " + (f"{self.tensor} " if self.tensor else "") + self.reason
+        )
 
 
-class Place(NamedTuple):
+class ChunkLocation(NamedTuple):
     """Bytes of a file below the folder of a state's tensors.
 
     `chunk` is the chunk of a tensor that they are, as in `0.3`, and empty where they
@@ -45,7 +52,7 @@ class Place(NamedTuple):
     """
 
     file: str
-    begin: int
+    offset: int
     size: int
     chunk: str = ""
 
@@ -53,12 +60,12 @@ class Place(NamedTuple):
 class DamageError(ConfigError):
     """A state on disk is not what was saved: which files, which tensors, and why."""
 
-    def __init__(self, path: Path, *faults: Fault):
+    def __init__(self, path: Path, *faults: CheckpointFault):
         super().__init__("\n".join(f"{path}/{fault}" for fault in faults))
         self.faults = faults
 
 
-class Reader:
+class CheckpointReader:
     """The state in the folder of one step.
 
     Orbax's files are read as what they are, arrays of Zarr in a key-value store of
@@ -68,32 +75,36 @@ class Reader:
 
     def __init__(self, path: Path):
         self.path = path
-        self.context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE}})
+        self.context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
-    def meta(self) -> dict[str, Any]:
+    def read_metadata(self) -> dict[str, Any]:
         """What the state says of itself: schema, step, digests, root, lineage, extra.
 
         Raises DamageError where it cannot be read, ConfigError if its schema is not
         the one of this lmx.
         """
         try:
-            meta = json.loads((self.path / META).read_bytes())
+            meta = json.loads((self.path / METADATA).read_bytes())
             schema = meta["schema"]
         except FileNotFoundError:
-            raise self._damage(META, None, "is missing") from None
+            raise self._damage_error(METADATA, None, "is missing") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._damage(META, None, f"cannot be read ({error})") from None
+            raise self._damage_error(
+                METADATA, None, f"cannot be read ({error})"
+            ) from None
         if schema != SCHEMA:
             other = "a newer" if schema > SCHEMA else "an older"
             raise ConfigError(
                 f"{self.path} was written by {other} lmx (schema {schema}, and this one"
                 f" reads {SCHEMA}): use that one."
             )
-        if root(meta["digests"]) != meta["root"]:
-            raise self._damage(META, None, "does not add up: its root is another")
+        if combine_digests(meta["digests"]) != meta["root"]:
+            raise self._damage_error(
+                METADATA, None, "does not add up: its root is another"
+            )
         return meta
 
-    def tensor(self, name: str) -> ts.TensorStore:
+    def open_tensor(self, name: str) -> ts.TensorStore:
         """One tensor, opened and not read."""
         kvstore = {
             "driver": "ocdbt",
@@ -106,40 +117,44 @@ class Reader:
             )
             return opening.result()
         except (ValueError, OSError) as error:
-            raise self._unread(name, error) from None
+            raise self._read_error(name, error) from None
 
-    def read(self, name: str, tensor: ts.TensorStore, index: Index) -> np.ndarray:
+    def read_part(self, name: str, tensor: ts.TensorStore, index: Index) -> np.ndarray:
         """A part of a tensor, in memory that a device may take over as it is."""
         part = tensor[index]
-        found = aligned(part.shape, part.dtype.numpy_dtype)
+        found = empty_aligned(part.shape, part.dtype.numpy_dtype)
         try:
             ts.array(found).write(part).result()
             return found
         except (ValueError, OSError) as error:
-            raise self._unread(name, error) from None
+            raise self._read_error(name, error) from None
 
-    def load(self, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Sums]]:
+    def load(
+        self, abstract_arrays: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Checksums]]:
         """The tensors of these names, on the devices of the shapes that are wanted.
 
         And the sums of what this process read of them.
         """
         wide = jax.dtypes.canonicalize_dtype(float) == "float64"  # in this thread
 
-        def placed(name: str, like: Any) -> tuple[jax.Array, Sums]:
+        def placed(name: str, like: Any) -> tuple[jax.Array, Checksums]:
             with jax.enable_x64(wide):
-                return self._placed(name, like)
+                return self._load_tensor(name, like)
 
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = list(pool.map(placed, wanted.keys(), wanted.values()))
+        with ThreadPoolExecutor(PARALLEL_TENSORS) as pool:
+            found = list(
+                pool.map(placed, abstract_arrays.keys(), abstract_arrays.values())
+            )
         arrays, sums = zip(*found, strict=True) if found else ((), ())
         return (
-            dict(zip(wanted, arrays, strict=True)),
-            dict(zip(wanted, sums, strict=True)),
+            dict(zip(abstract_arrays, arrays, strict=True)),
+            dict(zip(abstract_arrays, sums, strict=True)),
         )
 
-    def _placed(self, name: str, like: Any) -> tuple[jax.Array, Sums]:
+    def _load_tensor(self, name: str, like: Any) -> tuple[jax.Array, Checksums]:
         """One tensor on its devices, each part read once."""
-        tensor = self.tensor(name)
+        tensor = self.open_tensor(name)
         if tensor.shape != tuple(like.shape):
             raise ConfigError(
                 f"{name} has shape {tensor.shape} in {self.path} and {like.shape} here:"
@@ -149,7 +164,7 @@ class Reader:
         parts: dict[str, np.ndarray] = {}
         for index in devices.values():
             if str(index) not in parts:
-                parts[str(index)] = self.read(name, tensor, index)
+                parts[str(index)] = self.read_part(name, tensor, index)
         found = [
             jax.device_put(parts[str(index)].astype(like.dtype, copy=False), device)
             for device, index in devices.items()
@@ -160,21 +175,25 @@ class Reader:
         total = np.zeros(2, np.uint64)
         for shard in array.addressable_shards:
             if shard.replica_id == 0:
-                total += of_part(parts[str(shard.index)], shard.index, tensor.shape)
+                total += checksum_part(
+                    parts[str(shard.index)], shard.index, tensor.shape
+                )
         return array, total
 
-    def sums(self, parts: Mapping[str, Sequence[Index] | None]) -> dict[str, Sums]:
+    def compute_checksums(
+        self, parts: Mapping[str, Sequence[Index] | None]
+    ) -> dict[str, Checksums]:
         """Sums over these parts of tensors; None: all of one, a chunk at a time."""
         found = {}
         for name, indices in parts.items():
-            tensor = self.tensor(name)
+            tensor = self.open_tensor(name)
             found[name] = np.zeros(2, np.uint64)
-            for index in chunks(tensor) if indices is None else indices:
-                for inner, part in self._pieces(name, tensor, index):
-                    found[name] += of_part(part, inner, tensor.shape)
+            for index in iter_chunks(tensor) if indices is None else indices:
+                for inner, part in self._iter_pieces(name, tensor, index):
+                    found[name] += checksum_part(part, inner, tensor.shape)
         return found
 
-    def _pieces(
+    def _iter_pieces(
         self, name: str, tensor: ts.TensorStore, index: Index
     ) -> Iterator[tuple[Index, np.ndarray]]:
         """A part of a tensor by as many rows as stay in a cache, each for a moment.
@@ -183,16 +202,16 @@ class Reader:
         tensorstore's time: no new memory is touched.
         """
         shape, dtype = tensor[index].shape, tensor.dtype.numpy_dtype
-        place = self._stored(name, tensor, index)
+        place = self._find_raw_chunk(name, tensor, index)
         if place is None:
-            yield index, self.read(name, tensor, index)
+            yield index, self.read_part(name, tensor, index)
             return
         row = place.size // shape[0]
-        rows = min(shape[0], max(1, PIECE // row))
+        rows = min(shape[0], max(1, PIECE_BYTES // row))
         memory = np.empty(rows * row, np.uint8)
         try:
             with open(self.path / STATE / place.file, "rb") as file:
-                file.seek(place.begin)
+                file.seek(place.offset)
                 for first in range(0, shape[0], rows):
                     count = min(rows, shape[0] - first)
                     part = memory[: count * row]
@@ -202,9 +221,11 @@ class Reader:
                     inner = (slice(begin, begin + count), *index[1:])
                     yield inner, part.view(dtype).reshape(count, *shape[1:])
         except OSError as error:
-            raise self._unread(name, error) from None
+            raise self._read_error(name, error) from None
 
-    def _stored(self, name: str, tensor: ts.TensorStore, index: Index) -> Place | None:
+    def _find_raw_chunk(
+        self, name: str, tensor: ts.TensorStore, index: Index
+    ) -> ChunkLocation | None:
         """The bytes of a file that are the elements of a part, if there are such."""
         kind, inner = tensor.spec().to_json()["metadata"], tensor[index]
         sizes, packed = kind["chunks"], kind["compressor"] or kind["filters"]
@@ -212,44 +233,44 @@ class Reader:
             return None
         at = zip(inner.domain.origin, sizes, strict=True)
         chunk = ".".join(str(begin // size) for begin, size in at)
-        found = (p for p in self.places.get(name, ()) if p.chunk == chunk)
+        found = (p for p in self.chunk_locations.get(name, ()) if p.chunk == chunk)
         size = inner.size * tensor.dtype.numpy_dtype.itemsize
         return next((place for place in found if place.size == size), None)
 
-    def faults(self) -> list[Fault]:
+    def verify(self) -> list[CheckpointFault]:
         """Reads all of the state again; what is not as it was saved, by tensor."""
         try:
-            digests = self.meta()["digests"]
+            digests = self.read_metadata()["digests"]
         except DamageError as error:
             return list(error.faults)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = pool.map(self._fault, digests, digests.values())
+        with ThreadPoolExecutor(PARALLEL_TENSORS) as pool:
+            found = pool.map(self._verify_tensor, digests, digests.values())
         return [fault for fault in found if fault]
 
-    def _fault(self, name: str, digest: str) -> Fault | None:
+    def _verify_tensor(self, name: str, digest: str) -> CheckpointFault | None:
         try:
-            sums = self.sums({name: None})[name]
+            sums = self.compute_checksums({name: None})[name]
         except DamageError as error:
             return error.faults[0]
-        if self.told(name, sums) == digest:
+        if self.format_digest(name, sums) == digest:
             return None
-        return Fault(self.file(name), name, "is not what was saved")
+        return CheckpointFault(self.find_file(name), name, "is not what was saved")
 
-    def told(self, name: str, sums: Sums) -> str:
+    def format_digest(self, name: str, sums: Checksums) -> str:
         """The digest of a tensor, given the sums of all of it."""
-        tensor = self.tensor(name)
+        tensor = self.open_tensor(name)
         like = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype.numpy_dtype)
-        return told(name, like, sums)
+        return format_digest(name, like, sums)
 
-    def file(self, name: str) -> str:
+    def find_file(self, name: str) -> str:
         """The file that a tensor is in, or the first one, as far as that is known."""
         try:
-            return f"{STATE}/{self.places[name][0].file}"
+            return f"{STATE}/{self.chunk_locations[name][0].file}"
         except (ValueError, OSError, KeyError, IndexError):
             return STATE
 
     @cached_property
-    def places(self) -> dict[str, list[Place]]:
+    def chunk_locations(self) -> dict[str, list[ChunkLocation]]:
         """Where the tree of OCDBT says that the chunks of each tensor are."""
         base = ts.KvStore.open({"driver": "file", "path": f"{self.path / STATE}/"})
         store, found = base.result(), {}
@@ -264,53 +285,57 @@ class Reader:
                     apart = "indirect_value" in entry
                     place = entry["indirect_value"] if apart else location
                     _, folder, file, begin, size = place.split(":")
-                    place = Place(
+                    place = ChunkLocation(
                         folder + file, int(begin), int(size), chunk if apart else ""
                     )
                     found.setdefault(name, []).append(place)
         return found
 
-    def short(self) -> list[Fault]:
+    def check_sizes(self) -> list[CheckpointFault]:
         """Which files are missing or too short, by their sizes alone."""
         try:
-            digests, places = self.meta()["digests"], self.places
+            digests, places = self.read_metadata()["digests"], self.chunk_locations
         except DamageError as error:
             return list(error.faults)
         except (ValueError, OSError) as error:
-            return [Fault(STATE, None, f"cannot be read ({_line(error)})")]
+            return [
+                CheckpointFault(STATE, None, f"cannot be read ({_first_line(error)})")
+            ]
         return [
-            Fault(f"{STATE}/{place.file}", name, "is cut short or gone")
+            CheckpointFault(f"{STATE}/{place.file}", name, "is cut short or gone")
             for name in digests
-            for place in places.get(name, [Place("manifest.ocdbt", 0, 1 << 62)])
-            if not self._has(place)
+            for place in places.get(name, [ChunkLocation("manifest.ocdbt", 0, 1 << 62)])
+            if not self._is_complete(place)
         ]
 
-    def _has(self, place: Place) -> bool:
+    def _is_complete(self, place: ChunkLocation) -> bool:
         file = self.path / STATE / place.file
-        return file.is_file() and file.stat().st_size >= place.begin + place.size
+        return file.is_file() and file.stat().st_size >= place.offset + place.size
 
-    def _unread(self, name: str, error: Exception) -> DamageError:
+    def _read_error(self, name: str, error: Exception) -> DamageError:
         """What could not be read; the first line of what tensorstore said of it."""
-        return self._damage(self.file(name), name, f"cannot be read ({_line(error)})")
+        return self._damage_error(
+            self.find_file(name), name, f"cannot be read ({_first_line(error)})"
+        )
 
-    def _damage(self, file: str, tensor: str | None, why: str) -> DamageError:
-        return DamageError(self.path, Fault(file, tensor, why))
+    def _damage_error(self, file: str, tensor: str | None, why: str) -> DamageError:
+        return DamageError(self.path, CheckpointFault(file, tensor, why))
 
 
-def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Memory that jax does not copy to a CPU device: that begins at such an address."""
     size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + ALIGNED, np.uint8)
-    begin = -memory.ctypes.data % ALIGNED
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % ALIGNMENT
     return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of an error, without what tensorstore says of its own source."""
     return f"{error}".splitlines()[0].split(" [")[0]
 
 
-def chunks(tensor: ts.TensorStore) -> Iterator[Index]:
+def iter_chunks(tensor: ts.TensorStore) -> Iterator[Index]:
     """The parts of a tensor that are stored, and read, as one."""
     shape: tuple[int, ...] = tensor.shape
     stored = tensor.chunk_layout.read_chunk.shape or shape

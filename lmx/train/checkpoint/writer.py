@@ -15,25 +15,25 @@ from etils import epath
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_registry
 
-from lmx.core import process
-from lmx.train.checkpoint.digest import Sums, of_part
-from lmx.train.checkpoint.reader import META, STATE, Index, aligned
+from lmx.core import distributed
+from lmx.train.checkpoint.digest import Checksums, checksum_part
+from lmx.train.checkpoint.reader import METADATA, STATE, Index, empty_aligned
 
 # Orbax leaves such behind when it cannot write.
 warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
-class Part(NamedTuple):
+class HostShard(NamedTuple):
     """A part of an array in the memory of this host, and where it is in the whole."""
 
     index: Index
     data: np.ndarray
 
 
-Parts = dict[str, list[Part]]  # by name of the array
+HostShards = dict[str, list[HostShard]]  # by name of the array
 
 
-class Copies:
+class HostBuffers:
     """Arrays that nobody consumes: of those on CPUs copies, of others themselves.
 
     A CPU's arrays are looked at where they lie, and jax does not write over what is
@@ -42,21 +42,21 @@ class Copies:
     """
 
     def __init__(self):
-        self.memory: dict[tuple[str, str], np.ndarray] = {}
+        self.arrays: dict[tuple[str, str], np.ndarray] = {}
 
-    def of(self, named: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def copy(self, named: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The arrays, once those of the call before are not looked at any more."""
         return {
-            name: self._copied(name, leaf) if _platform(leaf) == "cpu" else leaf
+            name: self._copy_array(name, leaf) if _get_platform(leaf) == "cpu" else leaf
             for name, leaf in named.items()
         }
 
-    def _copied(self, name: str, leaf: jax.Array) -> jax.Array:
+    def _copy_array(self, name: str, leaf: jax.Array) -> jax.Array:
         parts: dict[str, np.ndarray] = {}
         for shard in leaf.addressable_shards:
             index = str(shard.index)
             if index not in parts:
-                parts[index] = self._memory(name, index, shard.data)
+                parts[index] = self._get_buffer(name, index, shard.data)
                 parts[index][...] = np.asarray(shard.data)
         found = [
             jax.device_put(parts[str(shard.index)], shard.device)
@@ -65,18 +65,18 @@ class Copies:
         shape, where = leaf.shape, leaf.sharding
         return jax.make_array_from_single_device_arrays(shape, where, found)
 
-    def _memory(self, name: str, index: str, like: jax.Array) -> np.ndarray:
-        kept = self.memory.get((name, index))
+    def _get_buffer(self, name: str, index: str, like: jax.Array) -> np.ndarray:
+        kept = self.arrays.get((name, index))
         if kept is None or (kept.shape, kept.dtype) != (like.shape, like.dtype):
-            kept = self.memory[name, index] = aligned(like.shape, like.dtype)
+            kept = self.arrays[name, index] = empty_aligned(like.shape, like.dtype)
         return kept
 
 
-def _platform(leaf: jax.Array) -> str:
+def _get_platform(leaf: jax.Array) -> str:
     return next(iter(leaf.sharding.device_set)).platform
 
 
-def on_host(named: dict[str, jax.Array]) -> Parts:
+def copy_to_host(named: dict[str, jax.Array]) -> HostShards:
     """What this process has to write, copied off its devices; on a CPU, as it lies.
 
     Each element is written by the process that has its first replica.
@@ -88,57 +88,65 @@ def on_host(named: dict[str, jax.Array]) -> Parts:
     for shard in (each for found in shards.values() for each in found):
         shard.data.copy_to_host_async()
     return {
-        name: [Part(shard.index, np.asarray(shard.data)) for shard in found]
+        name: [HostShard(shard.index, np.asarray(shard.data)) for shard in found]
         for name, found in shards.items()
     }
 
 
-def sums_of(named: dict[str, Any], parts: Parts) -> dict[str, Sums]:
+def checksum_shards(named: dict[str, Any], parts: HostShards) -> dict[str, Checksums]:
     """The sums of what this process has to write."""
     return {
         name: sum(
-            (of_part(part.data, part.index, named[name].shape) for part in found),
+            (checksum_part(part.data, part.index, named[name].shape) for part in found),
             start=np.zeros(2, np.uint64),
         )
         for name, found in parts.items()
     }
 
 
-class Late(ocp.AsyncCheckpointHandler):
+class DeferredMetadata(ocp.AsyncCheckpointHandler):
     """Writes facts that are found out while the arrays are being written."""
 
-    async def async_save(self, directory: epath.Path, args: "LateSave") -> list[Any]:
+    async def async_save(
+        self, directory: epath.Path, args: "DeferredMetadataArgs"
+    ) -> list[Any]:
         """Asks for the facts beside the training, everywhere; the first writes."""
-        return [CommitFutureAwaitingContractedSignals(_late(directory, args.ask))]
+        return [
+            CommitFutureAwaitingContractedSignals(
+                _write_deferred(directory, args.make_metadata)
+            )
+        ]
 
-    def save(self, directory: epath.Path, args: "LateSave") -> None:
+    def save(self, directory: epath.Path, args: "DeferredMetadataArgs") -> None:
         """What `async_save` does, at once."""
-        _put(directory, args.ask())
+        _write_metadata(directory, args.make_metadata())
 
     def restore(self, directory: epath.Path, args: Any = None) -> dict[str, Any]:
         """The facts."""
         del args
-        return json.loads((directory / Path(META).name).read_text())
+        return json.loads((directory / Path(METADATA).name).read_text())
 
 
-@ocp.args.register_with_handler(Late, for_save=True, for_restore=True)
+@ocp.args.register_with_handler(DeferredMetadata, for_save=True, for_restore=True)
 @dataclasses.dataclass
-class LateSave(ocp.args.CheckpointArgs):
+class DeferredMetadataArgs(ocp.args.CheckpointArgs):
     """What to ask once the arrays are on their way."""
 
-    ask: Callable[[], dict[str, Any]]
+    make_metadata: Callable[[], dict[str, Any]]
 
 
-async def _late(directory: epath.Path, ask: Callable[[], dict[str, Any]]) -> None:
-    _put(directory, ask())
+async def _write_deferred(
+    directory: epath.Path, ask: Callable[[], dict[str, Any]]
+) -> None:
+    _write_metadata(directory, ask())
 
 
-def _put(directory: epath.Path, facts: dict[str, Any]) -> None:
-    if process.first():
-        (directory / Path(META).name).write_text(json.dumps(facts))
+def _write_metadata(directory: epath.Path, facts: dict[str, Any]) -> None:
+    if distributed.is_leader():
+        (directory / Path(METADATA).name).write_text(json.dumps(facts))
 
 
-def orbax() -> ocp.AsyncCheckpointer:
+def make_checkpointer() -> ocp.AsyncCheckpointer:
     """The writer of states.
 
     Not compressed: a quarter at most is gained on weights, and compressing takes as
@@ -152,11 +160,11 @@ def orbax() -> ocp.AsyncCheckpointer:
         use_compression=False,
         type_handler_registry=create_type_handler_registry((jax.Array, arrays)),
     )
-    folders = {STATE: state, Path(META).parent.name: Late()}
+    folders = {STATE: state, Path(METADATA).parent.name: DeferredMetadata()}
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**folders))
 
 
-def args(named: dict[str, Any], ask: Callable[[], dict[str, Any]]) -> Any:
+def make_save_args(named: dict[str, Any], ask: Callable[[], dict[str, Any]]) -> Any:
     """What Orbax is told to save."""
-    late = {Path(META).parent.name: LateSave(ask)}
+    late = {Path(METADATA).parent.name: DeferredMetadataArgs(ask)}
     return ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(named)}, **late)

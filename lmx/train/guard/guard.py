@@ -7,17 +7,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmx.data.rows.schedule import Course
-from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.checkpoint.save import Save
-from lmx.train.optim.outer import Take
-from lmx.train.record.directory import Directory
-from lmx.train.run import Run
+from lmx.data.sampling.schedule import BatchSchedule
+from lmx.run.run_dir import RunDir
+from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.policy import CheckpointPolicy
+from lmx.train.diloco import TrainStepFn
+from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 
 Init = Callable[[], TrainState]
 SKIPPED, SPIKE = "skipped", "spike"  # metrics of guards: above 0 where a step is that
-WATCHED = ("loss", "grad_norm", "update_norm", "param_norm")
+WATCHED_METRICS = ("loss", "grad_norm", "update_norm", "param_norm")
 
 
 class FaultError(Exception):
@@ -31,33 +31,33 @@ class FaultError(Exception):
 class Guard(ABC):
     """What becomes of a step whose numbers are wrong."""
 
-    def check(self, course: Course, save: Save) -> None:
+    def check(self, course: BatchSchedule, save: CheckpointPolicy) -> None:
         """Refuses a run that it cannot guard."""
         del course, save
 
-    def init(self, init: Init) -> Init:
+    def wrap_init(self, init: Init) -> Init:
         """Makes the state of step 0, with what the guard keeps in it."""
         return init
 
-    def step(self, take: Take) -> Take:
+    def wrap_step(self, step_fn: TrainStepFn) -> TrainStepFn:
         """One step, with what the guard does on the devices."""
-        return take
+        return step_fn
 
     @abstractmethod
     def start(
-        self, run: Run, directory: Directory, checkpoints: Checkpoints
-    ) -> "Watch":
+        self, run: RunContext, directory: RunDir, checkpoints: CheckpointManager
+    ) -> "MetricWatcher":
         """What reads the metrics of each step, and may end the run."""
 
 
-class Watch:
+class MetricWatcher:
     """Hands on the metrics that tell of faults, one step late; `flush`, all there are.
 
-    Called after `Log`, which waits for the step before, it waits for nothing.
+    Called after `MetricLogger`, which waits for the step before, it waits for nothing.
     """
 
-    def __init__(self, look: Callable[[int, Mapping[str, float]], None]):
-        self.look = look
+    def __init__(self, check: Callable[[int, Mapping[str, float]], None]):
+        self.check = check
         self.pending: tuple[int, Metrics] | None = None
 
     def __call__(self, done: int, state: TrainState, metrics: Metrics) -> None:
@@ -70,10 +70,14 @@ class Watch:
         if self.pending is None:
             return
         (done, metrics), self.pending = self.pending, None
-        told = {n: metrics[n] for n in (*WATCHED, SKIPPED, SPIKE) if n in metrics}
-        self.look(done, {n: float(x) for n, x in jax.device_get(told).items()})
+        told = {
+            n: metrics[n] for n in (*WATCHED_METRICS, SKIPPED, SPIKE) if n in metrics
+        }
+        self.check(done, {n: float(x) for n, x in jax.device_get(told).items()})
 
 
-def wrong(values: Mapping[str, Any]) -> dict[str, float]:
+def find_nonfinite(values: Mapping[str, Any]) -> dict[str, float]:
     """Those of the watched metrics that are no finite number."""
-    return {n: values[n] for n in WATCHED if not np.isfinite(values.get(n, 0.0))}
+    return {
+        n: values[n] for n in WATCHED_METRICS if not np.isfinite(values.get(n, 0.0))
+    }

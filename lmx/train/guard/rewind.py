@@ -3,22 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lmx.config.names import ConfigError, configurable
-from lmx.core import process
-from lmx.data.rows.schedule import Course
-from lmx.train.checkpoint.checkpoints import Checkpoints
-from lmx.train.checkpoint.save import Save
-from lmx.train.guard.gaps import REWIND, data_step, gaps_of
-from lmx.train.guard.guard import SPIKE, Guard, Init, Watch, wrong
-from lmx.train.guard.numbers import fault
-from lmx.train.guard.spikes import Spikes
-from lmx.train.optim.outer import Take
-from lmx.train.record.directory import Directory
-from lmx.train.record.ledger import Ledger, entries
-from lmx.train.run import Run
+from lmx.config.registry import ConfigError, configurable
+from lmx.core import distributed
+from lmx.data.sampling.schedule import BatchSchedule
+from lmx.run.ledger import Ledger, read_ledger
+from lmx.run.run_dir import RunDir
+from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.policy import CheckpointPolicy
+from lmx.train.diloco import TrainStepFn
+from lmx.train.guard.guard import SPIKE, Guard, Init, MetricWatcher, find_nonfinite
+from lmx.train.guard.nonfinite import make_fault
+from lmx.train.guard.skipped_data import REWIND, load_skipped, to_data_step
+from lmx.train.guard.spikes import SpikeDetector
+from lmx.train.program import RunContext
 
 
-class RewoundError(Exception):
+class RewindError(Exception):
     """The states after a step are gone; the run goes on from there, on other data."""
 
 
@@ -37,68 +37,78 @@ class Rewind(Guard):
         beyond: data steps that are left out after the spike.
     """
 
-    spikes: Spikes = Spikes()
-    back: int = 100
-    beyond: int = 100
+    detector: SpikeDetector = SpikeDetector()
+    steps_back: int = 100
+    skip_beyond: int = 100
 
     def __post_init__(self):
-        if self.back < 1 or self.beyond < 0:
-            raise ConfigError("Rewind.back must be 1 or more, Rewind.beyond 0 or more.")
+        if self.steps_back < 1 or self.skip_beyond < 0:
+            raise ConfigError(
+                "Rewind.steps_back must be 1 or more, Rewind.skip_beyond 0 or more."
+            )
 
-    def check(self, course: Course, save: Save) -> None:
+    def check(self, course: BatchSchedule, save: CheckpointPolicy) -> None:
         if len(course.stages) > 1:
             raise ConfigError(
                 "@Rewind() gives a step the data of a later one, and batch or length"
                 " change with the step: leave one of the two out."
             )
-        if (save.keep - 1) * save.every < self.back:
+        if (save.keep - 1) * save.every < self.steps_back:
             raise ConfigError(
-                f"Rewind.back is {self.back} steps, and Save keeps {save.keep} states,"
-                f" {save.every} steps apart: (Save.keep - 1) * Save.every must be as"
+                f"Rewind.steps_back is {self.steps_back} steps, and Save keeps {save.keep} states,"
+                f" {save.every} steps apart: (CheckpointPolicy.keep - 1) * CheckpointPolicy.every must be as"
                 " many."
             )
 
-    def init(self, init: Init) -> Init:
-        return self.spikes.begin(init)
+    def wrap_init(self, init: Init) -> Init:
+        return self.detector.wrap_init(init)
 
-    def step(self, take: Take) -> Take:
-        return lambda *what: self.spikes.hear(take, *what)
+    def wrap_step(self, step_fn: TrainStepFn) -> TrainStepFn:
+        return lambda *what: self.detector.run_step(step_fn, *what)
 
-    def start(self, run: Run, directory: Directory, checkpoints: Checkpoints) -> Watch:
+    def start(
+        self, run: RunContext, directory: RunDir, checkpoints: CheckpointManager
+    ) -> MetricWatcher:
         def look(done: int, values: Mapping[str, float]) -> None:
-            if not values[SPIKE] and not wrong(values):
+            if not values[SPIKE] and not find_nonfinite(values):
                 return
             checkpoints.wait()
-            to = self._early(checkpoints.steps(), checkpoints.keep, done)
-            if to is None or done <= process.from_first(lambda: _furthest(directory)):
-                raise fault(run, directory, checkpoints, done, values)
-            self._back(directory, checkpoints, to, done)
+            to = self._choose_checkpoint(
+                checkpoints.list_steps(), checkpoints.keep, done
+            )
+            if to is None or done <= distributed.broadcast_from_leader(
+                lambda: _furthest_spike(directory)
+            ):
+                raise make_fault(run, directory, checkpoints, done, values)
+            self._rewind(directory, checkpoints, to, done)
 
-        return Watch(look)
+        return MetricWatcher(look)
 
-    def _early(self, steps: list[int], keep: int, done: int) -> int | None:
+    def _choose_checkpoint(self, steps: list[int], keep: int, done: int) -> int | None:
         """The newest step to go back to; None if its state is there no more."""
         none = [0] if len(steps) < keep else []  # no state was taken away yet
-        return max([*none, *(n for n in steps if n <= done - self.back)], default=None)
+        return max(
+            [*none, *(n for n in steps if n <= done - self.steps_back)], default=None
+        )
 
-    def _back(
-        self, directory: Directory, checkpoints: Checkpoints, to: int, done: int
+    def _rewind(
+        self, directory: RunDir, checkpoints: CheckpointManager, to: int, done: int
     ) -> None:
         """Leaves no newer state. A run killed in the middle comes here once more."""
-        gaps = gaps_of(directory.path)
-        begin = data_step(gaps, to)
-        end = data_step(gaps, done - 1) + 1 + self.beyond
-        for step in checkpoints.steps()[::-1]:
+        gaps = load_skipped(directory.path)
+        begin = to_data_step(gaps, to)
+        end = to_data_step(gaps, done - 1) + 1 + self.skip_beyond
+        for step in checkpoints.list_steps()[::-1]:
             if step > to:
-                checkpoints.remove(step)
-        Ledger(directory).note(to, REWIND, "done", found=done, data=[begin, end])
-        raise RewoundError(
+                checkpoints.delete(step)
+        Ledger(directory).record(to, REWIND, "done", found=done, data=[begin, end])
+        raise RewindError(
             f"step {done} is a spike: back to step {to}, and on without the data of"
             f" steps {begin} to {end - 1}"
         )
 
 
-def _furthest(directory: Directory) -> int:
+def _furthest_spike(directory: RunDir) -> int:
     """The furthest step that was a spike so far."""
-    rows = entries(directory.path)
+    rows = read_ledger(directory.path)
     return max((row["found"] for row in rows if row["what"] == REWIND), default=0)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import jax
 
-from lmx.core.lobby import AGAIN
+from lmx.core.rendezvous import EXIT_RESTART
 
-LOOKS = 20  # how often it looks within its patience
-LINGER = 5.0  # seconds for the file, and as many for other processes that hang too
+CHECKS_PER_TIMEOUT = 20  # how often it looks within its patience
+EXIT_DELAY = 5.0  # seconds for the file, and as many for other processes that hang too
 
 
 class Watchdog:
@@ -28,46 +28,46 @@ class Watchdog:
     def __init__(
         self,
         progress: Callable[[], tuple[str, Hashable]],
-        patience: float,
+        timeout: float,
         folder: Path,
     ):
-        self.progress, self.patience = progress, patience
+        self.progress, self.timeout = progress, timeout
         self.file = folder / f"hang-{jax.process_index()}.txt"
-        self.over = threading.Event()
+        self.closed = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def close(self) -> None:
         """It looks no more."""
-        self.over.set()
+        self.closed.set()
 
     def _watch(self) -> None:
-        pause = self.patience / LOOKS
+        pause = self.timeout / CHECKS_PER_TIMEOUT
         mark, idle = self.progress()[1], 0.0
         looked = time.monotonic()
-        while not self.over.wait(pause):
+        while not self.closed.wait(pause):
             what, now = self.progress()
             before, looked = looked, time.monotonic()
             # Longer than two pauses only where this process itself did not run.
             idle = idle + min(looked - before, 2 * pause) if now == mark else 0.0
             mark = now
-            if idle >= self.patience:
-                self._end(what)
+            if idle >= self.timeout:
+                self._exit(what)
 
-    def _end(self, what: str) -> None:
+    def _exit(self, what: str) -> None:
         why = (
-            f"error: nothing has moved for {self.patience:g} s (in state {what!r});"
+            f"error: nothing has moved for {self.timeout:g} s (in state {what!r});"
             f" where each thread is stands in {self.file}"
         )
         print(why, file=sys.stderr, flush=True)
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
         # Beside, since it may be this disk at which all hangs.
-        told = threading.Thread(target=self._tell, args=(why,), daemon=True)
+        told = threading.Thread(target=self._write_stacks, args=(why,), daemon=True)
         told.start()
-        told.join(LINGER)
-        time.sleep(LINGER if jax.process_count() > 1 else 0.0)
-        os._exit(AGAIN)
+        told.join(EXIT_DELAY)
+        time.sleep(EXIT_DELAY if jax.process_count() > 1 else 0.0)
+        os._exit(EXIT_RESTART)
 
-    def _tell(self, why: str) -> None:
+    def _write_stacks(self, why: str) -> None:
         try:
             with self.file.open("w") as file:
                 print(why, file=file, flush=True)

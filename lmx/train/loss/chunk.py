@@ -6,12 +6,12 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 
 Sums = TypeVar("Sums")
 
 
-def in_chunks(take: Callable[..., Sums], chunk: int | None, *arrays: Any) -> Sums:
+def sum_over_chunks(fn: Callable[..., Sums], chunk: int | None, *arrays: Any) -> Sums:
     """The sums that `take` finds in arrays of dimensions B, T and others.
 
     They are of `chunk` tokens of every row at once, and what is between is neither kept
@@ -19,7 +19,7 @@ def in_chunks(take: Callable[..., Sums], chunk: int | None, *arrays: Any) -> Sum
     keeps the tokens it has. None takes all as they are.
     """
     if chunk is None:
-        return take(*arrays)
+        return fn(*arrays)
     T = jax.tree.leaves(arrays)[0].shape[1]
     if chunk < 1 or T % chunk:
         raise ConfigError(
@@ -29,6 +29,6 @@ def in_chunks(take: Callable[..., Sums], chunk: int | None, *arrays: Any) -> Sum
     parts = jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(len(x), chunk, -1, *x.shape[2:]), 2, 0), arrays
     )
-    again = jax.checkpoint(take, prevent_cse=False)  # which a loop prevents anyway
+    again = jax.checkpoint(fn, prevent_cse=False)  # which a loop prevents anyway
     found = jax.lax.map(lambda part: again(*part), parts)
     return jax.tree.map(lambda x: x.sum(axis=0), found)

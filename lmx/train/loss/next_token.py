@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from lmx.config.names import ConfigError, Execution, configurable
+from lmx.config.registry import ConfigError, Execution, configurable
 from lmx.core.batch import Batch
 from lmx.core.mean import Mean
-from lmx.train.loss.chunk import in_chunks
+from lmx.train.loss.chunk import sum_over_chunks
 
 Means = Mapping[str, Mean]
 
@@ -42,17 +42,20 @@ class NextToken:
         """
         inputs = (batch.tokens, batch.positions, batch.segments, keys)
         x_BTD, aux = model.stream(*inputs)
-        return self.of(*self.sums(model, x_BTD, batch), aux)
+        return self.combine(*self.sum_targets(model, x_BTD, batch), aux)
 
-    def sums(
+    def sum_targets(
         self, model: Any, x: Float[Array, "B T D"], batch: Batch
     ) -> tuple[Mean, Mean]:
         """Nats, and squared logs of the softmax's denominator, of a normed stream."""
-        return in_chunks(
-            lambda x, batch: measured(model.logits(x), batch), self.chunk, x, batch
+        return sum_over_chunks(
+            lambda x, batch: sum_cross_entropy(model.logits(x), batch),
+            self.chunk,
+            x,
+            batch,
         )
 
-    def of(self, nats: Mean, log_z: Mean, aux: Means) -> tuple[Mean, Means]:
+    def combine(self, nats: Mean, log_z: Mean, aux: Means) -> tuple[Mean, Means]:
         """The loss of these sums and auxiliary means."""
         if set(self.aux) != set(aux):
             raise ConfigError(
@@ -64,7 +67,7 @@ class NextToken:
         return loss, {"nats": nats, "log_z_squared": log_z, **aux}
 
 
-def measured(logits: Float[Array, "B T V"], batch: Batch) -> tuple[Mean, Mean]:
+def sum_cross_entropy(logits: Float[Array, "B T V"], batch: Batch) -> tuple[Mean, Mean]:
     """Nats of the targets, and squared logs of the denominator, by their weights."""
     log_z_BT = jax.nn.logsumexp(logits, axis=-1)
     hit_BT1 = jnp.take_along_axis(logits, batch.targets[:, :, None], axis=-1)

@@ -14,96 +14,102 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from lmx.config.names import configurable
+from lmx.config.registry import configurable
 from lmx.core.sharding import is_variable
 
 
-def matrices(params: PyTree) -> PyTree:
+def matrix_mask(params: PyTree) -> PyTree:
     """True at what sums over a dimension: every weight but gains and offsets."""
     return jax.tree.map(lambda p: bool(p.into), params, is_leaf=is_variable)
 
 
-def _clipped(clip: float | None, *parts: Any) -> optax.GradientTransformation:
+def _with_clipping(clip: float | None, *parts: Any) -> optax.GradientTransformation:
     return optax.chain(*([optax.clip_by_global_norm(clip)] if clip else []), *parts)
 
 
 @configurable
 def adamw(
-    rate: optax.Schedule,
+    learning_rate: optax.Schedule,
     *,
     b1: float = 0.9,
     b2: float = 0.95,
     eps: float = 1e-8,
-    decay: float = 0.1,
+    weight_decay: float = 0.1,
     clip: float | None = 1.0,
 ) -> optax.GradientTransformation:
     """Adam with decoupled decay. Loshchilov and Hutter 2017, arXiv:1711.05101."""
-    return _clipped(
-        clip, optax.adamw(rate, b1, b2, eps, weight_decay=decay, mask=matrices)
+    return _with_clipping(
+        clip,
+        optax.adamw(
+            learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=matrix_mask
+        ),
     )
 
 
 @configurable
 def lion(
-    rate: optax.Schedule,
+    learning_rate: optax.Schedule,
     *,
     b1: float = 0.9,
     b2: float = 0.99,
-    decay: float = 0.1,
+    weight_decay: float = 0.1,
     clip: float | None = 1.0,
 ) -> optax.GradientTransformation:
     """The sign of a momentum. Chen et al. 2023, arXiv:2302.06675."""
-    return _clipped(clip, optax.lion(rate, b1, b2, weight_decay=decay, mask=matrices))
+    return _with_clipping(
+        clip,
+        optax.lion(learning_rate, b1, b2, weight_decay=weight_decay, mask=matrix_mask),
+    )
 
 
 @configurable
 def adafactor(
-    rate: optax.Schedule,
+    learning_rate: optax.Schedule,
     *,
-    decay: float = 0.0,
+    weight_decay: float = 0.0,
     clip: float | None = 1.0,
-    factored_from: int = 128,
+    min_dim_size_to_factor: int = 128,
 ) -> optax.GradientTransformation:
     """Second moments as products of rows and columns. Shazeer, Stern, arXiv:1804.04235.
 
-    Dimensions below `factored_from` keep a full second moment.
+    Dimensions below `min_dim_size_to_factor` keep a full second moment.
     """
-    return _clipped(
+    return _with_clipping(
         clip,
         optax.adafactor(
-            rate,
-            min_dim_size_to_factor=factored_from,
+            learning_rate,
+            min_dim_size_to_factor=min_dim_size_to_factor,
             multiply_by_parameter_scale=False,
         ),
-        optax.masked(_decay(rate, decay), matrices),
+        optax.masked(_add_decay(learning_rate, weight_decay), matrix_mask),
     )
 
 
 @configurable
 def sgd(
-    rate: optax.Schedule,
+    learning_rate: optax.Schedule,
     *,
     momentum: float = 0.9,
-    decay: float = 0.0,
+    weight_decay: float = 0.0,
     clip: float | None = 1.0,
 ) -> optax.GradientTransformation:
     """Gradient descent with Nesterov momentum. Sutskever et al. 2013, ICML."""
-    return _clipped(
+    return _with_clipping(
         clip,
-        optax.sgd(rate, momentum, nesterov=True),
-        optax.masked(_decay(rate, decay), matrices),
+        optax.sgd(learning_rate, momentum, nesterov=True),
+        optax.masked(_add_decay(learning_rate, weight_decay), matrix_mask),
     )
 
 
 @configurable
 def muon(
-    rate: optax.Schedule,
+    learning_rate: optax.Schedule,
     *,
     beta: float = 0.95,
-    decay: float = 0.0,
-    embed_rate: float = 1.0,
-    head_rate: float = 1.0,
-    gain_rate: float = 1.0,
+    weight_decay: float = 0.0,
+    embed_lr_scale: float = 1.0,
+    head_lr_scale: float = 1.0,
+    norm_lr_scale: float = 1.0,
     adam_b1: float = 0.9,
     adam_b2: float = 0.95,
     adam_eps: float = 1e-8,
@@ -119,27 +125,29 @@ def muon(
 
     def relative(p: Any) -> float:
         if not p.into:
-            return gain_rate
-        return head_rate if "vocab" in p.out_of else embed_rate
+            return norm_lr_scale
+        return head_lr_scale if "vocab" in p.out_of else embed_lr_scale
 
     orthogonal = optax.chain(
         optax.contrib.scale_by_muon(beta=beta, weight_dimension_numbers=_dimensions),
         _scaled(_by_shape),
-        optax.add_decayed_weights(decay),
-        optax.scale_by_learning_rate(rate),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
     )
     adam = optax.chain(
         optax.scale_by_adam(adam_b1, adam_b2, adam_eps),
-        optax.add_decayed_weights(decay, mask=matrices),
+        optax.add_decayed_weights(weight_decay, mask=matrix_mask),
         _scaled(relative),
-        optax.scale_by_learning_rate(rate),
+        optax.scale_by_learning_rate(learning_rate),
     )
-    return _clipped(
-        clip, optax.masked(orthogonal, hidden), optax.masked(adam, _not_hidden)
+    return _with_clipping(
+        clip,
+        optax.masked(orthogonal, hidden_matrix_mask),
+        optax.masked(adam, _not_hidden),
     )
 
 
-def hidden(params: PyTree) -> PyTree:
+def hidden_matrix_mask(params: PyTree) -> PyTree:
     """True at matrices between layers: not embeddings, the head, gains or offsets."""
 
     def between(p: Any) -> bool:
@@ -149,7 +157,7 @@ def hidden(params: PyTree) -> PyTree:
 
 
 def _not_hidden(params: PyTree) -> PyTree:
-    return jax.tree.map(operator.not_, hidden(params))
+    return jax.tree.map(operator.not_, hidden_matrix_mask(params))
 
 
 def _dimensions(params: PyTree) -> PyTree:
@@ -185,7 +193,7 @@ def _scaled(factor: Callable[[Any], float]) -> optax.GradientTransformation:
     return optax.stateless(scale)
 
 
-def _decay(rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
+def _add_decay(rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
     """Takes rate * decay of each weight off, whatever the gradient did."""
 
     def update(updates, state, params=None):
@@ -198,7 +206,7 @@ def _decay(rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
     )
 
 
-def quieted(grads: PyTree) -> PyTree:
+def zero_sign_grads(grads: PyTree) -> PyTree:
     """Gradients, with 0 for what steps by their sign, which so clips nothing."""
 
     def quiet(g: Any) -> Any:
@@ -207,7 +215,7 @@ def quieted(grads: PyTree) -> PyTree:
     return jax.tree.map(quiet, grads, is_leaf=is_variable)
 
 
-def steered(updates: PyTree, grads: PyTree) -> PyTree:
+def apply_sign_updates(updates: PyTree, grads: PyTree) -> PyTree:
     """Updates, where what has a `sign_rate` steps by that against its gradient's sign.
 
     So biases balance a router (`layers.moe.router.Sigmoid`), whatever the optimizer.

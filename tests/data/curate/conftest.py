@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmx.data.corpora.text import Text
+from lmx.data.corpus.text import Text
 
 
 @pytest.fixture

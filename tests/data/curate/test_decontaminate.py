@@ -2,15 +2,15 @@
 
 import pytest
 
-from lmx.config.names import ConfigError
-from lmx.data.corpora.corpus import Document
+from lmx.config.registry import ConfigError
+from lmx.data.corpus.corpus import Document
 from lmx.data.curate.decontaminate import Decontaminate
-from lmx.data.curate.sieve import every
-from lmx.data.curate.words import words
+from lmx.data.curate.document_pass import read_all_splits
+from lmx.data.curate.ngrams import split_words
 
 
 def documents(corpus):
-    return [item for item in every(corpus) if isinstance(item, Document)]
+    return [item for item in read_all_splits(corpus) if isinstance(item, Document)]
 
 
 QUESTION = (
@@ -21,7 +21,7 @@ SHORT = "What is the capital of the smallest state?"
 
 def shares(text, asked, size):
     """Whether a run of words is in both, by looking at every one."""
-    one, other = words(text), words(asked)
+    one, other = split_words(text), split_words(asked)
     runs = {tuple(other[i : i + size]) for i in range(len(other) - size + 1)}
     return any(tuple(one[i : i + size]) in runs for i in range(len(one) - size + 1))
 
@@ -60,7 +60,7 @@ def test_texts_too_short_to_look_for_are_counted(lines, sifted, capsys):
 
 def test_bounds_that_cannot_be_are_refused(lines):
     quiz = {"quiz": lines("quiz", [QUESTION])}
-    with pytest.raises(ConfigError, match="Decontaminate.least is 14"):
-        Decontaminate(sources={}, against=quiz, least=14)
+    with pytest.raises(ConfigError, match="Decontaminate.min_words is 14"):
+        Decontaminate(sources={}, against=quiz, min_words=14)
     with pytest.raises(ConfigError, match="names no evaluation"):
         Decontaminate(sources={}, against={})

@@ -5,15 +5,21 @@ import random
 import numpy as np
 import pytest
 
-from lmx.config.names import ConfigError
-from lmx.data.corpora.corpus import Document
+from lmx.config.registry import ConfigError
+from lmx.data.corpus.corpus import Document
 from lmx.data.curate.dedup import Dedup, MinHash
-from lmx.data.curate.sieve import every
-from lmx.data.curate.words import alike, numbers, runs, runs_of, words
+from lmx.data.curate.document_pass import read_all_splits
+from lmx.data.curate.ngrams import (
+    hash_ngram_set,
+    hash_ngrams,
+    hash_words,
+    jaccard_index,
+    split_words,
+)
 
 
 def documents(corpus):
-    return [item for item in every(corpus) if isinstance(item, Document)]
+    return [item for item in read_all_splits(corpus) if isinstance(item, Document)]
 
 
 WORDS = [f"word{n}" for n in range(2000)]
@@ -32,7 +38,7 @@ def worn(chance, old, share):
 
 
 def plain_runs(text, size):
-    found = words(text)
+    found = split_words(text)
     if not found:
         return set()
     return {tuple(found[i : i + size]) for i in range(max(len(found) - size + 1, 1))}
@@ -55,19 +61,19 @@ def planted():
 
 def test_runs_of_many_texts_are_those_of_each_by_itself():
     texts = ["a b c d", "", "e", "f g h", "a b c"]
-    split = [words(each) for each in texts]
-    number = numbers(sum(split, []))
-    found, ends = runs(number, np.cumsum([len(each) for each in split]), 3)
+    split = [split_words(each) for each in texts]
+    number = hash_words(sum(split, []))
+    found, ends = hash_ngrams(number, np.cumsum([len(each) for each in split]), 3)
     assert np.diff(ends, prepend=0).tolist() == [2, 0, 1, 1, 1]
     for each, part in zip(texts, np.split(found, ends[:-1]), strict=True):
-        np.testing.assert_array_equal(np.unique(part), runs_of(each, 3))
+        np.testing.assert_array_equal(np.unique(part), hash_ngram_set(each, 3))
     assert found[0] == found[-1]  # "a b c" in either
 
 
 def test_likeness_is_jaccards_of_sets_of_words_written_out(planted):
     for one, other in zip(planted[:50], planted[50:100], strict=True):
         both = one + " " + other
-        found = alike(runs_of(one, 5), runs_of(both, 5))
+        found = jaccard_index(hash_ngram_set(one, 5), hash_ngram_set(both, 5))
         assert found == pytest.approx(jaccard(one, both))
 
 
@@ -94,7 +100,7 @@ def test_what_goes_is_what_looking_at_every_pair_removes(planted, lines, sifted)
 
 def test_equal_texts_go_in_any_source_and_the_first_stays(lines, sifted):
     sources = {"a": lines("a", ["one", "two", "one"]), "b": lines("b", ["two", "new"])}
-    kept, log, _ = sifted(Dedup(sources=sources, near=None), "b")
+    kept, log, _ = sifted(Dedup(sources=sources, minhash=None), "b")
     assert kept == ["new"]
     names = {each.text: f"a/{each.name}" for each in documents(sources["a"])[:2]}
     found = [(entry["source"], entry["of"]) for entry in log]
@@ -115,7 +121,7 @@ def test_a_pair_is_found_as_often_as_the_docstring_says():
         one = text(chance)
         other = worn(chance, one, 0.08)
         expected.append(1 - (1 - jaccard(one, other) ** found.rows) ** found.bands)
-        bands = found.signatures([one, other])
+        bands = found.compute_signatures([one, other])
         hits += bool((bands[0] == bands[1]).any())
     deviation = np.sqrt(sum(p * (1 - p) for p in expected))
     assert abs(hits - sum(expected)) < 4 * deviation
@@ -131,7 +137,7 @@ def test_a_folder_that_is_there_is_not_written_over(lines, sifted, tmp_path):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Dedup(sources={}, alike=1.5), "Dedup.alike is 1.5: above 0"),
+        (lambda: Dedup(sources={}, threshold=1.5), "Dedup.threshold is 1.5: above 0"),
         (lambda: MinHash(bands=0), "MinHash.bands is 0: at least 1"),
     ],
 )

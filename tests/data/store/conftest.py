@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from lmx.data.corpora.corpus import ByDocument
-from lmx.data.corpora.text import Text
-from lmx.data.store.build import Build
-from lmx.data.store.engine import Processes
+from lmx.data.corpus.corpus import HoldoutDocuments
+from lmx.data.corpus.text import Text
+from lmx.data.store.build import BuildTokenStore
+from lmx.data.store.executor import ProcessPool
 from lmx.data.store.store import Store
-from lmx.data.tokenizers.codec import ByteCodec, Bytes
+from lmx.data.tokenizer.base import ByteCodec, ByteTokenizer
 
-ALL = ByDocument(fraction=0.0)
-ONE = Processes(count=1)
+ALL = HoldoutDocuments(fraction=0.0)
+ONE = ProcessPool(workers=1)
 
 
 def lines(*items: object) -> str:
@@ -24,7 +24,9 @@ def lines(*items: object) -> str:
 def texts(store: Store) -> list[str]:
     """Every document of a store of bytes."""
     codec = ByteCodec()
-    return [codec.decode(store.document(number)) for number in range(store.documents)]
+    return [
+        codec.decode(store.read_document(number)) for number in range(store.documents)
+    ]
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -33,11 +35,16 @@ def content(folder: Path) -> dict[str, bytes]:
     return {f"{path.relative_to(folder)}": path.read_bytes() for path in files}
 
 
-def page(path: str | Path, **fields) -> Build:
+def page(path: str | Path, **fields) -> BuildTokenStore:
     """A build of one source of text, in this process."""
-    corpus = Text(path=f"{path}", split=ALL, suffixes=(".jsonl", ".txt"))
-    given = {"sources": {"a": corpus}, "tokenizer": Bytes(), "engine": ONE, **fields}
-    return Build(**given)
+    corpus = Text(path=f"{path}", holdout=ALL, suffixes=(".jsonl", ".txt"))
+    given = {
+        "sources": {"a": corpus},
+        "tokenizer": ByteTokenizer(),
+        "engine": ONE,
+        **fields,
+    }
+    return BuildTokenStore(**given)
 
 
 @pytest.fixture

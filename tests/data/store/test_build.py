@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from lmx.config.names import configurable
-from lmx.data.corpora.corpus import ByDocument, Document, Tail
-from lmx.data.corpora.text import Text
-from lmx.data.store.engine import Processes
-from lmx.data.store.filter import ByLength, Filter
-from lmx.data.store.store import MANIFEST, manifest, open_folder, verify
+from lmx.config.registry import configurable
+from lmx.data.corpus.corpus import Document, HoldoutDocuments, HoldoutTail
+from lmx.data.corpus.text import Text
+from lmx.data.curate.filter import Filter, LengthFilter
+from lmx.data.store.executor import ProcessPool
+from lmx.data.store.store import MANIFEST_FILE, open_store, read_manifest, verify
 from tests.data.store.conftest import ALL, content, lines, page, texts
 
 
@@ -17,28 +17,30 @@ from tests.data.store.conftest import ALL, content, lines, page, texts
 def test_a_store_has_every_document_in_order_whatever_its_shards(
     folder, tmp_path, size
 ):
-    build = page(folder, shard=size)
+    build = page(folder, shard_bytes=size)
     store = build.write(tmp_path / "store")
-    wanted = [text for _, text in build.sources["a"].documents("train")]
+    wanted = [text for _, text in build.sources["a"].read_nonempty("train")]
     assert texts(store) == wanted and len(wanted) == 121
     assert store.bytes == sum(len(text.encode()) for text in wanted)
     assert store.sources == {"a": (range(121),)}
     assert list(verify(tmp_path / "store")) == []
-    shards = manifest(tmp_path / "store")["shards"]
+    shards = read_manifest(tmp_path / "store")["shards"]
     assert len(shards) == {400: 16, 3000: 3, 10**9: 1}[size]
 
 
 def test_processes_make_the_bytes_of_one(folder, tmp_path):
-    page(folder, shard=900).write(tmp_path / "one")
-    page(folder, shard=900, engine=Processes(count=2)).write(tmp_path / "two")
+    page(folder, shard_bytes=900).write(tmp_path / "one")
+    page(folder, shard_bytes=900, executor=ProcessPool(workers=2)).write(
+        tmp_path / "two"
+    )
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
 def test_splits_share_no_document_and_lose_none(folder, tmp_path):
     corpus = Text(
-        path=f"{folder}", split=ByDocument(fraction=0.3), suffixes=(".jsonl",)
+        path=f"{folder}", holdout=HoldoutDocuments(fraction=0.3), suffixes=(".jsonl",)
     )
-    build = page(folder, sources={"a": corpus}, shard=3000)
+    build = page(folder, sources={"a": corpus}, shard_bytes=3000)
     train = texts(build.write(tmp_path / "train"))
     held = texts(replace(build, split="validation").write(tmp_path / "held"))
     assert sorted(train + held) == sorted(
@@ -48,8 +50,10 @@ def test_splits_share_no_document_and_lose_none(folder, tmp_path):
 
 
 def test_a_tail_is_cut_from_each_document_in_every_part(tmp_path, write):
-    corpus = Text(path=write("a.jsonl", lines("0123456789", "ab" * 10)), split=Tail())
-    build = page("", sources={"a": corpus}, split="validation", shard=20)
+    corpus = Text(
+        path=write("a.jsonl", lines("0123456789", "ab" * 10)), holdout=HoldoutTail()
+    )
+    build = page("", sources={"a": corpus}, split="validation", shard_bytes=20)
     assert texts(build.write(tmp_path / "store")) == ["9", "ab"]
 
 
@@ -68,18 +72,22 @@ def test_filters_see_what_those_before_them_left_and_reasons_are_counted(
     path = write("a.jsonl", lines("b", "aaa", "bbb", "ab", "bbbbbb"))
     reasons = {"fewer than 2 characters": 1, "more than 3 characters": 1}
     reasons["no text was left"] = 1
-    filters = (ByLength(least=2), Shout(), ByLength(least=0, most=3))
+    filters = (
+        LengthFilter(min_chars=2),
+        Shout(),
+        LengthFilter(min_chars=0, max_chars=3),
+    )
     store = page(path, filters=filters).write(tmp_path / "store")
     assert texts(store) == ["BBB", "B"]
-    assert manifest(tmp_path / "store")["left_out"]["a"]["filtered"] == reasons
+    assert read_manifest(tmp_path / "store")["left_out"]["a"]["filtered"] == reasons
 
 
 def test_sources_stand_by_themselves_in_the_order_of_the_page(tmp_path, write):
     sources = {
-        name: Text(path=write(f"{name}.jsonl", lines(*(name * 20))), split=ALL)
+        name: Text(path=write(f"{name}.jsonl", lines(*(name * 20))), holdout=ALL)
         for name in "zab"
     }
-    store = page("", sources=sources, shard=100).write(tmp_path / "store")
+    store = page("", sources=sources, shard_bytes=100).write(tmp_path / "store")
     assert "".join(texts(store)) == "z" * 20 + "a" * 20 + "b" * 20
     assert store.sources == {
         "z": (range(20),),
@@ -94,14 +102,14 @@ def test_what_is_new_is_appended_and_what_was_read_stays_readable(tmp_path, writ
     old = build.write(tmp_path / "store")
     before = content(tmp_path / "store")
     write("texts/a.jsonl", lines("a"))
-    other = Text(path=write("c.jsonl", lines("c")), split=ALL)
+    other = Text(path=write("c.jsonl", lines("c")), holdout=ALL)
     both = page("", sources={"other": other, **build.sources})
     store = both.write(tmp_path / "store")
     assert texts(old) == ["b"] and texts(store) == ["b", "c", "a"]
     assert store.sources == {"a": (range(1), range(2, 3)), "other": (range(1, 2),)}
     assert list(verify(tmp_path / "store")) == []
     after = content(tmp_path / "store")
-    for name in before.keys() - {MANIFEST}:
+    for name in before.keys() - {MANIFEST_FILE}:
         assert after[name].startswith(before[name])
 
 
@@ -115,10 +123,10 @@ def test_a_store_is_whole_for_readers_while_more_is_appended(
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lmx.data.store.finish.write_whole", stop)  # the manifest
+    monkeypatch.setattr("lmx.data.store.commit.write_whole", stop)  # the manifest
     with pytest.raises(KeyboardInterrupt):
         page(tmp_path / "texts").write(tmp_path / "store")
-    assert texts(open_folder(tmp_path / "store")) == ["a"]
+    assert texts(open_store(tmp_path / "store")) == ["a"]
     monkeypatch.undo()
     assert texts(page(tmp_path / "texts").write(tmp_path / "store")) == ["a", "b"]
 

@@ -7,21 +7,21 @@ import shutil
 import numpy as np
 import pytest
 
-from lmx.config.names import ConfigError
-from lmx.data.corpora.text import Text
-from lmx.data.store.build import Build
-from lmx.data.store.digest import BLOCK, Digest, unlike
-from lmx.data.store.engine import Processes
+from lmx.config.registry import ConfigError
+from lmx.data.corpus.text import Text
+from lmx.data.store.build import BuildTokenStore
+from lmx.data.store.checksum import BLOCK_BYTES, FileChecksum, find_mismatches
+from lmx.data.store.executor import ProcessPool
 from lmx.data.store.store import (
-    MANIFEST,
-    SHARDS,
-    STARTS,
+    MANIFEST_FILE,
+    SHARDS_FILE,
+    STARTS_FILE,
     Store,
-    open_folder,
-    tokens_name,
+    format_shard_name,
+    open_store,
     verify,
 )
-from lmx.data.tokenizers.codec import Bytes
+from lmx.data.tokenizer.base import ByteTokenizer
 
 SIZES = [(5,), (0, 3, 0, 0, 4, 1, 0), (0, 0), (2, 2, 2)]
 
@@ -33,7 +33,12 @@ def parted(sizes) -> tuple[Store, np.ndarray]:
     parts = [tokens[a:b] for a, b in zip(borders, borders[1:], strict=False)]
     starts = np.array([0, len(tokens)])
     store = Store(
-        parts=parts, borders=borders, starts=starts, bytes=0, fingerprint={}, sources={}
+        parts=parts,
+        part_offsets=borders,
+        starts=starts,
+        bytes=0,
+        fingerprint={},
+        sources={},
     )
     return store, tokens
 
@@ -70,17 +75,21 @@ def test_what_is_not_in_the_stream_is_refused(place):
         store.read(*sorted((place, 9)))
 
 
-@pytest.mark.parametrize("cuts", [[], [1], [BLOCK], [5, BLOCK - 1, 2 * BLOCK + 3]])
+@pytest.mark.parametrize(
+    "cuts", [[], [1], [BLOCK_BYTES], [5, BLOCK_BYTES - 1, 2 * BLOCK_BYTES + 3]]
+)
 def test_a_digest_is_the_same_however_the_bytes_come(cuts):
-    data = np.random.default_rng(0).bytes(2 * BLOCK + 100)
-    whole, pieces = Digest(), Digest()
+    data = np.random.default_rng(0).bytes(2 * BLOCK_BYTES + 100)
+    whole, pieces = FileChecksum(), FileChecksum()
     whole.update(data)
     for begin, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
         pieces.update(data[begin:end])
-    assert whole.told() == pieces.told()
-    other = Digest()
-    other.update(data[:BLOCK] + b"?" + data[BLOCK + 1 :])
-    assert list(unlike(other.told(), whole.told())) == [(BLOCK, 2 * BLOCK)]
+    assert whole.to_json() == pieces.to_json()
+    other = FileChecksum()
+    other.update(data[:BLOCK_BYTES] + b"?" + data[BLOCK_BYTES + 1 :])
+    assert list(find_mismatches(other.to_json(), whole.to_json())) == [
+        (BLOCK_BYTES, 2 * BLOCK_BYTES)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +100,10 @@ def built(tmp_path_factory):
     for name in range(40):
         (root / "texts" / f"{name:02}.txt").write_text(f"text {name} " * 50)
     corpus = Text(path=f"{root / 'texts'}")
-    one = Processes(count=1)
-    page = Build(sources={"a": corpus}, tokenizer=Bytes(), shard=4000, engine=one)
+    one = ProcessPool(workers=1)
+    page = BuildTokenStore(
+        sources={"a": corpus}, tokenizer=ByteTokenizer(), shard_bytes=4000, executor=one
+    )
     page.write(root / "store")
     return root / "store"
 
@@ -110,44 +121,46 @@ def flip(path, place: int) -> None:
 
 
 def test_a_whole_store_has_no_damage_and_can_be_sent_to_a_process(built):
-    store = open_folder(built)
+    store = open_store(built)
     assert list(verify(built)) == []
     parts = pickle.loads(pickle.dumps(store.parts))
     assert len(parts) > 3
     np.testing.assert_array_equal(np.concatenate(parts), store.read(0, store.size))
 
 
-@pytest.mark.parametrize("name", [tokens_name(0), tokens_name(2), STARTS])
+@pytest.mark.parametrize(
+    "name", [format_shard_name(0), format_shard_name(2), STARTS_FILE]
+)
 def test_a_flipped_byte_is_refused_with_its_file_and_place(folder, name):
     flip(folder / name, 17)
     size = (folder / name).stat().st_size
     with pytest.raises(ConfigError, match=f"{name} is .* byte 0 and byte {size}"):
-        open_folder(folder)
+        open_store(folder)
 
 
 def test_a_large_store_is_verified_when_asked(folder, monkeypatch):
-    monkeypatch.setattr("lmx.data.store.store.CHEAP", 0)
-    flip(folder / tokens_name(1), 17)
-    open_folder(folder)
+    monkeypatch.setattr("lmx.data.store.store.VERIFY_BYTES", 0)
+    flip(folder / format_shard_name(1), 17)
+    open_store(folder)
     (damage,) = verify(folder)
-    assert f"{folder / tokens_name(1)} is damaged between byte 0" in f"{damage}"
+    assert f"{folder / format_shard_name(1)} is damaged between byte 0" in f"{damage}"
 
 
-@pytest.mark.parametrize("name", [tokens_name(2), STARTS])
+@pytest.mark.parametrize("name", [format_shard_name(2), STARTS_FILE])
 def test_a_cut_file_is_refused_at_every_opening(folder, name, monkeypatch):
-    monkeypatch.setattr("lmx.data.store.store.CHEAP", 0)
+    monkeypatch.setattr("lmx.data.store.store.VERIFY_BYTES", 0)
     size = (folder / name).stat().st_size
     os.truncate(folder / name, 10)
     with pytest.raises(ConfigError, match=f"{name} ends at byte 10, and had {size}"):
-        open_folder(folder)
+        open_store(folder)
     (damage,) = verify(folder)
     assert "ends at byte 10" in f"{damage}"
 
 
 def test_a_shard_that_is_gone_is_refused(folder):
-    (folder / tokens_name(1)).unlink()
-    with pytest.raises(ConfigError, match=f"{tokens_name(1)} ends at byte 0"):
-        open_folder(folder)
+    (folder / format_shard_name(1)).unlink()
+    with pytest.raises(ConfigError, match=f"{format_shard_name(1)} ends at byte 0"):
+        open_store(folder)
     (damage,) = verify(folder)
     assert "No such file" in f"{damage}"
 
@@ -155,18 +168,22 @@ def test_a_shard_that_is_gone_is_refused(folder):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        (MANIFEST, "{", "is damaged"),
-        (MANIFEST, '{"layout": 1}', "of layout 1, this lmx reads 2: build it again"),
-        (MANIFEST, '{"layout": 2}', "KeyError"),
-        (SHARDS, "\n\n\n\n\n\n\n\n\n\n", "line 1 is damaged"),
+        (MANIFEST_FILE, "{", "is damaged"),
+        (
+            MANIFEST_FILE,
+            '{"layout": 1}',
+            "of layout 1, this lmx reads 2: build it again",
+        ),
+        (MANIFEST_FILE, '{"layout": 2}', "KeyError"),
+        (SHARDS_FILE, "\n\n\n\n\n\n\n\n\n\n", "line 1 is damaged"),
     ],
 )
 def test_a_damaged_description_is_refused(folder, name, content, words):
     (folder / name).write_text(content)
     with pytest.raises(ConfigError, match=words):
-        open_folder(folder)
+        open_store(folder)
 
 
 def test_another_folder_is_no_store(tmp_path):
     with pytest.raises(ConfigError, match="is no token store, it has no manifest"):
-        open_folder(tmp_path)
+        open_store(tmp_path)

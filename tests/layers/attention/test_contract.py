@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.core import spread
+from lmx.core import partitioning
 from lmx.layers import mask
 from lmx.layers.attention import splash
-from lmx.layers.attention.kernel import XLA, Reference, Seen
-from lmx.layers.attention.ring import Ring
-from lmx.layers.attention.splash import Splash
+from lmx.layers.attention.backend import AttentionMask, ReferenceAttention, XLAAttention
+from lmx.layers.attention.ring import RingAttention
+from lmx.layers.attention.splash import SplashAttention
 
 B, N, H = 2, 4, 8
 CASES = {
@@ -22,23 +22,23 @@ CASES = {
     "window": dict(window=5),
     "window, packed": dict(window=5, packed=True),
     "window of one": dict(window=1),
-    "soft-cap": dict(cap=2.0, packed=True),
+    "soft-cap": dict(logit_cap=2.0, packed=True),
     "sink": dict(sink=True, window=9),
     "scale": dict(scale=0.7),
     "one head of keys": dict(K=1, packed=True),
     "as many heads of keys": dict(K=N),
-    "all of it": dict(packed=True, window=7, cap=2.0, sink=True, scale=0.7),
+    "all of it": dict(packed=True, window=7, logit_cap=2.0, sink=True, scale=0.7),
 }
 PLAIN = [case for case, how in CASES.items() if not {"cap", "sink"} & set(how)]
-FINE, COARSE = Ring(block=5), Ring(block=64)
+FINE, COARSE = RingAttention(block=5), RingAttention(block=64)
 # The case, the kernel, the length, the dtype it computes in, and how exact it is there.
 BY_DAY = [(case, FINE, 24, "float64", 1e-9) for case in CASES]
-BY_DAY += [("all of it", Ring(block=8), 24, "float32", 1e-5)]
-BY_DAY += [("all of it", Splash(block=128), 160, "float32", 1e-5)]
-BY_DAY += [("window, packed", XLA(), 24, "float32", 1e-5)]
+BY_DAY += [("all of it", RingAttention(block=8), 24, "float32", 1e-5)]
+BY_DAY += [("all of it", SplashAttention(block=128), 160, "float32", 1e-5)]
+BY_DAY += [("window, packed", XLAAttention(), 24, "float32", 1e-5)]
 BY_NIGHT = [(case, COARSE, 23, "float64", 1e-9) for case in CASES]
-BY_NIGHT += [(case, XLA(), 24, "float32", 1e-5) for case in PLAIN]
-BY_NIGHT += [(case, Splash(block=256), 300, "float32", 1e-5) for case in CASES]
+BY_NIGHT += [(case, XLAAttention(), 24, "float32", 1e-5) for case in PLAIN]
+BY_NIGHT += [(case, SplashAttention(block=256), 300, "float32", 1e-5) for case in CASES]
 TABLE = [pytest.param(*row, id=f"{row[0]}-{row[1]}") for row in BY_DAY]
 TABLE += [
     pytest.param(*row, id=f"{row[0]}-{row[1]}", marks=pytest.mark.nightly)
@@ -56,7 +56,7 @@ def tpu(monkeypatch):
         return real(*args, **how, interpret=True)
 
     real = kernels.make_splash_mha
-    monkeypatch.setattr(spread, "platform", lambda: "tpu")
+    monkeypatch.setattr(partitioning, "platform", lambda: "tpu")
     monkeypatch.setattr(kernels, "make_splash_mha", interpreted)
     return made
 
@@ -68,7 +68,9 @@ def place(length, packed):
         segments[1, length // 3 :] = 2
         segments[1, length // 2 :] = 3
         segments[1, -length // 8 :] = 0
-    return mask.standing(mask.restarting(jnp.asarray(segments)), jnp.asarray(segments))
+    return mask.describe_tokens(
+        mask.positions_from_segments(jnp.asarray(segments)), jnp.asarray(segments)
+    )
 
 
 def inputs(length, dtype, K, sink):
@@ -79,7 +81,7 @@ def inputs(length, dtype, K, sink):
 
 def answered(kernel, seen, inputs, **how):
     """The answers to tokens, and the gradient of a sum of them by each input."""
-    live = seen.query.live[..., None, None]
+    live = seen.query.unpadded[..., None, None]
 
     def total(inputs):
         q, k, v, *sink = inputs
@@ -98,37 +100,42 @@ def test_answers_and_gradients_are_the_references(
     with jax.enable_x64(dtype == "float64"):
         given = inputs(length, dtype, said["K"], said["sink"])
         here = place(length, said["packed"])
-        seen = Seen(here, here, said["window"], whole=not said["packed"])
+        seen = AttentionMask(
+            here, here, said["window"], single_document=not said["packed"]
+        )
         got, want = (
-            answered(each, seen, given, **how) for each in (kernel, Reference())
+            answered(each, seen, given, **how)
+            for each in (kernel, ReferenceAttention())
         )
     got, want = jax.device_get((got, want))
     scale = max(np.abs(x).max() for x in jax.tree.leaves(want))
     chex.assert_trees_all_close(got, want, rtol=0, atol=atol * scale)
-    assert len(tpu) == isinstance(kernel, Splash)
+    assert len(tpu) == isinstance(kernel, SplashAttention)
 
 
-@pytest.mark.parametrize("kernel", [Ring(block=4), Splash(block=128)], ids=repr)
+@pytest.mark.parametrize(
+    "kernel", [RingAttention(block=4), SplashAttention(block=128)], ids=repr
+)
 def test_a_cache_is_read_where_its_tokens_stand(kernel, caplog):
     """Slots in any order, some empty, and queries behind them all."""
-    splash._say_who_reads.cache_clear()
+    splash._warn_about_cache.cache_clear()
     rng = np.random.default_rng(1)
     order = jnp.asarray(np.stack([rng.permutation(11) for _ in range(B)]), "int32")
     segments = jnp.where(order < 9, 1 + (order > 3), -1)
-    keys = mask.Place(order, order, segments)
+    keys = mask.TokenInfo(order, order, segments)
     last = jnp.array([[7, 8]] * B, "int32")
-    query = mask.Place(last, last, jnp.full((B, 2), 2))
+    query = mask.TokenInfo(last, last, jnp.full((B, 2), 2))
     q, *_ = inputs(2, "float32", 2, False)
     _, k, v = inputs(11, "float32", 2, False)
     for window in (None, 3):
-        seen = Seen(query, keys, window)
+        seen = AttentionMask(query, keys, window)
         got, want = (
-            jax.jit(partial(each, seen=seen, cap=2.0))(q, k, v)
-            for each in (kernel, Reference())
+            jax.jit(partial(each, mask=seen, logit_cap=2.0))(q, k, v)
+            for each in (kernel, ReferenceAttention())
         )
         np.testing.assert_allclose(got, want, atol=1e-5)
     leaves = "the kernel Splash leaves a cache to the program of Ring."
-    assert caplog.messages == [leaves] * isinstance(kernel, Splash)
+    assert caplog.messages == [leaves] * isinstance(kernel, SplashAttention)
 
 
 def test_splash_refuses_another_platform_and_float64_by_name(tpu, monkeypatch):
@@ -136,15 +143,17 @@ def test_splash_refuses_another_platform_and_float64_by_name(tpu, monkeypatch):
     with jax.enable_x64(True):
         q, k, v = inputs(24, "float64", 2, False)
     with pytest.raises(ValueError, match="not float64: choose"):
-        Splash()(q, k, v, Seen(here, here))
-    monkeypatch.setattr(spread, "platform", lambda: "gpu")
+        SplashAttention()(q, k, v, AttentionMask(here, here))
+    monkeypatch.setattr(partitioning, "platform", lambda: "gpu")
     with pytest.raises(
-        ValueError, match=r"this program is for gpu: choose .*@Ring\(\)"
+        ValueError, match=r"this program is for gpu: choose .*@RingAttention\(\)"
     ):
-        Splash()(q, k, v, Seen(here, here))
+        SplashAttention()(q, k, v, AttentionMask(here, here))
 
 
-@pytest.mark.parametrize("make", [partial(Ring, block=0), partial(Splash, block=200)])
+@pytest.mark.parametrize(
+    "make", [partial(RingAttention, block=0), partial(SplashAttention, block=200)]
+)
 def test_a_block_that_cannot_be_is_refused(make):
     with pytest.raises(ValueError, match=r"(Ring|Splash)\.block is (0|200): "):
         make()

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from lmx.layers import mask
-from lmx.layers.attention.context import Context
-from lmx.layers.attention.heads import Attention
-from lmx.layers.attention.infini import Infini, positive
+from lmx.layers.attention.attention import Attention
+from lmx.layers.attention.infini import InfiniAttention, elu_plus_one
+from lmx.layers.attention.inputs import AttentionInputs
 from lmx.layers.init import FanIn, Init
 from lmx.layers.position.rope import RoPE
 
@@ -27,8 +27,8 @@ def exact():
 @pytest.fixture
 def make():
     init = Init(nnx.Rngs(0), FanIn(), depth=2, dtype="float64")
-    heads = dict(heads=N, kv_heads=K, head_width=H)
-    return lambda kind=Infini, **said: kind(D, init, **heads, **said)
+    heads = dict(heads=N, kv_heads=K, head_dim=H)
+    return lambda kind=InfiniAttention, **said: kind(D, init, **heads, **said)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,15 @@ def x(exact):
 
 def run(layer, x, documents=DOCUMENTS, positions=None):
     segments = jnp.asarray(documents)
-    positions = mask.restarting(segments) if positions is None else positions
-    context = Context(mask.standing(positions, segments), x.shape[1])
+    positions = (
+        mask.positions_from_segments(segments) if positions is None else positions
+    )
+    context = AttentionInputs(mask.describe_tokens(positions, segments), x.shape[1])
     return jax.jit(lambda layer, x: layer(x, context)[0])(layer, x)
 
 
 def like(layer, other):
-    """`layer` with the parameters of `other` that it has."""
+    """`layer_kind` with the parameters of `other` that it has."""
     for name in ("q", "k", "v", "out"):
         setattr(layer, name, getattr(other, name))
     return layer
@@ -82,7 +84,7 @@ def one_segment_at_a_time(layer, x):
 
 
 def test_agrees_with_the_papers_recurrence_over_segments_of_each_document(make, x):
-    layer = make(segment=SEGMENT)
+    layer = make(segment_length=SEGMENT)
     layer.gate.set_value(jnp.array([-1.0, 0.0, 0.5, 3.0]))
     got = run(layer, x)
     for row, *part in ((0, 0, 9), (1, 0, 5), (1, 5, 9)):
@@ -91,14 +93,14 @@ def test_agrees_with_the_papers_recurrence_over_segments_of_each_document(make, 
 
 
 def test_one_segment_is_plain_attention_exactly(make, x):
-    layer = make(segment=T)
+    layer = make(segment_length=T)
     plain = like(make(Attention), layer)
     np.testing.assert_array_equal(run(layer, x), run(plain, x))
 
 
 def test_a_closed_gate_leaves_attention_within_segments(make, x):
     """What is packed as a document for each segment; RoPE knows distances only."""
-    layer = make(segment=SEGMENT, gate=-1e9)
+    layer = make(segment_length=SEGMENT, gate=-1e9)
     plain = like(make(Attention), layer)
     one = np.tile(np.arange(T) // SEGMENT + 1, (B, 1))
     got = run(layer, x, np.ones((B, T), int))
@@ -106,7 +108,7 @@ def test_a_closed_gate_leaves_attention_within_segments(make, x):
 
 
 def test_an_open_gate_leaves_memory_alone_which_knows_no_order(make, x):
-    layer = make(segment=SEGMENT, gate=1e9)
+    layer = make(segment_length=SEGMENT, gate=1e9)
     swapped = x[:, jnp.array([2, 4, 0, 1, 5, 3, 6, 7, 8])]
     one = np.ones((B, T), int)
     before, after = run(layer, x, one), run(layer, swapped, one)
@@ -117,8 +119,8 @@ def test_an_open_gate_leaves_memory_alone_which_knows_no_order(make, x):
 
 
 def test_memory_does_not_grow_with_the_text(make):
-    layer = make(segment=SEGMENT)
-    sizes = [layer.empty(1, length, jnp.dtype("bfloat16")) for length in (9, 900)]
+    layer = make(segment_length=SEGMENT)
+    sizes = [layer.init_cache(1, length, jnp.dtype("bfloat16")) for length in (9, 900)]
     assert [x.shape for x in sizes[0].local] == [(1, SEGMENT, K, H)] * 2
     assert jax.tree.map(jnp.shape, sizes[0]) == jax.tree.map(jnp.shape, sizes[1])
     assert sizes[0].sums.dtype == jnp.float32
@@ -126,11 +128,13 @@ def test_memory_does_not_grow_with_the_text(make):
 
 def test_sigma_is_elu_and_one_and_never_zero():
     x = jnp.array([-700.0, -40.0, -1.0, 0.0, 0.5, 9.0])
-    np.testing.assert_allclose(positive(x), jax.nn.elu(x) + 1.0, atol=1e-15)
-    assert (positive(x) > 0.0).all()
-    np.testing.assert_allclose(jax.grad(lambda x: positive(x).sum())(x)[-1], 1.0)
+    np.testing.assert_allclose(elu_plus_one(x), jax.nn.elu(x) + 1.0, atol=1e-15)
+    assert (elu_plus_one(x) > 0.0).all()
+    np.testing.assert_allclose(jax.grad(lambda x: elu_plus_one(x).sum())(x)[-1], 1.0)
 
 
 def test_a_segment_of_nothing_is_refused(make):
-    with pytest.raises(ValueError, match="Infini.segment is 0: a segment has 1 token"):
-        make(segment=0)
+    with pytest.raises(
+        ValueError, match="InfiniAttention.segment_length is 0: a segment has 1 token"
+    ):
+        make(segment_length=0)

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.core import spread
+from lmx.core import partitioning
 from lmx.core.sharding import RULES, Mesh
 from lmx.layers import mask
-from lmx.layers.attention.kernel import Reference, Seen
-from lmx.layers.attention.ring import Ring
+from lmx.layers.attention.backend import AttentionMask, ReferenceAttention
+from lmx.layers.attention.ring import RingAttention
 
 B, N, K, H = 2, 4, 2, 4
-ALL = dict(packed=True, cap=2.0, sink=True)
+ALL = dict(packed=True, logit_cap=2.0, sink=True)
 CASES = [
     (Mesh(data=1, context=2), 12, {}),
     (Mesh(data=1, context=8), 48, ALL),
@@ -43,15 +43,19 @@ def on(mesh, kernel, length, window=None, cap=None, packed=False, sink=False):
         segments[1, -3:] = 0
 
     def total(given, segments):
-        q, k, v = (spread.kept(x, "BTNH") for x in given[:3])
-        here = mask.standing(mask.restarting(segments), segments)
-        seen = Seen(here, here, window)
-        y = kernel(q, k, v, seen, cap=cap, sink=given[3] if sink else None)
+        q, k, v = (partitioning.constrain(x, "BTNH") for x in given[:3])
+        here = mask.describe_tokens(mask.positions_from_segments(segments), segments)
+        seen = AttentionMask(here, here, window)
+        y = kernel(q, k, v, seen, logit_cap=cap, sink=given[3] if sink else None)
         return (jnp.sin(y) @ jnp.arange(1.0, H + 1)).sum(), y
 
     program = jax.grad(total, has_aux=True)
-    places = mesh.over(jax.devices(), RULES)
-    return jax.jit(spread.traced_for(places, RULES, program)), given, segments
+    places = mesh.build(jax.devices(), RULES)
+    return (
+        jax.jit(partitioning.with_partitioning(places, RULES, program)),
+        given,
+        segments,
+    )
 
 
 def listed(cases, marks=()):
@@ -69,8 +73,8 @@ def listed(cases, marks=()):
 )
 def test_a_split_row_has_the_answers_and_gradients_of_a_whole_one(mesh, length, how):
     with jax.enable_x64(True):
-        program, *given = on(mesh, Ring(block=2), length, **how)
-        whole, *_ = on(Mesh(data=1), Reference(), length, **how)
+        program, *given = on(mesh, RingAttention(block=2), length, **how)
+        whole, *_ = on(Mesh(data=1), ReferenceAttention(), length, **how)
         got, want = (jax.device_get(fn(*given)) for fn in (program, whole))
     chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-9)
 
@@ -90,17 +94,19 @@ def equations(jaxpr, times=1):
 
 def sent(window):
     """Numbers of keys and values that a device sends in the forward pass."""
-    mesh = Mesh(data=1, context=8).over(jax.devices(), RULES)
+    mesh = Mesh(data=1, context=8).build(jax.devices(), RULES)
 
     def attend(q, k, v):
         segments = jnp.ones(q.shape[:2], "int32")
-        here = mask.standing(segments, segments)
-        return Ring(block=8)(q, k, v, Seen(here, here, window))
+        here = mask.describe_tokens(segments, segments)
+        return RingAttention(block=8)(q, k, v, AttentionMask(here, here, window))
 
     q, k, v = (
         jax.ShapeDtypeStruct((B, 128, heads, H), "float32") for heads in (N, K, K)
     )
-    program = jax.make_jaxpr(spread.traced_for(mesh, RULES, attend))(q, k, v)
+    program = jax.make_jaxpr(partitioning.with_partitioning(mesh, RULES, attend))(
+        q, k, v
+    )
     return sum(
         times * eqn.invars[0].aval.size
         for eqn, times in equations(program.jaxpr)
@@ -109,7 +115,9 @@ def sent(window):
 
 
 def test_keys_beyond_a_window_are_not_sent(monkeypatch):
-    monkeypatch.setattr(spread, "platform", lambda: "tpu")  # which sends them as blocks
+    monkeypatch.setattr(
+        partitioning, "platform", lambda: "tpu"
+    )  # which sends them as blocks
     each = 2 * B * (128 // 8) * K * H  # keys and values that a device has
     assert [sent(window) / each for window in (None, 1, 17, 18, 34)] == [7, 0, 1, 2, 3]
 
@@ -119,7 +127,8 @@ def test_keys_are_passed_on_and_never_gathered():
     ring, by_xla = (
         f"{program.lower(*given).compile().as_text()}"
         for program, *given in (
-            on(mesh, kernel, 32, **how) for kernel in (Ring(block=4), Reference())
+            on(mesh, kernel, 32, **how)
+            for kernel in (RingAttention(block=4), ReferenceAttention())
         )
     )
     gathered = re.compile(r"= f\d+\S* all-gather")
@@ -130,7 +139,7 @@ def test_keys_are_passed_on_and_never_gathered():
 @pytest.mark.parametrize("mesh", [Mesh(data=1), Mesh(data=1, context=2)], ids=repr)
 def test_no_array_grows_with_the_square_of_the_length(mesh):
     def largest(length):
-        program, *given = on(mesh, Ring(block=4), length)
+        program, *given = on(mesh, RingAttention(block=4), length)
         found = equations(program.trace(*given).jaxpr.jaxpr)
         return max(x.aval.size for eqn, _ in found for x in eqn.outvars)
 

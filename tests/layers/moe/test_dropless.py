@@ -17,24 +17,24 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from lmx.config.names import ConfigError
-from lmx.core import spread
+from lmx.config.registry import ConfigError
+from lmx.core import partitioning
 from lmx.core.sharding import RULES, Mesh, shardings, spec
 from lmx.layers.init import FanIn, Init
 from lmx.layers.mlp import SwiGLU
-from lmx.layers.moe.layer import ClampedMoE, MoE
-from lmx.layers.moe.router import Sigmoid, TopK
+from lmx.layers.moe.moe import ClampedMoE, MoE
+from lmx.layers.moe.router import SigmoidRouter, TopKRouter
 
 B, T, D, E, F = 8, 6, 8, 8, 4
 SEGMENTS = np.repeat([[1, 2, 0]], [3, 2, 1], axis=1).repeat(B, axis=0)
 X, DOWN = np.random.default_rng(0).normal(size=(2, B, T, D))
-TOP = partial(TopK, choices=2)
+TOP = partial(TopKRouter, top_k=2)
 KINDS = {
     "top 2": partial(MoE, router=TOP),
     "clamped": partial(ClampedMoE, router=TOP),
     "sigmoid and shared": partial(
         MoE,
-        router=partial(Sigmoid, choices=3, groups=2),
+        router=partial(SigmoidRouter, top_k=3, groups=2),
         shared=partial(SwiGLU, hidden=F),
     ),
 }
@@ -69,7 +69,7 @@ def dense(layer, x):
             x @ parts[n] + jnp.broadcast_to(parts.get(f"{n}_b", 0.0), (B, T, F))
             for n in ("gate", "up")
         )
-        answer = layer.joined(gate, up) @ parts["down"]
+        answer = layer.activate(gate, up) @ parts["down"]
         answer += jnp.broadcast_to(parts.get("down_b", 0.0), x.shape)
         y_BTD += mine_BT[:, :, None] * answer
     if layer.shared:
@@ -109,12 +109,14 @@ def compiled(take, kind, dtype, sizes="data=1"):
 
     grad = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)
     axes = {a: int(n) for a, n in (part.split("=") for part in sizes.split(" x "))}
-    mesh = Mesh(**{"data": 1} | axes).over(jax.devices(), RULES)
+    mesh = Mesh(**{"data": 1} | axes).build(jax.devices(), RULES)
     params = jax.device_put(params, shardings(params, mesh, RULES))
     assert len(params["gate"][...].sharding.device_set) == math.prod(axes.values())
     rows = NamedSharding(mesh, spec(("batch", "length", "embed"), X.shape, mesh, RULES))
     given = params, jax.device_put(X.astype(dtype), rows)
-    return jax.jit(spread.traced_for(mesh, RULES, grad)).lower(*given).compile(), given
+    return jax.jit(partitioning.with_partitioning(mesh, RULES, grad)).lower(
+        *given
+    ).compile(), given
 
 
 def found(take, kind, dtype, *sizes):
@@ -172,16 +174,16 @@ def test_tokens_stay_where_every_device_has_all_experts():
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
-        (dict(batch=("data",)), "rows are not split over axis 'expert'"),
+        (dict(batch_size=("data",)), "rows are not split over axis 'expert'"),
         (dict(mlp=("data",)), "rows are split over axis 'data' as the hidden"),
         (dict(embed=("tensor",)), "weights cannot be split over ('tensor',) along"),
     ],
 )
 def test_rules_under_which_tokens_cannot_meet_experts_are_refused(rules, said):
-    mesh = Mesh(data=2, expert=2, tensor=2).over(jax.devices(), RULES)
+    mesh = Mesh(data=2, expert=2, tensor=2).build(jax.devices(), RULES)
     rules = dict(RULES) | rules
     graph, params = made("top 2", "float32")
-    run = spread.traced_for(
+    run = partitioning.with_partitioning(
         mesh, rules, lambda params: dispatched(nnx.merge(graph, params), jnp.asarray(X))
     )
     with pytest.raises(ConfigError, match=re.escape(said)):

@@ -7,7 +7,7 @@ import pytest
 
 from lmx.layers.moe import loss
 
-balance, router_z = jax.jit(loss.balance), jax.jit(loss.router_z)
+balance, router_z = jax.jit(loss.balance_loss), jax.jit(loss.router_z_loss)
 
 B, T, E, C = 3, 7, 4, 2
 ONE = jnp.ones((B, T), int)  # document a row
@@ -43,7 +43,9 @@ def test_balance_agrees_with_one_document_at_a_time(segments):
 
 @jax.jit
 def balance_and_slope(probs, experts, segments):
-    return jax.value_and_grad(lambda p: loss.balance(p, experts, segments).total)(probs)
+    return jax.value_and_grad(lambda p: loss.balance_loss(p, experts, segments).total)(
+        probs
+    )
 
 
 def test_the_balance_of_packed_documents_is_that_of_each_in_a_padded_row():
@@ -81,7 +83,9 @@ def test_load_is_nothing_but_a_gradient_of_each_experts_excess(segments):
     _, _, experts = make_logits()
     bias = jnp.array([0.1, -0.2, 0.3, 0.0])
     take = jax.jit(
-        jax.value_and_grad(lambda b: loss.load(b, experts, segments > 0).total)
+        jax.value_and_grad(
+            lambda b: loss.load_bias_loss(b, experts, segments > 0).total
+        )
     )
     value, grad = take(bias)
     chosen = np.asarray(experts)[np.asarray(segments) > 0]
@@ -99,11 +103,11 @@ def test_the_losses_of_rows_add_up_exactly(segments):
 
         def losses(rows):
             def load(bias):
-                return loss.load(bias, experts[rows], live[rows]).total
+                return loss.load_bias_loss(bias, experts[rows], live[rows]).total
 
             return (
-                loss.router_z(logits[rows], live[rows]),
-                loss.balance(probs[rows], experts[rows], segments[rows]),
+                loss.router_z_loss(logits[rows], live[rows]),
+                loss.balance_loss(probs[rows], experts[rows], segments[rows]),
                 jax.grad(load)(bias),
             )
 

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.layers.linear import Affine
-from lmx.layers.moe.router import PlainSigmoid, Sigmoid, Softmax, TopK
+from lmx.layers.linear import EinsumBias
+from lmx.layers.moe.router import (
+    SigmoidRouter,
+    SoftmaxRouter,
+    TopKRouter,
+    UnnormalizedSigmoidRouter,
+)
 
 B, T, D, E = 2, 5, 6, 8
-KINDS = [TopK, Softmax, Sigmoid, PlainSigmoid]
+KINDS = [TopKRouter, SoftmaxRouter, SigmoidRouter, UnnormalizedSigmoidRouter]
 ONE = jnp.ones((B, T), int)  # document a row
 PADDED = ONE.at[0, 3:].set(0)
 
@@ -70,25 +75,25 @@ def agrees(router, x, rule):
 
 @pytest.mark.parametrize("choices", [1, 3, E])
 def test_top_k_is_a_softmax_over_the_chosen(init, x, choices):
-    router = TopK(D, E, init, choices=choices)
+    router = TopKRouter(D, E, init, top_k=choices)
     agrees(router, x, partial(softmax_of_the_chosen, choices=choices))
 
 
 def test_a_score_with_an_offset_is_taken_with_it(init, x):
-    router = TopK(D, E, init, choices=2, linear=Affine)
-    assert isinstance(router.score, Affine)
+    router = TopKRouter(D, E, init, top_k=2, linear=EinsumBias)
+    assert isinstance(router.score, EinsumBias)
     router.score.b.set_value(jnp.linspace(-1.0, 1.0, E))
     agrees(router, x, partial(softmax_of_the_chosen, choices=2))
 
 
 @pytest.mark.parametrize("choices", [1, 3, E])
 def test_softmax_is_a_share_of_all(init, x, choices):
-    router = Softmax(D, E, init, choices=choices)
+    router = SoftmaxRouter(D, E, init, top_k=choices)
     agrees(router, x, partial(shares_of_a_softmax_of_all, choices=choices))
 
 
 def test_softmax_made_to_sum_to_one_is_top_k(init, x):
-    shares, top = (kind(D, E, init, choices=3) for kind in (Softmax, TopK))
+    shares, top = (kind(D, E, init, top_k=3) for kind in (SoftmaxRouter, TopKRouter))
     top.score = shares.score
     some, _ = run(shares, x)
     whole, _ = run(top, x)
@@ -99,7 +104,7 @@ def test_softmax_made_to_sum_to_one_is_top_k(init, x):
 
 
 def make_sigmoid(init, **said):
-    router = Sigmoid(D, E, init, choices=2, scale=2.5, **said)
+    router = SigmoidRouter(D, E, init, top_k=2, scale=2.5, **said)
     bias = np.random.default_rng(0).normal(size=E) / 2
     router.bias.set_value(jnp.asarray(bias, "float32"))
     return router, np.asarray(router.bias[...])
@@ -109,8 +114,8 @@ def make_sigmoid(init, **said):
 def test_sigmoid_chooses_within_the_best_groups_by_biased_score(
     init, x, groups, group_choices
 ):
-    router, bias = make_sigmoid(init, groups=groups, group_choices=group_choices)
-    said = dict(groups=groups, group_choices=group_choices)
+    router, bias = make_sigmoid(init, groups=groups, group_top_k=group_choices)
+    said = dict(groups=groups, group_top_k=group_choices)
     agrees(
         router,
         x,
@@ -120,7 +125,7 @@ def test_sigmoid_chooses_within_the_best_groups_by_biased_score(
 
 def test_a_plain_sigmoid_made_to_sum_to_its_scale_is_a_sigmoid(init, x):
     sigmoid, _ = make_sigmoid(init, groups=2)
-    plain = PlainSigmoid(D, E, init, choices=2, scale=2.5, groups=2)
+    plain = UnnormalizedSigmoidRouter(D, E, init, top_k=2, scale=2.5, groups=2)
     plain.score, plain.bias = sigmoid.score, sigmoid.bias
     raw, _ = run(plain, x)
     summed, _ = run(sigmoid, x)
@@ -130,7 +135,7 @@ def test_a_plain_sigmoid_made_to_sum_to_its_scale_is_a_sigmoid(init, x):
 
 
 def test_a_plain_sigmoid_weighs_by_the_score_of_each_expert_alone(init, x):
-    router = PlainSigmoid(D, E, init, choices=2, scale=2.5)
+    router = UnnormalizedSigmoidRouter(D, E, init, top_k=2, scale=2.5)
     routing, _ = run(router, x)
     scores = 1 / (1 + np.exp(-np.asarray(x) @ np.asarray(router.score.w[...])))
     want = 2.5 * -np.sort(-scores, axis=-1)[..., :2]
@@ -139,13 +144,13 @@ def test_a_plain_sigmoid_weighs_by_the_score_of_each_expert_alone(init, x):
 
 def test_all_groups_are_none(init, x):
     alone, _ = make_sigmoid(init)
-    grouped, _ = make_sigmoid(init, groups=4, group_choices=4)
+    grouped, _ = make_sigmoid(init, groups=4, group_top_k=4)
     grouped.score = alone.score
     jax.tree.map(np.testing.assert_array_equal, run(alone, x), run(grouped, x))
 
 
 def test_the_bias_of_a_sigmoid_chooses_and_does_not_weigh(init, x):
-    router = Sigmoid(D, E, init, choices=E)
+    router = SigmoidRouter(D, E, init, top_k=E)
     even, _ = run(router, x)
     router.bias.set_value(jnp.linspace(9.0, -9.0, E))
     odd, _ = run(router, x)
@@ -177,7 +182,7 @@ def test_the_bias_of_a_sigmoid_learns_from_load_alone(init, x):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_auxiliary_loss_counts_padding(init, x, kind):
-    router = kind(D, E, init, choices=2)
+    router = kind(D, E, init, top_k=2)
     noise = jnp.where(PADDED[:, :, None] > 0, 0.0, 9.0)
     _, aux = run(router, x, PADDED)
     _, changed = run(router, x + noise, PADDED)
@@ -190,7 +195,7 @@ def test_no_auxiliary_loss_counts_padding(init, x, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_scored_in_float32(init, x, kind):
-    router, low = kind(D, E, init, choices=2), x.astype("bfloat16")
+    router, low = kind(D, E, init, top_k=2), x.astype("bfloat16")
     got, aux = run(router, low)
     want, _ = run(router, low.astype("float32"))
     jax.tree.map(np.testing.assert_array_equal, got, want)
@@ -202,7 +207,7 @@ def test_bfloat16_is_scored_in_float32(init, x, kind):
 def test_more_choices_than_experts_or_none_are_refused(init, kind, choices):
     said = rf"cannot choose {choices} of {E} experts: {kind.__name__}\.choices"
     with pytest.raises(ValueError, match=said):
-        kind(D, E, init, choices=choices)
+        kind(D, E, init, top_k=choices)
 
 
 @pytest.mark.parametrize(
@@ -211,21 +216,21 @@ def test_more_choices_than_experts_or_none_are_refused(init, kind, choices):
         (dict(groups=3), "8 experts do not stand in 3 groups"),
         (dict(groups=8), "groups of 2 or more"),
         (dict(groups=0), "do not stand in 0 groups"),
-        (dict(groups=2, group_choices=3), "within 3 of 2 groups of 4"),
-        (dict(groups=4, group_choices=1, choices=3), "cannot choose 3 experts within"),
+        (dict(groups=2, group_top_k=3), "within 3 of 2 groups of 4"),
+        (dict(groups=4, group_top_k=1, top_k=3), "cannot choose 3 experts within"),
     ],
 )
 def test_groups_that_cannot_be_are_refused(init, said, why):
     with pytest.raises(ValueError, match=why):
-        Sigmoid(D, E, init, **dict(choices=2) | said)
+        SigmoidRouter(D, E, init, **dict(top_k=2) | said)
 
 
 def test_a_bias_is_an_offset_of_experts_with_a_rate_of_its_own(init):
-    bias = Sigmoid(D, E, init, choices=2, rate=0.5).bias
+    bias = SigmoidRouter(D, E, init, top_k=2, bias_update_rate=0.5).bias
     assert isinstance(bias, nnx.Param) and not bias[...].any()
     assert (bias.axes, bias.into, bias.sign_rate) == (("experts",), (), 0.5)
 
 
 def test_a_bias_is_in_float32_whatever_weights_are_in(init):
-    router = Sigmoid(D, E, replace(init, dtype="bfloat16"), choices=2)
+    router = SigmoidRouter(D, E, replace(init, dtype="bfloat16"), top_k=2)
     assert (router.score.w.dtype, router.bias.dtype) == ("bfloat16", "float32")

@@ -10,11 +10,13 @@ import pytest
 from flax import nnx
 
 from lmx.layers.init import FanIn, Init
-from lmx.layers.position.absolute import Learned, Sinusoidal
+from lmx.layers.position.absolute import LearnedPosition, SinusoidalPosition
 
 D = 6
 KINDS = pytest.mark.parametrize(
-    "kind", [partial(Learned, length=9), Sinusoidal], ids=["Learned", "Sinusoidal"]
+    "kind",
+    [partial(LearnedPosition, max_length=9), SinusoidalPosition],
+    ids=["LearnedPosition", "SinusoidalPosition"],
 )
 
 
@@ -51,7 +53,7 @@ def test_the_second_call_does_not_recompile(make, kind):
 
 
 def test_sines_and_cosines_are_as_published(make):
-    y = make(partial(Sinusoidal, base=100.0))(jnp.array([[0, 3, 50]]))
+    y = make(partial(SinusoidalPosition, theta=100.0))(jnp.array([[0, 3, 50]]))
     for t, position in enumerate((0, 3, 50)):
         for pair in range(D // 2):
             angle = position / 100.0 ** (2 * pair / D)
@@ -60,25 +62,25 @@ def test_sines_and_cosines_are_as_published(make):
 
 
 def test_a_learned_position_is_a_row_of_its_table(make):
-    layer = make(partial(Learned, length=9))
+    layer = make(partial(LearnedPosition, max_length=9))
     positions = jnp.array([[8, 0, 3]])
     np.testing.assert_array_equal(layer(positions)[0], layer.table[...][positions[0]])
     assert layer.table.axes == ("length", "embed")
 
 
 def test_only_learned_positions_come_to_an_end(make):
-    assert make(partial(Learned, length=9)).limit == 9
-    assert make(Sinusoidal).limit is None
+    assert make(partial(LearnedPosition, max_length=9)).max_length == 9
+    assert make(SinusoidalPosition).max_length is None
 
 
 def test_more_tokens_than_learned_positions_are_refused_with_the_cure(make):
-    layer = make(partial(Learned, length=9))
+    layer = make(partial(LearnedPosition, max_length=9))
     with pytest.raises(
-        ValueError, match="10 tokens do not fit 9.*Learned.length to 10"
+        ValueError, match="10 tokens do not fit 9.*LearnedPosition.max_length to 10"
     ):
         layer(jnp.arange(10)[None])
 
 
 def test_an_odd_width_is_refused(make):
     with pytest.raises(ValueError, match="cannot fill an odd width of 7"):
-        Sinusoidal(7, Init(nnx.Rngs(0), FanIn(), depth=2))
+        SinusoidalPosition(7, Init(nnx.Rngs(0), FanIn(), depth=2))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lmx.layers import mask
-from lmx.layers.mask import Place
-from lmx.layers.position.alibi import ALiBi, slopes
+from lmx.layers.mask import TokenInfo
+from lmx.layers.position.alibi import ALiBi, alibi_slopes
 
 B, T, K, G, H = 2, 5, 2, 3, 4
 SEGMENTS = jnp.array([[1, 1, 1, 1, 1], [1, 1, 2, 2, 2]])
@@ -15,27 +15,29 @@ LOGITS = jax.random.normal(jax.random.key(0), (B, K, G, T, T))
 Q = jnp.zeros((B, T, K * G, H))
 
 
-def score(scheme, place: Place):
-    return scheme.scored(LOGITS, Q, mask.visible(place, place), place, place)
+def score(scheme, place: TokenInfo):
+    return scheme.modify_logits(
+        LOGITS, Q, mask.make_attention_mask(place, place), place, place
+    )
 
 
 def test_slopes_of_8_and_of_12_heads_are_the_published_ones():
     """Section 3, and `get_slopes` of the code that came with the paper."""
     eight = [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]
-    np.testing.assert_allclose(slopes(8), eight, rtol=1e-6)
+    np.testing.assert_allclose(alibi_slopes(8), eight, rtol=1e-6)
     between = [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]
-    np.testing.assert_allclose(slopes(12), eight + between, rtol=1e-6)
+    np.testing.assert_allclose(alibi_slopes(12), eight + between, rtol=1e-6)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 6, 16, 40])
 def test_each_head_has_a_slope_of_its_own(heads):
-    assert len(set(slopes(heads).tolist())) == heads
-    assert (slopes(heads) <= 1.0).all() and (slopes(heads) >= 2.0**-8).all()
+    assert len(set(alibi_slopes(heads).tolist())) == heads
+    assert (alibi_slopes(heads) <= 1.0).all() and (alibi_slopes(heads) >= 2.0**-8).all()
 
 
 def test_agrees_with_a_loop_over_pairs_of_one_document():
-    place = mask.standing(mask.restarting(SEGMENTS), SEGMENTS)
-    want, slope = np.array(LOGITS), np.asarray(slopes(K * G))
+    place = mask.describe_tokens(mask.positions_from_segments(SEGMENTS), SEGMENTS)
+    want, slope = np.array(LOGITS), np.asarray(alibi_slopes(K * G))
     for b, n, t, s in np.ndindex(B, K * G, T, T):
         if s <= t and SEGMENTS[b, s] == SEGMENTS[b, t]:
             want[b, n // G, n % G, t, s] -= slope[n] * (t - s)
@@ -43,17 +45,17 @@ def test_agrees_with_a_loop_over_pairs_of_one_document():
 
 
 def test_only_distance_matters():
-    place = mask.standing(mask.restarting(SEGMENTS), SEGMENTS)
+    place = mask.describe_tokens(mask.positions_from_segments(SEGMENTS), SEGMENTS)
     far = place._replace(positions=place.positions + 37)
     np.testing.assert_array_equal(score(ALiBi(), far), score(ALiBi(), place))
 
 
 def test_without_any_slope_it_is_no_position_at_all():
-    place = mask.standing(mask.restarting(SEGMENTS), SEGMENTS)
-    gentle = score(ALiBi(steepest=1e4), place)
-    assert slopes(4, 1e4).max() == 0.0
+    place = mask.describe_tokens(mask.positions_from_segments(SEGMENTS), SEGMENTS)
+    gentle = score(ALiBi(bias_max=1e4), place)
+    assert alibi_slopes(4, 1e4).max() == 0.0
     np.testing.assert_array_equal(gentle, LOGITS)
 
 
 def test_one_slope_for_all_heads_where_the_gentlest_is_as_steep_as_any():
-    np.testing.assert_array_equal(slopes(12, steepest=0.0), np.ones(12))
+    np.testing.assert_array_equal(alibi_slopes(12, bias_max=0.0), np.ones(12))

@@ -35,7 +35,7 @@ def inputs():
 @pytest.fixture
 def place():
     segments = jnp.asarray(SEGMENTS)
-    return mask.standing(mask.restarting(segments), segments)
+    return mask.describe_tokens(mask.positions_from_segments(segments), segments)
 
 
 def seen(t, s, b):
@@ -45,7 +45,9 @@ def seen(t, s, b):
 def test_agrees_with_a_loop_over_queries_and_keys(scheme, inputs, place):
     """Gates, positions and interpolated vectors of section 4, one pair at a time."""
     logits, q = map(np.asarray, inputs)
-    got = scheme.scored(*inputs, mask.visible(place, place), place, place)
+    got = scheme.modify_logits(
+        *inputs, mask.make_attention_mask(place, place), place, place
+    )
     table = np.asarray(scheme.table[...], np.float64)
     for b, n, t, s in np.ndindex(B, N, T, T):
         if not seen(t, s, b):
@@ -64,7 +66,9 @@ def test_with_all_gates_one_it_is_a_learned_vector_for_each_distance(
     """Shaw et al. 2018, arXiv:1803.02155, section 3.2, counted from 1 and clipped."""
     q = np.asarray(inputs[1])
     open_gates = jnp.full((B, K, G, T, T), 50.0)
-    got = scheme.scored(open_gates, inputs[1], mask.visible(place, place), place, place)
+    got = scheme.modify_logits(
+        open_gates, inputs[1], mask.make_attention_mask(place, place), place, place
+    )
     table = np.asarray(scheme.table[...], np.float64)
     for b, n, t, s in np.ndindex(B, N, T, T):
         if seen(t, s, b):
@@ -75,7 +79,9 @@ def test_with_all_gates_one_it_is_a_learned_vector_for_each_distance(
 
 def test_with_all_gates_closed_all_keys_stand_at_position_zero(scheme, inputs, place):
     closed = jnp.full((B, K, G, T, T), -800.0)
-    got = scheme.scored(closed, inputs[1], mask.visible(place, place), place, place)
+    got = scheme.modify_logits(
+        closed, inputs[1], mask.make_attention_mask(place, place), place, place
+    )
     vector = np.asarray(scheme.table[:, 0], np.float64)
     want = np.einsum("BTNH,H->BNT", inputs[1], vector).reshape(B, K, G, T)
     np.testing.assert_allclose(got[..., 0] + 800.0, want, atol=1e-10)
@@ -86,8 +92,12 @@ def test_the_order_of_keys_in_memory_does_not_matter(scheme, inputs, place):
     logits, q = inputs
     order = jnp.array([4, 5, 0, 1, 2, 3])
     moved = type(place)(*(x[:, order] for x in place))
-    got = scheme.scored(logits[..., order], q, mask.visible(place, moved), place, moved)
-    want = scheme.scored(logits, q, mask.visible(place, place), place, place)
+    got = scheme.modify_logits(
+        logits[..., order], q, mask.make_attention_mask(place, moved), place, moved
+    )
+    want = scheme.modify_logits(
+        logits, q, mask.make_attention_mask(place, place), place, place
+    )
     np.testing.assert_allclose(got, want[..., order], atol=1e-12)
 
 

@@ -8,23 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.layers.position.extended import (
-    ByParts,
+from lmx.layers.position.rope import RoPE
+from lmx.layers.position.rope_scaling import (
     DynamicNTK,
-    Interpolated,
-    Llama3,
+    Llama3RoPE,
     NTKAware,
+    NTKByParts,
+    PositionInterpolation,
     YaRN,
 )
-from lmx.layers.position.rope import RoPE
 
 H = 8
 SCALED = [
-    Interpolated(factor=4.0),
+    PositionInterpolation(factor=4.0),
     NTKAware(factor=4.0),
-    ByParts(factor=4.0, trained_length=64),
+    NTKByParts(factor=4.0, trained_length=64),
     YaRN(factor=4.0, trained_length=64),
-    Llama3(trained_length=64),
+    Llama3RoPE(trained_length=64),
     DynamicNTK(factor=4.0, trained_length=64),
 ]
 SCHEMES = pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_alike_tokens_score_lower_the_farther_they_are(scheme):
 def test_lengths_are_kept_up_to_the_amplitude(scheme):
     x = vectors(1)
     y = scheme.rotate(x, jnp.arange(6)[None])
-    want = scheme.amplitude * jnp.linalg.norm(x, axis=-1)
+    want = scheme.attention_scaling * jnp.linalg.norm(x, axis=-1)
     np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), want, rtol=1e-5)
 
 
@@ -67,16 +67,18 @@ def test_lengths_are_kept_up_to_the_amplitude(scheme):
 def test_the_first_token_is_not_turned(scheme):
     x = vectors(2, T=1, N=2)
     y = scheme.rotate(x, jnp.zeros((1, 1), int))
-    np.testing.assert_allclose(y, scheme.amplitude * x, rtol=1e-6)
+    np.testing.assert_allclose(y, scheme.attention_scaling * x, rtol=1e-6)
 
 
 @SCHEMES
 def test_agrees_with_multiplication_by_complex_numbers(scheme):
     with jax.enable_x64(True):
         x, positions = vectors(3, dtype="float64"), np.array([[0, 1, 2, 3, 77, 4096]])
-        turn = np.exp(1j * positions[..., None] * np.asarray(scheme.speed(H)))
+        turn = np.exp(
+            1j * positions[..., None] * np.asarray(scheme.inverse_frequency(H))
+        )
         left, right = np.split(np.asarray(x), 2, axis=-1)
-        want = scheme.amplitude * (left + 1j * right) * turn[:, :, None]
+        want = scheme.attention_scaling * (left + 1j * right) * turn[:, :, None]
         got = scheme.rotate(x, jnp.asarray(positions))
         assert got.dtype == jnp.float64
         np.testing.assert_allclose(got[..., :4], want.real, atol=1e-12)
@@ -100,41 +102,48 @@ def test_the_second_call_does_not_recompile(scheme):
 @SCHEMES
 def test_a_head_without_pairs_is_refused(scheme):
     with pytest.raises(ValueError, match="5 channels have no pairs"):
-        scheme.speed(5)
+        scheme.inverse_frequency(5)
 
 
 def test_pairs_turn_at_powers_of_the_base():
     want = [10_000.0 ** (-2 * pair / 64) for pair in range(32)]
-    np.testing.assert_allclose(RoPE().speed(64), want, rtol=1e-6)
+    np.testing.assert_allclose(RoPE().inverse_frequency(64), want, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     "scheme",
     [
-        Interpolated(factor=1.0),
+        PositionInterpolation(factor=1.0),
         NTKAware(factor=1.0),
-        ByParts(factor=1.0, trained_length=64),
+        NTKByParts(factor=1.0, trained_length=64),
         YaRN(factor=1.0, trained_length=64),
         DynamicNTK(factor=9.0, trained_length=64),
-        Llama3(factor=1.0, base=10_000.0),
+        Llama3RoPE(factor=1.0, theta=10_000.0),
     ],
     ids=lambda scheme: type(scheme).__name__,
 )
 def test_a_context_extended_once_is_not_extended(scheme):
-    np.testing.assert_allclose(scheme.speed(64), RoPE().speed(64), rtol=1e-6)
-    assert scheme.amplitude == 1.0
+    np.testing.assert_allclose(
+        scheme.inverse_frequency(64), RoPE().inverse_frequency(64), rtol=1e-6
+    )
+    assert scheme.attention_scaling == 1.0
 
 
 def test_interpolation_reads_positions_as_if_they_were_nearer():
-    far = Interpolated(factor=4.0).rotate(vectors(0), 4 * jnp.arange(6)[None])
+    far = PositionInterpolation(factor=4.0).rotate(vectors(0), 4 * jnp.arange(6)[None])
     near = RoPE().rotate(vectors(0), jnp.arange(6)[None])
     np.testing.assert_allclose(far, near, atol=1e-5)
 
 
 def test_ntk_aware_raises_the_base():
     base = 10_000.0 * 8.0 ** (128 / 126)  # Peng et al. 2023, section 3.1
-    scaled, plain = NTKAware(factor=8.0).speed(128), RoPE().speed(128)
-    np.testing.assert_allclose(scaled, RoPE(base=base).speed(128), rtol=1e-5)
+    scaled, plain = (
+        NTKAware(factor=8.0).inverse_frequency(128),
+        RoPE().inverse_frequency(128),
+    )
+    np.testing.assert_allclose(
+        scaled, RoPE(theta=base).inverse_frequency(128), rtol=1e-5
+    )
     np.testing.assert_allclose(scaled[0], plain[0])
     np.testing.assert_allclose(scaled[-1], plain[-1] / 8.0, rtol=1e-6)
 
@@ -151,12 +160,12 @@ def test_llama_3_turns_as_its_published_code():
         else:
             smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
             want.append((1 - smooth) * speed / 8.0 + smooth * speed)
-    np.testing.assert_allclose(Llama3().speed(128), want, rtol=1e-5)
+    np.testing.assert_allclose(Llama3RoPE().inverse_frequency(128), want, rtol=1e-5)
 
 
 def test_by_parts_keeps_pairs_of_32_turns_and_interpolates_those_of_one():
-    plain = np.asarray(RoPE().speed(128))
-    scaled = ByParts(factor=8.0, trained_length=4096).speed(128)
+    plain = np.asarray(RoPE().inverse_frequency(128))
+    scaled = NTKByParts(factor=8.0, trained_length=4096).inverse_frequency(128)
     turns = 4096 * plain / (2 * math.pi)
     kept = np.interp(turns, [1.0, 32.0], [0.0, 1.0])  # section 3.2, gamma
     want = kept * plain + (1 - kept) * plain / 8.0
@@ -166,8 +175,10 @@ def test_by_parts_keeps_pairs_of_32_turns_and_interpolates_those_of_one():
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_yarn_goes_from_kept_to_interpolated_on_a_line_over_pairs(whole):
-    plain = np.asarray(RoPE().speed(128))
-    scaled = YaRN(factor=8.0, trained_length=4096, whole=whole).speed(128)
+    plain = np.asarray(RoPE().inverse_frequency(128))
+    scaled = YaRN(factor=8.0, trained_length=4096, truncate=whole).inverse_frequency(
+        128
+    )
     turns = 4096 * plain / (2 * math.pi)
     low, high = (
         np.interp(-math.log(n), -np.log(turns), np.arange(64)) for n in (32, 1)
@@ -180,15 +191,19 @@ def test_yarn_goes_from_kept_to_interpolated_on_a_line_over_pairs(whole):
 
 def test_dynamic_ntk_stretches_as_far_as_the_call_is_long():
     scheme = DynamicNTK(factor=4.0, trained_length=64)
-    np.testing.assert_array_equal(scheme.speed(H, 64), RoPE().speed(H))
+    np.testing.assert_array_equal(
+        scheme.inverse_frequency(H, 64), RoPE().inverse_frequency(H)
+    )
     for length in (128, 256):
         stretched = NTKAware(factor=4.0 * length / 64 - 3.0)  # section 3.3
-        np.testing.assert_allclose(scheme.speed(H, length), stretched.speed(H))
+        np.testing.assert_allclose(
+            scheme.inverse_frequency(H, length), stretched.inverse_frequency(H)
+        )
 
 
 def test_a_share_of_the_channels_turns_and_the_rest_stand_still():
     x, positions = vectors(5), jnp.arange(6)[None]
-    part = RoPE(share=0.5).rotate(x, positions)
+    part = RoPE(rotary_fraction=0.5).rotate(x, positions)
     np.testing.assert_array_equal(part[..., 4:], x[..., 4:])
     whole = RoPE().rotate(x[..., :4], positions)
     np.testing.assert_array_equal(part[..., :4], whole)
@@ -197,21 +212,21 @@ def test_a_share_of_the_channels_turns_and_the_rest_stand_still():
 def test_neighbours_turn_as_halves_do_once_they_are_reordered():
     order = jnp.array([0, 2, 4, 6, 1, 3, 5, 7])
     x, positions = vectors(6), jnp.arange(6)[None]
-    got = RoPE(pairs="neighbours").rotate(x, positions)
+    got = RoPE(layout="neighbours").rotate(x, positions)
     np.testing.assert_array_equal(got, RoPE().rotate(x[..., order], positions))
 
 
 def test_yarn_multiplies_logits_by_the_inverse_temperature():
     yarn = YaRN(factor=16.0, trained_length=64)
-    parts = YaRN(factor=16.0, trained_length=64, temperature=1.0)
+    parts = YaRN(factor=16.0, trained_length=64, attention_factor=1.0)
     inverse = (0.1 * math.log(16.0) + 1.0) ** 2  # section 3.4, 1 / t
     np.testing.assert_allclose(scores(yarn, 3), inverse * scores(parts, 3), rtol=1e-4)
 
 
 def test_schemes_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="2 channels have no slowest pair"):
-        NTKAware(factor=2.0).speed(2)
+        NTKAware(factor=2.0).inverse_frequency(2)
     with pytest.raises(ValueError, match="slow must be below fast"):
-        ByParts(factor=2.0, trained_length=64, slow=4.0, fast=4.0)
+        NTKByParts(factor=2.0, trained_length=64, beta_slow=4.0, beta_fast=4.0)
     with pytest.raises(ValueError, match="share is 1.5: more than none"):
-        RoPE(share=1.5).check(8)
+        RoPE(rotary_fraction=1.5).check(8)

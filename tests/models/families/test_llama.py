@@ -8,7 +8,7 @@ import pytest
 
 import lmx
 from lmx.models.families.llama import FAMILY
-from lmx.models.hf.source import shaped
+from lmx.models.hf.checkpoint import init_abstract
 
 TOKENS = np.random.default_rng(1).integers(0, 37, (2, 9))
 LLAMA3 = {
@@ -110,6 +110,6 @@ def test_logits_are_those_of_a_loop_in_numpy(llama, weights, scaling, tied):
 
 @pytest.mark.parametrize("preset", FAMILY.presets)
 def test_a_preset_has_the_published_number_of_parameters(preset):
-    model = shaped(FAMILY.compose(FAMILY.presets[preset], preset))
+    model = init_abstract(FAMILY.to_config(FAMILY.presets[preset], preset))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
     assert count == PUBLISHED[preset]

@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import lmx
-from lmx.config.names import ConfigError
-from lmx.config.tree import diff
-from lmx.models.hf.family import essence, every, express
-from lmx.models.hf.rules.experts import feeding
+from lmx.config.registry import ConfigError
+from lmx.config.value import diff
+from lmx.models.hf.family import extract_math_config, load_families, match_family
+from lmx.models.hf.fields.experts import list_mlps
 from tests.parity.sparse import SPARSE
 from tests.parity.weights import weights
 
@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "families" / "deepseek_v3.json"
 
 def composed(case, **fields):
     given = CASES[case] | fields
-    return every()[given["model_type"]].compose(given, "config.json")
+    return load_families()[given["model_type"]].to_config(given, "config.json")
 
 
 @pytest.fixture
@@ -46,10 +46,12 @@ def deepseek(tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_what_an_export_says_composes_to_the_same_model(case):
     config = composed(case)
-    family, fields = express(config)
+    family, fields = match_family(config)
     assert family.model_type == CASES[case]["model_type"]
-    again = family.compose(json.loads(json.dumps(fields)), "again")
-    assert not diff(essence(config["model"]), essence(again["model"]))
+    again = family.to_config(json.loads(json.dumps(fields)), "again")
+    assert not diff(
+        extract_math_config(config["model"]), extract_math_config(again["model"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_what_an_export_says_composes_to_the_same_model(case):
 )
 def test_qwen3_moe_has_experts_in_every_step_th_layer_but_those_named(fields, dense):
     config = composed("qwen3_moe", num_hidden_layers=6, **fields)
-    kinds = [mlp.name for mlp in feeding(config)]
+    kinds = [mlp.name for mlp in list_mlps(config)]
     assert kinds == ["SwiGLU" if i in dense else "MoE" for i in range(6)]
 
 
@@ -76,7 +78,7 @@ def test_the_window_of_qwen3_moe_is_used_only_if_it_says_so():
 
 @pytest.mark.parametrize("dense, lead", [(0, 0), (2, 2), (9, 3)])
 def test_the_first_layers_of_deepseek_are_dense(dense, lead):
-    kinds = feeding(composed("deepseek_v3", first_k_dense_replace=dense))
+    kinds = list_mlps(composed("deepseek_v3", first_k_dense_replace=dense))
     assert [mlp.name for mlp in kinds] == ["SwiGLU"] * lead + ["MoE"] * (3 - lead)
 
 
@@ -116,7 +118,7 @@ def test_gpt_oss_is_extended_where_its_file_says_nothing_of_positions():
     position = config["model.attention.0.position"]
     assert position.name == "YaRN" and position.fields["base"] == 7.0
     assert position.fields["factor"] == 32.0 and not position.fields["whole"]
-    plain = express(composed("gpt_oss_full"))[1]
+    plain = match_family(composed("gpt_oss_full"))[1]
     assert plain["rope_scaling"] == {"rope_type": "default"}
 
 

@@ -5,11 +5,11 @@ import json
 import pytest
 
 import lmx
-from lmx.config.names import ConfigError
-from lmx.models.hf.family import every, express, family_of
-from lmx.models.hf.source import Source, shaped
+from lmx.config.registry import ConfigError
+from lmx.models.hf.checkpoint import HFCheckpoint, init_abstract
+from lmx.models.hf.family import find_family, load_families, match_family
 
-LLAMA = every()["llama"]
+LLAMA = load_families()["llama"]
 SMALL = dict(vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
 SMALL |= dict(num_attention_heads=4)
 LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
@@ -17,25 +17,25 @@ LLAMA3 |= dict(original_max_position_embeddings=32)
 
 
 def composed(**fields):
-    return LLAMA.compose(SMALL | fields, "config.json")
+    return LLAMA.to_config(SMALL | fields, "config.json")
 
 
 def position(config):
     return config["model.attention.position"]
 
 
-@pytest.mark.parametrize("family", every().values(), ids=every())
+@pytest.mark.parametrize("family", load_families().values(), ids=load_families())
 def test_every_preset_composes_builds_and_is_read_back(family):
     for name, preset in family.presets.items():
-        config = family.compose(preset, name)
-        shaped(config)
-        found, fields = express(config)
+        config = family.to_config(preset, name)
+        init_abstract(config)
+        found, fields = match_family(config)
         assert found is family
-        assert family.compose(fields, name)["model"] == config["model"]
+        assert family.to_config(fields, name)["model"] == config["model"]
 
 
 def test_fields_that_a_file_lacks_have_the_defaults_of_transformers():
-    config = LLAMA.compose({}, "config.json")
+    config = LLAMA.to_config({}, "config.json")
     model = config["model"].fields
     assert (model["vocab"], model["width"], model["depth"]) == (32_000, 4096, 32)
     assert config["model.attention.kv_heads"] == 32
@@ -56,8 +56,8 @@ def test_fields_that_a_file_lacks_have_the_defaults_of_transformers():
 )
 def test_rope_is_understood_in_every_way_that_files_tell_it(said):
     found = position(composed(**said))
-    assert found.name == "Llama3"
-    want = dict(base=5e5, factor=8.0, trained_length=32, slow=1.0, fast=4.0)
+    assert found.name == "Llama3RoPE"
+    want = dict(theta=5e5, factor=8.0, trained_length=32, beta_slow=1.0, beta_fast=4.0)
     assert {name: found.fields[name] for name in want} == want
 
 
@@ -66,7 +66,7 @@ def test_plain_and_linear_rope_are_read_back():
         dict(rope_theta=7.0, rope_scaling=None),
         dict(rope_theta=7.0, rope_scaling={"rope_type": "linear", "factor": 2.0}),
     ):
-        _, fields = express(composed(**said))
+        _, fields = match_family(composed(**said))
         assert {name: fields[name] for name in said} == said
 
 
@@ -99,15 +99,15 @@ def test_what_would_change_the_numbers_is_refused_by_name(fields, message):
 
 def test_sizes_that_cannot_be_are_told_with_their_field():
     with pytest.raises(ConfigError, match="num_key_value_heads"):
-        shaped(composed(num_key_value_heads=3))
+        init_abstract(composed(num_key_value_heads=3))
 
 
 def test_a_model_of_no_known_family_is_refused():
     with pytest.raises(ConfigError, match="model_type = 'lama' .* mean 'llama'"):
-        family_of({"model_type": "lama"}, "config.json")
+        find_family({"model_type": "lama"}, "config.json")
     stated = {"model_type": "llama", "architectures": ["LlamaForQuestionAnswering"]}
     with pytest.raises(ConfigError, match="only LlamaForCausalLM"):
-        family_of(stated, "config.json")
+        find_family(stated, "config.json")
 
 
 def test_a_broken_config_is_told(llama):
@@ -115,17 +115,19 @@ def test_a_broken_config_is_told(llama):
     for text, message in [("{", "is no JSON"), ("[]", "no JSON object")]:
         (folder / "config.json").write_text(text)
         with pytest.raises(ConfigError, match=message):
-            Source.of(folder)
+            HFCheckpoint.open(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ConfigError, match="there is no .*config.json"):
-        Source.of(folder)
+        HFCheckpoint.open(folder)
 
 
 def test_an_experiment_made_of_a_familys_parts_is_expressed():
-    family, fields = express(lmx.load_experiment("experiments/families/llama3_8b.gin"))
+    family, fields = match_family(
+        lmx.load_experiment("experiments/families/llama3_8b.gin")
+    )
     assert family is LLAMA
-    preset = LLAMA.compose(LLAMA.presets["llama3_8b"], "preset")
-    assert fields == express(preset)[1]
+    preset = LLAMA.to_config(LLAMA.presets["llama3_8b"], "preset")
+    assert fields == match_family(preset)[1]
     assert json.loads(json.dumps(fields)) == fields
 
 
@@ -134,4 +136,4 @@ def test_what_no_family_can_say_is_named():
         "experiments/families/llama3_8b.gin", ["Attention.logit_cap=30.0"]
     )
     with pytest.raises(ConfigError, match=r"attention\.logit_cap = 30\.0, not None"):
-        express(config)
+        match_family(config)

@@ -8,31 +8,31 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.config.names import ConfigError
-from lmx.core.sharding import RULES, Mesh, placed, shardings
-from lmx.models.hf.load import load, named, read_share
-from lmx.models.hf.source import Source, shaped
-from lmx.models.hf.table import by_path
+from lmx.config.registry import ConfigError
+from lmx.core.sharding import RULES, Mesh, shardings, with_shardings
+from lmx.models.hf.checkpoint import HFCheckpoint, init_abstract
+from lmx.models.hf.layout import group_by_param
+from lmx.models.hf.load import flatten_params, load_params, read_slice
 
 MESHES = [Mesh(data=1, fsdp=4, tensor=2), Mesh(data=2, fsdp=2, tensor=2), Mesh(data=8)]
 
 
 def opened(folder, dtype="float32"):
     """A source, its parts, and the shapes of its parameters."""
-    source = Source.of(folder)
-    model = shaped(source.config(dtype))
-    return source, source.parts(model), nnx.state(model)
+    source = HFCheckpoint.open(folder)
+    model = init_abstract(source.to_config(dtype))
+    return source, source.map_tensors(model), nnx.state(model)
 
 
 def on(mesh, shapes):
-    over = mesh.over(jax.devices(), RULES)
-    return placed(shapes, shardings(shapes, over, RULES))
+    over = mesh.build(jax.devices(), RULES)
+    return with_shardings(shapes, shardings(shapes, over, RULES))
 
 
 def whole(folder, dtype="float32"):
     """Every parameter, by its path, on one device."""
     source, parts, shapes = opened(folder, dtype)
-    return named(load(source.weights, parts, on(Mesh(data=1), shapes)))
+    return flatten_params(load_params(source.weights, parts, on(Mesh(data=1), shapes)))
 
 
 @pytest.fixture
@@ -59,33 +59,35 @@ def test_the_parameters_are_the_tensors_rearranged_by_hand(llama, weights):
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_a_mesh_gets_what_one_device_gets_and_reads_each_byte_once(even, mesh):
     source, parts, shapes = opened(even)
-    found = load(source.weights, parts, like := on(mesh, shapes))
-    for path, leaf in named(found).items():
-        assert leaf.sharding == named(like)[path].sharding
+    found = load_params(source.weights, parts, like := on(mesh, shapes))
+    for path, leaf in flatten_params(found).items():
+        assert leaf.sharding == flatten_params(like)[path].sharding
         np.testing.assert_array_equal(leaf, whole(even)[path])
     stored = sum(tensor.bytes for tensor in source.weights.tensors.values())
-    assert source.weights.read == stored
+    assert source.weights.bytes_read == stored
 
 
 def test_a_share_reads_its_own_bytes_and_no_others(even):
     source, parts, shapes = opened(even)
-    for path, leaf in named(on(MESHES[0], shapes)).items():
-        before = source.weights.read
+    for path, leaf in flatten_params(on(MESHES[0], shapes)).items():
+        before = source.weights.bytes_read
         places = leaf.sharding.addressable_devices_indices_map(leaf.shape)
         index = [*places.values()][3]
-        got = read_share(source.weights, by_path(parts)[path], leaf, list, index)
+        got = read_slice(source.weights, group_by_param(parts)[path], leaf, list, index)
         assert got.shape == leaf.sharding.shard_shape(leaf.shape)
-        assert source.weights.read - before == got.nbytes
+        assert source.weights.bytes_read - before == got.nbytes
 
 
 def test_any_slice_equals_the_slice_of_the_whole(llama):
     source, parts, shapes = opened(llama())
     dice, everything = random.Random(0), whole(llama())
-    for path, leaf in named(shapes).items():
+    for path, leaf in flatten_params(shapes).items():
         for _ in range(5):
             bounds = [sorted(dice.sample(range(n + 1), 2)) for n in leaf.shape]
             index = tuple(slice(*pair) for pair in bounds)
-            got = read_share(source.weights, by_path(parts)[path], leaf, list, index)
+            got = read_slice(
+                source.weights, group_by_param(parts)[path], leaf, list, index
+            )
             np.testing.assert_array_equal(got, everything[path][index])
 
 
@@ -107,7 +109,7 @@ def test_many_files_hold_what_one_holds(llama):
 )
 def test_every_float_dtype_is_kept_or_held_without_loss(llama, stored, kept):
     source, parts, _ = opened(folder := llama(stored), "bfloat16")
-    dtype = source.dtype(shaped(source.config("bfloat16")), parts)
+    dtype = source.infer_dtype(init_abstract(source.to_config("bfloat16")), parts)
     assert dtype == kept
     with jax.enable_x64(True):
         table = whole(folder, dtype)["table"]
@@ -120,14 +122,17 @@ def test_dtypes_that_differ_meet_in_the_one_that_holds_both(llama):
     extra = {"model.norm.weight": np.ones(16, np.float32)}
     folder = llama(ml_dtypes.bfloat16, extra=extra)
     source, parts, _ = opened(folder, "bfloat16")
-    assert source.dtype(shaped(source.config("bfloat16")), parts) == "float32"
+    assert (
+        source.infer_dtype(init_abstract(source.to_config("bfloat16")), parts)
+        == "float32"
+    )
 
 
 def test_integers_are_refused_as_weights(llama):
     extra = {"model.norm.weight": np.ones(16, np.int8)}
     source, parts, _ = opened(llama(extra=extra), "bfloat16")
     with pytest.raises(ConfigError, match="int8 are quantized"):
-        source.dtype(shaped(source.config("bfloat16")), parts)
+        source.infer_dtype(init_abstract(source.to_config("bfloat16")), parts)
 
 
 def test_tied_files_need_no_head_and_their_copy_must_be_one(llama, weights):

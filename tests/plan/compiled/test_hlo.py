@@ -2,8 +2,8 @@
 
 import pytest
 
-from lmx.plan.compiled.hlo import Op, members, parsed
-from lmx.plan.compiled.measure import measured
+from lmx.plan.compiled.hlo import HLOOp, parse_group, parse_hlo
+from lmx.plan.compiled.measure import measure
 
 # As the compiler of TPUs prints it: layouts, comments in shapes, attributes with line
 # breaks, a loop within a loop, one collective spread over three operations.
@@ -78,14 +78,14 @@ ENTRY %main (t: (s32[], f32[8,8])) -> f32[8,8] {
 
 
 def test_loops_count_as_often_as_they_turn_and_what_is_fused_as_one():
-    got = measured(parsed(TEXT))
-    assert got.products == 3 * 5 * 100
-    assert got.passes == 3 * 10 + 1
+    got = measure(parse_hlo(TEXT))
+    assert got.matmul_cycles == 3 * 5 * 100
+    assert got.other_cycles == 3 * 10 + 1
     assert got.kernels == {"kernel": 3}
 
 
 def test_a_collective_spread_over_operations_is_one_that_is_hidden():
-    spread, loose = sorted(measured(parsed(TEXT)).told)
+    spread, loose = sorted(measure(parse_hlo(TEXT)).collectives)
     assert spread == ("all-gather", (0, 2, 4, 6), 3 * 16 * 8 * 2, 3, True)
     assert loose == ("all-reduce", (0, 1), 3 * 8 * 4, 3, False)
 
@@ -105,14 +105,14 @@ frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
 
 
 def test_what_goes_to_other_slices_is_a_collective_among_them():
-    [told] = measured(parsed(SLOW), [0, 16]).told
+    [told] = measure(parse_hlo(SLOW), [0, 16]).collectives
     assert told == ("all-reduce", (0, 16), 8 * 4, 1, False)
 
 
 def test_a_loop_of_unknown_length_is_refused():
     unknown = TEXT.replace("%five = s32[]{:T(128)} constant(5)", "")
     with pytest.raises(ValueError, match="how often the loop w runs"):
-        measured(parsed(unknown))
+        measure(parse_hlo(unknown))
 
 
 @pytest.mark.parametrize(
@@ -132,4 +132,4 @@ def test_a_loop_of_unknown_length_is_refused():
     ],
 )
 def test_the_first_group_is_read_from_every_way_to_tell_it(groups, first):
-    assert members(Op("x", "f32[]", "all-gather", f"%y), {groups}")) == first
+    assert parse_group(HLOOp("x", "f32[]", "all-gather", f"%y), {groups}")) == first

@@ -3,14 +3,14 @@
 import os
 from pathlib import Path
 
-from lmx.train.checkpoint.reader import STATE, Reader
+from lmx.train.checkpoint.reader import STATE, CheckpointReader
 
 
 def flip(path: Path, tensor: str) -> None:
     """Turns one bit in the last half of a tensor of the state in that folder."""
-    place = Reader(path).places[tensor][0]
+    place = CheckpointReader(path).chunk_locations[tensor][0]
     with (path / STATE / place.file).open("r+b") as file:
-        file.seek(place.begin + place.size * 3 // 4)
+        file.seek(place.offset + place.size * 3 // 4)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
@@ -18,5 +18,5 @@ def flip(path: Path, tensor: str) -> None:
 
 def truncate(path: Path, tensor: str) -> None:
     """Cuts the file of a tensor in its middle."""
-    place = Reader(path).places[tensor][0]
-    os.truncate(path / STATE / place.file, place.begin + place.size * 3 // 4)
+    place = CheckpointReader(path).chunk_locations[tensor][0]
+    os.truncate(path / STATE / place.file, place.offset + place.size * 3 // 4)

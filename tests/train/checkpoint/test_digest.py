@@ -8,7 +8,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.core.sharding import RULES, Mesh
 from lmx.train.checkpoint import digest
-from lmx.train.checkpoint.digest import digests, root, sums
+from lmx.train.checkpoint.digest import (
+    combine_digests,
+    compute_checksums,
+    compute_digests,
+)
 
 KINDS = ("float32", "bfloat16", "float16", "int32", "uint8", "bool", "float8_e4m3fn")
 PLACES = [(), ("fsdp",), (None, "fsdp"), ("data", "fsdp"), (("data", "fsdp"),)]
@@ -33,7 +37,7 @@ def slow(x):
     words = np.asarray(x).reshape(-1).view(f"<u{size}").tolist()
     total = [0, 0]
     for place, word in enumerate(words):
-        block, inner = divmod(place, digest.BLOCK)
+        block, inner = divmod(place, digest.BLOCK_WORDS)
         for lane in range(2):
             weight = mixed(inner) | 1
             weight *= mixed(block ^ (lane + 1) << 60) | 1
@@ -43,18 +47,18 @@ def slow(x):
 
 @pytest.fixture(scope="module")
 def mesh():
-    return Mesh(data=2, fsdp=4).over(jax.devices(), RULES)
+    return Mesh(data=2, fsdp=4).build(jax.devices(), RULES)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sums_are_those_of_a_loop_over_words(kind):
     x = values(kind)
-    np.testing.assert_array_equal(sums(x), slow(x))
+    np.testing.assert_array_equal(compute_checksums(x), slow(x))
 
 
 def test_words_of_64_bits_count_as_two(x64):
     x = values("float64", (3, 5000))
-    np.testing.assert_array_equal(sums(x), slow(x))
+    np.testing.assert_array_equal(compute_checksums(x), slow(x))
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
@@ -62,14 +66,14 @@ def test_words_of_64_bits_count_as_two(x64):
 def test_no_mesh_changes_a_digest(mesh, kind, place):
     x = values(kind)
     spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*place)))
-    assert digests({"w": x}) == digests({"w": spread})
-    np.testing.assert_array_equal(sums(x), sums(spread))
+    assert compute_digests({"w": x}) == compute_digests({"w": spread})
+    np.testing.assert_array_equal(compute_checksums(x), compute_checksums(spread))
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (7, 1, 9)])
 def test_any_shape_has_a_digest(shape):
     x = values("int32", shape)
-    np.testing.assert_array_equal(sums(x), slow(x))
+    np.testing.assert_array_equal(compute_checksums(x), slow(x))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -81,26 +85,26 @@ def test_sums_of_parts_add_up(monkeypatch, axis, at_once):
     for begin, end in [(0, 5), (5, 6), (6, x.shape[axis])]:
         index = [slice(None)] * 3
         index[axis] = slice(begin, end)
-        total += digest.of_part(x[tuple(index)], tuple(index), x.shape)
-    np.testing.assert_array_equal(sums(x), total)
+        total += digest.checksum_part(x[tuple(index)], tuple(index), x.shape)
+    np.testing.assert_array_equal(compute_checksums(x), total)
 
 
 def test_a_replica_that_is_not_the_first_adds_nothing(mesh):
     x = jax.device_put(values("int32"), NamedSharding(mesh, PartitionSpec("fsdp")))
     firsts = [s for s in x.addressable_shards if s.replica_id == 0]
-    parts = [digest.of_part(np.asarray(s.data), s.index, x.shape) for s in firsts]
+    parts = [digest.checksum_part(np.asarray(s.data), s.index, x.shape) for s in firsts]
     assert len(firsts) == 4
-    np.testing.assert_array_equal(sums(x), sum(parts))
+    np.testing.assert_array_equal(compute_checksums(x), sum(parts))
 
 
 def test_one_flipped_bit_anywhere_changes_it():
     x = np.asarray(values("uint8", (20_000,)))
-    found = {tuple(sums(x))}
+    found = {tuple(compute_checksums(x))}
     for place in range(0, x.size, 397):
         for bit in (0, 7):
             other = x.copy()
             other[place] ^= 1 << bit
-            found.add(tuple(sums(other)))
+            found.add(tuple(compute_checksums(other)))
     assert len(found) == 1 + 2 * len(range(0, x.size, 397))
 
 
@@ -118,30 +122,30 @@ def test_one_flipped_bit_anywhere_changes_it():
 )
 def test_signs_places_and_gaps_count(change):
     x = values("float32", (16, 4000))
-    assert digests([x]) != digests([change(x)])
+    assert compute_digests([x]) != compute_digests([change(x)])
 
 
 def test_name_dtype_and_shape_count():
     x = jnp.zeros(6, "int32")
     found = [{"w": x}, {"v": x}, {"w": x.reshape(2, 3)}, {"w": x.astype("uint32")}]
-    told = [*(d for state in found for d in digests(state).values())]
+    told = [*(d for state in found for d in compute_digests(state).values())]
     assert len(set(told)) == 4 and all(len(d) == 32 for d in told)
 
 
 def test_keys_count_by_their_bits():
     keys = [jax.random.key(seed) for seed in (0, 0, 1)]
-    same, again, other = (digests({"key": key}) for key in keys)
+    same, again, other = (compute_digests({"key": key}) for key in keys)
     assert same == again != other
 
 
 def test_a_root_is_of_names_and_digests_in_any_order():
-    told = digests({"a": values("int32"), "b": values("bool")})
-    assert root(told) == root(dict(reversed(told.items())))
-    assert root(told) != root({"a": told["b"], "b": told["a"]})
-    assert root(told) != root({"a": told["a"]})
+    told = compute_digests({"a": values("int32"), "b": values("bool")})
+    assert combine_digests(told) == combine_digests(dict(reversed(told.items())))
+    assert combine_digests(told) != combine_digests({"a": told["b"], "b": told["a"]})
+    assert combine_digests(told) != combine_digests({"a": told["a"]})
 
 
 def test_digests_of_this_schema_stay_what_they_are():
     x = np.arange(20_000, dtype="<f4").reshape(2, -1)
-    told = digests({"w": x, "step": np.int32(7)})
-    assert root(told) == "c8a76f55445849b943d9a6013a3cc069"
+    told = compute_digests({"w": x, "step": np.int32(7)})
+    assert combine_digests(told) == "c8a76f55445849b943d9a6013a3cc069"

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 from lmx.core.precision import Precision
 from lmx.core.sharding import RULES, Mesh, shardings
-from lmx.data.batches import Batch
-from lmx.layers.attention.heads import Attention
-from lmx.layers.head import Tied, Untied
+from lmx.data.dataset import Batch
+from lmx.layers.attention.attention import Attention
+from lmx.layers.head import LMHead, TiedLMHead
 from lmx.layers.mlp import SwiGLU
-from lmx.layers.moe.layer import MoE
-from lmx.layers.moe.router import TopK
-from lmx.models.ahead import Ahead
+from lmx.layers.moe.moe import MoE
+from lmx.layers.moe.router import TopKRouter
 from lmx.models.decoder import Decoder
+from lmx.models.mtp import MultiTokenPrediction
 from lmx.train.loss.multi_token import MultiToken
 from lmx.train.loss.next_token import NextToken
-from lmx.train.run import rows_sharding
-from lmx.train.step import gradients
+from lmx.train.program import batch_sharding
+from lmx.train.step import compute_gradients
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -35,18 +35,18 @@ POSITIONS = np.tile(np.r_[:5, :5, :2], (B, 1)).astype(np.int32)
 TOKENS, TARGETS = NOISE.integers(0, V, (2, B, T)).astype(np.int32)
 BATCH = Batch(TOKENS, TARGETS, WEIGHTS.astype(np.float32), POSITIONS, SEGMENTS)
 
-SPARSE = partial(MoE, experts=4, hidden=8, router=partial(TopK, choices=2))
+SPARSE = partial(MoE, experts=4, hidden=8, router=partial(TopKRouter, top_k=2))
 AUX = {"balance": 0.1, "router_z": 0.1}
 CASES = {
-    "untied": (NextToken, dict(head=Untied), {}),
+    "untied": (NextToken, dict(head=LMHead), {}),
     "tied, capped, with a z-loss": (
         NextToken,
-        dict(head=Tied, logit_cap=2.0),
+        dict(head=TiedLMHead, logit_cap=2.0),
         dict(z_loss=0.1),
     ),
     "several tokens ahead, with experts": (
         MultiToken,
-        dict(ahead=partial(Ahead, modules=2), mlp=SPARSE),
+        dict(mtp=partial(MultiTokenPrediction, modules=2), mlp=SPARSE),
         dict(z_loss=0.1, aux=AUX),
     ),
 }
@@ -60,7 +60,7 @@ def made(compute, **said: Any):
         vocab=V,
         width=16,
         depth=1,
-        attention=partial(Attention, heads=2, kv_heads=2, head_width=8),
+        attention=partial(Attention, heads=2, kv_heads=2, head_dim=8),
         precision=precision,
         **model,
     )
@@ -69,11 +69,11 @@ def made(compute, **said: Any):
 def found(loss, model, mesh=None, batch=BATCH):
     """The gradient, the loss and its means, perhaps on a mesh."""
     graph, params = nnx.split(model)
-    take = partial(gradients, graph, loss)
+    take = partial(compute_gradients, graph, loss)
     if mesh is None:
         return jax.jit(take)(params, batch)
     places = shardings(params, mesh, RULES)
-    rows = rows_sharding(batch, mesh, RULES)
+    rows = batch_sharding(batch, mesh, RULES)
     return jax.jit(take, in_shardings=(places, rows))(params, batch)
 
 
@@ -99,8 +99,8 @@ def test_in_bfloat16_chunks_differ_by_the_rounding_of_gradients_alone():
 
 @pytest.mark.parametrize("sizes", [dict(fsdp=8), dict(data=2, fsdp=2, tensor=2)])
 def test_chunks_on_eight_devices_agree_with_the_whole_on_one(sizes):
-    model, loss = made("float64", head=Tied), NextToken(chunk=3, z_loss=0.1)
-    mesh = Mesh(**{"data": 1} | sizes).over(jax.devices(), RULES)
+    model, loss = made("float64", head=TiedLMHead), NextToken(chunk=3, z_loss=0.1)
+    mesh = Mesh(**{"data": 1} | sizes).build(jax.devices(), RULES)
     whole = found(NextToken(z_loss=0.1), model)
     split = found(loss, model, mesh)
     chex.assert_trees_all_close(split, whole, rtol=1e-9, atol=1e-13)
@@ -110,7 +110,7 @@ def test_no_more_logits_are_held_than_those_of_a_chunk():
     graph, params = nnx.split(made("float64"))
 
     def shapes(chunk):
-        take = jax.jit(partial(gradients, graph, NextToken(chunk=chunk)))
+        take = jax.jit(partial(compute_gradients, graph, NextToken(chunk=chunk)))
         return str(take.lower(params, BATCH).compile().as_text())
 
     every = f"[{B},{T},{V}]"

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.config.names import ConfigError
+from lmx.config.registry import ConfigError
 from lmx.core.mean import Mean
-from lmx.data.batches import Batch
+from lmx.data.dataset import Batch
 from lmx.train.loss.next_token import NextToken
 
 B, T, V = 2, 3, 5

@@ -1,0 +1,106 @@
+"""A corpus that every Python brings along: its own library and language reference."""
+
+import ast
+import os
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmx.config.registry import ConfigError, configurable
+from lmx.data.corpus.corpus import (
+    SPAN_BYTES,
+    Corpus,
+    Document,
+    Span,
+    Split,
+    check_fraction,
+    is_selected,
+)
+from lmx.data.corpus.file_list import read_stamp
+
+TOPICS = "pydoc_data/topics.py"
+EXCLUDED_DIRS = frozenset({
+    "site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test",
+    "encodings",  # generated tables, so alike that one split would know the other
+})  # fmt: skip
+MACHINE_SPECIFIC = ("config-", "_sysconfigdata_", "sitecustomize.py", TOPICS)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Stdlib(Corpus):
+    """The sources of the running Python's library, and its language reference.
+
+    A module is a document and lies in one split, by a hash of its name. The topics of
+    the reference repeat one another and are all for training. Tests, code pages, what
+    is installed beside the library, what describes this machine, and what is not UTF-8
+    are left out.
+    """
+
+    holdout_fraction: float = 0.04  # of the modules, for validation
+
+    def __post_init__(self):
+        check_fraction("Stdlib.holdout_fraction", self.holdout_fraction)
+
+    def read(self, split: Split) -> Iterator[Document]:
+        for span in self.list_spans(SPAN_BYTES):
+            yield from self.read_span(span, split)
+
+    def list_spans(self, size: int) -> Sequence[Span]:
+        root = _find_root()
+        topics = [TOPICS] if (root / TOPICS).is_file() else []
+        return [
+            Span(name, 0, 1, (root / name).stat().st_size, read_stamp(root / name))
+            for name in (*_list_modules(root), *topics)
+        ]
+
+    def read_span(self, span: Span, split: Split) -> Iterator[Document]:
+        path = _find_root() / span.file
+        if span.file == TOPICS:
+            return _read_topics(path) if split == "train" else iter(())
+        held = is_selected(span.file, self.holdout_fraction)
+        return (
+            _read_module(path, span.file)
+            if held == (split == "validation")
+            else iter(())
+        )
+
+
+def _find_root() -> Path:
+    """Where the library lies."""
+    root = Path(sysconfig.get_path("stdlib"))
+    if not (root / "os.py").is_file():
+        raise ConfigError(
+            f"this Python keeps no sources in {root}: give a corpus of your own"
+            " with @Text()."
+        )
+    return root
+
+
+def _list_modules(root: Path) -> list[str]:
+    """The files below `combine_digests` which any machine with this Python has, in order."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in EXCLUDED_DIRS]
+        inner = Path(folder).relative_to(root)
+        found += [(inner / name).as_posix() for name in files if name.endswith(".py")]
+    return sorted(name for name in found if not name.startswith(MACHINE_SPECIFIC))
+
+
+def _read_module(path: Path, name: str) -> Iterator[Document]:
+    """The module, if it is text and not empty."""
+    try:
+        text = path.read_bytes().decode()
+    except (UnicodeDecodeError, OSError):
+        return
+    if text:
+        yield Document(name, text)
+
+
+def _read_topics(path: Path) -> Iterator[Document]:
+    """The chapters of the language reference, out of the table that pydoc prints."""
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.Assign):
+            for name, text in ast.literal_eval(node.value).items():
+                yield Document(f"{TOPICS}:{name}", text)

@@ -1,0 +1,79 @@
+"""Dot-product attention, as a pure function.
+
+Vaswani et al. 2017, arXiv:1706.03762, section 3.2; Shazeer 2019, arXiv:1911.02150;
+Ainslie et al. 2023, arXiv:2305.13245.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float
+
+from lmx.core.precision import upcast
+
+# A logit that softmax sees as zero, finite so that an all-masked row is not NaN.
+MASKED = -1e30
+
+ModifyLogits = Callable[[Float[Array, "B K G T S"]], Float[Array, "B K G T S"]]
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K J"],
+    mask: Bool[Array, "B T S"],
+    *,
+    scale: float | None = None,
+    logit_cap: float | None = None,
+    modify_logits: ModifyLogits | None = None,
+    sink: Float[Array, "N"] | None = None,
+    dropout: Callable[[Array], Array] | None = None,
+) -> Float[Array, "B T N J"]:
+    """The average of `v` under softmax(scale * q k), taken in at least float32.
+
+    Query head n reads key head n // G. `dense` is True where query t may see key s.
+    `scale` is 1 / sqrt(H) if not said; logits are then capped by `logit_cap` (`soft_cap`) and
+    changed by `scored`; `sink` is the logit of a further key, whose value is zero;
+    `drop` acts on the probabilities, batch first.
+    """
+    K, H = k.shape[-2:]
+    q_BTNH = q * (H**-0.5 if scale is None else scale)
+    q_BTKGH = rearrange(q_BTNH, "B T (K G) H -> B T K G H", K=K)
+    logits_BKGTS = upcast(jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k))
+    if logit_cap is not None:
+        logits_BKGTS = soft_cap(logits_BKGTS, logit_cap)
+    if modify_logits is not None:
+        logits_BKGTS = modify_logits(logits_BKGTS)
+    logits_BKGTS = jnp.where(mask[:, None, None], logits_BKGTS, MASKED)
+    probs_BKGTS = softmax(logits_BKGTS, sink).astype(v.dtype)
+    if dropout is not None:
+        probs_BKGTS = dropout(probs_BKGTS)
+    out_BTKGJ = jnp.einsum("BKGTS,BSKJ->BTKGJ", probs_BKGTS, v)
+    return rearrange(out_BTKGJ, "B T K G J -> B T (K G) J")
+
+
+def softmax(
+    logits: Float[Array, "B K G T S"], sink: Float[Array, "N"] | None
+) -> Float[Array, "B K G T S"]:
+    """Over S, and over one more key of logit `sink` where there is one."""
+    if sink is None:
+        return jax.nn.softmax(logits, axis=-1)
+    B, K, _, T, _ = logits.shape
+    sink_KG = rearrange(sink.astype(logits.dtype), "(K G) -> K G", K=K)
+    sink_BKGT1 = jnp.broadcast_to(
+        sink_KG[None, :, :, None, None], (B, K, sink_KG.shape[1], T, 1)
+    )
+    with_sink = jnp.concatenate([logits, sink_BKGT1], axis=-1)
+    return jax.nn.softmax(with_sink, axis=-1)[..., :-1]
+
+
+def soft_cap(logits: Float[Array, "*dims"], cap: float) -> Float[Array, "*dims"]:
+    """Cap * tanh(logits / cap): the identity near 0, never beyond +-cap.
+
+    Gemma Team 2024, arXiv:2408.00118, section 2.
+    """
+    if cap <= 0.0:
+        raise ValueError(f"logits cannot be capped at {cap}: it must be above 0.")
+    return cap * jnp.tanh(logits / cap)

@@ -1,0 +1,78 @@
+"""Metrics for TensorBoard, which a run can do without."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
+
+from lmx.core.console import print_line
+
+_PROTO: Any = event_pb2  # its classes are made as it is imported
+FLUSH_INTERVAL = 120.0  # seconds between two times that what was added is put on disk
+
+
+class TensorBoardWriter:
+    """An event file of a run. Where it cannot be written, that is said once."""
+
+    def __init__(self, folder: Path, step: int):
+        """What is there of `step` and later ones is void."""
+        self.folder, self.flushed = folder, time.monotonic()
+        self.writer: RecordWriter | None = None
+        name = f"events.out.tfevents.{time.time():.0f}.{os.uname().nodename}"
+        with self._disable_on_error():
+            self.writer = RecordWriter(f"{folder / name}.{os.getpid()}")
+            self._write_event(0, file_version="brain.Event:2")
+            start = _PROTO.SessionLog(status=_PROTO.SessionLog.START)
+            self._write_event(step, session_log=start)
+
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds numbers, lists of them, and texts."""
+        with self._disable_on_error():
+            for name, value in values.items():
+                for made in _make_summaries(name, value):
+                    self._write_event(step, summary=made)
+            if self.writer and time.monotonic() - self.flushed > FLUSH_INTERVAL:
+                self.writer.flush()
+                self.flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Everything added is on disk."""
+        with self._disable_on_error():
+            if self.writer:
+                self.writer.close()
+                self.writer = None
+
+    def _write_event(self, step: int, **what: Any) -> None:
+        if self.writer:
+            event = _PROTO.Event(wall_time=time.time(), step=step, **what)
+            self.writer.write(event.SerializeToString())
+
+    @contextlib.contextmanager
+    def _disable_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            print_line(
+                f"warning: no more is written for TensorBoard to {self.folder}"
+                f" ({error.strerror}); {self.folder / 'metrics.jsonl'} has it all"
+            )
+            writer, self.writer = self.writer, None
+            if writer:
+                with contextlib.suppress(OSError):
+                    writer.close()
+
+
+def _make_summaries(name: str, value: Any) -> Iterator[Any]:
+    if isinstance(value, str):
+        yield summary.text(name, value)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield summary.scalar(f"{name}/{index}", item)
+    else:
+        yield summary.scalar(name, value)

@@ -1,0 +1,222 @@
+"""What an annotation lets an experiment say, and which annotations say nothing."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    Protocol,
+    TypeVar,
+    runtime_checkable,
+)
+
+import pytest
+
+from lmx.config.coerce import coerce, coerce_field
+from lmx.config.node import Node
+from lmx.config.registry import ConfigError, Execution, config_fields, configurable
+from lmx.config.types import format_type, unsupported_reason
+
+T = TypeVar("T")
+
+
+class Fruit(Generic[T]):
+    """Something to make."""
+
+
+@configurable
+class Apple(Fruit[int]):
+    def __init__(self, *, weight: float = 1.0):
+        self.weight = weight
+
+
+@configurable
+class Press:
+    """Itself callable: what it returns counts where a callable is wanted."""
+
+    def __call__(self, fruit: Fruit) -> str:
+        return "juice"
+
+
+@configurable
+def pick() -> Apple:
+    return Apple()
+
+
+@configurable
+def recipe() -> Callable[[Fruit], str]:
+    return str
+
+
+@configurable
+def parcel() -> Apple | None:
+    return None
+
+
+@runtime_checkable
+class Presses(Protocol):
+    def __call__(self, fruit: Fruit) -> str: ...
+
+
+@runtime_checkable
+class Peels(Protocol):
+    def peel(self) -> None: ...
+
+
+class HasWeight(Protocol):
+    weight: float
+
+
+def made(name: str) -> Node:
+    return Node(name, True, {})
+
+
+def maker(name: str) -> Node:
+    return Node(name, False, {})
+
+
+TAKES: list[tuple[Any, list[Any], list[Any]]] = [
+    (int, [1, -3], [True, 1.0, "1", None]),
+    (float, [1.5, 2], [True, "1", None, float("nan")]),
+    (str, ["a", ""], [1, None]),
+    (bool, [True], [1, "True"]),
+    (None | int, [None, 1], ["None"]),
+    (Literal["a", 1], ["a", 1], ["b", True, 1.0]),
+    (tuple[int, str], [(1, "a")], [(1,), ("a", 1), (1, "a", 2)]),
+    (tuple[float, ...], [(), (1, 2.5)], [("a",), 1, "ab"]),
+    (tuple, [(1, "a")], [3]),
+    (Mapping[str, float], [{}, {"a": 1}], [{1: 1}, {"a": "b"}, ()]),
+    (Mapping, [{1: "a"}], [3, {(1,): 2}]),
+    (int | str | tuple[int, ...], [1, "a", (1,)], [1.0, ("a",)]),
+    (
+        Any,
+        [1, "a", None, (1, {"a": 2}), made("Apple")],
+        [b"a", 1j, {(1,): 2}, object()],
+    ),
+    (Fruit, [made("Apple"), made("pick")], [maker("Apple"), made("Press"), 1]),
+    (Fruit[int], [made("Apple")], [made("Press")]),
+    (Apple | None, [made("Apple"), made("parcel"), None], [maker("Apple")]),
+    (
+        Callable[..., Fruit],
+        [maker("Apple"), maker("pick")],
+        [made("Apple"), maker("Press")],
+    ),
+    (
+        Callable[..., str],
+        [made("Press"), made("recipe")],
+        [maker("Apple"), made("Apple")],
+    ),
+    (Callable[..., Any], [maker("Apple"), made("Press")], [made("Apple"), 1]),
+    (tuple[Callable[..., str], ...], [(made("Press"),)], [(maker("Press"),)]),
+    (Mapping[str, Fruit], [{"a": made("Apple")}], [{"a": made("Press")}]),
+    (Presses, [made("Press")], [made("Apple"), maker("Press")]),
+    (Peels, [], [made("Apple")]),
+    (HasWeight, [made("Apple"), made("Press")], [1]),  # it cannot be checked
+    (object, [made("Apple"), made("recipe")], [1, maker("Apple")]),
+]
+
+
+@pytest.mark.parametrize(("hint", "good", "bad"), TAKES, ids=lambda x: str(x)[:40])
+def test_an_annotation_takes_what_it_says_and_nothing_else(hint, good, bad):
+    assert unsupported_reason(hint) is None
+    for value in good:
+        assert coerce(value, hint) == value
+    for value in bad:
+        with pytest.raises(TypeError):
+            coerce(value, hint)
+
+
+def test_an_int_becomes_a_float_where_one_is_wanted():
+    assert type(coerce(2, float)) is float
+    assert coerce([1, 2], tuple[float, ...]) == (1.0, 2.0)
+    assert type(coerce(2, float | int)) is int
+
+
+REFUSED = {
+    list[int]: "list[int] cannot be written in an experiment: annotate it as tuple[X,",
+    dict[str, int]: "annotate it as Mapping[str, X]",
+    set: "annotate it as tuple[X, ...]",
+    Sequence[int]: "annotate it as tuple[X, ...]",
+    Iterable[int]: "annotate it as tuple[X, ...]",
+    bytes: "annotate it as int, float or str",
+    type[int]: "annotate it as Callable[..., X]",
+    int | list[int]: "list[int] cannot be written",
+    tuple[dict, ...]: "dict cannot be written",
+    Mapping[str, list]: "list cannot be written",
+    T: "T is no class, scalar, Literal, union, tuple or Mapping",
+    Literal[b"a"]: "a Literal holds str, int, float, bool or None",
+    Execution[int] | None: "Execution must be outermost",
+    Execution[list]: "list cannot be written",
+}
+
+
+@pytest.mark.parametrize("hint", REFUSED, ids=str)
+def test_an_annotation_that_nothing_can_satisfy_is_refused_at_once(hint):
+    def grow(*, height: Any): ...
+
+    grow.__annotations__["height"] = hint
+    with pytest.raises(ConfigError) as error:
+        configurable(grow)
+    assert str(error.value).startswith("grow.height: ")
+    assert REFUSED[hint] in str(error.value)
+
+
+def test_a_choice_without_annotation_is_refused():
+    def sow(*, seed=3): ...
+
+    with pytest.raises(ConfigError, match="sow.seed has no annotation"):
+        configurable(sow)
+
+
+def test_what_the_caller_gives_may_have_any_annotation():
+    @configurable
+    def press(
+        fruits: list[Fruit], *rest: bytes, hard: Annotated[bool, "?"] = False
+    ): ...
+
+    assert list(config_fields(press)) == ["hard"]
+    assert config_fields(press)["hard"].annotation is bool
+
+
+def test_a_name_that_is_defined_later_is_checked_when_first_used(monkeypatch):
+    def early(*, late: Any): ...
+
+    early.__annotations__["late"] = "Late | None"
+    configurable(early)
+    with pytest.raises(NameError):
+        config_fields(early)
+    monkeypatch.setitem(globals(), "Late", Apple)
+    assert config_fields(early)["late"].annotation == Apple | None
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "message"),
+    [
+        (maker("Apple"), Apple, "x wants Apple, got @Apple: write @Apple()"),
+        (
+            made("Apple"),
+            Callable[..., Fruit],
+            "Callable[..., Fruit], got @Apple(): write",
+        ),
+        (made("Press"), Apple | None, "x wants Apple or None, got @Press()"),
+        (
+            "lift",
+            Literal["left", "up"],
+            "'left' or 'up', got 'lift'; did you mean 'left'",
+        ),
+        (object, Fruit, ", which no page can write: make it configurable"),
+        ((1, "a"), tuple[int, ...], "x wants tuple[int, ...], got (1, 'a')"),
+    ],
+)
+def test_a_refusal_says_what_would_do(value, hint, message):
+    with pytest.raises(ConfigError) as error:
+        coerce_field(value, hint, "x", "here")
+    assert str(error.value).startswith("here: x wants ")
+    assert message in str(error.value)
+
+
+def test_annotations_are_told_in_words():
+    assert format_type(Mapping[str, int | None]) == "Mapping[str, int or None]"
+    assert format_type(Callable[..., Apple]) == "Callable[..., Apple]"
+    assert format_type(Callable) == "Callable"

@@ -1,0 +1,228 @@
+"""How a configuration is shown, drawn, compared, asked, stored and written back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from lmx.config.registry import ConfigError, configurable
+from lmx.config.resolve import from_json, load
+from lmx.config.value import ABSENT, diff
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Lamp:
+    watts: float = 40.0
+    tags: Mapping[Any, Any] | None = None
+
+
+@configurable
+class Bolt:
+    """Nothing to choose."""
+
+
+@configurable
+class Door:
+    def __init__(self, *, lamp: Lamp = Lamp(), locked: bool = True):
+        self.lamp = lamp
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class House:
+    door: Callable[..., Door] = Door
+    lamps: tuple[Lamp, ...] = ()
+    rooms: Mapping[str, Lamp] | None = None
+    other: "House | None" = None
+    limit: float = 1.0
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """Loads a page and overrides."""
+    monkeypatch.chdir(tmp_path)
+
+    def house(text="", *overrides):
+        (tmp_path / "house.gin").write_text(text)
+        return load(["house.gin"], overrides, root=House)
+
+    return house
+
+
+FULL = """
+House.lamps = [@Lamp(), @dim/Lamp()]
+House.rooms = {'hall': @Lamp(), 'attic room': @dim/Lamp()}
+dim/Lamp.watts = 15
+"""
+
+
+def test_a_path_reaches_into_tuples_and_mappings(house):
+    config = house(FULL)
+    assert config["lamps.1.watts"] == config["rooms.attic room.watts"] == 15.0
+    assert str(config["lamps.0"]) == "@Lamp()"
+    assert config.explain("lamps.1.watts") == "lamps.1.watts = 15.0\n  house.gin:4"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "lamps.2.watts",
+            "@House() has no field 'lamps.2.watts'; did you mean 'lamps.",
+        ),
+        ("dor", "has no field 'dor'; did you mean 'door'?"),
+        ("door.lamp.wats", "did you mean 'door.lamp.watts'?"),
+        ("limit.x", "has no field 'limit.x'"),
+        ("lamps.x", "has no field 'lamps.x'"),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_with_the_nearest(house, path, message):
+    with pytest.raises(ConfigError) as error:
+        house(FULL)[path]
+    assert message in str(error.value)
+
+
+def test_every_place_of_a_class_is_found_by_its_label(house):
+    config = house(FULL)
+    assert config.find_paths("Lamp.watts") == [
+        "door.lamp.watts",
+        "lamps.0.watts",
+        "lamps.1.watts",
+        "rooms.hall.watts",
+        "rooms.attic room.watts",
+    ]
+    assert config.find_paths("lamps.1.watts") == ["lamps.1.watts"]
+    with pytest.raises(ConfigError, match="has no field 'Lamp.wats'"):
+        config.find_paths("Lamp.wats")
+
+
+def test_why_tells_what_a_scope_hides(house):
+    config = house(FULL + "Lamp.watts = 60")
+    assert config.explain("lamps.1.watts").splitlines()[1:] == [
+        "  house.gin:4",
+        "  hides Lamp.watts = 60 of house.gin:5",
+    ]
+
+
+def test_an_override_that_every_scope_hides_is_refused(house):
+    text = "House.door = @d/Door\nd/Lamp.watts = 5"
+    with pytest.raises(ConfigError) as error:
+        house(text, "Lamp.watts=9")
+    assert str(error.value) == (
+        "override 'Lamp.watts=9': Lamp.watts is hidden everywhere, by d/Lamp.watts"
+        " (house.gin:2)"
+    )
+    assert house(text, "d/Lamp.watts=9")["door.lamp.watts"] == 9.0
+
+
+def test_a_scope_misspelt_is_told_with_those_there_are(house):
+    with pytest.raises(
+        ConfigError, match=r"dimm/Lamp.watts; there is @Lamp, @dim/Lamp"
+    ):
+        house(FULL, "dimm/Lamp.watts=3")
+
+
+def test_the_tree_shows_references_and_what_is_no_default(house):
+    assert house(FULL, "House.limit=2").draw_tree().splitlines() == [
+        "@House()",
+        "├─ door: @Door",
+        "│  └─ lamp: @Lamp()",
+        "├─ lamps.0: @Lamp()",
+        "├─ lamps.1: @Lamp()",
+        "│  └─ watts = 15.0",
+        "├─ rooms.hall: @Lamp()",
+        "├─ rooms.attic room: @Lamp()",
+        "│  └─ watts = 15.0",
+        "└─ limit = 2.0",
+    ]
+
+
+def test_the_tree_of_a_recorded_configuration_is_the_same(house):
+    config = house(FULL, "House.limit=2")
+    assert from_json(config.json()).draw_tree() == config.draw_tree()
+    assert (
+        house(FULL, "House.limit=2", "Door.locked=True").draw_tree()
+        == config.draw_tree()
+    )
+    assert "recorded" in from_json(config.json()).show()
+
+
+def test_two_configurations_differ_by_path_and_absence_is_no_value(house):
+    changed = diff(house(), house("House.lamps = [@Lamp()]\nLamp.watts = 41"))
+    assert changed == {
+        "door.lamp.watts": (40.0, 41.0),
+        "lamps": ((), ("@Lamp()",)),
+        "lamps.0.watts": (ABSENT, 41.0),
+        "lamps.0.tags": (ABSENT, None),
+    }
+    assert diff(house(FULL), house(FULL)) == {}
+
+
+STORED = [
+    "{'a': 1, 'b': (1, [2])}",
+    "{1: 'one', None: 2, True: 3, 2.5: {}}",
+    "{'@Lamp()': {'watts': 1}}",
+    "{'=map': []}",
+    "{'': 1}",
+    "{'k': (@Bolt(), @Bolt)}",
+    "{'k': 1e999, 'l': -1e999}",
+    "{'k': 'it\\'s \"so\"\\n\\\\ \u00e4'}",
+]
+
+
+@pytest.mark.parametrize("value", STORED)
+def test_every_value_comes_back_from_json_and_from_its_page(house, value):
+    config = house(f"House.lamps = [@Lamp()]\nLamp.tags = {value}")
+    assert from_json(config.json()) == config
+    assert from_json(config.json(indent=2)).digest() == config.digest()
+    assert house(config.to_gin()) == config
+
+
+def test_the_page_names_a_scope_after_the_place_where_one_class_is_set_twice(house):
+    assert house(FULL).to_gin().split("\n\n") == [
+        "House:\n  door = @Door\n  lamps = (@door_lamp/Lamp(), @lamps_1/Lamp())\n"
+        "  rooms = {'hall': @door_lamp/Lamp(), 'attic room': @lamps_1/Lamp()}\n"
+        "  other = None\n  limit = 1.0",
+        "Door:\n  lamp = @door_lamp/Lamp()\n  locked = True",
+        "door_lamp/Lamp:\n  watts = 40.0\n  tags = None",
+        "lamps_1/Lamp:\n  watts = 15.0\n  tags = None\n",
+    ]
+
+
+def test_a_root_that_holds_its_own_kind_can_be_written(house):
+    text = "House.other = @b/House()\nb/House.other = None\nb/House.limit = 3"
+    config = house(text)
+    assert (config["limit"], config["other.limit"]) == (1.0, 3.0)
+    assert house(config.to_gin()) == config
+
+
+def test_places_whose_names_run_together_get_different_scopes(house):
+    rooms = "{'a b': @x/Lamp(), 'a_b': @y/Lamp(), '\u00e4': @z/Lamp()}"
+    scopes = "\n".join(f"{s}/Lamp.watts = {n}" for n, s in enumerate("xyz"))
+    config = house(f"House.rooms = {rooms}\n{scopes}")
+    assert house(config.to_gin()) == config
+
+
+def test_a_page_of_defaults_still_says_them_all(house):
+    assert "limit = 1.0" in house().to_gin()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "JSON: Expecting"),
+        ("[1]", "JSON: a configuration begins with"),
+        (
+            '{"@Hous()": {}}',
+            "nothing configurable is named 'Hous'; did you mean 'House'",
+        ),
+        ('{"@House()": {"limit": "x"}}', "JSON: House.limit wants float, got 'x'"),
+        ('{"@House()": {"lamp": 1}}', "@House no longer has 'lamp'; did you mean"),
+    ],
+)
+def test_json_that_cannot_be_meant_is_refused(text, message):
+    with pytest.raises(ConfigError) as error:
+        from_json(text)
+    assert message in str(error.value)

@@ -1,0 +1,15 @@
+"""What is known of devices."""
+
+import jax
+import pytest
+
+from lmx.core import hardware
+
+
+def test_a_device_without_a_data_sheet_has_no_peak():
+    assert hardware.peak_flops(8) is None
+
+
+def test_several_devices_reach_the_sum_of_their_peaks(monkeypatch):
+    monkeypatch.setitem(hardware.PEAK_FLOPS, jax.devices()[0].device_kind, 2e12)
+    assert hardware.peak_flops(8) == pytest.approx(8 * 2e12)

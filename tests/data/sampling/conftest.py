@@ -1,0 +1,55 @@
+"""Stores in memory, and a cache of their own for these tests."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from lmx.data.dataset import TokenDataset
+from lmx.data.sampling.order import Order, Shuffled
+from lmx.data.sampling.packing import Packing
+from lmx.data.sampling.schedule import BatchSchedule
+from lmx.data.store.store import Store
+from lmx.data.tokenizer.base import ByteCodec
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def store_of(sizes, first: int = 0) -> Store:
+    """Documents of these sizes, in three parts; a token is its place after `first`."""
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    tokens = np.arange(first, first + starts[-1], dtype=np.uint32)
+    borders = np.array([0, len(tokens) // 3, len(tokens) // 2, len(tokens)])
+    return Store(
+        parts=[tokens[a:b] for a, b in pairwise(borders)],
+        part_offsets=borders,
+        starts=starts,
+        bytes=0,
+        fingerprint={"sizes": f"{sizes}{first}"},
+        sources={"made": (range(len(sizes)),)},
+    )
+
+
+def rows_of(store: Store, packing: Packing, batch, length, order: Order = Shuffled()):
+    """The rows of a store."""
+    return TokenDataset(
+        store=store,
+        tokenizer=ByteCodec(),
+        order=order,
+        packing=packing,
+        schedule=BatchSchedule.build("Tokens", batch, length),
+    )
+
+
+@pytest.fixture
+def make_store():
+    return store_of
+
+
+@pytest.fixture
+def make_rows():
+    return rows_of

@@ -1,0 +1,220 @@
+"""Tokenizers of Hugging Face folders, against the library that made them."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from lmx.config.registry import ConfigError
+from lmx.data.tokenizer.base import load
+from lmx.data.tokenizer.hf_folder import load_hf_folder
+from lmx.data.tokenizer.hf_json import HFTokenizer
+
+TEXTS = ["def f(x):\n    return x  # ä 你好 🙂", "Hello world, hello!", "a", "  two  "]
+CORPUS = [*TEXTS, "the quick brown fox", "return hello world"] * 4
+
+
+def by_bytes():
+    """A tokenizer of the kind of GPT-2, Llama 3 and Qwen."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>", "<|user|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(CORPUS, trainer)
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", made.token_to_id("<s>"))]
+    )
+    made.add_tokens(["<plain>"])
+    return made
+
+
+def by_pieces():
+    """A tokenizer of the kind of Llama 2 and Mistral: a space before, bytes at need."""
+    spaced = [text.replace(" ", "\u2581") for text in CORPUS]
+    made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    hexes = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=340,
+        special_tokens=["<unk>", "<s>", "</s>", *hexes],
+        limit_alphabet=40,
+        show_progress=False,
+    )
+    made.train_from_iterator(spaced, trainer)
+    said = json.loads(made.to_str())
+    # Published files list only the first three as special; the bytes are plain pieces.
+    said["added_tokens"] = said["added_tokens"][:3]
+    return Tokenizer.from_str(json.dumps(said))
+
+
+KINDS = {"bytes": by_bytes, "pieces": by_pieces}
+
+
+def codec_of(folder, **said):
+    codec = load_hf_folder(folder, said)
+    assert codec
+    return codec
+
+
+@pytest.fixture(params=KINDS)
+def fast(request, tmp_path):
+    """A library's tokenizer, and the codec of a folder that has it."""
+    made = KINDS[request.param]()
+    made.save(str(tmp_path / "tokenizer.json"))
+    about = {"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    return made, load_hf_folder(tmp_path, {"eos_token_id": [7, 2]})
+
+
+def test_a_text_has_the_tokens_of_the_library_and_comes_back(fast):
+    made, codec = fast
+    for text in TEXTS:
+        tokens = codec.encode(text)
+        assert tokens.tolist() == made.encode(text, add_special_tokens=False).ids
+        assert codec.decode(tokens) == text == made.decode(tokens.tolist())
+
+
+def test_pieces_are_the_bytes_that_the_library_decodes_to(fast):
+    made, codec = fast
+    assert codec.vocab == made.get_vocab_size()
+    for text in TEXTS:
+        tokens = codec.encode(text)
+        told = codec.stream()
+        whole = "".join(map(told, tokens)) + told.flush()
+        assert whole.removeprefix(" " * codec.strip_leading_space) == text
+        assert codec.token_bytes[tokens].sum() == len(whole.encode())
+
+
+def test_special_tokens_are_no_text(fast):
+    made, codec = fast
+    assert codec.vocab_bytes[made.token_to_id("</s>")] == b""
+    assert codec.decode([codec.eos, *codec.encode("hi"), codec.eos]) == "hi"
+
+
+def test_what_begins_and_ends_is_what_the_files_say(fast, tmp_path):
+    made, codec = fast
+    plain = made.encode("x", add_special_tokens=False).ids
+    before = made.encode("x").ids[: -len(plain)]
+    assert before == [codec.bos] * (codec.bos is not None)
+    assert codec.eos == made.token_to_id("</s>")
+    assert codec.stop_tokens == tuple(sorted({codec.eos, 7, 2}))
+    about = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for add, want in [(True, made.token_to_id("<s>")), (False, None)]:
+        said = json.dumps(about | {"add_bos_token": add})
+        (tmp_path / "tokenizer_config.json").write_text(said)
+        assert codec_of(tmp_path).bos == want
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert codec_of(tmp_path, eos_token_id=9).eos == 9
+
+
+def test_a_run_keeps_the_files_and_reads_them_back(fast, tmp_path):
+    _, codec = fast
+    run = tmp_path / "run"
+    run.mkdir()
+    codec.save(run)
+    again = load(run)
+    assert again.digest == codec.digest and again.hf_files == codec.hf_files
+    for name in ("begin", "end", "stops", "strips"):
+        assert getattr(again, name) == getattr(codec, name)
+    np.testing.assert_array_equal(again.encode(TEXTS[0]), codec.encode(TEXTS[0]))
+
+
+def test_the_files_of_a_chat_are_carried_along(fast, tmp_path):
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    codec = codec_of(tmp_path)
+    assert codec.hf_files["chat_template.jinja"] == b"{{ messages }}"
+
+
+def test_a_spelled_special_token_is_that_token():
+    made = by_bytes()
+    codec = HFTokenizer(files={"tokenizer.json": made.to_str().encode()})
+    assert codec.encode("<|user|>hi").tolist()[0] == made.token_to_id("<|user|>")
+    assert codec.decode(codec.encode("<plain>")) == "<plain>"
+
+
+def test_only_encoding_needs_the_library(monkeypatch):
+    made = by_bytes()
+    codec = HFTokenizer(files={"tokenizer.json": made.to_str().encode()})
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert codec.decode(made.encode("hello", add_special_tokens=False).ids) == "hello"
+    with pytest.raises(ConfigError, match=r"pip install 'lmx\[hf\]'"):
+        codec.encode("hello")
+
+
+def test_a_decoder_that_loses_text_is_refused(tmp_path):
+    made = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    made.decoder = decoders.WordPiece()
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ConfigError, match="decodes by WordPiece"):
+        load_hf_folder(tmp_path, {})
+
+
+def test_a_folder_without_a_tokenizer_has_none_and_an_old_one_is_told(tmp_path):
+    assert load_hf_folder(tmp_path, {}) is None
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(ConfigError, match="old form, without tokenizer.json"):
+        load_hf_folder(tmp_path, {})
+
+
+@pytest.fixture
+def sentence(tmp_path):
+    """A SentencePiece model with the settings of Llama 2, alone in a folder."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=model,
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        character_coverage=0.98,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    (tmp_path / "added_tokens.json").write_text('{"<pad>": 320}')
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(model.getvalue())
+    return processor
+
+
+def test_a_sentencepiece_model_is_read_by_itself(sentence, tmp_path):
+    codec = codec_of(tmp_path, eos_token_id=2)
+    assert codec.vocab == 321 and codec.vocab_bytes[320] == b""
+    assert (codec.bos, codec.eos, codec.stop_tokens) == (1, 2, (2,))
+    for text in TEXTS:
+        tokens = codec.encode(text)
+        assert tokens.tolist() == sentence.Encode(text)
+        assert codec.decode(tokens) == text == sentence.Decode(tokens.tolist())
+    run = tmp_path / "run"
+    run.mkdir()
+    codec.save(run)
+    assert load(run).digest == codec.digest

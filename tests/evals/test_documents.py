@@ -1,0 +1,170 @@
+"""Texts of any length, against a plain loop over their tokens."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import lmx
+from lmx.config.registry import ConfigError
+from lmx.data.dataset import slice_rows
+from lmx.data.store.store import Store
+from lmx.data.tokenizer.base import ByteCodec, CharacterCodec
+from lmx.evals.documents import Scorer, SlidingWindow, find_training_length
+from lmx.train.restore import TrainedModel
+
+TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
+TEXT = "né bottles of beer on the wall, and no more bottles of beer"
+SIZES = [
+    (2, 8, 8), (9, 8, 8), (10, 8, 8), (10, 8, 3), (70, 8, 1), (70, 8, 5), (17, 16, 4),
+]  # fmt: skip
+
+
+def trained(codec, *words):
+    """An untrained run."""
+    vocab = [f"Decoder.vocab={codec.vocab}", f"RepeatTask.vocab={codec.vocab}"]
+    config = lmx.load_experiment(TINY, [*vocab, *words])
+    graph, params = nnx.split(config.build().model(nnx.Rngs(0)))
+    return TrainedModel(config, 0, graph, params, codec)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return trained(ByteCodec())
+
+
+def batches(windows, stream):
+    count = -(-windows.count_rows(len(stream)) // windows.batch_size)
+    return [windows.cut(stream, step) for step in range(count)]
+
+
+@pytest.mark.parametrize(("size", "length", "stride"), SIZES)
+def test_every_token_but_the_first_is_scored_once_with_enough_before_it(
+    size, length, stride
+):
+    stream = np.arange(100, 100 + size, dtype=np.int32)
+    scored = {}
+    for batch in batches(
+        SlidingWindow(length=length, stride=stride, batch_size=3), stream
+    ):
+        for row, at in np.argwhere(batch.weights):
+            target = int(batch.targets[row, at])
+            assert target not in scored
+            scored[target] = before = batch.tokens[row, : at + 1].tolist()
+            assert before == list(range(target - len(before), target))
+            assert batch.segments[row, : at + 1].all()
+            assert batch.positions[row, : at + 1].tolist() == list(range(at + 1))
+    assert sorted(scored) == stream[1:].tolist()
+    for target, before in scored.items():
+        assert len(before) >= min(target - 100, length - stride + 1)
+
+
+@pytest.mark.parametrize("size", [2, 8, 9, 40])
+def test_windows_one_after_the_other_are_the_rows_of_training(size):
+    stream = np.arange(1, size + 1, dtype=np.int32)
+    store = Store(
+        parts=[stream.astype(np.uint16)], part_offsets=np.array([0, size]), bytes=0,
+        starts=np.array([0, size]), fingerprint={}, sources={},
+    )  # fmt: skip
+    windows = SlidingWindow(length=8, stride=8, batch_size=2)
+    for step, found in enumerate(batches(windows, stream)):
+        offsets = (2 * step + np.arange(2)) * 8
+        wanted = slice_rows(store, offsets, 8)
+        for part, other in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(part, other)
+
+
+def by_hand(run, stream, length, stride):
+    """Nats of every token, each from its own pass over what stands before it."""
+    forward = jax.jit(lambda params, row: nnx.merge(run.graph, params)(row))
+    nats = 0.0
+    for at in range(1, len(stream)):
+        window = max(0, -(-(at - length) // stride))
+        before = stream[window * stride : at]
+        row = np.zeros((1, length), np.int32)
+        row[0, : len(before)] = before
+        logits = np.asarray(forward(run.params, row)[0, len(before) - 1], np.float64)
+        nats += np.log(np.exp(logits).sum()) - logits[stream[at]]
+    return nats
+
+
+@pytest.mark.parametrize("stride", [16, 5])
+def test_nats_are_those_of_one_pass_for_each_token(run, stride):
+    found = Scorer(run, SlidingWindow(length=16, stride=stride, batch_size=3))(
+        TEXT, "text"
+    )
+    stream = [256, *TEXT.encode(), 257]
+    assert found[1:].tolist() == [len(stream) - 1, len(TEXT.encode())]
+    wanted = by_hand(run, stream, 16, stride)
+    np.testing.assert_allclose(found[0], wanted, 1e-5)
+
+
+def test_a_text_of_one_window_is_the_same_by_any_stride_and_batch(run):
+    scores = [
+        Scorer(run, SlidingWindow(length=64, stride=stride, batch_size=batch))(
+            TEXT, "text"
+        )
+        for stride, batch in ((64, 1), (1, 1), (32, 4))
+    ]
+    for score in scores[1:]:
+        np.testing.assert_allclose(score, scores[0], 1e-6)
+
+
+def test_texts_of_all_lengths_share_one_program(run):
+    score = Scorer(run, SlidingWindow(length=8, stride=4))
+    for text in ("a", TEXT, TEXT * 3):
+        score(text, "text")
+    compiled = vars(score)["score"]
+    assert compiled._cache_size() == 1
+
+
+def test_without_a_beginning_the_first_token_is_not_scored():
+    codec = CharacterCodec(characters="abé")
+    score = Scorer(trained(codec), SlidingWindow(length=8, stride=8))
+    assert score("éaé", "text")[1:].tolist() == [2, 3]
+
+
+def test_windows_are_as_long_as_rows_in_training(run):
+    assert find_training_length(run) == 16
+    assert (
+        find_training_length(trained(ByteCodec(), "RepeatTask.sequence_length=8")) == 8
+    )
+    stored = [
+        "Experiment.data=@PauseTokens()",
+        "PauseTokens.source=@TokenStoreDataset()",
+    ]
+    stored += [
+        "TokenStoreDataset.path=nowhere",
+        "TokenStoreDataset.batch_size=8",
+        "TokenStoreDataset.sequence_length=@PiecewiseConstant()",
+    ]
+    stored += [
+        "PiecewiseConstant.values=(8, 32, 16)",
+        "PiecewiseConstant.boundaries=(3, 5)",
+    ]
+    config = lmx.load_experiment(TINY, ["Experiment.data=@RepeatTask()", *stored])
+    assert find_training_length(run._replace(config=config)) == 32
+
+
+def test_what_cannot_be_scored_is_refused(run):
+    for wrong, message in {
+        (8, 9): "windows of 8 tokens, each 9 after the last, leave tokens out",
+        (0, 1): "RandomWindows.length is 0: at least 1",
+        (8, 0): "RandomWindows.stride is 0: at least 1",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            SlidingWindow(length=wrong[0], stride=wrong[1])
+    eight = SlidingWindow(length=8, stride=8)
+    with pytest.raises(ConfigError, match="empty.txt has 0 characters"):
+        Scorer(run, eight)("", "empty.txt")
+    characters = trained(CharacterCodec(characters="ab"))
+    with pytest.raises(ConfigError, match="one.txt has 1 characters: there is nothing"):
+        Scorer(characters, eight)("a", "one.txt")
+    learned = ["Decoder.position=@LearnedPosition", "LearnedPosition.max_length=16"]
+    few = trained(ByteCodec(), *learned)
+    with pytest.raises(ConfigError, match="windows of 17 tokens do not fit the 16"):
+        Scorer(few, SlidingWindow(length=17, stride=8))
+    with pytest.raises(ConfigError, match="it has no tokenizer"):
+        Scorer(run._replace(tokenizer=None), eight)

@@ -1,0 +1,212 @@
+"""What every kernel of attention must keep, and what each refuses."""
+
+from dataclasses import replace
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmx.core import partitioning
+from lmx.core.sharding import RULES, Mesh
+from lmx.layers import mask
+from lmx.layers.attention import backend as kernels
+from lmx.layers.attention.attention import Attention, AttentionSink
+from lmx.layers.attention.backend import (
+    AttentionMask,
+    CuDNNAttention,
+    ReferenceAttention,
+    XLAAttention,
+)
+from lmx.layers.attention.inputs import make_inputs
+from lmx.layers.attention.ring import RingAttention
+from lmx.layers.attention.splash import SplashAttention
+from lmx.layers.position.alibi import ALiBi
+from lmx.layers.position.cope import CoPE
+
+B, T, N, H, D = 2, 6, 4, 8, 12
+SEGMENTS = {
+    "whole": None,
+    "packed": jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 2, 2, 2, 0]]),
+}
+EVERY = pytest.mark.parametrize(
+    "kernel", [ReferenceAttention(), XLAAttention()], ids=repr
+)
+PACKING = pytest.mark.parametrize("packing", SEGMENTS)
+WINDOWS = pytest.mark.parametrize("window", [None, 1, 3, T])
+KV_HEADS = pytest.mark.parametrize("K", [1, 2, 4], ids=["mqa", "gqa", "mha"])
+
+
+def make_context(packing):
+    return make_inputs(jnp.zeros((B, T), int), None, SEGMENTS[packing], None)
+
+
+def seen_whole(window=None):
+    here = make_context("whole").tokens
+    return AttentionMask(here, here, window, single_document=True)
+
+
+def make_qkv(K, dtype="float32"):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(B, T, heads, H)) for heads in (N, K, K))
+    return jnp.asarray(q, dtype), jnp.asarray(k, dtype), jnp.asarray(v, dtype)
+
+
+@EVERY
+@PACKING
+@WINDOWS
+@KV_HEADS
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_agrees_with_one_query_at_a_time(kernel, packing, window, K, scale, slowly):
+    context, inputs = make_context(packing), make_qkv(K)
+    seen_BTS = mask.make_attention_mask(context.tokens, context.tokens, window)
+    seen = AttentionMask(
+        context.tokens, context.tokens, window, context.single_document
+    )
+    got = jax.jit(partial(kernel, mask=seen, scale=scale))(*inputs)
+    np.testing.assert_allclose(
+        got, slowly(*inputs, seen_BTS, scale=scale), rtol=1e-5, atol=1e-6
+    )
+
+
+@PACKING
+@WINDOWS
+def test_a_layer_and_its_gradient_are_those_of_the_reference(init, packing, window):
+    make = partial(Attention, D, init, heads=N, kv_heads=2, head_dim=H, window=window)
+    with jax.enable_x64(True):
+        graph, params = nnx.split(make(backend=ReferenceAttention()))
+        params = jax.tree.map(lambda x: x.astype("float64"), params)
+        x_BTD = jax.random.normal(jax.random.key(1), (B, T, D), "float64")
+
+        def loss(kernel, params, x):
+            layer = nnx.merge(graph, params)
+            layer.backend = kernel
+            y_BTD, _ = layer(x, make_context(packing))
+            return jnp.square(y_BTD).sum(), y_BTD
+
+        take = jax.jit(jax.grad(loss, (1, 2), has_aux=True), static_argnums=0)
+        got, want = (
+            take(XLAAttention(), params, x_BTD),
+            take(ReferenceAttention(), params, x_BTD),
+        )
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+class Unmasked(AttentionMask):
+    """Fails where a kernel asks for a dense mask."""
+
+    @property
+    def dense(self):
+        raise AssertionError("a dense mask")
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_whole_rows_need_no_mask(window):
+    inputs, here = make_qkv(K=2), make_context("whole").tokens
+    got = XLAAttention()(*inputs, Unmasked(here, here, window, single_document=True))
+    want = ReferenceAttention()(
+        *inputs, AttentionMask(here, here, window, single_document=True)
+    )
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    with pytest.raises(AssertionError, match="a dense mask"):
+        XLAAttention()(*inputs, Unmasked(here, here, window))
+
+
+def test_rows_are_whole_only_where_no_segments_are_given():
+    assert (
+        make_context("whole").single_document
+        and not make_context("packed").single_document
+    )
+
+
+BEYOND = {
+    "logit_cap": dict(logit_cap=30.0),
+    "sink": dict(sink=AttentionSink),
+    "dropout": dict(dropout=0.1),
+    "position": dict(position=ALiBi()),
+    "position of queries": dict(position=lambda *known: CoPE(*known)),
+}
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [XLAAttention(), CuDNNAttention(), RingAttention(), SplashAttention()],
+    ids=repr,
+)
+@pytest.mark.parametrize("beyond", BEYOND)
+def test_what_a_kernel_does_not_serve_is_refused_by_name(init, kernel, beyond):
+    make = partial(Attention, D, init, heads=N, kv_heads=2, head_dim=H)
+    name, parameter = type(kernel).__name__, beyond.split()[0]
+    said = rf"kernel {name} cannot do what Attention\.{parameter} .*@ReferenceAttention\(\)"
+    make(**BEYOND[beyond])
+    if parameter in kernel.supports:
+        assert make(backend=kernel, **BEYOND[beyond]).backend == kernel
+        return
+    with pytest.raises(ValueError, match=said):
+        make(backend=kernel, **BEYOND[beyond])
+
+
+@pytest.mark.parametrize("width", [12, 264])
+def test_cudnn_refuses_a_head_width_by_name(init, width):
+    make = partial(Attention, D, init, heads=N, kv_heads=2, head_dim=width)
+    make(backend=XLAAttention())
+    with pytest.raises(ValueError, match=rf"Attention\.head_width={width}: it must be"):
+        make(backend=CuDNNAttention())
+
+
+def test_cudnn_refuses_a_process_without_a_gpu_by_name():
+    inputs = make_qkv(K=2, dtype="bfloat16")
+    with pytest.raises(ValueError, match="this process is on cpu: choose Attention"):
+        CuDNNAttention()(*inputs, seen_whole())
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine that says it has a GPU, and what cuDNN was asked for, done by XLA."""
+    asked, real = [], jax.nn.dot_product_attention
+
+    def recorded(*inputs, **how):
+        asked.append(how)
+        return real(*inputs, **how | dict(implementation="xla"))
+
+    monkeypatch.setattr(partitioning, "platform", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    kernels._warn_about_mask.cache_clear()
+    return asked
+
+
+def test_cudnn_refuses_float32_by_name(gpu):
+    seen = seen_whole()
+    with pytest.raises(ValueError, match=r"not float32: set Precision\.compute='bf"):
+        CuDNNAttention()(*make_qkv(K=2), seen)
+    assert not gpu
+
+
+def test_cudnn_refuses_rows_that_are_split_by_name(gpu):
+    mesh = Mesh(context=2).build(jax.devices()[:2], RULES)
+    inputs = make_qkv(K=2, dtype="bfloat16")
+    split = partitioning.with_partitioning(
+        mesh, RULES, partial(CuDNNAttention(), mask=seen_whole())
+    )
+    with pytest.raises(
+        ValueError, match=r"over \('context',\): choose .*@RingAttention\(\)"
+    ):
+        split(*inputs)
+    assert not gpu
+
+
+def test_cudnn_is_asked_by_name_and_for_a_mask_only_where_rows_are_packed(gpu, caplog):
+    inputs = make_qkv(K=2, dtype="bfloat16")
+    CuDNNAttention()(*inputs, seen_whole(window=3))
+    assert not caplog.records
+    for _ in range(2):
+        CuDNNAttention()(*inputs, replace(seen_whole(window=3), single_document=False))
+    (said,) = caplog.messages
+    assert "dense mask of 0.0 MB" in said
+    whole, packed, _ = gpu
+    assert whole["implementation"] == packed["implementation"] == "cudnn"
+    assert whole["local_window_size"] == (2, 0) and "mask" not in whole
+    assert packed["mask"].shape == (B, 1, T, T)

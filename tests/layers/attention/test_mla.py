@@ -1,0 +1,95 @@
+"""Multi-head latent attention, made for every head or left as it is."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmx.layers.attention.inputs import make_inputs
+from lmx.layers.attention.mla import MLA
+from lmx.layers.attention.reference import attend
+from lmx.layers.init import FanIn, Init
+from lmx.layers.linear import Einsum
+from lmx.layers.mask import make_attention_mask
+from lmx.layers.norm import rms_norm
+
+B, T, D, N, H, J, R, P = 2, 5, 12, 3, 4, 6, 7, 2
+MAKE = partial(MLA, heads=N, kv_rank=R, head_dim=H, rope_dim=P, value_dim=J)
+RANKS = pytest.mark.parametrize("rank", [None, 5])
+
+
+@pytest.fixture
+def x():
+    with jax.enable_x64(True):
+        yield jax.random.normal(jax.random.key(1), (B, T, D), "float64")
+
+
+def made(**said):
+    return MAKE(D, Init(nnx.Rngs(0), FanIn(), depth=2, dtype="float64"), **said)
+
+
+def context():
+    return make_inputs(jnp.zeros((B, T), "int32"), None, None, None)
+
+
+def normed(x):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+
+
+def turned(x, position):
+    """The two channels of `x` as one complex number, turned by one radian a token."""
+    z = (x[0] + 1j * x[1]) * np.exp(1j * position)
+    return np.array([z.real, z.imag])
+
+
+@RANKS
+def test_agrees_with_one_query_at_a_time(x, rank):
+    layer = made(q_rank=rank)
+    w = {
+        ".".join(map(str, path)): np.asarray(value[...])
+        for path, value in nnx.to_flat_state(nnx.state(layer, nnx.Param))
+    }
+    x = np.asarray(x)
+    c = normed((x @ w["down.w"])[..., :R])
+    turning = (x @ w["down.w"])[..., R:]
+    q_in = x if rank is None else normed(x @ w["query.down.w"])
+    up_q = w["query.w"] if rank is None else w["query.up.w"]
+    want = np.zeros((B, T, D))
+    for b, t, n in np.ndindex(B, T, N):
+        q = np.einsum("r,rh->h", q_in[b, t], up_q[:, n])
+        logits, values = [], []
+        for s in range(t + 1):
+            k = np.einsum("r,rh->h", c[b, s], w["up.w"][:, n])
+            logit = q[:H] @ k[:H] + turned(q[H:], t) @ turned(turning[b, s], s)
+            logits.append(logit / np.sqrt(H + P))
+            values.append(k[H:])
+        share = np.exp(np.array(logits) - max(logits))
+        want[b, t] += share / share.sum() @ np.array(values) @ w["out.w"][n]
+    got = jax.jit(lambda layer, x: layer(x, context())[0])(layer, x)
+    np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+def test_where_nothing_turns_it_is_multi_head_attention_to_what_latents_make(x):
+    """Queries whose turning part is zero see keys without position."""
+    layer = made(scale=H**-0.5)
+    assert isinstance(layer.query, Einsum)
+    layer.query.w.set_value(layer.query.w[...].at[:, :, H:].set(0.0))
+    latent_BTR = (x @ layer.down.w[...])[..., :R]
+    made_BTNH = layer.up(rms_norm(latent_BTR, jnp.ones(R), 1e-6))
+    q_BTNH = layer.query(x)[..., :H]
+    here = context().tokens
+    k_BTNH, v_BTNJ = made_BTNH[..., :H], made_BTNH[..., H:]
+    want = layer.out(attend(q_BTNH, k_BTNH, v_BTNJ, make_attention_mask(here, here)))
+    np.testing.assert_allclose(layer(x, context())[0], want, atol=1e-12)
+
+
+def test_a_token_is_remembered_by_its_latent_and_one_turned_key(x):
+    assert made().init_cache(3, 9, jnp.dtype("float32")).shape == (3, 9, R + P)
+
+
+def test_a_part_that_cannot_turn_is_refused(init):
+    with pytest.raises(ValueError, match="3 channels have no pairs"):
+        MAKE(D, init, rope_dim=3)

@@ -1,0 +1,87 @@
+"""Layouts against einops, and slices against wholes."""
+
+import einops
+import numpy as np
+import pytest
+
+from lmx.config.registry import ConfigError
+from lmx.models.hf.layout import TensorMap, expand_map, group_by_tensor
+
+SIZES = dict(N=4, K=2, H=6, D=5, F=3, R=7, E=4)
+
+ALIKE = [
+    "(N H) D -> D N H",
+    "D (N H) -> N H D",
+    "V -> V",
+    "E D F -> E D F",
+    "(K H) D -> D K H",
+]
+
+
+def shape_of(names):
+    return tuple((SIZES | dict(V=9))[name] for name in names)
+
+
+@pytest.mark.parametrize("layout", ALIKE)
+def test_one_parameter_is_its_tensor_rearranged_as_einops_does(layout):
+    shape = shape_of(layout.split("->")[1].split())
+    (part,) = expand_map(TensorMap("t", "p", layout), "", (), {"p": shape})
+    back = "->".join(reversed(layout.split("->")))
+    value = np.arange(np.prod(shape)).reshape(shape)
+    tensor = einops.rearrange(value, back)
+    assert part.shape == tensor.shape
+    np.testing.assert_array_equal(part.view(tensor), value)
+
+
+@pytest.mark.parametrize(
+    "layout, axis",
+    [("D (3 N H) -> 3 D N H", "D (3 N H)"), ("E D (F 3) -> 3 E D F", "E D (F 3)")],
+)
+def test_parameters_along_a_digit_are_einops_of_their_stack(layout, axis):
+    names = layout.split("-> 3")[1].split()
+    shapes = dict.fromkeys("abc", shape_of(names))
+    values = np.random.default_rng(0).normal(size=(3, *shape_of(names)))
+    found = list(expand_map(TensorMap("t", ("a", "b", "c"), layout), "", (), shapes))
+    letters = axis.replace("3", "three")
+    tensor = einops.rearrange(values, f"three {' '.join(names)} -> {letters}")
+    for part, value in zip(found, values, strict=True):
+        np.testing.assert_array_equal(part.view(tensor), value)
+
+
+def test_parameters_along_a_sum_follow_each_other_in_each_head():
+    shapes = {"k": (7, 4, 6), "v": (7, 4, 3)}
+    row = TensorMap("t", ("k", "v"), "(N H+F) R -> R N H, R N F")
+    k, v = expand_map(row, "", (), shapes)
+    random = np.random.default_rng(0)
+    values = {path: random.normal(size=shape) for path, shape in shapes.items()}
+    heads = np.concatenate([values["k"], values["v"]], axis=2)
+    tensor = einops.rearrange(heads, "R N H -> (N H) R")
+    assert k.shape == v.shape == tensor.shape
+    np.testing.assert_array_equal(k.view(tensor), values["k"])
+    np.testing.assert_array_equal(v.view(tensor), values["v"])
+
+
+def test_what_is_written_through_views_fills_the_tensor():
+    shapes = {"k": (5, 4, 6), "v": (5, 4, 6)}
+    row = TensorMap("t", ("k", "v"), "(N 2 H) D -> 2 D N H")
+    parts = list(expand_map(row, "", (), shapes))
+    tensor = np.full(parts[0].shape, np.nan)
+    for part in parts:
+        part.view(tensor)[...] = part.position
+    assert not np.isnan(tensor).any()
+
+
+def test_a_tensor_for_each_expert_fills_its_place():
+    row = TensorMap("e.{expert}.w", "gate", "F D -> D F")
+    parts = list(expand_map(row, "blocks.", (2,), {"blocks.gate": (3, 4, 5, 6)}))
+    assert [part.tensor for part in parts] == [f"e.{e}.w" for e in range(4)]
+    assert [part.index for part in parts] == [(2, e) for e in range(4)]
+    assert all(part.shape == (6, 5) for part in parts)
+    assert list(group_by_tensor(parts)) == [part.tensor for part in parts]
+
+
+def test_a_parameter_with_other_dimensions_is_refused():
+    with pytest.raises(ConfigError, match="is about 2 dimensions after the first 1"):
+        list(
+            expand_map(TensorMap("t", "p", "F D -> D F"), "", (0,), {"p": (3, 4, 5, 6)})
+        )

@@ -1,0 +1,348 @@
+"""Floats that share scales, against loops over bits as their formats define them."""
+
+import json
+import random
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+import lmx
+from lmx.config.registry import ConfigError
+from lmx.core.sharding import Mesh
+from lmx.models.hf.api import import_hf, load_model, save_hf
+from lmx.models.hf.checkpoint import HFCheckpoint
+from lmx.models.hf.family import load_families
+from lmx.models.hf.layout import TensorMap, expand_map
+from lmx.models.hf.load import read_slice
+from lmx.models.hf.quantized import DequantizedFolder
+from lmx.models.hf.safetensors import SafetensorsFolder
+from lmx.train.restore import TrainedModel
+from tests.llama import CONFIG, tensors_of
+from tests.parity.cases import CASES
+
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
+FP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+E = 2
+D, F = 64, 5  # of a block of MXFP4 each, and of an odd number
+
+
+def e4m3(byte):
+    """A sign, 4 bits of exponent from -6, and 3 of mantissa; no infinities."""
+    sign, exponent, mantissa = byte >> 7, byte >> 3 & 15, byte & 7
+    if exponent == 15 and mantissa == 7:
+        return np.nan
+    size = (mantissa / 8 + (exponent > 0)) * 2.0 ** (max(exponent, 1) - 7)
+    return -size if sign else size
+
+
+def by_fp8(codes, scales, block):
+    """The tensor that they stand for, element by element."""
+    out = np.empty(codes.shape, np.float32)
+    for *lead, r, c in np.ndindex(*codes.shape):
+        scale = scales[*lead, r // block[0], c // block[1]]
+        out[*lead, r, c] = np.float32(e4m3(int(codes[*lead, r, c]))) * np.float32(scale)
+    return out
+
+
+def by_mxfp4(blocks, scales):
+    """The tensor that they stand for, in the layout of gpt-oss, element by element."""
+    experts, columns, groups, _ = blocks.shape
+    out = np.empty((experts, groups * 32, columns), np.float32)
+    for e, d, c in np.ndindex(*out.shape):
+        byte = int(blocks[e, c, d // 32, d % 32 // 2])
+        code = byte >> 4 if d % 2 else byte & 15
+        size = E2M1[code & 7] * 2.0 ** (int(scales[e, c, d // 32]) - 127)
+        out[e, d, c] = -size if code & 8 else size
+    return out
+
+
+def random_bytes(*shape, low=0, high=256):
+    return np.random.default_rng(0).integers(low, high, shape).astype(np.uint8)
+
+
+def folder_of(path, how, **tensors):
+    save_file(tensors, path / "model.safetensors")
+    return DequantizedFolder(path, how)
+
+
+@pytest.fixture
+def experts(tmp_path):
+    """The two projections of gpt-oss's experts, and the tensors they stand for."""
+    parts, want = {}, {}
+    for name, (rows, columns) in {"up": (D, 2 * F), "down": (32, D)}.items():
+        blocks = random_bytes(E, columns, rows // 32, 16)
+        scales = random_bytes(E, columns, rows // 32, low=118, high=135)
+        parts |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        want[name] = by_mxfp4(blocks, scales)
+    return folder_of(tmp_path, FP4, **parts), want
+
+
+def taken(folder, name, view=lambda tensor: tensor, dtype=np.float32):
+    shape = view(np.empty(folder.tensors[name].shape, np.bool_)).shape
+    out = np.empty(shape, dtype)
+    folder.read_into(out, name, view)
+    return out
+
+
+SHAPES = [(4, 6), (5, 7), (2, 3), (9, 1), (3, 5, 7)]
+
+
+@pytest.mark.parametrize("scale", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_fp8_is_a_loop_over_its_bits_also_where_a_block_hangs_over(
+    shape, scale, tmp_path
+):
+    codes = random_bytes(*shape)
+    grid = (*shape[:-2], -(-shape[-2] // 2), -(-shape[-1] // 3))
+    scales = np.random.default_rng(1).normal(size=grid).astype(scale)
+    how = FP8 | {"weight_block_size": [2, 3]}
+    w = codes.view(ml_dtypes.float8_e4m3fn)
+    folder = folder_of(tmp_path, how, w=w, w_scale_inv=scales)
+    assert folder.tensors.keys() == {"w"}
+    np.testing.assert_array_equal(taken(folder, "w"), by_fp8(codes, scales, (2, 3)))
+
+
+def test_blocks_are_of_128_by_128_where_nothing_is_said(tmp_path):
+    codes = random_bytes(130, 260) & 0xFE  # which has no NaN
+    scales = np.random.default_rng(1).normal(size=(2, 3)).astype(np.float32)
+    w = codes.view(ml_dtypes.float8_e4m3fn)
+    folder = folder_of(tmp_path, FP8, w=w, w_scale_inv=scales)
+    want = by_fp8(codes, scales, (128, 128))
+    np.testing.assert_array_equal(taken(folder, "w"), want)
+    np.testing.assert_array_equal(folder.view("w"), want.astype(ml_dtypes.bfloat16))
+
+
+def test_mxfp4_is_a_loop_over_its_bits(experts):
+    folder, want = experts
+    assert folder.tensors.keys() == want.keys()
+    for name, tensor in want.items():
+        np.testing.assert_array_equal(taken(folder, name), tensor)
+
+
+def test_every_scale_of_mxfp4_is_its_power_of_two_and_the_last_no_number(tmp_path):
+    blocks = np.full((1, 256, 1, 16), 0x22, np.uint8)
+    scales = np.arange(256, dtype=np.uint8).reshape(1, 256, 1)
+    found = taken(folder_of(tmp_path, FP4, w_blocks=blocks, w_scales=scales), "w")
+    powers = [2.0 ** (n - 127) for n in range(255)]
+    np.testing.assert_array_equal(found[0, 17], np.array([*powers, np.nan], np.float32))
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
+def test_the_float32_product_is_rounded_once(experts, dtype):
+    folder, want = experts
+    np.testing.assert_array_equal(
+        taken(folder, "up", dtype=dtype), want["up"].astype(dtype)
+    )
+
+
+def shares(rows, shapes):
+    """Parts, each with a few slices of its parameter."""
+    dice = random.Random(0)
+    for row in rows:
+        for part in expand_map(row, "", (), shapes):
+            for _ in range(12):
+                sizes = shapes[part.path]
+                bounds = [sorted(dice.sample(range(n + 1), 2)) for n in sizes]
+                yield part, tuple(slice(*pair) for pair in bounds)
+
+
+def test_shares_of_experts_are_slices_of_the_whole_and_read_their_own_bytes(experts):
+    folder, want = experts
+    rows = (
+        TensorMap("up", ("gate", "up"), "E D (F 2) -> 2 E D F"),
+        TensorMap("down", "down", "E F D -> E F D"),
+    )
+    shapes = {"gate": (E, D, F), "up": (E, D, F), "down": (E, 32, D)}
+    for part, index in shares(rows, shapes):
+        whole = want[part.tensor]
+        if part.tensor == "up":
+            whole = whole[..., part.position :: 2]
+        leaf = jax.ShapeDtypeStruct(shapes[part.path], np.float32)
+        before = folder.read
+        got = read_slice(folder, {(): part}, leaf, list, index)
+        np.testing.assert_array_equal(got, whole[index])
+        e, rows_, columns = (
+            range(n)[i] for n, i in zip(whole.shape, index, strict=True)
+        )
+        least = len({d // 2 for d in rows_}) + len({d // 32 for d in rows_})
+        assert folder.read - before == len(e) * len(columns) * least
+
+
+def test_shares_of_heads_are_slices_of_the_whole_and_read_their_own_bytes(tmp_path):
+    N, H, size = 6, 5, 9
+    codes = random_bytes(N * H, size)
+    scales = np.random.default_rng(1).normal(size=(8, 3)).astype(np.float32)
+    w = codes.view(ml_dtypes.float8_e4m3fn)
+    how = FP8 | {"weight_block_size": [4, 4]}
+    folder = folder_of(tmp_path, how, w=w, w_scale_inv=scales)
+    whole = by_fp8(codes, scales, (4, 4)).T.reshape(size, N, H)
+    row = TensorMap("w", "q", "(N H) D -> D N H")
+    for part, index in shares([row], {"q": (size, N, H)}):
+        leaf = jax.ShapeDtypeStruct((size, N, H), np.float32)
+        before = folder.bytes_read
+        got = read_slice(folder, {(): part}, leaf, list, index)
+        np.testing.assert_array_equal(got, whole[index])
+        d, n, h = (range(k)[i] for k, i in zip((size, N, H), index, strict=True))
+        grid = {((i * H + j) // 4, k // 4) for i in n for j in h for k in d}
+        assert folder.bytes_read - before == got.size + 4 * len(grid)
+
+
+def test_what_is_made_slab_by_slab_is_what_is_made_at_once(experts, monkeypatch):
+    folder, want = experts
+    monkeypatch.setattr("lmx.models.hf.quantized.SLAB", 100)
+    turned = taken(folder, "up", lambda tensor: tensor.transpose(1, 2, 0))
+    np.testing.assert_array_equal(turned, want["up"].transpose(1, 2, 0))
+
+
+@pytest.fixture
+def published(llama):
+    """A Llama in FP8, and the same in the float32 that it stands for."""
+
+    def make(**fields):
+        plain = tensors_of(CONFIG | fields)
+        scaled = {}
+        for name, tensor in list(plain.items()):
+            if "_proj" in name:
+                codes = random_bytes(*tensor.shape) & 0xBF  # below 2
+                grid = [-(-n // 5) for n in tensor.shape]
+                scales = np.random.default_rng(1).random(grid).astype(np.float32)
+                scaled[name] = codes.view(ml_dtypes.float8_e4m3fn)
+                scaled[f"{name}_scale_inv"] = scales
+                plain[name] = by_fp8(codes, scales, (5, 5))
+            else:
+                scaled[name] = tensor.astype(ml_dtypes.bfloat16)
+                plain[name] = scaled[name].astype(np.float32)
+        how = FP8 | {"weight_block_size": [5, 5]}
+        want = lmx.load_hf(llama(only=plain, **fields))
+        return llama(only=scaled, quantization_config=how, **fields), want
+
+    return make
+
+
+def test_a_llama_in_fp8_has_the_logits_of_the_one_it_stands_for(published):
+    folder, want = published()
+    found = lmx.load_hf(folder, dtype="float32")
+    jax.tree.map(np.testing.assert_array_equal, found.params, want.params)
+    tokens = np.arange(12).reshape(2, 6)
+    logits = [jax.jit(trained.model)(tokens) for trained in (found, want)]
+    np.testing.assert_array_equal(*logits)
+
+
+def test_where_no_dtype_is_asked_for_it_is_in_bfloat16_and_exported_so(
+    published, tmp_path
+):
+    folder, want = published()
+    run, out = tmp_path / "run", tmp_path / "out"
+    import_hf(folder, run)
+    save_hf(lmx.restore(run), out)
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    tensors = load_file(out / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {
+        np.dtype(ml_dtypes.bfloat16)
+    }
+    rounded = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), want.params)
+    again = lmx.load_hf(out).params
+    jax.tree.map(np.testing.assert_array_equal, again, rounded)
+
+
+def test_a_mesh_gets_what_one_device_gets_which_reads_each_byte_once(published):
+    sizes = dict(vocab_size=40, num_attention_heads=8, num_key_value_heads=8)
+    folder, want = published(**sizes)
+    source = HFCheckpoint.open(folder)
+    many = load_model(source, "float32", Mesh(fsdp=4, tensor=2))
+    jax.tree.map(np.testing.assert_array_equal, many.params, want.params)
+    source = HFCheckpoint.open(folder)
+    load_model(source)
+    content = sum(tensor.bytes for tensor in SafetensorsFolder(folder).tensors.values())
+    assert source.weights.bytes_read == content
+    assert (
+        sum(map(source.weights.count_stored_bytes, source.weights.tensors)) == content
+    )
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"quant_method": "gptq", "bits": 4}, "quant_method = 'gptq' is not known"),
+        ({"bits": 4}, "quant_method = 'None' is not known"),
+        ({"quant_method": "fp4"}, "did you mean 'mxfp4'"),
+        (FP8 | {"zero_point": True}, "zero_point = True is not known"),
+        (FP8 | {"weight_block_size": None}, "weight_block_size = None must be"),
+        (FP8 | {"weight_block_size": [128, 0]}, "weight_block_size = .* must be"),
+        ("fp8", "quantization_config = 'fp8'"),
+    ],
+)
+def test_other_quantizations_are_refused_by_name(how, message, llama):
+    with pytest.raises(ConfigError, match=message):
+        HFCheckpoint.open(llama(quantization_config=how)).to_config("float32")
+
+
+def test_scales_that_are_missing_or_misshapen_or_no_floats_are_named(tmp_path):
+    codes = np.zeros((4, 4), ml_dtypes.float8_e4m3fn)
+    with pytest.raises(ConfigError, match="lack w_scale_inv, the scales of w"):
+        folder_of(tmp_path, FP8, w=codes)
+    for scales in (np.ones((2, 1), np.float32), np.ones((1, 1), np.uint8)):
+        with pytest.raises(ConfigError, match=r"w_scale_inv is .* w needs \(1, 1\)"):
+            folder_of(tmp_path, FP8, w=codes, w_scale_inv=scales)
+    blocks = np.zeros((2, 3, 1, 16), np.uint8)
+    with pytest.raises(ConfigError, match="lack w_scales, the scales of w_blocks"):
+        folder_of(tmp_path, FP4, w_blocks=blocks)
+    for scales in (np.zeros((2, 3), np.uint8), np.ones((2, 3, 1), np.float32)):
+        with pytest.raises(ConfigError, match=r"w_scales is .* needs \(2, 3, 1\)"):
+            folder_of(tmp_path, FP4, w_blocks=blocks, w_scales=scales)
+    with pytest.raises(ConfigError, match="the last the 16 bytes of a block"):
+        folder_of(tmp_path, FP4, w_blocks=blocks[..., :8], w_scales=blocks[..., 0])
+
+
+def test_a_tensor_that_is_there_plain_and_scaled_is_refused(tmp_path):
+    blocks, scales = np.zeros((1, 2, 1, 16), np.uint8), np.zeros((1, 2, 1), np.uint8)
+    plain = np.zeros((1, 32, 2), np.float32)
+    with pytest.raises(ConfigError, match="has w twice, once as w_blocks"):
+        folder_of(tmp_path, FP4, w=plain, w_blocks=blocks, w_scales=scales)
+
+
+def test_scales_of_nothing_have_no_place(published, llama):
+    folder, want = published()
+    how = json.loads((folder / "config.json").read_text())["quantization_config"]
+    files = SafetensorsFolder(folder)
+    tensors = {name: np.array(files.view(name)) for name in files.tensors}
+    orphan = {"lm_head.weight_scale_inv": np.ones((8, 4), np.float32)}
+    source = HFCheckpoint.open(llama(only=tensors | orphan, quantization_config=how))
+    with pytest.raises(ConfigError, match="no place for lm_head.weight_scale_inv"):
+        source.map_tensors(want.model)
+
+
+def test_gpt_oss_in_mxfp4_is_the_model_that_it_stands_for(tmp_path):
+    """Its twin holds what a loop over the bits makes of the same codes."""
+    sizes = dict(hidden_size=32, intermediate_size=32)
+    given = CASES["gpt_oss"].config | sizes
+    config = load_families()["gpt_oss"].to_config(given, "config.json")
+    graph, params = nnx.split(config.build().model(nnx.Rngs(0)))
+    save_hf(TrainedModel(config, 0, graph, params, None), tmp_path / "twin")
+    plain = load_file(tmp_path / "twin" / "model.safetensors")
+    packed = dict(plain)
+    for name in plain:
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, rows, columns = plain[name].shape
+            blocks = random_bytes(experts, columns, rows // 32, 16)
+            scales = random_bytes(experts, columns, rows // 32, low=118, high=122)
+            del packed[name]
+            packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            plain[name] = by_mxfp4(blocks, scales)
+    save_file(plain, tmp_path / "twin" / "model.safetensors")
+    (tmp_path / "packed").mkdir()
+    save_file(packed, tmp_path / "packed" / "model.safetensors")
+    told = json.loads((tmp_path / "twin" / "config.json").read_text())
+    told["quantization_config"] = FP4
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(told))
+    one, other = (
+        lmx.load_hf(tmp_path / name, dtype="float32") for name in ("packed", "twin")
+    )
+    leaves = zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True)
+    for got, want in leaves:
+        np.testing.assert_array_equal(got, want)

@@ -1,0 +1,126 @@
+"""Modules that predict further ahead keep what a language model must keep."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmx.core.precision import Precision
+from lmx.data.dataset import Batch
+from lmx.models import flops
+from lmx.models.mtp import MultiTokenPrediction, mtp_hidden_states
+from lmx.train.loss.multi_token import MultiToken
+from lmx.train.loss.next_token import NextToken, sum_cross_entropy
+
+pytestmark = pytest.mark.usefixtures("exact")
+
+V, T, MODULES = 11, 8, 2
+DOUBLE = Precision(params="float64", compute="float64")
+TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (2, T)), "int32")
+SEGMENTS = jnp.asarray([[1] * 8, [1, 1, 1, 1, 2, 2, 2, 2]], "int32")
+
+
+@jax.jit
+def look(model, tokens, segments):
+    """Logits of the next token, those of the ones after it, and auxiliary means."""
+    streams, aux = mtp_hidden_states(model, tokens, None, segments, None)
+    first, *further = map(model.logits, streams)
+    return first, further, aux
+
+
+@pytest.fixture(scope="module")
+def model(make, exact):
+    ahead = partial(MultiTokenPrediction, modules=MODULES)
+    return make("sandwich learned moe conv", mtp=ahead, precision=DOUBLE)
+
+
+def batch_of(tokens, segments):
+    """Every token's target is the next; the last of a document weighs nothing."""
+    targets = np.roll(tokens, -1, axis=1)
+    inside = np.roll(segments, -1, axis=1) == segments
+    inside[:, -1] = False
+    positions = np.zeros_like(tokens)
+    for b, t in np.ndindex(tokens.shape):
+        begins = t == 0 or segments[b, t] != segments[b, t - 1]
+        positions[b, t] = 0 if begins else positions[b, t - 1] + 1
+    return Batch(tokens, targets, inside.astype(np.float64), positions, segments)
+
+
+def test_module_k_reads_up_to_k_tokens_ahead_and_no_further(model):
+    ones = jnp.ones_like(SEGMENTS)
+    before = look(model, TOKENS, ones)[1]
+    after = look(model, TOKENS.at[:, 5].set((TOKENS[:, 5] + 1) % V), ones)[1]
+    for number, (one, other) in enumerate(zip(before, after, strict=True), 1):
+        change = jnp.abs(one - other).max(axis=(0, 2))
+        assert (change[: 5 - number] < 1e-12).all()
+        assert change[5 - number] > 1e-4
+
+
+def test_a_document_in_a_row_of_two_foresees_as_alone(model):
+    packed = look(model, TOKENS, SEGMENTS)[1]
+    alone = look(model, jnp.roll(TOKENS, -4, axis=1), SEGMENTS)[1]
+    for number, (one, other) in enumerate(zip(packed, alone, strict=True), 1):
+        last = 8 - number  # beyond, what is ahead is another document's
+        np.testing.assert_allclose(one[1, 4:last], other[1, : last - 4], atol=1e-12)
+
+
+def test_the_logits_of_the_next_token_are_those_of_forward(model):
+    logits, _, aux = look(model, TOKENS, SEGMENTS)
+    want, layers = model.forward(TOKENS, None, SEGMENTS)
+    np.testing.assert_allclose(logits, want, atol=1e-12)
+    for name, mean in layers.items():
+        assert aux[name].total.shape == (3 + MODULES,)
+        np.testing.assert_allclose(aux[name].total[:3], mean.total, rtol=1e-12)
+
+
+@jax.jit
+def losses(model, batch):
+    weights = {"balance": 0.0, "router_z": 0.0}
+    both = (
+        MultiToken(aux=weights, mtp_weight=0.3),
+        MultiToken(aux=weights, mtp_weight=0.0),
+    )
+    return [loss(model, batch) for loss in both], NextToken(aux=weights)(model, batch)
+
+
+def test_the_loss_is_a_sum_over_targets_found_one_by_one(model):
+    batch = batch_of(np.asarray(TOKENS), np.asarray(SEGMENTS))
+    (with_further, without), next_token = losses(model, batch)
+    assert float(without[0].total) == pytest.approx(float(next_token[0].total))
+    further = look(model, TOKENS, SEGMENTS)[1]
+    total = 0.0
+    for number, logits in enumerate(further, 1):
+        log_probs = np.asarray(jax.nn.log_softmax(logits))
+        for b, t in np.ndindex(2, T):
+            at = t + number + 1
+            if at < T and SEGMENTS[b, at] == SEGMENTS[b, t]:
+                total -= log_probs[b, t, TOKENS[b, at]]
+    want = float(next_token[0].total) + 0.3 * total / MODULES
+    assert float(with_further[0].total) == pytest.approx(want, rel=1e-9)
+    assert set(with_further[1]) - set(next_token[1]) == {"nats_2", "nats_3"}
+
+
+def test_nothing_is_foreseen_where_modules_copy_what_the_decoder_says(make):
+    """A module that hands the stream on says what the decoder says."""
+    model = make("pre waves dense", mtp=MultiTokenPrediction, precision=DOUBLE)
+    [module] = model.ahead.modules
+    module.projection.w.set_value(jnp.concatenate([jnp.eye(16), jnp.zeros((16, 16))]))
+    for part in (module.block.attention.out, module.block.mlp.down):
+        part.w.set_value(jnp.zeros_like(part.w[...]))
+    batch = batch_of(np.asarray(TOKENS), np.ones_like(TOKENS))
+    logits, [further], _ = look(model, TOKENS, jnp.ones_like(TOKENS))
+    np.testing.assert_allclose(further, logits, atol=1e-5)  # but for an epsilon
+    assert sum_cross_entropy(further, batch)[0].weight == 2 * (T - 1)
+
+
+def test_every_module_is_counted_as_a_layer_a_projection_and_a_head(make):
+    def shaped(**said):
+        return nnx.eval_shape(lambda: make("pre waves dense", **said))
+
+    plain = flops.train_flops_per_token(shaped(), T)
+    layer = flops.train_flops_per_token(shaped(depth=4), T) - plain
+    extra = flops.train_flops_per_token(shaped(mtp=MultiTokenPrediction), T) - plain
+    assert extra == layer + 6 * (2 * 16 * 16 + 16 * V)

@@ -1,0 +1,98 @@
+"""Biases balance a router by the sign of its load, whatever else is being trained."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmx.layers.init import FanIn, Init
+from lmx.layers.moe.router import SigmoidRouter
+from lmx.train.optim import optimizer as optim
+
+E, RATE = 4, 0.05
+STILL = (
+    "Mesh.data=1",
+    "Constant.peak_lr=0.0",
+    f"SigmoidRouter.bias_update_rate={RATE}",
+    "SigmoidRouter.groups=1",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    """An experiment in which nothing but biases learns."""
+    return tiny(*STILL, kind="sigmoid").build().open()
+
+
+def bias(params):
+    """The biases of all layers, which the parameters have once."""
+    flat = nnx.to_flat_state(params)
+    [found] = [p for path, p in flat if path[-2:] == ("router", "bias")]
+    return found
+
+
+def loads(run, params, batch):
+    """How many tokens chose each expert of each layer, seen from inside the model."""
+    seen, route = [], SigmoidRouter.route
+
+    def watched(router, scores, bias):
+        routing = route(router, scores, bias)
+        jax.debug.callback(seen.append, routing.experts, ordered=True)
+        return routing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SigmoidRouter, "route", watched)
+        jax.jit(lambda p, tokens: nnx.merge(run.graph, p)(tokens))(params, batch.tokens)
+        jax.effects_barrier()
+    return np.stack([np.bincount(np.ravel(e), minlength=E) for e in seen])
+
+
+def after(run, state):
+    """The state after one more step, and what the step tells."""
+    return run.step(state, run.put(run.data.batch_at(run.seed, int(state.step))))
+
+
+def test_a_step_moves_each_bias_by_the_rule_counted_by_hand(run):
+    counts = loads(run, run.init().params, run.data.batch_at(run.seed, 0))
+    assert counts.shape == (2, E) and counts.std() > 0
+    moved = bias(after(run, run.init())[0].params)[...]
+    want = RATE * np.sign(counts.mean(axis=1, keepdims=True) - counts)
+    np.testing.assert_allclose(moved, want, rtol=1e-6)
+
+
+def test_biases_bring_a_skewed_router_to_balance(run):
+    state, batch = run.init(), run.data.batch_at(run.seed, 0)
+    skewed = jnp.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    bias(state.params).set_value(skewed)
+    before = loads(run, state.params, batch)
+    assert before.max() == batch.tokens.size  # everyone chooses some of them
+    for _ in range(40):
+        state, _ = after(run, state)
+    even = batch.tokens.size * 2 / E
+    assert np.abs(loads(run, state.params, batch) - even).max() < 0.5 * even
+
+
+def test_how_much_load_weighs_changes_nothing(run, tiny):
+    """Neither the clip nor any norm of gradients sees it."""
+    more = "NextToken.aux={'balance': 0.01, 'load': 64.0}"
+    other = tiny(*STILL, more, kind="sigmoid").build().open()
+    chex.assert_trees_all_equal(after(run, run.init()), after(other, other.init()))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_what_has_a_sign_rate_steps_by_it_and_all_else_as_it_would(rate):
+    init = Init(nnx.Rngs(0), FanIn(), depth=2)
+    params = nnx.State({"gain": init.full("D", {"D": 3}, 1.0)})
+    params["bias"] = SigmoidRouter(3, 4, init, top_k=1, bias_update_rate=rate).bias
+    grads = jax.tree.map(lambda p: jnp.arange(p.size) - 1.0, params)
+    updates = jax.tree.map(lambda g: 7.0 * g, grads)
+    stepped, quiet = (
+        optim.apply_sign_updates(updates, grads),
+        optim.zero_sign_grads(grads),
+    )
+    for name, want in {"gain": grads["gain"][...], "bias": jnp.zeros(4)}.items():
+        np.testing.assert_array_equal(quiet[name][...], want)
+    np.testing.assert_array_equal(stepped["gain"][...], updates["gain"][...])
+    np.testing.assert_array_equal(stepped["bias"][...], rate * np.array([1, 0, -1, -1]))
