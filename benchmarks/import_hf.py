@@ -49,7 +49,7 @@ source = Source.of(Path(sys.argv[1]))
 trained = loaded(source, mesh=Mesh(fsdp=2, tensor=2))
 leaves = jax.tree.leaves(trained.params)
 has = sum(share.data.nbytes for leaf in leaves for share in leaf.addressable_shards)
-print(has, source.weights.read)
+print(has, source.weights.bytes_read)
 """
 
 

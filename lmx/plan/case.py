@@ -204,16 +204,16 @@ def build_case(experiment: Experiment, machine: Machine) -> Case:
         steps=experiment.steps,
         microbatches=experiment.microbatches,
         remat=model.stack.remat,
-        loss_chunk=getattr(experiment.loss, "loss_chunk", None),
+        loss_chunk=getattr(experiment.loss, "chunk", None),
     )
 
 
 def _largest_stage(source: DatasetConfig, steps: int) -> Stage:
     """The stage with the most tokens a step, of the source or the one that it wraps."""
     inner: Any = source
-    while not hasattr(inner, "batch"):
-        inner = next(iter(getattr(inner, "parts", {}).values()), inner)
-        if not hasattr(inner, "source_digest"):
+    while not hasattr(inner, "batch_size"):
+        inner = next(iter(getattr(inner, "components", {}).values()), inner)
+        if not hasattr(inner, "source"):
             raise ConfigError(
                 f"{type(inner).__name__} does not say what batch and length it has."
             )

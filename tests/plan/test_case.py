@@ -34,7 +34,7 @@ def test_shares_of_what_is_split_add_up_to_the_whole(opened, words):
     case = opened(*words)
     for tensor in case.tensors("params"):
         parts = 1
-        for axis in tensor.axes:
+        for axis in tensor.mesh_axes:
             parts *= case.sizes[axis]
         assert parts * tensor.local_bytes == tensor.bytes, tensor.name
 

@@ -86,7 +86,7 @@ class DeepseekMLPFields(FieldMap):
         return bound | ({"SwiGLU.hidden": hidden} if first else {})
 
     def to_hf(self, config: Config) -> dict[str, Any]:
-        lead, last = config["model.lead"], list_mlps(config)[-1]
+        lead, last = config["model.first_mlps"], list_mlps(config)[-1]
         told: dict[str, Any] = {"first_k_dense_replace": len(lead)}
         if lead:
             told["intermediate_size"] = lead[0].fields.get("hidden")
@@ -117,7 +117,7 @@ class DeepseekRopeFields(RopeFields):
 
     def to_bindings(self, settled: Values) -> dict[str, Any]:
         bound = super().to_bindings(settled)
-        pairs = f"{bound[self.binding].name}.pairs"
+        pairs = f"{bound[self.binding].name}.layout"
         bound[pairs] = LAYOUTS[settled["rope_interleave"]]
         scaling = settled["rope_scaling"] or {}
         if share := scaling.get("mscale_all_dim"):
@@ -131,10 +131,10 @@ class DeepseekRopeFields(RopeFields):
         if not told:
             return {}
         attention = config[found[0].rpartition(".")[0]].fields
-        told["rope_interleave"] = attention["position"].fields["pairs"] == LAYOUTS[True]
+        told["rope_interleave"] = attention["position"].fields["layout"] == LAYOUTS[True]
         factor = (told["rope_scaling"] or {}).get("factor", 1.0)
         if attention["scale"] and factor > 1.0:
-            width = attention["head_width"] + attention["rope_width"]
+            width = attention["head_dim"] + attention["rope_dim"]
             over = math.sqrt(attention["scale"] * math.sqrt(width)) - 1.0
             share = round(over / (yarn_mscale(factor, 1.0) - 1.0), 9)
             told["rope_scaling"]["mscale_all_dim"] = share
@@ -169,9 +169,9 @@ FAMILY = Family(
         RouterFields(
             ("SigmoidRouter", "UnnormalizedSigmoidRouter"),
             {
-                "num_experts_per_tok": ("choices", 8),
+                "num_experts_per_tok": ("top_k", 8),
                 "n_group": ("groups", 8),
-                "topk_group": ("group_choices", 4),
+                "topk_group": ("group_top_k", 4),
                 "routed_scaling_factor": ("scale", 2.5),
             },
             default=True,

@@ -49,7 +49,7 @@ FAMILY = Family(
         " summary_use_proj task_specific_params".split()
     ),
     tensor_maps=(
-        TensorMap("transformer.wte.weight", "table", "V D -> V D"),
+        TensorMap("transformer.wte.weight", "embedding", "V D -> V D"),
         TensorMap("transformer.wpe.weight", "position.table", "T D -> T D"),
         TensorMap(f"{BLOCK}.ln_1.weight", "attention_norm.scale", "D -> D"),
         TensorMap(f"{BLOCK}.ln_1.bias", "attention_norm.offset", "D -> D"),

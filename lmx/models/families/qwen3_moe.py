@@ -88,7 +88,7 @@ FAMILY = Family(
         DirectField("num_experts", "MoE.experts", 128, aliases=("num_local_experts",)),
         RouterFields(
             ("TopKRouter", "SoftmaxRouter"),
-            {"num_experts_per_tok": ("choices", 8)},
+            {"num_experts_per_tok": ("top_k", 8)},
             default=False,
         ),
         SparseLayerFields(),

@@ -52,7 +52,7 @@ def load_model(
     rules: Rules | None = None,
     digest: str | None = None,
 ) -> TrainedModel:
-    """The model of a source; `source.weights.read` tells how many bytes it took."""
+    """The model of a source; `source.weights.bytes_read` tells how many bytes it took."""
     model = init_abstract(source.to_config("bfloat16"))
     found = source.map_tensors(model)
     config = source.to_config(dtype or source.infer_dtype(model, found), digest)
@@ -103,7 +103,7 @@ def save_hf(
     raise_if("no tensor holds", sorted(shapes.keys() - {part.path for part in found}))
     own = trained.config.fields.get("family") == family.model_type
     told = {
-        **(to_jsonable(trained.config["facts"]) if own else {}),
+        **(to_jsonable(trained.config["hf_fields"]) if own else {}),
         **fields,
         "architectures": [family.architecture],
         "model_type": family.model_type,

@@ -23,7 +23,7 @@ from lmx.models.hf.safetensors import SafetensorsFolder
 CONFIG, GENERATION = "config.json", "generation_config.json"
 QUANTIZATION = "quantization_config"  # the field that says how weights are stored
 EMBEDDING, HEAD = (
-    "table",
+    "embedding",
     "head.out.w",
 )  # where a decoder has its embedding and its head
 

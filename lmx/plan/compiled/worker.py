@@ -65,10 +65,10 @@ class CompileResult:
     def from_json(cls, text: str) -> "CompileResult":
         """The answer of a line of JSON."""
         plain = json.loads(text)
-        if plain["measured"]:
-            products, passes, kernels, told = plain["measured"]
+        if plain["profile"]:
+            products, passes, kernels, told = plain["profile"]
             told = [CollectiveUse(k, tuple(m), b, t, h) for k, m, b, t, h in told]
-            plain["measured"] = StepProfile(products, passes, kernels, told)
+            plain["profile"] = StepProfile(products, passes, kernels, told)
         return cls(**plain)
 
 

@@ -91,7 +91,7 @@ def test_latents_of_deepseek_are_normed_with_an_epsilon_of_their_own():
 def test_the_temperature_of_deepseek_is_in_its_logits():
     """0.1 ln(40) + 1, twice: of queries and of keys."""
     config = composed("deepseek_v3")
-    assert config["model.attention.position.temperature"] == 1.0
+    assert config["model.attention.position.attention_factor"] == 1.0
     want = (0.1 * math.log(40) + 1) ** 2 / math.sqrt(12 + 8)
     assert config["model.attention.scale"] == pytest.approx(want, rel=1e-12)
 
@@ -116,8 +116,8 @@ def test_layers_of_deepseek_that_predict_further_tokens_are_left_out(deepseek):
 def test_gpt_oss_is_extended_where_its_file_says_nothing_of_positions():
     config = composed("gpt_oss", rope_scaling=None, rope_theta=7.0)
     position = config["model.attention.0.position"]
-    assert position.name == "YaRN" and position.fields["base"] == 7.0
-    assert position.fields["factor"] == 32.0 and not position.fields["whole"]
+    assert position.name == "YaRN" and position.fields["theta"] == 7.0
+    assert position.fields["factor"] == 32.0 and not position.fields["truncate"]
     plain = match_family(composed("gpt_oss_full"))[1]
     assert plain["rope_scaling"] == {"rope_type": "default"}
 

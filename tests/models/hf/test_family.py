@@ -39,9 +39,9 @@ def test_fields_that_a_file_lacks_have_the_defaults_of_transformers():
     model = config["model"].fields
     assert (model["vocab"], model["width"], model["depth"]) == (32_000, 4096, 32)
     assert config["model.attention.kv_heads"] == 32
-    assert config["model.attention.head_width"] == 128
+    assert config["model.attention.head_dim"] == 128
     assert config["model.norm.epsilon"] == 1e-6
-    assert composed()["model.attention.head_width"] == 4
+    assert composed()["model.attention.head_dim"] == 4
     assert composed(num_key_value_heads=None)["model.attention.kv_heads"] == 4
 
 

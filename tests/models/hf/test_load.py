@@ -112,7 +112,7 @@ def test_every_float_dtype_is_kept_or_held_without_loss(llama, stored, kept):
     dtype = source.infer_dtype(init_abstract(source.to_config("bfloat16")), parts)
     assert dtype == kept
     with jax.enable_x64(True):
-        table = whole(folder, dtype)["table"]
+        table = whole(folder, dtype)["embedding"]
     assert table.dtype == kept
     wide = source.weights.view("model.embed_tokens.weight").astype(np.float64)
     np.testing.assert_array_equal(np.asarray(table).astype(np.float64), wide)

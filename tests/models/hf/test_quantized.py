@@ -163,14 +163,14 @@ def test_shares_of_experts_are_slices_of_the_whole_and_read_their_own_bytes(expe
         if part.tensor == "up":
             whole = whole[..., part.position :: 2]
         leaf = jax.ShapeDtypeStruct(shapes[part.path], np.float32)
-        before = folder.read
+        before = folder.bytes_read
         got = read_slice(folder, {(): part}, leaf, list, index)
         np.testing.assert_array_equal(got, whole[index])
         e, rows_, columns = (
             range(n)[i] for n, i in zip(whole.shape, index, strict=True)
         )
         least = len({d // 2 for d in rows_}) + len({d // 32 for d in rows_})
-        assert folder.read - before == len(e) * len(columns) * least
+        assert folder.bytes_read - before == len(e) * len(columns) * least
 
 
 def test_shares_of_heads_are_slices_of_the_whole_and_read_their_own_bytes(tmp_path):

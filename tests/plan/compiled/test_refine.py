@@ -22,7 +22,7 @@ def answered(**changes):
     answer = CompileResult(
         compiler="libtpu 1", seconds=9.0, peak_memory=10, memory={"in between": 7}
     )
-    return dataclasses.replace(answer, **({"measured": measured} | changes))
+    return dataclasses.replace(answer, **({"profile": measured} | changes))
 
 
 @pytest.fixture(scope="module")

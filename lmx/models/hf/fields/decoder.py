@@ -17,7 +17,7 @@ BLOCK = "model.layers.{layer}"
 ATTENTION, MLP = f"{BLOCK}.self_attn", f"{BLOCK}.mlp"
 
 EMBEDDING_AND_HEAD = (
-    TensorMap("model.embed_tokens.weight", "table", "V D -> V D"),
+    TensorMap("model.embed_tokens.weight", "embedding", "V D -> V D"),
     TensorMap("lm_head.weight", "head.out.w", "V D -> D V"),
 )
 ATTENTION_TENSORS = (

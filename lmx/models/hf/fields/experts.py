@@ -78,7 +78,7 @@ class RouterFields(FieldMap):
 
 def list_mlps(config: Config) -> Sequence[Node]:
     """What follows attention in every layer."""
-    lead, cycle = config["model.lead"], config["model.mlp"]
+    lead, cycle = config["model.first_mlps"], config["model.mlp"]
     cycle = cycle if isinstance(cycle, tuple) else (cycle,)
     rest = range(len(lead), config["model.depth"])
     return [*lead, *(cycle[i % len(cycle)] for i in rest)]

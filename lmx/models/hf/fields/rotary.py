@@ -22,10 +22,10 @@ ROPE_TYPES: Mapping[str, tuple[str, Mapping[str, str]]] = {
         {
             "factor": "factor",
             TRAINED_LENGTH: "trained_length",
-            "beta_slow": "slow",
-            "beta_fast": "fast",
-            "truncate": "whole",
-            "attention_factor": "temperature",
+            "beta_slow": "beta_slow",
+            "beta_fast": "beta_fast",
+            "truncate": "truncate",
+            "attention_factor": "attention_factor",
         },
     ),
     "llama3": (
@@ -33,8 +33,8 @@ ROPE_TYPES: Mapping[str, tuple[str, Mapping[str, str]]] = {
         {
             "factor": "factor",
             TRAINED_LENGTH: "trained_length",
-            "low_freq_factor": "slow",
-            "high_freq_factor": "fast",
+            "low_freq_factor": "beta_slow",
+            "high_freq_factor": "beta_fast",
         },
     ),
 }
@@ -98,7 +98,7 @@ class RopeFields(FieldMap):
         name, wanted = ROPE_TYPES[scaling["rope_type"]]
         within = f"{self.scope}/" if self.scope else ""
         values = {ours: scaling[theirs] for theirs, ours in wanted.items()}
-        values["base"] = float(settled["rope_theta"])
+        values["theta"] = float(settled["rope_theta"])
         bound = {f"{within}{name}.{ours}": value for ours, value in values.items()}
         scope = (self.scope,) if self.scope else ()
         return {f"{within}{self.binding}": Ref(scope, name, True), **bound}
@@ -119,7 +119,7 @@ def describe_rope(position: Any) -> dict[str, Any]:
         if position.name == name:
             fields = position.fields
             scaling = {theirs: fields[ours] for theirs, ours in wanted.items()}
-            told = {"rope_theta": fields["base"], "rope_scaling": None}
+            told = {"rope_theta": fields["theta"], "rope_scaling": None}
             if kind == "dynamic":
                 told[MAX_LENGTH] = scaling.pop(TRAINED_LENGTH)
             if wanted:
