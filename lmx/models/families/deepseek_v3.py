@@ -131,7 +131,9 @@ class DeepseekRopeFields(RopeFields):
         if not told:
             return {}
         attention = config[found[0].rpartition(".")[0]].fields
-        told["rope_interleave"] = attention["position"].fields["layout"] == LAYOUTS[True]
+        told["rope_interleave"] = (
+            attention["position"].fields["layout"] == LAYOUTS[True]
+        )
         factor = (told["rope_scaling"] or {}).get("factor", 1.0)
         if attention["scale"] and factor > 1.0:
             width = attention["head_dim"] + attention["rope_dim"]
