@@ -26,7 +26,7 @@ from lmx.train.trainer import train_run
 from tests.train.conftest import FLOAT64, PAGE, VARIANTS
 from tests.xla_flags import FLAGS
 
-pytestmark = pytest.mark.num_processes
+pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0  # seconds, on a machine that has much else to do

@@ -41,7 +41,7 @@ class NextToken:
         the nats by the weight of the targets: so that parts of a batch add up exactly.
         """
         inputs = (batch.tokens, batch.positions, batch.segments, keys)
-        x_BTD, aux = model.stream(*inputs)
+        x_BTD, aux = model.hidden_states(*inputs)
         return self.combine(*self.sum_targets(model, x_BTD, batch), aux)
 
     def sum_targets(
