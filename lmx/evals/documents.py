@@ -32,12 +32,13 @@ class SlidingWindow:
         for name in ("length", "stride", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(
-                    f"Windows.{name} is {getattr(self, name)}: at least 1."
+                    f"SlidingWindow.{name} is {getattr(self, name)}: at least 1."
                 )
         if self.stride > self.length:
             raise ConfigError(
                 f"windows of {self.length} tokens, each {self.stride} after the last,"
-                " leave tokens out: SlidingWindow.stride must be at most SlidingWindow.length."
+                " leave tokens out: SlidingWindow.stride must be at most"
+                " SlidingWindow.length."
             )
 
     def count_rows(self, tokens: int) -> int:
@@ -66,7 +67,7 @@ def find_training_length(trained: TrainedModel) -> int:
     known = [
         length
         for name, value in trained.config.flatten()
-        if re.fullmatch(r"data\.(.+\.)?length(\.values)?", name)
+        if re.fullmatch(r"data\.(.+\.)?sequence_length(\.values)?", name)
         for length in (value if isinstance(value, tuple) else (value,))
     ]
     length = max(
@@ -91,7 +92,7 @@ class Scorer:
         if limit is not None and window.length > limit:
             raise ConfigError(
                 f"windows of {window.length} tokens do not fit the {limit} that the"
-                f" model sees: RandomWindows.length must be at most {limit}."
+                f" model sees: SlidingWindow.length must be at most {limit}."
             )
         check_causal(trained.model)
         self.tokenizer, self.window = trained.tokenizer, window

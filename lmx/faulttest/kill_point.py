@@ -28,7 +28,7 @@ from dataclasses import dataclass
     "clock",
 )
 DESCRIPTIONS = {
-    STEP: "in step {step}, {part:.0%} of the time of one after it began",
+    STEP: "in step {step}, {delay:.0%} of the time of one after it began",
     SAVE_REQUESTED: "before anything of the state after step {step} was written",
     SAVE_COPIED: "once the state after step {step} was copied off its devices",
     FIRST_ARRAY: "once a file of arrays of the state after step {step} was there",
@@ -36,8 +36,8 @@ DESCRIPTIONS = {
     AFTER_COMMIT: "after the state after step {step} was committed",
     BEFORE_PRUNE: "before an old state gave way to that after step {step}",
     BEFORE_HOOKS: "between the save after step {step} and what was due then",
-    STARTUP: "{part:.2f} s after it was started",
-    TIMER: "{part:.2f} s after its first step",
+    STARTUP: "{delay:.2f} s after it was started",
+    TIMER: "{delay:.2f} s after its first step",
 }
 
 MAX_DELAY = {STARTUP: 3.0, TIMER: 1.0}  # seconds in which a clock may kill

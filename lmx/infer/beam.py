@@ -83,8 +83,8 @@ class BeamSearch:
         model = nnx.merge(graph, params)
         check_causal(model)
         self.graph, self.params, self.beam = graph, params, beam
-        self.limit, self.vocab = model.limit, model.vocab
-        self.search = jax.jit(self._search, static_argnames="room")
+        self.max_length, self.vocab = model.max_length, model.vocab
+        self.search = jax.jit(self._search, static_argnames="capacity")
 
     def __call__(
         self,
@@ -98,14 +98,14 @@ class BeamSearch:
         """
         check_prompts(prompts, self.vocab)
         longest = max(map(len, prompts))
-        if self.limit and longest + max_new_tokens > self.limit:
+        if self.max_length and longest + max_new_tokens > self.max_length:
             raise ConfigError(
                 f"a prompt of {longest} tokens and {max_new_tokens} more do not fit the"
-                f" {self.limit} that the model sees: ask for fewer."
+                f" {self.max_length} that the model sees: ask for fewer."
             )
         found = self.search(
             self.params,
-            pad_prompts(prompts, self.limit),
+            pad_prompts(prompts, self.max_length),
             token_mask(stop_tokens, self.vocab),
             np.int32(max_new_tokens),
             capacity=round_to_bucket(max_new_tokens),
@@ -126,7 +126,7 @@ class BeamSearch:
         stops: Bool[Array, "V"],
         most: Int[Array, ""],
         *,
-        room: int,
+        capacity: int,
     ) -> Hypotheses:
         model = nnx.merge(self.graph, params)
 
@@ -136,7 +136,7 @@ class BeamSearch:
         def on(search: BeamState) -> BeamState:
             return search_step(model, self.beam, stops, most, search)
 
-        first = start_search(model, self.beam, room, most, prompts)
+        first = start_search(model, self.beam, capacity, most, prompts)
         return jax.lax.while_loop(searching, on, first).hypotheses
 
 

@@ -54,9 +54,9 @@ class Generator:
         check_causal(model)
         self.graph, self.params = graph, params
         self.sampler, self.seed = sampler, seed
-        self.limit, self.vocab = model.limit, model.vocab
-        self.start = jax.jit(self._begin, static_argnames="room")
-        self.decode = jax.jit(self._decode, donate_argnames="going")
+        self.max_length, self.vocab = model.max_length, model.vocab
+        self.start = jax.jit(self._begin, static_argnames="capacity")
+        self.decode = jax.jit(self._decode, donate_argnames="state")
 
     def __call__(
         self,
@@ -76,10 +76,10 @@ class Generator:
         stops_V = token_mask(stop_tokens, self.vocab)
         rows, left = [list(prompt) for prompt in prompts], max_new_tokens
         while left > 0:
-            if limit := self.limit:
+            if limit := self.max_length:
                 rows = [row if len(row) < limit else row[-limit // 2 :] for row in rows]
             fits = left if not limit else min(left, limit - max(map(len, rows)))
-            window = pad_prompts(rows, self.limit, first_row_id)
+            window = pad_prompts(rows, self.max_length, first_row_id)
             for made in self._window(window, stops_V, fits, max_new_tokens - left):
                 yield made
                 left -= made.tokens.shape[1]
@@ -124,20 +124,22 @@ class Generator:
         made: Int[Array, ""],
         more: Int[Array, ""],
         prompts: Prompts,
-        room: int,
+        capacity: int,
     ) -> DecodeState:
-        return start_decoding(nnx.merge(self.graph, params), room, made, more, prompts)
+        return start_decoding(
+            nnx.merge(self.graph, params), capacity, made, more, prompts
+        )
 
     def _decode(
-        self, params: PyTree, stops: Bool[Array, "V"], going: DecodeState
+        self, params: PyTree, stops: Bool[Array, "V"], state: DecodeState
     ) -> tuple[DecodeState, Generated]:
         """`CHUNK` tokens a row, time first."""
         model = nnx.merge(self.graph, params)
 
-        def one(going: DecodeState, _: None) -> tuple[DecodeState, Generated]:
-            return decode_step(model, self.sampler, self.seed, stops, going)
+        def one(state: DecodeState, _: None) -> tuple[DecodeState, Generated]:
+            return decode_step(model, self.sampler, self.seed, stops, state)
 
-        return jax.lax.scan(one, going, None, length=CHUNK)
+        return jax.lax.scan(one, state, None, length=CHUNK)
 
 
 def _extend_row(row: list[int], new: list[int], stop: Collection[int]) -> list[int]:

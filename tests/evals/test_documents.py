@@ -37,7 +37,7 @@ def run():
 
 def batches(windows, stream):
     count = -(-windows.count_rows(len(stream)) // windows.batch_size)
-    return [windows.cut(stream, step) for step in range(count)]
+    return [windows.batch_at(stream, step) for step in range(count)]
 
 
 @pytest.mark.parametrize(("size", "length", "stride"), SIZES)
@@ -151,8 +151,8 @@ def test_windows_are_as_long_as_rows_in_training(run):
 def test_what_cannot_be_scored_is_refused(run):
     for wrong, message in {
         (8, 9): "windows of 8 tokens, each 9 after the last, leave tokens out",
-        (0, 1): "RandomWindows.length is 0: at least 1",
-        (8, 0): "RandomWindows.stride is 0: at least 1",
+        (0, 1): "SlidingWindow.length is 0: at least 1",
+        (8, 0): "SlidingWindow.stride is 0: at least 1",
     }.items():
         with pytest.raises(ConfigError, match=message):
             SlidingWindow(length=wrong[0], stride=wrong[1])

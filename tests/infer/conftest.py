@@ -51,7 +51,7 @@ def weights():
         for path, kind in BLOCK.items()
     }
     return found | {
-        ("table",): drawn("model.embed_tokens", V, D),
+        ("embedding",): drawn("model.embed_tokens", V, D),
         ("norm", "scale"): drawn("model.norm", D),
         ("head", "out", "w"): drawn("lm_head", V, D).T,
     }

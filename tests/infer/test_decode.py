@@ -28,7 +28,7 @@ def test_the_last_logits_of_padded_prompts_are_those_of_full_passes(llama, pad):
     model = nnx.merge(graph, params)
     tokens = jnp.array([pad(row, 9) for row in PROMPTS])
     segments = jnp.array([pad([1] * len(row), 9) for row in PROMPTS])
-    found, cache = jax.jit(prefill)(model, model.cache(3, 12), tokens, segments)
+    found, cache = jax.jit(prefill)(model, model.init_cache(3, 12), tokens, segments)
     newest = jnp.argmax(found, axis=-1)[:, None]
     positions = jnp.array([[len(row)] for row in PROMPTS])
     after, _ = jax.jit(lambda model, *args: model.decode(*args))(

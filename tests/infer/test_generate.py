@@ -57,7 +57,7 @@ def next_of(model):
     forward = jax.jit(lambda params, row: nnx.merge(graph, params)(row))
 
     def next_of(context):
-        width = LIMIT if nnx.merge(graph, params).limit else 64
+        width = LIMIT if nnx.merge(graph, params).max_length else 64
         row = np.zeros((1, width), np.int32)
         row[0, : len(context)] = context
         return int(forward(params, row)[0, len(context) - 1].argmax())
@@ -75,15 +75,17 @@ def test_greedy_tokens_are_those_of_reading_everything_again(greedy, next_of):
         for _ in range(
             40
         ):  # more than one piece, and past the limit where there is one
-            if greedy.limit and len(context) >= greedy.limit:
-                context = context[-greedy.limit // 2 :]
+            if greedy.max_length and len(context) >= greedy.max_length:
+                context = context[-greedy.max_length // 2 :]
             wanted.append(next_of(context))
             context.append(wanted[-1])
         assert joined(greedy([prompt], 40))[0].tolist() == wanted
 
 
 def test_prompts_of_different_lengths_do_not_disturb_one_another(greedy):
-    few = 12 if greedy.limit else 20  # before the longest is full and the others not
+    few = (
+        12 if greedy.max_length else 20
+    )  # before the longest is full and the others not
     together = joined(greedy(PROMPTS, few))
     for row, prompt in zip(together, PROMPTS, strict=True):
         assert row.tolist() == joined(greedy([prompt], few))[0].tolist()
@@ -137,7 +139,7 @@ def test_a_row_that_stops_is_silent_and_changes_no_other(greedy):
     pieces = list(greedy(PROMPTS, 12, stop))
     tokens, live = (
         np.concatenate([getattr(made, name) for made in pieces], axis=1)
-        for name in ("tokens", "live")
+        for name in ("tokens", "active")
     )
     logprobs = np.concatenate([made.logprobs for made in pieces], axis=1)
     for row, alive, wanted in zip(tokens, live, free.tolist(), strict=True):

@@ -1,0 +1,3 @@
+"""The tiny experiment of `tests/train`."""
+
+from tests.train.conftest import tiny as tiny
