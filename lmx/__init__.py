@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from lmx.config.value import Config
     from lmx.core.precision import Dtype
     from lmx.core.sharding import Mesh, Rules
+    from lmx.models.trained_model import TrainedModel
     from lmx.train.experiment import Experiment
-    from lmx.train.restore import TrainedModel
 
 
 def load_experiment(

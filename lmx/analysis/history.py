@@ -1,7 +1,6 @@
 """A run, opened again to look back at: its record, and its state at any step."""
 
 import contextlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,12 +10,12 @@ from typing import Any
 import jax
 
 from lmx.config.registry import ConfigError
-from lmx.config.resolve import from_json, load
+from lmx.config.resolve import load
 from lmx.config.value import Config, diff, explain_errors
 from lmx.core.console import print_line
 from lmx.data.sampling.prefetch import prefetch
 from lmx.run.metadata import describe_environment, diff_metadata, mesh_axes
-from lmx.run.run_dir import RunDir, read_metrics
+from lmx.run.run_dir import RunDir, read_config, read_metadata, read_metrics
 from lmx.train.checkpoint.digest import flatten_by_path
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.reader import DamageError
@@ -35,10 +34,7 @@ from lmx.train.step import TrainState
 def load_run_config(folder: Path, overrides: Iterable[str] = ()) -> Config[Experiment]:
     """What the run in a folder was told, under overrides."""
     words = [*overrides]
-    record = folder / "experiment.json"
-    if not record.is_file():
-        raise ConfigError(f"{folder} is no run: it has no experiment.json.")
-    config = from_json(record.read_text())
+    config = read_config(folder)
     if config.name != "Experiment":
         raise ConfigError(f"{folder} is @{config.name}, which was not trained here.")
     if words:
@@ -84,14 +80,18 @@ class RecordedRun:
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
         """What the run stood on."""
-        return json.loads((self.folder / "card.json").read_text())
+        return read_metadata(self.folder)
 
     @cached_property
     def environment_diff(self) -> Mapping[str, tuple[Any, Any]]:
         """What is not as it was: on the card of the run, and here."""
         return diff_metadata(
             self.metadata,
-            {**self.metadata, "mesh": mesh_axes(self.run), **describe_environment()},
+            {
+                **self.metadata,
+                "mesh": mesh_axes(self.run.mesh),
+                **describe_environment(),
+            },
         )
 
     @cached_property

@@ -13,6 +13,7 @@ from lmx.config.resolve import from_json, resolve
 from lmx.config.value import Config, diff, explain_errors
 from lmx.run.metadata import affects_bits, diff_metadata, sample_losses
 from lmx.run.run_dir import read_metrics
+from lmx.run.schema import check_schema
 from lmx.train.experiment import Experiment
 from lmx.train.hooks.signals import StoppedError
 from lmx.train.trainer import RunOptions, train_run
@@ -42,18 +43,19 @@ class RunMetadata:
 
         Of a run that has not come to its end, the losses are those beside the card.
         """
-        path = path / "card.json" if path.is_dir() else path
+        path = path / "metadata.json" if path.is_dir() else path
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise ConfigError(f"{path} is larger than any card.")
             facts = json.loads(path.read_text())
+            check_schema(path, facts.get("schema"))
             experiment, _ = facts["experiment"], facts["data"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(
                 f"{path} is no card that a run can be made of ({error!r}): give the"
-                " card.json of a run that this lmx trained."
+                " metadata.json of a run that this lmx trained."
             ) from None
         losses = facts.get("losses") or sample_losses(read_metrics(path.parent))
         return cls(facts, _parse_config(path, facts, experiment), dict(losses))
@@ -80,7 +82,7 @@ def apply_overrides(
     words = [*overrides]
     if not words:
         return metadata.config
-    page = parse_text(metadata.config.to_gin(), "card.json")
+    page = parse_text(metadata.config.to_gin(), "metadata.json")
     config = resolve({**page, **parse([], words)}, metadata.config.name)
     changes = diff(metadata.config.identity(), config.identity())
     if changes:
@@ -140,7 +142,7 @@ def reproduce(
     except StoppedError as stopped:
         if stopped.done != until:
             raise
-    here = json.loads((path / "card.json").read_text())
+    here = json.loads((path / "metadata.json").read_text())
     differences = diff_metadata(metadata.fields, here)
     if rtol is None:
         rtol = DEFAULT_RTOL if any(map(affects_bits, differences)) else 0.0

@@ -76,7 +76,7 @@ def _import(folder: Path, run: Path, dtype: Any) -> tuple[str, dict[str, Any]]:
     import jax
 
     from lmx.core.precision import Dtype
-    from lmx.models.hf.api import import_hf
+    from lmx.train.import_hf import import_hf
 
     if dtype not in (None, *get_args(Dtype)):
         raise ConfigError(f"--dtype is {dtype}: one of {', '.join(get_args(Dtype))}.")

@@ -12,7 +12,7 @@ from lmx.config.registry import ConfigError
 from lmx.data.dataset import Batch
 from lmx.evals.perplexity import score_batch, score_batches
 from lmx.infer.causal import check_causal
-from lmx.train.restore import TrainedModel
+from lmx.models.trained_model import TrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,9 +137,9 @@ def read_ledger(run: Path) -> dict[tuple[int, str], str]:
     Those are there or not, whatever a ledger says.
     """
     return {
-        (row["step"], row["what"]): row["state"]
+        (row["step"], row["hook"]): row["status"]
         for row in read_ledger_rows(run)
-        if row["what"] != SAVE
+        if row["hook"] != SAVE
     }
 
 

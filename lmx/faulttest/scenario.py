@@ -1,6 +1,5 @@
 """A run that is killed, and killed elsewhere, beside the same run that is not."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from lmx.faulttest.process_group import (
     UnexpectedExitError,
     run_attempt,
 )
+from lmx.run.run_dir import read_metadata
 from lmx.train.experiment import Experiment
 
 BASELINE, KILLED, RESHARDED = "whole", "killed", "moved"
@@ -211,4 +211,4 @@ def create_folder(folder: Path) -> Path:
 
 def load_metadata(run: Path) -> dict[str, Any]:
     """What a run stands on."""
-    return json.loads((run / "card.json").read_text())
+    return read_metadata(run)

@@ -19,15 +19,15 @@ class Ledger:
 
     def record(self, step: int, hook: str, status: str, **facts: Any) -> None:
         """Adds a line at once."""
-        line = {"step": step, "what": hook, "state": status, **facts}
+        line = {"step": step, "hook": hook, "status": status, **facts}
         self.run_dir.append(LEDGER, line)
 
     def list_done(self, step: int) -> list[str]:
         """What was due after that step and is done."""
         return [
-            row["what"]
+            row["hook"]
             for row in read_ledger(self.run_dir.path)
-            if row["step"] == step and row["state"] == "done"
+            if row["step"] == step and row["status"] == "done"
         ]
 
 

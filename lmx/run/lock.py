@@ -1,4 +1,4 @@
-"""One process at a time may write to the folder of a run."""
+"""Locks the folder of a run: one process at a time writes to it."""
 
 import errno
 import fcntl
@@ -17,17 +17,17 @@ from lmx.core.console import print_line
 from lmx.core.files import write_atomic
 from lmx.core.rendezvous import EXIT_RESTART
 
-LOCK, LEASE = "lock", "lease"  # files of a run's folder, there while it is written to
-LEASE_SECONDS = 40.0  # seconds without a sign of life after which a lease is over
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # there are no locks here
+LOCK, LEASE = "lock", "lease"  # files of a run's folder while it is written to
+LEASE_SECONDS = 40.0  # a lease that is not renewed for so long expires
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system
 MOUNTS = Path("/proc/self/mounts")
 
 
 class Lock:
-    """A lock of the kernel on a file, which ends with the process that holds it."""
+    """A kernel lock on a file, which ends with the process that holds it."""
 
     def __init__(self, folder: Path):
-        """Takes it: ConfigError if another has it, OSError if files have no locks."""
+        """Acquires it; ConfigError if another process has it, OSError without locks."""
         self.path = folder / LOCK
         while True:
             self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -35,43 +35,42 @@ class Lock:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(self.file), os.stat(self.path)):
                     break
-            except FileNotFoundError:  # whoever had it has just taken it away
-                pass
-            except BlockingIOError:
-                self._refuse()
-            except OSError:
+                os.close(self.file)  # the process that had it has just removed the file
+            except FileNotFoundError:
                 os.close(self.file)
+            except OSError as error:
+                os.close(self.file)
+                if isinstance(error, BlockingIOError):
+                    raise _held(self.path) from None
                 raise
-            os.close(self.file)
         os.ftruncate(self.file, 0)
         os.write(self.file, json.dumps(_describe_self()).encode())
 
-    def _refuse(self) -> NoReturn:
-        os.close(self.file)
-        raise ConfigError(_describe_holder(self.path))
-
     def release(self) -> None:
-        """Lets another have it."""
+        """Lets another process acquire it."""
         self.path.unlink(missing_ok=True)
         os.close(self.file)
 
 
 class Lease:
-    """A file that says who writes, and shows ever again that it still does.
+    """A file that names the process that writes, and that this process keeps renewing.
 
-    For folders whose files have no locks, or locks that other machines do not see, as
-    those of a bucket that is mounted. No two clocks are compared: who wants the folder
-    watches the file for `term` seconds and takes it if nothing changes. Whoever finds
-    that it was taken, or cannot show a sign of life for so long, ends with 75.
+    For file systems without locks, or whose locks other machines do not see, such as
+    mounted buckets. No clocks are compared: a process that wants the folder watches the
+    file for `duration` seconds, and takes it over if nothing changes. A process whose
+    lease was taken over, or that cannot renew it for half that time, exits with 75.
     """
 
-    def __init__(self, folder: Path, term: float = LEASE_SECONDS):
-        """Takes it, which may last `term`; ConfigError if another has it."""
-        self.path, self.term = folder / LEASE, term
-        self.contents = {**_describe_self(), "token": secrets.token_hex(8), "sign": 0}
+    def __init__(self, folder: Path, duration: float = LEASE_SECONDS):
+        """Acquires it, which may take `duration`; ConfigError if another has it."""
+        self.path, self.duration = folder / LEASE, duration
+        self.contents = _describe_self() | {
+            "token": secrets.token_hex(8),
+            "renewals": 0,
+        }
         self._acquire()
         self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._renew_until_stopped, daemon=True)
+        self.thread = threading.Thread(target=self._renew, daemon=True)
         self.thread.start()
 
     def _acquire(self) -> None:
@@ -80,18 +79,16 @@ class Lease:
                 file.write(json.dumps(self.contents))
             return
         except FileExistsError:
-            print_line(
-                f"{_describe_holder(self.path)}\nwaiting {self.term:.0f} s for a sign of life"
-            )
-        seen, late = self._read(), time.monotonic() + self.term
-        while time.monotonic() < late:
-            time.sleep(self.term / 40)
+            print_line(f"{_held(self.path)}\nwaiting {self.duration:.0f} s for it")
+        seen, deadline = self._read(), time.monotonic() + self.duration
+        while time.monotonic() < deadline:
+            time.sleep(self.duration / 40)
             if self._read() != seen:
-                raise ConfigError(_describe_holder(self.path))
+                raise _held(self.path)
         self._write()
-        time.sleep(self.term / 20)  # another may have waited as long as this one
+        time.sleep(self.duration / 20)  # another process may have waited as long
         if not self._is_owner():
-            raise ConfigError(_describe_holder(self.path))
+            raise _held(self.path)
 
     def _read(self) -> bytes:
         return self.path.read_bytes() if self.path.exists() else b""
@@ -100,27 +97,27 @@ class Lease:
         return _read_holder(self.path).get("token") == self.contents["token"]
 
     def _write(self) -> None:
-        self.contents["sign"] += 1
+        self.contents["renewals"] += 1
         write_atomic(self.path, json.dumps(self.contents).encode())
 
-    def _renew_until_stopped(self) -> None:
-        shown = time.monotonic()
-        while not self.stopped.wait(self.term / 8):
+    def _renew(self) -> None:
+        renewed = time.monotonic()
+        while not self.stopped.wait(self.duration / 8):
             try:
                 if not self._is_owner():
-                    self._abort(f"was taken over: {_describe_holder(self.path)}")
+                    self._exit(f"was taken over: {_held(self.path)}")
                 self._write()
-                shown = time.monotonic()
+                renewed = time.monotonic()
             except OSError as error:
-                if time.monotonic() - shown > self.term / 2:
-                    self._abort(f"cannot be held on to ({error.strerror})")
+                if time.monotonic() - renewed > self.duration / 2:
+                    self._exit(f"cannot be renewed ({error.strerror})")
 
-    def _abort(self, why: str) -> NoReturn:
-        print(f"error: {self.path.parent} {why}", file=sys.stderr, flush=True)
+    def _exit(self, reason: str) -> NoReturn:
+        print(f"error: {self.path} {reason}", file=sys.stderr, flush=True)
         os._exit(EXIT_RESTART)
 
     def release(self) -> None:
-        """Lets another have it."""
+        """Lets another process acquire it."""
         self.stopped.set()
         self.thread.join()
         self.path.unlink(missing_ok=True)
@@ -129,7 +126,7 @@ class Lease:
 def acquire_lock(folder: Path) -> Lock | Lease:
     """Makes this process the only one that writes to the folder, until `release`.
 
-    Raises ConfigError, naming the holder, if another one writes.
+    Raises ConfigError, which names the holder, if another process does.
     """
     if _get_filesystem(folder).startswith("fuse"):
         return Lease(folder)
@@ -142,13 +139,13 @@ def acquire_lock(folder: Path) -> Lock | Lease:
 
 
 def _get_filesystem(folder: Path) -> str:
-    """The kind of the file system that a folder is on; nothing if that is not told."""
+    """The type of the file system of a folder; empty if it is unknown."""
     if not MOUNTS.exists():
         return ""
     mounts = [line.split()[1:3] for line in MOUNTS.read_text().splitlines()]
-    above = {f"{path}" for path in (folder.resolve(), *folder.resolve().parents)}
-    there = [(len(place), kind) for place, kind in mounts if place in above]
-    return max(there, default=(0, ""))[1]
+    parents = {f"{path}" for path in (folder.resolve(), *folder.resolve().parents)}
+    found = [(len(point), kind) for point, kind in mounts if point in parents]
+    return max(found, default=(0, ""))[1]
 
 
 def _describe_self() -> dict[str, Any]:
@@ -157,17 +154,18 @@ def _describe_self() -> dict[str, Any]:
 
 
 def _read_holder(path: Path) -> dict[str, Any]:
-    """What the file says of who holds it; nothing if it is just being written."""
+    """The contents of a lock file; empty while it is being written."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
 
 
-def _describe_holder(path: Path) -> str:
-    """Who holds it, and what to do about it."""
-    who = {"pid": "?", "host": "?", "since": "?", **_read_holder(path)}
-    return (
-        f"{path.parent} is being written by process {who['pid']} of {who['host']} since"
-        f" {who['since']}: wait for it or stop it, or name another folder with --run."
+def _held(path: Path) -> ConfigError:
+    """Says which process holds a lock, and what to do."""
+    holder = {"pid": "?", "host": "?", "since": "?", **_read_holder(path)}
+    return ConfigError(
+        f"{path.parent} is being written by process {holder['pid']} of {holder['host']}"
+        f" since {holder['since']}: wait for it or stop it, or name another folder with"
+        " --run."
     )

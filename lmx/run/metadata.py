@@ -1,4 +1,4 @@
-"""What a run stands on: versions, machine, commit."""
+"""Run metadata: the environment and the provenance of a run, and its results."""
 
 import hashlib
 import importlib.metadata
@@ -19,98 +19,91 @@ from lmx.config.registry import find
 from lmx.config.value import Config
 from lmx.core import hardware
 from lmx.run.run_dir import read_last_metrics, read_metrics
+from lmx.run.schema import SCHEMA
 from lmx.run.timing import total_seconds
-from lmx.train.program import RunContext
 
-PACKAGES = ("lmx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-DENSE_LOSSES, LOSS_SPACING = (
-    64,
-    1.05,
-)  # losses of a card: so many, then each at so much later a step
-COMPILER_FLAGS = (
-    "XLA_FLAGS",
-    "LIBTPU_INIT_ARGS",
-)  # what tells compilers how to compile
+PACKAGES = ("lmx", "jax", "jaxlib", "flax", "optax", "numpy")
+COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+# Losses in the metadata: the first ones, then one each time the step grew by this.
+DENSE_LOSSES, LOSS_SPACING = 64, 1.05
+TRAINING = ("step", "data", "log")  # the phases that utilization is measured over
+# The fields that two runs are compared by; the first ones affect the bits of results.
+AFFECTS_BITS = ("devices", "processes", "processor", "mesh", "versions", "flags")
+INFORMATIVE = ("imports", "python", "system", "commit", "uncommitted", "untracked")
 
 
-def initial_metadata(name: str, config: Config, run: RunContext) -> dict[str, Any]:
-    """The facts that `card.json` begins with."""
+def initial_metadata(
+    name: str, config: Config, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `metadata.json` has when a run starts; `facts` are those of its kind."""
     return {
+        "schema": SCHEMA,
         "name": name,
         "run_id": config.run_id(),
         "digest": config.digest(),
-        "seed": run.seed,
         "experiment": json.loads(config.to_json()),
         "imports": find_user_modules(config),
-        "data": dict(run.data.fingerprint),
-        "parameters": sum(
-            leaf.size for leaf in jax.tree.leaves(run.abstract_state().params)
-        ),
-        "tokens": run.count_tokens(run.steps),
-        "flops": run.count_flops(run.steps),
-        "mesh": mesh_axes(run),
+        **facts,
         **describe_environment(),
     }
 
 
-def final_metadata(run: RunContext, path: Path) -> dict[str, Any]:
-    """What a card ends with: figures of the finished run in a folder.
+def final_metadata(path: Path, flops: float, devices: int) -> dict[str, Any]:
+    """What `metadata.json` has in addition when the run is finished.
 
-    `losses` are pairs of a step and its loss, `seconds` those of each state, and `mfu`
-    the share of what its devices could do at most, in the steps that were kept.
+    `losses` are pairs of step and loss, `seconds` those of each phase. `mfu` is the
+    share of the peak FLOPs of the devices, in the steps that were not repeated.
     """
-    seconds, peak = total_seconds(path), hardware.peak_flops(run.mesh.size)
-    training = sum(seconds.get(state, 0.0) for state in ("step", "data", "log"))
-    known = {"mfu": run.count_flops(run.steps) / training / peak} if peak else {}
+    seconds, peak = total_seconds(path), hardware.peak_flops(devices)
+    training = sum(seconds.get(phase, 0.0) for phase in TRAINING)
     return {
         "final": read_last_metrics(path),
         "losses": sample_losses(read_metrics(path)),
         "seconds": seconds,
-        **known,
+        **({"mfu": flops / training / peak} if peak else {}),
     }
 
 
-def sample_losses(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, float | str]]:
-    """Logged losses, each with its step: the first few, then fewer, and the last."""
-    found = [(row["step"], row["loss"]) for row in lines if "loss" in row]
-    kept = found[:DENSE_LOSSES]
-    for pair in found[DENSE_LOSSES:]:
-        if pair[0] >= LOSS_SPACING * kept[-1][0] or pair is found[-1]:
-            kept.append(pair)
-    return kept
+def sample_losses(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, float | str]]:
+    """Some logged losses, each with its step: the first ones and the last among them."""
+    losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    sampled = losses[:DENSE_LOSSES]
+    for pair in losses[DENSE_LOSSES:]:
+        if pair[0] >= LOSS_SPACING * sampled[-1][0] or pair is losses[-1]:
+            sampled.append(pair)
+    return sampled
 
 
-def describe_origin(config: Config, run: RunContext) -> dict[str, Any]:
-    """What a saved state tells of the attempt that saved it."""
-    known = describe_environment()
-    told = {name: known[name] for name in ("commit", "devices", "processes")}
-    return {"run_id": config.run_id(), "mesh": mesh_axes(run), **told}
+def describe_origin(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """What a checkpoint records of the process that saves it."""
+    environment = describe_environment()
+    known = {name: environment[name] for name in ("commit", "devices", "processes")}
+    return {"run_id": config.run_id(), "mesh": mesh_axes(mesh), **known}
 
 
-def mesh_axes(run: RunContext) -> dict[str, int]:
-    """How many devices stand along each axis of the mesh that has more than one."""
-    return {axis: size for axis, size in run.mesh.shape.items() if size > 1}
+def mesh_axes(mesh: jax.sharding.Mesh) -> dict[str, int]:
+    """The size of each axis of the mesh that has more than one device."""
+    return {axis: size for axis, size in mesh.shape.items() if size > 1}
 
 
 def find_user_modules(config: Config) -> dict[str, str]:
-    """The user's own modules that a configuration names classes of, with SHA-256."""
-    found: dict[str, str] = {}
+    """The modules outside lmx that the classes of a config are from, with SHA-256."""
+    modules: dict[str, str] = {}
 
     def visit(node: Config) -> None:
-        module = find(node.name, "card").__module__
-        spec = importlib.util.find_spec(module)
-        if module.split(".")[0] != "lmx" and spec and spec.origin:
-            content = Path(spec.origin).read_bytes()
-            found[module] = hashlib.sha256(content).hexdigest()
+        name = find(node.name, "metadata").__module__
+        spec = importlib.util.find_spec(name)
+        if name.split(".")[0] != "lmx" and spec and spec.origin:
+            modules[name] = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
         for value in node.fields.values():
             map_nodes(value, visit)
 
     visit(config)
-    return found
+    return modules
 
 
 def describe_environment() -> dict[str, Any]:
-    """Machine, versions, command and commit: the same whatever this process does."""
+    """Machine, versions, command and commit."""
     return {
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
@@ -118,18 +111,16 @@ def describe_environment() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: _get_version(name) for name in PACKAGES},
-        "flags": {
-            name: os.environ[name] for name in COMPILER_FLAGS if name in os.environ
-        },
+        "flags": {n: os.environ[n] for n in COMPILER_FLAGS if n in os.environ},
         "command": sys.argv,
         **_describe_code(),
     }
 
 
 def _get_processor() -> str:
-    """What the processor calls itself, as far as the system tells."""
-    told = Path("/proc/cpuinfo")
-    for line in told.read_text().splitlines() if told.is_file() else ():
+    """The model name of the processor, if the system has it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -143,17 +134,15 @@ def _get_version(package: str) -> str | None:
 
 
 def _describe_code() -> dict[str, Any]:
-    """The commit of lmx's own source, what was changed since and which files are new.
+    """The commit of the source of lmx, the changes to it, and new files.
 
-    None outside git.
+    None outside a git repository.
     """
-    here = Path(__file__).parents[2]
 
-    def git(*words: str) -> str | None:
+    def git(*args: str) -> str | None:
+        command = ["git", "-C", f"{Path(__file__).parents[1]}", *args]
         try:
-            done = subprocess.run(
-                ["git", "-C", str(here), *words], capture_output=True, text=True
-            )
+            done = subprocess.run(command, capture_output=True, text=True)
         except OSError:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
@@ -166,31 +155,24 @@ def _describe_code() -> dict[str, Any]:
     }
 
 
-# What of a card says where and with what a run was made, and what of that decides bits.
-AFFECTS_BITS = ("devices", "processes", "processor", "mesh", "versions", "flags")
-INFORMATIVE = ("imports", "python", "system", "commit", "uncommitted", "untracked")
-
-
 def diff_metadata(
     old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """What two runs do not stand on alike, by name: on the one card, and on the other.
+    """The differences between the environments of two runs, as `{name: (old, new)}`.
 
-    The names of what decides the bits of a result come first, as in `AFFECTS_BITS`.
+    Names in `AFFECTS_BITS` come first.
     """
-    found = {}
+    pairs: dict[str, tuple[Any, Any]] = {}
     for name in (*AFFECTS_BITS, *INFORMATIVE):
-        was, now = (card.get(name) for card in (old, new))
-        if isinstance(was, dict) and isinstance(now, dict):
-            pairs = {
-                f"{name}.{key}": (was.get(key), now.get(key)) for key in {**was, **now}
-            }
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            for key in {**before, **after}:
+                pairs[f"{name}.{key}"] = (before.get(key), after.get(key))
         else:
-            pairs = {name: (was, now)}
-        found |= {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-    return found
+            pairs[name] = (before, after)
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def affects_bits(name: str) -> bool:
-    """Whether what `unlike` calls so decides the bits of a result."""
+    """Whether a difference of that name changes the bits of results."""
     return name.partition(".")[0] in AFFECTS_BITS

@@ -1,4 +1,4 @@
-"""The live line of a run: a bar on a terminal, now and then a line elsewhere."""
+"""Progress of a run: a bar on a terminal, an occasional line elsewhere."""
 
 import sys
 import time
@@ -10,11 +10,11 @@ from lmx.core.console import LINE_INTERVAL, print_line
 
 
 class RunProgress:
-    """How far a run is, what it last measured, and how long it will still take."""
+    """Shows steps done, the newest metrics and the time left; nothing if not enabled."""
 
-    def __init__(self, name: str, done: int, steps: int):
-        self.name, self.steps = name, steps
-        self.first_step, self.done = done, done
+    def __init__(self, name: str, done: int, steps: int, *, enabled: bool = True):
+        self.name, self.steps, self.enabled = name, steps, enabled
+        self.first_step = self.done = done
         self.started = self.last_shown = time.monotonic()
         self.terminal = sys.stderr.isatty()
         self.bar = tqdm(
@@ -23,50 +23,29 @@ class RunProgress:
             initial=done,
             unit="step",
             dynamic_ncols=True,
-            disable=not self.terminal,
+            disable=not (self.terminal and enabled),
         )
 
     def update(self, done: int) -> None:
-        """That many steps are done."""
+        """Shows that `done` steps are done."""
         self.bar.update(done - self.done)
         self.done = done
 
     def show_metrics(self, values: Mapping[str, str]) -> None:
-        """The newest measurements."""
+        """Shows the newest metrics."""
         self.bar.set_postfix(values, refresh=False)
         now = time.monotonic()
-        if (
-            self.terminal
-            or now - self.last_shown < LINE_INTERVAL
-            and self.done < self.steps
-        ):
+        recent = now - self.last_shown < LINE_INTERVAL and self.done < self.steps
+        if not self.enabled or self.terminal or recent:
             return
         self.last_shown = now
-        left = (
-            (self.steps - self.done)
-            * (now - self.started)
-            / (self.done - self.first_step)
+        speed = (now - self.started) / (self.done - self.first_step)
+        metrics = ", ".join(f"{name} {value}" for name, value in values.items())
+        left = tqdm.format_interval((self.steps - self.done) * speed)
+        print_line(
+            f"{self.name}: step {self.done}/{self.steps}, {metrics}, {left} left"
         )
-        shown = ", ".join(f"{name} {value}" for name, value in values.items())
-        clock = tqdm.format_interval(left)
-        print_line(f"{self.name}: step {self.done}/{self.steps}, {shown}, {clock} left")
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leaves the bar on the terminal."""
         self.bar.close()
-
-
-class NullRunProgress(RunProgress):
-    """The line of a process whose run another one shows."""
-
-    def __init__(self, name: str, done: int, steps: int):
-        del name, done, steps
-
-    def update(self, done: int) -> None:
-        """Shows nothing."""
-
-    def show_metrics(self, values: Mapping[str, str]) -> None:
-        """Shows nothing."""
-
-    def close(self) -> None:
-        """There is nothing to leave."""

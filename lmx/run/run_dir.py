@@ -1,4 +1,4 @@
-"""The run directory: what a run was told, what it found, and where it stopped."""
+"""The folder of a run: its config, its metadata, and what it logs."""
 
 import json
 import math
@@ -10,23 +10,27 @@ from lmx.config.registry import ConfigError
 from lmx.config.resolve import from_json
 from lmx.config.value import Config, diff
 from lmx.core.console import print_line
-from lmx.core.files import create_dir
+from lmx.core.files import create_dir, write_atomic
 from lmx.data.tokenizer.base import Tokenizer
 from lmx.run.jsonl import JsonlWriter, read_jsonl
 from lmx.run.lock import Lease, Lock, acquire_lock
+from lmx.run.schema import check_schema
 from lmx.run.tensorboard import TensorBoardWriter
 
-METRICS, LEDGER, TIMING = "metrics.jsonl", "ledger.jsonl", "account.jsonl"
+METRICS, LEDGER, TIMING = "metrics.jsonl", "ledger.jsonl", "timing.jsonl"
+METADATA, CONFIG = "metadata.json", "experiment.json"
 Value = int | float | str | list[float]
 Values = Mapping[str, Value]
+Changes = Mapping[str, tuple[str, str]]  # from and to, by name
 
 
 class RunDir:
-    """One run's folder. `log_metrics` takes numbers, `path` holds everything else."""
+    """The folder of one run. Unless it is `writable`, nothing is written to it."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._journals = {n: JsonlWriter(path / n) for n in (METRICS, LEDGER, TIMING)}
+    def __init__(self, path: Path, *, writable: bool = True):
+        names = (METRICS, LEDGER, TIMING) if writable else ()
+        self.path, self.writable = path, writable
+        self._writers = {name: JsonlWriter(path / name) for name in names}
         self._board: TensorBoardWriter | None = None
         self._lock: Lock | Lease | None = None
 
@@ -39,104 +43,106 @@ class RunDir:
         tokenizer: Tokenizer | None,
         allow_change: Iterable[str] = (),
     ) -> "RunDir":
-        """The folder of this run: a new one, whole at once, or the one it began in.
+        """Creates the folder of a run, or opens it to resume the run.
 
-        No other process can claim it before this directory is closed. What may differ
-        from the beginning is named by `accept`, and goes on the card.
+        No other process can claim it until it is closed. Refuses another config or
+        other data than the run started with, except for what `allow_change` names,
+        which is recorded in the metadata.
         """
-        directory = cls(path)
+        run_dir = cls(path)
         try:
-            if not (path / "experiment.json").is_file():
-                _create(path, config, metadata, tokenizer)
-            directory._lock = acquire_lock(path)
-            if differences := _check_same_run(path, config, metadata, allow_change):
-                directory.update_metadata(**metadata, accepted=differences)
+            if not (path / CONFIG).is_file():
+                create_dir(
+                    path,
+                    lambda new: write_initial_files(new, config, metadata, tokenizer),
+                    "is not a run: name another folder with --run.",
+                )
+            run_dir._lock = acquire_lock(path)
+            if changes := _check_same_run(path, config, metadata, allow_change):
+                run_dir.update_metadata(**metadata, allowed_changes=changes)
             _write_config(path, config)
         except OSError as error:
-            directory.close()
+            run_dir.close()
             raise ConfigError(
                 f"no run can be written at {path}: {error.strerror} ({error.filename});"
                 " name another folder with --run."
             ) from None
         except ConfigError:
-            directory.close()
+            run_dir.close()
             raise
-        return directory
+        return run_dir
 
     @property
     def checkpoint_folder(self) -> Path:
-        """Where the states are."""
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def finished(self) -> bool:
-        """Whether the last step was done and its numbers are on the card."""
-        return "final" in json.loads((self.path / "card.json").read_text())
+        """Whether the last step was done and the metadata has the final metrics."""
+        return "final" in read_metadata(self.path)
 
     def truncate_after(self, step: int) -> None:
-        """Ready to log what follows `step`; what was logged beyond it is dropped.
+        """Drops what was logged after that step, to resume from it.
 
-        So is what the hooks logged that were due after that step and not done with.
+        Also drops what hooks logged that were due after that step and did not finish.
         """
-        settled = (
+        if not self.writable:
+            return
+        sizes = [
             row["metrics"]
             for row in read_jsonl(self.path / LEDGER)
             if row["step"] == step and "metrics" in row
-        )
-        *_, size = (None, *settled)
-
-        def kept(row: Mapping[str, Any]) -> bool:
-            return row["step"] <= step
-
-        self._journals[METRICS].truncate(kept, size)
-        self._journals[LEDGER].truncate(kept)
+        ]
+        for name, size in ((METRICS, sizes[-1] if sizes else None), (LEDGER, None)):
+            self._writers[name].truncate(lambda row: row["step"] <= step, size)
         self._board = TensorBoardWriter(self.path, step + 1)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """One line of that journal; one that cannot be written now is held."""
-        journal = self._journals[name]
-        full = bool(journal.pending)
+        """Appends a line to that file; one that cannot be written now stays pending."""
+        if not self.writable:
+            return
+        writer = self._writers[name]
+        reported = bool(writer.pending)
         try:
-            journal.append(row)
+            writer.append(row)
         except OSError as error:
-            if not full:
+            if not reported:
                 print_line(
-                    f"error: {journal.path} cannot be written ({error.strerror});"
-                    " training goes on, and what is measured is held until it can be."
+                    f"error: {writer.path} cannot be written ({error.strerror});"
+                    " training continues, and lines are kept in memory until they can"
+                    " be written."
                 )
 
     def flush(self) -> str | None:
-        """Why something that was to be written is still held, if it is."""
-        for journal in self._journals.values():
+        """Writes all pending lines; the reason if one cannot be written."""
+        for writer in self._writers.values():
             try:
-                journal.flush()
+                writer.flush()
             except OSError as error:
-                return f"{journal.path}: {error.strerror}"
+                return f"{writer.path}: {error.strerror}"
         return None
 
     def file_size(self, name: str) -> int:
-        """Bytes of that journal."""
-        return self._journals[name].size
+        """Bytes of that file, pending lines included; 0 if it is not written here."""
+        return self._writers[name].size if self.writable else 0
 
     def log_metrics(self, step: int, values: Values) -> None:
-        """One line of metrics, and the same for TensorBoard."""
+        """Appends a line of metrics, and passes them to TensorBoard."""
         line = {name: encode_non_finite(value) for name, value in values.items()}
         self.append(METRICS, {"step": step} | line)
         if self._board:
             self._board.add(step, values)
 
     def update_metadata(self, **facts: Any) -> None:
-        """Adds facts to the card, or replaces them."""
-        card = self.path / "card.json"
-        known = json.loads(card.read_text()) | facts
-        fresh = card.with_suffix(".new")
-        fresh.write_text(json.dumps(known, indent=1) + "\n")
-        fresh.replace(card)
+        """Adds or replaces fields of the metadata."""
+        if self.writable:
+            _write_json(self.path / METADATA, read_metadata(self.path) | facts)
 
     def close(self) -> None:
-        """Everything logged is on disk."""
-        for journal in self._journals.values():
-            journal.close()
+        """Closes all files and releases the lock."""
+        for writer in self._writers.values():
+            writer.close()
         if self._board:
             self._board.close()
         if self._lock:
@@ -144,24 +150,26 @@ class RunDir:
             self._lock = None
 
 
-class NullRunDir(RunDir):
-    """The folder of a run in which another process writes what this one would."""
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of the run in a folder.
 
-    def truncate_after(self, step: int) -> None:
-        """Drops nothing."""
+    Raises ConfigError if there is no run, or one of another schema.
+    """
+    if (path / "card.json").is_file():  # the metadata of schema 3
+        check_schema(path, 3)
+    metadata = _read_json(path, METADATA)
+    check_schema(path, metadata.get("schema"))
+    return metadata
 
-    def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Writes nothing."""
 
-    def log_metrics(self, step: int, values: Values) -> None:
-        """Writes nothing."""
-
-    def update_metadata(self, **facts: Any) -> None:
-        """Writes nothing."""
+def read_config(path: Path) -> Config:
+    """The config of the run in a folder; raises what `read_metadata` raises."""
+    read_metadata(path)
+    return from_json(json.dumps(_read_json(path, CONFIG)))
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics of a run, as far as they are whole."""
+    """The lines of metrics of a run."""
     return iter(read_jsonl(path / METRICS))
 
 
@@ -174,7 +182,7 @@ def read_last_metrics(path: Path) -> dict[str, Any]:
 
 
 def encode_non_finite(value: Value) -> Any:
-    """What JSON has no number for, as a word: "NaN", "Infinity", "-Infinity"."""
+    """Replaces what JSON has no number for by "NaN", "Infinity" or "-Infinity"."""
     if isinstance(value, list):
         return [encode_non_finite(item) for item in value]
     if isinstance(value, str) or math.isfinite(value):
@@ -182,90 +190,84 @@ def encode_non_finite(value: Value) -> Any:
     return json.dumps(value)
 
 
-def _write_config(path: Path, config: Config) -> None:
-    """What the run was told, as a value and as a page."""
-    for name, text in {
-        "experiment.json": config.to_json(indent=1),
-        "experiment.gin": config.to_gin(),
-    }.items():
-        fresh = path / f".{name}"
-        fresh.write_text(text.rstrip() + "\n")
-        fresh.replace(path / name)
-
-
-def _create(
-    path: Path, config: Config, card: Mapping[str, Any], codec: Tokenizer | None
-) -> None:
-    """Makes the folder of a new run; where that fails, nothing is left of it."""
-
-    def fill(fresh: Path) -> None:
-        write_initial_files(fresh, config, card, codec)
-
-    create_dir(path, fill, "is no run: name another folder with --run.")
-
-
 def write_initial_files(
-    path: Path, config: Config, metadata: Mapping[str, Any], tokenizer: Tokenizer | None
+    path: Path,
+    config: Config,
+    metadata: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
 ) -> None:
-    """What a run begins with: its configuration, its card and its tokenizer."""
+    """Writes the config, the metadata and the tokenizer of a new run."""
     _write_config(path, config)
-    (path / "card.json").write_text(json.dumps(metadata, indent=1) + "\n")
+    _write_json(path / METADATA, metadata)
     if tokenizer:
         tokenizer.save(path)
 
 
-def _check_same_run(
-    path: Path, config: Config, card: Mapping[str, Any], accept: Iterable[str]
-) -> list[dict[str, str]]:
-    """What differs from the beginning and is accepted, if anything is.
-
-    Refuses to go on with a run that is another one, or has other data.
-    """
+def _read_json(path: Path, name: str) -> Any:
+    """A JSON file of the run in a folder."""
     try:
-        old = from_json((path / "experiment.json").read_text())
-        known = json.loads((path / "card.json").read_text())
-        data = known["data"]
-    except (ValueError, KeyError, OSError) as error:
+        return json.loads((path / name).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is not a run: it has no {name}.") from None
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"the record of {path} cannot be read ({error}): bring back its"
-            " experiment.json and card.json, or name another folder with --run."
+            f"{path / name} cannot be read ({error}): restore it from a copy, or name"
+            " another folder with --run."
         ) from None
-    told = diff(old.identity(), config.identity())
-    settings = {name: (f"{was}", f"{now}") for name, (was, now) in told.items()}
-    digests = {
-        f"data {name}": (f"{data.get(name)}", f"{card['data'].get(name)}")
-        for name in sorted({**data, **card["data"]})
-        if data.get(name) != card["data"].get(name)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomic(path, f"{json.dumps(value, indent=1)}\n".encode())
+
+
+def _write_config(path: Path, config: Config) -> None:
+    """Writes the config as JSON and as gin."""
+    texts = {CONFIG: config.to_json(indent=1), "experiment.gin": config.to_gin()}
+    for name, text in texts.items():
+        write_atomic(path / name, f"{text.rstrip()}\n".encode())
+
+
+def _check_same_run(
+    path: Path,
+    config: Config,
+    metadata: Mapping[str, Any],
+    allow_change: Iterable[str],
+) -> list[dict[str, str]]:
+    """Refuses another config or other data than the run in the folder has.
+
+    Returns the changes to it that were ever allowed, if there are new ones.
+    """
+    old, old_metadata = read_config(path), read_metadata(path)
+    settings = {
+        name: (f"{before}", f"{after}")
+        for name, (before, after) in diff(old.identity(), config.identity()).items()
     }
-    names = [place for name in accept for place in config.find_paths(name)]
-    _raise_if_changed(f"{path} holds another run", _drop_allowed(settings, names))
-    _raise_if_changed(
-        f"the data have changed since {path} began", _drop_allowed(digests, names)
-    )
-    found = {**settings, **digests}.items()
-    new = [{"name": name, "was": was, "now": now} for name, (was, now) in found]
-    return [*known.get("accepted", []), *new] if new else []
+    digests = [known.get("data", {}) for known in (old_metadata, metadata)]
+    data = {
+        f"data {name}": (f"{digests[0].get(name)}", f"{digests[1].get(name)}")
+        for name in sorted({**digests[0], **digests[1]})
+        if digests[0].get(name) != digests[1].get(name)
+    }
+    allowed = [place for name in allow_change for place in config.find_paths(name)]
+    _raise_if_changed(f"{path} holds another run", settings, allowed)
+    _raise_if_changed(f"the data have changed since {path} started", data, allowed)
+    changes = [
+        {"name": name, "from": before, "to": after}
+        for name, (before, after) in {**settings, **data}.items()
+    ]
+    return [*old_metadata.get("allowed_changes", []), *changes] if changes else []
 
 
-Changes = Mapping[str, tuple[str, str]]
-
-
-def _drop_allowed(changes: Changes, accepted: Iterable[str]) -> Changes:
-    """The changes that lie at none of these paths, nor below one."""
-    found = dict(changes)
-    for path in accepted:
-        for name in changes:
-            if name == path or name.startswith((f"{path}.", f"{path} ")):
-                found.pop(name, None)
-    return found
-
-
-def _raise_if_changed(what: str, changes: Changes) -> None:
-    if changes:
-        lines = [
-            f"  {name}: {was} there, {now} here" for name, (was, now) in changes.items()
-        ]
+def _raise_if_changed(problem: str, changes: Changes, allowed: Iterable[str]) -> None:
+    """Raises ConfigError for changes that are not at or below an allowed path."""
+    prefixes = tuple(f"{path}{end}" for path in allowed for end in (".", " "))
+    lines = [
+        f"  {name}: {before} before, {after} now"
+        for name, (before, after) in changes.items()
+        if not f"{name}.".startswith(prefixes)
+    ]
+    if lines:
         raise ConfigError(
-            f"{what}: name another folder with --run, bring back the old, or allow it"
-            " with --accept NAME\n" + "\n".join(lines)
+            f"{problem}: name another folder with --run, restore the old settings, or"
+            " allow the change with --allow-change NAME\n" + "\n".join(lines)
         )

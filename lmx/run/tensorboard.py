@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard, which a run can do without."""
+"""Writes TensorBoard event files; a run continues without them if that fails."""
 
 import contextlib
 import os
@@ -13,15 +13,14 @@ from tensorboardX.record_writer import RecordWriter
 
 from lmx.core.console import print_line
 
-_PROTO: Any = event_pb2  # its classes are made as it is imported
-FLUSH_INTERVAL = 120.0  # seconds between two times that what was added is put on disk
+_PROTO: Any = event_pb2  # its classes are created at import
+FLUSH_INTERVAL = 120.0  # seconds
 
 
 class TensorBoardWriter:
-    """An event file of a run. Where it cannot be written, that is said once."""
+    """One event file of a run. Values of `step` and later in older files are void."""
 
     def __init__(self, folder: Path, step: int):
-        """What is there of `step` and later ones is void."""
         self.folder, self.flushed = folder, time.monotonic()
         self.writer: RecordWriter | None = None
         name = f"events.out.tfevents.{time.time():.0f}.{os.uname().nodename}"
@@ -32,25 +31,25 @@ class TensorBoardWriter:
             self._write_event(step, session_log=start)
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
-        """Adds numbers, lists of them, and texts."""
+        """Adds numbers, lists of numbers, and texts."""
         with self._disable_on_error():
             for name, value in values.items():
-                for made in _make_summaries(name, value):
-                    self._write_event(step, summary=made)
+                for item in _make_summaries(name, value):
+                    self._write_event(step, summary=item)
             if self.writer and time.monotonic() - self.flushed > FLUSH_INTERVAL:
                 self.writer.flush()
                 self.flushed = time.monotonic()
 
     def close(self) -> None:
-        """Everything added is on disk."""
+        """Flushes and closes the file."""
         with self._disable_on_error():
             if self.writer:
                 self.writer.close()
                 self.writer = None
 
-    def _write_event(self, step: int, **what: Any) -> None:
+    def _write_event(self, step: int, **fields: Any) -> None:
         if self.writer:
-            event = _PROTO.Event(wall_time=time.time(), step=step, **what)
+            event = _PROTO.Event(wall_time=time.time(), step=step, **fields)
             self.writer.write(event.SerializeToString())
 
     @contextlib.contextmanager
@@ -59,8 +58,8 @@ class TensorBoardWriter:
             yield
         except OSError as error:
             print_line(
-                f"warning: no more is written for TensorBoard to {self.folder}"
-                f" ({error.strerror}); {self.folder / 'metrics.jsonl'} has it all"
+                f"warning: nothing more is written for TensorBoard to {self.folder}"
+                f" ({error.strerror}); {self.folder / 'metrics.jsonl'} has all metrics"
             )
             writer, self.writer = self.writer, None
             if writer:

@@ -1,4 +1,4 @@
-"""Where the seconds of a run went: each second of each attempt in exactly one state."""
+"""Time accounting: each second of each attempt at a run belongs to one phase."""
 
 import contextlib
 import functools
@@ -14,59 +14,55 @@ from typing import Any
 from lmx.run.jsonl import JsonlWriter, read_jsonl
 from lmx.run.run_dir import TIMING, RunDir
 
-# Seconds since the machine was started, of all its processes, sleep among them. Nobody
-# can set this clock, as one can that of the wall.
+# Seconds since the machine booted, suspend included: the same clock in all processes,
+# and unlike the wall clock it is never set.
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
-FIXED_COSTS = {
-    "start",
-    "restore",
-    "compile",
-}  # what an attempt costs, whatever comes of it
+FIXED_COSTS = {"start", "restore", "compile"}  # of each attempt, whatever it achieves
 
 
 def now() -> float:
-    """Seconds by the clock of the machine."""
+    """Seconds since the machine booted."""
     return time.clock_gettime(CLOCK)
 
 
 def read_process_start() -> float:
-    """When this process began, by the same clock; now, where that is not to be had."""
+    """When this process started, by the same clock; now if the system does not say."""
     try:
-        told = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return now()
-    return int(told[19]) / os.sysconf("SC_CLK_TCK")
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 @functools.cache
 def read_boot_id() -> str:
-    """The name of the time since the machine was started."""
-    return (
-        BOOT_ID_FILE.read_text()[:8] if BOOT_ID_FILE.exists() else socket.gethostname()
-    )
+    """Identifies the current boot of this machine."""
+    if BOOT_ID_FILE.exists():
+        return BOOT_ID_FILE.read_text()[:8]
+    return socket.gethostname()
 
 
 def timestamp() -> dict[str, Any]:
-    """Now, by the clock of the machine and by that of the wall."""
+    """The current time, by the clock of the machine and by the wall clock."""
     return {
-        "boot": read_boot_id(),
+        "boot_id": read_boot_id(),
         "clock": round(now(), 6),
-        "wall": round(time.time(), 3),
+        "wall_time": round(time.time(), 3),
     }
 
 
 class TimeAccounting:
-    """A clock with one current state; states nest, and none counts for two.
+    """A clock with one current phase; phases nest, and no second counts twice.
 
-    `start`, `restore` (or making the state of step 0), `compile` (the first step of
-    each shape), `data` (waiting for a batch), `step`, `log_metrics`, `CheckpointPolicy` and the hooks by
-    name, `stop_tokens`. Kept in `account.jsonl` at each `record`, so that a kill loses what came
-    after the last.
+    The phases are `start`, `restore` (or the initialization of step 0), `compile` (the
+    first step of each shape), `data` (waiting for a batch), `step`, `log`, the hooks by
+    name, and `stop`. Each `record` appends to `timing.jsonl`; a kill loses the seconds
+    after the last one.
     """
 
     def __init__(self, since: float | None = None):
-        self.state, self.since = "start", now() if since is None else since
+        self.phase, self.since = "start", now() if since is None else since
         self.started = self.since
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.recorded = self.seconds.copy()
@@ -74,51 +70,51 @@ class TimeAccounting:
         self.attempt = self.step = 0
 
     @contextlib.contextmanager
-    def measure(self, state: str) -> Iterator[None]:
-        """Inside, seconds are of that state."""
-        before = self.switch(state)
+    def measure(self, phase: str) -> Iterator[None]:
+        """Counts the seconds inside as those of the phase."""
+        previous = self.switch(phase)
         try:
             yield
         finally:
-            self.switch(before)
+            self.switch(previous)
 
-    def switch(self, state: str) -> str:
-        """From now on seconds are of that state. Returns the one before."""
-        at = now()
-        self.seconds[self.state] += at - self.since
-        before, self.state, self.since = self.state, state, at
-        return before
+    def switch(self, phase: str) -> str:
+        """Starts the phase; returns the one that it replaces."""
+        time_now = now()
+        self.seconds[self.phase] += time_now - self.since
+        previous, self.phase, self.since = self.phase, phase, time_now
+        return previous
 
     def get_state(self) -> tuple[str, float]:
-        """The state, and since when: it changes whenever anything begins or ends."""
-        return self.state, self.since
+        """The phase and when it started; changes whenever a phase starts or ends."""
+        return self.phase, self.since
 
-    def sum_seconds(self, *states: str) -> float:
-        """Seconds of these states up to now, in this attempt."""
-        self.switch(self.state)
-        return sum(self.seconds[state] for state in states)
+    def sum_seconds(self, *phases: str) -> float:
+        """Seconds of these phases so far, in this attempt."""
+        self.switch(self.phase)
+        return sum(self.seconds[phase] for phase in phases)
 
     def start_attempt(self, run_dir: RunDir, step: int) -> None:
-        """Writes from now on; this attempt goes on from that step."""
+        """Records from now on; this attempt resumes from that step."""
         self.run_dir = run_dir
-        self.attempt = 1 + sum("began" in row for row in read_timing(run_dir.path))
-        who = {"host": socket.gethostname(), "pid": os.getpid()}
-        self._append(began=round(self.started, 6), step=step, **who, **timestamp())
+        self.attempt = 1 + sum("started" in row for row in read_timing(run_dir.path))
+        process = {"host": socket.gethostname(), "pid": os.getpid()}
+        started = round(self.started, 6)
+        self._append(started=started, step=step, **process, **timestamp())
         self.record(step)
 
     def record(self, step: int) -> None:
-        """Writes the seconds since the note before, `step` being done."""
-        self.switch(self.state)
+        """Appends the seconds since the last record, with `step` steps done."""
+        self.switch(self.phase)
         self.step = step
-        spent = {s: n - self.recorded[s] for s, n in self.seconds.items()}
+        spent = {p: round(n - self.recorded[p], 6) for p, n in self.seconds.items()}
         self.recorded = self.seconds.copy()
-        told = {state: round(n, 6) for state, n in spent.items() if n}
-        self._append(
-            step=step, seconds=told, **timestamp() | {"clock": round(self.since, 6)}
-        )
+        spent = {phase: seconds for phase, seconds in spent.items() if seconds}
+        time_now = timestamp() | {"clock": round(self.since, 6)}
+        self._append(step=step, seconds=spent, **time_now)
 
     def finish(self) -> None:
-        """The last note of this attempt."""
+        """The last record of this attempt."""
         self.record(self.step)
 
     def _append(self, **row: Any) -> None:
@@ -127,54 +123,57 @@ class TimeAccounting:
 
 
 def read_timing(path: Path) -> list[dict[str, Any]]:
-    """The lines of the account of a run."""
+    """The lines of `timing.jsonl` of a run."""
     return read_jsonl(path / TIMING)
 
 
 def record_death(path: Path, pid: int, status: int) -> None:
-    """Notes that the attempt of that process of this machine has just ended."""
-    begun = [row for row in read_timing(path) if "began" in row][-1:]
-    if begun and (begun[0]["host"], begun[0]["pid"]) == (socket.gethostname(), pid):
-        row = {"attempt": begun[0]["attempt"], "died": status, **timestamp()}
-        journal = JsonlWriter(path / TIMING)
-        journal.append(row)
-        journal.close()
+    """Records that the process of this machine with the last attempt just exited."""
+    started = [row for row in read_timing(path) if "started" in row][-1:]
+    for row in started:
+        if (row["host"], row["pid"]) == (socket.gethostname(), pid):
+            line = {"attempt": row["attempt"], "exit_status": status, **timestamp()}
+            writer = JsonlWriter(path / TIMING)
+            writer.append(line)
+            writer.close()
 
 
 def total_seconds(path: Path) -> dict[str, float]:
-    """Seconds of the whole run by state, over all its attempts.
+    """Seconds of the whole run by phase, over all its attempts.
 
-    `lost` is work that was done again by a later attempt, and what came between the
-    last note and a death that somebody saw; `down` is between attempts. Every second
-    from the first attempt's beginning to the last note is in one state.
+    `lost` is work that a later attempt repeated, and the time between the last record
+    and the exit of a process that its supervisor saw; `down` is the time between
+    attempts. Each second from the start of the first attempt to the last record is in
+    one phase.
     """
     seconds: defaultdict[str, float] = defaultdict(float)
     rows = read_timing(path)
-    for row, before, reached in zip(
+    for row, previous, resumed in zip(
         rows, [{}, *rows], _find_resume_steps(rows), strict=False
     ):
-        if "began" in row and before:
-            ago = row["clock"] - row["began"]
-            then = {name: row[name] - ago for name in ("clock", "wall")}
-            seconds["down"] += _seconds_between(before, row | then)
-        elif "died" in row:
-            seconds["lost"] += _seconds_between(before, row)
-        again = row.get("step", 0) > reached
-        for state, n in row.get("seconds", {}).items():
-            seconds["lost" if again and state not in FIXED_COSTS else state] += n
+        if "started" in row and previous:
+            ago = row["clock"] - row["started"]
+            start = {name: row[name] - ago for name in ("clock", "wall_time")}
+            seconds["down"] += _seconds_between(previous, row | start)
+        elif "exit_status" in row:
+            seconds["lost"] += _seconds_between(previous, row)
+        repeated = row.get("step", 0) > resumed
+        for phase, n in row.get("seconds", {}).items():
+            seconds["lost" if repeated and phase not in FIXED_COSTS else phase] += n
     return dict(seconds)
 
 
 def _find_resume_steps(rows: list[dict[str, Any]]) -> list[float]:
-    """For each line the earliest step that an attempt after it went on from."""
-    found, step = [], math.inf
+    """For each line the earliest step that a later attempt resumes from."""
+    steps, earliest = [], math.inf
     for row in reversed(rows):
-        found.append(step)
-        step = min(step, float(row["step"])) if "began" in row else step
-    return found[::-1]
+        steps.append(earliest)
+        if "started" in row:
+            earliest = min(earliest, float(row["step"]))
+    return steps[::-1]
 
 
-def _seconds_between(before: dict[str, Any], after: dict[str, Any]) -> float:
-    """Seconds between two moments; where the machine was started anew, by the wall."""
-    clock = "clock" if before["boot"] == after["boot"] else "wall"
-    return max(after[clock] - before[clock], 0.0)
+def _seconds_between(previous: dict[str, Any], row: dict[str, Any]) -> float:
+    """Seconds between two timestamps; by the wall clock if the machine rebooted."""
+    clock = "clock" if previous["boot_id"] == row["boot_id"] else "wall_time"
+    return max(row[clock] - previous[clock], 0.0)

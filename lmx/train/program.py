@@ -15,6 +15,7 @@ from lmx.data.dataset import Batch, Dataset
 from lmx.data.sampling.schedule import BatchSchedule
 from lmx.data.sampling.source import schedule_of
 from lmx.models.decoder import Decoder
+from lmx.run.metadata import mesh_axes
 from lmx.train.loop import StepFn
 from lmx.train.step import Metrics, StepConfig, TrainState
 
@@ -106,6 +107,18 @@ class RunContext:
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and places of a state."""
         return sharding.with_shardings(jax.eval_shape(self.init), self.shardings)
+
+    def describe(self) -> dict[str, Any]:
+        """What the metadata of a run has of it."""
+        params = jax.tree.leaves(self.abstract_state().params)
+        return {
+            "seed": self.seed,
+            "data": dict(self.data.fingerprint),
+            "parameters": sum(leaf.size for leaf in params),
+            "tokens": self.count_tokens(self.steps),
+            "flops": self.count_flops(self.steps),
+            "mesh": mesh_axes(self.mesh),
+        }
 
     def put_batch(self, batch: Batch) -> Batch:
         """A batch that this process has whole on the devices, as the rules say."""

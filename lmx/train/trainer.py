@@ -16,8 +16,8 @@ from lmx.data.dataset import Batch
 from lmx.data.sampling.prefetch import prefetch
 from lmx.run.metadata import describe_origin, final_metadata, initial_metadata
 from lmx.run.plots import plot_run
-from lmx.run.progress import NullRunProgress, RunProgress
-from lmx.run.run_dir import NullRunDir, RunDir
+from lmx.run.progress import RunProgress
+from lmx.run.run_dir import RunDir
 from lmx.run.timing import TimeAccounting, now
 from lmx.train.checkpoint.manager import CheckpointManager, SaveError
 from lmx.train.experiment import Experiment
@@ -81,10 +81,8 @@ def _train_once(name: str, config: Config, path: Path, manner: RunOptions) -> Ru
         closing(_claim_dir(name, config, run, path, manner.allow_changes)) as directory,
         closing(Watchdog(account.get_state, experiment.hang_timeout, directory.path)),
     ):
-        saves = experiment.checkpoint
-        checkpoints = saves.open(
-            directory.checkpoint_folder, describe_origin(config, run)
-        )
+        saves, origin = experiment.checkpoint, describe_origin(config, run.mesh)
+        checkpoints = saves.open(directory.checkpoint_folder, origin)
         if _is_finished(run, directory, checkpoints):
             return directory
         checkpoints.prepare()
@@ -98,9 +96,8 @@ def _train_once(name: str, config: Config, path: Path, manner: RunOptions) -> Ru
         account.start_attempt(directory, done)
         gaps = load_skipped(directory.path)
         checkpoints.extra_metadata["gaps"] = gaps
-        line = (RunProgress if distributed.is_leader() else NullRunProgress)(
-            name, done, run.steps
-        )
+        leader = distributed.is_leader()
+        line = RunProgress(name, done, run.steps, enabled=leader)
         log = MetricLogger(run, directory, account, experiment.log_every, line)
         watch = experiment.guard.start(run, directory, checkpoints)
         settle = partial(_flush_all, log, watch, directory)
@@ -125,7 +122,9 @@ def _train_once(name: str, config: Config, path: Path, manner: RunOptions) -> Ru
             checkpoints.wait()
             settle()
             account.record(run.steps)
-            directory.update_metadata(**final_metadata(run, path))
+            directory.update_metadata(
+                **final_metadata(path, run.count_flops(run.steps), run.mesh.size)
+            )
     return directory
 
 
@@ -175,10 +174,10 @@ def _claim_dir(
     name: str, config: Config, run: RunContext, path: Path, accept: tuple[str, ...]
 ) -> RunDir:
     """The folder of the run, claimed by the first process."""
-    held: list[RunDir] = [NullRunDir(path)]
+    held: list[RunDir] = [RunDir(path, writable=False)]
 
     def claim() -> None:
-        facts = initial_metadata(name, config, run)
+        facts = initial_metadata(name, config, run.describe())
         codec = run.data.tokenizer
         held.append(RunDir.claim(path, config, facts, codec, accept))
 

@@ -110,7 +110,7 @@ def test_data_that_a_run_left_out_are_left_out_again(ran, past, tmp_path):
     path = tmp_path / "rewound"
     shutil.copytree(ran, path)
     with (path / "ledger.jsonl").open("a") as ledger:
-        line = {"step": 20, "what": "Rewind", "state": "done", "data": [21, 24]}
+        line = {"step": 20, "hook": "Rewind", "status": "done", "data": [21, 24]}
         ledger.write(f"{json.dumps(line)}\n")
     rewound = RecordedRun(path, past.config, {}, past.experiment, past.run)
     assert [rewound.data_step(step) for step in (1, 20, 21, 22)] == [1, 20, 21, 25]
@@ -142,13 +142,13 @@ def test_what_cannot_be_replayed_is_refused(ran, past, tmp_path):
     for words in (["Decoder.depth=3"], ["Experiment.optimizer=@muon"]):
         with pytest.raises(ConfigError, match="state of step 20 has no"):
             replay(RecordedRun.open(ran, words), 22)
-    with pytest.raises(ConfigError, match="is no run"):
+    with pytest.raises(ConfigError, match="is not a run"):
         RecordedRun.open(tmp_path)
     path = tmp_path / "other"
     shutil.copytree(ran, path)
-    card = json.loads((path / "card.json").read_text())
+    card = json.loads((path / "metadata.json").read_text())
     card["data"]["source"] += "?"
-    (path / "card.json").write_text(json.dumps(card))
+    (path / "metadata.json").write_text(json.dumps(card))
     with pytest.raises(ConfigError, match="data are not those that"):
         RecordedRun.open(path)
     assert RecordedRun.open(path, ["RepeatTask.vocab=7"]).changes

@@ -39,9 +39,9 @@ def told(finished, tmp_path):
     """A card that lies alone, with some facts changed."""
 
     def told(**facts):
-        card = json.loads((finished / "card.json").read_text()) | facts
-        (tmp_path / "card.json").write_text(json.dumps(card))
-        return tmp_path / "card.json"
+        card = json.loads((finished / "metadata.json").read_text()) | facts
+        (tmp_path / "metadata.json").write_text(json.dumps(card))
+        return tmp_path / "metadata.json"
 
     return told
 
@@ -51,7 +51,7 @@ def losses_of(path):
 
 
 def test_a_card_has_all_that_a_run_came_to(finished, tiny):
-    card = json.loads((finished / "card.json").read_text())
+    card = json.loads((finished / "metadata.json").read_text())
     assert RunMetadata.load(finished).config == tiny(*WORDS)
     assert card["losses"] == [
         [row["step"], row["loss"]] for row in read_metrics(finished)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lmx import load_experiment
+from lmx.run.schema import SCHEMA
 from lmx.train.checkpoint.compare import diff_checkpoints
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.reader import CheckpointReader
@@ -26,6 +27,7 @@ def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("ckpt") / "run"
     path.mkdir()
     (path / "experiment.json").write_text(page().to_json())
+    (path / "metadata.json").write_text(json.dumps({"schema": SCHEMA}))
     w = np.random.default_rng(0).normal(size=(30, 40)).astype("float32")
     state = {"params": {"w": jnp.asarray(w), "b": jnp.ones(8)}, "step": jnp.int32(4)}
     first = CheckpointManager(path / "checkpoints", origin={"commit": "a" * 40})
@@ -90,7 +92,7 @@ def test_verifying_names_tensor_and_file_and_exits_with_1(run, lmx, told):
     assert [row["faults"] for row in told("verify", run)] == [[], []]
     flip(path_of(run, 8), "params.w")
     (fault,) = told("verify", run, status=1)[1]["faults"]
-    assert fault["tensor"] == "params.w" and fault["why"] == "is not what was saved"
+    assert fault["tensor"] == "params.w" and fault["reason"] == "is not what was saved"
     assert (path_of(run, 8) / fault["file"]).is_file()
     status, said, _ = lmx("ckpt", "verify", f"{run}")
     assert status == 1 and "step 4: whole, 3 tensors" in said
@@ -101,11 +103,11 @@ def test_verifying_names_tensor_and_file_and_exits_with_1(run, lmx, told):
 def test_a_difference_is_told_by_tensor_in_norm(made, told, lmx):
     found = {t["tensor"]: t for t in told("diff", f"{made}@4", made)["tensors"]}
     w = np.random.default_rng(0).normal(size=(30, 40)).astype("float32")
-    assert found["params.w"]["what"] == "differs"
+    assert found["params.w"]["status"] == "differs"
     norm = np.linalg.norm(w.astype("float64"))
     np.testing.assert_allclose(found["params.w"]["norm"], norm, rtol=1e-6)
     np.testing.assert_allclose(found["params.w"]["relative"], 0.5, rtol=1e-6)
-    assert found["params.b"]["what"] == found["step"]["what"] == "equal"
+    assert found["params.b"]["status"] == found["step"]["status"] == "equal"
     said = lmx("ckpt", "diff", f"{made}@4", f"{made}")[1]
     assert said.startswith("2 of 3 tensors are equal to the bit") and "0.5" in said
 
@@ -113,8 +115,8 @@ def test_a_difference_is_told_by_tensor_in_norm(made, told, lmx):
 def test_a_difference_in_settings_is_told_by_path(made, run, told):
     (run / "experiment.json").write_text(page("Constant.peak_lr=0.02").to_json())
     found = told("diff", made, run)
-    assert found["settings"] == {"schedule.peak": ["0.01", "0.02"]}
-    assert {t["what"] for t in found["tensors"]} == {"equal"}
+    assert found["settings"] == {"schedule.peak_lr": ["0.01", "0.02"]}
+    assert {t["status"] for t in found["tensors"]} == {"equal"}
 
 
 def test_tensors_of_one_state_alone_and_of_other_shapes_are_told(made, tmp_path):
@@ -148,7 +150,7 @@ def test_a_lineage_tells_each_attempt_that_a_state_comes_from(made, told, lmx):
 @pytest.mark.parametrize(
     "words, moan",
     [
-        (["list", "nowhere"], "nowhere is no run"),
+        (["list", "nowhere"], "nowhere is not a run"),
         (["verify", "RUN", "--step", "5"], "has no state of step 5: it has 4, 8"),
         (["diff", "RUN"], "write lmx ckpt diff A B"),
         (["diff", "RUN@x", "RUN"], "is no state: write RUN, or RUN@STEP"),

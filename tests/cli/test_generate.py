@@ -132,9 +132,9 @@ def test_a_file_of_no_prompts_is_refused_where_it_is_wrong(tmp_path):
 
 def test_a_folder_that_has_nothing_to_say_is_refused(trained, lmx, tmp_path):
     for path, message in {
-        tmp_path / "none": "is no run: it has no experiment.json",
-        tmp_path: "is no run: it has no experiment.json",
-        tmp_path / "fresh": "has saved nothing yet: train it further first",
+        tmp_path / "none": "is not a run: it has no metadata.json",
+        tmp_path: "is not a run: it has no metadata.json",
+        tmp_path / "fresh": "has no checkpoint yet: train it further first",
     }.items():
         if path.name == "fresh":
             shutil.copytree(trained.run, path)

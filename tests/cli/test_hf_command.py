@@ -48,7 +48,7 @@ def test_words_that_are_wrong_say_what_is_right(lmx, work, llama):
     status, _, error = lmx("import", "hf", str(llama()), "run", "--dtype", "int8")
     assert status == 2 and "--dtype is int8: one of float64, float32" in error
     status, _, error = lmx("export", "hf", "gone", "out")
-    assert status == 2 and "gone is no run" in error
+    assert status == 2 and "gone is not a run" in error
     assert not (work / "run").exists() and not (work / "out").exists()
 
 

@@ -30,6 +30,7 @@ FILES = {
     "taken.txt": b"mine",
     "docs/thesis.tex": b"my only copy",
     "broken/experiment.json": b"{",
+    "broken/metadata.json": b"{",
     "lost.gin": b"include 'gone.gin'\n",
     "bare.gin": b"Experiment.steps = 3\n",
     "binary.gin": b"\xff\xfe\x00",
@@ -191,12 +192,12 @@ RUNS = {  # these only training can see
     ),
     "a folder that is no run": (
         ["tiny.gin", "--run", "docs"],
-        "docs is there and is no run",
+        "docs is there and is not a run",
         "name another folder with --run",
     ),
     "a file for a folder": (
         ["tiny.gin", "--run", "taken.txt"],
-        "taken.txt is there and is no run",
+        "taken.txt is there and is not a run",
         "name another folder with --run",
     ),
     "a folder below a file": (
@@ -216,8 +217,8 @@ RUNS = {  # these only training can see
     ),
     "a broken record": (
         ["tiny.gin", "--run", "broken"],
-        "the record of broken cannot be read",
-        "bring back its experiment.json",
+        "broken/metadata.json cannot be read",
+        "restore it from a copy",
     ),
 }  # fmt: skip
 

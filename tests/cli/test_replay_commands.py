@@ -66,6 +66,6 @@ def test_a_run_made_again_is_compared_with_its_card(lmx, there, tmp_path):
 
 def test_what_is_no_run_cannot_be_looked_back_at(lmx, work):
     status, _, moaned = lmx("replay", "nowhere", "--step", "1")
-    assert status == 2 and "nowhere is no run" in moaned
+    assert status == 2 and "nowhere is not a run" in moaned
     status, _, moaned = lmx("reproduce", "nowhere")
     assert status == 2 and "nowhere is no card" in moaned

@@ -136,8 +136,8 @@ def test_a_death_is_in_the_account_of_the_run_that_it_was_the_death_of(
 ):
     child = (
         "import os; from pathlib import Path\n"
-        "from lmx.run.timing import Account\n"
-        "from lmx.run.run_dir import Directory\n"
+        "from lmx.run.timing import TimeAccounting\n"
+        "from lmx.run.run_dir import RunDir\n"
         "account = Account(); account.begin(Directory(Path('.')), 3)\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -146,5 +146,5 @@ def test_a_death_is_in_the_account_of_the_run_that_it_was_the_death_of(
     began = time.monotonic()
     assert Supervisor([sys.executable, "-c", child], tmp_path, 0)() == 137
     begun, note, death = read_timing(tmp_path)
-    assert begun["step"] == note["step"] == 3 and death["died"] == -9
+    assert begun["step"] == note["step"] == 3 and death["exit_status"] == -9
     assert 0.0 <= death["clock"] - note["clock"] < time.monotonic() - began

@@ -13,7 +13,7 @@ from lmx.data.dataset import slice_rows
 from lmx.data.store.store import Store
 from lmx.data.tokenizer.base import ByteCodec, CharacterCodec
 from lmx.evals.documents import Scorer, SlidingWindow, find_training_length
-from lmx.train.restore import TrainedModel
+from lmx.models.trained_model import TrainedModel
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 TEXT = "né bottles of beer on the wall, and no more bottles of beer"

@@ -98,12 +98,12 @@ def test_a_second_trainer_is_refused_a_notice_saves_and_a_failed_hook_is_done_ag
     status, moaned = ended(trainer.gated(*words, at="3, 8"))
     assert status == 1
     assert "ValueError: told to fail\n@Gate failed after step 8, and is" in moaned
-    assert read_ledger(tmp_path / "a")[-1]["state"] == "failed"
+    assert read_ledger(tmp_path / "a")[-1]["status"] == "failed"
     assert saved(tmp_path / "a")[-1] == 8
     trainer.go(8)
     status, moaned = ended(trainer.gated(*words, at="3, 8"))
     assert status == 0, moaned
-    gates = [(r["step"], r["state"]) for r in read_ledger(tmp_path / "a")]
+    gates = [(r["step"], r["status"]) for r in read_ledger(tmp_path / "a")]
     assert gates.count((8, "done")) == 1 and (3, "done") in gates
     assert [row["step"] for row in read_metrics(tmp_path / "a")] == list(range(1, 11))
 
@@ -115,7 +115,7 @@ def test_torn_lines_and_a_clock_that_jumps_change_nothing(trainer, tmp_path):
     trainer.reach(first, 6)
     first.kill()
     first.wait()
-    for name in (METRICS, "ledger.jsonl", "account.jsonl"):
+    for name in (METRICS, "ledger.jsonl", "timing.jsonl"):
         with (tmp_path / "a" / name).open("a") as file:
             file.write('{"step": 6, "lo')
     began = time.monotonic()
@@ -162,7 +162,7 @@ def test_while_the_disk_is_full_training_goes_on_and_no_metric_is_lost(trainer, 
     done = [
         r
         for r in read_ledger(disk / "a")
-        if (r["what"], r["state"]) == ("Gate", "done")
+        if (r["hook"], r["status"]) == ("Gate", "done")
     ]
     assert [row["step"] for row in done] == [5, 30]
 
@@ -184,7 +184,7 @@ def test_what_changed_since_is_told_and_refused_unless_it_is_accepted(
     accept = ["--accept", "Experiment.steps", "--accept", "data"]
     status, moaned = ended(trainer.start(*more, *accept))
     assert status == 0, moaned
-    card = json.loads((tmp_path / "a" / "card.json").read_text())
+    card = json.loads((tmp_path / "a" / "metadata.json").read_text())
     assert {t["name"] for t in card["accepted"]} >= {"steps", "data.batch"}
     assert card["final"]["step"] == 12
 

@@ -46,9 +46,9 @@ def again(work, reference, request):
     """A copy of it that does not know that it came to its end."""
     path = work / request.node.name
     shutil.copytree(reference, path)
-    card = json.loads((path / "card.json").read_text())
+    card = json.loads((path / "metadata.json").read_text())
     del card["final"]
-    (path / "card.json").write_text(json.dumps(card))
+    (path / "metadata.json").write_text(json.dumps(card))
     return path
 
 

@@ -44,9 +44,9 @@ def tight(work, reference, request):
     """A run at step 2, whose states are on a small disk of their own."""
     path = work / request.node.name
     shutil.copytree(reference, path)
-    card = json.loads((path / "card.json").read_text())
+    card = json.loads((path / "metadata.json").read_text())
     del card["final"]
-    (path / "card.json").write_text(json.dumps(card))
+    (path / "metadata.json").write_text(json.dumps(card))
     folder = path / "checkpoints"
     shutil.rmtree(folder)
     folder.mkdir()

@@ -121,7 +121,7 @@ def test_a_skipped_step_is_counted_and_noted_and_the_run_ends_well(work, runs):
     assert status == 0, moaned
     found = [row["skipped"] for row in read_metrics(work / "skip")]
     assert found == [0.0] * 4 + [1.0] * 2 + [0.0] * 4
-    noted = [row["step"] for row in read_ledger(work / "skip") if row["what"] == "Skip"]
+    noted = [row["step"] for row in read_ledger(work / "skip") if row["hook"] == "Skip"]
     assert noted == [5, 6] and saved(work / "skip") == [8, 10]
 
 
@@ -135,7 +135,7 @@ def test_after_a_rewind_a_run_is_as_if_the_data_had_never_been(work, runs):
     status, moaned = runs["rewind"].result()
     assert status == 0, moaned
     assert "step 33 is a spike: back to step 25" in moaned
-    (noted,) = [row for row in read_ledger(work / "rewind") if row["what"] == "Rewind"]
+    (noted,) = [row for row in read_ledger(work / "rewind") if row["hook"] == "Rewind"]
     assert (noted["step"], noted["found"], noted["data"]) == (25, 33, [25, 35])
     meta = CheckpointManager(work / "rewind" / "checkpoints").read_metadata(45)
     assert meta["extra"]["gaps"] == [[25, 35]]
@@ -167,4 +167,4 @@ def test_a_flipped_bit_is_found_before_it_is_saved_and_a_restart_goes_on(work, r
     status, moaned = trained(work, "flip")
     assert status == 0, moaned
     assert saved(work / "flip") == [8, 10]
-    assert json.loads((work / "flip" / "card.json").read_text())["final"]
+    assert json.loads((work / "flip" / "metadata.json").read_text())["final"]

@@ -30,16 +30,16 @@ def test_a_killed_run_comes_back_and_its_account_adds_up(trainer, tmp_path):
         kill(run)
         trainer.go(step)
     status, moaned = ended(run)
-    wall = (tmp_path / "a" / "account.jsonl").stat().st_mtime - began
+    wall = (tmp_path / "a" / "timing.jsonl").stat().st_mtime - began
     assert status == 0, moaned
     assert moaned.count("killed by SIGKILL: starting again in 1 s") == 2
     assert [row["step"] for row in read_metrics(tmp_path / "a")] == list(range(1, 11))
     lines = read_timing(tmp_path / "a")
-    assert [line["died"] for line in lines if "died" in line] == [-9, -9]
-    assert [line["step"] for line in lines if "began" in line] == [0, 4, 10]
+    assert [line["exit_status"] for line in lines if "exit_status" in line] == [-9, -9]
+    assert [line["step"] for line in lines if "started" in line] == [0, 4, 10]
     spent = total_seconds(tmp_path / "a")
     assert sum(spent.values()) == pytest.approx(
-        lines[-1]["clock"] - lines[0]["began"], rel=1e-4
+        lines[-1]["clock"] - lines[0]["started"], rel=1e-4
     )
     assert sum(spent.values()) == pytest.approx(wall, rel=0.01, abs=0.2)
     assert spent["down"] > 1.9 and spent["lost"] > 0.0

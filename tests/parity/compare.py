@@ -28,7 +28,7 @@ import lmx
 from lmx.infer.beam import BeamConfig, BeamSearch
 from lmx.infer.generate import Generator
 from lmx.infer.sample import Sampler
-from lmx.train.restore import TrainedModel
+from lmx.models.trained_model import TrainedModel
 from tests.parity.case import Case
 from tests.parity.cases import BEAMS, CASES, GRADIENTS, NEW, SEARCHES
 

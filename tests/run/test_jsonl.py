@@ -1,4 +1,4 @@
-"""Lines are whole, or they are not there."""
+"""Lines of a JSON Lines file are complete or absent."""
 
 import os
 
@@ -8,47 +8,45 @@ from lmx.run.jsonl import JsonlWriter, read_jsonl
 
 
 @pytest.fixture
-def journal(tmp_path):
-    journal = JsonlWriter(tmp_path / "a.jsonl")
-    yield journal
-    journal.close()
+def writer(tmp_path):
+    writer = JsonlWriter(tmp_path / "a.jsonl")
+    yield writer
+    writer.close()
 
 
-def test_what_is_added_is_read(journal):
-    assert read_jsonl(journal.path) == []
+def test_appended_rows_are_read_back(writer):
+    assert read_jsonl(writer.path) == []
     rows = [{"step": 1, "loss": 0.1}, {"step": 2, "text": "a\nb \u2028 ü"}]
     for row in rows:
-        journal.append(row)
-    assert read_jsonl(journal.path) == rows
-    assert journal.size == journal.path.stat().st_size
+        writer.append(row)
+    assert read_jsonl(writer.path) == rows
+    assert writer.size == writer.path.stat().st_size
 
 
-def test_a_line_torn_by_a_kill_is_not_there_and_the_next_is_whole(journal):
-    journal.path.write_text('{"step": 1}\n{"step": 2, "lo')
-    assert read_jsonl(journal.path) == [{"step": 1}]
-    journal.append({"step": 3})
-    assert read_jsonl(journal.path) == [{"step": 1}, {"step": 3}]
+def test_a_partial_line_is_ignored_and_removed_by_the_next_append(writer):
+    writer.path.write_text('{"step": 1}\n{"step": 2, "lo')
+    assert read_jsonl(writer.path) == [{"step": 1}]
+    writer.append({"step": 3})
+    assert read_jsonl(writer.path) == [{"step": 1}, {"step": 3}]
 
 
-def test_on_a_full_disk_lines_are_held_whole_and_written_once_there_is_room(
-    journal, full
-):
-    journal.append({"step": 1})
-    full(journal.path.stat().st_size + 5)  # room for a part of a line
+def test_on_a_full_disk_lines_stay_pending_and_are_written_once(writer, full_disk):
+    writer.append({"step": 1})
+    full_disk(writer.path.stat().st_size + 5)  # less than a line
     for step in (2, 3):
         with pytest.raises(OSError):
-            journal.append({"step": step})
-    assert read_jsonl(journal.path) == [{"step": 1}]
-    assert journal.path.read_bytes().endswith(b"\n")
-    full(10_000)
-    journal.append({"step": 4})
-    assert [row["step"] for row in read_jsonl(journal.path)] == [1, 2, 3, 4]
+            writer.append({"step": step})
+    assert read_jsonl(writer.path) == [{"step": 1}]
+    assert writer.path.read_bytes().endswith(b"\n")
+    full_disk(10_000)
+    writer.append({"step": 4})
+    assert [row["step"] for row in read_jsonl(writer.path)] == [1, 2, 3, 4]
 
 
-def test_a_cut_leaves_what_is_kept_of_the_first_bytes(journal):
+def test_truncate_keeps_the_chosen_lines_of_the_first_bytes(writer):
     for step in range(5):
-        journal.append({"step": step})
-    journal.close()
-    size = os.path.getsize(journal.path) * 3 // 5
-    journal.truncate(lambda row: row["step"] != 1, size)
-    assert [row["step"] for row in read_jsonl(journal.path)] == [0, 2]
+        writer.append({"step": step})
+    writer.close()
+    size = os.path.getsize(writer.path) * 3 // 5
+    writer.truncate(lambda row: row["step"] != 1, size)
+    assert [row["step"] for row in read_jsonl(writer.path)] == [0, 2]

@@ -1,4 +1,4 @@
-"""Of two processes that want to write to a folder, one does."""
+"""One process at a time writes to the folder of a run."""
 
 import errno
 import fcntl
@@ -14,111 +14,118 @@ from pathlib import Path
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.run import lock as module
-from lmx.run.lock import LEASE, LOCK, Lease, Lock, acquire_lock
+from lmx.run import lock
+from lmx.run.lock import LEASE, Lease, Lock, acquire_lock
 
-ROOT = Path(__file__).parents[3]
-TERM = 2.0  # seconds
-# Takes a folder, says so, and lets go of it when its input ends.
+ROOT = Path(__file__).parents[2]
+DURATION = 2.0  # seconds, of a lease
+# Acquires the folder, says so, and releases it when its input ends.
 HOLDER = f"""
 import sys
 from pathlib import Path
 from lmx.run.lock import Lease, Lock
 folder, kind = Path(sys.argv[1]), sys.argv[2]
 try:
-    held = Lock(folder) if kind == "lock" else Lease(folder, {TERM})
+    lock = Lock(folder) if kind == "lock" else Lease(folder, {DURATION})
 except ValueError as error:
     sys.exit(str(error))
-print("mine", flush=True)
+print("acquired", flush=True)
 sys.stdin.read()
-held.release()
+lock.release()
 """
 
 
 @pytest.fixture
-def hold(tmp_path):
-    """Starts a process that wants the folder; all are gone after the test."""
+def start(tmp_path):
+    """Starts a process that acquires the folder; all are killed after the test."""
     started = []
 
-    def hold(kind):
+    def start(kind):
         command = [sys.executable, "-c", HOLDER, str(tmp_path), kind]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         started.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))
         return started[-1]
 
-    yield hold
+    yield start
     for process in started:
         process.kill()
         process.communicate()
 
 
-def has_it(process):
-    return process.stdout.readline() == "mine\n"
+def acquires(process):
+    return process.stdout.readline() == "acquired\n"
 
 
-@pytest.mark.parametrize("kind, take", [("lock", Lock), ("lease", Lease)])
-def test_the_second_is_refused_and_told_who_has_it(hold, tmp_path, kind, take):
-    first = hold(kind)
-    assert has_it(first)
+@pytest.mark.parametrize("kind, acquire", [("lock", Lock), ("lease", Lease)])
+def test_the_second_process_is_refused_with_the_name_of_the_first(
+    start, tmp_path, kind, acquire
+):
+    first = start(kind)
+    assert acquires(first)
     with pytest.raises(ConfigError) as refused:
-        take(tmp_path)
-    who = f"written by process {first.pid} of {socket.gethostname()} since 20"
-    assert who in str(refused.value) and "--run" in str(refused.value)
-    second = hold(kind)
-    assert who in second.communicate()[1] and second.returncode == 1
+        acquire(tmp_path)
+    holder = f"written by process {first.pid} of {socket.gethostname()} since 20"
+    assert holder in str(refused.value) and "--run" in str(refused.value)
+    second = start(kind)
+    assert holder in second.communicate()[1] and second.returncode == 1
     first.communicate("")
     assert first.returncode == 0 and not list(tmp_path.iterdir())
-    assert has_it(hold(kind))
+    assert acquires(start(kind))
 
 
 @pytest.mark.parametrize("kind", ["lock", "lease"])
-def test_what_a_killed_process_held_can_be_had(hold, kind):
-    first = hold(kind)
-    assert has_it(first)
+def test_the_folder_of_a_killed_process_can_be_acquired(start, kind):
+    first = start(kind)
+    assert acquires(first)
     first.kill()
     first.wait()
-    began = time.monotonic()
-    assert has_it(hold(kind))
-    assert kind == "lock" or time.monotonic() - began > TERM
+    killed = time.monotonic()
+    assert acquires(start(kind))
+    assert kind == "lock" or time.monotonic() - killed > DURATION
 
 
-def test_of_two_that_wait_for_a_lease_one_gets_it(hold):
-    first = hold("lease")
-    assert has_it(first)
+def test_one_of_two_processes_that_wait_for_a_lease_gets_it(start):
+    first = start("lease")
+    assert acquires(first)
     first.kill()
-    ends = [(p, p.stdout.readline()) for p in [hold("lease"), hold("lease")]]
-    assert sorted(said for _, said in ends) == ["", "mine\n"]
+    waiting = [start("lease"), start("lease")]
+    assert sorted(process.stdout.readline() for process in waiting) == [
+        "",
+        "acquired\n",
+    ]
 
 
-def test_who_was_away_so_long_that_the_lease_was_taken_ends_with_75(hold):
-    first = hold("lease")
-    assert has_it(first)
+def test_a_suspended_process_whose_lease_was_taken_over_exits_with_75(start):
+    first = start("lease")
+    assert acquires(first)
     first.send_signal(signal.SIGSTOP)
-    assert has_it(hold("lease"))
+    assert acquires(start("lease"))
     first.send_signal(signal.SIGCONT)
     assert first.wait(timeout=30) == 75
     assert "was taken over" in first.stderr.read()
 
 
-def test_where_files_have_no_locks_there_is_a_lease(tmp_path, monkeypatch):
-    def none(*_):
+def test_without_file_locks_there_is_a_lease(tmp_path, monkeypatch):
+    def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", none)
-    held = acquire_lock(tmp_path)
-    assert isinstance(held, Lease)
+    monkeypatch.setattr(fcntl, "flock", fail)
+    lease = acquire_lock(tmp_path)
+    assert isinstance(lease, Lease)
     assert json.loads((tmp_path / LEASE).read_text())["pid"] == os.getpid()
-    held.release()
+    lease.release()
 
 
-def test_on_a_mounted_bucket_there_is_a_lease_and_elsewhere_a_lock(
+def test_a_mounted_bucket_has_a_lease_and_other_file_systems_a_lock(
     tmp_path, monkeypatch
 ):
     mounts = tmp_path / "mounts"
-    monkeypatch.setattr(module, "MOUNTS", mounts)
-    for kind, wanted in {"fuse.gcsfuse": Lease, "ext4": Lock}.items():
-        mounts.write_text(f"none / ext4 rw 0 0\nx {tmp_path.resolve()} {kind} rw 0 0\n")
-        held = acquire_lock(tmp_path)
-        assert type(held) is wanted
-        held.release()
-    assert not (tmp_path / LOCK).exists()
+    monkeypatch.setattr(lock, "MOUNTS", mounts)
+    for filesystem, kind in {"fuse.gcsfuse": Lease, "ext4": Lock}.items():
+        mounts.write_text(
+            f"none / ext4 rw 0 0\nx {tmp_path.resolve()} {filesystem} rw 0 0\n"
+        )
+        acquired = acquire_lock(tmp_path)
+        assert type(acquired) is kind
+        acquired.release()
+    assert [file.name for file in tmp_path.iterdir()] == ["mounts"]

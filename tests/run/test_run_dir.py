@@ -1,4 +1,4 @@
-"""The folder of a run: whole or not there, of one run, and never torn."""
+"""The folder of a run: it is complete or absent, and belongs to one run."""
 
 import json
 import math
@@ -8,179 +8,201 @@ import pytest
 from lmx.config.registry import ConfigError
 from lmx.data.tokenizer.base import ByteCodec
 from lmx.run import run_dir
-from lmx.run.run_dir import RunDir, read_last_metrics, read_metrics
+from lmx.run.run_dir import RunDir, read_config, read_last_metrics, read_metrics
+from lmx.run.schema import SCHEMA
 
-CARD = {"name": "tiny", "data": {"source": "echo"}}
+INITIAL = {"schema": SCHEMA, "name": "tiny", "data": {"source": "echo"}}
+NOISE = {**INITIAL, "run_id": "new", "data": {"source": "noise"}}
 
 
 @pytest.fixture
 def claim(tmp_path, tiny):
-    """Claims `runs/a` for the tiny experiment under overrides, after its last claim."""
-    made = []
+    """Claims `runs/a` for the tiny experiment with overrides; closes the claim before."""
+    claimed = []
 
-    def claim(*overrides, card=CARD, codec=None, path="runs/a", accept=()):
-        if made:
-            made.pop().close()
+    def claim(*overrides, metadata=INITIAL, tokenizer=None, path="runs/a", allow=()):
+        if claimed:
+            claimed.pop().close()
         config = tiny(*overrides)
-        made.append(RunDir.claim(tmp_path / path, config, card, codec, accept))
-        return made[0]
+        claimed.append(
+            RunDir.claim(tmp_path / path, config, metadata, tokenizer, allow)
+        )
+        return claimed[0]
 
     yield claim
-    for claimed in made:
-        claimed.close()
+    for directory in claimed:
+        directory.close()
 
 
-def names(path):
+def list_files(path):
     return sorted(file.relative_to(path).as_posix() for file in path.rglob("*"))
 
 
-def test_a_new_folder_has_the_experiment_the_card_and_the_tokenizer(claim, tiny):
+def read_json(path, name="metadata.json"):
+    return json.loads((path / name).read_text())
+
+
+def test_a_new_folder_has_the_config_the_metadata_and_the_tokenizer(claim, tiny):
     path = claim(tokenizer=ByteCodec()).path
-    assert names(path) == [
-        "card.json", "experiment.gin", "experiment.json", "lock", "tokenizer.json",
+    assert list_files(path) == [
+        "experiment.gin", "experiment.json", "lock", "metadata.json", "tokenizer.json",
     ]  # fmt: skip
-    assert json.loads((path / "experiment.json").read_text()) == json.loads(
-        tiny().json()
-    )
-    assert json.loads((path / "card.json").read_text()) == CARD
+    assert read_json(path, "experiment.json") == json.loads(tiny().to_json())
+    assert read_json(path) == INITIAL
 
 
-def test_a_claim_that_fails_leaves_nothing(claim, tmp_path, monkeypatch):
+def test_a_claim_that_fails_leaves_no_files(claim, tmp_path, monkeypatch):
     def fail(path, config):
         (path / "half").write_text("written")
         raise OSError(28, "No space left on device", "half")
 
-    monkeypatch.setattr(run_dir, "_write", fail)
+    monkeypatch.setattr(run_dir, "_write_config", fail)
     with pytest.raises(ConfigError, match="No space left on device.*name another"):
         claim(path="deep/er/run")
-    assert names(tmp_path) == []
+    assert list_files(tmp_path) == []
 
 
-def test_an_empty_folder_may_be_claimed_and_a_full_one_not(claim, tmp_path):
+def test_an_empty_folder_can_be_claimed_and_one_with_other_files_cannot(
+    claim, tmp_path
+):
     (tmp_path / "runs" / "a").mkdir(parents=True)
     assert claim().path.is_dir()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("my only copy")
-    with pytest.raises(ConfigError, match="b is there and is no run: name another"):
+    with pytest.raises(ConfigError, match="b is there and is not a run: name another"):
         claim(path="b")
-    assert names(tmp_path / "b") == ["thesis.tex"]
+    assert list_files(tmp_path / "b") == ["thesis.tex"]
 
 
-def test_another_experiment_is_refused_with_what_differs(claim):
+def test_another_experiment_is_refused_with_the_differences(claim):
     before = (claim().path / "experiment.json").read_text()
     with pytest.raises(ConfigError) as refused:
         claim("Experiment.seed=1", "Decoder.depth=3")
     assert "holds another run: name another folder" in str(refused.value)
-    assert "  seed: 0 there, 1 here" in str(refused.value)
-    assert "  model.depth: 2 there, 3 here" in str(refused.value)
+    assert "  seed: 0 before, 1 now" in str(refused.value)
+    assert "  model.depth: 2 before, 3 now" in str(refused.value)
     assert (claim().path / "experiment.json").read_text() == before
 
 
-def test_other_data_under_the_same_experiment_are_refused(claim):
+def test_other_data_with_the_same_experiment_are_refused(claim):
     claim()
-    with pytest.raises(ConfigError, match="data have changed since.*bring back"):
-        claim(metadata={**CARD, "data": {"source": "noise"}})
+    with pytest.raises(ConfigError, match="data have changed since.*restore the old"):
+        claim(metadata=NOISE)
 
 
-def test_what_is_named_may_differ_and_is_on_the_card(claim):
+def test_allowed_changes_are_accepted_and_recorded_in_the_metadata(claim):
     claim()
-    card = {**CARD, "run_id": "new", "data": {"source": "noise"}}
-    with pytest.raises(ConfigError, match="  seed: 0 there, 1 here"):
-        claim(
-            "Experiment.seed=1",
-            "RepeatTask.batch_size=4",
-            metadata=card,
-            allow_change=["data"],
-        )
+    overrides = ["Experiment.seed=1", "RepeatTask.batch_size=4"]
+    with pytest.raises(ConfigError, match="  seed: 0 before, 1 now"):
+        claim(*overrides, metadata=NOISE, allow=["data"])
     with pytest.raises(ConfigError, match="no field 'Experiment.sed'"):
-        claim("Experiment.seed=1", allow_change=["Experiment.sed"])
-    words = ["Experiment.seed=1", "RepeatTask.batch_size=4"]
-    path = claim(*words, metadata=card, allow_change=["data", "Experiment.seed"]).path
-    told = json.loads((path / "card.json").read_text())
-    assert told["run_id"] == "new" and told["data"] == {"source": "noise"}
-    changes = {t["name"]: (t["was"], t["now"]) for t in told["accepted"]}
-    assert changes == {
-        "seed": ("0", "1"), "data.batch": ("8", "4"), "data source": ("echo", "noise"),
-    }  # fmt: skip
-    claim(*words, metadata=card)  # from now on it is this one
-    again = claim(*words, "Experiment.steps=9", metadata=card, allow_change=["steps"])
-    told = json.loads((again.path / "card.json").read_text())
-    assert len(told["accepted"]) == 4
+        claim("Experiment.seed=1", allow=["Experiment.sed"])
+    path = claim(*overrides, metadata=NOISE, allow=["data", "Experiment.seed"]).path
+    metadata = read_json(path)
+    assert metadata["run_id"] == "new" and metadata["data"] == {"source": "noise"}
+    assert {c["name"]: (c["from"], c["to"]) for c in metadata["allowed_changes"]} == {
+        "seed": ("0", "1"),
+        "data.batch_size": ("8", "4"),
+        "data source": ("echo", "noise"),
+    }
+    claim(*overrides, metadata=NOISE)  # the changed run is now the recorded one
+    claim(*overrides, "Experiment.steps=9", metadata=NOISE, allow=["steps"])
+    assert len(read_json(path)["allowed_changes"]) == 4
 
 
-def test_what_is_only_execution_may_change(claim):
+def test_execution_settings_can_change(claim):
     path = claim().path
     claim("Mesh.fsdp=4", "CheckpointPolicy.every=2", "Experiment.log_every=3")
     assert "fsdp = 4" in (path / "experiment.gin").read_text()
 
 
-@pytest.mark.parametrize("name", ["experiment.json", "card.json"])
-def test_a_record_that_cannot_be_read_is_told(claim, name):
+@pytest.mark.parametrize("name", ["experiment.json", "metadata.json"])
+def test_an_unreadable_file_is_named(claim, name):
     path = claim().path
     (path / name).write_text("{")
-    with pytest.raises(ConfigError, match="record of .* cannot be read.*bring back"):
+    with pytest.raises(ConfigError, match=f"{name} cannot be read .*restore it"):
         claim()
 
 
-def logged(directory, *steps):
-    directory.begin(0)
+def test_runs_of_another_schema_are_refused(claim):
+    path = claim().path
+    metadata = path / "metadata.json"
+    metadata.write_text(json.dumps(INITIAL | {"schema": SCHEMA + 1}))
+    with pytest.raises(ConfigError, match=r"a newer lmx \(schema 5; this lmx reads"):
+        claim()
+    metadata.rename(path / "card.json")  # the name of the file in schema 3
+    for read in (read_config, lambda _: claim()):
+        with pytest.raises(ConfigError, match=r"older lmx \(schema 3; .*use that vers"):
+            read(path)
+
+
+def log(directory, *steps):
+    directory.truncate_after(0)
     for step in steps:
         directory.log_metrics(step, {"loss": 1.0 / step})
     directory.close()
 
 
-def test_what_was_logged_beyond_the_restored_step_is_dropped(claim):
+def test_metrics_after_the_restored_step_are_dropped(claim):
     run = claim()
-    logged(run, 1, 2, 3, 4)
-    again = claim()
-    again.begin(2)
-    again.log_metrics(3, {"loss": 5.0})
-    again.close()
+    log(run, 1, 2, 3, 4)
+    resumed = claim()
+    resumed.truncate_after(2)
+    resumed.log_metrics(3, {"loss": 5.0})
+    resumed.close()
     assert [(row["step"], row["loss"]) for row in read_metrics(run.path)] == [
         (1, 1.0), (2, 0.5), (3, 5.0),
     ]  # fmt: skip
 
 
-def test_a_line_torn_by_a_kill_is_dropped(claim):
+def test_a_partial_line_is_dropped(claim):
     run = claim()
-    logged(run, 1, 2)
+    log(run, 1, 2)
     metrics = run.path / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"step": 3, "lo')
     assert [row["step"] for row in read_metrics(run.path)] == [1, 2]
-    again = claim()
-    again.begin(3)
-    again.log_metrics(4, {"loss": 0.0})
-    again.close()
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [
-        1, 2, 4,
-    ]  # fmt: skip
+    resumed = claim()
+    resumed.truncate_after(3)
+    resumed.log_metrics(4, {"loss": 0.0})
+    resumed.close()
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == [1, 2, 4]
 
 
-def test_numbers_that_json_lacks_are_words_that_float_reads(claim):
+def test_non_finite_numbers_are_strings_that_float_parses(claim):
     run = claim()
-    run.begin(0)
-    run.log_metrics(1, {"a": math.nan, "b": math.inf, "c": [-math.inf, 1.0], "d": 0.1})
+    run.truncate_after(0)
+    values = {"a": math.nan, "b": math.inf, "c": [-math.inf, 1.0], "d": 0.1}
+    run.log_metrics(1, values)
     run.close()
     line = (run.path / "metrics.jsonl").read_text().strip()
-    wanted = '{"step": 1, "a": "NaN", "b": "Infinity", "c": ["-Infinity", 1.0]'
-    assert line == f'{wanted}, "d": 0.1}}'
+    expected = '{"step": 1, "a": "NaN", "b": "Infinity", "c": ["-Infinity", 1.0]'
+    assert line == f'{expected}, "d": 0.1}}'
     assert math.isnan(float(read_last_metrics(run.path)["a"]))
 
 
-def test_the_newest_value_of_each_metric_is_the_last(claim):
+def test_the_last_metrics_have_the_newest_value_of_each(claim):
     run = claim()
-    run.begin(0)
+    run.truncate_after(0)
     run.log_metrics(1, {"loss": 2.0, "sample": "x"})
     run.log_metrics(2, {"loss": 1.0})
     run.close()
     assert read_last_metrics(run.path) == {"step": 2, "loss": 1.0, "sample": "x"}
 
 
-def test_facts_are_added_to_the_card(claim):
+def test_the_metadata_can_be_extended(claim):
     run = claim()
     assert not run.finished
-    run.update(final={"loss": 1.0})
-    assert json.loads((run.path / "card.json").read_text()) == CARD | {
-        "final": {"loss": 1.0}
-    }
+    run.update_metadata(final={"loss": 1.0})
+    assert read_json(run.path) == INITIAL | {"final": {"loss": 1.0}}
     assert run.finished
+
+
+def test_a_process_that_is_not_the_leader_writes_no_files(tmp_path):
+    follower = RunDir(tmp_path, writable=False)
+    follower.truncate_after(0)
+    follower.log_metrics(1, {"loss": 1.0})
+    follower.update_metadata(final={})
+    assert follower.flush() is None
+    follower.close()
+    assert list_files(tmp_path) == []

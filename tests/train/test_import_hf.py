@@ -14,9 +14,10 @@ from safetensors.numpy import load_file
 import lmx
 from lmx.config.registry import ConfigError
 from lmx.core.sharding import Mesh
-from lmx.models.hf.api import import_hf, load_model, save_hf
+from lmx.models.hf.api import load_model, save_hf
 from lmx.models.hf.checkpoint import HFCheckpoint
-from lmx.train.restore import TrainedModel
+from lmx.models.trained_model import TrainedModel
+from lmx.train.import_hf import import_hf
 
 
 def tensors(folder):

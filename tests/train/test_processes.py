@@ -171,7 +171,7 @@ def test_two_processes_train_and_evaluate_as_one_does(pair, alone):
     assert [row["step"] for row in read_metrics(run) if "validation/nats" in row] == [
         10
     ]
-    assert json.loads((run / "card.json").read_text())["final"]
+    assert json.loads((run / "metadata.json").read_text())["final"]
     checkpoints = CheckpointManager(run / "checkpoints", 2)
     assert checkpoints.list_steps() == [8, 10]
     assert checkpoints.read_metadata(10)["lineage"][0]["processes"] == 2

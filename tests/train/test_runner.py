@@ -64,7 +64,7 @@ def chores(tmp_path):
 
 
 def written(path):
-    return [(r["step"], r["what"], r["state"]) for r in read_ledger(path)]
+    return [(r["step"], r["hook"], r["status"]) for r in read_ledger(path)]
 
 
 def logged(path):
@@ -75,7 +75,7 @@ def test_the_ledger_says_what_was_due_and_what_was_done(chores, tmp_path):
     do = chores(0)
     for done in (1, 2, 3):
         do(done, state_of(done), {})
-    ended = [(2, SAVE, "begun"), (2, "A", "done"), (2, "B", "done"), (2, "C", "done")]
+    ended = [(2, SAVE, "started"), (2, "A", "done"), (2, "B", "done"), (2, "C", "done")]
     assert written(tmp_path)[4:] == ended
     assert written(tmp_path)[:4] == [(2, name, "due") for _, name, _ in ended]
     assert total_seconds(tmp_path).keys() >= {SAVE, "A", "B", "C"}
@@ -125,7 +125,7 @@ def test_a_hook_that_fails_is_named_with_its_step_and_still_due(chores, tmp_path
         chores(0, fails="B")(2, state_of(2), {})
     assert failed.value.__notes__ == ["@B failed after step 2, and is still due."]
     assert written(tmp_path)[-1] == (2, "B", "failed")
-    assert read_ledger(tmp_path)[-1]["why"] == "ValueError: no such luck"
+    assert read_ledger(tmp_path)[-1]["reason"] == "ValueError: no such luck"
     chores(2).run_pending(state_of(2))
     assert logged(tmp_path) == [(2, name) for name in (SAVE, "A", "B", "C")]
 
@@ -146,15 +146,15 @@ def test_an_evaluation_between_whose_save_and_it_a_run_was_killed_is_not_skipped
     shutil.copytree(whole, cut)
     ledger = (cut / "ledger.jsonl").read_text().splitlines(keepends=True)
     lost = [line for line in ledger if json.loads(line)["step"] == 8]
-    assert [json.loads(line)["what"] for line in lost][-2:] == [
+    assert [json.loads(line)["hook"] for line in lost][-2:] == [
         "Evaluate",
         "Evaluate 2",
     ]
     # Killed after the evaluation was logged, and before the ledger knew.
     (cut / "ledger.jsonl").write_text("".join(ledger[:-2]))
-    card = json.loads((cut / "card.json").read_text())
+    card = json.loads((cut / "metadata.json").read_text())
     del card["final"]
-    (cut / "card.json").write_text(json.dumps(card))
+    (cut / "metadata.json").write_text(json.dumps(card))
     train_run("tiny", config, cut)
     found, wanted = (
         [r for r in read_metrics(p) if "loss" not in r] for p in (cut, whole)

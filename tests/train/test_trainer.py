@@ -29,9 +29,9 @@ def cut_short(finished, tmp_path):
     path = tmp_path / "cut"
     shutil.copytree(finished, path)
     shutil.rmtree(path / "checkpoints" / "00000010")
-    card = json.loads((path / "card.json").read_text())
+    card = json.loads((path / "metadata.json").read_text())
     del card["final"]
-    (path / "card.json").write_text(json.dumps(card))
+    (path / "metadata.json").write_text(json.dumps(card))
     return path
 
 
@@ -56,7 +56,7 @@ def test_the_folder_has_all_of_the_run(finished):
 
 
 def test_the_card_says_what_the_run_stands_on(finished, tiny):
-    card = json.loads((finished / "card.json").read_text())
+    card = json.loads((finished / "metadata.json").read_text())
     assert card["versions"]["jax"] == jax.__version__
     assert len(card["commit"]) == 40 and isinstance(card["uncommitted"], str)
     assert card["run_id"] == tiny().run_id() and card["final"] == read_last_metrics(
@@ -95,7 +95,7 @@ def test_the_summary_names_the_numbers_and_the_files(finished):
 def test_the_account_has_every_second_from_the_beginning_to_the_last_note(finished):
     lines, spent = read_timing(finished), total_seconds(finished)
     assert sum(spent.values()) == pytest.approx(
-        lines[-1]["clock"] - lines[0]["began"], rel=1e-4
+        lines[-1]["clock"] - lines[0]["started"], rel=1e-4
     )
     states = {"start", "restore", "compile", "data", "step", "log", "Save", "stop"}
     assert spent.keys() == states and min(spent.values()) > 0.0

@@ -100,14 +100,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _shelf(run: Path) -> Any:
     """The states of the run in that folder."""
-    from lmx.run.run_dir import RunDir
+    from lmx.run.run_dir import RunDir, read_metadata
     from lmx.train.checkpoint.directory import CheckpointDir
 
-    if not (run / "experiment.json").is_file():
-        raise ConfigError(f"{run} is no run: it has no experiment.json.")
+    read_metadata(run)
     shelf = CheckpointDir(RunDir(run).checkpoint_folder.absolute())
     if not shelf.list_steps() and not shelf.list_quarantined():
-        raise ConfigError(f"{run} has saved nothing yet: train it further first.")
+        raise ConfigError(f"{run} has no checkpoint yet: train it further first.")
     return shelf
 
 
@@ -123,7 +122,7 @@ def _state(word: str) -> tuple[Path, Any]:
     if not steps or not (step or f"{steps[-1]}").isdigit():
         raise ConfigError(f"{word} is no state: write RUN, or RUN@STEP.")
     return Path(name), CheckpointReader(
-        shelf.path(_known(steps, int(step or steps[-1]), name))
+        shelf.step_path(_known(steps, int(step or steps[-1]), name))
     )
 
 
@@ -138,7 +137,7 @@ def _list(args: argparse.Namespace) -> tuple[Any, Sequence[str], int]:
     from lmx.train.checkpoint.reader import CheckpointReader, DamageError
 
     shelf, rows = _shelf(Path(args.words[0])), []
-    for path in [*map(shelf.path, shelf.list_steps()), *shelf.list_quarantined()]:
+    for path in [*map(shelf.step_path, shelf.list_steps()), *shelf.list_quarantined()]:
         reader = CheckpointReader(path)
         try:
             meta = reader.read_metadata()
@@ -178,7 +177,7 @@ def _verify(args: argparse.Namespace) -> tuple[Any, Sequence[str], int]:
         steps = [_known(steps, args.step, run)]
     rows, lines = [], []
     for step in steps:
-        reader = CheckpointReader(shelf.path(step))
+        reader = CheckpointReader(shelf.step_path(step))
         faults = reader.verify()
         rows.append({"step": step, "faults": [fault._asdict() for fault in faults]})
         if faults:
@@ -193,13 +192,13 @@ def _verify(args: argparse.Namespace) -> tuple[Any, Sequence[str], int]:
 
 
 def _diff(args: argparse.Namespace) -> tuple[Any, Sequence[str], int]:
-    from lmx.config.resolve import from_json
     from lmx.config.value import diff
+    from lmx.run.run_dir import read_config
     from lmx.train.checkpoint.compare import diff_checkpoints
 
     (run, a), (other, b) = map(_state, args.words)
     found = list(diff_checkpoints(a, b))
-    configs = [from_json((r / "experiment.json").read_text()) for r in (run, other)]
+    configs = [read_config(r) for r in (run, other)]
     settings = {path: list(map(str, pair)) for path, pair in diff(*configs).items()}
     apart = [each for each in found if each.status != "equal"]
     lines = [f"{len(found) - len(apart)} of {len(found)} tensors are equal to the bit"]

@@ -21,10 +21,10 @@ devices, mesh, versions of packages and flags of compilers are; elsewhere within
 what --within says. Says what is not alike, the commit among it. Exit status: 0 if the
 losses are the same, 1 if they are not, 2 if it cannot be tried, as with other data.
 
-  lmx reproduce runs/x/card.json
-  lmx reproduce card.json --steps 100 --run /tmp/again
-  lmx reproduce card.json Mesh.fsdp=1              on fewer devices: execution, no more
-  lmx reproduce card.json --import mine            whose page names classes of `mine`
+  lmx reproduce runs/x/metadata.json
+  lmx reproduce metadata.json --steps 100 --run /tmp/again
+  lmx reproduce metadata.json Mesh.fsdp=1              on fewer devices: execution, no more
+  lmx reproduce metadata.json --import mine            whose page names classes of `mine`
 
 A card is all that is needed beside the data. It is read and never executed, and what
 it names is part of lmx, or of the modules that --import gives.

@@ -111,4 +111,4 @@ class Rewind(Guard):
 def _furthest_spike(directory: RunDir) -> int:
     """The furthest step that was a spike so far."""
     rows = read_ledger(directory.path)
-    return max((row["found"] for row in rows if row["what"] == REWIND), default=0)
+    return max((row["found"] for row in rows if row["hook"] == REWIND), default=0)

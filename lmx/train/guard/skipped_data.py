@@ -18,7 +18,7 @@ def load_skipped(path: Path) -> SkippedRanges:
     """What the run in a folder leaves out, by its ledger; the same in all processes."""
 
     def told() -> SkippedRanges:
-        rows = [row for row in read_ledger(path) if row["what"] == REWIND]
+        rows = [row for row in read_ledger(path) if row["hook"] == REWIND]
         return merge_ranges(row["data"] for row in rows)
 
     return distributed.broadcast_from_leader(told)

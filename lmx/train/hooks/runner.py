@@ -68,7 +68,7 @@ class HookRunner:
                 self.ledger.record(done, name, "failed", reason=why)
                 error.add_note(f"@{name} failed after step {done}, and is still due.")
                 raise
-            self._record(done, name, "begun" if name == SAVE else "done")
+            self._record(done, name, "started" if name == SAVE else "done")
         self.account.record(done)
 
     def _record(self, done: int, name: str, state: str) -> None:

@@ -13,14 +13,15 @@ from safetensors.numpy import load_file, save_file
 import lmx
 from lmx.config.registry import ConfigError
 from lmx.core.sharding import Mesh
-from lmx.models.hf.api import import_hf, load_model, save_hf
+from lmx.models.hf.api import load_model, save_hf
 from lmx.models.hf.checkpoint import HFCheckpoint
 from lmx.models.hf.family import load_families
 from lmx.models.hf.layout import TensorMap, expand_map
 from lmx.models.hf.load import read_slice
 from lmx.models.hf.quantized import DequantizedFolder
 from lmx.models.hf.safetensors import SafetensorsFolder
-from lmx.train.restore import TrainedModel
+from lmx.models.trained_model import TrainedModel
+from lmx.train.import_hf import import_hf
 from tests.llama import CONFIG, tensors_of
 from tests.parity.cases import CASES
 

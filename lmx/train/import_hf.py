@@ -1,0 +1,45 @@
+"""Imports a Hugging Face model as a run."""
+
+import hashlib
+from pathlib import Path
+
+from lmx.core.files import create_dir
+from lmx.core.precision import Dtype
+from lmx.models.hf.api import load_model
+from lmx.models.hf.checkpoint import CONFIG, HFCheckpoint
+from lmx.models.trained_model import TrainedModel
+from lmx.run.metadata import initial_metadata
+from lmx.run.run_dir import RunDir, write_initial_files
+from lmx.train.checkpoint.manager import CheckpointManager
+
+
+def import_hf(folder: Path, run: Path, dtype: Dtype | None = None) -> TrainedModel:
+    """Creates a run with the model in a folder as its checkpoint of step 0.
+
+    If that fails, nothing is left of the run.
+    """
+    source = HFCheckpoint.open(folder)
+    imported = []
+
+    def fill(new: Path) -> None:
+        trained = load_model(source, dtype, digest=_digest_files(source))
+        imported.append(trained)
+        facts = {"folder": f"{folder.absolute()}", "parameters": trained.num_parameters}
+        metadata = initial_metadata(run.name, trained.config, facts)
+        origin = {name: metadata[name] for name in ("run_id", "commit")}
+        write_initial_files(new, trained.config, metadata, trained.tokenizer)
+        checkpoints = CheckpointManager(RunDir(new).checkpoint_folder, origin=origin)
+        checkpoints.save(0, {"params": trained.params})
+        checkpoints.wait()
+
+    create_dir(run, fill, "is not empty: name another folder.")
+    return imported[0]
+
+
+def _digest_files(source: HFCheckpoint) -> str:
+    """SHA-256 of the contents of a model's files."""
+    content = hashlib.sha256()
+    for file in (source.path / CONFIG, *source.weights.files):
+        with file.open("rb") as opened:
+            content.update(hashlib.file_digest(opened, "sha256").digest())
+    return content.hexdigest()
