@@ -59,7 +59,7 @@ def _scored(args: argparse.Namespace) -> str:
     import numpy as np
 
     import lmx
-    from lmx.data.corpus.json_lines import decode_utf8
+    from lmx.data.corpus.file_corpus import decode_utf8
     from lmx.evals.documents import Scorer, SlidingWindow, find_training_length
     from lmx.evals.perplexity import summarize
 

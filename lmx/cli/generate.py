@@ -228,7 +228,7 @@ def _search_beams(
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file: its lines, or those of the JSON objects of a `.jsonl`."""
-    from lmx.data.corpus.json_lines import decode_utf8
+    from lmx.data.corpus.file_corpus import decode_utf8
 
     lines = enumerate(decode_utf8(path.read_bytes(), path).split("\n"), 1)
     kept = [(number, line.rstrip("\r")) for number, line in lines if line.strip()]

@@ -8,13 +8,13 @@ PAGES = {
     "once": "Dedup.sources = {'web': @Text()}\nText.path = 'web.jsonl'\n",
     "good": (
         "FilterDocuments.sources = {'web': @Text()}\nText.path = 'once/kept/web.jsonl'\n"
-        "FilterDocuments.filters = [@LengthFilter()]\nByLength.least = 12\n"
+        "FilterDocuments.filters = [@LengthFilter()]\nLengthFilter.min_chars = 12\n"
     ),
     "fair": (
         "Decontaminate.sources = {'web': @web/Text()}\n"
         "Decontaminate.against = {'quiz': @quiz/Text()}\n"
         "web/Text.path = 'good/kept/web.jsonl'\nquiz/Text.path = 'quiz.jsonl'\n"
-        "Decontaminate.ngram_size = 4\nDecontaminate.least = 4\n"
+        "Decontaminate.ngram_size = 4\nDecontaminate.min_words = 4\n"
     ),
 }
 TEXTS = ["the end is near here", "short", "the end is near here", "a text that stays"]
@@ -49,7 +49,7 @@ def test_what_one_verb_keeps_the_next_reads(lmx, pages):
     ("words", "said"),
     [
         (["once.gin"], "write lmx data dedup PAGE.gin OUT"),
-        (["once.gin", "out", "Dedup.alke=0.5"], "did you mean"),
+        (["once.gin", "out", "Dedup.treshold=0.5"], "did you mean"),
         (["once.gin", "out", "Text.path=none.jsonl"], "there is no none.jsonl"),
         (["once.gin", "out", "Dedup.threshold=2.0"], "Dedup.threshold is 2.0"),
         (["good.gin", "out"], "@Dedup needs Dedup.sources"),

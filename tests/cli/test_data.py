@@ -38,12 +38,12 @@ def test_a_store_is_built_looked_at_and_verified(lmx, page, tmp_path):
     status, said, _ = lmx("data", "build", page, "out", "--json")
     told = json.loads(said)
     assert status == 0 and told["documents"] == 21 and told["shards"] == 2
-    assert told["left_out"]["lines"]["filtered"] == {"fewer than 3 characters": 1}
-    assert told["left_out"]["a"]["set_aside"]["empty file"]["count"] == 1
+    assert told["excluded"]["lines"]["filtered"] == {"fewer than 3 characters": 1}
+    assert told["excluded"]["a"]["rejected"]["empty text"]["count"] == 1
     status, said, _ = lmx("data", "inspect", "out", "--json", "--samples", "5")
     looked = json.loads(said)
     assert status == 0 and len(looked["samples"]) == 5
-    for name in ("documents", "tokens", "bytes", "left_out", "fingerprint"):
+    for name in ("documents", "tokens", "bytes", "excluded", "fingerprint"):
         assert looked[name] == told[name]
     assert looked["plot"] == "out.png" and (tmp_path / "out.png").is_file()
     status, said, _ = lmx("data", "inspect", "out", "--verify")
@@ -54,12 +54,12 @@ def test_what_is_said_to_a_person_has_what_was_left_out(lmx, page):
     status, said, _ = lmx("data", "build", page, "out")
     assert status == 0
     assert said.splitlines()[0].startswith("out: 21 documents, ")
-    assert "  a: 1 set aside: empty file, first 0.txt: byte 0" in said
-    assert "  lines: 1 left out: fewer than 3 characters" in said
+    assert "rejected from a: 1 empty text, first 0.txt: byte 0" in said
+    assert "filtered from lines: 1 fewer than 3 characters" in said
     status, said, _ = lmx("data", "inspect", "out", "--row", "8", "--plot", "a.png")
     assert status == 0 and said.endswith("lengths: a.png\n")
-    assert "autocorrelation of source, in rows of 8 tokens: " in said
-    assert "set aside of a: 1 empty file, 0.txt: byte 0" in said
+    assert "autocorrelation of source, in sequences of 8 tokens: " in said
+    assert "rejected from a: 1 empty text, first 0.txt: byte 0" in said
 
 
 def test_damage_is_a_fault_that_verify_finds(lmx, page, tmp_path):
@@ -83,7 +83,7 @@ def test_damage_is_a_fault_that_verify_finds(lmx, page, tmp_path):
         ),
         (
             ("build", "page.gin", "texts"),
-            "texts holds something that is no token store",
+            "texts is not empty and no token store",
         ),
         (
             ("build", "page.gin", "out", "BuildTokenStore.max_empty_fraction=0"),

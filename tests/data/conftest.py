@@ -8,11 +8,11 @@ import pytest
 
 NAMES = """
 import hashlib
-from lmx.data.corpus.corpus import ByDocument, Tail
+from lmx.data.corpus.corpus import HoldoutDocuments, HoldoutTail
 from lmx.data.corpus.text import Text
 from lmx.data.tokenizer.sentencepiece import SentencePiece
-from lmx.data.store.cached import open_store
-from lmx.data.tokenizer.base import Bytes
+from lmx.data.store.cached import open_cached_store
+from lmx.data.tokenizer.base import ByteTokenizer
 """
 
 

@@ -98,7 +98,7 @@ def _built(
         "store": f"{folder}",
         **{name: told[name] for name in ("documents", "tokens", "bytes")},
         "shards": len(told["shards"]),
-        "left_out": told["left_out"],
+        "excluded": told["excluded"],
         "fingerprint": dict(store.fingerprint),
         "seconds": time.monotonic() - began,
     }
@@ -111,12 +111,6 @@ def _text(told: dict[str, Any]) -> str:
         f" of {told['bytes'] / 1e6:,.1f} MB of text, {told['shards']} shards,"
         f" {told['seconds']:.0f} s"
     ]
-    for source, left in told["left_out"].items():
-        for reason, count in left["filtered"].items():
-            lines.append(f"  {source}: {count:,} left out: {reason}")
-        for reason, found in left["set_aside"].items():
-            where = "; ".join(found["first"])
-            lines.append(
-                f"  {source}: {found['count']:,} set aside: {reason}, first {where}"
-            )
-    return "\n".join(lines)
+    from lmx.data.store.stats import format_excluded
+
+    return "\n".join((*lines, *format_excluded(told["excluded"])))

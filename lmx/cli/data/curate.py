@@ -114,7 +114,7 @@ def _sifted(
     from lmx.config.value import explain_errors
     from lmx.data.curate.decontaminate import Decontaminate
     from lmx.data.curate.dedup import Dedup
-    from lmx.data.curate.filter_documents import FilterDocuments
+    from lmx.data.curate.filter import FilterDocuments
 
     roots = {"dedup": Dedup, "filter": FilterDocuments, "decontaminate": Decontaminate}
     import_modules(imports)

@@ -68,10 +68,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _look(folder: Path, args: argparse.Namespace) -> int:
-    from lmx.data.store.stats import StoreStats, format_stats, plot_lengths
+    from lmx.data.store.stats import compute_stats, format_stats, plot_lengths
 
-    look = StoreStats(sequence_length=args.row, samples=args.samples, seed=args.seed)
-    told = look(folder)
+    told = compute_stats(
+        folder, sequence_length=args.row, samples=args.samples, seed=args.seed
+    )
     told["plot"] = f"{args.plot or folder.with_name(f'{folder.resolve().name}.png')}"
     plot_lengths(folder, Path(told["plot"]))
     print(

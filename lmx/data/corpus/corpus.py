@@ -1,4 +1,4 @@
-"""Texts to learn from, and which of them are held out."""
+"""Corpora: documents in a fixed order, divided into a train and a validation split."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -11,82 +11,85 @@ from lmx.config.registry import ConfigError, configurable
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+SPAN_BYTES = 64 * 2**20  # of a span, where only the order of documents matters
 
 
 class Document(NamedTuple):
-    """One text, never empty, and a name that is its own within the corpus."""
+    """A text, never empty, and its name, which is unique within the corpus."""
 
     name: str
     text: str
 
 
 class InvalidDocument(NamedTuple):
-    """What stands where a document should, and cannot be one."""
+    """An entry of a file that is not a document: malformed, or without text."""
 
-    kind: Literal["broken", "empty"]
-    reason: str  # in few words, the same for all that are alike
+    kind: Literal["invalid", "empty"]
+    reason: str  # short, and equal for similar entries
     path: Path  # of the file
-    location: str  # in the file, as "byte 24"
+    location: str  # within the file, such as "byte 24"
     advice: str = "repair it or leave it out."
 
     def to_error(self) -> ConfigError:
-        """The fault as an error."""
+        """Returns an error with the file, the reason and the location."""
         return ConfigError(
             f"{self.path}: {self.reason} at {self.location}: {self.advice}"
         )
 
 
-class Span(NamedTuple):
-    """A part of a corpus that can be read by itself: of one file, from here to there.
+Items = Iterator[Document | InvalidDocument]
 
-    Begin and end count what the corpus chooses: bytes, rows, records.
+
+class Span(NamedTuple):
+    """A part of a corpus that can be read on its own: a range of one file.
+
+    The corpus chooses the unit of begin and end: bytes, rows or records.
     """
 
     file: str  # its name within the corpus
     begin: int
     end: int
-    bytes: int  # of text, roughly
-    stamp: str  # another when the file is another
+    bytes: int  # of text, approximately
+    stamp: str  # differs if the file was changed
 
 
 class Corpus(ABC):
-    """Documents in an order that is always the same, in two splits."""
+    """Documents in a fixed order, divided into two splits."""
 
     @abstractmethod
-    def read(self, split: Split) -> Iterator[Document]:
-        """The documents of the split, which may be none."""
+    def read_span(self, span: Span, split: Split) -> Items:
+        """Yields the documents of the split in that span, and invalid entries."""
 
     def list_spans(self, size: int) -> Sequence[Span]:
-        """The corpus in parts of about `size` bytes, where it can be parted."""
+        """Divides the corpus into spans of about `size` bytes, if it can be divided."""
         return (Span("", 0, 1, 0, ""),)
 
-    def read_span(
-        self, span: Span, split: Split
-    ) -> Iterator[Document | InvalidDocument]:
-        """What `read` gives of that part, and what it refuses or passes over."""
-        return self.read(split)
+    def read(self, split: Split) -> Iterator[Document]:
+        """Yields the documents of the split. Skips empty ones, refuses invalid ones."""
+        for span in self.list_spans(SPAN_BYTES):
+            for item in self.read_span(span, split):
+                if isinstance(item, Document):
+                    yield item
+                elif item.kind == "invalid":
+                    raise item.to_error()
 
     def read_nonempty(self, split: Split) -> Iterator[Document]:
-        """The documents of the split; a refusal if there are none."""
+        """Yields the documents of the split. Refuses a split without documents."""
         document = None
         for document in self.read(split):
             yield document
         if document is None:
-            raise self.empty_split_error(split)
-
-    def empty_split_error(self, split: Split) -> ConfigError:
-        """Says that a split is empty, and what to do."""
-        return ConfigError(
-            f"the {split} split of {self} is empty: give more documents, or hold"
-            f" out a {'larger' if split == 'validation' else 'smaller'} fraction."
-        )
+            raise ConfigError(
+                f"the {split} split of {self} is empty: add documents, or hold out a"
+                f" {'larger' if split == 'validation' else 'smaller'} fraction."
+            )
 
     def compute_digest(self) -> str:
-        """SHA-256 over the split, name and text of every document."""
+        """Returns a SHA-256 of the split, name and text of every document."""
         sha = hashlib.sha256()
         for split in SPLITS:
-            for name, text in self.read(split):
-                for part in (split, name, text):
+            for document in self.read(split):
+                for part in (split, *document):
                     data = part.encode("utf-8", "surrogateescape")
                     sha.update(b"%d:" % len(data))
                     sha.update(data)
@@ -94,29 +97,29 @@ class Corpus(ABC):
 
 
 def is_selected(name: str, fraction: float) -> bool:
-    """Whether the name is among that fraction of all names; the same everywhere."""
+    """Whether a hash of the name is in the lowest `fraction` of all hashes."""
     head = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8]
     return int.from_bytes(head, "big") < fraction * 2**64
 
 
 def check_fraction(label: str, fraction: float) -> None:
-    """Refuses what is no fraction that leaves something to train on."""
+    """Refuses a fraction to hold out that leaves nothing to train on."""
     if not 0 <= fraction < 1:
         raise ConfigError(f"{label} is {fraction}: at least 0 and less than 1.")
 
 
 class Holdout(ABC):
-    """Which part of a corpus is for validation."""
+    """Selects which part of a corpus is for validation."""
 
     @abstractmethod
     def select(self, document: Document, split: Split) -> Document | None:
-        """What of the document belongs to the split: all, some of its text, nothing."""
+        """Returns the part of the document that belongs to the split, if any."""
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class HoldoutDocuments(Holdout):
-    """Whole documents, chosen by a hash of their names: no other document matters."""
+    """Holds out documents by a hash of their names, independent of other documents."""
 
     fraction: float = 0.04
 
@@ -124,14 +127,14 @@ class HoldoutDocuments(Holdout):
         check_fraction("HoldoutDocuments.fraction", self.fraction)
 
     def select(self, document: Document, split: Split) -> Document | None:
-        held = is_selected(document.name, self.fraction)
-        return document if held == (split == "validation") else None
+        held_out = is_selected(document.name, self.fraction)
+        return document if held_out == (split == "validation") else None
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class HoldoutTail(Holdout):
-    """The last characters of each document, as nanoGPT cuts its one."""
+    """Holds out the last characters of each document, as nanoGPT does with one text."""
 
     fraction: float = 0.1
 
@@ -146,36 +149,20 @@ class HoldoutTail(Holdout):
 
 
 class SpanCorpus(Corpus):
-    """A corpus that is read part by part, and a rule of which documents are held out.
+    """A corpus that is read span by span, with a rule for what is held out.
 
-    A subclass gives `spans`, and `every` document of one.
+    Subclasses implement `list_spans` and `read_all`.
     """
 
     holdout: Holdout
 
     @abstractmethod
-    def read_all(self, span: Span) -> Iterator[Document | InvalidDocument]:
-        """The documents of that part, of both splits, and what is none."""
+    def read_all(self, span: Span) -> Items:
+        """Yields the documents of that span, of both splits, and invalid entries."""
 
-    def read_span(
-        self, span: Span, split: Split
-    ) -> Iterator[Document | InvalidDocument]:
+    def read_span(self, span: Span, split: Split) -> Items:
         for item in self.read_all(span):
-            kept = (
-                item
-                if isinstance(item, InvalidDocument)
-                else self.holdout.select(item, split)
-            )
-            if kept is not None:
-                yield kept
-
-    def read(self, split: Split) -> Iterator[Document]:
-        for span in self.list_spans(SPAN_BYTES):
-            for item in self.read_span(span, split):
-                if isinstance(item, Document):
-                    yield item
-                elif item.kind == "broken":
-                    raise item.to_error()
-
-
-SPAN_BYTES = 64 * 2**20  # bytes of a part, where only the order matters
+            if isinstance(item, InvalidDocument):
+                yield item
+            elif selected := self.holdout.select(item, split):
+                yield selected

@@ -1,4 +1,4 @@
-"""A corpus that every Python brings along: its own library and language reference."""
+"""The Python standard library and language reference, a corpus on every machine."""
 
 import ast
 import os
@@ -9,7 +9,6 @@ from pathlib import Path
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.data.corpus.corpus import (
-    SPAN_BYTES,
     Corpus,
     Document,
     Span,
@@ -17,12 +16,12 @@ from lmx.data.corpus.corpus import (
     check_fraction,
     is_selected,
 )
-from lmx.data.corpus.file_list import read_stamp
+from lmx.data.corpus.file_corpus import read_stamp
 
 TOPICS = "pydoc_data/topics.py"
 EXCLUDED_DIRS = frozenset({
     "site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test",
-    "encodings",  # generated tables, so alike that one split would know the other
+    "encodings",  # generated tables, so similar that the splits would overlap
 })  # fmt: skip
 MACHINE_SPECIFIC = ("config-", "_sysconfigdata_", "sitecustomize.py", TOPICS)
 
@@ -30,22 +29,18 @@ MACHINE_SPECIFIC = ("config-", "_sysconfigdata_", "sitecustomize.py", TOPICS)
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Stdlib(Corpus):
-    """The sources of the running Python's library, and its language reference.
+    """The sources of the running Python's standard library, and its language reference.
 
-    A module is a document and lies in one split, by a hash of its name. The topics of
-    the reference repeat one another and are all for training. Tests, code pages, what
-    is installed beside the library, what describes this machine, and what is not UTF-8
-    are left out.
+    A module is one document and belongs to one split, by a hash of its name. The topics
+    of the reference repeat one another and are all for training. Tests, code pages,
+    installed packages, descriptions of this machine, and files that are not UTF-8 are
+    excluded.
     """
 
     holdout_fraction: float = 0.04  # of the modules, for validation
 
     def __post_init__(self):
         check_fraction("Stdlib.holdout_fraction", self.holdout_fraction)
-
-    def read(self, split: Split) -> Iterator[Document]:
-        for span in self.list_spans(SPAN_BYTES):
-            yield from self.read_span(span, split)
 
     def list_spans(self, size: int) -> Sequence[Span]:
         root = _find_root()
@@ -59,37 +54,33 @@ class Stdlib(Corpus):
         path = _find_root() / span.file
         if span.file == TOPICS:
             return _read_topics(path) if split == "train" else iter(())
-        held = is_selected(span.file, self.holdout_fraction)
-        return (
-            _read_module(path, span.file)
-            if held == (split == "validation")
-            else iter(())
-        )
+        held_out = is_selected(span.file, self.holdout_fraction)
+        wanted = held_out == (split == "validation")
+        return _read_module(path, span.file) if wanted else iter(())
 
 
 def _find_root() -> Path:
-    """Where the library lies."""
     root = Path(sysconfig.get_path("stdlib"))
     if not (root / "os.py").is_file():
         raise ConfigError(
-            f"this Python keeps no sources in {root}: give a corpus of your own"
-            " with @Text()."
+            f"this Python has no sources in {root}: use another corpus, such as"
+            " @Text()."
         )
     return root
 
 
 def _list_modules(root: Path) -> list[str]:
-    """The files below `combine_digests` which any machine with this Python has, in order."""
-    found = []
+    """Returns the modules that every machine with this Python has, in order."""
+    names = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in EXCLUDED_DIRS]
         inner = Path(folder).relative_to(root)
-        found += [(inner / name).as_posix() for name in files if name.endswith(".py")]
-    return sorted(name for name in found if not name.startswith(MACHINE_SPECIFIC))
+        names += [(inner / name).as_posix() for name in files if name.endswith(".py")]
+    return sorted(name for name in names if not name.startswith(MACHINE_SPECIFIC))
 
 
 def _read_module(path: Path, name: str) -> Iterator[Document]:
-    """The module, if it is text and not empty."""
+    """Yields the module, unless it is empty or not UTF-8."""
     try:
         text = path.read_bytes().decode()
     except (UnicodeDecodeError, OSError):
@@ -99,7 +90,7 @@ def _read_module(path: Path, name: str) -> Iterator[Document]:
 
 
 def _read_topics(path: Path) -> Iterator[Document]:
-    """The chapters of the language reference, out of the table that pydoc prints."""
+    """Yields the chapters of the language reference, from the table of pydoc."""
     for node in ast.parse(path.read_bytes()).body:
         if isinstance(node, ast.Assign):
             for name, text in ast.literal_eval(node.value).items():

@@ -1,88 +1,130 @@
-"""Text that lies on disk: files, folders of files, JSON objects by the line."""
+"""Text files: one document per file, or one JSON object per line."""
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
-from lmx.config.registry import ConfigError, Execution, configurable
-from lmx.data.corpus.corpus import (
-    Document,
-    Holdout,
-    HoldoutDocuments,
-    InvalidDocument,
-    Span,
-    SpanCorpus,
+from lmx.config.registry import ConfigError, configurable
+from lmx.data.corpus.corpus import HoldoutDocuments, Items, Span
+from lmx.data.corpus.file_corpus import (
+    EntryParser,
+    FileCorpus,
+    divide_range,
+    read_stamp,
 )
-from lmx.data.corpus.file_list import divide_file, list_files, read_stamp
-from lmx.data.corpus.json_lines import (
-    MAX_DOCUMENT_BYTES,
-    ZSTD_SUFFIX,
-    TextField,
-    read_lines,
-    try_decode_utf8,
-)
+from lmx.data.optional import import_optional
 
-SINGLE_NAME = "text"  # the name of a document that is all there is
+MAX_DOCUMENT_BYTES = 2**30  # a document must fit in memory
+READ_BYTES = 2**20  # at a time
+ZSTD_SUFFIX = ".zst"
 JSON_LINES_SUFFIXES = (".jsonl", ".jsonl.zst")
-COMPRESSION_RATIO = 4  # bytes of text for a byte of it compressed, roughly
+COMPRESSION_RATIO = 4  # bytes of text per compressed byte, approximately
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Text(SpanCorpus):
-    """Text that lies on disk: a file, a folder of files, or JSON objects by the line.
+class Text(FileCorpus):
+    """A text file, a folder of text files, or files of JSON objects, one per line.
 
-    A file is one document; a `.jsonl` or `.jsonl.zst` is one document a line. In a
-    folder, hidden files and folders are passed over. Where it all lies changes nothing.
+    A file is one document; a line of a `.jsonl` or `.jsonl.zst` file is one document.
+    Hidden files and folders are skipped. Moving the files does not change the corpus.
     """
 
-    path: Execution[str]
-    holdout: Holdout = HoldoutDocuments()
     suffixes: tuple[str, ...] = (".txt", ".md", ".py")  # which files of a folder
     text_field: str = "text"  # of each JSON object
 
-    def list_spans(self, size: int) -> Sequence[Span]:
-        found = []
-        for path, name in list_files(self.path, self.suffixes, "Text", SINGLE_NAME):
-            length, mark = path.stat().st_size, read_stamp(path)
-            if not path.name.endswith(JSON_LINES_SUFFIXES):
-                self._check_holdout(path, name)
-                found.append(Span(name, 0, 1, length, mark))
-            elif path.suffix == ZSTD_SUFFIX:
-                found.append(Span(name, 0, 2**62, COMPRESSION_RATIO * length, mark))
-            else:
-                found += divide_file(name, length, length, size, mark)
-        return found
+    single_name: ClassVar[str] = "text"
 
-    def read_all(self, span: Span) -> Iterator[Document | InvalidDocument]:
-        root = Path(self.path).expanduser()
-        path = root if root.is_file() else root / span.file
-        if path.name.endswith(JSON_LINES_SUFFIXES):
-            field = TextField(self.text_field, "Text")
-            return read_lines(path, span.file, span.begin, span.end, field)
-        return iter((_read_file(path, span.file),))
+    def divide(self, path: Path, name: str, size: int) -> Iterator[Span]:
+        length, stamp = path.stat().st_size, read_stamp(path)
+        if not path.name.endswith(JSON_LINES_SUFFIXES):
+            by_document = isinstance(self.holdout, HoldoutDocuments)
+            if name == self.single_name and by_document and self.holdout.fraction:
+                raise ConfigError(
+                    f"{path} is one document, and one document cannot be split by"
+                    " document: set Text.holdout = @HoldoutTail()"
+                )
+            yield Span(name, 0, 1, length, stamp)
+        elif path.suffix == ZSTD_SUFFIX:
+            yield Span(name, 0, 2**62, COMPRESSION_RATIO * length, stamp)
+        else:
+            yield from divide_range(name, length, length, size, stamp)
 
-    def _check_holdout(self, path: Path, name: str) -> None:
-        if (
-            name == SINGLE_NAME
-            and isinstance(self.holdout, HoldoutDocuments)
-            and self.holdout.fraction
-        ):
+    def read_file(self, path: Path, span: Span) -> Items:
+        is_json = path.name.endswith(JSON_LINES_SUFFIXES)
+        parser = EntryParser(path, span.file, "byte", "Text", self.text_field, is_json)
+        if is_json:
+            yield from read_lines(parser, span)
+        elif path.stat().st_size > MAX_DOCUMENT_BYTES:
+            advice = "split it, or convert it to JSON objects, one per line."
+            reason = f"a document of more than {MAX_DOCUMENT_BYTES} bytes"
+            yield parser.reject(reason, 0, advice=advice)
+        else:
+            yield parser.parse(path.read_bytes(), name=span.file)
+
+
+def read_lines(parser: EntryParser, span: Span) -> Items:
+    """Yields the documents of the lines that start within the span, in order.
+
+    Offsets in a compressed file count uncompressed bytes. Blank lines are skipped.
+    """
+    with open_binary(parser.path) as file:
+        at = 0
+        if span.begin:  # continue at the first line that starts at or after it
+            file.seek(span.begin - 1)
+            at = span.begin - 1 + _skip_line(file)
+        while at < span.end and (line := file.readline(MAX_DOCUMENT_BYTES + 1)):
+            size = len(line)
+            if size > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
+                size += _skip_line(file)
+                reason = f"a line of more than {MAX_DOCUMENT_BYTES} bytes"
+                yield parser.reject(reason, at, advice="split it.")
+            elif not line.isspace():
+                yield parser.parse(line, at)
+            at += size
+
+
+def open_binary(path: Path) -> io.BufferedReader:
+    """Opens a file for reading; decompresses it if its name ends in `.zst`."""
+    raw = _ZstdReader(path) if path.suffix == ZSTD_SUFFIX else io.FileIO(path)
+    return io.BufferedReader(raw, READ_BYTES)
+
+
+class _ZstdReader(io.RawIOBase):
+    """Decompresses Zstandard frames. Refuses damaged and truncated files."""
+
+    def __init__(self, path: Path):
+        arrow = import_optional("pyarrow", "data", f"to read {path}")
+        self._path, self._file, self._position = path, arrow.OSFile(str(path)), 0
+        self._stream = arrow.CompressedInputStream(self._file, "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            size = self._stream.readinto(buffer)
+        except OSError as error:
             raise ConfigError(
-                f"{path} is one document, and one document cannot be split by"
-                " document: set Text.holdout = @HoldoutTail()"
-            )
+                f"{self._path}: damaged or truncated ({error}) after byte"
+                f" {self._position} of its content, before byte {self._file.tell()} of"
+                " the file: replace it with an intact copy."
+            ) from None
+        self._position += size
+        return size
 
 
-def _read_file(path: Path, name: str) -> Document | InvalidDocument:
-    """A file as one document."""
-    if path.stat().st_size > MAX_DOCUMENT_BYTES:
-        advice = "part it, or make it JSON objects by the line."
-        reason = f"a document of more than {MAX_DOCUMENT_BYTES} bytes"
-        return InvalidDocument("broken", reason, path, "byte 0", advice)
-    text = try_decode_utf8(path.read_bytes(), path)
-    if isinstance(text, InvalidDocument):
-        return text
-    if not text:
-        return InvalidDocument("empty", "empty file", path, "byte 0")
-    return Document(name, text)
+def _skip_line(file: io.BufferedReader) -> int:
+    """Reads past the next newline. Returns the number of bytes read."""
+    size = 0
+    while line := file.readline(READ_BYTES):
+        size += len(line)
+        if line.endswith(b"\n"):
+            break
+    return size

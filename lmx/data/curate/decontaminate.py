@@ -1,30 +1,29 @@
-"""Documents that have in them what a model will be asked."""
+"""Removal of documents that contain text of an evaluation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64, UInt64
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.core.console import print_line
 from lmx.data.corpus.corpus import Corpus, Document
 from lmx.data.curate.document_pass import DocumentPass, DocumentWriter, read_all_splits
-from lmx.data.curate.ngrams import hash_ngrams, hash_words, split_words
+from lmx.data.curate.ngrams import hash_text, split_words
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Decontaminate(DocumentPass):
-    """Removes a document that shares a run of words with an evaluation.
+    """Removes a document that shares a word n-gram with an evaluation.
 
-    An evaluation's text of fewer words is looked for whole, if it has `least`; one of
-    fewer still is not looked for, and their number is said. Brown et al. 2020,
-    arXiv:2005.14165, appendix C.
+    A text of an evaluation with fewer than `ngram_size` words is matched as a whole if
+    it has at least `min_words`; the number of shorter texts, which are ignored, is
+    printed. Brown et al. 2020, arXiv:2005.14165, appendix C.
 
     Attributes:
         against: evaluations by name.
-        words: in a run.
+        ngram_size: words per n-gram.
     """
 
     sources: Mapping[str, Corpus]
@@ -37,64 +36,49 @@ class Decontaminate(DocumentPass):
             raise ConfigError("Decontaminate.against names no evaluation.")
         if not 1 <= self.min_words <= self.ngram_size:
             raise ConfigError(
-                f"Decontaminate.min_words is {self.min_words} and Decontaminate.ngram_size"
-                f" {self.ngram_size}: at least 1, and no more than words."
+                f"Decontaminate.min_words is {self.min_words} and"
+                f" Decontaminate.ngram_size {self.ngram_size}: at least 1, and at most"
+                " ngram_size."
             )
 
-    def process(self, tray: DocumentWriter) -> None:
-        asked = _NgramIndex(self)
-        for source, document in self.read_documents(tray):
-            if found := asked.find(document):
-                where, shared = found
-                reason = f"shares words with {where.split('/')[0]}"
-                tray.remove(source, document.name, reason, of=where, words=shared)
+    def process(self, writer: DocumentWriter) -> None:
+        index = self._index_evaluations()
+        arrays = {size: np.fromiter(index[size], np.uint64) for size in index}
+        for source, document in self.read_documents(writer):
+            words = split_words(document.text)
+            for size, known in arrays.items():
+                if len(words) < size:
+                    continue
+                own = hash_text(words, size)
+                hits = np.flatnonzero(np.isin(own, known))
+                if len(hits):
+                    first = int(hits[0])
+                    name = index[size][int(own[first])]
+                    reason = f"shares words with {name.split('/')[0]}"
+                    shared = " ".join(words[first : first + size])
+                    details = {"of": name, "words": shared}
+                    writer.remove(source, document.name, reason, **details)
+                    break
             else:
-                tray.keep(source, document)
+                writer.keep(source, document)
 
-
-class _NgramIndex:
-    """The runs of words of all evaluations."""
-
-    def __init__(self, wanted: Decontaminate):
-        by_size: dict[int, dict[int, str]] = {}
+    def _index_evaluations(self) -> dict[int, dict[int, str]]:
+        """Returns the names of the texts by n-gram size and hash; reports short texts."""
+        index: dict[int, dict[int, str]] = {}
         short = 0
-        for name, corpus in wanted.against.items():
+        for name, corpus in self.against.items():
             for item in read_all_splits(corpus):
-                if not isinstance(item, Document):
-                    continue
-                number = hash_words(split_words(item.text))
-                size = min(len(number), wanted.ngram_size)
-                if size < wanted.min_words:
-                    short += 1
-                    continue
-                known = by_size.setdefault(size, {})
-                for run in _hash_text(number, size).tolist():
-                    known.setdefault(run, f"{name}/{item.name}")
+                if isinstance(item, Document):
+                    words = split_words(item.text)
+                    size = min(len(words), self.ngram_size)
+                    if size < self.min_words:
+                        short += 1
+                        continue
+                    for ngram in hash_text(words, size).tolist():
+                        known = index.setdefault(size, {})
+                        known.setdefault(ngram, f"{name}/{item.name}")
         if short:
             print_line(
-                f"{short:,} texts of fewer than {wanted.min_words} words are not looked for"
+                f"{short:,} texts of fewer than {self.min_words} words are ignored"
             )
-        self.sizes = by_size
-        self.sorted = {
-            size: np.array(sorted(known), np.uint64) for size, known in by_size.items()
-        }
-
-    def find(self, document: Document) -> tuple[str, str] | None:
-        """The first text that shares a run with the document, and the words of it."""
-        split = split_words(document.text)
-        number = hash_words(split)
-        for size, known in self.sorted.items():
-            if len(number) < size:
-                continue
-            own = _hash_text(number, size)
-            hits: Int64[np.ndarray, " _"] = np.flatnonzero(np.isin(own, known))
-            if len(hits):
-                first = int(hits[0])
-                where = self.sizes[size][int(own[first])]
-                return where, " ".join(split[first : first + size])
-        return None
-
-
-def _hash_text(number: UInt64[np.ndarray, " _"], size: int) -> UInt64[np.ndarray, " _"]:
-    """The runs of one text, in order."""
-    return hash_ngrams(number, np.array([len(number)]), size)[0]
+        return index

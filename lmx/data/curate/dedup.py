@@ -1,13 +1,12 @@
-"""Documents that are there already: the same text, or nearly."""
+"""Removal of duplicate and near-duplicate documents."""
 
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import UInt64
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.data.corpus.corpus import Corpus, Document
@@ -19,25 +18,25 @@ from lmx.data.curate.ngrams import (
     jaccard_index,
     split_words,
 )
+from lmx.data.optional import import_optional
 from lmx.data.stateless_random import hash_u64
 
-BATCH_DOCUMENTS = 1000  # documents that are hashed at a time
-Groups = list[Int64[np.ndarray, " _"]]  # of each document: those that it is in
+BATCH_DOCUMENTS = 1000  # hashed at a time
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class MinHash:
-    """Finds pairs of texts that are likely alike, among all pairs there are.
+    """Finds candidate pairs of similar texts by locality-sensitive hashing.
 
-    The least of each of `bands` * `rows` hashes of a text's runs of words is its
-    signature. Two texts of Jaccard index s agree in a whole band, and are looked at,
-    with chance 1 - (1 - s**rows)**bands: by default 0.998 at 0.8, and 0.28 at 0.5.
-    Broder 1997, doi:10.1109/SEQUEN.1997.666900; Leskovec et al. 2014, "Mining of
-    Massive Datasets", section 3.4.
+    The signature of a text is the minimum of each of `bands` * `rows` hashes of its
+    word n-grams. Two texts with Jaccard index s agree in some band, and become a
+    candidate pair, with probability 1 - (1 - s**rows)**bands: by default 0.998 at 0.8,
+    and 0.28 at 0.5. Broder 1997, doi:10.1109/SEQUEN.1997.666900; Leskovec et al. 2014,
+    "Mining of Massive Datasets", section 3.4.
 
     Attributes:
-        words: in a run.
+        ngram_size: words per n-gram.
         seed: of the hashes.
     """
 
@@ -48,48 +47,39 @@ class MinHash:
 
     def __post_init__(self):
         for name in ("ngram_size", "bands", "rows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"MinHash.{name} is {getattr(self, name)}: at least 1."
-                )
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"MinHash.{name} is {value}: at least 1.")
 
     def compute_signatures(self, texts: list[str]) -> UInt64[np.ndarray, "texts bands"]:
-        """One number for each band of each text."""
-        rensa = _import_rensa()
-        split = [split_words(text) for text in texts]
-        ends = np.cumsum([len(each) for each in split])
-        number = hash_words(list(itertools.chain.from_iterable(split)))
-        hashes, run_ends = hash_ngrams(number, ends, self.ngram_size)
+        """Returns one hash for each band of each text."""
+        purpose = "to find near duplicates (not if Dedup.minhash is None)"
+        rensa = import_optional("rensa", "data", purpose)
+        words = [split_words(text) for text in texts]
+        ends = np.cumsum([len(each) for each in words])
+        hashes = hash_words(list(itertools.chain.from_iterable(words)))
+        ngrams, ngram_ends = hash_ngrams(hashes, ends, self.ngram_size)
+        offsets = np.concatenate([[0], ngram_ends]).astype(np.uint64)
         table = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
-            hashes,
-            np.concatenate([[0], run_ends]).astype(np.uint64),
-            self.bands * self.rows,
-            self.seed,
+            ngrams, offsets, self.bands * self.rows, self.seed
         )
-        least = np.array(table.to_rows(), np.uint64)
-        least = least.reshape(len(texts), self.bands, self.rows)
-        parts = [least[:, :, row] for row in range(self.rows)]
-        return hash_u64(np.arange(self.bands), *parts)
-
-    def group_by_band(self, signatures: UInt64[np.ndarray, "texts bands"]) -> Groups:
-        """The bands, by number, that each text has in common with another one."""
-        _, band, size = np.unique(signatures, return_inverse=True, return_counts=True)
-        shared = size[band] > 1
-        return [row[here] for row, here in zip(band, shared, strict=True)]
+        minima = np.array(table.to_rows(), np.uint64)
+        minima = minima.reshape(len(texts), self.bands, self.rows)
+        return hash_u64(np.arange(self.bands), *np.moveaxis(minima, 2, 0))
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Dedup(DocumentPass):
-    """Removes a document whose text one before it has, or nearly.
+    """Removes a document with the same or nearly the same text as an earlier one.
 
-    Of documents that are nearly alike the first stays: one goes only if it is at least
-    `alike` to one that stays, by Jaccard's index of their runs of words, which is taken
-    exactly of every pair that `near` finds. Lee et al. 2022, arXiv:2107.06499, section
-    4.2.
+    Of near duplicates the first is kept: a document is removed if its Jaccard index
+    with a kept one, of their word n-grams, is at least `threshold`. It is computed
+    exactly for every candidate pair of `minhash`. Lee et al. 2022, arXiv:2107.06499,
+    section 4.2.
 
     Attributes:
-        near: finds those; None: only texts that are the same to the byte are removed.
+        minhash: finds candidate pairs; None removes byte-equal texts only.
     """
 
     sources: Mapping[str, Corpus]
@@ -102,92 +92,71 @@ class Dedup(DocumentPass):
                 f"Dedup.threshold is {self.threshold}: above 0, and at most 1."
             )
 
-    def process(self, tray: DocumentWriter) -> None:
-        groups = iter(
-            self.minhash.group_by_band(self._compute_signatures())
-            if self.minhash
-            else ()
-        )
+    def process(self, writer: DocumentWriter) -> None:
+        shared_bands, index = self._find_shared_bands(), _KeptDocuments(self)
         first: dict[bytes, str] = {}
-        kept = _KeptDocuments(
-            self.minhash.ngram_size if self.minhash else 0, self.threshold
-        )
-        for source, document in self.read_documents(tray):
-            here = next(groups, np.empty(0, np.int64))
-            name = f"{source}/{document.name}"
-            same = first.setdefault(_hash_text(document), name)
+        for source, document in self.read_documents(writer):
+            name, bands = f"{source}/{document.name}", next(shared_bands, [])
+            digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
+            same = first.setdefault(digest, name)
             if same is not name:
-                tray.remove(source, document.name, "same text", of=same, threshold=1.0)
-            elif found := kept.match_or_add(document, name, here):
-                of, how = found
-                tray.remove(
-                    source, document.name, "near duplicate", of=of, threshold=how
-                )
+                reason, match = "same text", (same, 1.0)
             else:
-                tray.keep(source, document)
+                reason = "near duplicate"
+                match = index.match_or_add(document.text, name, bands)
+            if match:
+                details = {"of": match[0], "similarity": match[1]}
+                writer.remove(source, document.name, reason, **details)
+            else:
+                writer.keep(source, document)
 
-    def _compute_signatures(self) -> UInt64[np.ndarray, "texts bands"]:
-        """Of all documents, in the order in which they are sifted."""
-        assert self.minhash is not None
-        found = [np.empty((0, self.minhash.bands), np.uint64)]
-        texts = self._read_texts()
+    def _find_shared_bands(self) -> Iterator[list[int]]:
+        """Yields, for each document in order, its bands that others have as well."""
+        if self.minhash is None:
+            return
+        items = itertools.chain(*map(read_all_splits, self.sources.values()))
+        texts = (item.text for item in items if isinstance(item, Document))
+        batches = [np.empty((0, self.minhash.bands), np.uint64)]
         while batch := list(itertools.islice(texts, BATCH_DOCUMENTS)):
-            found.append(self.minhash.compute_signatures(batch))
-        return np.concatenate(found)
-
-    def _read_texts(self) -> Iterator[str]:
-        for corpus in self.sources.values():
-            for item in read_all_splits(corpus):
-                if isinstance(item, Document):
-                    yield item.text
+            batches.append(self.minhash.compute_signatures(batch))
+        _, bands, counts = np.unique(
+            np.concatenate(batches), return_inverse=True, return_counts=True
+        )
+        for row in bands:
+            yield row[counts[row] > 1].tolist()
 
 
 class _KeptDocuments:
-    """The documents that stay and may have a near duplicate, by their groups."""
+    """The kept documents that share a band with another document."""
 
-    def __init__(self, words: int, least: float):
-        self.words, self.least = words, least
-        self.runs: list[UInt64[np.ndarray, " _"]] = []
-        self.names: list[str] = []
-        self.members: dict[int, list[int]] = {}
+    def __init__(self, dedup: Dedup):
+        self._size = dedup.minhash.ngram_size if dedup.minhash else 0
+        self._threshold = dedup.threshold
+        self._ngrams: list[UInt64[np.ndarray, " _"]] = []
+        self._names: list[str] = []
+        self._members: dict[int, list[int]] = {}  # of each band, in order
 
     def match_or_add(
-        self, document: Document, name: str, groups: Int64[np.ndarray, " _"]
+        self, text: str, name: str, bands: list[int]
     ) -> tuple[str, float] | None:
-        """The first that stays and is alike enough, and how much. If there is none the
-        document stays too.
+        """Returns the first near duplicate and its Jaccard index.
+
+        Adds the document if there is none.
         """
-        if not len(groups):
+        if not bands:
             return None
-        own = hash_ngram_set(document.text, self.words)
-        near = {
-            number
-            for group in groups.tolist()
-            for number in self.members.get(group, ())
-        }
-        for number in sorted(near):
-            other = self.runs[number]
-            if len(own) < self.least * len(other) or len(other) < self.least * len(own):
-                continue  # too unlike in length
-            if (how := jaccard_index(own, other)) >= self.least:
-                return self.names[number], round(how, 4)
-        for group in groups.tolist():
-            self.members.setdefault(group, []).append(len(self.runs))
-        self.runs.append(own)
-        self.names.append(name)
+        own = hash_ngram_set(text, self._size)
+        for number in sorted(
+            {n for band in bands for n in self._members.get(band, ())}
+        ):
+            sizes = sorted((len(own), len(self._ngrams[number])))
+            if sizes[0] < self._threshold * sizes[1]:
+                continue  # the index is at most the ratio of the sizes
+            similarity = jaccard_index(own, self._ngrams[number])
+            if similarity >= self._threshold:
+                return self._names[number], round(similarity, 4)
+        for band in bands:
+            self._members.setdefault(band, []).append(len(self._names))
+        self._ngrams.append(own)
+        self._names.append(name)
         return None
-
-
-def _hash_text(document: Document) -> bytes:
-    return hashlib.blake2b(document.text.encode(), digest_size=16).digest()
-
-
-def _import_rensa() -> Any:
-    try:
-        import rensa
-    except ImportError:
-        raise ConfigError(
-            "near duplicates are found with rensa, which is not here: pip install"
-            " 'lmx[data]', or set Dedup.minhash=None to remove equal texts only."
-        ) from None
-    return rensa

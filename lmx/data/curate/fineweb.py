@@ -1,4 +1,4 @@
-"""The rules that FineWeb adds to Gopher's and C4's.
+"""The filters that FineWeb adds to those of Gopher and C4.
 
 Penedo et al. 2024, arXiv:2406.17557, section 3.6.
 """
@@ -16,12 +16,12 @@ SENTENCE_ENDS = (".", "!", "?", "…", '"', "'", "”", "’", "。", "！", "�
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class FineWeb(Filter):
-    """Text in lines that are sentences, rather than menus and lists.
+    """Keeps text whose lines are sentences, unlike menus and lists.
 
     Attributes:
-        ended: of all lines, those that end as a sentence does: no fewer.
-        duplicates: of all characters, those in lines that stood before: no more.
-        short: of all lines, those of fewer than `width` characters: no more.
+        min_ended_lines: fraction of lines that end like a sentence.
+        max_duplicate_chars: fraction of characters in duplicate lines.
+        max_short_lines: fraction of lines with fewer than `short_line_chars`.
     """
 
     min_ended_lines: float = 0.12
@@ -33,17 +33,16 @@ class FineWeb(Filter):
         lines = [line for line in document.text.splitlines() if line.strip()]
         if not lines:
             return "FineWeb: no line"
-        ended = sum(line.rstrip().endswith(SENTENCE_ENDS) for line in lines) / len(
-            lines
-        )
-        if ended <= self.min_ended_lines:
+        count, chars = len(lines), sum(map(len, lines))
+        ended = sum(line.rstrip().endswith(SENTENCE_ENDS) for line in lines)
+        if ended / count <= self.min_ended_lines:
             return "FineWeb: few lines that end as a sentence"
-        characters = sum(map(len, find_duplicates(lines))) / sum(map(len, lines))
-        if characters >= self.max_duplicate_chars:
+        duplicates = sum(map(len, find_duplicates(lines)))
+        if duplicates / chars >= self.max_duplicate_chars:
             return "FineWeb: characters in duplicate lines"
-        if (
-            sum(len(line) < self.short_line_chars for line in lines) / len(lines)
-            >= self.max_short_lines
-        ):
-            return "FineWeb: short lines"
-        return document
+        short = sum(len(line) < self.short_line_chars for line in lines)
+        return (
+            "FineWeb: short lines"
+            if short / count >= self.max_short_lines
+            else document
+        )

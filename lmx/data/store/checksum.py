@@ -1,58 +1,53 @@
-"""What a file should be, so that damage is found and can be pointed at."""
+"""Checksums of files, per block, that localize corruption."""
 
 import hashlib
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-BLOCK_BYTES = 2**20  # bytes that have a checksum of their own
+from lmx.core.files import open_atomic
+
+BLOCK_BYTES = 2**20  # with a CRC-32 of their own
 
 
-class FileChecksum:
-    """SHA-256 of bytes as they come, and a CRC-32 of each mebibyte of them."""
+def compute_checksum(chunks: Iterable[bytes]) -> dict[str, Any]:
+    """Returns the size, the SHA-256 and the CRC-32 of each block, as JSON."""
+    sha, blocks, size = hashlib.sha256(), [], 0
+    for chunk in chunks:
+        sha.update(chunk)
+        view = memoryview(chunk)
+        while view:
+            if size % BLOCK_BYTES == 0:
+                blocks.append(0)
+            part = view[: BLOCK_BYTES - size % BLOCK_BYTES]
+            blocks[-1] = zlib.crc32(part, blocks[-1])
+            size += len(part)
+            view = view[len(part) :]
+    hexadecimal = [f"{crc:08x}" for crc in blocks]
+    return {"bytes": size, "sha256": sha.hexdigest(), "blocks": hexadecimal}
 
-    def __init__(self):
-        self.size = 0  # bytes so far
-        self._sha, self._blocks, self._block = hashlib.sha256(), [], 0
 
-    def update(self, data: bytes | memoryview) -> None:
-        """Takes in the bytes that come next."""
-        view = memoryview(data)
-        self._sha.update(view)
-        while len(view):
-            room = BLOCK_BYTES - self.size % BLOCK_BYTES
-            part, view = view[:room], view[room:]
-            self._block = zlib.crc32(part, self._block)
-            self.size += len(part)
-            if self.size % BLOCK_BYTES == 0:
-                self._blocks.append(self._block)
-                self._block = 0
+def write_checksummed(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
+    """Writes a file, which appears once it is complete. Returns its checksum."""
+    with open_atomic(path) as file:
+        return compute_checksum(chunk for chunk in chunks if file.write(chunk) >= 0)
 
-    def to_json(self) -> dict[str, Any]:
-        """The digest as JSON keeps it."""
-        rest = [self._block] if self.size % BLOCK_BYTES else []
-        return {
-            "bytes": self.size,
-            "sha256": self._sha.hexdigest(),
-            "blocks": [f"{crc:08x}" for crc in (*self._blocks, *rest)],
-        }
 
-    @classmethod
-    def of_file(cls, file: BinaryIO, size: int) -> "FileChecksum":
-        """Of the first `size` bytes of a file, or of all if it has fewer."""
-        digest = cls()
-        while data := file.read(min(BLOCK_BYTES, size - digest.size)):
-            digest.update(data)
-        return digest
+def read_checksum(path: Path, size: int) -> dict[str, Any]:
+    """Returns the checksum of the first `size` bytes of a file, or of all it has."""
+    with path.open("rb") as file:
+        sizes = (min(BLOCK_BYTES, size - n) for n in range(0, size, BLOCK_BYTES))
+        return compute_checksum(map(file.read, sizes))
 
 
 def find_mismatches(
-    found: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> Iterator[tuple]:
-    """The stretches [begin, end) of bytes in which two digests of one size differ."""
-    pairs = enumerate(zip(found["blocks"], wanted["blocks"], strict=True))
-    blocks = [number for number, (one, other) in pairs if one != other]
-    for number in blocks:
-        yield number * BLOCK_BYTES, min((number + 1) * BLOCK_BYTES, wanted["bytes"])
-    if not blocks and found["sha256"] != wanted["sha256"]:
-        yield 0, wanted["bytes"]
+    found: Mapping[str, Any], expected: Mapping[str, Any]
+) -> Iterator[tuple[int, int]]:
+    """Yields the byte ranges [begin, end) in which two files of one size differ."""
+    pairs = zip(found["blocks"], expected["blocks"], strict=True)
+    begins = [n * BLOCK_BYTES for n, (a, b) in enumerate(pairs) if a != b]
+    for begin in begins:
+        yield begin, min(begin + BLOCK_BYTES, expected["bytes"])
+    if not begins and found["sha256"] != expected["sha256"]:
+        yield 0, expected["bytes"]

@@ -1,8 +1,8 @@
-"""The end of a build: many shards become one store, all at once."""
+"""Commits the shards of a build: makes them part of the store, all at once."""
 
-import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,160 +10,130 @@ from typing import Any
 import numpy as np
 
 from lmx.config.registry import ConfigError
-from lmx.core.files import open_atomic, write_atomic
-from lmx.data.store import shard_plan
-from lmx.data.store.checksum import FileChecksum
-from lmx.data.store.shard_writer import (
-    MAX_LOCATIONS,
-    BuildJob,
-    ShardSpec,
-    get_lengths_path,
-    get_record_path,
+from lmx.core.files import write_atomic
+from lmx.data.store.checksum import write_checksummed
+from lmx.data.store.shard_plan import BuildJob, ShardSpec
+from lmx.data.store.shard_writer import add_rejected
+from lmx.data.store.store import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    SHARDS_FILE,
+    STARTS_FILE,
+    read_manifest,
+    read_records,
 )
-from lmx.data.store.store import FORMAT_VERSION, MANIFEST_FILE, SHARDS_FILE, STARTS_FILE
 
 Record = Mapping[str, Any]
 
 
-def commit(
-    job: BuildJob,
-    specs: Sequence[ShardSpec],
-    recipe: Mapping[str, Any],
-    sources: Mapping[str, str],
-    limits: Mapping[str, float],
-) -> None:
-    """Writes what makes a store of the shards: where documents begin, the manifest.
+def commit(job: BuildJob, specs: Sequence[ShardSpec]) -> None:
+    """Writes the starts of documents, the records of shards, and the manifest.
 
-    What is there of an older store only grows, so that it is whole at any moment.
+    The files of an existing store only grow, so that it can be read at any moment.
     """
-    old = shard_plan.read_records(job.folder)
-    new = [json.loads(get_record_path(job, p.number).read_text()) for p in specs]
-    every = [*old, *new]
-    _check_limits(job, new, limits)
-    for name in dict.fromkeys(piece.source for piece in specs):
-        if not any(r["documents"] for r in every if r["source"] == name):
-            raise _empty_source_error(
-                job, name, [r for r in every if r["source"] == name]
+    exists = (job.folder / MANIFEST_FILE).is_file()
+    old = read_records(job.folder) if exists else []
+    old_recipe = read_manifest(job.folder)["recipe"] if exists else {}
+    new = [_read_record(job.get_path(spec.number, "json")) for spec in specs]
+    records = [*old, *new]
+    by_source: dict[str, list[Record]] = {}
+    for record in records:
+        by_source.setdefault(record["source"], []).append(record)
+    _check_limits(job, new)
+    excluded = {name: _summarize(by_source[name]) for name in sorted(by_source)}
+    for name, some in by_source.items():
+        if not any(record["documents"] for record in some):
+            counts = Counter(excluded[name]["filtered"])
+            for reason, entry in excluded[name]["rejected"].items():
+                counts[reason] = entry["count"]
+            reasons = ", ".join(f"{n:,} {reason}" for reason, n in counts.items())
+            raise ConfigError(
+                f"source {name!r} has no documents in the {job.split} split:"
+                f" {reasons or 'it is empty'}."
             )
-    job.codec.save(job.folder)
-    lines = [(json.dumps(record) + "\n").encode() for record in every]
-    with open_atomic(job.folder / SHARDS_FILE) as file:
-        file.writelines(lines)
-    starts = _write_starts(job, sum(record["documents"] for record in old), specs)
-    told = {
-        "layout": FORMAT_VERSION,
-        "kind": job.dtype,
-        "documents": sum(record["documents"] for record in every),
-        "tokens": sum(record["tokens"] for record in every),
-        "bytes": sum(record["bytes"] for record in every),
-        "tokenizer": job.codec.digest,
-        "recipe": recipe,
-        "sources": dict(sorted(sources.items())),
-        "starts": starts,
-        "left_out": {
-            name: _summarize_rejected(every, name)
-            for name in sorted(_source_names(every))
-        },
+    job.tokenizer.save(job.folder)
+    lines = ((json.dumps(record) + "\n").encode() for record in records)
+    shards = ("source", "documents", "tokens", "bytes")
+    manifest = {
+        "version": FORMAT_VERSION,
+        "dtype": job.dtype,
+        **{n: sum(record[n] for record in records) for n in shards[1:]},
+        "tokenizer": job.tokenizer.digest,
+        "recipe": {**old_recipe, **job.describe()},
+        "records": write_checksummed(job.folder / SHARDS_FILE, lines),
+        "starts": _write_starts(job, sum(r["documents"] for r in old), specs),
+        "excluded": excluded,
         "shards": [
-            {
-                **{name: record[name] for name in ("source", "documents", "tokens")},
-                "sha256": record["digest"]["sha256"],
-                "line": hashlib.sha256(line).hexdigest(),
-            }
-            for record, line in zip(every, lines, strict=True)
+            {**{n: record[n] for n in shards}, "sha256": record["checksum"]["sha256"]}
+            for record in records
         ],
     }
     _sync_folder(job.folder)
-    write_atomic(job.folder / MANIFEST_FILE, json.dumps(told, indent=1).encode())
+    write_atomic(job.folder / MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
     _sync_folder(job.folder)
 
 
 def _write_starts(
-    job: BuildJob, before: int, pieces: Iterable[ShardSpec]
+    job: BuildJob, documents: int, specs: Iterable[ShardSpec]
 ) -> dict[str, Any]:
-    """Writes where documents begin, after those that are known. Returns the digest."""
-    path, digest = job.folder / STARTS_FILE, FileChecksum()
-    known = np.fromfile(path, "<i8", before + 1) if before else np.zeros(1, "<i8")
-    with open_atomic(path) as file:
-        for part in _iter_starts(known, job, pieces):
-            data = part.astype("<i8").view(np.uint8).data
-            file.write(data)
-            digest.update(data)
-    return digest.to_json()
+    """Writes where documents begin, after those in the store. Returns the checksum."""
+    path = job.folder / STARTS_FILE
+
+    def read() -> Iterator[bytes]:
+        known = np.fromfile(path, "<i8", documents + 1) if documents else np.zeros(1)
+        yield known.astype("<i8").tobytes()
+        end = int(known[-1])
+        for spec in specs:
+            lengths = np.fromfile(job.get_path(spec.number, "lengths"), "<i8")
+            yield (end + lengths.cumsum()).astype("<i8").tobytes()
+            end += int(lengths.sum())
+
+    return write_checksummed(path, read())
 
 
-def _iter_starts(
-    known: np.ndarray, job: BuildJob, pieces: Iterable[ShardSpec]
-) -> Iterator[np.ndarray]:
-    yield known
-    end = known[-1]
-    for piece in pieces:
-        ends = end + np.fromfile(get_lengths_path(job, piece.number), "<i8").cumsum()
-        if len(ends):
-            yield ends
-            end = ends[-1]
-
-
-def _check_limits(
-    job: BuildJob, records: Sequence[Record], limits: Mapping[str, float]
-) -> None:
-    """Refuses a store of which too many documents were none."""
-    left = _summarize_rejected(records, None)
-    kept = sum(record["documents"] for record in records)
-    every = kept + sum(left["filtered"].values())
-    every += sum(found["count"] for found in left["set_aside"].values())
-    for kind, limit in limits.items():
-        found = {r: f for r, f in left["set_aside"].items() if f["kind"] == kind}
-        count = sum(one["count"] for one in found.values())
-        if count > limit * every:
-            places = "".join(
-                f"\n  {one['count']:,} {reason}: {'; '.join(one['first'])}"
-                for reason, one in found.items()
+def _check_limits(job: BuildJob, records: Sequence[Record]) -> None:
+    """Refuses a build with too many invalid or empty documents."""
+    excluded = _summarize(records)
+    rejected = excluded["rejected"]
+    total = sum(record["documents"] for record in records)
+    total += sum(excluded["filtered"].values())
+    total += sum(entry["count"] for entry in rejected.values())
+    for kind in ("invalid", "empty"):
+        name = f"max_{kind}_fraction"
+        entries = {r: entry for r, entry in rejected.items() if entry["kind"] == kind}
+        count, limit = sum(e["count"] for e in entries.values()), getattr(job, name)
+        if count > limit * total:
+            locations = "".join(
+                f"\n  {entry['count']:,} {reason}: {'; '.join(entry['locations'])}"
+                for reason, entry in entries.items()
             )
             raise ConfigError(
-                f"{count:,} of {every:,} documents are {kind}, more than BuildTokenStore.{kind} ="
-                f" {limit} allows: repair them, or allow more (what is built in"
-                f" {job.folder} is kept).{places}"
+                f"{count:,} of {total:,} documents are {kind}, more than"
+                f" BuildTokenStore.{name} = {limit} allows: repair them, or raise the"
+                f" limit (the shards in {job.folder} are kept).{locations}"
             )
 
 
-def _empty_source_error(
-    job: BuildJob, name: str, records: Sequence[Record]
-) -> ConfigError:
-    """Says that a source came to nothing, and why."""
-    left = _summarize_rejected(records, None)
-    if not left["filtered"]:
-        return job.sources[name].empty_split_error(job.split)
-    gone = {r: f["count"] for r, f in left["set_aside"].items()} | left["filtered"]
-    told = ", ".join(f"{count:,} {reason}" for reason, count in gone.items())
-    return ConfigError(f"source {name!r} has no document that was kept: {told}.")
+def _read_record(path: Path) -> Record:
+    """Reads the record of a shard, without what is only needed to resume."""
+    record = json.loads(path.read_text())
+    spans = [span[:-1] for span in record["spans"]]
+    return {**record, "spans": spans, "recipe": None}
 
 
-def _source_names(records: Iterable[Record]) -> set[str]:
-    return {record["source"] for record in records}
-
-
-def _summarize_rejected(
-    records: Iterable[Record], source: str | None
-) -> dict[str, Any]:
-    """What filters took and what was no document, of a source or of all."""
-    filtered: dict[str, int] = {}
-    aside: dict[str, dict[str, Any]] = {}
+def _summarize(records: Iterable[Record]) -> dict[str, Any]:
+    """Sums the documents that were removed by filters, or rejected, by reason."""
+    filtered: Counter[str] = Counter()
+    rejected: dict[str, dict[str, Any]] = {}
     for record in records:
-        if source not in (None, record["source"]):
-            continue
-        for reason, count in record["dropped"].items():
-            filtered[reason] = filtered.get(reason, 0) + count
-        for reason, found in record["aside"].items():
-            new = {"kind": found["kind"], "count": 0, "first": []}
-            known = aside.setdefault(reason, new)
-            known["count"] += found["count"]
-            known["first"] = [*known["first"], *found["first"]][:MAX_LOCATIONS]
-    return {"filtered": filtered, "set_aside": aside}
+        filtered.update(record["filtered"])
+        for reason, entry in record["rejected"].items():
+            add_rejected(rejected, reason, **entry)
+    return {"filtered": filtered, "rejected": rejected}
 
 
 def _sync_folder(folder: Path) -> None:
-    """Waits until the names in the folder are on disk."""
+    """Waits until the names of files in the folder are on disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -13,8 +13,12 @@ from lmx.data.dataset import DatasetConfig, TokenDataset
 from lmx.data.sampling.order import Order, Shuffled
 from lmx.data.sampling.packing import ConcatAndSplit, Packing
 from lmx.data.sampling.schedule import BatchSchedule, PiecewiseConstant
-from lmx.data.store import shard_plan
-from lmx.data.store.store import Store, load_store_tokenizer, open_store
+from lmx.data.store.store import (
+    Store,
+    load_store_tokenizer,
+    open_store,
+    read_manifest,
+)
 
 
 @configurable
@@ -68,8 +72,8 @@ def select_source(store: Store, folder: Path, name: str) -> Store:
     if name not in store.sources:
         known = suggest(name, store.sources)
         raise ConfigError(f"the store in {folder} has no source {name!r}{known}.")
-    records = shard_plan.read_records(folder)
-    numbers = [n for n, record in enumerate(records) if record["source"] == name]
+    shards = read_manifest(folder)["shards"]
+    numbers = [n for n, shard in enumerate(shards) if shard["source"] == name]
     sizes = [store.part_offsets[n + 1] - store.part_offsets[n] for n in numbers]
     lengths = [
         np.diff(store.starts[some.start : some.stop + 1])
@@ -81,7 +85,7 @@ def select_source(store: Store, folder: Path, name: str) -> Store:
         parts=SubsetParts(store.parts, numbers),
         part_offsets=np.cumsum([0, *sizes], dtype=np.int64),
         starts=starts,
-        bytes=sum(records[n]["bytes"] for n in numbers),
+        bytes=sum(shards[n]["bytes"] for n in numbers),
         fingerprint={**store.fingerprint, "source": name},
         sources={name: (range(len(starts) - 1),)},
     )

@@ -1,42 +1,43 @@
-"""Who builds the shards of a store: this process, several of them, or a cluster."""
+"""Executors that build the shards of a store: local processes, or a Ray cluster."""
 
-import contextlib
+import logging
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from lmx.config.registry import ConfigError, configurable
-from lmx.data.store.shard_writer import BuildJob, ShardProgress, ShardSpec, write_shard
+from lmx.data.optional import import_optional
+from lmx.data.store.shard_plan import BuildJob, ShardSpec
+from lmx.data.store.shard_writer import ShardCounts, write_shard
+
+OnProgress = Callable[[ShardCounts], None]
 
 
 class WorkerError(Exception):
-    """A process ended without a word."""
-
-
-OnProgress = Callable[[ShardProgress], None]
+    """A worker process failed or was killed."""
 
 
 class Executor(ABC):
-    """Builds shards, in any order. Which engine it is changes no byte of them."""
+    """Builds shards, in any order. The choice of executor does not change their bytes."""
 
     @abstractmethod
     def run(
         self, job: BuildJob, specs: Sequence[ShardSpec], on_progress: OnProgress
     ) -> None:
-        """Writes the shard of each piece, and says how far they have come."""
+        """Writes the shard of each spec, and reports progress."""
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class ProcessPool(Executor):
-    """Processes of this machine: as many as it has cores, or as are wanted."""
+    """Processes of this machine, by default one per core."""
 
     workers: int | None = None
 
@@ -47,88 +48,123 @@ class ProcessPool(Executor):
     def run(
         self, job: BuildJob, specs: Sequence[ShardSpec], on_progress: OnProgress
     ) -> None:
-        count = min(self.workers or count_cores(), len(specs))
-        if count > 1:
-            _run_parallel(job, specs, on_progress, count)
+        workers = min(self.workers or count_cores(), len(specs))
+        if workers > 1:
+            _run_parallel(job, specs, on_progress, workers)
         else:
-            for piece in specs:
-                write_shard(job, piece, on_progress)
+            for spec in specs:
+                write_shard(job, spec, on_progress)
 
 
 def count_cores() -> int:
-    """How many cores this process may use."""
-    return (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else (os.cpu_count() or 1)
-    )
+    """Returns how many cores this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def _run_parallel(
-    job: BuildJob, pieces: Sequence[ShardSpec], hear: OnProgress, count: int
+    job: BuildJob, specs: Sequence[ShardSpec], on_progress: OnProgress, count: int
 ) -> None:
-    """Writes the shards in so many processes, none of which outlives this call."""
+    """Writes the shards in worker processes, all of which end before this returns."""
     context = multiprocessing.get_context("spawn")
-    waiting = list(reversed(pieces))
-    peers: dict[Any, Any] = {}
+    next_index = context.Value("q", 0)
+    workers: dict[Any, Any] = {}
     try:
         for _ in range(count):
-            ours, theirs = context.Pipe()
-            peer = context.Process(target=_run_worker, args=(job, theirs), daemon=True)
-            peer.start()
-            theirs.close()
-            peers[ours] = peer
-            ours.send(waiting.pop())
-        while peers:
-            ready: list[Any] = wait(list(peers))
-            for ours in ready:
-                word = _receive(ours, peers[ours])
-                hear(word)
-                if word.done and waiting:
-                    ours.send(waiting.pop())
-                elif word.done:
-                    ours.close()
-                    peers.pop(ours).join()
+            receiver, sender = context.Pipe(duplex=False)
+            args = (job, specs, next_index, sender)
+            worker = context.Process(target=_run_worker, args=args, daemon=True)
+            worker.start()
+            sender.close()
+            workers[receiver] = worker
+        while workers:
+            for receiver in wait(list(workers)):
+                try:
+                    message = receiver.recv()
+                except (EOFError, OSError):
+                    worker = workers.pop(receiver)
+                    worker.join()
+                    if worker.exitcode:
+                        raise WorkerError(
+                            f"a worker process ended with exit code {worker.exitcode}:"
+                            " if memory ran out, lower ProcessPool.workers."
+                        ) from None
+                    continue
+                if isinstance(message, Exception):
+                    raise message
+                on_progress(message)
     finally:
-        for peer in peers.values():
-            peer.kill()
-        for peer in peers.values():
-            peer.join()
+        for worker in workers.values():
+            worker.kill()
+            worker.join()
 
 
-def _receive(ours: Any, peer: Any) -> ShardProgress:
-    """What a process says, if it is no error."""
+def _run_worker(
+    job: BuildJob, specs: Sequence[ShardSpec], next_index: Any, sender: Connection
+) -> None:
+    """Builds shards until none is left. Ends if the parent process is dead."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
     try:
-        said = ours.recv()
-    except (EOFError, OSError):
-        peer.join()
-        raise WorkerError(
-            f"a process that built shards has ended with {peer.exitcode}: perhaps"
-            " memory ran out, then give fewer, with ProcessPool.workers."
-        ) from None
-    if isinstance(said, BaseException):
-        raise said
-    return said
-
-
-def _run_worker(job: BuildJob, theirs: Connection) -> None:
-    """Builds the pieces that come, until the one who sends them is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who sends them stops all
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
-            piece = theirs.recv()
-            try:
-                write_shard(job, piece, theirs.send)
-            except ConfigError as error:
-                theirs.send(ConfigError(f"{error}"))
-            except Exception:
-                theirs.send(WorkerError(traceback.format_exc()))
+            with next_index.get_lock():
+                index = next_index.value
+                next_index.value += 1
+            if index >= len(specs):
+                return
+            write_shard(job, specs[index], sender.send)
+    except BrokenPipeError:
+        return
+    except ConfigError as error:
+        sender.send(ConfigError(f"{error}"))
+    except Exception:
+        sender.send(WorkerError(traceback.format_exc()))
 
 
-def _exit_with_parent() -> None:
-    """A parent that is killed cannot say so: its end is all there is to see."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class RayExecutor(Executor):
+    """Ray Data: a task per shard, retried if a machine fails.
+
+    Every machine of the cluster must see the store and the corpora at the same paths.
+
+    Attributes:
+        address: of a cluster, as `ray.init` takes it; None is the cluster of this
+            machine, or else a new one on this machine alone.
+        cpus_per_shard: CPUs reserved for each task.
+    """
+
+    address: str | None = None
+    cpus_per_shard: float = 1.0
+
+    def run(
+        self, job: BuildJob, specs: Sequence[ShardSpec], on_progress: OnProgress
+    ) -> None:
+        ray = import_optional("ray", "cluster", "to build on a cluster")
+        data = import_optional("ray.data", "cluster", "to build on a cluster")
+        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        ray.init(self.address, ignore_reinit_error=True, **quiet)
+        data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        items = [{"index": index} for index in range(len(specs))]
+        rows = data.from_items(items, override_num_blocks=len(specs))
+        task = partial(_write_remote, ray.put((job, tuple(specs))))
+        try:
+            for row in rows.map(task, num_cpus=self.cpus_per_shard).iter_rows():
+                if error := row.pop("error"):
+                    raise ConfigError(error)
+                on_progress(ShardCounts(**row))
+        except ray.exceptions.RayTaskError as error:
+            raise WorkerError(f"{error}") from error
+
+
+def _write_remote(shared: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """Writes one shard. Returns its sizes, and the message of a refusal."""
+    job, specs = import_optional("ray", "cluster", "to build on a cluster").get(shared)
+    spec, error = specs[row["index"]], ""
+    counts = ShardCounts(spec.number)
+    try:
+        counts = write_shard(job, spec, lambda _: None)
+    except ConfigError as refusal:
+        error = f"{refusal}"
+    sizes = ("shard", "documents", "bytes", "tokens", "done")
+    return {**{name: getattr(counts, name) for name in sizes}, "error": error}

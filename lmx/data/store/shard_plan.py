@@ -1,142 +1,152 @@
-"""What is to be done for a store: which pieces of which sources, and what is done."""
+"""Planning of a build: which spans of the sources make up which shard."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from lmx.config.reader import Resolver
 from lmx.config.registry import ConfigError
-from lmx.data.corpus.corpus import Corpus, Span
-from lmx.data.store.shard_writer import (
-    BuildJob,
-    ShardSpec,
-    get_lengths_path,
-    get_record_path,
-)
-from lmx.data.store.store import (
-    MANIFEST_FILE,
-    SHARDS_FILE,
-    format_shard_name,
-    read_manifest,
-)
+from lmx.config.value import Config
+from lmx.data.corpus.corpus import Corpus, Span, Split
+from lmx.data.curate.filter import Filter
+from lmx.data.store.store import MANIFEST_FILE, read_manifest, read_records
+from lmx.data.tokenizer.base import Tokenizer
 
-PLAN_FILE = "plan.json"
-UsedSpans = Mapping[str, Mapping[str, Sequence[list]]]  # source, file: its spans
+WORK_DIR = ".building"  # within the folder of the store; removed after the build
 
 
-def plan_shards(
-    sources: Mapping[str, Corpus], size: int, first: int, taken: UsedSpans
-) -> list[ShardSpec]:
-    """What is not taken of the sources, in pieces of about `size` bytes of text.
+class ShardSpec(NamedTuple):
+    """The input of one shard: spans of one source, in order."""
 
-    They are numbered from `first` on.
+    number: int
+    source: str
+    spans: tuple[Span, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of text, approximately."""
+        return sum(span.bytes for span in self.spans)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildJob:
+    """What all shards of a build have in common. It is sent to every process."""
+
+    folder: Path
+    sources: Mapping[str, Corpus]
+    tokenizer: Tokenizer
+    split: Split = "train"
+    filters: tuple[Filter, ...] = ()
+    shard_bytes: int = 64 * 2**20
+    max_invalid_fraction: float = 0.0
+    max_empty_fraction: float = 1.0
+
+    @property
+    def work_dir(self) -> Path:
+        """The folder of what is not committed yet."""
+        return self.folder / WORK_DIR
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of stored tokens."""
+        return "<u2" if self.tokenizer.vocab <= 2**16 else "<u4"
+
+    def get_path(self, number: int, kind: str) -> Path:
+        """Returns the path of a shard's `lengths` of documents or `json` record."""
+        return self.work_dir / f"{number:05}.{kind}"
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the settings that determine the tokens, as JSON."""
+        return {
+            "tokenizer": self.tokenizer.digest,
+            "split": self.split,
+            "filters": [_describe(rule) for rule in self.filters],
+            "shard_bytes": self.shard_bytes,
+            **{f"source {name!r}": _describe(c) for name, c in self.sources.items()},
+        }
+
+
+def _describe(value: Any) -> str:
+    """Returns the identity of a configurable value as text."""
+    config = Resolver({}).resolve_default(value, (), type(value).__name__)
+    return config.identity().to_json() if isinstance(config, Config) else repr(value)
+
+
+def plan_shards(job: BuildJob) -> list[ShardSpec]:
+    """Divides what is not in the store yet into shards, numbered after those there.
+
+    Refuses a file that has changed since it was added to the store.
     """
-    found: list[ShardSpec] = []
-    for name, corpus in sources.items():
-        group: list[Span] = []
-        for span in _find_new_spans(name, corpus.list_spans(size), taken.get(name, {})):
-            if group and sum(s.bytes for s in group) + span.bytes > size:
-                found.append(ShardSpec(first + len(found), name, tuple(group)))
-                group = []
-            group.append(span)
-        if group:
-            found.append(ShardSpec(first + len(found), name, tuple(group)))
-    return found
+    records = read_records(job.folder) if (job.folder / MANIFEST_FILE).is_file() else []
+    if records:
+        recipe = read_manifest(job.folder)["recipe"]
+        check_recipe(job.describe(), recipe, job.folder)
+    specs: list[ShardSpec] = []
+    for name, corpus in job.sources.items():
+        of_source = [record["spans"] for record in records if record["source"] == name]
+        used = _group_by_file(span for spans in of_source for span in spans)
+        spans = corpus.list_spans(job.shard_bytes)
+        current = _group_by_file(list(span[:-1]) for span in spans)
+        for file in used.keys() & current.keys():
+            if used[file] != current[file]:
+                raise ConfigError(
+                    f"{file!r} of source {name!r} is in the store and has changed"
+                    " since, so that added text cannot be separated: put new text into"
+                    " new files, or build another store."
+                )
+        new = (span for span in spans if span.file not in used)
+        for group in _group_by_size(new, job.shard_bytes):
+            specs.append(ShardSpec(len(records) + len(specs), name, group))
+    return specs
 
 
-def _find_new_spans(
-    name: str, spans: Sequence[Span], taken: Mapping[str, Sequence[list]]
-) -> Iterator[Span]:
-    """The spans of files that are not in the store. One that changed is refused."""
-    there: dict[str, list[list]] = {}
+def _group_by_file(spans: Iterable[list]) -> dict[str, list[list]]:
+    files: dict[str, list[list]] = {}
     for span in spans:
-        there.setdefault(span.file, []).append(list(span[:-1]))
-    for file, old in taken.items():
-        if file in there and there[file] != old:
+        files.setdefault(span[0], []).append(span)
+    return files
+
+
+def _group_by_size(spans: Iterable[Span], size: int) -> Iterator[tuple[Span, ...]]:
+    group: list[Span] = []
+    total = 0
+    for span in spans:
+        if group and total + span.bytes > size:
+            yield tuple(group)
+            group, total = [], 0
+        group.append(span)
+        total += span.bytes
+    if group:
+        yield tuple(group)
+
+
+def find_missing(job: BuildJob, specs: Sequence[ShardSpec]) -> list[ShardSpec]:
+    """Returns the shards that a stopped build has not finished.
+
+    Refuses to resume if a finished shard had another input, or other settings.
+    """
+    planned = {spec.number: spec for spec in specs}
+    for path in sorted(job.work_dir.glob("*.json")):
+        record, spec = json.loads(path.read_text()), planned.pop(int(path.stem), None)
+        check_recipe(job.describe(), record["recipe"], job.folder)
+        spans = [list(span) for span in spec.spans] if spec else []
+        if spans != record["spans"]:
+            changed = [span for span in record["spans"] if span not in spans]
             raise ConfigError(
-                f"{file!r} of source {name!r} is in the store and has changed since:"
-                " what was appended to it cannot be told from what was there. Put new"
-                " text into new files, or build another store."
+                f"{job.folder}: source {record['source']!r} has changed since this"
+                f" build began, at {[*changed, *spans][0][0]!r}: restore it, or delete"
+                f" {job.work_dir} to start again."
             )
-    return (span for span in spans if span.file not in taken)
-
-
-def read_used_spans(folder: Path) -> dict[str, dict[str, list[list]]]:
-    """What the finished store in the folder was made of; nothing where none is."""
-    found: dict[str, dict[str, list[list]]] = {}
-    for record in read_records(folder):
-        files = found.setdefault(record["source"], {})
-        for span in record["spans"]:
-            files.setdefault(span[0], []).append(span)
-    return found
-
-
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Of each shard of the finished store, what is known of it."""
-    if not (folder / MANIFEST_FILE).is_file():
-        return []
-    shards = len(read_manifest(folder)["shards"])
-    with (folder / SHARDS_FILE).open() as lines:
-        return [json.loads(next(lines)) for _ in range(shards)]
-
-
-def is_finished(job: BuildJob, piece: ShardSpec) -> bool:
-    """Whether the shard of the piece is there, whole."""
-    path = get_record_path(job, piece.number)
-    if not path.is_file() or not get_lengths_path(job, piece.number).is_file():
-        return False
-    tokens = job.folder / format_shard_name(piece.number)
-    wanted = json.loads(path.read_text())["digest"]["bytes"]
-    return tokens.is_file() and tokens.stat().st_size == wanted
-
-
-def check_plan(
-    recipe: Mapping[str, Any],
-    todo: Sequence[ShardSpec],
-    old: Mapping[str, Any],
-    work: Path,
-) -> None:
-    """Refuses to go on with what was begun as something else."""
-    check_recipe(recipe, old["recipe"], work.parent)
-    for piece, other in zip(todo, old["pieces"], strict=False):
-        new = json.loads(json.dumps(piece))
-        if new == other:
-            continue
-        files = [span[0] for span in new[2] if span not in other[2]]
-        raise ConfigError(
-            f"{work.parent}: source {piece.source!r} has changed since this build"
-            f" began, at {files[0] if files else other[2][-1][0]!r}: bring back what"
-            f" there was, or delete {work} to begin again."
-        )
-    if len(todo) != len(old["pieces"]):
-        raise ConfigError(
-            f"{work.parent}: there are {len(todo)} pieces of input, and were"
-            f" {len(old['pieces'])} when this build began: bring back what there was,"
-            f" or delete {work} to begin again."
-        )
+    return list(planned.values())
 
 
 def check_recipe(new: Mapping[str, Any], old: Mapping[str, Any], folder: Path) -> None:
-    """Refuses to mix what was made by two recipes."""
-    for name, value in new.items():
-        if old[name] != value:
-            raise ConfigError(
-                f"{folder} was begun with another {name}, {_truncate(old[name])}, and this"
-                f" is {_truncate(value)}: build into another folder, or with what it was"
-                " begun with."
-            )
-
-
-def check_sources(new: Mapping[str, str], old: Mapping[str, str], folder: Path) -> None:
-    """Refuses a source that is read otherwise than when it was put into the store."""
+    """Refuses to combine shards that are built with different settings."""
     for name in new.keys() & old.keys():
         if new[name] != old[name]:
             raise ConfigError(
-                f"{folder} has source {name!r} as {old[name]}, and this is {new[name]}:"
-                " give it a name of its own."
+                f"{folder} was started with {name} {f'{old[name]}':.80}, now it is"
+                f" {f'{new[name]}':.80}: restore it, or build into another folder."
             )
-
-
-def _truncate(value: Any) -> str:
-    text = f"{value}"
-    return text if len(text) <= 80 else f"{text[:60]}..."

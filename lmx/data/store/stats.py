@@ -1,7 +1,6 @@
-"""What is in a token store: counts, lengths, shares, samples, and how it shuffles."""
+"""Statistics of a token store: counts, lengths, sources, samples, and shuffling."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,215 +8,193 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from lmx.data.stateless_random import hash_u64, permute, randint
-from lmx.data.store.shard_plan import read_records
-from lmx.data.store.store import Store, load_store_tokenizer, open_store, read_manifest
+from lmx.data.store.store import (
+    Store,
+    load_store_tokenizer,
+    open_store,
+    read_manifest,
+)
 
-SHUFFLE, SAMPLE = 1, 7  # purposes: that of the orders of rows, and one of its own
-LAGS = (1, 10, 100)  # rows
-SAMPLE_CHARS = 300  # characters of a sample
+SHUFFLE, SAMPLE = 1, 7  # streams of random numbers: that of shuffled rows, and one more
+LAGS = (1, 10, 100)  # sequences
+SAMPLE_CHARS = 300
+SIZES = ("documents", "tokens", "bytes")
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreStats:
-    """How to look at a store.
+def compute_stats(
+    folder: Path, *, sequence_length: int = 1024, samples: int = 3, seed: int = 0
+) -> dict[str, Any]:
+    """Returns the statistics of a store, in the order in which they are printed.
 
-    Attributes:
-        row: tokens of the rows that are shuffled, as they are for training.
-        samples: how many documents are decoded.
-        seed: of the samples and of the shuffle.
+    `sequence_length` is that of the shuffled sequences, in tokens; `samples` is the
+    number of decoded documents; `seed` is of the samples and of the shuffle.
     """
-
-    sequence_length: int = 1024
-    samples: int = 3
-    seed: int = 0
-
-    def __call__(self, folder: Path) -> dict[str, Any]:
-        """The numbers of a store, in an order that can be printed."""
-        store, told = open_store(folder), read_manifest(folder)
-        return {
-            "store": f"{folder}",
-            **{name: told[name] for name in ("documents", "tokens", "bytes")},
-            "shards": len(told["shards"]),
-            "bytes_per_token": told["bytes"] / store.size,
-            "lengths": summarize_lengths(np.diff(store.starts)),
-            "sources": summarize_sources(store, folder),
-            "left_out": told["left_out"],
-            "autocorrelation": self._measure_shuffle(store),
-            "samples": list(self._draw_samples(store, folder)),
-            "fingerprint": dict(store.fingerprint),
-        }
-
-    def _measure_shuffle(self, store: Store) -> dict[str, Any]:
-        """How much the source of a row says of those that are read after it."""
-        source = find_row_sources(store, self.sequence_length)
-        place = np.arange(len(source))
-        key = hash_u64(self.seed, SHUFFLE, np.zeros_like(place))  # of the first epoch
-        order = permute(place, len(source), key)
-        lags = [lag for lag in LAGS if lag < len(source)]
-        return {
-            "rows": len(source),
-            "row": self.sequence_length,
-            "chance": len(source) ** -0.5,
-            "stored": {lag: compute_autocorrelation(source, lag) for lag in lags},
-            "shuffled": {
-                lag: compute_autocorrelation(source[order], lag) for lag in lags
-            },
-        }
-
-    def _draw_samples(self, store: Store, folder: Path):
-        """Documents drawn with replacement, each as its tokenizer reads it."""
-        codec = load_store_tokenizer(folder)
-        drawn = randint(store.documents, self.seed, SAMPLE, np.arange(self.samples))
-        for number in drawn.tolist():
-            tokens = store.read_document(number)
-            (source,) = (
-                name
-                for name, ranges in store.sources.items()
-                if any(number in one for one in ranges)
-            )
-            text = codec.decode(tokens[: 4 * SAMPLE_CHARS].tolist())[:SAMPLE_CHARS]
-            yield {
-                "document": number,
-                "source": source,
-                "tokens": len(tokens),
-                "text": text,
-            }
-
-
-def summarize_lengths(found: Int64[np.ndarray, " _"]) -> dict[str, int | float]:
-    """How long documents are, in tokens with begin and end."""
-    middle, most, nearly = np.quantile(found, [0.5, 0.9, 0.99])
+    store, manifest = open_store(folder), read_manifest(folder)
     return {
-        "least": int(found.min()),
-        "mean": float(found.mean()),
-        "median": float(middle),
-        "90%": float(most),
-        "99%": float(nearly),
-        "most": int(found.max()),
+        "store": f"{folder}",
+        **{name: manifest[name] for name in SIZES},
+        "shards": len(manifest["shards"]),
+        "bytes_per_token": manifest["bytes"] / store.size,
+        "lengths": summarize_lengths(np.diff(store.starts)),
+        "sources": _summarize_sources(manifest),
+        "excluded": manifest["excluded"],
+        "autocorrelation": _measure_shuffle(store, sequence_length, seed),
+        "samples": list(_draw_samples(store, folder, samples, seed)),
+        "fingerprint": dict(store.fingerprint),
     }
 
 
-def summarize_sources(store: Store, folder: Path) -> dict[str, dict[str, int | float]]:
-    """What each source has, and its share of all tokens."""
-    found: dict[str, dict[str, int | float]] = {}
-    for record in read_records(folder):
-        known = found.setdefault(
-            record["source"], {"documents": 0, "tokens": 0, "bytes": 0}
-        )
-        for name in known:
-            known[name] += record[name]
-    for known in found.values():
-        known["share"] = known["tokens"] / store.size
-        known["bytes_per_token"] = known["bytes"] / max(1, known["tokens"])
-    return found
+def _summarize_sources(
+    manifest: Mapping[str, Any],
+) -> dict[str, dict[str, int | float]]:
+    """Returns the sizes of each source, and its fraction of all tokens."""
+    sources: dict[str, dict[str, int | float]] = {}
+    for shard in manifest["shards"]:
+        source = sources.setdefault(shard["source"], dict.fromkeys(SIZES, 0))
+        for name in SIZES:
+            source[name] += shard[name]
+    for source in sources.values():
+        source["share"] = source["tokens"] / manifest["tokens"]
+        source["bytes_per_token"] = source["bytes"] / max(1, source["tokens"])
+    return sources
 
 
-def find_row_sources(store: Store, row: int) -> Int64[np.ndarray, " _"]:
-    """The number of the source of each row's first token."""
-    begins = np.arange(0, store.size, row)
+def _measure_shuffle(store: Store, length: int, seed: int) -> dict[str, Any]:
+    """Measures how well the source of a sequence predicts that of a later one."""
+    source = find_row_sources(store, length)
+    place = np.arange(len(source))
+    key = hash_u64(seed, SHUFFLE, np.zeros_like(place))  # of the first epoch
+    shuffled = source[permute(place, len(source), key)]
+    lags = [lag for lag in LAGS if lag < len(source)]
+    return {
+        "sequences": len(source),
+        "sequence_length": length,
+        "chance": len(source) ** -0.5,
+        "stored": {lag: compute_autocorrelation(source, lag) for lag in lags},
+        "shuffled": {lag: compute_autocorrelation(shuffled, lag) for lag in lags},
+    }
+
+
+def _draw_samples(
+    store: Store, folder: Path, samples: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Yields decoded documents, drawn with replacement."""
+    tokenizer = load_store_tokenizer(folder)
+    for number in randint(store.documents, seed, SAMPLE, np.arange(samples)).tolist():
+        tokens, (source, _) = store.read_document(number), store.locate(number)
+        text = tokenizer.decode(tokens[: 4 * SAMPLE_CHARS].tolist())[:SAMPLE_CHARS]
+        about = {"document": number, "source": source, "tokens": len(tokens)}
+        yield {**about, "text": text}
+
+
+def summarize_lengths(lengths: Int64[np.ndarray, " _"]) -> dict[str, int | float]:
+    """Returns the distribution of lengths in tokens, including BOS and EOS."""
+    median, high, highest = np.quantile(lengths, [0.5, 0.9, 0.99]).tolist()
+    return {
+        "min": int(lengths.min()),
+        "mean": float(lengths.mean()),
+        "median": median,
+        "90%": high,
+        "99%": highest,
+        "max": int(lengths.max()),
+    }
+
+
+def find_row_sources(store: Store, length: int) -> Int64[np.ndarray, " _"]:
+    """Returns the index of the source of each sequence's first token."""
+    begins = np.arange(0, store.size, length)
     document = np.searchsorted(store.starts, begins, side="right") - 1
-    found = np.empty(len(begins), np.int64)
-    for number, ranges in enumerate(store.sources.values()):
-        for one in ranges:
-            found[(document >= one.start) & (document < one.stop)] = number
-    return found
+    sources = np.empty(len(begins), np.int64)
+    for index, ranges in enumerate(store.sources.values()):
+        for documents in ranges:
+            inside = (document >= documents.start) & (document < documents.stop)
+            sources[inside] = index
+    return sources
 
 
 def compute_autocorrelation(source: Int64[np.ndarray, " _"], lag: int) -> float:
-    """Of the sources of rows, `lag` rows apart: 1 where one tells the other, 0 where it
-    says nothing.
+    """Autocorrelation of the sources of sequences: 1 if predictable, 0 if independent.
 
-    How much oftener both are of one source than two rows drawn at random would be. A
-    store of a single source has none, and gives 0.
+    It is the excess probability that two sequences at that distance have one source,
+    over two random ones. It is 0 for a single source.
     """
-    together = float((source[lag:] == source[:-lag]).mean())
+    equal = float((source[lag:] == source[:-lag]).mean())
     by_chance = float(((np.bincount(source) / len(source)) ** 2).sum())
-    return (together - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
+    return (equal - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
 
 
 def plot_lengths(folder: Path, target: Path) -> None:
-    """A histogram of the documents' lengths, by source, as a PNG."""
+    """Writes a histogram of the lengths of documents, by source, as a PNG."""
     from matplotlib.figure import Figure
 
     store = open_store(folder)
-    figure = Figure(figsize=(8, 4), layout="constrained", dpi=120)
-    axes = figure.subplots()
-    found = np.diff(store.starts)
-    edges = make_length_bins(found).tolist()
+    lengths = np.diff(store.starts)
     parts = {
-        name: np.concatenate([found[one.start : one.stop] for one in ranges])
+        name: np.concatenate([lengths[some.start : some.stop] for some in ranges])
         for name, ranges in store.sources.items()
         if ranges
     }
+    figure = Figure(figsize=(8, 4), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    edges = make_length_bins(lengths).tolist()
     axes.hist(list(parts.values()), bins=edges, stacked=True, label=list(parts))
-    axes.set(
-        xscale="log",
-        xlabel="tokens of a document",
-        ylabel="documents",
-        title=folder.name,
-    )
+    axes.set(xscale="log", xlabel="tokens per document", ylabel="documents")
+    axes.set_title(folder.name)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(target, format="png")
 
 
-def make_length_bins(found: Int64[np.ndarray, " _"]) -> Float64[np.ndarray, " _"]:
-    """The edges of at most 60 bins that grow by one factor, each of a whole length."""
-    low, high = max(1, int(found.min())), int(found.max()) + 1
+def make_length_bins(lengths: Int64[np.ndarray, " _"]) -> Float64[np.ndarray, " _"]:
+    """Returns the edges of at most 60 logarithmic bins, at whole lengths."""
+    low, high = max(1, int(lengths.min())), int(lengths.max()) + 1
     return np.unique(np.geomspace(low, high, 61).round()).astype(np.float64)
 
 
-def format_stats(told: Mapping[str, Any]) -> str:
-    """The numbers for a person."""
+def format_stats(stats: Mapping[str, Any]) -> str:
+    """Formats the statistics as text."""
+    width = max(map(len, ("source", *stats["sources"])))
+    lengths = (f"{name} {value:,.0f}" for name, value in stats["lengths"].items())
+    shuffle = stats["autocorrelation"]
+    stored, shuffled = (
+        ", ".join(f"{value:.3f} at {lag}" for lag, value in shuffle[name].items())
+        for name in ("stored", "shuffled")
+    )
     lines = [
-        f"{told['store']}: {told['documents']:,} documents, {told['tokens']:,} tokens"
-        f" of {told['bytes'] / 1e6:,.1f} MB of text, {told['bytes_per_token']:.2f}"
-        f" bytes per token, {told['shards']} shards",
-        "tokens of a document: "
-        + ", ".join(f"{name} {value:,.0f}" for name, value in told["lengths"].items()),
-        *_format_sources(told["sources"]),
-        *_format_rejected(told["left_out"]),
-        *_format_shuffle(told["autocorrelation"]),
+        f"{stats['store']}: {stats['documents']:,} documents, {stats['tokens']:,} tokens"
+        f" of {stats['bytes'] / 1e6:,.1f} MB of text, {stats['bytes_per_token']:.2f}"
+        f" bytes per token, {stats['shards']} shards",
+        f"tokens per document: {', '.join(lengths)}",
+        f"{'source':{width}}   documents           tokens   share  bytes/token",
+        *(
+            f"{name:{width}}  {source['documents']:10,}  {source['tokens']:15,}"
+            f"  {source['share']:6.1%}  {source['bytes_per_token']:11.2f}"
+            for name, source in stats["sources"].items()
+        ),
+        *format_excluded(stats["excluded"]),
+        *(
+            [
+                f"autocorrelation of source, in sequences of"
+                f" {shuffle['sequence_length']} tokens: {stored} as stored; {shuffled}"
+                f" shuffled (chance is {shuffle['chance']:.3f})"
+            ]
+            if stored  # not if there are too few sequences
+            else []
+        ),
+        *(
+            f"document {sample['document']:,} of {sample['source']},"
+            f" {sample['tokens']:,} tokens: {sample['text']!r}"
+            for sample in stats["samples"]
+        ),
     ]
-    for one in told["samples"]:
-        lines.append(
-            f"document {one['document']:,} of {one['source']}, {one['tokens']:,}"
-            f" tokens: {one['text']!r}"
-        )
     return "\n".join(lines)
 
 
-def _format_sources(found: Mapping[str, Mapping[str, int | float]]) -> list[str]:
-    width = max(map(len, ("source", *found)))
-    head = f"{'source':{width}}   documents           tokens   share  bytes/token"
-    return [head] + [
-        f"{name:{width}}  {one['documents']:10,}  {one['tokens']:15,}"
-        f"  {one['share']:6.1%}  {one['bytes_per_token']:11.2f}"
-        for name, one in found.items()
-    ]
-
-
-def _format_rejected(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = []
-    for source, left in found.items():
-        for reason, count in left["filtered"].items():
-            lines.append(f"left out of {source}: {count:,} {reason}")
-        for reason, one in left["set_aside"].items():
-            where = "; ".join(one["first"])
-            lines.append(f"set aside of {source}: {one['count']:,} {reason}, {where}")
-    return lines
-
-
-def _format_shuffle(found: Mapping[str, Any]) -> list[str]:
-    """Nothing, where there are too few rows to say anything."""
-    if not found["stored"]:
-        return []
-
-    def told(values: Mapping[int, float]) -> str:
-        return ", ".join(f"{value:.3f} at {lag}" for lag, value in values.items())
-
-    return [
-        f"autocorrelation of source, in rows of {found['row']} tokens:"
-        f" {told(found['stored'])} as stored; {told(found['shuffled'])} shuffled"
-        f" (chance is {found['chance']:.3f})"
-    ]
+def format_excluded(excluded: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a line per reason for which documents of a source are not in the store."""
+    for source, reasons in excluded.items():
+        for reason, count in reasons["filtered"].items():
+            yield f"filtered from {source}: {count:,} {reason}"
+        for reason, entry in reasons["rejected"].items():
+            where = "; ".join(entry["locations"])
+            yield f"rejected from {source}: {entry['count']:,} {reason}, first {where}"

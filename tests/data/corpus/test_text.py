@@ -1,4 +1,4 @@
-"""What a corpus must keep, and what it must refuse."""
+"""Text corpora and the standard library: documents, splits and refusals."""
 
 import json
 from pathlib import Path
@@ -17,13 +17,13 @@ from lmx.data.corpus.stdlib import TOPICS, Stdlib
 from lmx.data.corpus.text import Text
 
 
-def texts(corpus: Corpus) -> tuple[list[Document], list[Document]]:
+def read_splits(corpus: Corpus) -> tuple[list[Document], list[Document]]:
     return list(corpus.read_nonempty("train")), list(corpus.read_nonempty("validation"))
 
 
 @pytest.fixture(scope="module")
 def stdlib():
-    return texts(Stdlib())
+    return read_splits(Stdlib())
 
 
 @pytest.fixture
@@ -33,14 +33,14 @@ def folder(tmp_path, write):
     return str(tmp_path / "texts")
 
 
-def test_no_module_of_the_library_is_in_both_splits(stdlib):
+def test_a_module_is_in_one_split(stdlib):
     train, validation = ({document.name for document in part} for part in stdlib)
     assert train.isdisjoint(validation)
     assert {"ast.py", "os.py", "json/decoder.py"} <= train | validation
     assert 0.02 < len(validation) / len(train | validation) < 0.06
 
 
-def test_the_library_has_its_reference_as_prose_and_no_tests(stdlib):
+def test_the_library_includes_the_reference_and_excludes_tests(stdlib):
     train, validation = stdlib
     names = {name for name, _ in (*train, *validation)}
     assert TOPICS not in names
@@ -50,28 +50,28 @@ def test_the_library_has_its_reference_as_prose_and_no_tests(stdlib):
     assert parts.isdisjoint({"test", "tests", "site-packages", "__pycache__"})
 
 
-def test_the_library_keeps_no_module_that_tells_of_the_machine(stdlib):
+def test_the_library_excludes_machine_specific_modules(stdlib):
     names = {name for part in stdlib for name, _ in part}
     assert not any("_sysconfigdata_" in name for name in names)
 
 
-def test_a_file_added_to_a_folder_moves_no_other(folder, write):
-    before = texts(Text(path=folder))
+def test_an_added_file_does_not_change_the_split_of_others(folder, write):
+    before = read_splits(Text(path=folder))
     write("texts/new.txt", "new")
-    after = texts(Text(path=folder))
+    after = read_splits(Text(path=folder))
     for old, new in zip(before, after, strict=True):
         assert [document for document in new if document.name != "new.txt"] == old
     assert 0 < len(before[1]) < 12
 
 
-def test_text_is_read_as_it_is(folder):
-    train, validation = texts(Text(path=folder))
+def test_text_is_read_unchanged(folder):
+    train, validation = read_splits(Text(path=folder))
     assert sorted(text for _, text in (*train, *validation)) == sorted(
         f"text {number}\r\n" for number in range(100)
     )
 
 
-def test_hidden_files_and_other_kinds_are_passed_over(folder, write):
+def test_hidden_and_other_files_are_skipped(folder, write):
     digest = Text(path=folder).compute_digest()
     write("texts/.git/a.txt", "hidden")
     write("texts/picture.png", b"\xff")
@@ -79,9 +79,11 @@ def test_hidden_files_and_other_kinds_are_passed_over(folder, write):
     assert Text(path=folder).compute_digest() == digest
 
 
-def test_a_tail_cuts_where_nanogpt_cuts(write):
+def test_the_tail_begins_where_nanogpt_splits(write):
     text = "".join(map(str, range(1000)))
-    train, validation = texts(Text(path=write("a.txt", text), holdout=HoldoutTail()))
+    train, validation = read_splits(
+        Text(path=write("a.txt", text), holdout=HoldoutTail())
+    )
     cut = int(len(text) * 0.9)
     assert (train[0].text, validation[0].text) == (text[:cut], text[cut:])
 
@@ -90,12 +92,12 @@ def test_each_line_of_json_is_a_document(write):
     lines = [json.dumps({"body": f"ä {number}\n"}) for number in range(50)]
     path = write("a.jsonl", "\n".join([*lines, "", ""]))
     corpus = Text(path=path, text_field="body", holdout=HoldoutDocuments(fraction=0.2))
-    train, validation = texts(corpus)
+    train, validation = read_splits(corpus)
     assert {text for _, text in train + validation} == {f"ä {n}\n" for n in range(50)}
     assert 3 < len(validation) < 20
 
 
-def test_a_folder_of_lines_names_each_by_its_file(write):
+def test_lines_are_named_by_their_file_and_offset(write):
     for name in ("a", "b"):
         path = write(f"lines/{name}.jsonl", '{"text": "1"}\n\n{"text": "3"}\n')
     corpus = Text(path=str(Path(path).parent), suffixes=(".jsonl",))
@@ -103,13 +105,13 @@ def test_a_folder_of_lines_names_each_by_its_file(write):
     assert names == {"a.jsonl@0", "a.jsonl@15", "b.jsonl@0", "b.jsonl@15"}
 
 
-def test_where_a_corpus_lies_does_not_change_what_it_is(write):
+def test_the_digest_does_not_depend_on_the_path(write):
     lines = "".join(json.dumps({"text": f"{number}"}) + "\n" for number in range(50))
-    here, there = (Text(path=write(p, lines)) for p in ("a.jsonl", "b/other.jsonl"))
-    assert here.compute_digest() == there.compute_digest()
+    one, other = (Text(path=write(p, lines)) for p in ("a.jsonl", "b/other.jsonl"))
+    assert one.compute_digest() == other.compute_digest()
 
 
-def test_a_digest_knows_names_texts_and_splits(write):
+def test_the_digest_depends_on_names_texts_and_splits(write):
     one, other = (write(f"{name}.txt", "abc" * 9 + name) for name in "xy")
     corpora = [
         Text(path=one, holdout=HoldoutTail()),
@@ -119,65 +121,72 @@ def test_a_digest_knows_names_texts_and_splits(write):
     assert len({corpus.compute_digest() for corpus in corpora}) == 3
 
 
-def refused(corpus: Corpus, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        texts(corpus)
+def check_refused(corpus: Corpus, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_splits(corpus)
 
 
-def test_a_missing_path_is_told_the_nearest(write):
+def test_a_missing_path_is_refused_with_the_nearest_name(write):
     write("shakespeare.txt", "To be")
     path = write("other.txt", "").replace("other", "shakespear")
-    refused(
-        Text(path=path, holdout=HoldoutTail()), r"did you mean .*shakespeare\.txt\?"
+    check_refused(
+        Text(path=path, holdout=HoldoutTail()), r"did you mean 'shakespeare\.txt'\?"
     )
-    refused(Text(path="/no/such/a.txt", holdout=HoldoutTail()), "nor a folder /no/such")
+    check_refused(
+        Text(path="/no/such/a.txt", holdout=HoldoutTail()), "there is no /no/such/a.txt"
+    )
 
 
 def test_one_document_is_not_split_by_document(write):
-    refused(Text(path=write("a.txt", "To be")), r"set Text\.split = @HoldoutTail\(\)")
+    check_refused(
+        Text(path=write("a.txt", "To be")), r"set Text\.holdout = @HoldoutTail\(\)"
+    )
 
 
 def test_text_in_another_encoding_is_refused_with_the_byte(write):
     path = write("a.txt", b"sch" + "ö".encode("latin-1") + b"n")
-    refused(
-        Text(path=path, holdout=HoldoutTail()), r"a\.txt: not UTF-8 at byte 3 \(0xf6\)"
+    check_refused(
+        Text(path=path, holdout=HoldoutTail()), r"a\.txt: not UTF-8 \(0xf6\) at byte 3"
     )
     path = write("a.jsonl", b'{"text": "a"}\n{"text": "\xf6"}\n')
-    refused(Text(path=path), r"a\.jsonl: not UTF-8 at byte 24")
+    check_refused(Text(path=path), r"a\.jsonl: not UTF-8 \(0xf6\) at byte 24")
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ('{"text": "a"', r"a\.jsonl: not JSON \(Expecting .* at byte 26"),
         ('{"text": "ä" 1}', r"a\.jsonl: not JSON \(Expecting .* at byte 28"),
         ("[1]", r"a\.jsonl: no JSON object, {...} at byte 14"),
         ("[" * 10**6, r"a\.jsonl: not JSON \(RecursionError\) at byte 14"),
         ("9" * 10**4, r"a\.jsonl: not JSON \(ValueError\) at byte 14"),
-        ('{"body": 1, "id": 1}', "no field 'text' at byte 14: there are 'body', 'id'"),
+        (
+            '{"body": 1, "id": 1}',
+            "no field 'text' at byte 14: the fields are 'body', 'id'",
+        ),
         ('{"text": 3}', "no text but int in 'text' at byte 14"),
-        ('{"text": "\\ud800"}', "half a surrogate pair, .* in 'text' at byte 14"),
+        ('{"text": "\\ud800"}', "an unpaired surrogate in 'text' at byte 14"),
     ],
 )
-def test_a_broken_line_is_refused_where_it_stands(write, line, words):
-    refused(Text(path=write("a.jsonl", '{"text": "a"}\n' + line)), words)
+def test_an_invalid_line_is_refused_with_its_offset(write, line, message):
+    check_refused(Text(path=write("a.jsonl", '{"text": "a"}\n' + line)), message)
 
 
-def test_a_folder_without_text_is_refused_with_the_endings(tmp_path):
-    refused(Text(path=str(tmp_path)), r"ends in \.txt or \.md or \.py")
+def test_a_folder_without_text_is_refused_with_the_suffixes(tmp_path):
+    check_refused(Text(path=str(tmp_path)), r"ends in \.txt or \.md or \.py")
 
 
-def test_an_empty_split_is_refused_when_it_is_wanted(write):
+def test_an_empty_split_is_refused_when_it_is_read(write):
     few = Text(path=write("a.jsonl", '\n{"text": "a"}\n'))
     assert len(list(few.read_nonempty("train"))) == 1
-    refused(few, "validation split of Text.* is empty: .*larger fraction")
-    refused(
+    check_refused(few, "validation split of Text.* is empty: .*larger fraction")
+    check_refused(
         Text(path=write("b.txt", ""), holdout=HoldoutTail()),
         "train split of Text.* empty",
     )
 
 
-def test_a_fraction_leaves_something_to_train_on():
+def test_a_holdout_of_everything_is_refused():
     for make in (
         lambda: HoldoutTail(fraction=1.0),
         lambda: HoldoutDocuments(fraction=-0.1),

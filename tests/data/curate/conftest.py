@@ -1,39 +1,42 @@
-"""Documents by the line, and what became of them."""
+"""Corpora of JSON lines, and the output of passes over them."""
 
 import json
 
 import pytest
 
+from lmx.data.corpus.corpus import Document
 from lmx.data.corpus.text import Text
+from lmx.data.curate.document_pass import read_all_splits
+
+
+def read_documents(corpus) -> list[Document]:
+    """Returns the documents of both splits."""
+    return [item for item in read_all_splits(corpus) if isinstance(item, Document)]
 
 
 @pytest.fixture
-def lines(tmp_path):
-    """A corpus of these texts, in a file of that name."""
+def make_corpus(tmp_path):
+    """Returns a corpus of these texts, in a file with that name."""
 
-    def lines(name, texts):
+    def make_corpus(name, texts):
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts))
         return Text(path=f"{path}")
 
-    return lines
+    return make_corpus
 
 
 @pytest.fixture
-def sifted(tmp_path):
-    """What a sieve keeps of a source, what it says of the rest, and its report."""
+def run_pass(tmp_path):
+    """Returns the kept texts of a source, the log and the report of a pass."""
 
-    def sifted(sieve, source="web"):
+    def run_pass(document_pass, source="web"):
         folder = tmp_path / "out"
-        report = sieve.write(folder)
-        kept = [
-            json.loads(line)["text"]
-            for line in (folder / "kept" / f"{source}.jsonl").read_text().splitlines()
-        ]
-        log = [
-            json.loads(line)
-            for line in (folder / "removed.jsonl").read_text().splitlines()
-        ]
-        return kept, log, report
+        report = document_pass.write(folder)
+        kept, log = (
+            [json.loads(line) for line in (folder / name).read_text().splitlines()]
+            for name in (f"kept/{source}.jsonl", "removed.jsonl")
+        )
+        return [document["text"] for document in kept], log, report
 
-    return sifted
+    return run_pass

@@ -1,17 +1,11 @@
-"""What an evaluation asks is in no document that stays."""
+"""Removal of documents that contain text of an evaluation."""
 
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.data.corpus.corpus import Document
 from lmx.data.curate.decontaminate import Decontaminate
-from lmx.data.curate.document_pass import read_all_splits
 from lmx.data.curate.ngrams import split_words
-
-
-def documents(corpus):
-    return [item for item in read_all_splits(corpus) if isinstance(item, Document)]
-
+from tests.data.curate.conftest import read_documents
 
 QUESTION = (
     "Which of the two rivers that meet below the old town is the longer one, then?"
@@ -19,16 +13,14 @@ QUESTION = (
 SHORT = "What is the capital of the smallest state?"
 
 
-def shares(text, asked, size):
-    """Whether a run of words is in both, by looking at every one."""
-    one, other = split_words(text), split_words(asked)
-    runs = {tuple(other[i : i + size]) for i in range(len(other) - size + 1)}
-    return any(tuple(one[i : i + size]) in runs for i in range(len(one) - size + 1))
+def share_ngram(text, other, size):
+    """Whether an n-gram is in both texts, by comparing all."""
+    one, other = split_words(text), split_words(other)
+    ngrams = {tuple(other[i : i + size]) for i in range(len(other) - size + 1)}
+    return any(tuple(one[i : i + size]) in ngrams for i in range(len(one) - size + 1))
 
 
-def test_a_document_goes_where_any_run_is_in_an_evaluation_as_by_every_run(
-    lines, sifted
-):
+def test_a_document_is_removed_if_any_ngram_is_in_an_evaluation(make_corpus, run_pass):
     texts = [
         f"Some say: {QUESTION.upper()} Others do not.",
         "which of the two rivers that meet below the old town is",  # 12 words
@@ -36,30 +28,31 @@ def test_a_document_goes_where_any_run_is_in_an_evaluation_as_by_every_run(
         f"Ask ({SHORT}) and you will know.",
         "Nothing of the kind is said here by anyone at any time of the day or night.",
     ]
-    against = {"quiz": lines("quiz", [QUESTION, SHORT, "Too short."])}
-    sieve = Decontaminate(sources={"web": lines("web", texts)}, against=against)
-    kept, log, report = sifted(sieve)
-    wanted = [
+    against = {"quiz": make_corpus("quiz", [QUESTION, SHORT, "Too short."])}
+    sources = {"web": make_corpus("web", texts)}
+    kept, log, report = run_pass(Decontaminate(sources=sources, against=against))
+    expected = [
         text
         for text in texts
-        if not (shares(text, QUESTION, 13) or shares(text, SHORT, 8))
+        if not (share_ngram(text, QUESTION, 13) or share_ngram(text, SHORT, 8))
     ]
-    assert kept == wanted and len(kept) == 2
+    assert kept == expected and len(kept) == 2
     assert report["sources"]["web"]["removed"] == {"shares words with quiz": 3}
-    first, second, _ = (f"quiz/{each.name}" for each in documents(against["quiz"]))
+    first, second, _ = (f"quiz/{each.name}" for each in read_documents(against["quiz"]))
     assert [entry["of"] for entry in log] == [first, first, second]
     assert log[2]["words"] == "what is the capital of the smallest state"
 
 
-def test_texts_too_short_to_look_for_are_counted(lines, sifted, capsys):
-    against = {"quiz": lines("quiz", ["Too short.", QUESTION])}
-    sifted(Decontaminate(sources={"web": lines("web", ["a"])}, against=against))
-    said = capsys.readouterr().err
-    assert "1 texts of fewer than 8 words are not looked for" in said
+def test_short_texts_of_evaluations_are_counted(make_corpus, run_pass, capsys):
+    against = {"quiz": make_corpus("quiz", ["Too short.", QUESTION])}
+    sources = {"web": make_corpus("web", ["a"])}
+    run_pass(Decontaminate(sources=sources, against=against))
+    output = capsys.readouterr().err
+    assert "1 texts of fewer than 8 words are ignored" in output
 
 
-def test_bounds_that_cannot_be_are_refused(lines):
-    quiz = {"quiz": lines("quiz", [QUESTION])}
+def test_inconsistent_limits_are_refused(make_corpus):
+    quiz = {"quiz": make_corpus("quiz", [QUESTION])}
     with pytest.raises(ConfigError, match="Decontaminate.min_words is 14"):
         Decontaminate(sources={}, against=quiz, min_words=14)
     with pytest.raises(ConfigError, match="names no evaluation"):

@@ -1,11 +1,10 @@
-"""What each rule refuses, by texts that break that one alone."""
+"""Filters, each with texts that violate only one limit."""
 
 import pytest
 
 from lmx.config.registry import ConfigError
 from lmx.data.corpus.corpus import Document
-from lmx.data.curate.filter import LengthFilter
-from lmx.data.curate.filter_documents import FilterDocuments
+from lmx.data.curate.filter import FilterDocuments, LengthFilter
 from lmx.data.curate.fineweb import FineWeb
 from lmx.data.curate.gopher import Gopher, GopherRepetition, count_repeated_chars
 from lmx.data.curate.pii import MaskPII
@@ -20,18 +19,18 @@ PROSE = (
 )
 
 
-def ruled(rule, text):
-    found = rule(Document("it", text))
-    return found if isinstance(found, str) else found.text
+def apply(rule, text):
+    result = rule(Document("it", text))
+    return result if isinstance(result, str) else result.text
 
 
-def test_prose_passes_every_rule():
+def test_prose_passes_every_filter():
     for rule in (Gopher(), GopherRepetition(), FineWeb(), MaskPII()):
-        assert ruled(rule, PROSE) == PROSE
+        assert apply(rule, PROSE) == PROSE
 
 
 @pytest.mark.parametrize(
-    "text, why",
+    "text, reason",
     [
         ("that was short and sweet", "fewer than 50 words"),
         (PROSE.replace("a", "") * 0 + "a b of the c " * 40, "short words"),
@@ -47,33 +46,33 @@ def test_prose_passes_every_rule():
         ("alpha beta gamma delta " * 20, "few stop words"),
     ],
 )
-def test_gopher_refuses(text, why):
-    assert ruled(Gopher(), text) == f"Gopher:{why}"
+def test_gopher_removes(text, reason):
+    assert apply(Gopher(), text) == f"Gopher: {reason}"
 
 
-def test_gopher_refuses_what_is_too_long():
-    assert ruled(Gopher(max_words=60), PROSE) == "Gopher: more than 60 words"
+def test_gopher_removes_long_texts():
+    assert apply(Gopher(max_words=60), PROSE) == "Gopher: more than 60 words"
 
 
 @pytest.mark.parametrize(
-    "text, why",
+    "text, reason",
     [
         ("one\ntwo\none\ntwo\nthree", "duplicate lines"),
         (PROSE + "\n" + PROSE.splitlines()[0], "characters in duplicate lines"),
         ("a b\n\nc d\n\na b\n\nc d\n\nw\nx\ny\nz\nv\nu", "duplicate paragraphs"),
-        ("over there " * 3 + "and so on", "characters in one run of 2 words"),
+        ("over there " * 3 + "and so on", "characters in one 2-gram"),
     ],
 )
-def test_repetition_refuses(text, why):
-    assert ruled(GopherRepetition(), text) == f"GopherRepetition:{why}"
+def test_repetition_removes(text, reason):
+    assert apply(GopherRepetition(), text) == f"GopherRepetition: {reason}"
 
 
-def test_repetition_refuses_runs_of_five_words_and_more():
+def test_repetition_removes_duplicate_5_grams():
     text = " ".join(f"w{i}" for i in range(20)) + " alpha beta gamma delta phi" * 2
     rule = GopherRepetition(max_top_ngram_chars=())
-    assert ruled(rule, text) == ("Repetition: characters in duplicate runs of 5 words")
+    assert apply(rule, text) == ("GopherRepetition: characters in duplicate 5-grams")
     assert (
-        ruled(
+        apply(
             GopherRepetition(max_top_ngram_chars=(), max_duplicate_ngram_chars=(0.2,)),
             text,
         )
@@ -81,14 +80,14 @@ def test_repetition_refuses_runs_of_five_words_and_more():
     )  # they are 22 of 123
 
 
-def test_characters_within_repeated_runs_are_counted_once():
+def test_characters_in_repeated_ngrams_are_counted_once():
     words = "aa bb cc aa bb cc aa bb xx".split()
     assert count_repeated_chars(words, 2) == 2 * 5  # the second "aa bb cc aa bb", once
     assert count_repeated_chars(words, 9) == 0
 
 
 @pytest.mark.parametrize(
-    "text, why",
+    "text, reason",
     [
         ("\n \n", "no line"),
         ("Home\nAbout\nContact", "few lines that end as a sentence"),
@@ -99,8 +98,8 @@ def test_characters_within_repeated_runs_are_counted_once():
         ("Yes.\nNo.\nPerhaps.\n" + PROSE.splitlines()[0], "short lines"),
     ],
 )
-def test_fineweb_refuses(text, why):
-    assert ruled(FineWeb(), text) == f"FineWeb:{why}"
+def test_fineweb_removes(text, reason):
+    assert apply(FineWeb(), text) == f"FineWeb: {reason}"
 
 
 @pytest.mark.parametrize(
@@ -120,15 +119,15 @@ def test_fineweb_refuses(text, why):
         ("at 12:30, ::1 and fe80::1", "at 12:30, ::1 and fe80::1"),
     ],
 )
-def test_addresses_are_masked_and_what_looks_like_them_is_not(text, masked):
-    assert ruled(MaskPII(), text) == masked
+def test_public_addresses_are_masked_and_similar_text_is_not(text, masked):
+    assert apply(MaskPII(), text) == masked
 
 
-def test_the_log_and_the_report_say_what_each_rule_did(lines, sifted):
+def test_the_log_and_the_report_count_each_filter(make_corpus, run_pass):
     texts = [PROSE, "too short", PROSE + " Ask me@there.org for it.", ""]
     rules = (LengthFilter(min_chars=20), Gopher(), MaskPII())
-    kept, log, report = sifted(
-        FilterDocuments(sources={"web": lines("web", texts)}, filters=rules)
+    kept, log, report = run_pass(
+        FilterDocuments(sources={"web": make_corpus("web", texts)}, filters=rules)
     )
     assert kept == [PROSE, PROSE + " Ask <email> for it."]
     assert report["sources"]["web"] == {
@@ -136,39 +135,41 @@ def test_the_log_and_the_report_say_what_each_rule_did(lines, sifted):
         "kept": 2,
         "bytes": sum(len(text) for text in kept),
         "removed": {"fewer than 20 characters": 1, "no text": 1},
-        "changed": {"MaskPersonal": 1},
+        "changed": {"MaskPII": 1},
     }
     assert [entry.get("reason", entry.get("changed")) for entry in log] == [
         "fewer than 20 characters",
-        "MaskPersonal",
+        "MaskPII",
         "no text",
     ]
 
 
-def test_what_is_kept_can_be_read_again(lines, sifted, tmp_path):
+def test_kept_documents_can_be_read_as_a_corpus(make_corpus, run_pass, tmp_path):
     from lmx.data.corpus.text import Text
 
     rules = (LengthFilter(min_chars=1),)
-    kept, _, _ = sifted(
-        FilterDocuments(sources={"web": lines("web", [PROSE])}, filters=rules)
+    kept, _, _ = run_pass(
+        FilterDocuments(sources={"web": make_corpus("web", [PROSE])}, filters=rules)
     )
     again = Text(path=f"{tmp_path / 'out' / 'kept' / 'web.jsonl'}")
     found = [*again.read("train"), *again.read("validation")]
     assert [document.text for document in found] == kept
 
 
-def test_a_judge_tells_texts_like_the_good_examples(lines, capsys):
-    good = lines("good", [f"{PROSE} Chapter {n}." for n in range(10)])
-    bad = lines("bad", [f"buy cheap watches click here offer {n}" for n in range(10)])
+def test_a_classifier_keeps_texts_like_the_good_examples(make_corpus, capsys):
+    good = make_corpus("good", [f"{PROSE} Chapter {n}." for n in range(10)])
+    bad = make_corpus(
+        "bad", [f"buy cheap watches click here offer {n}" for n in range(10)]
+    )
     rule = QualityClassifier(good=good, bad=bad)
-    assert ruled(rule, PROSE[:150]) == PROSE[:150]
-    found = ruled(rule, "click here to buy a cheap offer")
-    assert found == "Quality: unlike the good examples"
-    assert "right of 100.0% of examples" in capsys.readouterr().err
+    assert apply(rule, PROSE[:150]) == PROSE[:150]
+    found = apply(rule, "click here to buy a cheap offer")
+    assert found == "QualityClassifier: unlike the good examples"
+    assert "accuracy on held-out examples: 100.0%" in capsys.readouterr().err
 
 
-def test_too_few_examples_are_refused(lines):
-    few = lines("few", ["one", "two"])
+def test_too_few_examples_are_refused(make_corpus):
+    few = make_corpus("few", ["one", "two"])
     with pytest.raises(
         ConfigError, match="QualityClassifier.bad has 2 texts: give at least 5"
     ):

@@ -1,4 +1,4 @@
-"""Small stores of bytes, and files to build them of."""
+"""Small token stores of bytes, and files to build them from."""
 
 import json
 from pathlib import Path
@@ -13,45 +13,41 @@ from lmx.data.store.store import Store
 from lmx.data.tokenizer.base import ByteCodec, ByteTokenizer
 
 ALL = HoldoutDocuments(fraction=0.0)
-ONE = ProcessPool(workers=1)
 
 
-def lines(*items: object) -> str:
-    """Items as JSON objects by the line."""
+def to_lines(*items: object) -> str:
+    """Returns the items as JSON objects, one per line."""
     return "".join(json.dumps({"text": item}) + "\n" for item in items)
 
 
-def texts(store: Store) -> list[str]:
-    """Every document of a store of bytes."""
-    codec = ByteCodec()
-    return [
-        codec.decode(store.read_document(number)) for number in range(store.documents)
-    ]
+def read_texts(store: Store) -> list[str]:
+    """Returns every document of a store of bytes."""
+    decode = ByteCodec().decode
+    return [decode(store.read_document(number)) for number in range(store.documents)]
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below the folder."""
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Returns the content of every file in the folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {f"{path.relative_to(folder)}": path.read_bytes() for path in files}
 
 
-def page(path: str | Path, **fields) -> BuildTokenStore:
-    """A build of one source of text, in this process."""
+def make_config(path: str | Path, **fields) -> BuildTokenStore:
+    """Returns a build of one source of text, in this process."""
     corpus = Text(path=f"{path}", holdout=ALL, suffixes=(".jsonl", ".txt"))
-    given = {
+    defaults = {
         "sources": {"a": corpus},
         "tokenizer": ByteTokenizer(),
-        "engine": ONE,
-        **fields,
+        "executor": ProcessPool(workers=1),
     }
-    return BuildTokenStore(**given)
+    return BuildTokenStore(**{**defaults, **fields})
 
 
 @pytest.fixture
 def folder(tmp_path, write) -> Path:
-    """Files of lines, and of one text."""
+    """JSON lines in three files, and one text file."""
     for name in "bca":
         items = [f"{name}{number} ä" * (number % 7 + 1) for number in range(40)]
-        write(f"texts/{name}.jsonl", lines(*items))
+        write(f"texts/{name}.jsonl", to_lines(*items))
     write("texts/z.txt", "the last")
     return tmp_path / "texts"

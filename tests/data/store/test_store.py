@@ -1,4 +1,4 @@
-"""What reading a store must keep, however its tokens lie."""
+"""Reading and verification of token stores."""
 
 import os
 import pickle
@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.data.corpus.text import Text
-from lmx.data.store.build import BuildTokenStore
-from lmx.data.store.checksum import BLOCK_BYTES, FileChecksum, find_mismatches
-from lmx.data.store.executor import ProcessPool
+from lmx.data.store.checksum import BLOCK_BYTES, compute_checksum, find_mismatches
 from lmx.data.store.store import (
     MANIFEST_FILE,
     SHARDS_FILE,
@@ -21,21 +18,19 @@ from lmx.data.store.store import (
     open_store,
     verify,
 )
-from lmx.data.tokenizer.base import ByteTokenizer
+from tests.data.store.conftest import make_config
 
 SIZES = [(5,), (0, 3, 0, 0, 4, 1, 0), (0, 0), (2, 2, 2)]
 
 
-def parted(sizes) -> tuple[Store, np.ndarray]:
-    """A store of parts of these sizes, and the same tokens in one array."""
+def make_store(sizes) -> tuple[Store, np.ndarray]:
+    """A store with parts of these sizes, and the same tokens in one array."""
     tokens = np.random.default_rng(0).integers(0, 60000, sum(sizes), np.uint16)
-    borders = np.cumsum([0, *sizes])
-    parts = [tokens[a:b] for a, b in zip(borders, borders[1:], strict=False)]
-    starts = np.array([0, len(tokens)])
+    offsets = np.cumsum([0, *sizes])
     store = Store(
-        parts=parts,
-        part_offsets=borders,
-        starts=starts,
+        parts=[tokens[a:b] for a, b in zip(offsets, offsets[1:], strict=False)],
+        part_offsets=offsets,
+        starts=np.array([0, len(tokens)]),
         bytes=0,
         fingerprint={},
         sources={},
@@ -44,8 +39,8 @@ def parted(sizes) -> tuple[Store, np.ndarray]:
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_every_stretch_is_read_across_every_border(sizes):
-    store, tokens = parted(sizes)
+def test_every_range_is_read_across_parts(sizes):
+    store, tokens = make_store(sizes)
     for begin in range(len(tokens) + 1):
         for end in range(begin, len(tokens) + 1):
             np.testing.assert_array_equal(store.read(begin, end), tokens[begin:end])
@@ -53,43 +48,39 @@ def test_every_stretch_is_read_across_every_border(sizes):
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 0), (1, 1, 1)])
-def test_tokens_are_taken_from_anywhere_in_any_shape(sizes, shape):
-    store, tokens = parted(sizes)
+def test_tokens_are_taken_at_any_positions_in_any_shape(sizes, shape):
+    store, tokens = make_store(sizes)
     if len(tokens) or 0 in shape:
         index = np.random.default_rng(1).integers(0, max(1, len(tokens)), shape)
         np.testing.assert_array_equal(store.take(index), tokens[index])
 
 
-def test_a_stretch_within_one_shard_is_not_copied():
-    store, tokens = parted((2, 4, 2))
+def test_a_range_within_one_shard_is_not_copied():
+    store, tokens = make_store((2, 4, 2))
     assert np.shares_memory(store.read(3, 6), tokens)
     assert not np.shares_memory(store.read(1, 6), tokens)
 
 
-@pytest.mark.parametrize("place", [-1, 8])
-def test_what_is_not_in_the_stream_is_refused(place):
-    store, _ = parted((3, 5))
+@pytest.mark.parametrize("position", [-1, 8])
+def test_positions_outside_the_stream_are_refused(position):
+    store, _ = make_store((3, 5))
     with pytest.raises(IndexError, match="8 tokens"):
-        store.take(np.array([0, place]))
+        store.take(np.array([0, position]))
     with pytest.raises(IndexError, match="8 tokens"):
-        store.read(*sorted((place, 9)))
+        store.read(*sorted((position, 9)))
 
 
 @pytest.mark.parametrize(
     "cuts", [[], [1], [BLOCK_BYTES], [5, BLOCK_BYTES - 1, 2 * BLOCK_BYTES + 3]]
 )
-def test_a_digest_is_the_same_however_the_bytes_come(cuts):
+def test_a_checksum_does_not_depend_on_the_chunks(cuts):
     data = np.random.default_rng(0).bytes(2 * BLOCK_BYTES + 100)
-    whole, pieces = FileChecksum(), FileChecksum()
-    whole.update(data)
-    for begin, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
-        pieces.update(data[begin:end])
-    assert whole.to_json() == pieces.to_json()
-    other = FileChecksum()
-    other.update(data[:BLOCK_BYTES] + b"?" + data[BLOCK_BYTES + 1 :])
-    assert list(find_mismatches(other.to_json(), whole.to_json())) == [
-        (BLOCK_BYTES, 2 * BLOCK_BYTES)
-    ]
+    bounds = zip([0, *cuts], [*cuts, len(data)], strict=True)
+    checksum = compute_checksum([data])
+    assert compute_checksum(data[begin:end] for begin, end in bounds) == checksum
+    damaged = data[:BLOCK_BYTES] + b"?" + data[BLOCK_BYTES + 1 :]
+    mismatches = find_mismatches(compute_checksum([damaged]), checksum)
+    assert list(mismatches) == [(BLOCK_BYTES, 2 * BLOCK_BYTES)]
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +90,7 @@ def built(tmp_path_factory):
     (root / "texts").mkdir()
     for name in range(40):
         (root / "texts" / f"{name:02}.txt").write_text(f"text {name} " * 50)
-    corpus = Text(path=f"{root / 'texts'}")
-    one = ProcessPool(workers=1)
-    page = BuildTokenStore(
-        sources={"a": corpus}, tokenizer=ByteTokenizer(), shard_bytes=4000, executor=one
-    )
-    page.write(root / "store")
+    make_config(root / "texts", shard_bytes=4000).write(root / "store")
     return root / "store"
 
 
@@ -114,13 +100,13 @@ def folder(built, tmp_path):
     return shutil.copytree(built, tmp_path / "store")
 
 
-def flip(path, place: int) -> None:
+def flip_bit(path, position: int) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[position] ^= 1
     path.write_bytes(content)
 
 
-def test_a_whole_store_has_no_damage_and_can_be_sent_to_a_process(built):
+def test_an_intact_store_has_no_damage_and_can_be_pickled(built):
     store = open_store(built)
     assert list(verify(built)) == []
     parts = pickle.loads(pickle.dumps(store.parts))
@@ -129,35 +115,35 @@ def test_a_whole_store_has_no_damage_and_can_be_sent_to_a_process(built):
 
 
 @pytest.mark.parametrize(
-    "name", [format_shard_name(0), format_shard_name(2), STARTS_FILE]
+    "name", [format_shard_name(0), format_shard_name(2), STARTS_FILE, SHARDS_FILE]
 )
-def test_a_flipped_byte_is_refused_with_its_file_and_place(folder, name):
-    flip(folder / name, 17)
+def test_a_flipped_bit_is_refused_with_its_file_and_range(folder, name):
+    flip_bit(folder / name, 17)
     size = (folder / name).stat().st_size
     with pytest.raises(ConfigError, match=f"{name} is .* byte 0 and byte {size}"):
         open_store(folder)
 
 
-def test_a_large_store_is_verified_when_asked(folder, monkeypatch):
+def test_a_large_store_is_verified_on_request(folder, monkeypatch):
     monkeypatch.setattr("lmx.data.store.store.VERIFY_BYTES", 0)
-    flip(folder / format_shard_name(1), 17)
+    flip_bit(folder / format_shard_name(1), 17)
     open_store(folder)
     (damage,) = verify(folder)
     assert f"{folder / format_shard_name(1)} is damaged between byte 0" in f"{damage}"
 
 
 @pytest.mark.parametrize("name", [format_shard_name(2), STARTS_FILE])
-def test_a_cut_file_is_refused_at_every_opening(folder, name, monkeypatch):
+def test_a_truncated_file_is_always_refused(folder, name, monkeypatch):
     monkeypatch.setattr("lmx.data.store.store.VERIFY_BYTES", 0)
     size = (folder / name).stat().st_size
     os.truncate(folder / name, 10)
-    with pytest.raises(ConfigError, match=f"{name} ends at byte 10, and had {size}"):
+    with pytest.raises(ConfigError, match=f"{name} ends at byte 10 but had {size}"):
         open_store(folder)
     (damage,) = verify(folder)
     assert "ends at byte 10" in f"{damage}"
 
 
-def test_a_shard_that_is_gone_is_refused(folder):
+def test_a_missing_shard_is_refused(folder):
     (folder / format_shard_name(1)).unlink()
     with pytest.raises(ConfigError, match=f"{format_shard_name(1)} ends at byte 0"):
         open_store(folder)
@@ -166,24 +152,22 @@ def test_a_shard_that_is_gone_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         (MANIFEST_FILE, "{", "is damaged"),
-        (
-            MANIFEST_FILE,
-            '{"layout": 1}',
-            "of layout 1, this lmx reads 2: build it again",
-        ),
-        (MANIFEST_FILE, '{"layout": 2}', "KeyError"),
-        (SHARDS_FILE, "\n\n\n\n\n\n\n\n\n\n", "line 1 is damaged"),
+        (MANIFEST_FILE, "[]", "is damaged"),
+        (MANIFEST_FILE, '{"layout": 2}', "version None, this lmx reads 3: build"),
+        (MANIFEST_FILE, '{"version": 2}', "version 2, this lmx reads 3: build"),
+        (MANIFEST_FILE, '{"version": 3}', "KeyError"),
+        (SHARDS_FILE, "\n\n", f"{SHARDS_FILE} ends at byte 2"),
     ],
 )
-def test_a_damaged_description_is_refused(folder, name, content, words):
+def test_a_damaged_description_is_refused(folder, name, content, message):
     (folder / name).write_text(content)
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         open_store(folder)
 
 
-def test_another_folder_is_no_store(tmp_path):
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is no token store, it has no manifest"):
         open_store(tmp_path)

@@ -1,0 +1,141 @@
+"""Text columns of tables: Parquet files, and datasets of Hugging Face."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lmx.config.registry import ConfigError, configurable
+from lmx.data.corpus.corpus import Holdout, HoldoutDocuments, Items, Span, SpanCorpus
+from lmx.data.corpus.file_corpus import (
+    EntryParser,
+    FileCorpus,
+    divide_range,
+    read_stamp,
+)
+from lmx.data.optional import import_optional
+
+BATCH_ROWS = 1024  # read at a time
+SAVED_FILES = ("state.json", "dataset_dict.json")  # written by `save_to_disk`
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Parquet(FileCorpus):
+    """A column of a Parquet file, or of a folder of them: one document per row.
+
+    The smallest span is a row group. Moving the files does not change the corpus.
+    """
+
+    suffixes: tuple[str, ...] = (".parquet",)  # which files of a folder
+    text_field: str = "text"  # the column
+
+    single_name: ClassVar[str] = "rows"
+
+    def divide(self, path: Path, name: str, size: int) -> Iterator[Span]:
+        with self._open(self._parser(path, name)) as file:
+            count = file.num_row_groups
+            sizes = [self._text_bytes(file.metadata.row_group(n)) for n in range(count)]
+        first, bytes = 0, 0
+        for end, group_bytes in enumerate(sizes, 1):
+            bytes += group_bytes
+            if bytes >= size or end == count:
+                yield Span(name, first, end, bytes, read_stamp(path))
+                first, bytes = end, 0
+
+    def read_file(self, path: Path, span: Span) -> Items:
+        parser = self._parser(path, span.file)
+        groups, columns = range(span.begin, span.end), [self.text_field]
+        with self._open(parser) as file:
+            row = sum(file.metadata.row_group(n).num_rows for n in range(span.begin))
+            for batch in file.iter_batches(BATCH_ROWS, groups, columns, False):
+                for cell in batch.column(0):
+                    is_text = cell.is_valid and hasattr(cell, "as_buffer")
+                    raw = cell.as_buffer().to_pybytes() if is_text else cell.as_py()
+                    yield parser.parse(raw, row)
+                    row += 1
+
+    def _parser(self, path: Path, name: str) -> EntryParser:
+        return EntryParser(path, name, "row", "Parquet", self.text_field)
+
+    def _text_bytes(self, group: Any) -> int:
+        """Uncompressed bytes of the column in a row group, approximately of text."""
+        columns = (group.column(n) for n in range(group.num_columns))
+        sizes = {c.path_in_schema: c.total_uncompressed_size for c in columns}
+        return sizes.get(self.text_field, group.total_byte_size)
+
+    @contextmanager
+    def _open(self, parser: EntryParser) -> Iterator[Any]:
+        """Opens a file; refuses it where the library fails, then or while reading."""
+        path = parser.path
+        arrow = import_optional("pyarrow", "data", f"to read {path}")
+        parquet = import_optional("pyarrow.parquet", "data", f"to read {path}")
+        try:
+            with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+                parser.check_column(file.schema_arrow.names)
+                yield file
+        except (arrow.ArrowException, OSError) as error:
+            raise ConfigError(
+                f"{path}: damaged, truncated or no Parquet ({error}): replace it with"
+                " an intact copy."
+            ) from None
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceDataset(SpanCorpus):
+    """A dataset as loaded by `datasets`: one document per row.
+
+    Attributes:
+        name: of a dataset on the Hub, which is downloaded once, or a folder: of files
+            that the library reads, or one written by `save_to_disk`.
+        subset: the configuration, for a dataset with several.
+        dataset_split: the split of the dataset that is read.
+        revision: of a dataset on the Hub; None is the latest.
+    """
+
+    name: str
+    subset: str | None = None
+    dataset_split: str = "train"
+    revision: str | None = None
+    holdout: Holdout = HoldoutDocuments()
+    text_field: str = "text"  # the column
+
+    def list_spans(self, size: int) -> Sequence[Span]:
+        table = self._load()
+        rows, bytes = len(table), table.data.nbytes
+        stamp = f"{rows} rows of {bytes} bytes"
+        spans = divide_range(self.dataset_split, rows, bytes, size, stamp)
+        return tuple(spans) if rows else ()
+
+    def read_all(self, span: Span) -> Items:
+        table, parser = self._load(), self._parser(span.file)
+        for begin in range(span.begin, span.end, BATCH_ROWS):
+            cells = table[begin : min(begin + BATCH_ROWS, span.end)][self.text_field]
+            for row, cell in enumerate(cells, begin):
+                yield parser.parse(cell, row)
+
+    def _parser(self, name: str) -> EntryParser:
+        path = Path(self.name)
+        return EntryParser(path, name, "row", "HuggingFaceDataset", self.text_field)
+
+    def _load(self) -> Any:
+        part = self.dataset_split
+        table = _load_dataset(self.name, self.subset, part, self.revision)
+        self._parser(part).check_column(table.column_names)
+        return table
+
+
+@functools.lru_cache(maxsize=4)
+def _load_dataset(name: str, subset: str | None, split: str, revision: str | None):
+    """Returns the rows of a dataset, mapped into memory."""
+    datasets = import_optional("datasets", "datasets", f"to read {name}")
+    try:
+        if not any(Path(name, file).is_file() for file in SAVED_FILES):
+            return datasets.load_dataset(name, subset, split=split, revision=revision)
+        found = datasets.load_from_disk(name)
+        return found[split] if isinstance(found, datasets.DatasetDict) else found
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ConfigError(f"{name}: cannot be loaded: {error}") from error
