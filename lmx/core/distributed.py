@@ -1,4 +1,4 @@
-"""Which process of a run this is, how it finds the others, and how they agree."""
+"""Cluster detection, startup and agreement of the processes of a run."""
 
 import contextlib
 import hashlib
@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,25 +31,19 @@ from lmx.core.rendezvous import (
 
 T = TypeVar("T")
 
-PEER_LOSS_DELAY = (
-    2.0  # seconds: an error may come of a lost process, and that is told soon
-)
-LEADER_TIMEOUT = 3600.0  # seconds that the others wait for what the first does alone
-GLOO_TIMEOUT_MESSAGE = (
-    "Gloo context initialization failed"  # one process compiled 30 s longer
-)
-# Where jax may ask who the others are. In a pod that is not one of many it would fail.
-KUBERNETES_MARKER, INDEX_VARIABLES = (
-    "KUBERNETES_SERVICE_HOST",
-    ("JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES"),
-)
-# Where SLURM says how many tasks of this step each node has: "1(x4)", "8(x3),4".
-SLURM_TASKS, ONE_TASK_PER_NODE = (
-    "SLURM_STEP_TASKS_PER_NODE",
-    re.compile(r"1(\(x\d+\))?"),
-)
+# An error may be caused by a lost process, which the rendezvous reports within seconds.
+PEER_LOSS_DELAY = 2.0
+LEADER_TIMEOUT = 3600.0  # seconds for work that one process does alone
+# One process compiled 30 s longer than another.
+GLOO_TIMEOUT_MESSAGE = "Gloo context initialization failed"
+# JAX's detection fails in a pod of Kubernetes that is not part of an indexed job.
+KUBERNETES_MARKER = "KUBERNETES_SERVICE_HOST"
+INDEX_VARIABLES = ("JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES")
+# Tasks of this SLURM step on each node, as in "1(x4)" or "8(x3),4".
+SLURM_TASKS = "SLURM_STEP_TASKS_PER_NODE"
+ONE_TASK_PER_NODE = re.compile(r"1(\(x\d+\))?")
 
-_sequence = itertools.count()  # of what processes agree on, in the same order in all
+_sequence = itertools.count()  # of keys; equal in all processes
 
 
 def detect_cluster(
@@ -57,36 +51,34 @@ def detect_cluster(
     processes: int | None = None,
     coordinator: str | None = None,
 ) -> ProcessInfo | None:
-    """What was said, and else what SLURM, a TPU pod, Kubernetes or MPI tells.
+    """The given values, completed by SLURM, a TPU pod, Kubernetes or MPI.
 
-    None where this process is the only one. It has all devices of its machine, or one
-    where SLURM or MPI starts several there. Raises SeatError where too little is told.
+    None if this is the only process. It has all devices of its machine, or one if
+    SLURM or MPI starts several processes on a machine. Raises ClusterConfigError if a
+    value is missing.
     """
-    devices: Sequence[int] | None = None
-    told = (coordinator, processes, process)
-    if None in told and (
-        KUBERNETES_MARKER not in os.environ
-        or any(n in os.environ for n in INDEX_VARIABLES)
-    ):
-        coordinator, processes, process, devices = (
-            ClusterEnv.auto_detect_unset_distributed_params(
-                coordinator, processes, process, None, None, int(BARRIER_TIMEOUT)
-            )
+    devices = None
+    values = (coordinator, processes, process)
+    pod = KUBERNETES_MARKER in os.environ
+    if None in values and (not pod or any(n in os.environ for n in INDEX_VARIABLES)):
+        *values, devices = ClusterEnv.auto_detect_unset_distributed_params(
+            *values, None, None, int(BARRIER_TIMEOUT)
         )
-    if ONE_TASK_PER_NODE.fullmatch(os.environ.get(SLURM_TASKS, "")):
-        devices = None  # all there are; jax would take one, as of several tasks
-    found = (coordinator, processes, process)
-    if found == (None, None, None) or processes == 1:
+    coordinator, processes, process = values
+    if processes == 1 or values.count(None) == len(values):
         return None
     if coordinator is None or processes is None or process is None:
         raise ClusterConfigError(
-            "--processes, --process and --coordinator go together: nothing here tells"
-            " the rest of them."
+            "--processes, --process and --coordinator go together, and the environment"
+            " does not set the missing ones: set all three."
         )
     if not 0 <= process < processes:
         raise ClusterConfigError(
-            f"--process {process} of --processes {processes}: they are counted from 0."
+            f"--process {process} of --processes {processes}: processes are counted"
+            " from 0."
         )
+    if ONE_TASK_PER_NODE.fullmatch(os.environ.get(SLURM_TASKS, "")):
+        devices = None  # JAX would take one device, as for several tasks on a node
     return ProcessInfo(process, processes, coordinator, devices)
 
 
@@ -98,17 +90,18 @@ def distributed_session(
     *,
     usage_errors: type[Exception],
 ) -> Iterator[None]:
-    """Inside, this is one of many processes, if it has a seat among them.
+    """Runs its body as one process of several; `info` None runs it as the only one.
 
-    `facts` must be the same in all, or SeatError is raised; LostError if one does not
-    come within so many seconds. What is raised inside ends all processes: with 2 if it
-    is one of `usage_errors`, with 1 if not. Where a process is gone, all exit with 75.
+    Raises ClusterConfigError if `must_match` differs between processes, PeerLostError
+    if a process does not join within `timeout` seconds. An exception in the body exits
+    all processes: with status 2 if it is one of `usage_errors`, else 1. If a process
+    dies, all others exit with 75.
     """
     if info is None:
         yield
         return
     must_match = {"lmx": source_digest(), "jax": jax.__version__, **must_match}
-    lobby = Rendezvous.join(info, must_match, timeout)
+    rendezvous = Rendezvous.join(info, must_match, timeout)
     try:
         jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM
         jax.distributed.initialize(
@@ -117,48 +110,44 @@ def distributed_session(
             info.process_id,
             info.local_device_ids,
             initialization_timeout=int(BARRIER_TIMEOUT),
-            heartbeat_timeout_seconds=int(
-                2 * HEARTBEAT_TIMEOUT
-            ),  # jax would end it by SIGABRT
+            # The rendezvous comes first: JAX would abort the process by a signal.
+            heartbeat_timeout_seconds=int(2 * HEARTBEAT_TIMEOUT),
         )
         yield
     except BaseException as error:
-        _exit_all(lobby, info, error, usage_errors)
-    lobby.leave()
+        _exit_all(rendezvous, info.process_id, error, usage_errors)
+    rendezvous.leave()
     jax.distributed.shutdown()
 
 
 def _exit_all(
-    lobby: Rendezvous,
-    seat: ProcessInfo,
+    rendezvous: Rendezvous,
+    process: int,
     error: BaseException,
-    refusals: type[Exception],
+    usage_errors: type[Exception],
 ) -> None:
-    """Ends this process and the others for the error, or for what caused it."""
-    if isinstance(error, refusals):
+    if isinstance(error, usage_errors):
         print(f"error: {error}", file=sys.stderr)
-        lobby.abort(2, f"process {seat.process_id}: {error}")
+        rendezvous.abort(2, f"process {process}: {error}")
     if isinstance(error, KeyboardInterrupt):
-        print("stopped at once", file=sys.stderr)
-        lobby.abort(130, f"process {seat.process_id} was stopped at once")
+        print("interrupted", file=sys.stderr)
+        rendezvous.abort(130, f"process {process} was interrupted")
     time.sleep(PEER_LOSS_DELAY)
     if not isinstance(error, PeerLostError):
         traceback.print_exception(error)
-    why = f"process {seat.process_id}: {type(error).__name__}: {error}"
-    lobby.abort(exit_status(error), why)
+    reason = f"process {process}: {type(error).__name__}: {error}"
+    rendezvous.abort(exit_status(error), reason)
 
 
 def exit_status(error: BaseException) -> int:
-    """With which a process ends for an error: 75 where a restart may help."""
-    late = (
-        isinstance(error, jax.errors.JaxRuntimeError)
-        and GLOO_TIMEOUT_MESSAGE in f"{error}"
-    )
+    """Exit status for an exception: 75 if a restart may help."""
+    late = isinstance(error, jax.errors.JaxRuntimeError)
+    late = late and GLOO_TIMEOUT_MESSAGE in f"{error}"
     return EXIT_RESTART if late or isinstance(error, PeerLostError) else 1
 
 
 def source_digest() -> str:
-    """A digest of the source of lmx."""
+    """A digest of the source code of lmx."""
     root, content = Path(__file__).parents[1], hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         content.update(f"{file.relative_to(root)}".encode() + file.read_bytes())
@@ -166,96 +155,85 @@ def source_digest() -> str:
 
 
 def is_leader() -> bool:
-    """Whether this is the process that does what must be done once."""
+    """Whether this is process 0, which does what must be done once."""
     return jax.process_index() == 0
 
 
 def broadcast_from_leader(compute: Callable[[], T]) -> T:
-    """What the first process finds, in all of them; the others wait for it.
+    """Calls `compute` in process 0; returns its result in all, once it is there.
 
-    It must go through JSON. All processes must ask for the same, in the same order.
+    The result must be representable in JSON. All processes must make the same calls in
+    the same order.
     """
     if jax.process_count() == 1:
         return compute()
     key = f"lmx/{next(_sequence)}"
-    if is_leader():
-        answer = compute()
-        _client().key_value_set(key, json.dumps(answer))
-        return answer
-    try:
-        return json.loads(
-            _client().blocking_key_value_get(key, int(LEADER_TIMEOUT * 1000))
-        )
-    except jax.errors.JaxRuntimeError as error:
-        raise PeerLostError(
-            f"process 0 says nothing for {LEADER_TIMEOUT:.0f} s: {error}"
-        ) from None
+    if not is_leader():
+        return _wait_for_value(key, process=0)
+    value = compute()
+    global_state.client.key_value_set(key, json.dumps(value))
+    return value
 
 
 def gather_to_leader(key: str, value: T) -> list[T] | None:
-    """What each process says, in their order, in the first of them; None in the others.
+    """The value of each process, in process 0; None in the others.
 
-    It must go through JSON. All must say something under the same key, once; any
-    thread may, and the first waits for the others.
+    Values must be representable in JSON. Each process must call this once with the
+    same key, from any thread.
     """
-    if jax.process_count() == 1:
-        return [value]
     if not is_leader():
-        _client().key_value_set(f"lmx/{key}/{jax.process_index()}", json.dumps(value))
+        key = f"lmx/{key}/{jax.process_index()}"
+        global_state.client.key_value_set(key, json.dumps(value))
         return None
-    told = []
-    for index in range(1, jax.process_count()):
-        place = f"lmx/{key}/{index}"
-        try:
-            told.append(
-                _client().blocking_key_value_get(place, int(LEADER_TIMEOUT * 1000))
-            )
-        except jax.errors.JaxRuntimeError as error:
-            raise PeerLostError(
-                f"process {index} says nothing for {LEADER_TIMEOUT:.0f} s: {error}"
-            ) from None
-        _client().key_value_delete(place)
-    return [value, *map(json.loads, told)]
+    values = [value]
+    for process in range(1, jax.process_count()):
+        values.append(_wait_for_value(f"lmx/{key}/{process}", process))
+        global_state.client.key_value_delete(f"lmx/{key}/{process}")
+    return values
+
+
+def _wait_for_value(key: str, process: int) -> Any:
+    timeout = int(LEADER_TIMEOUT * 1000)
+    try:
+        return json.loads(global_state.client.blocking_key_value_get(key, timeout))
+    except jax.errors.JaxRuntimeError as error:
+        raise PeerLostError(
+            f"process {process} sent nothing for {LEADER_TIMEOUT:.0f} s: {error}"
+        ) from None
 
 
 def fetch_global(x: jax.Array) -> np.ndarray:
-    """The numbers of an array, wherever they are; all processes must ask for them."""
+    """The whole array on the host, in every process; all processes must call this."""
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def max_steps_in_flight() -> int:
-    """Steps that another process may still begin before it hears of a notice.
+    """Steps that a peer may still start before it sees a signal set by this process.
 
-    Whoever posts after step n has not begun n + 1. The others can have begun that one,
-    and learn by waiting for it, before they begin n + 3, that it was posted.
+    A process that sets it after step n has not started n + 1. A peer can have started
+    n + 1, and waits for it before it starts n + 3.
     """
     return 2 if jax.process_count() > 1 else 0
 
 
 class StopSignal:
-    """A word to all processes: the first that any of them posts stands."""
+    """A value shared by all processes, which the first call of `set` decides."""
 
     def __init__(self):
         self.value: str | None = None
         self.key = f"lmx/{next(_sequence)}"
 
     def set(self, value: str) -> None:
-        """Puts it up, unless there is one already."""
+        """Sets the value, unless it is set."""
         if jax.process_count() == 1:
             self.value = self.value or value
             return
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was quicker
-            _client().key_value_set(f"{self.key}/word", value)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # a peer has set it
+            global_state.client.key_value_set(f"{self.key}/value", value)
 
     def get(self) -> str | None:
-        """The word that stands, if any was posted before what this process awaited."""
+        """The value; None if it was not set before the last step of this process."""
         if self.value is None and jax.process_count() > 1:
-            self.value = next(
-                (w for _, w in _client().key_value_dir_get(self.key)), None
-            )
+            values = global_state.client.key_value_dir_get(self.key)
+            self.value = next((value for _, value in values), None)
         return self.value
-
-
-def _client() -> Any:
-    """Of jax's coordination service, which is there in each of many processes."""
-    return global_state.client

@@ -1,304 +1,277 @@
-"""Where the processes of a run meet before it starts, and learn of one that is gone."""
+"""Startup rendezvous and peer-failure detection for multi-process runs."""
 
 import contextlib
 import json
 import os
-import selectors
 import socket
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
 from typing import Any, NoReturn
 
 EXIT_RESTART = 75  # exit status: a restart may help
-BARRIER_TIMEOUT = 300.0  # seconds that one process may come to its end before another
-LEADER_LINGER = (
-    10.0  # seconds that the first process stays behind, for the others to end
-)
-RETRY_INTERVAL = 0.1  # seconds between two tries to reach the first process
-HANDSHAKE_TIMEOUT = 5.0  # seconds in which whoever connects must say who it is
-HEARTBEAT_INTERVAL = (
-    10.0  # seconds between two words of a process that has nothing else to say
-)
-# Seconds of silence after which a process is given up: one that is stopped keeps its
-# line. C that holds the interpreter's lock silences it too, as few things do for long.
+# Timeouts and intervals are in seconds.
+BARRIER_TIMEOUT = 300.0  # between the first and the last process that leaves
+LEADER_LINGER = 10.0  # the leader waits this long for its peers to exit
+RETRY_INTERVAL = 0.1
+HANDSHAKE_TIMEOUT = 5.0  # for a connecting process to identify itself
+HEARTBEAT_INTERVAL = 10.0
+# A stopped process keeps its connection open, so silence is limited too. C code that
+# holds the GIL also delays heartbeats.
 HEARTBEAT_TIMEOUT = 300.0
-# The kernel asks after a peer that has been silent for `ignored_fields` seconds, then each
-# `interval`, and gives it up after `count` unanswered: a machine without power says
-# no goodbye.
-KEEPALIVE = {"IDLE": 20, "INTVL": 5, "CNT": 4}
+# A machine that lost power is detected after 40 s: by keepalive probes, or by data
+# that it does not acknowledge (in milliseconds; Linux only).
+KEEPALIVE = {
+    "TCP_KEEPIDLE": 20,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 4,
+    "TCP_USER_TIMEOUT": 40_000,
+}
 
 
 class PeerLostError(Exception):
-    """Not all processes came, or one is gone: a restart may help."""
+    """A process did not join, or has exited. A restart may help."""
 
 
 class ClusterConfigError(ValueError):
-    """What processes were told of one another cannot be."""
+    """Inconsistent cluster configuration."""
 
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """Which of how many processes this is, and where the first of them listens."""
+    """Index of this process, number of processes and address of process 0."""
 
     process_id: int
     num_processes: int
     coordinator: str  # HOST:PORT
-    local_device_ids: Sequence[int] | None = None  # of this machine; None: all
+    local_device_ids: Sequence[int] | None = None  # None: all devices of this machine
 
 
 @dataclass(frozen=True, eq=False)
 class Peer:
-    """One process as the others know it."""
+    """A process as the others see it."""
 
     process_id: int
     num_processes: int
     host: str
     pid: int
-    must_match: Mapping[str, str]  # what must be the same in all, in digests
+    must_match: Mapping[str, str]  # digests that are equal in all processes
 
     def __str__(self):
         return f"process {self.process_id} ({self.host}, pid {self.pid})"
 
 
 class Rendezvous:
-    """Lines between the first process and each other, open until all are done.
+    """Connections between process 0, the leader, and every other process.
 
-    Whoever ends without a goodbye takes the others along: they say who it was and
-    exit with its status, or with 75 if it could not even tell that.
+    If a process exits without leaving, every other process prints its reason and exits
+    with its status, or with 75 if the process could not send one.
     """
 
     def __init__(self, info: ProcessInfo, connections: dict[Peer, socket.socket]):
         self.info, self.connections = info, connections
-        self.all_left = threading.Event()  # all have said goodbye
+        self.all_left = threading.Event()
         self.exit_lock = threading.Lock()
-        self.monitor = threading.Thread(target=self._monitor, daemon=True)
-        self.monitor.start()
+        threading.Thread(target=self._monitor, daemon=True).start()
 
     @classmethod
     def join(
         cls, info: ProcessInfo, must_match: Mapping[str, str], timeout: float
     ) -> "Rendezvous":
-        """Waits until all are there, which are told the same.
+        """Waits until all processes have joined.
 
-        Raises LostError if one does not come, SeatError if one was told otherwise.
+        Raises PeerLostError if one does not join in time, ClusterConfigError if
+        processes disagree about their number, their indices or `must_match`.
         """
         me = Peer(
-            process_id=info.process_id,
-            num_processes=info.num_processes,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            must_match=must_match,
+            info.process_id,
+            info.num_processes,
+            socket.gethostname(),
+            os.getpid(),
+            must_match,
         )
-        meet = _accept_peers if info.process_id == 0 else _connect_to_leader
-        lines = meet(me, info.coordinator, timeout)
-        for line in lines.values():
-            _enable_keepalive(line)
-        return cls(info, lines)
+        connect = _connect_to_leader if info.process_id else _accept_peers
+        connections = connect(me, info.coordinator, timeout)
+        for connection in connections.values():
+            _enable_keepalive(connection)
+        return cls(info, connections)
 
     def leave(self) -> None:
-        """Says goodbye, and waits for all to: the first process says it last."""
-        if self.info.process_id != 0:
+        """Waits until all processes leave."""
+        if self.info.process_id:
             self._broadcast(bye=True)
         if not self.all_left.wait(BARRIER_TIMEOUT):
-            self.abort(
-                EXIT_RESTART,
-                f"not all processes came to their end in {BARRIER_TIMEOUT:.0f} s",
-            )
-        if self.info.process_id == 0:
+            reason = f"not all processes finished within {BARRIER_TIMEOUT:.0f} s"
+            self.abort(EXIT_RESTART, reason)
+        if not self.info.process_id:
             self._broadcast(bye=True)
 
-    def abort(self, status: int, why: str) -> NoReturn:
-        """Ends this process, and with it the others, who will tell why."""
+    def abort(self, status: int, reason: str, show: bool = False) -> NoReturn:
+        """Exits this process with the status; the others print the reason and follow.
+
+        Only the first call in a process takes effect.
+        """
         with self.exit_lock:
-            self._exit(status, why)
+            if show:
+                print(f"error: {reason}", file=sys.stderr)
+            self._broadcast(reason=reason, status=status)
+            if not self.info.process_id:  # it serves jax's coordination service
+                self._wait_for_exits()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
 
-    def _exit(self, status: int, why: str) -> NoReturn:
-        self._broadcast(reason=why, status=status)
-        if self.info.process_id == 0:  # jax's service is in it, and is missed at once
-            self._drain()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-    def _broadcast(self, **word: Any) -> None:
-        for line in self.connections.values():
-            _send(line, **word)
+    def _broadcast(self, **message: Any) -> None:
+        for connection in self.connections.values():
+            _send(connection, **message)
 
     def _monitor(self) -> None:
-        """Until all have said goodbye, or one has not, or says nothing for too long."""
-        now = time.monotonic()
-        heard, told = dict.fromkeys(self.connections, now), now
-        with selectors.DefaultSelector() as ready:
-            for guest, line in self.connections.items():
-                ready.register(line, selectors.EVENT_READ, guest)
-            while heard:
-                for key, _ in ready.select(
-                    min(HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT / 10)
-                ):
-                    guest, word = key.data, _receive_message(self.connections[key.data])
-                    heard[guest] = time.monotonic()
-                    if word.get("bye"):
-                        ready.unregister(key.fileobj)
-                        del heard[guest]
-                    elif not word.get("alive"):
-                        self._on_peer_lost(guest, word)
-                if time.monotonic() - told >= min(
-                    HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT / 10
-                ):
-                    self._broadcast(alive=True)
-                    told = time.monotonic()
-                for guest, at in heard.items():
-                    if told - at > HEARTBEAT_TIMEOUT:
-                        why = f"{guest} is stopped: not a word in {HEARTBEAT_TIMEOUT:.0f} s"
-                        self._on_peer_lost(guest, {"why": why})
+        """Aborts when a process disconnects, aborts or is silent for too long."""
+        interval = min(HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT / 10)
+        sent = time.monotonic()
+        heard = dict.fromkeys(self.connections, sent)
+        while heard:
+            peers = {self.connections[peer]: peer for peer in heard}
+            for connection in wait(peers, interval):
+                peer, message = peers[connection], _receive(connection)
+                heard[peer] = time.monotonic()
+                if message.get("bye"):
+                    del heard[peer]
+                elif not message.get("alive"):
+                    reason = message.get("reason", f"{peer} died")
+                    self.abort(message.get("status", EXIT_RESTART), reason, show=True)
+            if time.monotonic() - sent >= interval:
+                self._broadcast(alive=True)
+                sent = time.monotonic()
+            for peer, at in heard.items():
+                if sent - at > HEARTBEAT_TIMEOUT:
+                    reason = f"{peer} sent nothing for {HEARTBEAT_TIMEOUT:.0f} s"
+                    self.abort(EXIT_RESTART, reason, show=True)
         self.all_left.set()
 
-    def _on_peer_lost(self, guest: Peer, word: dict[str, Any]) -> NoReturn:
-        with self.exit_lock:  # one that ends for a reason of its own hears no other
-            why = word.get("why", f"{guest} is gone")
-            print(f"error: {why}", file=sys.stderr)
-            self._exit(word.get("status", EXIT_RESTART), why)
-
-    def _drain(self) -> None:
-        """Waits until the others have ended."""
-        late = time.monotonic() + LEADER_LINGER
-        for line in self.connections.values():
+    def _wait_for_exits(self) -> None:
+        deadline = time.monotonic() + LEADER_LINGER
+        for connection in self.connections.values():
             with contextlib.suppress(OSError):
-                line.settimeout(max(late - time.monotonic(), 0.01))
-                while line.recv(4096):
+                connection.settimeout(max(deadline - time.monotonic(), 0.01))
+                while connection.recv(4096):
                     pass
 
 
-def _accept_peers(me: Peer, address: str, seconds: float) -> dict[Peer, socket.socket]:
-    """The lines of all others; each is told that all are there, or why not."""
-    lines: dict[Peer, socket.socket] = {}
-    fault: tuple[int, str] | None = None
-    late = time.monotonic() + seconds
-    with _listen(address, me.num_processes) as door:
-        while len(lines) < me.num_processes - 1 and not fault:
-            door.settimeout(max(late - time.monotonic(), 0.01))
+def _accept_peers(me: Peer, address: str, timeout: float) -> dict[Peer, socket.socket]:
+    """Connections to all other processes; each is sent the leader or an error."""
+    connections: dict[Peer, socket.socket] = {}
+    error: tuple[int, str] | None = None
+    deadline = time.monotonic() + timeout
+    with _listen(address, me.num_processes) as listener:
+        while len(connections) < me.num_processes - 1 and not error:
+            listener.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
-                line, _ = door.accept()
+                connection, _ = listener.accept()
             except TimeoutError:
-                fault = (EXIT_RESTART, _describe_missing([me, *lines], seconds))
+                error = EXIT_RESTART, _describe_missing([me, *connections], timeout)
                 break
-            line.settimeout(HANDSHAKE_TIMEOUT)
+            connection.settimeout(HANDSHAKE_TIMEOUT)
             try:
-                guest = Peer(**_receive_message(line))
-            except TypeError:  # a stranger
-                line.close()
+                peer = Peer(**_receive(connection))
+            except TypeError:  # not a process of lmx
+                connection.close()
                 continue
-            fault = _find_mismatch([me, *lines], guest)
-            lines[guest] = line
-    for line in lines.values():
-        line.settimeout(None)
-        _send(line, me=asdict(me), fault=fault)
-        if fault:
-            line.close()
-    if fault:
-        raise _to_error(*fault)
-    return lines
+            error = _find_mismatch([me, *connections], peer)
+            connections[peer] = connection
+    for connection in connections.values():
+        connection.settimeout(None)
+        _send(connection, leader=asdict(me), error=error)
+        if error:
+            connection.close()
+    if error:
+        raise _to_error(*error)
+    return connections
 
 
 def _connect_to_leader(
-    me: Peer, address: str, seconds: float
+    me: Peer, address: str, timeout: float
 ) -> dict[Peer, socket.socket]:
-    """The line to the first process, once it says that all are there."""
-    late = time.monotonic() + seconds
+    """The connection to the leader, once all processes have joined."""
+    target, deadline = _split_address(address), time.monotonic() + timeout
     while True:
+        left = max(deadline - time.monotonic(), RETRY_INTERVAL)
         try:
-            left = max(late - time.monotonic(), RETRY_INTERVAL)
-            line = socket.create_connection(_split_address(address), timeout=left)
-        except OSError as failed:
-            error = failed.strerror or f"{failed}"
+            connection = socket.create_connection(target, timeout=left)
+        except OSError as error:
+            reason = error.strerror or f"{error}"
         else:
-            if first := _handshake(me, line):
-                return {first: line}
-            error = "it hung up"
-        if time.monotonic() > late:
+            connection.settimeout(None)
+            _enable_keepalive(connection)
+            _send(connection, **asdict(me))
+            if (reply := _receive(connection)).get("error") is None and reply:
+                return {Peer(**reply["leader"]): connection}
+            connection.close()
+            if reply:
+                raise _to_error(*reply["error"])
+            reason = "it closed the connection"
+        if time.monotonic() > deadline:
             raise PeerLostError(
-                f"process {me.process_id} cannot reach process 0 at {address} in"
-                f" {seconds:.0f} s ({error}): was it started, and may this machine"
-                " connect to it?"
+                f"process {me.process_id} cannot reach process 0 at {address} within"
+                f" {timeout:.0f} s ({reason}): start process 0, and check that this"
+                " machine can connect to it."
             )
         time.sleep(RETRY_INTERVAL)
 
 
-def _handshake(me: Peer, line: socket.socket) -> Peer | None:
-    """The first process, once it says that all are there; None if it is not one."""
-    with contextlib.ExitStack() as closing:
-        closing.enter_context(line)
-        line.settimeout(None)
-        _enable_keepalive(line)
-        _send(line, **asdict(me))
-        word = _receive_message(line)
-        if not word:
-            return None
-        if word["fault"]:
-            raise _to_error(*word["fault"])
-        closing.pop_all()
-        return Peer(**word["me"])
-
-
-def _describe_missing(there: list[Peer], seconds: float) -> str:
-    """Who has not come, and who has."""
-    numbers = {guest.process_id for guest in there}
-    absent = [n for n in range(there[0].num_processes) if n not in numbers]
-    shown = ", ".join(map(str, absent[:20])) + (", ..." if absent[20:] else "")
+def _describe_missing(joined: list[Peer], timeout: float) -> str:
+    joined = sorted(joined, key=lambda peer: peer.process_id)
+    missing = sorted({*range(joined[0].num_processes)} - {p.process_id for p in joined})
+    shown = ", ".join(map(str, missing[:20])) + (", ..." if missing[20:] else "")
     return (
-        f"{len(absent)} of {there[0].num_processes} processes did not come within"
-        f" {seconds:.0f} s: {shown}. There are "
-        + ", ".join(map(str, sorted(there, key=lambda guest: guest.process_id)[:20]))
+        f"{len(missing)} of {joined[0].num_processes} processes did not join within"
+        f" {timeout:.0f} s: {shown}. Joined: {', '.join(map(str, joined[:20]))}"
     )
 
 
-def _find_mismatch(there: list[Peer], guest: Peer) -> tuple[int, str] | None:
-    """What is wrong with a newcomer, if anything is."""
-    first = there[0]
-    if guest.num_processes != first.num_processes:
-        said = f"{guest} was told of {guest.num_processes} processes, {first} of"
-        return 2, f"{said} {first.num_processes}: give all the same --processes."
-    for other in there:
-        if other.process_id == guest.process_id:
-            return 2, f"{guest} and {other} have one number: give each its own."
-    names = [
-        name
-        for name in first.must_match
-        if guest.must_match.get(name) != first.must_match[name]
-    ]
-    if names:
-        told = "; ".join(
-            f"{name} is {guest.must_match.get(name)} and not {first.must_match[name]}"
-            for name in names
+def _find_mismatch(joined: list[Peer], peer: Peer) -> tuple[int, str] | None:
+    """Exit status and error message if the peer disagrees with those that joined."""
+    leader = joined[0]
+    if peer.num_processes != leader.num_processes:
+        return 2, (
+            f"{peer} was started with {peer.num_processes} processes, {leader} with"
+            f" {leader.num_processes}: give all the same --processes."
         )
-        return 2, f"{guest} is not as {first} is: {told}."
+    for other in joined:
+        if other.process_id == peer.process_id:
+            return 2, f"{peer} and {other} have the same index: set --process in each."
+    differences = [
+        f"{name} is {peer.must_match.get(name)} instead of {value}"
+        for name, value in leader.must_match.items()
+        if peer.must_match.get(name) != value
+    ]
+    if differences:
+        return 2, f"{peer} differs from {leader}: {'; '.join(differences)}."
     return None
 
 
-def _to_error(status: int, why: str) -> Exception:
-    return PeerLostError(why) if status == EXIT_RESTART else ClusterConfigError(why)
+def _to_error(status: int, reason: str) -> Exception:
+    return (PeerLostError if status == EXIT_RESTART else ClusterConfigError)(reason)
 
 
 def _split_address(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
-        raise ClusterConfigError(f"{address!r} is no HOST:PORT, as in node1:4321.")
+        raise ClusterConfigError(f"{address!r} is not HOST:PORT, as in node1:4321.")
     return host.strip("[]"), int(port)
 
 
-def _listen(address: str, guests: int) -> socket.socket:
-    """Listens at that port on every interface of this machine."""
+def _listen(address: str, backlog: int) -> socket.socket:
+    """Listens at the port of the address, on every interface of this machine."""
     _, port = _split_address(address)
-    both = socket.has_dualstack_ipv6()
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
     try:
         return socket.create_server(
-            ("", port),
-            family=socket.AF_INET6 if both else socket.AF_INET,
-            dualstack_ipv6=both,
-            backlog=guests,
+            ("", port), family=family, dualstack_ipv6=dual, backlog=backlog
         )
     except OSError as error:
         raise ClusterConfigError(
@@ -307,29 +280,26 @@ def _listen(address: str, guests: int) -> socket.socket:
         ) from None
 
 
-def _enable_keepalive(line: socket.socket) -> None:
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+def _enable_keepalive(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
-        if option := getattr(socket, f"TCP_KEEP{name}", None):  # not on every system
-            line.setsockopt(socket.IPPROTO_TCP, option, value)
+        if option := getattr(socket, name, None):  # not on every system
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _send(line: socket.socket, **word: Any) -> None:
-    """Sends a word; whoever is gone does not hear it."""
+def _send(connection: socket.socket, **message: Any) -> None:
+    """Sends one JSON object, ignoring a closed connection."""
     with contextlib.suppress(OSError):
-        line.sendall(json.dumps(word).encode() + b"\n")
+        connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _receive_message(line: socket.socket) -> dict[str, Any]:
-    """The next word; none from whoever is gone, or no guest."""
-    heard = b""
+def _receive(connection: socket.socket) -> dict[str, Any]:
+    """The next JSON object; empty if the connection is closed or invalid.
+
+    Reads unbuffered, so that `wait` sees what follows.
+    """
     try:
-        while not heard.endswith(b"\n") and len(heard) < 2**16:
-            byte = line.recv(1)  # so that the word after it is left for `select`
-            if not byte:
-                return {}
-            heard += byte
-        word = json.loads(heard)
+        message = json.loads(connection.makefile("rb", 0).readline(2**16))
     except (OSError, ValueError):
         return {}
-    return word if isinstance(word, dict) else {}
+    return message if isinstance(message, dict) else {}

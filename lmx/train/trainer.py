@@ -68,7 +68,7 @@ def train_run(
         try:
             return _train_once(name, config, path, options)
         except RewindError as rewound:
-            options = replace(options, since=now())
+            options = replace(options, started=now())
             if distributed.is_leader():
                 print_line(f"{rewound}")
 

@@ -115,7 +115,7 @@ def test_a_restart_is_asked_for_where_one_is_lost_or_late():
         " timed out with key: cpu:gloo/0,2048/1 and duration: 29.999999959s"
     )
     assert distributed.exit_status(jax.errors.JaxRuntimeError(late)) == EXIT_RESTART
-    assert distributed.exit_status(PeerLostError("process 1 is gone")) == EXIT_RESTART
+    assert distributed.exit_status(PeerLostError("process 1 died")) == EXIT_RESTART
     assert distributed.exit_status(jax.errors.JaxRuntimeError("out of memory")) == 1
     assert distributed.exit_status(ValueError(late)) == 1
 

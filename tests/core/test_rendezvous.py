@@ -1,4 +1,4 @@
-"""Processes that meet, and end together."""
+"""Startup rendezvous and joint exit of several processes."""
 
 import socket
 import subprocess
@@ -17,41 +17,41 @@ from lmx.core.rendezvous import (
 
 ROOT = Path(__file__).parents[2]
 
-# A process that comes, says so, does what it is told on a line, and leaves.
-GUEST = """
+# A process that joins, prints its pid, and leaves or aborts when it reads a line.
+MEMBER = """
 import os, sys
-from lmx.core.rendezvous import Lobby, LostError, Seat, SeatError
-process, processes, address, page, wait = sys.argv[1:]
+from lmx.core.rendezvous import *
+process, processes, address, config, timeout = sys.argv[1:]
 try:
-    seat = Seat(int(process), int(processes), address)
-    lobby = Rendezvous.join(seat, {"page": page}, float(wait))
-except (LostError, SeatError) as error:
+    info = ProcessInfo(int(process), int(processes), address)
+    rendezvous = Rendezvous.join(info, {"config": config}, float(timeout))
+except (PeerLostError, ClusterConfigError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
-print("in", os.getpid(), flush=True)
-if why := sys.stdin.readline().strip():
-    lobby.end(2, why)
-lobby.leave()
-print("out")
+print(os.getpid(), flush=True)
+if reason := sys.stdin.readline().strip():
+    rendezvous.abort(2, reason)
+rendezvous.leave()
+print("left")
 """
 
 
 @pytest.fixture
 def address():
-    """Where nobody listens."""
-    with socket.create_server(("", 0)) as door:
-        return f"localhost:{door.getsockname()[1]}"
+    """A free port of this machine."""
+    with socket.create_server(("", 0)) as server:
+        return f"localhost:{server.getsockname()[1]}"
 
 
 @pytest.fixture
-def come(address):
-    """Starts the process of that number; all are gone after the test."""
+def start(address):
+    """Starts a process with that index; all are killed after the test."""
     started = []
 
-    def come(process, processes=3, page="a", wait=30.0):
-        words = [process, processes, address, page, wait]
+    def start(process, processes=3, config="a", timeout=30.0):
+        arguments = map(str, [process, processes, address, config, timeout])
         started.append(
             subprocess.Popen(
-                [sys.executable, "-c", GUEST, *map(str, words)],
+                [sys.executable, "-c", MEMBER, *arguments],
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -61,83 +61,83 @@ def come(address):
         )
         return started[-1]
 
-    yield come
+    yield start
     for process in started:
         process.kill()
         process.communicate()
 
 
-def tell(process, line=""):
-    """Has a process leave, or end for that reason."""
-    process.stdin.write(f"{line}\n")
+def release(process, reason=""):
+    """Makes a process leave, or abort for that reason."""
+    process.stdin.write(f"{reason}\n")
     process.stdin.flush()
 
 
-def ended(process):
-    """What became of a process: status, last word, complaint."""
-    said, moaned = process.communicate(timeout=60)
-    return process.returncode, said.split()[-1:], moaned.strip()
+def wait_for_exit(process):
+    """Exit status, last line of stdout, and stderr."""
+    stdout, stderr = process.communicate(timeout=60)
+    return process.returncode, stdout.split()[-1:], stderr.strip()
 
 
-def inside(process):
-    """Waits until it is in; its pid."""
-    word, pid = process.stdout.readline().split()
-    assert word == "in"
-    return int(pid)
+def wait_for_join(process):
+    """The pid of a process, once it has joined."""
+    return int(process.stdout.readline())
 
 
-def test_all_go_in_when_the_last_has_come_and_out_when_the_last_leaves(come):
-    late = come(2)
-    others = [come(0), come(1)]
-    for guest in [late, *others]:
-        inside(guest)
-    for guest in others:
-        tell(guest)
+def test_processes_join_with_the_last_and_leave_with_the_last(start):
+    last = start(2)
+    others = [start(0), start(1)]
+    for member in [last, *others]:
+        wait_for_join(member)
+    for member in others:
+        release(member)
     time.sleep(0.2)
-    assert [guest.poll() for guest in others] == [None, None]  # they wait for the last
-    tell(late)
-    assert [ended(guest) for guest in [late, *others]] == [(0, ["out"], "")] * 3
+    assert [member.poll() for member in others] == [None, None]
+    release(last)
+    assert [wait_for_exit(m) for m in [last, *others]] == [(0, ["left"], "")] * 3
 
 
-def test_who_is_missing_is_named_with_those_who_are_there(come):
-    there = [come(0, 5, wait=1.5), come(3, 5)]
+def test_missing_processes_are_named_with_those_that_joined(start):
+    joined = [start(0, 5, timeout=1.5), start(3, 5)]
     host = socket.gethostname()
-    for guest in there:
-        status, _, moaned = ended(guest)
-        assert status == 1  # of this test's GUEST
-        assert moaned.startswith("LostError: 3 of 5 processes did not come within 2 s:")
-        assert "1, 2, 4. There are process 0" in moaned
-        assert f"process 3 ({host}, pid {there[1].pid})" in moaned
+    for member in joined:
+        status, _, stderr = wait_for_exit(member)
+        assert status == 1  # of MEMBER
+        expected = "PeerLostError: 3 of 5 processes did not join within 2 s: 1, 2, 4."
+        assert stderr.startswith(expected)
+        assert f"process 3 ({host}, pid {joined[1].pid})" in stderr
 
 
-def test_a_process_that_cannot_reach_the_first_says_where_it_looked(address):
-    with pytest.raises(
-        PeerLostError, match=f"process 1 cannot reach process 0 at {address}"
-    ):
+def test_an_unreachable_leader_is_named_with_its_address(address):
+    match = f"process 1 cannot reach process 0 at {address}"
+    with pytest.raises(PeerLostError, match=match):
         Rendezvous.join(ProcessInfo(1, 2, address), {}, 0.3)
 
 
 @pytest.mark.parametrize(
-    ("other", "complaint"),
+    ("other", "message"),
     [
-        ((1, 3, "b"), "is not as process 0 .* is: page is b and not a"),
-        ((1, 4, "a"), "was told of 4 processes, process 0 .* of 3"),
+        ((1, 3, "b"), "differs from process 0 .*: config is b instead of a"),
+        ((1, 4, "a"), "was started with 4 processes, process 0 .* with 3"),
         ((0, 3, "a"), "cannot listen at port"),
     ],
 )
-def test_processes_that_were_told_otherwise_are_named(come, other, complaint, address):
-    first = come(0)
-    with pytest.raises(ClusterConfigError, match=complaint) as refused:
-        process, processes, page = other
+def test_processes_that_disagree_are_refused_on_both_sides(
+    start, other, message, address
+):
+    leader = start(0)
+    with pytest.raises(ClusterConfigError, match=message) as refused:
+        process, processes, config = other
         if process == 0:
-            wait_for(address)
-        Rendezvous.join(ProcessInfo(process, processes, address), {"page": page}, 30.0)
+            wait_for_listener(address)
+        info = ProcessInfo(process, processes, address)
+        Rendezvous.join(info, {"config": config}, 30.0)
     if other[0]:
-        assert f"ClusterConfigError:{refused.value}" in ended(first)[2]
+        assert f"ClusterConfigError: {refused.value}" in wait_for_exit(leader)[2]
 
 
-def wait_for(address):
-    """Until somebody listens there. It is no guest, and goes."""
+def wait_for_listener(address):
+    """Connects, as a process that is not of lmx, once somebody listens there."""
     host, port = address.split(":")
     for _ in range(600):
         try:
@@ -147,40 +147,41 @@ def wait_for(address):
     raise TimeoutError(address)
 
 
-def test_two_with_one_number_are_both_named(come):
-    first, one, other = come(0), come(1), come(1)
-    moaned = ended(first)[2]
-    for guest in (one, other):
-        assert f"pid {guest.pid}" in moaned
-    assert "have one number: give each its own" in moaned
+def test_two_processes_with_the_same_index_are_both_named(start):
+    leader, one, other = start(0), start(1), start(1)
+    stderr = wait_for_exit(leader)[2]
+    for member in (one, other):
+        assert f"pid {member.pid}" in stderr
+    assert "have the same index: set --process in each" in stderr
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_is_killed_the_others_say_who_and_exit_with_75(come, victim):
-    guests = [come(process) for process in range(3)]
-    pids = [inside(guest) for guest in guests]
-    guests.pop(victim).kill()
-    begun = time.monotonic()
-    for guest in guests:
-        status, _, moaned = ended(guest)
+@pytest.mark.parametrize("killed", [0, 1])
+def test_if_one_is_killed_the_others_name_it_and_exit_with_75(start, killed):
+    members = [start(process) for process in range(3)]
+    pids = [wait_for_join(member) for member in members]
+    members.pop(killed).kill()
+    begin = time.monotonic()
+    for member in members:
+        status, _, stderr = wait_for_exit(member)
         assert status == 75
-        assert f"process {victim} (" in moaned and f"pid {pids[victim]}" in moaned
-        assert "is gone" in moaned
-    assert time.monotonic() - begun < 10.0
+        assert f"process {killed} (" in stderr and f"pid {pids[killed]}) died" in stderr
+    assert time.monotonic() - begin < 10.0
 
 
 @pytest.mark.parametrize("first", [0, 2])
-def test_when_one_ends_for_a_reason_the_others_give_it_and_its_status(come, first):
-    guests = [come(process) for process in range(3)]
-    for guest in guests:
-        inside(guest)
-    tell(guests[first], "no such file")
-    found = [ended(guest) for guest in guests]
-    assert found.pop(first) == (2, [], "")
-    assert found == [(2, [], "error: no such file")] * 2
+def test_if_one_aborts_the_others_print_its_reason_and_exit_with_its_status(
+    start, first
+):
+    members = [start(process) for process in range(3)]
+    for member in members:
+        wait_for_join(member)
+    release(members[first], "no such file")
+    exits = [wait_for_exit(member) for member in members]
+    assert exits.pop(first) == (2, [], "")
+    assert exits == [(2, [], "error: no such file")] * 2
 
 
 @pytest.mark.parametrize("address", ["4321", "node:", "node:x"])
 def test_an_address_without_host_or_port_is_refused(address):
-    with pytest.raises(ClusterConfigError, match="is no HOST:PORT"):
+    with pytest.raises(ClusterConfigError, match="is not HOST:PORT"):
         Rendezvous.join(ProcessInfo(1, 2, address), {}, 1.0)

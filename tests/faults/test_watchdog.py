@@ -53,12 +53,12 @@ def test_a_batch_that_never_comes_ends_the_run_and_all_stacks_are_told(work):
 
 IMPATIENT = """
 import pathlib, threading, time
-from lmx.core import lobby
+from lmx.core import rendezvous
 
 def wait():
     while not pathlib.Path("now").exists():
         time.sleep(0.1)
-    lobby.SILENT = 6.0
+    rendezvous.HEARTBEAT_TIMEOUT = 6.0
 
 threading.Thread(target=wait, daemon=True).start()
 """
@@ -86,7 +86,7 @@ def test_a_process_of_two_that_is_stopped_ends_the_other_with_75(work, how):
             assert "in train" in (work / "run" / "hang-0.txt").read_text()
         else:
             stopped = group.members[1].pid
-            assert f"pid {stopped}) is stopped: not a word in 6 s" in moaned
+            assert f"pid {stopped}) sent nothing for 6 s" in moaned
     finally:
         group.members[1].send_signal(signal.SIGCONT)
         _, moaned = group.members[1].communicate(timeout=PATIENCE)

@@ -22,7 +22,7 @@ def test_a_kernel_that_cannot_do_it_is_refused_with_the_lines_that_asked(tiny):
     with pytest.raises(ConfigError, match="cannot do what Attention.logit_cap") as told:
         experiment().open()
     assert "logit_cap = 30.0 set by" in f"{told.value}"
-    assert "kernel = @CuDNNAttention() set by" in f"{told.value}"
+    assert "backend = @CuDNNAttention() set by" in f"{told.value}"
 
 
 def test_splash_is_refused_where_no_tpu_is_when_a_run_is_opened(tiny):

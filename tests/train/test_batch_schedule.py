@@ -76,7 +76,7 @@ def test_it_compiles_once_for_each_shape_and_resumes_to_the_same_bits(staged, tm
     run = staged().build().open()
     state = run.init()
     for step in range(len(SHAPES)):
-        state, _ = run.step(state, run.put(run.data.batch_at(0, step)))
+        state, _ = run.step(state, run.put_batch(run.data.batch_at(0, step)))
     assert run.step._cache_size() == 3
     assert int(jax.device_get(state.step)) == 8
 

@@ -31,16 +31,16 @@ def test_gradients_cross_slow_links_once_and_in_shards(tiny, parts):
         .build()
         .open()
     )
-    text = run.step.lower(run.like(), run.data.batch_at(0, 0)).compile().as_text()
+    text = run.step.lower(run.abstract_state(), run.data.batch_at(0, 0)).compile().as_text()
     crossing = [each for each in collectives(text) if each.crosses(2)]
     assert {each.kind for each in crossing} == {"all-reduce"}
     shards = [
         np.prod(x.sharding.shard_shape(x.shape))
-        for x in jax.tree.leaves(run.like().params)
+        for x in jax.tree.leaves(run.abstract_state().params)
     ]
-    sizes = [size for each in crossing for size in each.resolve_sizes]
+    sizes = [size for each in crossing for size in each.sizes]
     assert sum(shards) <= sum(sizes) < sum(shards) + 8  # and a few numbers
-    assert 4 * sum(shards) == sum(x.size for x in jax.tree.leaves(run.like().params))
+    assert 4 * sum(shards) == sum(x.size for x in jax.tree.leaves(run.abstract_state().params))
 
 
 @pytest.mark.parametrize("sizes", [(2, 4, 1, 1), (1, 2, 2, 2)], ids=str)
@@ -61,7 +61,7 @@ def test_no_device_gets_the_first_vectors_of_rows_that_are_not_its_own(tiny, siz
     made = jax.jit(partitioning.with_partitioning(mesh, RULES, jax.grad(cost)))
     most = {"all-gather": 0, "all-to-all": 0}
     for each in collectives(made.lower(params, tokens).compile().as_text()):
-        most[each.kind] = max(most.get(each.kind, 0), sum(each.resolve_sizes))
+        most[each.kind] = max(most.get(each.kind, 0), sum(each.sizes))
     assert most["all-gather"] <= tokens.size
     assert most["all-to-all"] == tokens.size * 32 // np.prod(sizes[:3])
 
@@ -106,10 +106,10 @@ def test_stages_pass_streams_on_and_keep_their_weights(tiny, rounds):
         "PipelineSchedule.microbatches=8",
     ]
     run = tiny(*said).build().open()
-    text = run.step.lower(run.like(), run.data.batch_at(0, 0)).compile().as_text()
+    text = run.step.lower(run.abstract_state(), run.data.batch_at(0, 0)).compile().as_text()
     sizes = {"all-gather": [0], "all-to-all": [0], "collective-permute": [0]}
     for each in collectives(text):
-        sizes.setdefault(each.kind, []).append(sum(each.resolve_sizes))
+        sizes.setdefault(each.kind, []).append(sum(each.sizes))
     assert max(sizes["all-gather"]) <= 8  # a number a layer
     stream = 16 * 16
     assert stream in sizes["collective-permute"]
@@ -117,6 +117,6 @@ def test_stages_pass_streams_on_and_keep_their_weights(tiny, rounds):
         assert max(sizes["collective-permute"]) == stream
         assert max(sizes["all-to-all"]) == 0
     else:
-        blocks = run.like().params["stack"]
+        blocks = run.abstract_state().params["stack"]
         mine = sum(x.size for x in jax.tree.leaves(blocks)) // 4
         assert 0 < sum(sizes["all-to-all"]) <= 3 * mine

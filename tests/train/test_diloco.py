@@ -27,7 +27,7 @@ def after(run, state, steps, part=lambda batch: batch):
     losses, begin = [], int(state.step)
     for step in range(begin, begin + steps):
         batch = jax.tree.map(part, run.data.batch_at(run.seed, step))
-        state, metrics = run.step(state, run.put(batch))
+        state, metrics = run.step(state, run.put_batch(batch))
         losses.append(metrics["loss"])
     return state, np.array(losses)
 
@@ -106,7 +106,7 @@ def test_replicas_on_slices_of_their_own_learn_what_they_do_on_one_device(
 def test_between_meetings_only_numbers_pass_between_slices(on_a_mesh):
     """In the compiled step: what is larger is in the branch of a meeting."""
     run = on_a_mesh()
-    text = run.step.lower(run.like(), run.data.batch_at(0, 0)).compile().as_text()
+    text = run.step.lower(run.abstract_state(), run.data.batch_at(0, 0)).compile().as_text()
     said = " ".join(x for x in text.splitlines() if " conditional(" in x)
     told = re.findall(r"computations?=\{?([%\w., -]+)", said)
     branches = set(re.findall(r"%([\w.-]+)", " ".join(told)))
@@ -114,7 +114,7 @@ def test_between_meetings_only_numbers_pass_between_slices(on_a_mesh):
     for each in collectives(text):
         if each.crosses(2, devices=4):
             sizes[each.body in branches] += each.sizes
-    depth, parameters = 2, sum(x.size for x in jax.tree.leaves(run.like().params))
+    depth, parameters = 2, sum(x.size for x in jax.tree.leaves(run.abstract_state().params))
     half = parameters // 2  # fsdp's
     assert max(sizes[False]) <= depth
     assert half <= sum(sizes[True]) < half + 8
@@ -128,11 +128,11 @@ def test_a_run_goes_on_from_between_two_meetings(tiny, on_a_mesh, tmp_path):
     checkpoints = CheckpointManager(tmp_path, keep=1)
     checkpoints.save(1, some)
     checkpoints.wait()
-    rest, _ = after(run, checkpoints.restore(1, run.like()), 3)
+    rest, _ = after(run, checkpoints.restore(1, run.abstract_state()), 3)
     for a, b in zip(*map(jax.tree.leaves, (rest, whole)), strict=True):
         np.testing.assert_array_equal(a, b)
     plain = tiny(*ALONE).build().open()  # reads what they agreed on as any other's
-    like = {"params": plain.like().params}
+    like = {"params": plain.abstract_state().params}
     close(checkpoints.restore(1, like)["params"], copied(run.init().params))
 
 

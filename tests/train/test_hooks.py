@@ -46,11 +46,11 @@ def test_the_state_is_saved_every_few_steps_and_at_the_last(checkpoints):
     assert flushed == [[], [3], [3, 6]]  # what was measured is written before
 
 
-@pytest.mark.parametrize("wrong", [{"every": 0}, {"keep": 0}, {"failures": 0}])
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"keep": 0}, {"max_failures": 0}])
 def test_never_to_save_or_to_keep_is_refused(wrong):
     with pytest.raises(
         ConfigError,
-        match=r"CheckpointPolicy.every, keep and failures must be 1 or more",
+        match=r"CheckpointPolicy.every, keep and max_failures must be 1 or more",
     ):
         CheckpointPolicy(**wrong)
 
@@ -108,10 +108,10 @@ def test_the_wait_for_batches_is_measured():
 def test_batches_are_on_their_devices_before_their_step(tiny):
     """Put there by another thread than the one that trains."""
     run = tiny("Mesh.data=4").build().open()
-    read, threads = run.read, []
+    read, threads = run.load_batch, []
     object.__setattr__(
         run,
-        "read",
+        "load_batch",
         lambda *what: (threads.append(threading.get_ident()), read(*what))[1],
     )
     batches = _load_batches(run, 2)

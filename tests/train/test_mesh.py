@@ -117,7 +117,7 @@ def numbers_of(tiny):
         run = tiny(*said, kind=kind).build().open()
         found = []
         batches = (
-            run.put(packed(run.data.batch_at(run.seed, step))) for step in range(STEPS)
+            run.put_batch(packed(run.data.batch_at(run.seed, step))) for step in range(STEPS)
         )
         state = train(
             run.step,
@@ -154,12 +154,12 @@ def test_many_devices_agree_with_one_to_1e_4_in_float32(numbers_of, mesh, kind, 
     ("choice", "said", "instead"),
     [
         (
-            "exchange=@RaggedAllToAll()",
+            "all_to_all=@RaggedAllToAll()",
             "exchange Ragged does not run on cpu",
             "@PaddedAllToAll()",
         ),
         (
-            "product=@Megablox()",
+            "grouped_matmul=@Megablox()",
             "product Megablox runs on TPUs and this",
             "@RaggedDot()",
         ),

@@ -267,4 +267,4 @@ def test_what_stands_outside_the_layers_takes_adam_under_muon():
 def test_any_of_them_opens_on_a_mesh_with_real_parameters(tiny, kind):
     mesh = ["Mesh.data=2", "Mesh.fsdp=2", "Mesh.tensor=2"]
     run = tiny(f"Experiment.optimizer=@{kind}", *mesh).build().open()
-    assert jax.tree.leaves(run.like().opt_state)
+    assert jax.tree.leaves(run.abstract_state().opt_state)

@@ -234,7 +234,7 @@ def test_when_one_is_killed_the_other_ends_with_75_and_a_restart_goes_on(
     assert time.monotonic() - begun < 30.0
     assert group.members[1 - victim].returncode == EXIT_RESTART, moaned
     killed = group.members[victim].pid
-    assert f"error: process {victim} (" in moaned and f"pid {killed}) is gone" in moaned
+    assert f"error: process {victim} (" in moaned and f"pid {killed}) died" in moaned
     Group(work, words, 2).done()
     check_same(work / "run", alone(*LONG, *FLOAT64), 1e-9)
 
@@ -258,5 +258,5 @@ def test_processes_that_do_not_come_are_named_and_nothing_is_begun(work):
         text=True,
     )
     assert done.returncode == EXIT_RESTART
-    assert "2 of 3 processes did not come within 2 s: 1, 2. There are" in done.stderr
+    assert "2 of 3 processes did not join within 2 s: 1, 2. Joined:" in done.stderr
     assert not (work / "run").exists()

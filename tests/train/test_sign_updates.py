@@ -51,7 +51,7 @@ def loads(run, params, batch):
 
 def after(run, state):
     """The state after one more step, and what the step tells."""
-    return run.step(state, run.put(run.data.batch_at(run.seed, int(state.step))))
+    return run.step(state, run.put_batch(run.data.batch_at(run.seed, int(state.step))))
 
 
 def test_a_step_moves_each_bias_by_the_rule_counted_by_hand(run):

@@ -19,7 +19,7 @@ def opened(tiny, kind, *overrides, parts=1):
     """A recipe, parameters, an unevenly weighted batch and the keys of its rows."""
     experiment = tiny(*overrides, kind=kind).build()
     graph, params = nnx.split(experiment.model(nnx.Rngs(0)))
-    rate = experiment.schedule.over(10)
+    rate = experiment.schedule.build(10)
     recipe = StepConfig(
         graph, experiment.loss, experiment.optimizer(rate), rate, 0, parts
     )
@@ -54,13 +54,13 @@ def test_a_step_in_microbatches_is_the_step(tiny, x64):
     for parts in (1, 4):
         page = tiny(*x64, f"Experiment.microbatches={parts}", "Mesh.data=1", kind="moe")
         run = page.build().open()
-        states.append(run.step(run.init(), run.put(run.data.batch_at(0, 0)))[0])
+        states.append(run.step(run.init(), run.put_batch(run.data.batch_at(0, 0)))[0])
     chex.assert_trees_all_close(*states, rtol=1e-10, atol=1e-14)
 
 
 def test_dropout_draws_anew_each_step_and_the_same_at_the_same_step(tiny):
     run = tiny("Mesh.data=1", "Constant.peak_lr=0.0", kind="dropout").build().open()
-    batch = run.put(run.data.batch_at(0, 0))
+    batch = run.put_batch(run.data.batch_at(0, 0))
     state, first = run.step(run.init(), batch)
     _, second = run.step(state, batch)
     _, again = run.step(run.init(), batch)
@@ -88,7 +88,7 @@ def test_a_model_learns_echo_and_compiles_once(tiny):
     train(
         run.step,
         run.init(),
-        (run.put(run.data.batch_at(0, step)) for step in range(60)),
+        (run.put_batch(run.data.batch_at(0, step)) for step in range(60)),
         steps=60,
         hooks=[lambda done, state, metrics: losses.append(float(metrics["loss"]))],
     )

@@ -33,7 +33,7 @@ class CheckpointPolicy:
     def __post_init__(self):
         if min(self.every, self.keep, self.max_failures) < 1:
             raise ConfigError(
-                "CheckpointPolicy.every, keep and failures must be 1 or more."
+                "CheckpointPolicy.every, keep and max_failures must be 1 or more."
             )
 
     def open(self, folder: Path, origin: Mapping[str, Any]) -> CheckpointManager:

@@ -33,7 +33,7 @@ class MultiToken(NextToken):
 
         Tokens ahead that are in another document weigh nothing.
         """
-        if model.shift_targets is None:
+        if model.mtp is None:
             raise ConfigError(
                 "MultiToken needs a model that predicts further ahead: set"
                 " Decoder.mtp = @MultiTokenPrediction, or Experiment.loss = @NextToken()."

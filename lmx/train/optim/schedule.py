@@ -23,7 +23,7 @@ class Schedule(ABC):
         if self.warmup_steps >= steps:
             raise ConfigError(
                 f"a warm-up of {self.warmup_steps} steps leaves nothing of {steps} to train:"
-                f" {type(self).__name__}.warmup must be below Experiment.steps."
+                f" {type(self).__name__}.warmup_steps must be below Experiment.steps."
             )
 
         def rate(count: Any) -> Any:

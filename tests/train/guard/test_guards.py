@@ -46,14 +46,14 @@ def test_a_skipped_step_leaves_all_but_the_step_as_it_was(tiny, mesh):
     """A step on bad data, between two good ones, is as if it had not been taken."""
     run = tiny(*SKIP, *mesh).build().open()
     batch = [run.data.batch_at(0, step) for step in range(2)]
-    before, _ = run.step(run.wrap_init(), run.put(batch[0]))
+    before, _ = run.step(run.init(), run.put_batch(batch[0]))
     kept = host(before)
-    after, metrics = run.step(before, run.put(poisoned(batch[1], slice(1))))
+    after, metrics = run.step(before, run.put_batch(poisoned(batch[1], slice(1))))
     assert not np.isfinite(metrics["loss"]) and metrics["skipped"] == 1
     assert after.step == 2
     assert same(after.params, kept.params)
     assert same(after.opt_state, kept.opt_state)
-    after, metrics = run.step(after, run.put(batch[1]))
+    after, metrics = run.step(after, run.put_batch(batch[1]))
     assert metrics["skipped"] == 0
     assert not same(after.params, kept.params)
     assert np.isfinite(metrics["loss"])
@@ -62,13 +62,13 @@ def test_a_skipped_step_leaves_all_but_the_step_as_it_was(tiny, mesh):
 @pytest.mark.meshes
 def test_without_a_fault_skip_trains_as_abort_does(tiny):
     ends = []
-    for guard in ("Abort", "Skip", "Rewind"):
+    for guard in ("AbortOnNonFinite", "SkipNonFinite", "Rewind"):
         more = ["CheckpointPolicy.keep=99"] if guard == "Rewind" else []
         words = [f"Experiment.guard=@{guard}()", "Mesh.data=1", *more]
         run = tiny(*words).build().open()
-        state = run.wrap_init()
+        state = run.init()
         for step in range(3):
-            state, metrics = run.step(state, run.put(run.data.batch_at(0, step)))
+            state, metrics = run.step(state, run.put_batch(run.data.batch_at(0, step)))
         ends.append((host(state.params), host(metrics["loss"])))
     for other in ends[1:]:
         for a, b in zip(*map(jax.tree.leaves, (ends[0], other)), strict=True):
@@ -79,10 +79,10 @@ def test_without_a_fault_skip_trains_as_abort_does(tiny):
 def test_a_replica_that_learns_apart_skips_alone_and_meets_the_others(tiny, x64):
     """By hand: one step of one replica, while the other stays; then they meet."""
     run = tiny(*x64, *SKIP, *DILOCO).build().open()
-    start = host(run.wrap_init())
+    start = host(run.init())
     batch = run.data.batch_at(0, 0)
     rows = batch.count_tokens.shape[0] // 2
-    after, metrics = run.step(run.wrap_init(), run.put(poisoned(batch, slice(rows))))
+    after, metrics = run.step(run.init(), run.put_batch(poisoned(batch, slice(rows))))
     assert metrics["skipped"] == 0.5 and not np.isfinite(metrics["loss"])
     apart, before = host(after.opt_state), start.opt_state
     for found, was in zip(
@@ -93,7 +93,7 @@ def test_a_replica_that_learns_apart_skips_alone_and_meets_the_others(tiny, x64)
         np.testing.assert_array_equal(found[0], was[0])
     moved = jax.tree.leaves(apart.params)[0]
     assert not np.array_equal(moved[0], moved[1])
-    after, metrics = run.step(after, run.put(batch))
+    after, metrics = run.step(after, run.put_batch(batch))
     assert np.isfinite(metrics["loss"])
     for each in jax.tree.leaves(host(after.opt_state.params)):
         np.testing.assert_array_equal(each[0], each[1])
@@ -149,7 +149,7 @@ def flipped(x, device, bit=7):
 
 def test_one_flipped_bit_in_one_copy_is_found_with_its_tensor_and_device(tiny):
     run = tiny("Mesh.data=4", "Mesh.tensor=2").build().open()
-    state, compare = run.wrap_init(), ReplicaDigests(run.mesh)
+    state, compare = run.init(), ReplicaDigests(run.mesh)
     assert compare(state) == []
     arrays = find_replicated(state)
     assert {x.sharding.is_fully_replicated for x in arrays.values()} == {True, False}
@@ -165,7 +165,7 @@ def test_one_flipped_bit_in_one_copy_is_found_with_its_tensor_and_device(tiny):
 
 def test_of_two_copies_that_differ_both_are_named(tiny):
     run = tiny("Mesh.data=2").build().open()
-    state = run.wrap_init()
+    state = run.init()
     device = run.mesh.devices.flat[1]
     found = ReplicaDigests(run.mesh)(state._replace(step=flipped(state.step, device)))
     assert len(found) == 1
@@ -195,7 +195,7 @@ def test_a_digest_changes_with_any_bit_and_any_exchange(dtype):
             ["SkipNonFinite.max_consecutive=0"],
             "SkipNonFinite.max_consecutive must be 1 or more",
         ),
-        (["Experiment.hang_timeout=0.0"], "patience must be above 0 seconds"),
+        (["Experiment.hang_timeout=0.0"], "hang_timeout must be above 0 seconds"),
         (["Rewind.steps_back=0"], "Rewind.steps_back must be 1 or more"),
         (
             ["Rewind.steps_back=9"],
@@ -204,7 +204,7 @@ def test_a_digest_changes_with_any_bit_and_any_exchange(dtype):
     ],
 )
 def test_what_no_guard_can_do_is_refused(tiny, words, why):
-    guard = "Rewind" if "Rewind" in words[0] else "Skip"
+    guard = "Rewind" if "Rewind" in words[0] else "SkipNonFinite"
     with pytest.raises(ConfigError, match=why):
         tiny(f"Experiment.guard=@{guard}()", "Mesh.data=1", *words).build().open()
 

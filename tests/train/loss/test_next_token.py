@@ -23,7 +23,7 @@ AUX = {"balance": Mean(jnp.array([3.0, 5.0]), jnp.array([2.0, 2.0]))}  # of two 
 
 def returning(aux):
     """A model that has made up its mind."""
-    said = dict(stream=lambda *_: (jnp.asarray(LOGITS), aux), logits=lambda x: x)
+    said = dict(hidden_states=lambda *_: (jnp.asarray(LOGITS), aux), logits=lambda x: x)
     return types.SimpleNamespace(**said)
 
 
