@@ -31,7 +31,11 @@ def test_gradients_cross_slow_links_once_and_in_shards(tiny, parts):
         .build()
         .open()
     )
-    text = run.step.lower(run.abstract_state(), run.data.batch_at(0, 0)).compile().as_text()
+    text = (
+        run.step.lower(run.abstract_state(), run.data.batch_at(0, 0))
+        .compile()
+        .as_text()
+    )
     crossing = [each for each in collectives(text) if each.crosses(2)]
     assert {each.kind for each in crossing} == {"all-reduce"}
     shards = [
@@ -40,7 +44,9 @@ def test_gradients_cross_slow_links_once_and_in_shards(tiny, parts):
     ]
     sizes = [size for each in crossing for size in each.sizes]
     assert sum(shards) <= sum(sizes) < sum(shards) + 8  # and a few numbers
-    assert 4 * sum(shards) == sum(x.size for x in jax.tree.leaves(run.abstract_state().params))
+    assert 4 * sum(shards) == sum(
+        x.size for x in jax.tree.leaves(run.abstract_state().params)
+    )
 
 
 @pytest.mark.parametrize("sizes", [(2, 4, 1, 1), (1, 2, 2, 2)], ids=str)
@@ -106,7 +112,11 @@ def test_stages_pass_streams_on_and_keep_their_weights(tiny, rounds):
         "PipelineSchedule.microbatches=8",
     ]
     run = tiny(*said).build().open()
-    text = run.step.lower(run.abstract_state(), run.data.batch_at(0, 0)).compile().as_text()
+    text = (
+        run.step.lower(run.abstract_state(), run.data.batch_at(0, 0))
+        .compile()
+        .as_text()
+    )
     sizes = {"all-gather": [0], "all-to-all": [0], "collective-permute": [0]}
     for each in collectives(text):
         sizes.setdefault(each.kind, []).append(sum(each.sizes))

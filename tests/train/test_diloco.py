@@ -106,7 +106,11 @@ def test_replicas_on_slices_of_their_own_learn_what_they_do_on_one_device(
 def test_between_meetings_only_numbers_pass_between_slices(on_a_mesh):
     """In the compiled step: what is larger is in the branch of a meeting."""
     run = on_a_mesh()
-    text = run.step.lower(run.abstract_state(), run.data.batch_at(0, 0)).compile().as_text()
+    text = (
+        run.step.lower(run.abstract_state(), run.data.batch_at(0, 0))
+        .compile()
+        .as_text()
+    )
     said = " ".join(x for x in text.splitlines() if " conditional(" in x)
     told = re.findall(r"computations?=\{?([%\w., -]+)", said)
     branches = set(re.findall(r"%([\w.-]+)", " ".join(told)))
@@ -114,7 +118,10 @@ def test_between_meetings_only_numbers_pass_between_slices(on_a_mesh):
     for each in collectives(text):
         if each.crosses(2, devices=4):
             sizes[each.body in branches] += each.sizes
-    depth, parameters = 2, sum(x.size for x in jax.tree.leaves(run.abstract_state().params))
+    depth, parameters = (
+        2,
+        sum(x.size for x in jax.tree.leaves(run.abstract_state().params)),
+    )
     half = parameters // 2  # fsdp's
     assert max(sizes[False]) <= depth
     assert half <= sum(sizes[True]) < half + 8

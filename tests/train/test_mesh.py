@@ -117,7 +117,8 @@ def numbers_of(tiny):
         run = tiny(*said, kind=kind).build().open()
         found = []
         batches = (
-            run.put_batch(packed(run.data.batch_at(run.seed, step))) for step in range(STEPS)
+            run.put_batch(packed(run.data.batch_at(run.seed, step)))
+            for step in range(STEPS)
         )
         state = train(
             run.step,
