@@ -36,11 +36,11 @@ def searched(llama, beam):
 def test_sequences_and_scores_are_those_of_transformers(llama, searches):
     """Prompts of different lengths at once; an end that is met, and one that is not."""
     prompts, stop = searches["prompts"], {searches["end"]}
-    cases = [case for case in searches["searches"] if case["said"]["num_beams"] > 1]
+    cases = [case for case in searches["searches"] if case["options"]["num_beams"] > 1]
     assert len(cases) == 7
     for case in cases:
-        found = searched(llama, told(case["said"]))(prompts, 12, stop)
-        for results, wanted in zip(found, case["found"], strict=True):
+        found = searched(llama, told(case["options"]))(prompts, 12, stop)
+        for results, wanted in zip(found, case["beams"], strict=True):
             assert [r.tokens for r in results] == [tokens for tokens, _ in wanted]
             scores = [score for _, score in wanted]
             np.testing.assert_allclose([r.score for r in results], scores, 1e-4)
@@ -87,12 +87,12 @@ def test_a_wide_beam_finds_the_best_of_all(llama, log_probs, power):
 
 
 def test_one_beam_is_greedy(llama, searches):
-    (case,) = [c for c in searches["searches"] if c["said"] == {"num_beams": 1}]
+    (case,) = [c for c in searches["searches"] if c["options"] == {"num_beams": 1}]
     found = searched(llama, BeamConfig(beams=1, early_stopping="full"))(
         searches["prompts"], 12, {searches["end"]}
     )
     assert [[r.tokens for r in each] for each in found] == [
-        [tokens for tokens, _ in each] for each in case["found"]
+        [tokens for tokens, _ in each] for each in case["beams"]
     ]
 
 

@@ -54,15 +54,15 @@ def test_greedy_tokens_are_those_of_transformers(llama, searches):
     """With and without a penalty for repetition; rows stop at different times."""
     graph, params = llama
     end, prompts = searches["end"], searches["prompts"]
-    cases = [case for case in searches["searches"] if case["said"]["num_beams"] == 1]
+    cases = [case for case in searches["searches"] if case["options"]["num_beams"] == 1]
     assert len(cases) == 2
     for case in cases:
-        penalty = case["said"].get("repetition_penalty", 1.0)
+        penalty = case["options"].get("repetition_penalty", 1.0)
         greedy = Sampler(temperature=0.0, repetition_penalty=penalty)
         (made,) = Generator(graph, params, greedy, 0)(prompts, 12, {end})
         assert made.active.sum(axis=1).min() < 12
         for row, live, ((wanted, _),) in zip(
-            made.tokens, made.active, case["found"], strict=True
+            made.tokens, made.active, case["beams"], strict=True
         ):
             assert row[live].tolist() == wanted
 

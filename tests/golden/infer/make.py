@@ -1,4 +1,4 @@
-"""What transformers makes of the same logits and the same weights.
+"""Reference outputs of transformers for sampling rules and beam search.
 
 Needs torch==2.13.0 and transformers==5.23.0: `python tests/golden/infer/make.py`.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-# Of another environment, so that type checkers here do not look for them.
+# Installed in another environment, so type checkers must not resolve them.
 torch: Any = importlib.import_module("torch")
 peer: Any = importlib.import_module("transformers")
 
@@ -61,8 +61,8 @@ SEARCHES = [
 ]
 
 
-def llama() -> Any:
-    """Weights that are functions of their names."""
+def build_llama() -> Any:
+    """Returns a model whose weights are functions of their names."""
     model = peer.LlamaForCausalLM(peer.LlamaConfig(**SIZES)).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -72,25 +72,25 @@ def llama() -> Any:
     return model
 
 
-def rules(model: Any) -> dict[str, Any]:
-    """Logits, of which half the rows have ties, and what is left of them."""
+def apply_rules(model: Any) -> dict[str, Any]:
+    """Returns logits, half of the rows with ties, and the logits after each rule."""
     noise = np.random.default_rng(0)
     logits = noise.normal(size=(8, 24)).astype(np.float32) * 2
     logits[4:] = np.round(logits[4:])
     tokens = noise.integers(0, 24, (8, 6))
-    found = {"logits": logits, "tokens": tokens.astype(np.int32)}
+    arrays = {"logits": logits, "tokens": tokens.astype(np.int32)}
     for rule in RULES:
         plain = dict(temperature=1.0, top_k=0, top_p=1.0, do_sample=True)
         config = peer.GenerationConfig(**(plain | rule))
         chain = model._get_logits_processor(config, input_ids_seq_length=6)
-        kept = chain(torch.tensor(tokens), torch.tensor(logits))
-        found[json.dumps(rule)] = kept.numpy()
-    return found
+        filtered = chain(torch.tensor(tokens), torch.tensor(logits))
+        arrays[json.dumps(rule)] = filtered.numpy()
+    return arrays
 
 
-def search(model: Any, said: dict[str, Any]) -> dict[str, Any]:
-    """Tokens and scores of the continuations of each prompt."""
-    width, beams = max(map(len, PROMPTS)), said["num_beams"]
+def search(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns tokens and scores of the continuations of each prompt."""
+    width, beams = max(map(len, PROMPTS)), options["num_beams"]
     rows = [[PAD] * (width - len(row)) + row for row in PROMPTS]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in PROMPTS]
     out = model.generate(
@@ -102,26 +102,26 @@ def search(model: Any, said: dict[str, Any]) -> dict[str, Any]:
         num_return_sequences=beams,
         return_dict_in_generate=True,
         output_scores=True,
-        **said,
+        **options,
     )
-    new = [cut(row) for row in out.sequences[:, width:].tolist()]
+    new = [truncate(row) for row in out.sequences[:, width:].tolist()]
     scores = out.sequences_scores.tolist() if beams > 1 else [0.0] * len(new)
     pairs = [[row, round(score, 6)] for row, score in zip(new, scores, strict=True)]
     each = [pairs[at : at + beams] for at in range(0, len(pairs), beams)]
-    return {"said": said, "found": each}
+    return {"options": options, "beams": each}
 
 
-def cut(row: list[int]) -> list[int]:
-    """Up to the token that ends it."""
+def truncate(row: list[int]) -> list[int]:
+    """Returns the tokens up to the end token."""
     return row[: row.index(END) + 1] if END in row else row
 
 
 if __name__ == "__main__":
-    tiny = llama()
-    np.savez_compressed(HERE / "rules.npz", **rules(tiny))
+    tiny = build_llama()
+    np.savez_compressed(HERE / "rules.npz", **apply_rules(tiny))
     content = {
         "end": END,
         "prompts": PROMPTS,
-        "searches": [search(tiny, said) for said in SEARCHES],
+        "searches": [search(tiny, options) for options in SEARCHES],
     }
     (HERE / "searches.json").write_text(json.dumps(content) + "\n")
