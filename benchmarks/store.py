@@ -36,9 +36,9 @@ from lmx.data.store.shard_writer import (
     get_record_path,
 )
 from lmx.data.store.store import format_shard_name
-from lmx.data.tokenizer.base import ByteCodec, Tokenizer, TokenizerConfig
+from lmx.data.tokenizer.base import ByteTokenizer, Tokenizer, TokenizerConfig
 from lmx.data.tokenizer.hf_json import TOKENIZER_JSON, HFTokenizer
-from lmx.data.tokenizer.sentencepiece import PieceCodec, SentencePiece
+from lmx.data.tokenizer.sentencepiece import SentencePiece, SentencePieceTokenizer
 
 Work = Callable[[], Any]
 ROUNDS = 3
@@ -98,7 +98,9 @@ def fast(documents: Sequence[str]) -> HFTokenizer:
     return HFTokenizer(files={TOKENIZER_JSON: made.to_str().encode()})
 
 
-def of_library(codec: HFTokenizer | PieceCodec, documents: list[str]) -> Work:
+def of_library(
+    codec: HFTokenizer | SentencePieceTokenizer, documents: list[str]
+) -> Work:
     """What the library itself does to the texts, all at once and in one thread."""
     if isinstance(codec, HFTokenizer):
         encode = codec._tokenizer.encode_batch_fast
@@ -114,7 +116,10 @@ def cpu(work: Work) -> float:
 
 
 def building(
-    name: str, codec: HFTokenizer | PieceCodec, documents: list[str], work: Path
+    name: str,
+    codec: HFTokenizer | SentencePieceTokenizer,
+    documents: list[str],
+    work: Path,
 ) -> None:
     """Prints what building takes, beside the library."""
     path = work / "texts.jsonl"
@@ -152,7 +157,7 @@ def spread(values: Sequence[float]) -> str:
 
 def made(folder: Path) -> None:
     """Writes a store of ten million documents, by way of what ends every build."""
-    job = BuildJob(folder=folder, sources={}, codec=ByteCodec())
+    job = BuildJob(folder=folder, sources={}, codec=ByteTokenizer())
     job.work_dir.mkdir(parents=True)
     few = DOCUMENTS // SHARDS
     tokens = np.random.default_rng(0).integers(0, 256, few * LENGTH).astype("<u2")

@@ -13,9 +13,8 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from lmx.analysis.history import RecordedRun
 from lmx.analysis.replay import Scalars, to_scalars
 from lmx.core import partitioning, rng
-from lmx.data.dataset import Batch
-from lmx.data.sampling.packing import DocumentSpan
-from lmx.data.sampling.source import locate_documents
+from lmx.core.batch import Batch
+from lmx.data.dataset import DocumentSpan
 from lmx.data.tokenizer.base import Tokenizer, token_to_bytes
 from lmx.train.diloco import ReplicaState
 from lmx.train.step import Metrics, StepConfig, TrainState
@@ -123,9 +122,9 @@ def inspect_step(past: RecordedRun, step: int) -> BatchReport:
 
     past.advance(state, step, keep)
     plain = run.data.batch_at(run.seed, number)
-    whose = locate_documents(run.data, run.seed, number)
+    whose = run.data.locate_at(run.seed, number)
     told = [_score_document(origin, plain, nats) for origin in whose]
-    return BatchReport(begun, step, told, found[step], run.data.tokenizer)
+    return BatchReport(begun, step, told, found[step], run.data.info.tokenizer)
 
 
 def _score_document(

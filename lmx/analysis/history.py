@@ -69,7 +69,7 @@ class RecordedRun:
         with explain_errors(config):
             experiment = config.build()
             past = cls(folder, config, diff(old, config), experiment, experiment.open())
-        here, there = dict(past.run.data.fingerprint), past.metadata["data"]
+        here, there = dict(past.run.data.info.fingerprint), past.metadata["data"]
         if here != there and config.identity()["data"] == old.identity()["data"]:
             raise ConfigError(
                 f"the data are not those that {folder} was trained on: bring them back."

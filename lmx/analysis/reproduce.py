@@ -173,7 +173,7 @@ def _expected_losses(
             f" {there}."
         )
     with explain_errors(config):
-        here = dict(config.build().data.open().fingerprint)
+        here = dict(config.build().data.open().info.fingerprint)
     if here != metadata.fields["data"]:
         raise ConfigError(
             "the data are not those of the card: bring them back.\n"

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Int32
 
 from lmx.config.registry import ConfigError
-from lmx.data.dataset import Batch
+from lmx.core.batch import Batch
 from lmx.evals.perplexity import score_batch, score_batches
 from lmx.infer.causal import check_causal
 from lmx.models.trained_model import TrainedModel

@@ -15,7 +15,9 @@ from jaxtyping import Array, Float, Float64, Int, PyTree
 from tqdm import tqdm
 
 from lmx.config.registry import configurable
-from lmx.data.dataset import Batch, DatasetConfig, TextDataset
+from lmx.core.batch import Batch
+from lmx.data.dataset import DatasetConfig
+from lmx.data.text_dataset import TextDataset
 from lmx.run.run_dir import RunDir
 from lmx.train.hook import Hook, ScheduledHook, make_schedule
 from lmx.train.loss.next_token import sum_cross_entropy
@@ -44,7 +46,7 @@ class Evaluate(Hook):
         data = self.data.open()
         is_due = make_schedule(self.every, run.steps)
         score = jax.jit(partial(score_batch, run.graph))
-        sizes = data.token_bytes
+        sizes = data.info.token_bytes
         batch = abstract_batch(data)
         batch_sharding(batch, run.mesh, run.rules)  # a refusal now, not at the first
         jax.eval_shape(score, run.abstract_state().params, batch, sizes)
@@ -52,7 +54,7 @@ class Evaluate(Hook):
         def evaluate(directory: RunDir) -> ScheduledHook:
             def hook(done: int, state: TrainState, metrics: Metrics) -> None:
                 del metrics
-                every = data.steps or 1
+                every = data.info.steps or 1
                 few = every if done == run.steps else self.batches or every
                 total = score_batches(
                     lambda batch: score(state.params, batch, sizes),

@@ -29,7 +29,7 @@ class Sample(Hook):
     seed: int = 0
 
     def start(self, run: RunContext) -> Callable[[RunDir], ScheduledHook]:
-        codec = run.data.tokenizer
+        codec = run.data.info.tokenizer
         if codec is None:
             raise ConfigError("@Sample() needs data that are text: leave it out here.")
         prompt = encode_prompt(codec, self.prompt)

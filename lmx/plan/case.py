@@ -14,7 +14,7 @@ from lmx.config.registry import ConfigError
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Rules, is_variable
 from lmx.data.dataset import DatasetConfig
-from lmx.data.sampling.schedule import BatchSchedule, Stage
+from lmx.data.sampling.schedule import Stage
 from lmx.layers.attention.attention import Attention
 from lmx.layers.attention.backend import ReferenceAttention
 from lmx.layers.moe.dropless import DroplessDispatch
@@ -208,20 +208,9 @@ def build_case(experiment: Experiment, machine: Machine) -> Case:
     )
 
 
-def _largest_stage(source: DatasetConfig, steps: int) -> Stage:
-    """The stage with the most tokens a step, of the source or the one that it wraps."""
-    inner: Any = source
-    while not hasattr(inner, "batch_size"):
-        inner = next(iter(getattr(inner, "components", {}).values()), inner)
-        if not hasattr(inner, "source"):
-            raise ConfigError(
-                f"{type(inner).__name__} does not say what batch and length it has."
-            )
-        inner = inner.source
-    course = BatchSchedule.build(
-        type(inner).__name__, inner.batch_size, inner.sequence_length
-    )
+def _largest_stage(data: DatasetConfig, steps: int) -> Stage:
+    """The stage with the most tokens per step."""
     return max(
-        course.truncate(steps).stages,
+        data.schedule.truncate(steps).stages,
         key=lambda stage: stage.batch_size * stage.sequence_length,
     )

@@ -13,7 +13,6 @@ from lmx.config.registry import ConfigError, Execution, configurable
 from lmx.core import sharding
 from lmx.core.sharding import RULES, AnyMesh, Mesh, Rules
 from lmx.data.dataset import DatasetConfig
-from lmx.data.sampling.source import schedule_of
 from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.models.remat import check_offload
@@ -112,12 +111,12 @@ class Experiment:
         program = self.build_program(jax.devices())
         _check_no_idle_process(program.mesh)
         data = self.data.open()
-        if data.vocab > program.model.vocab:
+        if data.info.vocab > program.model.vocab:
             raise ConfigError(
-                f"the data has {data.vocab} different tokens and the model knows"
-                f" {program.model.vocab}: set Decoder.vocab={data.vocab}."
+                f"the data has {data.info.vocab} different tokens and the model knows"
+                f" {program.model.vocab}: set Decoder.vocab={data.info.vocab}."
             )
-        course = schedule_of(data).truncate(self.steps)
+        course = data.info.schedule.truncate(self.steps)
         self.guard.check(course, self.checkpoint)
         batches = [
             abstract_batch(data, stage.first_step) for stage in course.unique_shapes

@@ -11,9 +11,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.core import partitioning, sharding
-from lmx.data.dataset import Batch, Dataset
+from lmx.core.batch import Batch
+from lmx.data.dataset import Dataset
 from lmx.data.sampling.schedule import BatchSchedule
-from lmx.data.sampling.source import schedule_of
 from lmx.models.decoder import Decoder
 from lmx.run.metadata import mesh_axes
 from lmx.train.loop import StepFn
@@ -113,7 +113,7 @@ class RunContext:
         params = jax.tree.leaves(self.abstract_state().params)
         return {
             "seed": self.seed,
-            "data": dict(self.data.fingerprint),
+            "data": dict(self.data.info.fingerprint),
             "parameters": sum(leaf.size for leaf in params),
             "tokens": self.count_tokens(self.steps),
             "flops": self.count_flops(self.steps),
@@ -129,7 +129,7 @@ class RunContext:
 
         This process reads the rows of its own devices, and no other.
         """
-        shape = schedule_of(data).stage_at(step)[1:]
+        shape = data.info.schedule.stage_at(step)[1:]
         place = _batch_sharding(shape, self.mesh, self.rules)
         parts = [data.batch_at(seed, step, rows) for rows in local_rows(place, shape)]
         own = jax.tree.map(lambda *part: np.concatenate(part), *parts)
@@ -138,7 +138,7 @@ class RunContext:
 
 def abstract_batch(data: Dataset, step: int = 0) -> Batch:
     """The shapes and dtypes of the batch of that step, of which one row is read."""
-    rows = schedule_of(data).stage_at(step).batch_size
+    rows = data.info.schedule.stage_at(step).batch_size
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype),
         data.batch_at(0, step, slice(1)),

@@ -8,7 +8,8 @@ from jax.sharding import SingleDeviceSharding
 
 from lmx.config.registry import ConfigError
 from lmx.core import sharding
-from lmx.data.tokenizer import base as tokenizer
+from lmx.data.tokenizer.base import TOKENIZER_DIR
+from lmx.data.tokenizer.load import load_tokenizer
 from lmx.models.trained_model import TrainedModel
 from lmx.run.run_dir import RunDir, read_config
 from lmx.train.checkpoint.manager import CheckpointManager
@@ -27,5 +28,6 @@ def restore(path: str | Path) -> TrainedModel:
     device = SingleDeviceSharding(jax.devices()[0])
     abstract = sharding.with_shardings(shapes, device)
     params = checkpoints.restore(steps[-1], {"params": abstract})["params"]
-    found = tokenizer.load(path) if any(path.glob("tokenizer*")) else None
-    return TrainedModel(config, steps[-1], graph, params, found)
+    has_tokenizer = (path / TOKENIZER_DIR).is_dir()
+    tokenizer = load_tokenizer(path) if has_tokenizer else None
+    return TrainedModel(config, steps[-1], graph, params, tokenizer)

@@ -11,8 +11,8 @@ import jax
 from lmx.config.registry import ConfigError
 from lmx.config.value import Config, explain_errors
 from lmx.core import distributed
+from lmx.core.batch import Batch
 from lmx.core.console import print_line
-from lmx.data.dataset import Batch
 from lmx.data.sampling.prefetch import prefetch
 from lmx.run.metadata import describe_origin, final_metadata, initial_metadata
 from lmx.run.plots import plot_run
@@ -161,7 +161,7 @@ def _is_finished(
 
 def _check_data(run: RunContext) -> None:
     """Refuses to train on data that are not the same in all processes."""
-    here = dict(run.data.fingerprint)
+    here = dict(run.data.info.fingerprint)
     there = distributed.broadcast_from_leader(lambda: here)
     if here != there:
         raise ConfigError(
@@ -178,7 +178,7 @@ def _claim_dir(
 
     def claim() -> None:
         facts = initial_metadata(name, config, run.describe())
-        codec = run.data.tokenizer
+        codec = run.data.info.tokenizer
         held.append(RunDir.claim(path, config, facts, codec, accept))
 
     distributed.broadcast_from_leader(claim)

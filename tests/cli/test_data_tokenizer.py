@@ -10,7 +10,7 @@ import pytest
 
 from lmx.cli.main import main
 from lmx.data.corpus.text import Text
-from lmx.data.tokenizer.base import load
+from lmx.data.tokenizer.load import load_tokenizer
 from lmx.data.tokenizer.pretrained import PretrainedTokenizer
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
@@ -42,7 +42,7 @@ def test_a_report_counts_what_the_written_tokenizer_does(kind, tmp_path, capsys)
     assert lmx("text.txt", "out", "--json", *KINDS[kind]) == 0
     told = json.loads(capsys.readouterr().out)
     codec = PretrainedTokenizer(path=str(tmp_path / "out")).open(Text(path="text.txt"))
-    assert codec.digest == load(tmp_path / "out").digest == told["digest"]
+    assert codec.digest == load_tokenizer(tmp_path / "out").digest == told["digest"]
     held_out = CODE[int(len(CODE) * 0.9) :]
     tokens = codec.encode(held_out).tolist()
     assert codec.decode(tokens) == held_out
@@ -78,7 +78,9 @@ def test_the_pages_of_experiments_and_of_stores_name_their_tokenizer(tmp_path, c
         f"Tokens:\n  {page}corpus = @Text()\n  batch = 1\n  length = 8\n"
     )
     assert lmx("build.gin", "a", *words) == lmx("run.gin", "b", *words) == 0
-    assert load(tmp_path / "a").digest == load(tmp_path / "b").digest
+    assert (
+        load_tokenizer(tmp_path / "a").digest == load_tokenizer(tmp_path / "b").digest
+    )
     assert "@BPE(), 300 tokens" in capsys.readouterr().out
 
 

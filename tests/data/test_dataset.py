@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from lmx.config.registry import ConfigError
+from lmx.core.batch import Batch
 from lmx.data.corpus.corpus import HoldoutDocuments, HoldoutTail
 from lmx.data.corpus.text import Text
-from lmx.data.dataset import Batch, Dataset, TextDataset, TokenDataset
+from lmx.data.dataset import Dataset
 from lmx.data.sampling.order import RandomWindows, Sequential, Shuffled, TokenStream
+from lmx.data.text_dataset import TextDataset, TokenDataset
 from lmx.data.tokenizer.base import ByteTokenizer, CharTokenizer
 
 ORDERS = pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def tokens(tmp_path, write) -> TextDataset:
 def offsets_of(rows: TokenDataset, seed: int, step: int) -> np.ndarray:
     wanted = rows.schedule.request(seed, step, slice(None))
     return rows.order.find_offsets(
-        wanted, TokenStream(rows.tokens, rows.sequence_length)
+        wanted, TokenStream(rows.store.size, rows.schedule.stages[0].sequence_length)
     )
 
 
@@ -38,14 +40,14 @@ def reference(rows: TokenDataset, seed: int, step: int) -> list[list[list[int]]]
     """The same batch by plain loops over documents, token by token."""
     stream = [
         (int(token), document, place)
-        for document in range(rows.documents)
+        for document in range(rows.store.documents)
         for place, token in enumerate(rows.store.read_document(document))
     ]
     offsets = offsets_of(rows, seed, step)
     fields = [[], [], [], [], []]
     for offset in map(int, offsets):
         row = [[], [], [], [], []]
-        for at in range(offset, offset + rows.sequence_length):
+        for at in range(offset, offset + rows.schedule.stages[0].sequence_length):
             cell = [0, 0, 0, 0, 0]
             if at + 1 < len(stream):
                 (token, document, place), (target, next_document, _) = stream[
@@ -70,7 +72,7 @@ def reference(rows: TokenDataset, seed: int, step: int) -> list[list[list[int]]]
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharTokenizer()], ids=str)
 def test_rows_are_those_of_a_plain_loop(tokens, order, tokenizer):
     rows = dataclasses.replace(tokens, order=order, tokenizer=tokenizer).open()
-    for step in range(rows.steps or 12):
+    for step in range(rows.info.steps or 12):
         batch = rows.batch_at(5, step)
         for got, wanted in zip(batch, reference(rows, 5, step), strict=True):
             assert got.tolist() == wanted
@@ -98,19 +100,19 @@ def test_a_pass_learns_every_token_but_the_first_of_each_document_once(tokens, o
     rows = dataclasses.replace(tokens, order=order, batch_size=1).open()
     learned = np.concatenate([
         batch.targets[batch.weights > 0]
-        for batch in (rows.batch_at(0, step) for step in range(rows.steps or 0))
+        for batch in (rows.batch_at(0, step) for step in range(rows.info.steps or 0))
     ])  # fmt: skip
     later = np.delete(rows.store.parts[0], rows.store.starts[:-1])
     assert sorted(learned) == sorted(later)
-    assert rows.token_bytes[learned].sum() == rows.bytes
+    assert rows.info.token_bytes[learned].sum() == rows.store.bytes
 
 
 def test_bytes_are_those_of_the_text(tokens):
     rows = tokens.open()
     texts = [text for _, text in tokens.corpus.documents("train")]
-    assert rows.bytes == sum(len(text.encode()) for text in texts)
-    assert rows.documents == len(texts)
-    assert rows.tokens == rows.bytes + 2 * len(texts)
+    assert rows.store.bytes == sum(len(text.encode()) for text in texts)
+    assert rows.store.documents == len(texts)
+    assert rows.store.size == rows.store.bytes + 2 * len(texts)
 
 
 def test_a_late_step_is_read_without_those_before_it(tokens):
@@ -121,7 +123,7 @@ def test_a_late_step_is_read_without_those_before_it(tokens):
 
 def test_the_last_batch_in_order_is_filled_with_padding(tokens):
     rows = dataclasses.replace(tokens, order=Sequential(), batch_size=64).open()
-    last = rows.batch_at(0, (rows.steps or 0) - 1)
+    last = rows.batch_at(0, (rows.info.steps or 0) - 1)
     padding = last.segments == 0
     assert padding[-1].all() and not padding[0].any()
     assert all((field[padding] == 0).all() for field in last)
@@ -148,9 +150,9 @@ def test_one_document_in_windows_is_the_batch_of_nanogpt(write):
 
 def test_a_fingerprint_tells_data_apart(tokens):
     prints = [
-        tokens.open().fingerprint,
-        dataclasses.replace(tokens, split="validation").open().fingerprint,
-        dataclasses.replace(tokens, tokenizer=CharTokenizer()).open().fingerprint,
+        tokens.open().info.fingerprint,
+        dataclasses.replace(tokens, split="validation").open().info.fingerprint,
+        dataclasses.replace(tokens, tokenizer=CharTokenizer()).open().info.fingerprint,
     ]
     assert len({tuple(found.values()) for found in prints}) == 3
     assert set(prints[0]) == {"corpus", "tokenizer", "split"}

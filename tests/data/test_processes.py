@@ -82,7 +82,7 @@ def read_epochs(store: str, out: str) -> None:
         path=store, batch_size=1000, sequence_length=256, packing=BestFitPacking()
     )
     rows = stored.open()
-    count = rows.pack(256).count_rows(stored.order) or 0
+    count = rows.pack(256).rows or 0
     epochs: list[list[bytes]] = [[], []]
     for step in range(-(-2 * count // 1000)):
         found = documents(rows.batch_at(0, step))[: 2 * count - 1000 * step]

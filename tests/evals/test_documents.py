@@ -9,9 +9,9 @@ from flax import nnx
 
 import lmx
 from lmx.config.registry import ConfigError
-from lmx.data.dataset import slice_rows
+from lmx.data.sampling.packing import fill_batch, slice_stream
 from lmx.data.store.store import Store
-from lmx.data.tokenizer.base import ByteCodec, CharacterCodec
+from lmx.data.tokenizer.base import ByteTokenizer, CharTokenizer
 from lmx.evals.documents import Scorer, SlidingWindow, find_training_length
 from lmx.models.trained_model import TrainedModel
 
@@ -32,7 +32,7 @@ def trained(codec, *words):
 
 @pytest.fixture(scope="module")
 def run():
-    return trained(ByteCodec())
+    return trained(ByteTokenizer())
 
 
 def batches(windows, stream):
@@ -71,7 +71,7 @@ def test_windows_one_after_the_other_are_the_rows_of_training(size):
     windows = SlidingWindow(length=8, stride=8, batch_size=2)
     for step, found in enumerate(batches(windows, stream)):
         offsets = (2 * step + np.arange(2)) * 8
-        wanted = slice_rows(store, offsets, 8)
+        wanted = fill_batch(store, slice_stream(store, offsets, 8), (2, 8))
         for part, other in zip(found, wanted, strict=True):
             np.testing.assert_array_equal(part, other)
 
@@ -121,7 +121,7 @@ def test_texts_of_all_lengths_share_one_program(run):
 
 
 def test_without_a_beginning_the_first_token_is_not_scored():
-    codec = CharacterCodec(characters="abé")
+    codec = CharTokenizer(characters="abé")
     score = Scorer(trained(codec), SlidingWindow(length=8, stride=8))
     assert score("éaé", "text")[1:].tolist() == [2, 3]
 
@@ -129,7 +129,8 @@ def test_without_a_beginning_the_first_token_is_not_scored():
 def test_windows_are_as_long_as_rows_in_training(run):
     assert find_training_length(run) == 16
     assert (
-        find_training_length(trained(ByteCodec(), "RepeatTask.sequence_length=8")) == 8
+        find_training_length(trained(ByteTokenizer(), "RepeatTask.sequence_length=8"))
+        == 8
     )
     stored = [
         "Experiment.data=@PauseTokens()",
@@ -159,11 +160,11 @@ def test_what_cannot_be_scored_is_refused(run):
     eight = SlidingWindow(length=8, stride=8)
     with pytest.raises(ConfigError, match="empty.txt has 0 characters"):
         Scorer(run, eight)("", "empty.txt")
-    characters = trained(CharacterCodec(characters="ab"))
+    characters = trained(CharTokenizer(characters="ab"))
     with pytest.raises(ConfigError, match="one.txt has 1 characters: there is nothing"):
         Scorer(characters, eight)("a", "one.txt")
     learned = ["Decoder.position=@LearnedPosition", "LearnedPosition.max_length=16"]
-    few = trained(ByteCodec(), *learned)
+    few = trained(ByteTokenizer(), *learned)
     with pytest.raises(ConfigError, match="windows of 17 tokens do not fit the 16"):
         Scorer(few, SlidingWindow(length=17, stride=8))
     with pytest.raises(ConfigError, match="it has no tokenizer"):

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from lmx.config.registry import configurable
-from lmx.data.dataset import Batch, Dataset, DatasetConfig
+from lmx.core.batch import Batch
+from lmx.data.dataset import DatasetWrapper, WrapperConfig
 from lmx.run.run_dir import RunDir
 from lmx.train.hook import Hook, ScheduledHook
 from lmx.train.program import RunContext
@@ -20,7 +21,7 @@ from lmx.train.step import Metrics, TrainState
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Faulty(DatasetConfig):
+class Faulty(WrapperConfig):
     """Another source, with something wrong at some of its steps.
 
     Attributes:
@@ -32,7 +33,6 @@ class Faulty(DatasetConfig):
         without: the first step of data that are left out, and the first after them.
     """
 
-    source: DatasetConfig
     infinite: tuple[int, ...] = ()
     hard: tuple[int, ...] = ()
     hanging: tuple[int, ...] = ()
@@ -40,23 +40,20 @@ class Faulty(DatasetConfig):
     without: tuple[int, ...] = ()
 
     def open(self) -> Any:
-        return Wrong(self.source.open(), self)
+        return Wrong(source=self.source.open(), faults=self)
 
 
-class Wrong:
-    """The rows of an opened source."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Wrong(DatasetWrapper):
+    """The rows of a dataset, with faults."""
 
-    def __init__(self, rows: Dataset, faults: Faulty):
-        self.rows, self.faults = rows, faults
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.rows, name)
+    faults: Faulty
 
     def batch_at(self, seed: int, step: int, rows: slice = slice(None)) -> Batch:
         if self.faults.without:
             begin, end = self.faults.without
             step += (end - begin) * (step >= begin)
-        batch = self.rows.batch_at(seed, step, rows)
+        batch = self.source.batch_at(seed, step, rows)
         if rows == slice(1):  # asked for its shape
             return batch
         if step in self.faults.hanging:
@@ -66,7 +63,7 @@ class Wrong:
         if step in self.faults.infinite:
             return batch._replace(weights=np.full_like(batch.weights, np.inf))
         if self.faults.hard:
-            other = (batch.tokens + (step in self.faults.hard)) % self.rows.vocab
+            other = (batch.tokens + (step in self.faults.hard)) % self.source.info.vocab
             return batch._replace(targets=other)
         return batch
 

@@ -5,28 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmx.config.registry import configurable
-from lmx.data.dataset import Batch, Dataset, DatasetConfig
+from lmx.core.batch import Batch
+from lmx.data.dataset import DatasetWrapper, WrapperConfig
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Fickle(DatasetConfig):
+class Fickle(WrapperConfig):
     """Another source, read with a seed that each process makes up."""
 
-    source: DatasetConfig
-
     def open(self) -> Any:
-        return Moody(self.source.open())
+        return Moody(source=self.source.open())
 
 
-class Moody:
-    """The rows of an opened source."""
-
-    def __init__(self, rows: Dataset):
-        self.rows = rows
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.rows, name)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moody(DatasetWrapper):
+    """The rows of a dataset, read with another seed in each process."""
 
     def batch_at(self, seed: int, step: int, rows: slice = slice(None)) -> Batch:
-        return self.rows.batch_at(seed + os.getpid(), step, rows)
+        return self.source.batch_at(seed + os.getpid(), step, rows)

@@ -11,7 +11,7 @@ from flax import nnx
 
 import lmx
 from lmx.config.registry import ConfigError
-from lmx.data.tokenizer.base import ByteCodec, CharacterCodec
+from lmx.data.tokenizer.base import ByteTokenizer, CharTokenizer
 from lmx.infer.beam import BeamConfig, BeamSearch
 from lmx.infer.generate import Generator, encode_prompt
 from lmx.infer.sample import Sampler
@@ -126,11 +126,11 @@ def test_a_seed_says_what_is_drawn():
 
 
 def test_a_prompt_begins_as_a_document_does():
-    assert encode_prompt(ByteCodec(), "a") == [256, 97]
-    assert encode_prompt(ByteCodec(), "") == [256]
-    assert encode_prompt(CharacterCodec(characters="ab"), "ba") == [1, 0]
+    assert encode_prompt(ByteTokenizer(), "a") == [256, 97]
+    assert encode_prompt(ByteTokenizer(), "") == [256]
+    assert encode_prompt(CharTokenizer(characters="ab"), "ba") == [1, 0]
     with pytest.raises(ConfigError, match="give a prompt of a character or more"):
-        encode_prompt(CharacterCodec(characters="ab"), "")
+        encode_prompt(CharTokenizer(characters="ab"), "")
 
 
 def test_a_row_that_stops_is_silent_and_changes_no_other(greedy):

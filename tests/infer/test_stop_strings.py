@@ -3,13 +3,13 @@
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.data.tokenizer.base import ByteCodec
+from lmx.data.tokenizer.base import ByteTokenizer
 from lmx.infer.stop_strings import StopStringFilter
 
 
 def told(text, stops):
     """What is told of each byte, and at the end."""
-    telling = StopStringFilter(ByteCodec(), stops)
+    telling = StopStringFilter(ByteTokenizer(), stops)
     return [telling(byte) for byte in text.encode()], telling.flush(), telling.stopped
 
 
@@ -51,10 +51,10 @@ def test_nothing_is_told_once_it_is_over():
 
 
 def test_a_character_cut_short_is_told_at_the_end():
-    telling = StopStringFilter(ByteCodec(), ["x"])
+    telling = StopStringFilter(ByteTokenizer(), ["x"])
     assert telling(0xC3) == "" and telling.flush() == "\ufffd"
 
 
 def test_a_stop_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="must have a character or more"):
-        StopStringFilter(ByteCodec(), ["a", ""])
+        StopStringFilter(ByteTokenizer(), ["a", ""])

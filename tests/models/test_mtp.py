@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lmx.core.batch import Batch
 from lmx.core.precision import Precision
-from lmx.data.dataset import Batch
 from lmx.models import flops
 from lmx.models.mtp import MultiTokenPrediction, mtp_hidden_states
 from lmx.train.loss.multi_token import MultiToken

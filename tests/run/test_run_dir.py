@@ -6,7 +6,7 @@ import math
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.data.tokenizer.base import ByteCodec
+from lmx.data.tokenizer.base import ByteTokenizer
 from lmx.run import run_dir
 from lmx.run.run_dir import RunDir, read_config, read_last_metrics, read_metrics
 from lmx.run.schema import SCHEMA
@@ -43,7 +43,7 @@ def read_json(path, name="metadata.json"):
 
 
 def test_a_new_folder_has_the_config_the_metadata_and_the_tokenizer(claim, tiny):
-    path = claim(tokenizer=ByteCodec()).path
+    path = claim(tokenizer=ByteTokenizer()).path
     assert list_files(path) == [
         "experiment.gin", "experiment.json", "lock", "metadata.json", "tokenizer.json",
     ]  # fmt: skip

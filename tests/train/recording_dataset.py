@@ -7,31 +7,32 @@ from typing import Any
 import jax
 
 from lmx.config.registry import configurable
-from lmx.data.dataset import Batch, Dataset, DatasetConfig
+from lmx.core.batch import Batch
+from lmx.data.dataset import DatasetWrapper, WrapperConfig
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class RecordingConfig(DatasetConfig):
+class RecordingConfig(WrapperConfig):
     """Another source; a line of `folder`/I for each question of process I."""
 
-    source: DatasetConfig
     folder: str
 
     def open(self) -> Any:
-        return RecordingDataset(self.source.open(), Path(self.folder))
+        return RecordingDataset(source=self.source.open(), folder=Path(self.folder))
 
 
-class RecordingDataset:
-    """The rows of an opened source."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecordingDataset(DatasetWrapper):
+    """The rows of a dataset. Each request is recorded."""
 
-    def __init__(self, rows: Dataset, folder: Path):
-        self.rows, self.folder = rows, folder
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.rows, name)
+    folder: Path
 
     def batch_at(self, seed: int, step: int, rows: slice = slice(None)) -> Batch:
         with (self.folder / str(jax.process_index())).open("a") as file:
-            print(step, *rows.indices(self.rows.batch_size)[:2], file=file)
-        return self.rows.batch_at(seed, step, rows)
+            print(
+                step,
+                *rows.indices(self.info.schedule.stage_at(step).batch_size)[:2],
+                file=file,
+            )
+        return self.source.batch_at(seed, step, rows)

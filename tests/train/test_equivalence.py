@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 
 from lmx.core import partitioning, rng
+from lmx.core.batch import Batch
 from lmx.core.sharding import RULES, Mesh
-from lmx.data.dataset import Batch
 from lmx.train.program import batch_sharding
 from lmx.train.step import StepConfig, accumulate_gradients
 

@@ -104,8 +104,8 @@ def _said(
     """The configuration, and its corpora and tokenizer."""
     from lmx.config.parse import parse
     from lmx.config.resolve import load
-    from lmx.data.dataset import TextDataset
     from lmx.data.store.build import BuildTokenStore
+    from lmx.data.text_dataset import TextDataset
 
     if not source.endswith(".gin"):
         given = [*CORPUS, f"Text.path={json.dumps(source)}"]

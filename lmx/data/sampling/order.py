@@ -1,4 +1,4 @@
-"""In which order the rows of a token stream are read."""
+"""Orders in which the rows of a token stream are read."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from lmx.data.stateless_random import RandomStream, hash_u64, permute, randint
 
 
 class TokenStream(NamedTuple):
-    """How much there is to read, and in what portions."""
+    """Size of a token stream and of its rows."""
 
     tokens: int
-    sequence_length: int  # T, tokens of a row
+    sequence_length: int
 
     @property
     def rows(self) -> int:
@@ -25,25 +25,25 @@ class TokenStream(NamedTuple):
 
 
 class Order(ABC):
-    """Gives rows their place in a stream: a function of what is wanted and no more."""
+    """Maps a row request to offsets in a stream, as a pure function."""
 
     @abstractmethod
     def count_rows(self, stream: TokenStream) -> int | None:
-        """Rows in one pass over the stream, None where there is no such thing."""
+        """Rows in one pass over the stream; None if there are no passes."""
 
     @abstractmethod
     def find_offsets(
         self, request: RowRequest, stream: TokenStream
     ) -> Int64[np.ndarray, " M"]:
-        """The first token of each of these rows."""
+        """The offset of the first token of each requested row."""
 
 
 class RowOrder(Order):
-    """An order of rows that are already made: it chooses among them and cuts none."""
+    """An order of fixed rows. Rows of packed documents need one."""
 
     @abstractmethod
     def select_rows(self, request: RowRequest, count: int) -> Int64[np.ndarray, " M"]:
-        """Which of `count` rows each wanted one is; `count` or more for padding."""
+        """The index of each requested row, of `count`; `count` or more is padding."""
 
     def count_rows(self, stream: TokenStream) -> int | None:
         return stream.rows
@@ -57,31 +57,31 @@ class RowOrder(Order):
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Shuffled(RowOrder):
-    """Every row once an epoch, in an order of its own each epoch; nothing is dropped.
+    """Every row once per epoch, in a new random order each epoch. No row is dropped.
 
-    Epochs follow one another in the middle of a batch, if that is where they end.
+    An epoch can end in the middle of a batch.
     """
 
     def select_rows(self, request: RowRequest, count: int) -> Int64[np.ndarray, " M"]:
-        epoch, place = np.divmod(request.indices, count)
-        return permute(
-            place, count, hash_u64(request.seed, RandomStream.SHUFFLE, epoch)
-        )
+        epoch, index = np.divmod(request.indices, count)
+        key = hash_u64(request.seed, RandomStream.SHUFFLE, epoch)
+        return permute(index, count, key)
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Sequential(RowOrder):
-    """One pass from the first row to the last; the last batch is filled up with
-    padding. The seed changes nothing.
+    """One pass from the first row to the last. The last batch is padded.
+
+    The seed has no effect.
     """
 
     def select_rows(self, request: RowRequest, count: int) -> Int64[np.ndarray, " M"]:
         if request.rows_before >= count:
             raise ConfigError(
-                f"there is no batch {request.step} in order: {request.rows_before} rows came"
-                f" before it, and one pass has {count}. For more than one pass set"
-                " order = @Shuffled()."
+                f"there is no batch {request.step} in sequential order: one pass has"
+                f" {count} rows, and {request.rows_before} come before it. For more than"
+                " one pass set order = @Shuffled()."
             )
         return request.indices
 
@@ -89,7 +89,7 @@ class Sequential(RowOrder):
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class RandomWindows(Order):
-    """Stretches that begin anywhere, drawn with replacement, as nanoGPT trains."""
+    """Windows at random offsets, drawn with replacement, as in nanoGPT."""
 
     def count_rows(self, stream: TokenStream) -> int | None:
         _check_window(stream)
@@ -99,43 +99,40 @@ class RandomWindows(Order):
         self, request: RowRequest, stream: TokenStream
     ) -> Int64[np.ndarray, " M"]:
         bound = stream.tokens - stream.sequence_length
-        return randint(
-            bound, request.seed, RandomStream.WINDOW, request.step, request.rows
-        )
+        stream_id = RandomStream.WINDOW
+        return randint(bound, request.seed, stream_id, request.step, request.rows)
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class RandomOffset(Order):
-    """Random windows that cover the stream evenly: each epoch begins at a random phase,
-    and reads the whole windows from there on once, in an order of its own.
+    """Non-overlapping windows from a random offset, which is new in each epoch.
+
+    The windows of an epoch come in random order, each once.
     """
 
     def count_rows(self, stream: TokenStream) -> int | None:
-        """How many fit from any phase below the length of a window."""
-        return self._count_windows(stream)
+        """Windows that fit at any offset below the sequence length."""
+        _check_window(stream)
+        length = stream.sequence_length
+        return max((stream.tokens - length) // length, 1)
 
     def find_offsets(
         self, request: RowRequest, stream: TokenStream
     ) -> Int64[np.ndarray, " M"]:
-        windows = self._count_windows(stream)
-        epoch, place = np.divmod(request.indices, windows)
-        phases = 1 + (stream.tokens - 1 - stream.sequence_length * windows)
-        phase = randint(phases, request.seed, RandomStream.OFFSET, epoch)
+        windows = self.count_rows(stream) or 0
+        epoch, index = np.divmod(request.indices, windows)
+        bound = stream.tokens - stream.sequence_length * windows
+        offset = randint(bound, request.seed, RandomStream.OFFSET, epoch)
         key = hash_u64(request.seed, RandomStream.SHUFFLE, epoch)
-        return phase + permute(place, windows, key) * stream.sequence_length
-
-    def _count_windows(self, stream: TokenStream) -> int:
-        _check_window(stream)
-        return max(
-            (stream.tokens - stream.sequence_length) // stream.sequence_length, 1
-        )
+        return offset + permute(index, windows, key) * stream.sequence_length
 
 
 def _check_window(stream: TokenStream) -> None:
-    """Refuses a stream in which not one window fits."""
+    """Refuses a stream that is shorter than a window and its last target."""
     if stream.tokens <= stream.sequence_length:
         raise ConfigError(
-            f"{stream.tokens} tokens hold no window of {stream.sequence_length} and its"
-            f" next token: set length to {stream.tokens - 1} or less."
+            f"{stream.tokens} tokens are too few for a window of"
+            f" {stream.sequence_length} and its next token: set sequence_length to"
+            f" {stream.tokens - 1} or less."
         )

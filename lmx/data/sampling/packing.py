@@ -1,4 +1,4 @@
-"""How documents become rows of one length, and a row's pieces a batch."""
+"""Packing: how documents fill sequences of fixed length."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,21 +17,21 @@ from lmx.data.sampling.schedule import RowRequest
 
 @runtime_checkable
 class DocumentStream(Protocol):
-    """Tokens of documents that follow one another in one stream."""
+    """Tokens of documents, concatenated to one stream."""
 
     @property
     def size(self) -> int:
-        """Tokens in all."""
+        """Tokens in total."""
         ...
 
     @property
     def starts(self) -> Int64[np.ndarray, " _"]:
-        """Where each document begins, then where all end."""
+        """The offset of each document, then the end of the last."""
         ...
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """What they are, in digests."""
+        """Digests of the tokens."""
         ...
 
     def read(self, begin: int, end: int) -> UInt[np.ndarray, " M"]:
@@ -40,102 +40,103 @@ class DocumentStream(Protocol):
 
 
 class Segments(NamedTuple):
-    """Stretches of documents, in the order in which they fill their rows.
+    """Segments of rows, from left to right; each is a slice of a document.
 
-    A piece takes `slots` tokens of its row. The target of its last one is the next
-    token of the stream, to be learned if it is of the same document.
+    The target of a segment's last token is the next token of the stream, which has loss
+    weight if it is of the same document.
     """
 
     row: Int64[np.ndarray, " M"]
-    starts: Int64[np.ndarray, " M"]
-    lengths: Int64[np.ndarray, " M"]
-    target_counts: Int64[
-        np.ndarray, " M"
-    ]  # how many of the targets are, from the first on
-
-
-class DocumentSpan(NamedTuple):
-    """Which document a segment of a row tells, and how much of it."""
-
-    row: int  # of the batch
-    segment: int  # of the row, as in `Batch.segments`
-    source: str
-    document: int | None  # its number in the source; None where documents have none
-    offset: int | None  # of its first token here
-    length: int  # tokens of the document, beside which a row may have others
+    starts: Int64[np.ndarray, " M"]  # in the stream
+    lengths: Int64[np.ndarray, " M"]  # tokens in the row
+    target_counts: Int64[np.ndarray, " M"]  # targets with weight, from the first on
 
 
 class PackedDocuments(ABC):
-    """Documents, packed into rows of one length."""
+    """Documents packed into rows of one length, in some order."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> int | None:
+        """Rows in one pass; None if there are no passes."""
 
     @abstractmethod
-    def count_rows(self, order: Order) -> int | None:
-        """Rows in one pass, None where there is no such thing."""
-
-    @abstractmethod
-    def select_segments(self, request: RowRequest, order: Order) -> Segments:
-        """What the wanted rows are made of; what they leave empty is padding."""
+    def select(self, request: RowRequest) -> Segments:
+        """The segments of the requested rows. The rest of a row is padding."""
 
 
 class Packing(ABC):
-    """How documents are packed into rows."""
+    """A method of packing documents into rows."""
 
     @abstractmethod
-    def pack(self, documents: DocumentStream, length: int) -> PackedDocuments:
-        """The documents in rows of that many tokens."""
+    def pack(
+        self, documents: DocumentStream, order: Order, length: int
+    ) -> PackedDocuments:
+        """Packs documents into rows of `length` tokens."""
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class ConcatAndSplit(Packing):
-    """Documents follow one another in one long stream, which is cut into rows.
+    """Concatenates all documents and splits the stream into rows.
 
-    No row has padding but the last; most documents begin in one row and end in another.
+    Only the last row has padding. Most documents are split between rows.
     """
 
-    def pack(self, documents: DocumentStream, length: int) -> "ConcatenatedRows":
-        return ConcatenatedRows(documents, length)
+    def pack(
+        self, documents: DocumentStream, order: Order, length: int
+    ) -> "ConcatenatedRows":
+        return ConcatenatedRows(documents, order, length)
 
 
 @dataclass(frozen=True)
 class ConcatenatedRows(PackedDocuments):
-    """One stream, cut into rows."""
+    """Slices of one token stream."""
 
     documents: DocumentStream
-    length: int
+    order: Order
+    sequence_length: int
 
-    def count_rows(self, order: Order) -> int | None:
-        return order.count_rows(TokenStream(self.documents.size, self.length))
+    @property
+    def stream(self) -> TokenStream:
+        """The size of the stream."""
+        return TokenStream(self.documents.size, self.sequence_length)
 
-    def select_segments(self, request: RowRequest, order: Order) -> Segments:
-        offsets = order.find_offsets(
-            request, TokenStream(self.documents.size, self.length)
-        )
-        return slice_stream(self.documents, offsets, self.length)
+    @property
+    def rows(self) -> int | None:
+        return self.order.count_rows(self.stream)
+
+    def select(self, request: RowRequest) -> Segments:
+        offsets = self.order.find_offsets(request, self.stream)
+        return slice_stream(self.documents, offsets, self.sequence_length)
 
 
 def slice_stream(
     documents: DocumentStream, offsets: Int64[np.ndarray, " B"], length: int
 ) -> Segments:
-    """The pieces of the rows of `length` tokens that begin there in the stream."""
-    starts, last = documents.starts, documents.size - 1  # which no token follows
+    """The segments of rows of `length` tokens at those offsets of the stream.
+
+    The last token of a document is a target, the first token of the next is not.
+    """
+    starts, last = documents.starts, documents.size - 1  # the last has no next token
     ends = np.minimum(offsets + length, last)
     low = np.searchsorted(starts, offsets, side="right") - 1
-    high = np.searchsorted(starts, ends, side="left")  # after the last to begin before
+    high = np.searchsorted(starts, ends, side="left")
     counts = np.where(offsets < ends, high - low, 0)
     row, document = repeat_ranges(low, counts)
     begin = np.maximum(starts[document], offsets[row])
-    after = starts[document + 1]
-    slots = np.minimum(after, ends[row]) - begin
-    some = slots > 0  # of a document that is not empty
-    learned = np.minimum(after - 1, ends[row]) - begin
-    return Segments(row[some], begin[some], slots[some], learned[some])
+    document_end = starts[document + 1]
+    lengths = np.minimum(document_end, ends[row]) - begin
+    targets = np.minimum(document_end - 1, ends[row]) - begin
+    nonempty = lengths > 0
+    columns = (row, begin, lengths, targets)
+    return Segments(*(column[nonempty] for column in columns))
 
 
 def repeat_ranges(
     low: Int64[np.ndarray, " M"], counts: Int64[np.ndarray, " M"]
 ) -> tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]:
-    """For each row, `counts` numbers from `low` on: which row, and which number."""
+    """The numbers of ranges with `counts` numbers from `low` on: (range, number)."""
     row = np.repeat(np.arange(len(low)), counts)
     before = np.cumsum(counts) - counts
     return row, np.arange(len(row)) + np.repeat(low - before, counts)
@@ -144,83 +145,77 @@ def repeat_ranges(
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class BestFitPacking(Packing):
-    """Each document whole in one row, where the row that it fits best has room for it.
+    """Packs whole documents by best-fit decreasing.
 
     A document longer than a row is split into full rows and a rest, which is packed as
-    a document; each part repeats the last token of the part before, so that every token
-    but a document's first is a target once. Each epoch has the same rows, in another
-    order. A document of one token has nothing to learn and is in no row.
+    a document. Each part repeats the last token of the part before, so that every token
+    but a document's first is a target once. The rows are the same in each epoch. A
+    document of one token has no target and is left out.
     Ding et al. 2024, arXiv:2404.10830, section 3.
     """
 
-    def pack(self, documents: DocumentStream, length: int) -> "BestFitRows":
-        return BestFitRows(
-            load_or_pack(documents.starts, documents.fingerprint, length)
-        )
+    def pack(
+        self, documents: DocumentStream, order: Order, length: int
+    ) -> "BestFitRows":
+        if not isinstance(order, RowOrder):
+            raise ConfigError(
+                f"{type(order).__name__} slices a stream, and @BestFitPacking() has"
+                " fixed rows: set order = @Shuffled(), or packing = @ConcatAndSplit()."
+            )
+        packed = load_or_pack(documents.starts, documents.fingerprint, length)
+        return BestFitRows(packed, order)
 
 
 @dataclass(frozen=True)
 class BestFitRows(PackedDocuments):
     """Rows of whole documents."""
 
-    fit: PackedRows
+    packed: PackedRows
+    order: RowOrder
 
-    def count_rows(self, order: Order) -> int | None:
-        self._check_order(order)
-        return self.fit.rows
+    @property
+    def rows(self) -> int:
+        return len(self.packed.row_starts) - 1
 
-    def select_segments(self, request: RowRequest, order: Order) -> Segments:
-        places = self._check_order(order).select_rows(request, self.fit.rows)
-        firsts = self.fit.row_starts
-        place = np.minimum(places, self.fit.rows - 1)
-        counts = np.where(places < self.fit.rows, firsts[place + 1] - firsts[place], 0)
-        row, piece = repeat_ranges(firsts[place], counts)
-        slots = self.fit.lengths[piece].astype(np.int64)
-        return Segments(row, self.fit.starts[piece], slots, slots)
-
-    def _check_order(self, order: Order) -> RowOrder:
-        if not isinstance(order, RowOrder):
-            raise ConfigError(
-                f"{type(order).__name__} cuts rows out of a stream, and @BestFitPacking() has"
-                " rows already: set order = @Shuffled(), or packing = @ConcatAndSplit()."
-            )
-        return order
+    def select(self, request: RowRequest) -> Segments:
+        chosen = self.order.select_rows(request, self.rows)
+        bounds = self.packed.row_starts
+        index = np.minimum(chosen, self.rows - 1)
+        counts = np.where(chosen < self.rows, bounds[index + 1] - bounds[index], 0)
+        row, segment = repeat_ranges(bounds[index], counts)
+        lengths = self.packed.lengths[segment].astype(np.int64)
+        return Segments(row, self.packed.starts[segment], lengths, lengths)
 
 
 def empty_batch(rows: int, length: int) -> Batch:
-    """A batch of nothing, to be filled."""
-    return Batch(
-        tokens=np.zeros((rows, length), np.int32),
-        targets=np.zeros((rows, length), np.int32),
-        weights=np.zeros((rows, length), np.float32),
-        positions=np.zeros((rows, length), np.int32),
-        segments=np.zeros((rows, length), np.int32),
-    )
+    """A batch of padding."""
+    kinds = (np.int32, np.int32, np.float32, np.int32, np.int32)
+    return Batch(*(np.zeros((rows, length), kind) for kind in kinds))
 
 
 def fill_batch(
-    documents: DocumentStream, pieces: Segments, rows: int, length: int
+    documents: DocumentStream, segments: Segments, shape: tuple[int, int]
 ) -> Batch:
-    """So many rows of `length` tokens, filled with the pieces from the left.
+    """A batch of (rows, tokens) that is filled with segments from the left.
 
-    Positions begin at 0 with each piece; segments count the pieces of a row from 1 on.
+    Positions start at 0 in each segment. Segment ids count from 1 in each row.
     """
-    batch = empty_batch(rows, length)
-    tokens, targets, weights, positions, segments = (x.reshape(-1) for x in batch)
-    ramp = np.arange(length, dtype=np.int32)
-    row, at, segment = -1, 0, 0
-    for number, begin, slots, learned in zip(
-        *(x.tolist() for x in pieces), strict=True
+    batch = empty_batch(*shape)
+    tokens, targets, weights, positions, segment_ids = (x.reshape(-1) for x in batch)
+    ramp = np.arange(shape[1], dtype=np.int32)
+    last_row, start, segment = -1, 0, 0
+    for row, offset, length, target_count in zip(
+        *(column.tolist() for column in segments), strict=True
     ):
-        if number != row:
-            row, at, segment = number, number * length, 0
+        if row != last_row:
+            last_row, start, segment = row, row * shape[1], 0
         segment += 1
-        to = at + slots
-        text = documents.read(begin, begin + slots + 1)
-        tokens[at:to] = text[:-1]
-        targets[at:to] = text[1:]
-        weights[at : at + learned] = 1
-        positions[at:to] = ramp[:slots]
-        segments[at:to] = segment
-        at = to
+        end = start + length
+        text = documents.read(offset, offset + length + 1)
+        tokens[start:end] = text[:-1]
+        targets[start:end] = text[1:]
+        weights[start : start + target_count] = 1
+        positions[start:end] = ramp[:length]
+        segment_ids[start:end] = segment
+        start = end
     return batch

@@ -1,108 +1,111 @@
-"""Pauses between tokens, for a model to think in and not to predict.
+"""Pause-token data transform.
 
 Goyal et al. 2023, arXiv:2310.02226.
 """
 
-from collections.abc import Mapping
+import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool
 
 from lmx.config.registry import ConfigError, configurable
-from lmx.data.dataset import Batch, DatasetConfig
-from lmx.data.sampling.packing import DocumentSpan
-from lmx.data.sampling.schedule import BatchSchedule, RowRequest
-from lmx.data.sampling.source import DatasetWrapper, as_indexed, locate, schedule_of
+from lmx.core.batch import Batch
+from lmx.data.dataset import (
+    DatasetInfo,
+    DatasetWrapper,
+    DocumentSpan,
+    WrapperConfig,
+)
+from lmx.data.sampling.schedule import RowRequest
 from lmx.data.stateless_random import RandomStream, hash_u64
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class PauseTokens(DatasetConfig):
-    """Another source, with pauses after randomly chosen tokens (section 3.1).
+class PauseTokens(WrapperConfig):
+    """Another dataset, with pause tokens after random tokens (section 3.1).
 
-    A pause is one more token, the largest; it belongs to the document it stands in, and
-    positions count it. What comes next is predicted at the last pause before it; that a
-    pause comes is not to be learned. Rows keep their length: what no longer fits is
-    left out. A model that is to pause before it answers is given pauses at the end of
-    its prompt.
+    The pause token is added to the vocabulary. A pause belongs to the document around
+    it, and positions count it. The next token is predicted at the last pause before it,
+    and the loss leaves out pauses as targets. Rows keep their length: what no longer
+    fits is cut off. To use pauses at inference, append them to the prompt.
 
     Attributes:
-        share: pauses for each token of a row, before its end is cut.
+        rate: pauses per token of a row, before its end is cut off.
     """
 
-    source: DatasetConfig
     rate: float = 0.1
 
     def __post_init__(self):
         if not 0.0 <= self.rate < float("inf"):
-            raise ConfigError(f"PauseTokens.rate is {self.rate}: it must be 0 or more.")
+            raise ConfigError(
+                f"PauseTokens.rate is {self.rate}: it must be 0 or more, and finite."
+            )
 
-    def open(self) -> "PauseTokensRows":
-        return PauseTokensRows(
-            source=self.source.open(), added_tokens=1, rate=self.rate
-        )
+    def open(self) -> "PauseTokensDataset":
+        """Opens the source."""
+        return PauseTokensDataset(source=self.source.open(), rate=self.rate)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PauseTokensRows(DatasetWrapper):
-    """The rows of a source, with pauses."""
+class PauseTokensDataset(DatasetWrapper):
+    """The rows of a dataset, with pauses."""
 
     rate: float
 
-    @property
-    def schedule(self) -> BatchSchedule:
-        return schedule_of(self.source)
-
-    def read(self, request: RowRequest) -> Batch:
-        """Rows by their numbers, each with pauses of its own."""
-        rows, length = request.rows[:, None], request.sequence_length
-        pauses = round(self.rate * length)
-        later = np.arange(1, length + pauses)  # a token stands before any pause
-        drawn = hash_u64(request.seed, RandomStream.PAUSE, request.step, rows, later)
-        chosen = later[drawn.argsort(axis=1)[:, :pauses]]
-        is_pause = np.zeros((len(rows), length + pauses + 1), bool)
-        np.put_along_axis(is_pause, chosen, True, axis=1)
-        batch = as_indexed(self.source).read(request)
-        return insert_pauses(batch, is_pause[:, : length + 1], self.pause_token)
-
-    def origins(self, wanted: RowRequest) -> list[DocumentSpan]:
-        """The documents of those rows, as far as they are not left out."""
-        batch = self.read(wanted)
-        text = np.where(batch.tokens == self.pause_token, 0, batch.segments)
-        kept = dict(zip(wanted.rows.tolist(), text, strict=True))
-        found = [
-            origin._replace(length=int((kept[origin.row] == origin.segment).sum()))
-            for origin in locate(self.source, wanted)
-        ]
-        return [origin for origin in found if origin.length]
+    @cached_property
+    def info(self) -> DatasetInfo:
+        info = self.source.info
+        fingerprint = {**info.fingerprint, "PauseTokens": f"{self.rate}"}
+        return dataclasses.replace(info, vocab=info.vocab + 1, fingerprint=fingerprint)
 
     @property
     def pause_token(self) -> int:
-        """The token."""
-        return self.source.vocab
+        """The token after those of the source."""
+        return self.source.info.vocab
 
-    @property
-    def fingerprint(self) -> Mapping[str, str]:
-        return {**self.source.fingerprint, "pauses": f"{self.rate}"}
+    def read(self, request: RowRequest) -> Batch:
+        rows, length = request.rows[:, None], request.sequence_length
+        pauses = round(self.rate * length)
+        candidates = np.arange(1, length + pauses)  # a row starts with a token
+        stream = RandomStream.PAUSE
+        drawn = hash_u64(request.seed, stream, request.step, rows, candidates)
+        chosen = candidates[drawn.argsort(axis=1)[:, :pauses]]
+        is_pause = np.zeros((len(rows), length + pauses + 1), bool)
+        np.put_along_axis(is_pause, chosen, True, axis=1)
+        batch = self.source.read(request)
+        return insert_pauses(batch, is_pause[:, : length + 1], self.pause_token)
+
+    def locate(self, request: RowRequest) -> list[DocumentSpan]:
+        batch = self.read(request)
+        text = np.where(batch.tokens == self.pause_token, 0, batch.segments)
+        segments = dict(zip(request.rows.tolist(), text, strict=True))
+        spans = [
+            span._replace(length=int((segments[span.row] == span.segment).sum()))
+            for span in self.source.locate(request)
+        ]
+        return [span for span in spans if span.length]
 
 
-def insert_pauses(batch: Batch, is_pause: Bool[np.ndarray, "B S"], pause: int) -> Batch:
-    """`batch_size` with tokens moved right to make room, S being one more than T."""
+def insert_pauses(
+    batch: Batch, is_pause: Bool[np.ndarray, "B S"], pause_token: int
+) -> Batch:
+    """A batch with pauses where `is_pause` is True. S is T + 1."""
     pauses = is_pause.cumsum(axis=1)[:, :-1]
-    token = np.arange(pauses.shape[1]) - pauses  # at hand, or before the pause
+    index = np.arange(pauses.shape[1]) - pauses  # of the token, or that before a pause
     tokens, targets, weights, positions, segments = (
-        np.take_along_axis(x, token, axis=1) for x in batch
+        np.take_along_axis(x, index, axis=1) for x in batch
     )
-    here, ahead = is_pause[:, :-1], is_pause[:, 1:]
-    begins = np.diff(segments, axis=1, prepend=0) != 0
-    before = np.maximum.accumulate(np.where(begins, pauses, 0), axis=1)
-    counted = np.where(segments > 0, pauses - before, 0).astype(np.int32)
+    pause_now, pause_next = is_pause[:, :-1], is_pause[:, 1:]
+    starts = np.diff(segments, axis=1, prepend=0) != 0
+    before = np.maximum.accumulate(np.where(starts, pauses, 0), axis=1)
+    shift = np.where(segments > 0, pauses - before, 0).astype(np.int32)
     return Batch(
-        tokens=np.where(here, np.int32(pause), tokens),
-        targets=np.where(ahead, np.int32(pause), targets),
-        weights=np.where(ahead, np.float32(0), weights),
-        positions=positions + counted,
+        tokens=np.where(pause_now, np.int32(pause_token), tokens),
+        targets=np.where(pause_next, np.int32(pause_token), targets),
+        weights=np.where(pause_next, np.float32(0), weights),
+        positions=positions + shift,
         segments=segments,
     )

@@ -1,20 +1,20 @@
-"""Batches made ahead of the step that needs them."""
+"""Prefetching of batches in background threads."""
 
 from collections.abc import Callable, Generator
 
-from lmx.data.dataset import Batch
+from lmx.core.batch import Batch
 
-THREADS = 2  # NumPy holds the interpreter for most of a batch: more do not help
+THREADS = 2  # NumPy holds the GIL for most of a batch: more threads do not help
 BUFFER_SIZE = 4  # batches
 
 
 def prefetch(
     batch_at: Callable[[int], Batch], start: int, stop: int
 ) -> Generator[Batch, None, None]:
-    """`batch_at` of each step of [start, stop), in order, made in other threads.
+    """Yields `batch_at` of each step in [start, stop), computed in other threads.
 
-    What `batch_at` raises is raised here, at its step. The threads end with the
-    iterator, be it read to its end, closed, or left by an exception.
+    An exception in `batch_at` is raised at its step. The threads stop when the iterator
+    is exhausted, closed or left by an exception.
     """
     import grain
 

@@ -1,45 +1,32 @@
-"""Rows whose documents are told in another way, with marks that need room."""
+"""Dataset transforms that rewrite documents and insert sentinel tokens."""
 
+import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
 
 from lmx.config.registry import ConfigError
 from lmx.core.batch import Batch
-from lmx.data.dataset import Dataset
-from lmx.data.sampling.packing import DocumentSpan, empty_batch
-from lmx.data.sampling.schedule import BatchSchedule, RowRequest
-from lmx.data.sampling.source import DatasetWrapper, as_indexed, locate, schedule_of
-from lmx.data.tokenizer.external import FileCodec
+from lmx.data.dataset import (
+    Dataset,
+    DatasetInfo,
+    DatasetWrapper,
+    DocumentSpan,
+    WrapperConfig,
+)
+from lmx.data.sampling.packing import empty_batch
+from lmx.data.sampling.schedule import RowRequest
 
-
-class WeightedTokens(NamedTuple):
-    """Tokens of one document, or of a part of one, and what each counts as a target."""
-
-    tokens: Int32[np.ndarray, " T"]
-    weights: Float32[np.ndarray, " T"]
-
-    def crop(self, begin: int, end: int) -> "WeightedTokens":
-        """The tokens of [begin, end)."""
-        return WeightedTokens(self.tokens[begin:end], self.weights[begin:end])
-
-
-def make_sentinel(token: int, weight: float) -> WeightedTokens:
-    """One token that is no text."""
-    return WeightedTokens(np.array([token], np.int32), np.array([weight], np.float32))
-
-
-def concat(*texts: WeightedTokens) -> WeightedTokens:
-    """One after the other."""
-    tokens, weights = zip(*texts, strict=True)
-    return WeightedTokens(np.concatenate(tokens), np.concatenate(weights))
+# A document, or a part of one: its tokens, and the loss weight of each as a target.
+WEIGHTED_TOKEN = np.dtype([("token", np.int32), ("weight", np.float32)])
 
 
 class RandomKey(NamedTuple):
-    """Whose chance it is: no two texts of a run share it."""
+    """Key of the random numbers of one document. No two documents of a run share it."""
 
     seed: int
     step: int
@@ -47,117 +34,161 @@ class RandomKey(NamedTuple):
     segment: int
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DocumentTransform(DatasetWrapper):
-    """The rows of a source, shorter by some room, each text told in another way.
+@dataclass(frozen=True, kw_only=True)
+class DocumentTransform(WrapperConfig):
+    """A dataset whose documents are transformed one by one.
 
-    A text that its row has no room left to tell so stays as it is, so that nothing is
-    ever cut off. What begins and what ends a document stay where they are.
+    Rows of the source are shorter, by the room that sentinels need. A document is left
+    unchanged if its row has no room for the transformed one, so nothing is cut off.
+    BOS and EOS keep their positions.
     """
 
     @property
-    def schedule(self) -> BatchSchedule:
-        return schedule_of(self.source)
+    @abstractmethod
+    def sentinel_names(self) -> tuple[str | int | None, ...]:
+        """Name or number of each sentinel token; None: a token added to the vocab."""
 
     @abstractmethod
     def source_length(self, length: int) -> int:
-        """Tokens of the source that a row of so many may hold."""
+        """Tokens per row of the source, for rows of `length` tokens."""
 
     @abstractmethod
-    def transform(self, text: WeightedTokens, key: RandomKey) -> WeightedTokens:
-        """The text in another way; the same where chance, or its size, has it so."""
+    def transform(
+        self, document: np.ndarray, key: RandomKey, sentinels: tuple[int, ...]
+    ) -> np.ndarray:
+        """The transformed document, or the same one. Both are of WEIGHTED_TOKEN."""
+
+    def open(self) -> "TransformedDataset":
+        """Opens the source and looks up the sentinels in its tokenizer."""
+        source = self.source.open()
+        sentinels = find_sentinels(source, self.sentinel_names, type(self).__name__)
+        return TransformedDataset(source=source, config=self, sentinels=sentinels)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TransformedDataset(DatasetWrapper):
+    """The rows of a source with transformed documents."""
+
+    config: DocumentTransform
+    sentinels: tuple[int, ...]
+
+    @cached_property
+    def info(self) -> DatasetInfo:
+        info, config = self.source.info, self.config
+        settings = {
+            field.name: getattr(config, field.name)
+            for field in dataclasses.fields(config)
+            if field.name != "source"
+        }
+        words = f"{settings | {'sentinels': self.sentinels}}"
+        return dataclasses.replace(
+            info,
+            vocab=max(info.vocab, *(token + 1 for token in self.sentinels)),
+            fingerprint={**info.fingerprint, type(config).__name__: words},
+        )
 
     def read(self, request: RowRequest) -> Batch:
-        """Rows by their numbers."""
-        inner = self.source_length(request.sequence_length)
-        given = as_indexed(self.source).read(request._replace(length=inner))
+        shorter, source = self._read_source(request)
         batch = empty_batch(len(request.rows), request.sequence_length)
         for index, row in enumerate(request.rows.tolist()):
-            room, at = request.sequence_length - inner, 0
-            for segment, text in enumerate(split_documents(given, index).values(), 1):
-                new = self._within(
-                    text, RandomKey(request.seed, request.step, row, segment)
-                )
-                if len(new.tokens) - len(text.tokens) > room:
-                    new = text
-                room -= len(new.tokens) - len(text.tokens)
-                at = place(batch, index, at, new, segment)
+            room, start = request.sequence_length - shorter.sequence_length, 0
+            documents = split_documents(source, index).values()
+            for segment, document in enumerate(documents, 1):
+                key = RandomKey(request.seed, request.step, row, segment)
+                transformed = self._transform(document, key)
+                if len(transformed) - len(document) > room:
+                    transformed = document
+                room -= len(transformed) - len(document)
+                start = _write_document(batch, index, start, transformed, segment)
         return batch
 
-    def origins(self, wanted: RowRequest) -> list[DocumentSpan]:
-        """The documents of those rows, of which nothing but single tokens is lost."""
-        asked = wanted._replace(length=self.source_length(wanted.sequence_length))
-        given = as_indexed(self.source).read(asked)
-        told = {
+    def locate(self, request: RowRequest) -> list[DocumentSpan]:
+        shorter, source = self._read_source(request)
+        new_segments = {
             (row, old): new
-            for index, row in enumerate(wanted.rows.tolist())
-            for new, old in enumerate(split_documents(given, index), 1)
+            for index, row in enumerate(request.rows.tolist())
+            for new, old in enumerate(split_documents(source, index), 1)
         }
         return [
-            origin._replace(segment=told[origin[:2]])
-            for origin in locate(self.source, asked)
-            if origin[:2] in told
+            span._replace(segment=new_segments[span[:2]])
+            for span in self.source.locate(shorter)
+            if span[:2] in new_segments
         ]
 
-    def _within(self, text: WeightedTokens, at: RandomKey) -> WeightedTokens:
-        """What is between begin and end, told in another way."""
-        codec, size = self.source.tokenizer, len(text.tokens)
-        begin, end = (None, None) if codec is None else (codec.bos, codec.eos)
-        low = int(begin is not None and text.tokens[0] == begin)
-        high = size - int(end is not None and text.tokens[-1] == end)
-        new = self.transform(text.crop(low, high), at)
-        return concat(text.crop(0, low), new, text.crop(high, size))
+    def _read_source(self, request: RowRequest) -> tuple[RowRequest, Batch]:
+        length = self.config.source_length(request.sequence_length)
+        if length < 1:
+            raise ConfigError(
+                f"a row of {request.sequence_length} tokens has no room beside those"
+                f" that {type(self.config).__name__} reserves for sentinels: set a"
+                " larger sequence_length or a smaller reserved_tokens."
+            )
+        shorter = request._replace(sequence_length=length)
+        return shorter, self.source.read(shorter)
+
+    def _transform(self, document: np.ndarray, key: RandomKey) -> np.ndarray:
+        """Transforms what is between BOS and EOS."""
+        if tokenizer := self.info.tokenizer:
+            low = int(document["token"][0] == tokenizer.bos)
+            high = len(document) - int(document["token"][-1] == tokenizer.eos)
+        else:
+            low, high = 0, len(document)
+        inner = self.config.transform(document[low:high], key, self.sentinels)
+        return np.concatenate([document[:low], inner, document[high:]])
 
 
-def split_documents(batch: Batch, row: int) -> dict[int, WeightedTokens]:
-    """The texts of a row by segment, each with the last target if that is learned.
+def split_documents(batch: Batch, row: int) -> dict[int, np.ndarray]:
+    """The documents of a row by segment, each with its last target if that has weight.
 
-    One token alone, the end of a document that began in another row, is left out. The
-    first token of a text counts as one that is learned, for where it comes to stand
-    after another.
+    A single token, the end of a document that began in another row, is left out. The
+    first token has weight 1, for a transform that puts it after another.
     """
     tokens, targets, weights, _, segments = (field[row] for field in batch)
     borders = np.flatnonzero(np.diff(segments, prepend=0, append=0)).tolist()
-    found = {}
-    for begin, after in zip(borders, borders[1:], strict=False):
-        end = after - (weights[after - 1] == 0)  # of the targets that are of this text
-        text = np.append(tokens[begin], targets[begin:end])
-        if len(text) > 1:
-            weight = np.append(np.float32(1), weights[begin:end])
-            found[int(segments[begin])] = WeightedTokens(text, weight)
-    return found
+    documents = {}
+    for start, end in pairwise(borders):
+        targets_end = end - int(weights[end - 1] == 0)
+        document = np.empty(targets_end - start + 1, WEIGHTED_TOKEN)
+        document["token"] = np.append(tokens[start], targets[start:targets_end])
+        document["weight"] = np.append(1, weights[start:targets_end])
+        if len(document) > 1:
+            documents[int(segments[start])] = document
+    return documents
 
 
-def place(batch: Batch, row: int, at: int, text: WeightedTokens, segment: int) -> int:
-    """Puts a text in a row from `at` on; where the next one begins."""
-    tokens, targets, weights, positions, segments = (field[row] for field in batch)
-    size = len(text.tokens) - 1
-    place = slice(at, at + size)
-    tokens[place], targets[place] = text.tokens[:-1], text.tokens[1:]
-    weights[place] = text.weights[1:]
-    positions[place], segments[place] = np.arange(size), segment
-    return at + size
+def _write_document(
+    batch: Batch, row: int, start: int, document: np.ndarray, segment: int
+) -> int:
+    """Writes a document into a row. Returns where the next one starts."""
+    end = start + len(document) - 1
+    batch.tokens[row, start:end] = document["token"][:-1]
+    batch.targets[row, start:end] = document["token"][1:]
+    batch.weights[row, start:end] = document["weight"][1:]
+    batch.positions[row, start:end] = np.arange(end - start)
+    batch.segments[row, start:end] = segment
+    return end
 
 
-def resolve_sentinels(
-    rows: Dataset, names: tuple[str | int, ...] | None, count: int, label: str
+def find_sentinels(
+    source: Dataset, names: tuple[str | int | None, ...], label: str
 ) -> tuple[int, ...]:
-    """The tokens of these names or numbers; None: so many above those of the source."""
-    if names is None:
-        return tuple(range(rows.vocab, rows.vocab + count))
-    found, codec = [], rows.tokenizer
+    """The tokens of these names or numbers; None: the next token after the vocab."""
+    vocab, tokenizer = source.info.vocab, source.info.tokenizer
+    tokens = []
     for name in names:
-        token: int | None = None
-        if isinstance(name, int):
-            token = name
-        elif isinstance(codec, FileCodec):
-            token = codec.token_to_id(name)
-        if token is None or not 0 <= token < rows.vocab:
+        token = name
+        if name is None:
+            token = vocab + len(tokens)
+        elif isinstance(name, str):
+            token = tokenizer.token_to_id(name) if tokenizer else None
+        if not isinstance(token, int) or (
+            name is not None and token not in range(vocab)
+        ):
             raise ConfigError(
-                f"{label} names {name!r}, which is no token of the source: name tokens"
-                " that its tokenizer has, or leave the marks out for further tokens."
+                f"{label}.sentinels names {name!r}, which is no token of the source: name"
+                " tokens of its tokenizer, or unset sentinels to add new tokens."
             )
-        found.append(token)
-    if len(set(found)) < len(found):
-        raise ConfigError(f"{label} names a token twice: {names}.")
-    return tuple(found)
+        tokens.append(token)
+    if len(set(tokens)) < len(tokens):
+        raise ConfigError(f"{label}.sentinels names a token twice: {names}.")
+    return tuple(tokens)

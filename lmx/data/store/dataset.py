@@ -1,4 +1,4 @@
-"""Rows of a token store that `lmx data build` has made: all of it, or one source."""
+"""Dataset over a token store written by `lmx data build`, or over one source of it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,75 +9,50 @@ from typing import Any
 import numpy as np
 
 from lmx.config.registry import ConfigError, Execution, configurable, suggest
-from lmx.data.dataset import DatasetConfig, TokenDataset
-from lmx.data.sampling.order import Order, Shuffled
-from lmx.data.sampling.packing import ConcatAndSplit, Packing
-from lmx.data.sampling.schedule import BatchSchedule, PiecewiseConstant
 from lmx.data.store.store import (
     Store,
     load_store_tokenizer,
     open_store,
     read_manifest,
 )
+from lmx.data.text_dataset import PackedDataset
+from lmx.data.tokenizer.base import Tokenizer
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class TokenStoreDataset(DatasetConfig):
-    """A token store, or one source of it, read as rows of tokens.
+class TokenStoreDataset(PackedDataset):
+    """A token store, or one source of it.
 
-    Where it lies changes nothing; the card of a run has its digests.
+    The path is not part of a run's identity: the digests in the run metadata are.
 
     Attributes:
-        source: its name in the store; None: all of them, in the order of the store.
-        batch: B, rows over all devices.
-        length: T, tokens of a row. Each length is packed by itself, and its rows are
-            numbered through: those of another length are read as if it were not there.
+        source: name of a source in the store; None: all sources, in their stored order.
     """
 
     path: Execution[str]
     source: str | None = None
-    batch_size: int | PiecewiseConstant
-    sequence_length: int | PiecewiseConstant
-    order: Order = Shuffled()
-    packing: Packing = ConcatAndSplit()
 
-    def __post_init__(self):
-        BatchSchedule.build("Stored", self.batch_size, self.sequence_length)
-
-    def open(self) -> TokenDataset:
-        """Maps the store into memory, once its tokenizer is known to be its own."""
+    def open_store(self) -> tuple[Store, Tokenizer]:
+        """Maps the store into memory, after it has verified its tokenizer."""
         folder = Path(self.path).expanduser()
-        store, codec = open_store(folder), load_store_tokenizer(folder)
+        store, tokenizer = open_store(folder), load_store_tokenizer(folder)
         if self.source is not None:
             store = select_source(store, folder, self.source)
-        if store.size < 2:
-            raise ConfigError(
-                f"{folder} has {store.size} tokens, which predict nothing: build it of"
-                " more text."
-            )
-        return TokenDataset(
-            store=store,
-            tokenizer=codec,
-            order=self.order,
-            packing=self.packing,
-            schedule=BatchSchedule.build(
-                "Stored", self.batch_size, self.sequence_length
-            ),
-        )
+        return store, tokenizer
 
 
 def select_source(store: Store, folder: Path, name: str) -> Store:
-    """The documents of one source, as a store. Takes 8 bytes of memory a document."""
+    """A store with the documents of one source. Needs 8 bytes of memory a document."""
     if name not in store.sources:
-        known = suggest(name, store.sources)
-        raise ConfigError(f"the store in {folder} has no source {name!r}{known}.")
+        hint = suggest(name, store.sources)
+        raise ConfigError(f"the store in {folder} has no source {name!r}{hint}.")
     shards = read_manifest(folder)["shards"]
     numbers = [n for n, shard in enumerate(shards) if shard["source"] == name]
-    sizes = [store.part_offsets[n + 1] - store.part_offsets[n] for n in numbers]
+    sizes = np.diff(store.part_offsets)[numbers]
     lengths = [
-        np.diff(store.starts[some.start : some.stop + 1])
-        for some in store.sources[name]
+        np.diff(store.starts[documents.start : documents.stop + 1])
+        for documents in store.sources[name]
     ]
     starts = np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum()
     return dataclasses.replace(

@@ -18,7 +18,6 @@ from lmx.data.store.checksum import write_checksummed
 from lmx.data.store.shard_plan import BuildJob, ShardSpec
 from lmx.data.store.store import format_shard_name
 from lmx.data.tokenizer.base import Tokenizer
-from lmx.data.tokenizer.external import FileCodec
 
 MAX_LOCATIONS = 5  # of rejected documents that are recorded, per reason
 ENCODE_CHARS = 2**20  # characters that are encoded at a time
@@ -116,7 +115,7 @@ def encode_document(tokenizer: Tokenizer, text: str) -> Iterator[np.ndarray]:
     """
     if tokenizer.bos is not None:
         yield np.array([tokenizer.bos])
-    at_once = isinstance(tokenizer, FileCodec) and tokenizer.strip_leading_space
+    at_once = tokenizer.strip_leading_space
     begin = 0
     while len(text) - begin > ENCODE_CHARS and not at_once:
         end = begin + ENCODE_CHARS

@@ -4,7 +4,7 @@
     tokens-00000.bin  tokens of a shard, little-endian, two or four bytes each
     starts.bin        the first token of each document, then the end of the last; int64
     shards.jsonl      checksum and input of each shard
-    tokenizer*        read by `tokenizer.base.load`
+    tokenizer/        read by `load_tokenizer`
 
 Added documents follow the old ones, so that an open store stays readable.
 """
@@ -23,7 +23,8 @@ from jaxtyping import Int64, UInt
 
 from lmx.config.registry import ConfigError
 from lmx.data.store.checksum import find_mismatches, read_checksum
-from lmx.data.tokenizer.base import Tokenizer, load
+from lmx.data.tokenizer.base import Tokenizer
+from lmx.data.tokenizer.load import load_tokenizer
 
 FORMAT_VERSION = 3  # increased when the files change
 VERIFY_BYTES = (
@@ -215,7 +216,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 def load_store_tokenizer(folder: Path) -> Tokenizer:
     """Loads the tokenizer of a store; refuses it if it is not the one of the tokens."""
-    expected, tokenizer = read_manifest(folder)["tokenizer"], load(folder)
+    expected, tokenizer = read_manifest(folder)["tokenizer"], load_tokenizer(folder)
     if tokenizer.digest != expected:
         raise StoreDamageError(
             f"the tokenizer in {folder} is not the one its tokens were made with:"

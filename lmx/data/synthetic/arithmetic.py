@@ -1,16 +1,16 @@
-"""Modular arithmetic: equations whose right side follows from their left side."""
+"""Modular arithmetic: equations whose right side follows from the left side."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.data.corpus.corpus import Split, check_fraction
 from lmx.data.stateless_random import RandomStream, hash_u64, permute, randint
-from lmx.data.synthetic.base import SyntheticDataset
+from lmx.data.synthetic.base import Generated, SyntheticDataset
 
 Operation = Literal["add", "subtract", "multiply"]
 OPERATIONS: Mapping[Operation, Callable] = {
@@ -18,21 +18,21 @@ OPERATIONS: Mapping[Operation, Callable] = {
     "subtract": np.subtract,
     "multiply": np.multiply,
 }
-EQUATION_TOKENS = 4  # tokens of an equation: a, b, the sign, a result
+EQUATION_TOKENS = 4  # a, b, the equals sign, the result
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic(SyntheticDataset):
-    """Equations `a b = c` modulo a number, one after the other; `c` is predicted.
+    """A sequence of equations `a b = c` modulo a number. The targets are `c`.
 
-    The pairs (a, b) are parted into two splits, so that validation asks for results
-    that were never seen. A number is a token; the sign is the largest. Power et al.
-    2022, arXiv:2201.02177.
+    The pairs (a, b) are divided into two splits, so that validation has results that
+    training never shows. A number is a token; the sign is the largest token. Power et
+    al. 2022, arXiv:2201.02177.
 
     Attributes:
-        held_out: of all pairs, for validation.
-        language: which pairs those are.
+        held_out: fraction of all pairs that is for validation.
+        language_seed: selects those pairs.
     """
 
     modulus: int
@@ -51,7 +51,7 @@ class Arithmetic(SyntheticDataset):
         if not self.pairs[1]:
             raise ConfigError(
                 f"Arithmetic.held_out is {self.held_out}, which leaves no equation for"
-                f" {self.split}: of {self.modulus**2} pairs it needs at least one."
+                f" {self.split}: it needs at least one of {self.modulus**2} pairs."
             )
 
     @property
@@ -60,14 +60,16 @@ class Arithmetic(SyntheticDataset):
 
     @property
     def pairs(self) -> tuple[int, int]:
-        """The first pair of the split, in the order of `language_seed`, and their number."""
-        every = self.modulus**2
-        held = round(self.held_out * every)
-        return (0, held) if self.split == "validation" else (held, every - held)
+        """The first pair of the split, in the order of `language_seed`, and their count."""
+        total = self.modulus**2
+        held_out = round(self.held_out * total)
+        if self.split == "validation":
+            return 0, held_out
+        return held_out, total - held_out
 
     def generate(
-        self, seed: int, step: int, row: Int64[np.ndarray, "B 1"]
-    ) -> tuple[Int64[np.ndarray, "B _"], Bool[np.ndarray, "#B _"]]:
+        self, seed: int, step: Int64[np.ndarray, "B 1"], row: Int64[np.ndarray, "B 1"]
+    ) -> Generated:
         first, count = self.pairs
         equation = np.arange(self.sequence_length // EQUATION_TOKENS + 1)
         drawn = randint(count, seed, RandomStream.EQUATION, step, row, equation)
@@ -76,7 +78,6 @@ class Arithmetic(SyntheticDataset):
         a, b = np.divmod(permute(index, self.modulus**2, key), self.modulus)
         c = OPERATIONS[self.operation](a, b) % self.modulus
         tokens = np.stack([a, b, np.full_like(a, self.modulus), c], axis=1)
-        told = (
-            np.arange(tokens.size // len(row)) % EQUATION_TOKENS == EQUATION_TOKENS - 1
-        )
-        return tokens.reshape(len(row), -1), told[None]
+        tokens = tokens.reshape(len(row), -1)
+        place = np.arange(tokens.shape[1]) % EQUATION_TOKENS
+        return tokens, (place == EQUATION_TOKENS - 1)[None]

@@ -1,74 +1,83 @@
-"""What every made language has: rows out of nothing but a seed, and a known optimum."""
+"""Base class of synthetic datasets: generated rows with a known optimal loss."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
 from lmx.config.registry import ConfigError
-from lmx.data.dataset import Batch, DatasetConfig
+from lmx.core.batch import Batch
+from lmx.data.dataset import Dataset, DatasetConfig, DatasetInfo
+from lmx.data.sampling.schedule import BatchSchedule, RowRequest
+
+Generated = tuple[Int64[np.ndarray, "B _"], Bool[np.ndarray, "#B _"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticDataset(DatasetConfig):
-    """A language that is made as it is read, so that what can be learned is known.
+class SyntheticDataset(DatasetConfig, Dataset):
+    """A language that is generated while it is read, so that its entropy is known.
 
-    A row is one document, and no row is like another. The `vocab` is a field or a
-    property of each language.
+    A row is one document, and each row is new. Subclasses have `vocab` as a field or a
+    property.
     """
 
     batch_size: int  # B, rows over all devices
     sequence_length: int  # T, tokens
 
-    steps: ClassVar[None] = None
-    tokenizer: ClassVar[None] = None
-    token_bytes: ClassVar[None] = None
-
-    def __post_init__(self):
-        self.require_at_least(batch_size=1, sequence_length=1)
-
     @property
     @abstractmethod
     def entropy(self) -> float:
-        """Nats per weighted target that the best of all models loses, exactly."""
+        """Nats per weighted target of an optimal model, exactly."""
 
     @abstractmethod
     def generate(
-        self, seed: int, step: int, row: Int64[np.ndarray, "B 1"]
-    ) -> tuple[Int64[np.ndarray, "B _"], Bool[np.ndarray, "#B _"]]:
-        """One token more than T for each row, and which of them can be told from those
-        before them: only these are targets. What is more is cut off."""
-
-    def open(self) -> "SyntheticDataset":
-        """Itself: there is nothing to read."""
-        return self
+        self, seed: int, step: Int64[np.ndarray, "B 1"], row: Int64[np.ndarray, "B 1"]
+    ) -> Generated:
+        """At least T + 1 tokens of each row, and which of them are targets: those that
+        can be predicted from the tokens before them. The rest is cut off."""
 
     @property
-    def fingerprint(self) -> Mapping[str, str]:
-        return {"source": f"{self}"}
+    def schedule(self) -> BatchSchedule:
+        name = type(self).__name__
+        return BatchSchedule.build(name, self.batch_size, self.sequence_length)
 
-    def batch_at(self, seed: int, step: int, rows: slice = slice(None)) -> Batch:
-        """Those rows of the batch of that step: a pure function of its arguments."""
-        row = np.arange(self.batch_size)[rows][:, None]
-        tokens, told = self.generate(seed, step, row)
-        shape = (len(row), self.sequence_length)
-        index = np.arange(self.sequence_length, dtype=np.int32)
-        weights = np.broadcast_to(told[:, 1 : self.sequence_length + 1], shape)
+    @property
+    def info(self) -> DatasetInfo:
+        return DatasetInfo(
+            schedule=self.schedule,
+            vocab=getattr(self, "vocab"),  # noqa: B009
+            fingerprint={"source": f"{self}"},
+        )
+
+    def open(self) -> Dataset:
+        """Itself: there is nothing to open."""
+        return self
+
+    def read(self, request: RowRequest) -> Batch:
+        T = self.sequence_length
+        if request.sequence_length != T:
+            raise ConfigError(
+                f"{type(self).__name__} has rows of {T} tokens, and rows of"
+                f" {request.sequence_length} are requested: a transform that reserves"
+                " tokens and a schedule of lengths need a dataset of documents."
+            )
+        step, row = np.divmod(request.indices[:, None], self.batch_size)
+        tokens, is_target = self.generate(request.seed, step, row)
+        shape = (len(row), T)
         return Batch(
-            tokens=tokens[:, : self.sequence_length].astype(np.int32),
-            targets=tokens[:, 1 : self.sequence_length + 1].astype(np.int32),
-            weights=weights.astype(np.float32),
-            positions=np.tile(index, (len(row), 1)),
+            tokens=tokens[:, :T].astype(np.int32),
+            targets=tokens[:, 1 : T + 1].astype(np.int32),
+            weights=np.broadcast_to(is_target[:, 1 : T + 1], shape).astype(np.float32),
+            positions=np.tile(np.arange(T, dtype=np.int32), (len(row), 1)),
             segments=np.ones(shape, np.int32),
         )
 
-    def require_at_least(self, **least: int) -> None:
-        """Refuses a field that is less than that."""
-        for name, bound in least.items():
-            if (given := getattr(self, name)) < bound:
+    def require_at_least(self, **bounds: int) -> None:
+        """Refuses fields that are less than their bound."""
+        for name, bound in bounds.items():
+            if (value := getattr(self, name)) < bound:
                 raise ConfigError(
-                    f"{type(self).__name__}.{name} is {given}: at least {bound}."
+                    f"{type(self).__name__}.{name} is {value}: it must be at least"
+                    f" {bound}."
                 )

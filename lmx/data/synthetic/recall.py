@@ -1,24 +1,24 @@
-"""Pairs of a key and its value: a value can be told once its key has come before."""
+"""Associative recall: pairs of a key and a value that repeat within a row."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 
 from lmx.config.registry import configurable
 from lmx.data.stateless_random import RandomStream, randint
-from lmx.data.synthetic.base import SyntheticDataset
+from lmx.data.synthetic.base import Generated, SyntheticDataset
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class AssociativeRecall(SyntheticDataset):
-    """Keys, each followed by the value that it has in this row.
+    """Keys, each followed by its value, which is constant within a row.
 
-    A value is predicted where its key stood earlier in the row, and then it is certain.
-    Keys are the tokens below `keys`, values the `values` tokens above them. Arora et
-    al. 2023, arXiv:2312.04927, section 3.
+    A value is a target if its key occurred earlier in the row, and is then certain.
+    Keys are the tokens below `keys`, values the next `values` tokens. Arora et al.
+    2023, arXiv:2312.04927, section 3.
     """
 
     keys: int
@@ -34,12 +34,12 @@ class AssociativeRecall(SyntheticDataset):
         return self.keys + self.values
 
     def generate(
-        self, seed: int, step: int, row: Int64[np.ndarray, "B 1"]
-    ) -> tuple[Int64[np.ndarray, "B _"], Bool[np.ndarray, "#B _"]]:
+        self, seed: int, step: Int64[np.ndarray, "B 1"], row: Int64[np.ndarray, "B 1"]
+    ) -> Generated:
         pair = np.arange(self.sequence_length // 2 + 1)
         key = randint(self.keys, seed, RandomStream.RECALL, step, row, pair, 0)
         value = randint(self.values, seed, RandomStream.RECALL, step, row, key, 1)
         first = (key[:, :, None] == key[:, None, :]).argmax(axis=2)
-        told = np.stack([np.zeros(first.shape, bool), first < pair], axis=2)
+        is_target = np.stack([np.zeros(first.shape, bool), first < pair], axis=2)
         tokens = np.stack([key, self.keys + value], axis=2)
-        return tokens.reshape(len(row), -1), told.reshape(len(row), -1)
+        return tokens.reshape(len(row), -1), is_target.reshape(len(row), -1)

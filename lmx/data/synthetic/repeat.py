@@ -1,4 +1,4 @@
-"""Random tokens said once and once more: what can be told is what was said before."""
+"""Random tokens that are repeated: the second occurrence can be predicted."""
 
 import math
 from dataclasses import dataclass
@@ -8,17 +8,15 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from lmx.config.registry import ConfigError, configurable
-from lmx.data.stateless_random import RandomStream, hash_u64, randint
-from lmx.data.synthetic.base import SyntheticDataset
-
-HALF_BITS = np.uint64(32)  # bits of a draw
-UNIT = 2**32
+from lmx.data.stateless_random import RandomStream, randint
+from lmx.data.synthetic.base import Generated, SyntheticDataset
+from lmx.data.synthetic.markov_chain import UNIT, draw_u32
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class RepeatTask(SyntheticDataset):
-    """Random tokens, said twice: only the second saying can be, and is, predicted.
+    """Random tokens, then the same tokens again, which are the targets.
 
     The task of induction heads. Olsson et al. 2022, arXiv:2209.11895.
     """
@@ -31,27 +29,29 @@ class RepeatTask(SyntheticDataset):
         self.require_at_least(vocab=1, batch_size=1, sequence_length=1)
 
     def generate(
-        self, seed: int, step: int, row: Int64[np.ndarray, "B 1"]
-    ) -> tuple[Int64[np.ndarray, "B _"], Bool[np.ndarray, "#B _"]]:
+        self, seed: int, step: Int64[np.ndarray, "B 1"], row: Int64[np.ndarray, "B 1"]
+    ) -> Generated:
         half = (self.sequence_length + 2) // 2
-        once = randint(
+        tokens = randint(
             self.vocab, seed, RandomStream.REPEAT, step, row, np.arange(half)
         )
-        return np.concatenate([once, once], axis=1), _mask_from(half, 2 * half)
+        return np.tile(tokens, 2), _mask_from(half, 2 * half)
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Copy(SyntheticDataset):
-    """Random tokens, a mark, and the same tokens again, which alone are predicted.
+    """Random tokens, a separator, and the same tokens again, which are the targets.
 
-    The mark is the largest token. Graves et al. 2014, arXiv:1410.5401, section 4.1.
+    The separator is the largest token. Graves et al. 2014, arXiv:1410.5401, section
+    4.1.
 
     Attributes:
-        noise: chance that a token of the copy is drawn anew from all but the mark.
+        noise: probability that a copied token is replaced by a random one, which can be
+            any token but the separator.
     """
 
-    vocab: int  # V, with the mark
+    vocab: int  # V, with the separator
     noise: float = 0.0
 
     def __post_init__(self):
@@ -67,27 +67,24 @@ class Copy(SyntheticDataset):
         return -right * math.log(right) - others
 
     def generate(
-        self, seed: int, step: int, row: Int64[np.ndarray, "B 1"]
-    ) -> tuple[Int64[np.ndarray, "B _"], Bool[np.ndarray, "#B _"]]:
+        self, seed: int, step: Int64[np.ndarray, "B 1"], row: Int64[np.ndarray, "B 1"]
+    ) -> Generated:
         half = (self.sequence_length + 1) // 2
-        place, mark = np.arange(2 * half), self.vocab - 1
-        drawn = randint(mark, seed, RandomStream.COPY, step, row, place)
-        chance = (
-            hash_u64(seed, RandomStream.NOISE, step, row, place[half:]) >> HALF_BITS
-        )
-        once, anew = np.split(drawn, 2, axis=1)
-        again = np.where(chance < np.uint64(self._noise_threshold), anew, once)
-        marks = np.full((len(row), 1), mark)
-        return np.concatenate([once, marks, again], 1), _mask_from(
-            half + 1, 2 * half + 1
-        )
+        place, separator = np.arange(2 * half), self.vocab - 1
+        drawn = randint(separator, seed, RandomStream.COPY, step, row, place)
+        draws = draw_u32(seed, RandomStream.NOISE, step, row, place[half:])
+        tokens, replacements = np.split(drawn, 2, axis=1)
+        copy = np.where(draws < np.uint64(self._noise_threshold), replacements, tokens)
+        separators = np.full((len(row), 1), separator)
+        all_tokens = np.concatenate([tokens, separators, copy], axis=1)
+        return all_tokens, _mask_from(half + 1, 2 * half + 1)
 
     @property
     def _noise_threshold(self) -> int:
-        """The noise as a part of 2**32, which is exactly how often it comes."""
+        """The noise in units of 2**-32, so that its probability is exact."""
         return round(self.noise * UNIT)
 
 
 def _mask_from(first: int, size: int) -> Bool[np.ndarray, "1 _"]:
-    """True from `first` on."""
+    """True from index `first` on."""
     return (np.arange(size) >= first)[None]

@@ -1,4 +1,4 @@
-"""Text to numbers and back, without loss."""
+"""Tokenizers: lossless conversion between text and tokens."""
 
 import codecs
 import functools
@@ -7,9 +7,10 @@ import json
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import SupportsIndex
+from types import MappingProxyType
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int32
@@ -19,46 +20,58 @@ from lmx.core.files import write_atomic
 from lmx.data.corpus.corpus import SPLITS, Corpus
 
 BYTES = tuple(bytes([value]) for value in range(256))
-DESCRIPTION, SENTENCEPIECE_FILE = (
-    "tokenizer.json",
-    "tokenizer.model",
-)  # files of a run's folder
-TOKENIZER_DIR = "tokenizer"  # of a run, where files of others keep their names
+TOKENIZER_DIR = "tokenizer"  # of a run or a token store
+SETTINGS = "lmx_tokenizer.json"  # in it: the class, and what its files do not say
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Tokenizer(ABC):
-    """A tokenizer that is ready: `decode(encode(text)) == text` for any text."""
+    """A tokenizer: `decode(encode(text)) == text` for any text.
 
-    vocab_bytes: tuple[bytes, ...]  # what each token stands for, nothing for specials
-    bos: int | None = None  # comes before every document, where there is one
-    eos: int | None = None  # comes after every document, where there is one
+    Subclasses are dataclasses. Their fields are what identifies them: `files`, and
+    settings that JSON can hold.
+
+    Attributes:
+        files: by name, as in a Hugging Face folder.
+        bos: the token before every document; None: none.
+        eos: the token after every document; None: none.
+        stop_tokens: tokens at which generation ends.
+    """
+
+    files: Mapping[str, bytes]
+    bos: int | None = None
+    eos: int | None = None
+    stop_tokens: tuple[int, ...] = ()
+
+    @property
+    @abstractmethod
+    def vocab_bytes(self) -> tuple[bytes, ...]:
+        """The UTF-8 bytes of each token; empty for special tokens."""
 
     @abstractmethod
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
-        """The tokens of the text, without begin and end.
+        """The tokens of a text, without BOS and EOS.
 
-        Text with half a surrogate pair is refused: no byte stands for it.
+        Text with an unpaired surrogate is refused, since it has no UTF-8 form.
         """
 
     @property
-    @abstractmethod
-    def digest(self) -> str:
-        """SHA-256 of what decides the tokens."""
-
-    @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Writes what `load` needs."""
-
-    @property
-    def stop_tokens(self) -> tuple[int, ...]:
-        """Tokens at which a generated text ends."""
-        return () if self.eos is None else (self.eos,)
+    def strip_leading_space(self) -> bool:
+        """Whether `encode` adds a space before a text, which `decode` removes."""
+        return False
 
     @property
     def hf_files(self) -> Mapping[str, bytes]:
-        """Its files, as a folder of Hugging Face transformers has them, if any."""
-        return {}
+        """The files that Hugging Face transformers can read."""
+        return self.files
+
+    @property
+    def prefix_tokens(self) -> tuple[int, ...]:
+        """The tokens that its files put before every text."""
+        return ()
+
+    def token_to_id(self, text: str) -> int | None:
+        """The token with that spelling, special ones included; None: there is none."""
+        return None
 
     @property
     def vocab(self) -> int:
@@ -67,174 +80,166 @@ class Tokenizer(ABC):
 
     @functools.cached_property
     def token_bytes(self) -> Int32[np.ndarray, " V"]:
-        """UTF-8 bytes that each token stands for, 0 for specials."""
-        return np.array([len(piece) for piece in self.vocab_bytes], np.int32)
+        """The number of UTF-8 bytes of each token, 0 for special tokens."""
+        return np.array([len(text) for text in self.vocab_bytes], np.int32)
 
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
-        """The text of the tokens; bytes that are no UTF-8 become U+FFFD."""
-        said = b"".join(token_to_bytes(token, self.vocab_bytes) for token in tokens)
-        return said.decode(errors="replace")
+        """The text of the tokens. Invalid UTF-8 becomes U+FFFD."""
+        vocab = self.vocab_bytes
+        data = b"".join(token_to_bytes(token, vocab) for token in tokens)
+        text = data.decode(errors="replace")
+        return text.removeprefix(" ") if self.strip_leading_space else text
 
     def stream(self) -> "StreamDecoder":
         """A decoder that takes tokens one by one."""
         return StreamDecoder(self.vocab_bytes)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The class and its fields without the files, as JSON."""
+        names = (field.name for field in fields(self) if field.name != "files")  # pyright: ignore
+        return {"class": type(self).__name__} | {n: getattr(self, n) for n in names}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what determines the tokens."""
+        settings = {k: v for k, v in self.settings.items() if k != "stop_tokens"}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for name in sorted(self.files):
+            digest.update(name.encode() + hashlib.sha256(self.files[name]).digest())
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Writes its files to a subfolder, for `load_tokenizer`."""
+        (folder / TOKENIZER_DIR).mkdir(exist_ok=True)
+        settings = json.dumps({**self.settings, "files": list(self.files)})
+        for name, data in {**self.files, SETTINGS: settings.encode()}.items():
+            write_atomic(folder / TOKENIZER_DIR / name, data)
+
 
 class StreamDecoder:
-    """Text as its tokens come: what is said never has to be taken back."""
+    """Decodes tokens one by one, and returns only complete characters."""
 
-    def __init__(self, pieces: tuple[bytes, ...]):
-        self._vocab_bytes = pieces
-        self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    def __init__(self, vocab_bytes: tuple[bytes, ...]):
+        self._vocab_bytes = vocab_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def __call__(self, token: SupportsIndex) -> str:
         """The characters that this token completes."""
-        return self._bytes.decode(token_to_bytes(token, self._vocab_bytes))
+        return self._decoder.decode(token_to_bytes(token, self._vocab_bytes))
 
     def flush(self) -> str:
-        """What stays when no token will come: U+FFFD for a character cut short."""
-        return self._bytes.decode(b"", final=True)
+        """What is left after the last token: U+FFFD for an incomplete character."""
+        return self._decoder.decode(b"", final=True)
 
 
 def token_to_bytes(token: SupportsIndex, vocab_bytes: tuple[bytes, ...]) -> bytes:
-    """What a token stands for: nothing, where a model has more tokens than text."""
-    return vocab_bytes[token] if operator.index(token) < len(vocab_bytes) else b""
+    """The bytes of a token; empty for tokens that only the model has."""
+    in_vocab = operator.index(token) < len(vocab_bytes)
+    return vocab_bytes[token] if in_vocab else b""
 
 
 def encode_utf8(text: str) -> bytes:
-    """The bytes of the text; a refusal that names what is no character."""
+    """The UTF-8 bytes of a text. Refuses unpaired surrogates."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
-            f"U+{ord(text[error.start]):04X} at character {error.start} of a text is"
-            " half a surrogate pair and no character, so that no token stands for it:"
-            " leave it out, or repair what the text came from."
+            f"U+{ord(text[error.start]):04X} at character {error.start} of a text is an"
+            " unpaired surrogate, which UTF-8 cannot encode: remove it, or repair the"
+            " source of the text."
         ) from None
 
 
 class TokenizerConfig(ABC):
-    """How text is to be cut into tokens."""
+    """Configuration of a tokenizer."""
 
     @abstractmethod
     def open(self, corpus: Corpus) -> Tokenizer:
-        """The tokenizer for that corpus, trained if need be."""
+        """The tokenizer, trained on the corpus if it needs training."""
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class ByteTokenizer(TokenizerConfig):
-    """The 256 bytes of UTF-8, and a token that begins and one that ends documents."""
+class ByteTokenizer(TokenizerConfig, Tokenizer):
+    """The 256 bytes of UTF-8, then BOS, then EOS."""
 
-    def open(self, corpus: Corpus) -> "ByteCodec":
-        """The same for any corpus."""
-        return ByteCodec()
+    files = MappingProxyType({})
+    bos = len(BYTES)
+    eos = len(BYTES) + 1
+    stop_tokens = (len(BYTES) + 1,)
 
+    @property
+    def vocab_bytes(self) -> tuple[bytes, ...]:
+        return (*BYTES, b"", b"")
 
-@configurable
-@dataclass(frozen=True, kw_only=True)
-class CharTokenizer(TokenizerConfig):
-    """The characters of the whole corpus, both splits, in order; no other tokens.
-
-    As nanoGPT does for its Shakespeare.
-    """
-
-    def open(self, corpus: Corpus) -> "CharacterCodec":
-        """One pass over the corpus, to see which characters there are."""
-        found: set[str] = set()
-        for split in SPLITS:
-            for _, text in corpus.read(split):
-                found.update(text)
-        if not found:
-            raise ConfigError(f"{corpus} is empty: it has no character to learn.")
-        return CharacterCodec(characters="".join(sorted(found)))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class ByteCodec(Tokenizer):
-    """Bytes, then begin, then end."""
-
-    vocab_bytes: tuple[bytes, ...] = (*BYTES, b"", b"")
-    bos: int | None = len(BYTES)
-    eos: int | None = len(BYTES) + 1
+    def open(self, corpus: Corpus) -> Tokenizer:
+        """Itself, for any corpus."""
+        return self
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
         return np.frombuffer(encode_utf8(text), np.uint8).astype(np.int32)
 
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(b"bytes").hexdigest()
 
-    def save(self, folder: Path) -> None:
-        write_atomic(folder / DESCRIPTION, json.dumps({"kind": "bytes"}).encode())
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class CharTokenizer(TokenizerConfig, Tokenizer):
+    """One token per character, and no other tokens.
 
+    As nanoGPT does for its Shakespeare.
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class CharacterCodec(Tokenizer):
-    """A token for each of the characters, which are in order and all different."""
+    Attributes:
+        characters: in order of their code points; None: those of both splits of the
+            corpus.
+    """
 
-    characters: str
-    vocab_bytes: tuple[bytes, ...] = ()
+    characters: str | None = None
+
+    files = MappingProxyType({})
 
     def __post_init__(self):
-        pieces = tuple(character.encode() for character in self.characters)
-        object.__setattr__(self, "pieces", pieces)
+        characters = self.characters
+        if characters is not None and "".join(sorted({*characters})) != characters:
+            raise ConfigError(
+                f"CharTokenizer.characters is {characters!r}: give each character once,"
+                " in order of code points."
+            )
+
+    def open(self, corpus: Corpus) -> "CharTokenizer":
+        """Reads the whole corpus, unless `characters` is set."""
+        if self.characters is not None:
+            return self
+        characters: set[str] = set()
+        for split in SPLITS:
+            for _, text in corpus.read(split):
+                characters.update(text)
+        if not characters:
+            raise ConfigError(f"{corpus} is empty: it has no characters.")
+        return replace(self, characters="".join(sorted(characters)))
+
+    @functools.cached_property
+    def vocab_bytes(self) -> tuple[bytes, ...]:
+        return tuple(character.encode() for character in self.characters or "")
 
     @functools.cached_property
     def code_points(self) -> np.ndarray:
         """The code point of each token."""
-        return _code_points(self.characters)
+        return _code_points(self.characters or "")
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
         encode_utf8(text)
         points = _code_points(text)
         tokens = np.searchsorted(self.code_points, points)
-        known = (
-            self.code_points[np.minimum(tokens, len(self.code_points) - 1)] == points
-        )
-        if not known.all():
-            character = text[int(known.argmin())]
+        is_known = self.code_points[np.minimum(tokens, self.vocab - 1)] == points
+        if not is_known.all():
+            character = text[int(is_known.argmin())]
             raise ConfigError(
-                f"{character!r} (U+{ord(character):04X}) is none of the"
-                f" {self.vocab} characters of the corpus: leave it out, or use a"
-                " tokenizer that knows all text, @ByteTokenizer() or @SentencePiece()."
+                f"{character!r} (U+{ord(character):04X}) is not one of the"
+                f" {self.vocab} characters of the tokenizer: remove it, or use a"
+                " tokenizer for all text, @ByteTokenizer() or @SentencePiece()."
             )
         return tokens.astype(np.int32)
 
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(b"characters" + self.characters.encode()).hexdigest()
-
-    def save(self, folder: Path) -> None:
-        content = {"kind": "characters", "characters": self.characters}
-        write_atomic(folder / DESCRIPTION, json.dumps(content).encode())
-
-
-def load(folder: Path) -> Tokenizer:
-    """The tokenizer that was saved in the folder."""
-    if (folder / TOKENIZER_DIR).is_dir():
-        from lmx.data.tokenizer.hf_folder import load_saved
-
-        return load_saved(folder / TOKENIZER_DIR)
-    if (folder / SENTENCEPIECE_FILE).is_file():
-        from lmx.data.tokenizer.sentencepiece import PieceCodec
-
-        return PieceCodec(model=(folder / SENTENCEPIECE_FILE).read_bytes())
-    if not (folder / DESCRIPTION).is_file():
-        raise ConfigError(
-            f"{folder} has neither {SENTENCEPIECE_FILE} nor {DESCRIPTION}: give the folder of a run."
-        )
-    content = json.loads((folder / DESCRIPTION).read_text())
-    if content["kind"] == "bytes":
-        return ByteCodec()
-    if content["kind"] == "characters":
-        return CharacterCodec(characters=content["characters"])
-    raise ConfigError(
-        f"{folder / DESCRIPTION} holds {content['kind']!r}: this lmx knows 'bytes' and"
-        " 'characters', so it was written by another."
-    )
-
 
 def _code_points(text: str) -> np.ndarray:
-    """The code points of the text."""
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)

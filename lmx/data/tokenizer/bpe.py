@@ -1,7 +1,7 @@
-"""Byte-pair encoding, to be read: how merges are learned, and how a word is encoded.
+"""Byte-pair encoding: training of merges, and encoding of a word.
 
-Sennrich et al. 2016, arXiv:1508.07909, on bytes as in GPT-2. What is learned and what
-is encoded is what the library `tokenizers` learns and encodes, merge for merge.
+Sennrich et al. 2016, arXiv:1508.07909, on bytes as in GPT-2. Merges and tokens equal
+those of the library `tokenizers`.
 """
 
 import heapq
@@ -11,25 +11,23 @@ from itertools import pairwise
 from typing import NamedTuple
 
 PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-ALPHABET = (
-    *PRINTABLE,
-    *sorted({*range(256)} - {*PRINTABLE}),
-)  # bytes as GPT-2 numbers them
+# The bytes in GPT-2's order.
+ALPHABET = (*PRINTABLE, *sorted({*range(256)} - {*PRINTABLE}))
 Pair = tuple[int, int]
-NONE = -1  # the neighbour of the first token, and of the last
+NONE = -1  # no neighbor, and no token
 
 
 class Merge(NamedTuple):
-    """What becomes of a pair: in which turn, and which token it is then."""
+    """The rank of a pair's merge, and the token that replaces the pair."""
 
     rank: int
     token: int
 
 
 class BPEModel(NamedTuple):
-    """A vocabulary of pieces, and the merges in their order.
+    """The bytes of each token, and the merges in order.
 
-    Two merges may make one piece, as `a bc` and `ab c` do: that is one token.
+    Two merges can give the same token, such as `a bc` and `ab c`.
     """
 
     vocab: list[bytes]
@@ -37,101 +35,102 @@ class BPEModel(NamedTuple):
 
     @property
     def merge_ranks(self) -> dict[Pair, Merge]:
-        """The merges by pair; of two of one pair the later counts."""
-        return {pair: Merge(n, made) for n, (pair, made) in enumerate(self.merges)}
+        """The merges by pair. Of two merges of one pair the later one counts."""
+        return {pair: Merge(n, token) for n, (pair, token) in enumerate(self.merges)}
 
 
 def train_bpe(words: Mapping[bytes, int], size: int) -> BPEModel:
-    """Merges of the most frequent pairs, until there are `size` pieces or no pair.
+    """Merges the most frequent pairs until there are `size` tokens or no pair is left.
 
-    `words` says how often each word occurs; no merge reaches beyond a word. Of pairs as
-    frequent the one of the smallest tokens is merged.
+    `words` has the count of each word; merges do not cross words. Of equally frequent
+    pairs the one with the smallest tokens is merged.
     """
-    pieces = [bytes([byte]) for byte in ALPHABET]
-    token_of = {piece: token for token, piece in enumerate(pieces)}
+    vocab = [bytes([byte]) for byte in ALPHABET]
+    token_of = {data: token for token, data in enumerate(vocab)}
     texts = [[token_of[bytes([byte])] for byte in word] for word in words]
-    times = list(words.values())
-    count, places = Counter[Pair](), defaultdict[Pair, set[int]](set)
-    for place, (text, often) in enumerate(zip(texts, times, strict=True)):
+    word_counts = list(words.values())
+    counts, places = Counter[Pair](), defaultdict[Pair, set[int]](set)
+    for index, (text, count) in enumerate(zip(texts, word_counts, strict=True)):
         for pair in pairwise(text):
-            count[pair] += often
-            places[pair].add(place)
-    queue = [(-count[pair], pair, where) for pair, where in places.items()]
+            counts[pair] += count
+            places[pair].add(index)
+    queue = [(-counts[pair], pair, indices) for pair, indices in places.items()]
     heapq.heapify(queue)
     merges = []
-    while len(pieces) < size and queue:
-        claimed, pair, where = heapq.heappop(queue)
-        if claimed != -count[pair]:  # other merges took some away since it was queued
-            heapq.heappush(queue, (-count[pair], pair, where))
+    while len(vocab) < size and queue:
+        negative_count, pair, indices = heapq.heappop(queue)
+        if negative_count != -counts[pair]:  # other merges have reduced the count
+            heapq.heappush(queue, (-counts[pair], pair, indices))
             continue
-        if not claimed:
+        if not negative_count:
             break
-        piece = pieces[pair[0]] + pieces[pair[1]]
-        token = token_of.setdefault(piece, len(pieces))
-        pieces += [piece] * (token == len(pieces))
+        data = vocab[pair[0]] + vocab[pair[1]]
+        token = token_of.setdefault(data, len(vocab))
+        vocab += [data] * (token == len(vocab))
         merges.append((pair, token))
         places.clear()
-        for place in where:
-            texts[place], changes = merge_pair(texts[place], pair, token)
-            for changed, by in changes:
-                count[changed] += by * times[place]
-                if by > 0:
-                    places[changed].add(place)
-        for changed, where in places.items():
-            heapq.heappush(queue, (-count[changed], changed, where))
-    return BPEModel(pieces, merges)
+        for index in indices:
+            texts[index], changes = merge_pair(texts[index], pair, token)
+            for changed, change in changes:
+                counts[changed] += change * word_counts[index]
+                if change > 0:
+                    places[changed].add(index)
+        for changed, indices in places.items():
+            heapq.heappush(queue, (-counts[changed], changed, indices))
+    return BPEModel(vocab, merges)
 
 
 def merge_pair(
     text: Sequence[int], pair: Pair, token: int
 ) -> tuple[list[int], list[tuple[Pair, int]]]:
-    """The text with `token` for each `pair`, from the left, and what pairs that costs.
+    """The text with `token` for each `pair`, from the left, and changes of pair counts.
 
-    Changes are +1 and -1 for the pairs beside each merge, not for the merged one.
+    Changes are +1 and -1 for the neighbors of each merge, not for the merged pair.
     """
     left, right = pair
-    made: list[int] = []
+    merged: list[int] = []
     changes: list[tuple[Pair, int]] = []
-    at = 0
-    while at < len(text):
-        if text[at] != left or tuple(text[at : at + 2]) != pair:
-            made.append(text[at])
-            at += 1
+    index = 0
+    while index < len(text):
+        if text[index] != left or tuple(text[index : index + 2]) != pair:
+            merged.append(text[index])
+            index += 1
             continue
-        if made:
-            changes += [((made[-1], left), -1), ((made[-1], token), 1)]
-        if at + 2 < len(text):
-            changes += [((right, text[at + 2]), -1), ((token, text[at + 2]), 1)]
-        made.append(token)
-        at += 2
-    return made, changes
+        if merged:
+            changes += [((merged[-1], left), -1), ((merged[-1], token), 1)]
+        if index + 2 < len(text):
+            following = text[index + 2]
+            changes += [((right, following), -1), ((token, following), 1)]
+        merged.append(token)
+        index += 2
+    return merged, changes
 
 
 def encode_word(word: Iterable[int], merge_ranks: Mapping[Pair, Merge]) -> list[int]:
-    """The tokens of a word of tokens: the earliest merge first, the leftmost of equals.
+    """Applies merges to the tokens of a word: least rank first, then leftmost.
 
-    For n tokens it takes n log n steps, however long the word is.
+    Takes O(n log n) time for n tokens.
     """
     tokens = list(word)
-    before = list(range(-1, len(tokens) - 1))
-    after = [*range(1, len(tokens)), NONE]
-    turn_at = [merge_ranks.get(pair) for pair in pairwise(tokens)]
-    queue = [(turn.rank, at, turn.token) for at, turn in enumerate(turn_at) if turn]
+    previous = list(range(-1, len(tokens) - 1))
+    following = [*range(1, len(tokens)), NONE]
+    pair_merges = [merge_ranks.get(pair) for pair in pairwise(tokens)]
+    queue = [(m.rank, index, m.token) for index, m in enumerate(pair_merges) if m]
     heapq.heapify(queue)
     while queue:
-        _, at, token = heapq.heappop(queue)
-        gone = after[at]
-        if tokens[at] == NONE or gone == NONE:
+        _, index, token = heapq.heappop(queue)
+        right = following[index]
+        if tokens[index] == NONE or right == NONE:
             continue
-        turn = merge_ranks.get((tokens[at], tokens[gone]))
-        if turn is None or turn.token != token:  # a neighbour was merged since
+        merge = merge_ranks.get((tokens[index], tokens[right]))
+        if merge is None or merge.token != token:  # a neighbor has been merged
             continue
-        tokens[at], tokens[gone] = token, NONE
-        after[at] = after[gone]
-        if after[at] != NONE:
-            before[after[at]] = at
-        for place in (before[at], at):
-            if place != NONE and after[place] != NONE:
-                if turn := merge_ranks.get((tokens[place], tokens[after[place]])):
-                    heapq.heappush(queue, (turn.rank, place, turn.token))
+        tokens[index], tokens[right] = token, NONE
+        following[index] = following[right]
+        if following[index] != NONE:
+            previous[following[index]] = index
+        for left in (previous[index], index):
+            if left != NONE and following[left] != NONE:
+                if merge := merge_ranks.get((tokens[left], tokens[following[left]])):
+                    heapq.heappush(queue, (merge.rank, left, merge.token))
     return [token for token in tokens if token != NONE]

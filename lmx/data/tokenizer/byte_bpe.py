@@ -1,4 +1,4 @@
-"""Byte-level tokenizers that lmx encodes by itself, and learns."""
+"""Byte-level BPE tokenizers: training, and encoding without other libraries."""
 
 import functools
 import hashlib
@@ -19,74 +19,85 @@ from lmx.core.files import get_cache_dir, write_atomic
 from lmx.data.corpus.corpus import Corpus
 from lmx.data.tokenizer.base import BYTES, TokenizerConfig, encode_utf8
 from lmx.data.tokenizer.bpe import BPEModel, Merge, Pair, encode_word, train_bpe
-from lmx.data.tokenizer.external import FileCodec, parse_json
+from lmx.data.tokenizer.external import FileTokenizer, list_vocab, parse_json
 from lmx.data.tokenizer.hf_json import BYTE_OF_LETTER, TOKENIZER_JSON
 from lmx.data.tokenizer.pretokenize import (
     PATTERNS,
     PretokenizerName,
     compile_pretokenizer,
 )
+from lmx.data.tokenizer.tiktoken import TIKTOKEN_FILE, derive_merges, parse_ranks
 
 BOS_TEXT, EOS_TEXT = "<|begin_of_text|>", "<|end_of_text|>"
-TRAINER_VERSION = (
-    1  # raise it when the same text and settings come to give other merges
-)
-WORD_CACHE_SIZE = 2**17  # words whose tokens are kept
+TRAINER_VERSION = 1  # raise it when the same text and settings give other merges
+WORD_CACHE_SIZE = 2**17  # words
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class BPETokenizer(FileCodec):
-    """Merges of bytes within words. Special tokens in text are read as other words.
+class BPETokenizer(FileTokenizer):
+    """Byte-level BPE, from a tokenizer.json that `BPE` wrote or a tiktoken file.
+
+    Special tokens spelled in text are encoded as other words.
 
     Attributes:
-        words: how text is cut before anything is merged.
-        merges: what becomes of a pair of tokens.
-        whole: words that are tokens as they stand, whatever the merges say.
-        specials: tokens that stand for no text, by their names.
+        pretokenizer: splits text into words before merging.
+        special_tokens: by name.
     """
 
     pretokenizer: PretokenizerName
-    vocab_bytes: tuple[bytes, ...] = ()
-    merges: Mapping[Pair, Merge]
-    word_tokens: Mapping[bytes, int]
     special_tokens: Mapping[str, int]
 
     @functools.cached_property
-    def _byte_tokens(self) -> list[int]:
-        """The token of each byte."""
-        tokens = {piece: token for token, piece in enumerate(self.vocab_bytes)}
-        return [tokens[byte] for byte in BYTES]
+    def _model(self) -> tuple[Mapping[bytes, int], Mapping[Pair, Merge]]:
+        """The token of each byte string, and the merges."""
+        if TIKTOKEN_FILE in self.files:
+            ranks = parse_ranks(self.files[TIKTOKEN_FILE])
+            return ranks, derive_merges(ranks)
+        model = parse_json(self.files, TOKENIZER_JSON)["model"]
+        vocab, merges = model["vocab"], {}
+        for rank, (left, right) in enumerate(model["merges"]):
+            merges[vocab[left], vocab[right]] = Merge(rank, vocab[left + right])
+        return {_to_bytes(text): token for text, token in vocab.items()}, merges
+
+    @functools.cached_property
+    def vocab_bytes(self) -> tuple[bytes, ...]:
+        bytes_of = {token: data for data, token in self._model[0].items()}
+        return list_vocab(dict.fromkeys(self.special_tokens.values(), b"") | bytes_of)
 
     @functools.cached_property
     def _encode_word(self) -> Any:
-        @functools.lru_cache(WORD_CACHE_SIZE)
-        def tokens_of(word: str) -> list[int]:
-            said = word.encode()
-            if (token := self.word_tokens.get(said)) is not None:
-                return [token]
-            return encode_word([self._byte_tokens[byte] for byte in said], self.merges)
+        tokens, merges = self._model
+        byte_tokens = [tokens[byte] for byte in BYTES]
+        # In tiktoken a word that is a token is never split.
+        word_tokens = tokens if TIKTOKEN_FILE in self.files else {}
 
-        return tokens_of
+        @functools.lru_cache(WORD_CACHE_SIZE)
+        def encode(word: str) -> list[int]:
+            data = word.encode()
+            if (token := word_tokens.get(data)) is not None:
+                return [token]
+            return encode_word([byte_tokens[byte] for byte in data], merges)
+
+        return encode
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the words that this process remembers."""
-        return {k: v for k, v in self.__dict__.items() if k != "_tokens_of"}
+        """Everything but the cache of words."""
+        return {k: v for k, v in self.__dict__.items() if k != "_encode_word"}
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
         encode_utf8(text)
-        words = map(
-            self._encode_word, compile_pretokenizer(self.pretokenizer).findall(text)
-        )
-        return np.array([token for word in words for token in word], np.int32)
+        words = compile_pretokenizer(self.pretokenizer).findall(text)
+        tokens = [token for word in words for token in self._encode_word(word)]
+        return np.array(tokens, np.int32)
 
     @property
-    def ids(self) -> Mapping[str, Any]:
-        return {**super().ids, "words": self.pretokenizer}
+    def hf_files(self) -> Mapping[str, bytes]:
+        return {k: v for k, v in self.files.items() if k != TIKTOKEN_FILE}
 
     @property
     def digest(self) -> str:
-        letters = unicodedata.unidata_version  # which decides what is one word
-        return hashlib.sha256(f"{super().digest}{letters}".encode()).hexdigest()
+        version = unicodedata.unidata_version  # determines the words
+        return hashlib.sha256(f"{super().digest}{version}".encode()).hexdigest()
 
     @property
     def prefix_tokens(self) -> tuple[int, ...]:
@@ -99,113 +110,92 @@ class BPETokenizer(FileCodec):
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class BPE(TokenizerConfig):
-    """The most frequent pairs of bytes, and pairs of those, within words.
+    """Byte-pair encoding: the most frequent pairs of bytes are merged, within words.
 
-    Learned from the train split by `lmx.data.tokenizer.bpe`, then kept in the cache. What a run
-    keeps is a `tokenizer.json`, which the library `tokenizers` reads as well. Letters
-    are those of the running Python's Unicode.
+    Trained on the train split by `lmx.data.tokenizer.bpe` and cached. It is stored as a
+    `tokenizer.json`, which the library `tokenizers` can read. Letters are those of the
+    Unicode version of the running Python.
     """
 
-    vocab: int = 4096  # V, with the bytes, begin and end
+    vocab: int = 4096  # V, including the bytes, BOS and EOS
     pretokenizer: PretokenizerName = "gpt2"
 
     def __post_init__(self):
         if self.vocab < (least := len(BYTES) + 2):
             raise ConfigError(
-                f"BPE.vocab is {self.vocab}: the bytes, begin and end alone are"
-                f" {least}."
+                f"BPE.vocab is {self.vocab}: it must be at least {least}, for the bytes,"
+                " BOS and EOS."
             )
 
     def open(self, corpus: Corpus) -> BPETokenizer:
-        """From the cache, or learned from the train split."""
-        by = f"{TRAINER_VERSION}, Unicode {unicodedata.unidata_version}"
-        made_by = (corpus.compute_digest(), self.vocab, self.pretokenizer, by)
-        key = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:32]
+        """Loads it from the cache, or trains it on the train split."""
+        trainer = f"{TRAINER_VERSION}, Unicode {unicodedata.unidata_version}"
+        identity = (corpus.compute_digest(), self.vocab, self.pretokenizer, trainer)
+        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         path = get_cache_dir("tokenizers") / f"{key}.json"
         if not path.is_file():
             write_atomic(
                 path, to_tokenizer_json(self._train(corpus), self.pretokenizer)
             )
-        return load_bpe(path.read_bytes(), self.pretokenizer)
+        bos, eos = self.vocab - 2, self.vocab - 1
+        return BPETokenizer(
+            files={TOKENIZER_JSON: path.read_bytes()},
+            pretokenizer=self.pretokenizer,
+            special_tokens={BOS_TEXT: bos, EOS_TEXT: eos},
+            bos=bos,
+            eos=eos,
+            stop_tokens=(eos,),
+        )
 
     def _train(self, corpus: Corpus) -> BPEModel:
-        began = time.monotonic()
-        cut = compile_pretokenizer(self.pretokenizer)
+        start = time.monotonic()
+        split_words = compile_pretokenizer(self.pretokenizer).findall
         words = Counter[str]()
         for document in corpus.read_nonempty("train"):
             encode_utf8(document.text)
-            words.update(cut.findall(document.text))
-        print_line(
-            f"learning {self.vocab} byte pairs from {len(words):,} different words"
-        )
-        said = {word.encode(): often for word, often in words.items()}
-        found = train_bpe(said, self.vocab - 2)
-        if len(found.vocab) < self.vocab - 2:
+            words.update(split_words(document.text))
+        print_line(f"training BPE with {self.vocab} tokens on {len(words):,} words")
+        counts = {word.encode(): count for word, count in words.items()}
+        model = train_bpe(counts, self.vocab - 2)
+        if len(model.vocab) < self.vocab - 2:
             raise ConfigError(
-                f"the text has too few repetitions for {self.vocab} byte pairs: set"
-                f" BPE.vocab to {len(found.vocab) + 2} or less, or give more"
-                " text."
+                f"the text has too few repetitions for {self.vocab} tokens: set"
+                f" BPE.vocab to {len(model.vocab) + 2} or less, or add text."
             )
-        print_line(f"learned them in {time.monotonic() - began:.0f} s")
-        return found
+        print_line(f"trained BPE in {time.monotonic() - start:.0f} s")
+        return model
 
 
-def load_bpe(file: bytes, words: PretokenizerName, **ids: Any) -> BPETokenizer:
-    """The tokenizer that `described` wrote; begin and end are its own unless given."""
-    said = parse_json({TOKENIZER_JSON: file}, TOKENIZER_JSON)
-    vocab = said["model"]["vocab"]
-    specials = {one["content"]: one["id"] for one in said["added_tokens"]}
-    pieces = {
-        token: bytes(BYTE_OF_LETTER[x] for x in text) for text, token in vocab.items()
-    }
-    merges = {}
-    for rank, (left, right) in enumerate(said["model"]["merges"]):
-        merges[vocab[left], vocab[right]] = Merge(rank, vocab[left + right])
-    given = {
-        "begin": specials[BOS_TEXT],
-        "end": specials[EOS_TEXT],
-        "ends": (specials[EOS_TEXT],),
-    }
-    return BPETokenizer(
-        files={TOKENIZER_JSON: file},
-        pretokenizer=words,
-        vocab_bytes=tuple(
-            pieces.get(n, b"") for n in range(len(pieces) + len(specials))
-        ),
-        merges=merges,
-        word_tokens={},
-        special_tokens=specials,
-        **{**given, **ids},
-    )
+def _to_bytes(text: str) -> bytes:
+    return bytes(BYTE_OF_LETTER[letter] for letter in text)
 
 
-def to_tokenizer_json(found: BPEModel, words: PretokenizerName) -> bytes:
-    """A tokenizer.json, for the library `tokenizers` as for lmx."""
+def to_tokenizer_json(model: BPEModel, pretokenizer: PretokenizerName) -> bytes:
+    """A tokenizer.json, for lmx and for the library `tokenizers`."""
     letters = {byte: letter for letter, byte in BYTE_OF_LETTER.items()}
-    texts = ["".join(letters[byte] for byte in piece) for piece in found.vocab]
-    in_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    cut = {
+    texts = ["".join(letters[byte] for byte in data) for data in model.vocab]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    split = {
         "type": "Split",
-        "pattern": {"Regex": PATTERNS[words]},
+        "pattern": {"Regex": PATTERNS[pretokenizer]},
         "behavior": "Isolated",
         "invert": False,
     }
-    steps = [cut, {**in_bytes, "use_regex": False}]
-    added = [
-        {"id": len(texts) + n, "content": name, "special": True}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        for n, name in enumerate((BOS_TEXT, EOS_TEXT))
-    ]
-    said = {
+    steps = [split, {**byte_level, "use_regex": False}]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content = {
         "version": "1.0",
         **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")),
-        "added_tokens": added,
+        "added_tokens": [
+            {"id": len(texts) + n, "content": name, "special": True} | flags
+            for n, name in enumerate((BOS_TEXT, EOS_TEXT))
+        ],
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-        "decoder": {**in_bytes, "use_regex": True},
+        "decoder": {**byte_level, "use_regex": True},
         "model": {
             "type": "BPE",
             "vocab": {text: token for token, text in enumerate(texts)},
-            "merges": [[texts[a], texts[b]] for (a, b), _ in found.merges],
+            "merges": [[texts[a], texts[b]] for (a, b), _ in model.merges],
         },
     }
-    return json.dumps(said, ensure_ascii=False).encode()
+    return json.dumps(content, ensure_ascii=False).encode()

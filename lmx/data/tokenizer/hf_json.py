@@ -1,4 +1,4 @@
-"""A tokenizer.json of Hugging Face, read without its library but to encode."""
+"""Reads tokenizer.json of Hugging Face. Only encoding needs the library `tokenizers`."""
 
 import functools
 from collections.abc import Iterator
@@ -11,49 +11,50 @@ from jaxtyping import Int32
 from lmx.config.registry import ConfigError
 from lmx.data.tokenizer.base import encode_utf8
 from lmx.data.tokenizer.bpe import ALPHABET, PRINTABLE
-from lmx.data.tokenizer.external import FileCodec, parse_json
+from lmx.data.tokenizer.external import FileTokenizer, list_vocab, parse_json
 from lmx.data.tokenizer.sentencepiece import SPACE_SYMBOL
 
 TOKENIZER_JSON = "tokenizer.json"
-# Bytes that Latin-1 prints stand for themselves, the rest for U+0100 and on.
+# GPT-2's alphabet: printable bytes are themselves, the others are U+0100 and on.
 BYTE_OF_LETTER = {chr(byte): byte for byte in PRINTABLE} | {
     chr(0x100 + n): byte for n, byte in enumerate(ALPHABET[len(PRINTABLE) :])
 }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class HFTokenizer(FileCodec):
-    """A tokenizer.json. Only `encode` needs the library `tokenizers`."""
+class HFTokenizer(FileTokenizer):
+    """A tokenizer.json. Special tokens spelled in text are encoded as such."""
 
-    vocab_bytes: tuple[bytes, ...] = ()
-
-    def __post_init__(self):
-        vocab = self._vocab
-        kinds = {
-            step["type"]: step for step in _iter_steps(self._config.get("decoder"))
-        }
+    @functools.cached_property
+    def vocab_bytes(self) -> tuple[bytes, ...]:
+        vocab, kinds = self._vocab, self._decoders
         if "ByteLevel" not in kinds and not {"Metaspace", "Replace"} & kinds.keys():
             raise ConfigError(
-                f"{TOKENIZER_JSON} decodes by {', '.join(kinds) or 'nothing'}: lmx knows those of"
-                " bytes and of SentencePiece, which lose nothing."
+                f"{TOKENIZER_JSON} has the decoder {', '.join(kinds) or None}: lmx"
+                " supports those of byte-level BPE and of SentencePiece, which are"
+                " lossless."
             )
-        meant = _letters_to_bytes if "ByteLevel" in kinds else _piece_to_bytes
-        pieces = {token: meant(text) for text, token in vocab.items()}
+        decode = _letters_to_bytes if "ByteLevel" in kinds else _piece_to_bytes
+        bytes_of = {token: decode(text) for text, token in vocab.items()}
         for added in self._config.get("added_tokens", ()):
-            special = added.get("special", False)
-            pieces[added["id"]] = b"" if special else added["content"].encode()
-        count = max(pieces) + 1
-        object.__setattr__(
-            self, "pieces", tuple(pieces.get(token, b"") for token in range(count))
-        )
-        space = kinds.get("Metaspace", {})
-        first = space.get("prepend_scheme", "always") != "never" if space else False
-        strip = kinds.get("Strip", {}).get("start") == 1
-        object.__setattr__(self, "strips", first or strip)
+            is_special = added.get("special", False)
+            bytes_of[added["id"]] = b"" if is_special else added["content"].encode()
+        return list_vocab(bytes_of)
+
+    @functools.cached_property
+    def strip_leading_space(self) -> bool:
+        metaspace, strip = (self._decoders.get(kind) for kind in ("Metaspace", "Strip"))
+        if metaspace and metaspace.get("prepend_scheme", "always") != "never":
+            return True
+        return bool(strip) and strip.get("start") == 1
 
     @functools.cached_property
     def _config(self) -> dict[str, Any]:
         return parse_json(self.files, TOKENIZER_JSON)
+
+    @functools.cached_property
+    def _decoders(self) -> dict[str, dict[str, Any]]:
+        return {step["type"]: step for step in _iter_steps(self._config.get("decoder"))}
 
     @functools.cached_property
     def _vocab(self) -> dict[str, int]:
@@ -63,8 +64,8 @@ class HFTokenizer(FileCodec):
         if isinstance(vocab, list) and vocab:
             return {text: token for token, (text, *_) in enumerate(vocab)}
         raise ConfigError(
-            f"{TOKENIZER_JSON} has no model with a vocabulary, so that it is no tokenizer of"
-            " Hugging Face: take the file from where the model was published."
+            f"{TOKENIZER_JSON} has no model with a vocabulary, so it is no tokenizer of"
+            " Hugging Face: download it again."
         )
 
     @functools.cached_property
@@ -73,14 +74,14 @@ class HFTokenizer(FileCodec):
             from tokenizers import Tokenizer
         except ImportError:
             raise ConfigError(
-                f"the library tokenizers is needed to encode with a {TOKENIZER_JSON}:"
+                f"encoding with a {TOKENIZER_JSON} needs the library tokenizers:"
                 " pip install 'lmx[hf]'"
             ) from None
         try:
             tokenizer = Tokenizer.from_str(self.files[TOKENIZER_JSON].decode())
-        except Exception as error:  # the library has no kind of its own
+        except Exception as error:  # the library raises no class of its own
             raise ConfigError(
-                f"{TOKENIZER_JSON} is refused by its library: {error}"
+                f"the library tokenizers cannot read {TOKENIZER_JSON}: {error}"
             ) from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -88,9 +89,9 @@ class HFTokenizer(FileCodec):
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
         encode_utf8(text)
-        encode = self._tokenizer.encode_batch_fast  # in half the time, without places
-        [found] = encode([text], add_special_tokens=False)
-        return np.fromiter(found.ids, np.int32, len(found.ids))
+        encode = self._tokenizer.encode_batch_fast  # no offsets: half the time
+        [encoding] = encode([text], add_special_tokens=False)
+        return np.fromiter(encoding.ids, np.int32, len(encoding.ids))
 
     @property
     def prefix_tokens(self) -> tuple[int, ...]:
@@ -100,21 +101,20 @@ class HFTokenizer(FileCodec):
         return ()
 
     def token_to_id(self, text: str) -> int | None:
-        added = {
-            one["content"]: one["id"] for one in self._config.get("added_tokens", ())
-        }
-        return added.get(text, self._vocab.get(text))
+        added = self._config.get("added_tokens", ())
+        ids = {token["content"]: token["id"] for token in added}
+        return ids.get(text, self._vocab.get(text))
 
 
 def _iter_steps(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The steps of a pipeline that may be one, none or a sequence."""
+    """The steps of a pipeline: none, one, or those of a sequence."""
     if step is None:
         return
-    inner = step.get("decoders") or step.get("processors")
-    if inner is None:
+    children = step.get("decoders") or step.get("processors")
+    if children is None:
         yield step
-    for one in inner or ():
-        yield from _iter_steps(one)
+    for child in children or ():
+        yield from _iter_steps(child)
 
 
 def _iter_prefix_tokens(template: dict[str, Any]) -> Iterator[int]:
@@ -126,14 +126,14 @@ def _iter_prefix_tokens(template: dict[str, Any]) -> Iterator[int]:
 
 
 def _piece_to_bytes(text: str) -> bytes:
-    """The bytes of a piece as SentencePiece writes it."""
+    """The bytes of a token in SentencePiece's notation."""
     if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
         return bytes([int(text[3:5], 16)])
     return text.replace(SPACE_SYMBOL, " ").encode()
 
 
 def _letters_to_bytes(text: str) -> bytes:
-    """The bytes of a piece in GPT-2's alphabet, where each is one printable letter."""
+    """The bytes of a token in GPT-2's alphabet."""
     if all(letter in BYTE_OF_LETTER for letter in text):
         return bytes(BYTE_OF_LETTER[letter] for letter in text)
     return text.encode()

@@ -1,6 +1,7 @@
-"""How byte-level tokenizers cut text into words, which no token reaches beyond."""
+"""Pre-tokenization: splits text into words, which byte-level tokens do not cross."""
 
 import functools
+import itertools
 import re
 import sys
 import unicodedata
@@ -8,9 +9,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 PretokenizerName = Literal["gpt2", "cl100k", "o200k", "qwen2"]
-WHITE_SPACE = (
-    "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # White_Space
-)
+# The characters with the Unicode property White_Space.
+WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -34,36 +34,33 @@ PATTERNS: Mapping[
 
 @functools.cache
 def compile_pretokenizer(name: PretokenizerName) -> re.Pattern[str]:
-    """What finds the words of a text, one after the other; together they are it.
+    """A pattern that matches the words of a text; together they are the whole text.
 
-    Letters, numbers and marks are those of this Python's Unicode, and spaces those that
-    have the property White_Space.
+    Letters, numbers and marks are those of Python's Unicode version, and spaces are
+    those with the property White_Space.
     """
     pattern = PATTERNS[name].replace(r"\S", f"[^{WHITE_SPACE}]")
     pattern = re.sub(r"(?<!\[\^)\\s", lambda _: f"[{WHITE_SPACE}]", pattern)
     pattern = pattern.replace(r"[^\s", f"[^{WHITE_SPACE}")
-    inside = 0
-    made = []
+    depth = 0
+    parts = []
     for part in re.split(r"(\\p\{\w+\}|\[|\])", pattern):
-        inside += {"[": 1, "]": -1}.get(part, 0)
+        depth += {"[": 1, "]": -1}.get(part, 0)
         if part.startswith(r"\p"):
-            points = _category_ranges(part[3:-1])
-            part = points if inside else f"[{points}]"
-        made.append(part)
-    return re.compile("".join(made))
+            ranges = _category_ranges(part[3:-1])
+            part = ranges if depth else f"[{ranges}]"
+        parts.append(part)
+    return re.compile("".join(parts))
 
 
 @functools.cache
-def _category_ranges(kind: str) -> str:
+def _category_ranges(category: str) -> str:
     """The characters of a general category, as ranges of a character class."""
-    found, begin = [], None
-    for point in range(sys.maxunicode + 2):
-        within = point <= sys.maxunicode and unicodedata.category(
-            chr(point)
-        ).startswith(kind)
-        if within and begin is None:
-            begin = point
-        elif not within and begin is not None:
-            found.append(rf"\U{begin:08x}-\U{point - 1:08x}")
-            begin = None
-    return "".join(found)
+    points = range(sys.maxunicode + 1)
+    is_member = [unicodedata.category(chr(n)).startswith(category) for n in points]
+    ranges = []
+    for member, group in itertools.groupby(points, is_member.__getitem__):
+        if member:
+            members = list(group)
+            ranges.append(rf"\U{members[0]:08x}-\U{members[-1]:08x}")
+    return "".join(ranges)

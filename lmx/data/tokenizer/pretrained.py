@@ -1,4 +1,4 @@
-"""Tokenizers that were trained elsewhere, by the place of their files."""
+"""Tokenizers from files that were trained elsewhere."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,37 +6,27 @@ from pathlib import Path
 
 from lmx.config.registry import ConfigError, Execution, configurable
 from lmx.data.corpus.corpus import Corpus
-from lmx.data.tokenizer.base import (
-    DESCRIPTION,
-    SENTENCEPIECE_FILE,
-    TOKENIZER_DIR,
-    Tokenizer,
-    TokenizerConfig,
-    load,
-)
-from lmx.data.tokenizer.external import (
-    SENTENCEPIECE_MODEL,
-    FileCodec,
-    SentencePieceTokenizer,
-)
+from lmx.data.tokenizer.base import SETTINGS, TOKENIZER_DIR, Tokenizer, TokenizerConfig
+from lmx.data.tokenizer.byte_bpe import BPETokenizer
 from lmx.data.tokenizer.hf_folder import load_hf_folder
 from lmx.data.tokenizer.hf_json import TOKENIZER_JSON, HFTokenizer
+from lmx.data.tokenizer.load import load_tokenizer
 from lmx.data.tokenizer.pretokenize import PretokenizerName
-from lmx.data.tokenizer.tiktoken import load_tiktoken
+from lmx.data.tokenizer.sentencepiece import SENTENCEPIECE_FILE, SentencePieceTokenizer
+from lmx.data.tokenizer.tiktoken import TIKTOKEN_FILE, parse_ranks
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class PretrainedTokenizer(TokenizerConfig):
-    """A SentencePiece `.model`, a `tokenizer.json`, or a folder that has a tokenizer.
+    """A SentencePiece `.model`, a `tokenizer.json`, or a folder with a tokenizer.
 
-    A folder is one of Hugging Face transformers, a run, or what `lmx data tokenizer`
-    wrote. Where the tokenizer lies changes nothing; what it is does, through the digest
-    that every store and run records.
+    A folder is one of Hugging Face transformers, a run, or an output of `lmx data
+    tokenizer`. The path is not part of a run's identity: the tokenizer's digest is.
 
     Attributes:
-        begin: the special token before each document; None: what its files say.
-        end: the one after it.
+        bos: the special token before each document; None: as its files say.
+        eos: the special token after each document; None: none, or that of the folder.
     """
 
     path: Execution[str]
@@ -44,7 +34,7 @@ class PretrainedTokenizer(TokenizerConfig):
     eos: str | None = None
 
     def open(self, corpus: Corpus) -> Tokenizer:
-        """Read from its files; the corpus does not matter."""
+        """Reads its files. The corpus is not used."""
         path = Path(self.path).expanduser()
         try:
             return self._load_folder(path) if path.is_dir() else self._load_file(path)
@@ -53,53 +43,50 @@ class PretrainedTokenizer(TokenizerConfig):
 
     def _load_folder(self, path: Path) -> Tokenizer:
         if self.bos is not None or self.eos is not None:
-            raise ConfigError("a folder says itself what begins and ends: name a file.")
-        if (path / TOKENIZER_DIR).is_dir() or _described_by_lmx(path):
-            return load(path)
-        if (path / SENTENCEPIECE_FILE).is_file() and not (
-            path / "config.json"
-        ).is_file():
-            return load(path)
-        codec = load_hf_folder(path, {})
-        if codec is None:
             raise ConfigError(
-                f"the folder has neither {TOKENIZER_JSON} nor {SENTENCEPIECE_MODEL}."
+                "the files of a folder set BOS and EOS: unset PretrainedTokenizer.bos"
+                " and eos, or give the path of a file."
             )
-        return codec
+        if (path / TOKENIZER_DIR / SETTINGS).is_file():
+            return load_tokenizer(path)
+        tokenizer = load_hf_folder(path, {})
+        if tokenizer is None:
+            raise ConfigError(
+                f"the folder has neither {TOKENIZER_JSON} nor {SENTENCEPIECE_FILE}."
+            )
+        return tokenizer
 
-    def _load_file(self, path: Path) -> FileCodec:
-        file = _read(path)
+    def _load_file(self, path: Path) -> Tokenizer:
+        data = _read(path)
         kinds = {
             ".json": (TOKENIZER_JSON, HFTokenizer),
-            ".model": (SENTENCEPIECE_MODEL, SentencePieceTokenizer),
+            ".model": (SENTENCEPIECE_FILE, SentencePieceTokenizer),
         }
         if path.suffix not in kinds:
             raise ConfigError(
-                f"{' or '.join(kinds)} is what files of tokenizers end in; one of"
-                " ranks, .tiktoken, is @Tiktoken()."
+                f"a tokenizer file ends in {' or '.join(kinds)}; for .tiktoken use"
+                " @Tiktoken()."
             )
         name, kind = kinds[path.suffix]
-        files = {name: file}
-        plain = kind(files=files)
-        begin = next(iter(plain.prefix), None)
+        plain = kind(files={name: data})
+        bos = next(iter(plain.prefix_tokens), None)
         if self.bos is not None:
-            begin = lookup_token(plain, self.bos)
-        end = None if self.eos is None else lookup_token(plain, self.eos)
-        return kind(
-            files=files, begin=begin, end=end, ends=() if end is None else (end,)
-        )
+            bos = _find_token(plain, self.bos)
+        eos = None if self.eos is None else _find_token(plain, self.eos)
+        stop_tokens = () if eos is None else (eos,)
+        return kind(files=plain.files, bos=bos, eos=eos, stop_tokens=stop_tokens)
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Tiktoken(TokenizerConfig):
-    """A file of byte pairs by rank, `.tiktoken`, and what it does not say.
+    """A `.tiktoken` file of byte strings by rank, and what it does not contain.
 
     Attributes:
-        words: how text is cut into words, as the model's publisher names it.
-        specials: special tokens and their numbers.
-        begin: the special token before each document, if any.
-        end: the one after it, if any.
+        pretokenizer: how text is split into words, as the model's publisher says.
+        special_tokens: their numbers by name.
+        bos: the special token before each document; None: none.
+        eos: the special token after each document; None: none.
     """
 
     path: Execution[str]
@@ -109,43 +96,48 @@ class Tiktoken(TokenizerConfig):
     eos: str | None = None
 
     def open(self, corpus: Corpus) -> Tokenizer:
-        """Read from its file; the corpus does not matter."""
+        """Reads its file. The corpus is not used."""
         path = Path(self.path).expanduser()
         try:
             return self._load(_read(path))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
-    def _load(self, file: bytes) -> Tokenizer:
-        named = {"begin": self.bos, "end": self.eos}
-        for field_, name in named.items():
-            if name is not None and name not in self.special_tokens:
+    def _load(self, data: bytes) -> Tokenizer:
+        for name, value in (("bos", self.bos), ("eos", self.eos)):
+            if value is not None and value not in self.special_tokens:
                 raise ConfigError(
-                    f"Tiktoken.{field_} is {name!r}, which is none of Tiktoken.special_tokens:"
-                    f" {', '.join(self.special_tokens) or 'there are none'}."
+                    f"Tiktoken.{name} is {value!r}, which is not one of"
+                    f" Tiktoken.special_tokens: {', '.join(self.special_tokens)}."
                 )
-        ids = {key: self.special_tokens[name] for key, name in named.items() if name}
-        ends = (ids["end"],) if "end" in ids else ()
-        return load_tiktoken(
-            file, self.pretokenizer, self.special_tokens, ends=ends, **ids
+        bos, eos = (
+            self.special_tokens.get(name or "") for name in (self.bos, self.eos)
+        )
+        tokens = {*parse_ranks(data).values()}
+        for name, token in self.special_tokens.items():
+            if token in tokens or token < 0:
+                raise ConfigError(
+                    f"the special token {name!r} has the number {token}, which must be"
+                    f" at least 0 and not in use: the file uses numbers up to"
+                    f" {max(tokens)}."
+                )
+        return BPETokenizer(
+            files={TIKTOKEN_FILE: data},
+            pretokenizer=self.pretokenizer,
+            special_tokens=dict(self.special_tokens),
+            bos=bos,
+            eos=eos,
+            stop_tokens=() if eos is None else (eos,),
         )
 
 
-def lookup_token(codec: FileCodec, name: str) -> int:
-    """The token of that name."""
-    if (token := codec.token_to_id(name)) is None:
-        raise ConfigError(f"no token of the file is spelled {name!r}.")
+def _find_token(tokenizer: Tokenizer, text: str) -> int:
+    if (token := tokenizer.token_to_id(text)) is None:
+        raise ConfigError(f"the file has no token {text!r}.")
     return token
 
 
 def _read(path: Path) -> bytes:
-    """The file, which must be there."""
     if not path.is_file():
         raise ConfigError("there is no such file.")
     return path.read_bytes()
-
-
-def _described_by_lmx(path: Path) -> bool:
-    """Whether the folder's description is that of `ByteTokenizer` or `CharTokenizer`."""
-    file = path / DESCRIPTION
-    return file.is_file() and file.read_bytes()[:8] == b'{"kind":'

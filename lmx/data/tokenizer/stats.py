@@ -1,4 +1,4 @@
-"""What a tokenizer makes of text that it has not seen."""
+"""Statistics of a tokenizer on held-out text."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,18 +9,18 @@ from lmx.config.registry import ConfigError
 from lmx.data.corpus.corpus import Document
 from lmx.data.tokenizer.base import Tokenizer
 
-LONGEST_COUNT = 10  # pieces
+LONGEST_COUNT = 10  # tokens
 
 
 class TokenizerStats(NamedTuple):
-    """Numbers of a tokenizer on held-out text, begin and end left out.
+    """Statistics of a tokenizer on held-out text, without BOS and EOS.
 
     Attributes:
         bytes: of UTF-8.
-        coverage: share of the bytes in pieces of whole characters; of the rest a piece
-            has a part of a character.
-        used: how many different tokens the text takes.
-        longest: the pieces of most characters.
+        coverage: fraction of bytes in tokens of whole characters; the other tokens have
+            a part of a character.
+        tokens_used: number of different tokens in the text.
+        longest: the tokens with the most characters.
     """
 
     vocab: int
@@ -33,36 +33,36 @@ class TokenizerStats(NamedTuple):
     longest: tuple[str, ...]
 
 
-def compute_stats(codec: Tokenizer, held_out: Iterable[Document]) -> TokenizerStats:
+def compute_stats(tokenizer: Tokenizer, held_out: Iterable[Document]) -> TokenizerStats:
     """Encodes every document."""
-    counts = np.zeros(codec.vocab, np.int64)
+    counts = np.zeros(tokenizer.vocab, np.int64)
     documents = size = 0
     for document in held_out:
-        tokens = codec.encode(document.text)
-        counts += np.bincount(tokens, minlength=codec.vocab)
+        tokens = tokenizer.encode(document.text)
+        counts += np.bincount(tokens, minlength=tokenizer.vocab)
         documents += 1
         size += len(document.text.encode())
     if not (total := int(counts.sum())):
-        raise ConfigError("no token stands for the held-out text: give more of it.")
-    texts = [_decode_complete(piece) for piece in codec.vocab_bytes]
-    whole = np.array([bool(text) for text in texts])
-    spelled = counts * codec.token_bytes
+        raise ConfigError("the held-out text has no tokens: add text.")
+    texts = [_decode_complete(data) for data in tokenizer.vocab_bytes]
+    is_complete = np.array([bool(text) for text in texts])
+    byte_counts = counts * tokenizer.token_bytes
     longest = sorted(filter(None, texts), key=lambda text: (-len(text), text))
     return TokenizerStats(
-        vocab=codec.vocab,
+        vocab=tokenizer.vocab,
         documents=documents,
         bytes=size,
         tokens=total,
         bytes_per_token=size / total,
-        coverage=float(spelled[whole].sum() / spelled.sum()),
+        coverage=float(byte_counts[is_complete].sum() / byte_counts.sum()),
         tokens_used=int((counts > 0).sum()),
         longest=tuple(longest[:LONGEST_COUNT]),
     )
 
 
-def _decode_complete(piece: bytes) -> str:
-    """The characters of the piece; nothing if it has a part of one."""
+def _decode_complete(data: bytes) -> str:
+    """The characters of a token; empty if it has a part of a character."""
     try:
-        return piece.decode()
+        return data.decode()
     except UnicodeDecodeError:
         return ""

@@ -11,8 +11,7 @@ from jaxtyping import Array, Bool
 from lmx.config.registry import ConfigError, configurable
 from lmx.core import distributed
 from lmx.core.console import print_line
-from lmx.data.sampling.packing import DocumentSpan
-from lmx.data.sampling.source import locate_documents
+from lmx.data.dataset import DocumentSpan
 from lmx.run.ledger import Ledger
 from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.manager import CheckpointManager
@@ -133,7 +132,7 @@ def make_fault(
     told = ", ".join(f"{name} {value:g}" for name, value in bad)
     told = told or f"a spike of its loss, {values['loss']:g}"
     step = to_data_step(load_skipped(directory.path), done - 1)
-    found = locate_documents(run.data, run.seed, step)
+    found = run.data.locate_at(run.seed, step)
     shown = "; ".join(map(_format_origin, found[:MAX_DOCUMENTS]))
     more = f"; and {len(found) - MAX_DOCUMENTS} more" if found[MAX_DOCUMENTS:] else ""
     Ledger(directory).record(done, "Guard", "failed", reason=told)

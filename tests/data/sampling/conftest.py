@@ -1,16 +1,18 @@
 """Stores in memory, and a cache of their own for these tests."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from lmx.data.dataset import TokenDataset
+from lmx.data.dataset import Dataset, DatasetConfig
 from lmx.data.sampling.order import Order, Shuffled
 from lmx.data.sampling.packing import Packing
 from lmx.data.sampling.schedule import BatchSchedule
 from lmx.data.store.store import Store
-from lmx.data.tokenizer.base import ByteCodec
+from lmx.data.text_dataset import TokenDataset
+from lmx.data.tokenizer.base import ByteTokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +40,30 @@ def rows_of(store: Store, packing: Packing, batch, length, order: Order = Shuffl
     """The rows of a store."""
     return TokenDataset(
         store=store,
-        tokenizer=ByteCodec(),
+        tokenizer=ByteTokenizer(),
         order=order,
         packing=packing,
-        schedule=BatchSchedule.build("Tokens", batch, length),
+        schedule=BatchSchedule.build("TextDataset", batch, length),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenConfig(DatasetConfig):
+    """Configuration of a dataset that is open already."""
+
+    dataset: Dataset
+
+    @property
+    def schedule(self) -> BatchSchedule:
+        return self.dataset.info.schedule
+
+    def open(self) -> Dataset:
+        return self.dataset
+
+
+@pytest.fixture
+def open_config():
+    return OpenConfig
 
 
 @pytest.fixture

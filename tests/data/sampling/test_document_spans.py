@@ -1,34 +1,23 @@
 """Whose documents a batch tells, against the documents themselves."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lmx.data.dataset import Dataset, DatasetConfig
+from lmx.data.dataset import Dataset
 from lmx.data.sampling.fim import FillInTheMiddle
 from lmx.data.sampling.mixture import Mixture, MixtureComponent
 from lmx.data.sampling.order import RandomOffset, RandomWindows, Sequential, Shuffled
-from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit, DocumentSpan
+from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
 from lmx.data.sampling.pause_tokens import PauseTokens
 from lmx.data.sampling.schedule import PiecewiseConstant
-from lmx.data.sampling.source import locate_documents
 from lmx.data.sampling.span_corruption import SpanCorruption
 from lmx.data.store.store import Store
 from lmx.data.synthetic.repeat import RepeatTask
 
 SIZES = [3, 1, 9, 40, 2, 7, 1, 25, 5, 5, 12, 90, 6]
 FIRST = 1000  # tokens are places in the stream from there on, and marks are below it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Given(DatasetConfig):
-    """A source that is open already."""
-
-    rows: Dataset
-
-    def open(self) -> Dataset:
-        return self.rows
 
 
 def begin_of(store: Store, origin: DocumentSpan) -> int:
@@ -48,7 +37,7 @@ def check(rows: Dataset, store, steps: int) -> int:
     """Every segment is told of, once, by the document it is of; how many there were."""
     count = 0
     for step in range(steps):
-        batch, found = rows.batch_at(3, step), locate_documents(rows, 3, step)
+        batch, found = rows.batch_at(3, step), rows.locate_at(3, step)
         places = {(r, s) for r, s in np.ndindex(len(batch.tokens), 40)}
         wanted = {(r, s) for r, s in places if s and said(batch, r, s)}
         assert [origin[:2] for origin in found] == sorted(wanted)
@@ -83,30 +72,32 @@ def test_documents_packed_whole_are_found_through_epochs_and_lengths(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3])
-def test_pauses_and_what_they_push_out_do_not_count(make_store, make_rows, share):
+def test_pauses_and_what_they_push_out_do_not_count(
+    open_config, make_store, make_rows, share
+):
     store = make_store(SIZES, FIRST)
     rows = make_rows(store, BestFitPacking(), 4, 32)
-    paused = PauseTokens(source=Given(rows=rows), rate=share).open()
+    paused = PauseTokens(source=open_config(dataset=rows), rate=share).open()
     lost = check(rows, store, 5) - check(paused, store, 5)
     assert lost == 0 if share == 0 else lost > 0
 
 
 @pytest.mark.parametrize("packing", [BestFitPacking(), ConcatAndSplit()], ids=str)
 def test_a_document_told_in_another_way_is_still_that_document(
-    make_store, make_rows, packing
+    open_config, make_store, make_rows, packing
 ):
     store = make_store(SIZES, FIRST)
     plain = make_rows(store, packing, 4, 96)
-    source = Given(rows=plain)
+    source = open_config(dataset=plain)
     for how in (
         FillInTheMiddle(source=source, rate=0.8),
         SpanCorruption(source=source, reserved_tokens=40),
     ):
         rows, count = how.open(), 0
         for step in range(3):
-            batch, found = rows.batch_at(3, step), locate_documents(rows, 3, step)
-            asked = rows.schedule.request(3, step, slice(None))
-            inner = plain.read(asked._replace(length=rows.source_length(96)))
+            batch, found = rows.batch_at(3, step), rows.locate_at(3, step)
+            asked = rows.info.schedule.request(3, step, slice(None))
+            inner = plain.read(asked._replace(sequence_length=how.source_length(96)))
             assert {origin[:2] for origin in found} == {
                 (r, s) for r in range(4) for s in set(batch.segments[r].tolist()) - {0}
             }
@@ -122,18 +113,18 @@ def test_a_document_told_in_another_way_is_still_that_document(
         assert count > 20
 
 
-def test_rows_of_a_mixture_are_those_of_its_parts(make_store, make_rows):
+def test_rows_of_a_mixture_are_those_of_its_parts(open_config, make_store, make_rows):
     stores = {name: make_store(SIZES, FIRST * n) for n, name in enumerate("abc", 1)}
     parts = {
         name: MixtureComponent(
-            source=Given(rows=make_rows(store, BestFitPacking(), 6, 128))
+            source=open_config(dataset=make_rows(store, BestFitPacking(), 6, 128))
         )
         for name, store in stores.items()
     }
     rows, seen = Mixture(components=parts).open(), set()
     for step in range(4):
         batch = rows.batch_at(3, step)
-        for origin in locate_documents(rows, 3, step):
+        for origin in rows.locate_at(3, step):
             seen.add(origin.source)
             store = stores[origin.source[0]]
             begin = begin_of(store, origin)
@@ -141,8 +132,8 @@ def test_rows_of_a_mixture_are_those_of_its_parts(make_store, make_rows):
             told = batch.tokens[origin.row][here]
             text = store.read(begin, begin + origin.length)
             np.testing.assert_array_equal(told, text)
-        assert locate_documents(rows, 3, step, slice(2, 4)) == [
-            origin for origin in locate_documents(rows, 3, step) if 2 <= origin.row < 4
+        assert rows.locate_at(3, step, slice(2, 4)) == [
+            origin for origin in rows.locate_at(3, step) if 2 <= origin.row < 4
         ]
     assert seen == {"a/made", "b/made", "c/made"}
 
@@ -151,14 +142,12 @@ def test_a_made_language_has_segments_and_no_documents():
     source = RepeatTask(vocab=8, batch_size=2, sequence_length=10)
     rows = source.open()
     assert isinstance(rows, Dataset)
-    assert locate_documents(rows, 0, 7) == [
+    assert rows.locate_at(0, 7) == [
         (0, 1, "Echo", None, None, 10),
         (1, 1, "Echo", None, None, 10),
     ]
     parts = {name: MixtureComponent(source=source) for name in "ab"}
-    assert {
-        o.source for o in locate_documents(Mixture(components=parts).open(), 0, 0)
-    } == {
+    assert {o.source for o in Mixture(components=parts).open().locate_at(0, 0)} == {
         "a/RepeatTask",
         "b/RepeatTask",
     }

@@ -1,45 +1,36 @@
 """What mixtures must keep, against each part read alone and a loop over steps."""
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.data.dataset import Dataset, DatasetConfig
+from lmx.data.dataset import Dataset
 from lmx.data.sampling.mixture import Mixture, MixtureComponent, MixtureDataset
 from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
 from lmx.data.sampling.pause_tokens import PauseTokens
 from lmx.data.sampling.schedule import PiecewiseConstant
 from lmx.data.synthetic.repeat import RepeatTask
-from lmx.data.tokenizer.base import CharacterCodec
+from lmx.data.tokenizer.base import CharTokenizer
 
 SIZES = {"books": 150, "code": 90, "web": 400}
 WEIGHTS = {"books": 0.3, "code": 0.1, "web": 0.6}
 FIRSTS = {"books": 0, "code": 10**6, "web": 2 * 10**6}  # tokens tell their source
 
 
-@dataclass(frozen=True, kw_only=True)
-class Given(DatasetConfig):
-    """A source that is open already."""
-
-    rows: Dataset
-
-    def open(self) -> Dataset:
-        return self.rows
-
-
 @pytest.fixture
-def parts(make_store, make_rows):
+def parts(open_config, make_store, make_rows):
     def parts(batch=8, length=16, packing=BestFitPacking(), **weights):
         made = {}
         for number, (name, count) in enumerate(SIZES.items()):
             sizes = np.random.default_rng(number).integers(2, 20, count)
             rows = make_rows(make_store(sizes, FIRSTS[name]), packing, batch, length)
             weight = weights.get(name, WEIGHTS[name])
-            made[name] = MixtureComponent(source=Given(rows=rows), weight=weight)
+            made[name] = MixtureComponent(
+                source=open_config(dataset=rows), weight=weight
+            )
         return made
 
     return parts
@@ -66,7 +57,7 @@ class Spy:
         for number, row, here in zip(
             wanted.indices, batch.targets, learned, strict=True
         ):
-            read = self.read_of.setdefault(wanted.length, {})
+            read = self.read_of.setdefault(wanted.sequence_length, {})
             assert int(number) not in read
             read[int(number)] = row[here].tolist()
         return batch
@@ -75,7 +66,7 @@ class Spy:
 def spied(mixture: MixtureDataset) -> tuple[MixtureDataset, list[Any]]:
     """The mixture with its parts watched, and those who watch."""
     spies = {name: Spy(rows) for name, rows in mixture.datasets.items()}
-    return dataclasses.replace(mixture, rows=spies), [*spies.values()]
+    return dataclasses.replace(mixture, datasets=spies), [*spies.values()]
 
 
 def test_each_part_goes_through_its_epochs_whatever_the_others_do(parts):
@@ -84,7 +75,7 @@ def test_each_part_goes_through_its_epochs_whatever_the_others_do(parts):
     for step in range(180):
         mixture.batch_at(5, step)
     for spy in spies:
-        read, count = spy.read_of[16], spy.packed(16).fit.rows
+        read, count = spy.read_of[16], spy.pack(16).rows
         assert sorted(read) == list(range(len(read)))
         assert len(read) > 2 * count, "the test reads too little"
         tokens = spy.store.read(0, spy.store.size)
@@ -154,7 +145,11 @@ def test_any_source_can_be_a_part_a_changed_one_too():
         }
     ).open()
     assert isinstance(mixture, Dataset)
-    assert (mixture.vocab, mixture.steps, mixture.schedule.count_tokens(5)) == (
+    assert (
+        mixture.info.vocab,
+        mixture.info.steps,
+        mixture.info.schedule.count_tokens(5),
+    ) == (
         9,
         None,
         200,
@@ -163,7 +158,7 @@ def test_any_source_can_be_a_part_a_changed_one_too():
         (mixture.batch_at(0, step).tokens == 8).any(axis=1) for step in range(10)
     ])  # fmt: skip
     assert pauses.sum() == 30
-    assert any("pauses" in name for name in mixture.fingerprint)
+    assert any("PauseTokens" in name for name in mixture.info.fingerprint)
 
 
 @pytest.mark.parametrize(
@@ -186,15 +181,15 @@ def test_weights_that_say_nothing_are_refused(parts, weights, message):
         Mixture(components=parts(**weights))
 
 
-def test_parts_that_cannot_be_read_together_are_refused(parts, make_rows):
+def test_parts_that_cannot_be_read_together_are_refused(open_config, parts, make_rows):
     made = parts()
     other = parts(batch_size=4)["web"]
     with pytest.raises(ConfigError, match="'books' and 'web' of the mixture differ in"):
         Mixture(components={**made, "web": other}).open()
     letters = dataclasses.replace(
-        made["web"].source.open(), tokenizer=CharacterCodec(characters="ab")
+        made["web"].source.open(), tokenizer=CharTokenizer(characters="ab")
     )
-    part = MixtureComponent(source=Given(rows=letters))
+    part = MixtureComponent(source=open_config(dataset=letters))
     with pytest.raises(ConfigError, match="'books' and 'web' .*different tokenizers"):
         Mixture(components={**made, "web": part}).open()
     inner = MixtureComponent(source=PauseTokens(source=Mixture(components=made)))

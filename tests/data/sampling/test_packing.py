@@ -7,9 +7,14 @@ from flax import nnx
 
 import lmx
 from lmx.config.registry import ConfigError
-from lmx.data.dataset import Batch, slice_rows
-from lmx.data.sampling.order import RandomOffset, RandomWindows, Sequential, Shuffled
-from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
+from lmx.core.batch import Batch
+from lmx.data.sampling.order import RandomOffset, RandomWindows, Sequential
+from lmx.data.sampling.packing import (
+    BestFitPacking,
+    ConcatAndSplit,
+    fill_batch,
+    slice_stream,
+)
 from lmx.train.loss.next_token import sum_cross_entropy
 
 PACKINGS = pytest.mark.parametrize(
@@ -43,8 +48,8 @@ def test_an_epoch_of_best_fit_has_every_document_whole_and_once(make_store, make
     store = make_store(SIZES)
     rows = make_rows(store, BestFitPacking(), 4, 32)
     seen = []
-    count = rows.packed(32).rows(Shuffled())
-    for step in range(rows.steps):
+    count = rows.pack(32).rows
+    for step in range(rows.info.steps):
         seen += texts(rows.batch_at(3, step, slice(0, count - 4 * step)))
     spans = zip(store.starts[:-1].tolist(), store.starts[1:].tolist(), strict=True)
     assert sorted(seen) == [list(range(*span)) for span in spans]
@@ -57,7 +62,7 @@ def test_targets_are_the_tokens_that_follow_and_none_of_another_document(
     store = make_store(SIZES)
     rows = make_rows(store, packing, 7, 16)
     document = np.searchsorted(store.starts, np.arange(store.size), side="right")
-    for step in range(rows.steps):
+    for step in range(rows.info.steps):
         batch = rows.batch_at(0, step)
         learned = batch.weights > 0
         assert (batch.targets[learned] == batch.tokens[learned] + 1).all()
@@ -83,8 +88,8 @@ def test_best_fit_leaves_less_than_a_hundredth_of_many_rows_empty(
 def test_in_order_ends_in_padding(make_store, make_rows, packing):
     rows = make_rows(make_store(SIZES), packing, 1000, 16, Sequential())
     batch = rows.batch_at(0, 0)
-    count = rows.packed(16).rows(Sequential())
-    assert rows.steps == 1 and batch.segments[:count, 0].all()
+    count = rows.pack(16).rows
+    assert rows.info.steps == 1 and batch.segments[:count, 0].all()
     assert not any(field[count:].any() for field in batch)
     with pytest.raises(ConfigError, match="no batch 1 in order"):
         rows.batch_at(0, 1)
@@ -112,10 +117,17 @@ def test_a_document_does_not_see_those_it_shares_a_row_with(make_store, make_row
 
     store = make_store(SIZES[:30])
     rows = make_rows(store, BestFitPacking(), 1000, 32, Sequential())
-    count = rows.packed(32).rows(Sequential())
+    count = rows.pack(32).rows
     packed = nats(params, rows.batch_at(0, 0, slice(0, count)))
     alone = [
-        Batch(*(x[:, :size] for x in slice_rows(store, np.array([begin]), 32)))
+        Batch(
+            *(
+                x[:, :size]
+                for x in fill_batch(
+                    store, slice_stream(store, np.array([begin]), 32), (1, 32)
+                )
+            )
+        )
         for begin, size in zip(store.starts[:-1], SIZES[:30] - 1, strict=True)
     ]
     padded = [

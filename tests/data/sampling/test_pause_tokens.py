@@ -7,9 +7,10 @@ import pytest
 from lmx.config.registry import ConfigError
 from lmx.data.corpus.corpus import HoldoutDocuments
 from lmx.data.corpus.text import Text
-from lmx.data.dataset import Dataset, DatasetConfig, TextDataset
+from lmx.data.dataset import Dataset, DatasetConfig
 from lmx.data.sampling.pause_tokens import PauseTokens
 from lmx.data.synthetic.repeat import RepeatTask
+from lmx.data.text_dataset import TextDataset
 from lmx.data.tokenizer.base import ByteTokenizer
 
 ECHO = RepeatTask(vocab=8, batch_size=4, sequence_length=10)
@@ -32,7 +33,7 @@ def source(request, tmp_path, write) -> DatasetConfig:
 def both(source, share):
     """Batches without and with pauses, and the token that is one."""
     plain, paused = source.open(), PauseTokens(source=source, rate=share).open()
-    for step in range(plain.steps or 5):
+    for step in range(plain.info.steps or 5):
         yield plain.batch_at(7, step), paused.batch_at(7, step), paused.pause_token
 
 
@@ -109,10 +110,13 @@ def test_rows_steps_and_seeds_pause_in_places_of_their_own():
 def test_a_pause_is_one_more_token_and_no_text(source):
     plain, paused = source.open(), PauseTokens(source=source).open()
     assert isinstance(paused, Dataset)
-    assert paused.pause_token == plain.vocab and paused.vocab == plain.vocab + 1
-    assert paused.steps == plain.steps
-    assert paused.fingerprint != plain.fingerprint
-    sizes = [paused.token_bytes, plain.token_bytes]
+    assert (
+        paused.pause_token == plain.info.vocab
+        and paused.info.vocab == plain.info.vocab + 1
+    )
+    assert paused.info.steps == plain.info.steps
+    assert paused.info.fingerprint != plain.info.fingerprint
+    sizes = [paused.info.token_bytes, plain.info.token_bytes]
     wide, narrow = (None if x is None else x.tolist() for x in sizes)
     assert wide == (narrow and [*narrow, 0])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import chex
 import pytest
 
-from lmx.data.dataset import Batch
+from lmx.core.batch import Batch
 from lmx.data.sampling.prefetch import BUFFER_SIZE, prefetch
 from lmx.data.synthetic.repeat import RepeatTask
 

@@ -42,7 +42,7 @@ def test_each_length_reads_its_rows_once_an_epoch(make_store, make_rows, packing
     """Rows of a length go on where they stopped when it was last in use."""
     store = make_store(np.random.default_rng(3).integers(2, 20, 40))
     rows = make_rows(store, packing, BATCH, LENGTH)
-    assert rows.steps is None
+    assert rows.info.steps is None
     constant = {length: make_rows(store, packing, 1, length) for length in (8, 16)}
     given = {8: 0, 16: 0}
     for step in range(40):

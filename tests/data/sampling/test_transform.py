@@ -1,7 +1,6 @@
 """What infilled and corrupted rows must keep: told back, they are what they were."""
 
 import dataclasses
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,29 +8,18 @@ import pytest
 from lmx.config.registry import ConfigError
 from lmx.data.dataset import Dataset, DatasetConfig
 from lmx.data.sampling.fim import FillInTheMiddle
-from lmx.data.sampling.order import Shuffled
 from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
 from lmx.data.sampling.span_corruption import SpanCorruption
 from lmx.data.sampling.transform import split_documents
 from lmx.data.synthetic.repeat import RepeatTask
-from lmx.data.tokenizer.base import CharacterCodec
+from lmx.data.tokenizer.base import CharTokenizer
 
 BEGIN, END, VOCAB = 256, 257, 258
 LENGTH = 96
 
 
-@dataclass(frozen=True, kw_only=True)
-class Given(DatasetConfig):
-    """A source that is open already."""
-
-    rows: Dataset
-
-    def open(self) -> Dataset:
-        return self.rows
-
-
 @pytest.fixture(params=[BestFitPacking(), ConcatAndSplit()], ids=str)
-def source(request, make_store, make_rows) -> Given:
+def source(request, open_config, make_store, make_rows) -> DatasetConfig:
     """Documents of bytes between begin and end, some longer than a row."""
     random = np.random.default_rng(0)
     store = make_store(random.integers(2, 60, 80).tolist() + [150, 400])
@@ -40,16 +28,16 @@ def source(request, make_store, make_rows) -> Given:
     store = dataclasses.replace(
         store, parts=[tokens], part_offsets=np.array([0, len(tokens)])
     )
-    return Given(rows=make_rows(store, request.param, 6, LENGTH))
+    return open_config(dataset=make_rows(store, request.param, 6, LENGTH))
 
 
 def both(made):
     """The texts of each row before and after, and the weights after."""
     for step in range(12):
         batch = made.batch_at(4, step)
-        wanted = made.schedule.request(4, step, slice(None))
-        inner = made.inner(LENGTH)
-        plain = made.rows.read(wanted._replace(length=inner))
+        wanted = made.info.schedule.request(4, step, slice(None))
+        inner = made.config.source_length(LENGTH)
+        plain = made.source.read(wanted._replace(sequence_length=inner))
         assert batch.tokens.shape == (6, LENGTH)
         assert [x.dtype for x in batch] == [x.dtype for x in plain]
         for row in range(6):
@@ -78,8 +66,12 @@ def test_an_infilled_row_told_back_is_the_row_that_it_was(source, spm, room):
     ).open()
     marks, told = range(VOCAB, VOCAB + 3), 0
     for plain, batch, row in both(made):
-        after = [text.tokens.tolist() for text in split_documents(batch, row).values()]
-        before = [text.tokens.tolist() for text in split_documents(plain, row).values()]
+        after = [
+            text["token"].tolist() for text in split_documents(batch, row).values()
+        ]
+        before = [
+            text["token"].tolist() for text in split_documents(plain, row).values()
+        ]
         assert [told_back(text, *marks) for text in after] == before
         here = sum(VOCAB in text for text in after)
         told += here
@@ -87,13 +79,15 @@ def test_an_infilled_row_told_back_is_the_row_that_it_was(source, spm, room):
     assert told > 20
 
 
-def test_orders_and_rates_are_as_often_as_they_should_be(make_store, make_rows):
+def test_orders_and_rates_are_as_often_as_they_should_be(
+    open_config, make_store, make_rows
+):
     rows = make_rows(make_store([20] * 4000), BestFitPacking(), 100, 100)
     made = FillInTheMiddle(
-        source=Given(rows=rows), rate=0.5, spm_rate=0.25, sentinels=None
+        source=open_config(dataset=rows), rate=0.5, spm_rate=0.25, sentinels=None
     ).open()
     every = [
-        text.tokens.tolist()
+        text["token"].tolist()
         for batch in (made.batch_at(0, step) for step in range(5))
         for row in range(100)
         for text in split_documents(batch, row).values()
@@ -114,7 +108,7 @@ def test_what_is_learned_of_an_infilled_document(source, learned, spm):
     ).open()
     for _, batch, row in both(made):
         for text in split_documents(batch, row).values():
-            tokens, weights = text.tokens.tolist(), text.weights[1:]
+            tokens, weights = text["token"].tolist(), text["weight"][1:]
             if learned == "all" or VOCAB not in tokens:
                 assert (weights == 1).all()
                 continue
@@ -161,8 +155,12 @@ def test_a_corrupted_row_with_its_spans_put_back_is_the_row_that_it_was(
     ).open()
     marks, count = range(VOCAB, VOCAB + 20), 0
     for plain, batch, row in both(made):
-        after = [text.tokens.tolist() for text in split_documents(batch, row).values()]
-        before = [text.tokens.tolist() for text in split_documents(plain, row).values()]
+        after = [
+            text["token"].tolist() for text in split_documents(batch, row).values()
+        ]
+        before = [
+            text["token"].tolist() for text in split_documents(plain, row).values()
+        ]
         assert [restored(text, marks) for text in after] == before
         for old, new in zip(before, after, strict=True):
             if VOCAB in new:
@@ -182,7 +180,7 @@ def test_only_what_was_taken_out_is_learned(source):
         made = SpanCorruption(source=source, loss_on=learned).open()
         for _, batch, row in both(made):
             for text in split_documents(batch, row).values():
-                tokens, weights = text.tokens.tolist(), text.weights[1:]
+                tokens, weights = text["token"].tolist(), text["weight"][1:]
                 if VOCAB not in tokens or learned == "all":
                     assert (weights == 1).all()
                     continue
@@ -190,9 +188,11 @@ def test_only_what_was_taken_out_is_learned(source):
                 assert (weights[:told] == 0).all() and (weights[told:] == 1).all()
 
 
-def test_a_row_of_one_document_has_room_for_all_its_marks(make_store, make_rows):
+def test_a_row_of_one_document_has_room_for_all_its_marks(
+    open_config, make_store, make_rows
+):
     rows = make_rows(make_store([5000]), BestFitPacking(), 2, 512)
-    made = SpanCorruption(source=Given(rows=rows), reserved_tokens=0).open()
+    made = SpanCorruption(source=open_config(dataset=rows), reserved_tokens=0).open()
     for step in range(4):
         batch = made.batch_at(0, step)
         full = batch.segments[:, 400] > 0
@@ -216,18 +216,18 @@ def test_parts_of_a_rewritten_batch_make_the_batch(source, kind):
         for field, *pieces in zip(whole, *parts, strict=True):
             assert field.tobytes() == np.concatenate(pieces).tobytes()
     assert made.batch_at(1, 0).tokens.tobytes() != made.batch_at(2, 0).tokens.tobytes()
-    assert made.fingerprint.keys() > source.rows.fingerprint.keys()
-    assert made.vocab == VOCAB + (3 if kind is FillInTheMiddle else 100)
-    sizes = made.token_bytes
-    assert sizes is not None and len(sizes) == made.vocab
+    assert made.info.fingerprint.keys() > source.dataset.info.fingerprint.keys()
+    assert made.info.vocab == VOCAB + (3 if kind is FillInTheMiddle else 100)
+    sizes = made.info.token_bytes
+    assert sizes is not None and len(sizes) == made.info.vocab
     assert (
-        made.steps is None or made.steps >= source.rows.packed(96).rows(Shuffled()) / 6
+        made.info.steps is None or made.info.steps >= source.dataset.pack(96).rows / 6
     )
 
 
 def test_marks_can_be_tokens_that_are_there(source):
     made = FillInTheMiddle(source=source, rate=1.0, sentinels=(0, 1, 2)).open()
-    assert made.vocab == VOCAB
+    assert made.info.vocab == VOCAB
     assert (np.isin(made.batch_at(0, 0).tokens, (0, 1, 2))).sum() > 3
 
 
@@ -288,11 +288,13 @@ def test_what_cannot_be_rewritten_is_refused(source, make, message):
         make(source)
 
 
-def test_a_text_without_begin_and_end_is_rewritten_as_a_whole(make_store, make_rows):
+def test_a_text_without_begin_and_end_is_rewritten_as_a_whole(
+    open_config, make_store, make_rows
+):
     rows = make_rows(make_store([30] * 20), BestFitPacking(), 4, LENGTH)
-    rows = dataclasses.replace(rows, tokenizer=CharacterCodec(characters="ab"))
+    rows = dataclasses.replace(rows, tokenizer=CharTokenizer(characters="ab"))
     made = FillInTheMiddle(
-        source=Given(rows=rows), rate=1.0, sentinels=None, spm_rate=0.0
+        source=open_config(dataset=rows), rate=1.0, sentinels=None, spm_rate=0.0
     ).open()
     for text in split_documents(made.batch_at(0, 0), 0).values():
-        assert text.tokens[0] == made.sentinels[0]
+        assert text["token"][0] == made.sentinels[0]

@@ -10,7 +10,7 @@ from lmx.data.corpus.text import Text
 from lmx.data.store.build import BuildTokenStore
 from lmx.data.store.executor import ProcessPool
 from lmx.data.store.store import Store
-from lmx.data.tokenizer.base import ByteCodec, ByteTokenizer
+from lmx.data.tokenizer.base import ByteTokenizer
 
 ALL = HoldoutDocuments(fraction=0.0)
 
@@ -22,7 +22,7 @@ def to_lines(*items: object) -> str:
 
 def read_texts(store: Store) -> list[str]:
     """Returns every document of a store of bytes."""
-    decode = ByteCodec().decode
+    decode = ByteTokenizer().decode
     return [decode(store.read_document(number)) for number in range(store.documents)]
 
 

@@ -16,7 +16,8 @@ from lmx.data.store import shard_writer
 from lmx.data.store.build import BuildTokenStore
 from lmx.data.store.executor import ProcessPool, WorkerError
 from lmx.data.store.store import read_manifest
-from lmx.data.tokenizer.base import CharTokenizer, load
+from lmx.data.tokenizer.base import CharTokenizer
+from lmx.data.tokenizer.load import load_tokenizer
 from lmx.data.tokenizer.sentencepiece import SentencePiece
 from tests.data.store.conftest import ALL, make_config, read_texts, to_lines
 
@@ -92,7 +93,7 @@ def test_a_trained_tokenizer_is_stored_with_its_tokens(tmp_path, write):
     path = write("a.jsonl", to_lines(*texts))
     config = make_config(path, tokenizer=SentencePiece(vocab=300))
     store = config.write(tmp_path / "store")
-    tokenizer = load(tmp_path / "store")
+    tokenizer = load_tokenizer(tmp_path / "store")
     assert tokenizer.digest == store.fingerprint["tokenizer"]
     assert tokenizer.decode(store.read_document(7)) == "some words 7 and more"
 
@@ -158,7 +159,7 @@ def test_a_long_document_is_encoded_in_parts_and_loses_nothing(
         write("a.jsonl", to_lines(*texts)), tokenizer=SentencePiece(vocab=270)
     )
     store = config.write(tmp_path / "store")
-    decode = load(tmp_path / "store").decode
+    decode = load_tokenizer(tmp_path / "store").decode
     assert [decode(store.read_document(n)) for n in range(4)] == texts
 
 

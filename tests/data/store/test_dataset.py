@@ -18,7 +18,7 @@ from lmx.data.sampling.packing import BestFitPacking
 from lmx.data.store.build import BuildTokenStore
 from lmx.data.store.dataset import TokenStoreDataset
 from lmx.data.store.executor import ProcessPool
-from lmx.data.tokenizer.base import DESCRIPTION, CharTokenizer
+from lmx.data.tokenizer.base import SETTINGS, TOKENIZER_DIR, CharTokenizer
 
 NAMES = ("books", "code", "web")
 
@@ -49,14 +49,14 @@ def folder(tmp_path, write):
 def texts(rows) -> list[str]:
     """What the segments of a pass say, one character a token."""
     found = []
-    for step in range(rows.steps):
+    for step in range(rows.info.steps):
         batch = rows.batch_at(0, step)
         for row, t in np.argwhere(batch.segments > 0):
             if batch.positions[row, t] == 0:
                 found.append([batch.tokens[row, t]])
             if batch.weights[row, t]:
                 found[-1].append(batch.targets[row, t])
-    return [rows.tokenizer.decode(tokens) for tokens in found]
+    return [rows.info.tokenizer.decode(tokens) for tokens in found]
 
 
 @pytest.mark.parametrize("name", [*NAMES, None])
@@ -71,15 +71,17 @@ def test_a_pass_reads_the_documents_of_its_source_and_no_other(folder, name):
         text(n, i) for n in (NAMES if name is None else [name]) for i in range(30)
     ]
     assert sorted(texts(rows)) == sorted(wanted)
-    assert rows.bytes == sum(len(document.encode()) for document in wanted)
-    assert rows.documents == len(wanted)
-    assert rows.tokens == sum(map(len, wanted))
+    assert rows.store.bytes == sum(len(document.encode()) for document in wanted)
+    assert rows.store.documents == len(wanted)
+    assert rows.store.size == sum(map(len, wanted))
 
 
 def test_sources_of_one_store_are_told_apart(folder):
     stored = TokenStoreDataset(path=str(folder), batch_size=4, sequence_length=16)
     prints = {
-        json.dumps(dict(dataclasses.replace(stored, source=name).open().fingerprint))
+        json.dumps(
+            dict(dataclasses.replace(stored, source=name).open().info.fingerprint)
+        )
         for name in (*NAMES, None)
     }
     assert len(prints) == 4
@@ -92,7 +94,7 @@ def test_where_a_store_lies_changes_nothing(folder, tmp_path):
     )
     moved = dataclasses.replace(stored, path=str(tmp_path / "elsewhere"))
     one, two = stored.open(), moved.open()
-    assert one.fingerprint == two.fingerprint
+    assert one.info.fingerprint == two.info.fingerprint
     for a, b in zip(one.batch_at(1, 9), two.batch_at(1, 9), strict=True):
         assert a.tobytes() == b.tobytes()
 
@@ -108,7 +110,7 @@ def test_a_source_that_is_not_there_is_refused_by_name(folder):
 
 
 def test_a_tokenizer_that_changed_after_the_build_is_refused_by_name(folder):
-    path = folder / DESCRIPTION
+    path = folder / TOKENIZER_DIR / SETTINGS
     told = json.loads(path.read_text())
     told["characters"] = told["characters"][:-1] + "~"
     path.write_text(json.dumps(told))
@@ -137,7 +139,7 @@ def test_a_page_can_mix_the_sources_of_a_store(folder):
     ]
     config = load([], page, root=Mixture)
     rows = config.build().open()
-    codec = rows.tokenizer
+    codec = rows.info.tokenizer
     assert codec is not None
     for step in range(10):
         batch = rows.batch_at(0, step)
@@ -150,7 +152,7 @@ def test_a_page_can_mix_the_sources_of_a_store(folder):
         "web": MixtureComponent(source=stored),
         "code": MixtureComponent(source=stored),
     }
-    assert Mixture(components=parts).open().fingerprint.keys() > {
+    assert Mixture(components=parts).open().info.fingerprint.keys() > {
         "web.tokens",
         "code.source",
     }

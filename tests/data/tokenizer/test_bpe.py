@@ -18,10 +18,10 @@ from lmx.config.registry import ConfigError
 from lmx.data.corpus.corpus import HoldoutTail
 from lmx.data.corpus.stdlib import Stdlib
 from lmx.data.corpus.text import Text
-from lmx.data.tokenizer.base import load
 from lmx.data.tokenizer.bpe import ALPHABET, encode_word, train_bpe
-from lmx.data.tokenizer.byte_bpe import BPE, load_bpe, to_tokenizer_json
+from lmx.data.tokenizer.byte_bpe import BPE, to_tokenizer_json
 from lmx.data.tokenizer.hf_json import BYTE_OF_LETTER
+from lmx.data.tokenizer.load import load_tokenizer
 from lmx.data.tokenizer.pretokenize import PATTERNS, compile_pretokenizer
 from lmx.data.tokenizer.pretrained import Tiktoken
 
@@ -212,7 +212,7 @@ def test_ranks_merge_the_least_of_all_neighbours(ranks, tmp_path):
         assert codec.decode(tokens) == text
     assert codec.decode([1507, 1503, 1501]) == ""
     codec.save(tmp_path)
-    kept = load(tmp_path)
+    kept = load_tokenizer(tmp_path)
     assert (kept.digest, kept.eos, kept.vocab) == (codec.digest, 1507, 1508)
     np.testing.assert_array_equal(kept.encode("def f():"), codec.encode("def f():"))
 

@@ -17,9 +17,9 @@ from tokenizers import (
 )
 
 from lmx.config.registry import ConfigError
-from lmx.data.tokenizer.base import load
 from lmx.data.tokenizer.hf_folder import load_hf_folder
 from lmx.data.tokenizer.hf_json import HFTokenizer
+from lmx.data.tokenizer.load import load_tokenizer
 
 TEXTS = ["def f(x):\n    return x  # ä 你好 🙂", "Hello world, hello!", "a", "  two  "]
 CORPUS = [*TEXTS, "the quick brown fox", "return hello world"] * 4
@@ -138,7 +138,7 @@ def test_a_run_keeps_the_files_and_reads_them_back(fast, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     codec.save(run)
-    again = load(run)
+    again = load_tokenizer(run)
     assert again.digest == codec.digest and again.hf_files == codec.hf_files
     for name in ("begin", "end", "stops", "strips"):
         assert getattr(again, name) == getattr(codec, name)
@@ -217,4 +217,4 @@ def test_a_sentencepiece_model_is_read_by_itself(sentence, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     codec.save(run)
-    assert load(run).digest == codec.digest
+    assert load_tokenizer(run).digest == codec.digest

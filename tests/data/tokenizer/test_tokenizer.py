@@ -16,9 +16,9 @@ from lmx.data.tokenizer.base import (
     CharTokenizer,
     Tokenizer,
     TokenizerConfig,
-    load,
 )
 from lmx.data.tokenizer.byte_bpe import BPE
+from lmx.data.tokenizer.load import load_tokenizer
 from lmx.data.tokenizer.sentencepiece import SentencePiece
 
 PLACES = (0, 0x41, 0x1F600 & 0xFFFF, 0xD7FF, 0xE000, 0xFFFD, 0xFFFF)
@@ -130,7 +130,7 @@ def test_half_a_surrogate_pair_is_refused_by_its_place(codec, text):
 
 def test_a_run_keeps_its_tokenizer(codec, tmp_path):
     codec.save(tmp_path)
-    kept = load(tmp_path)
+    kept = load_tokenizer(tmp_path)
     assert (kept.digest, kept.vocab) == (codec.digest, codec.vocab)
     assert (kept.bos, kept.eos) == (codec.begin, codec.end)
     for text in HARD:
@@ -219,16 +219,16 @@ def test_fewer_pieces_than_bytes_are_refused_with_the_least(corpus):
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="neither tokenizer.model nor tokenizer.json"):
-        load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_a_tokenizer_of_another_making_is_refused(tmp_path, write):
     write("tokenizer.json", '{"kind": "words"}')
     with pytest.raises(ConfigError, match="'words'.*knows 'bytes' and 'characters'"):
-        load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_a_damaged_model_is_refused(tmp_path):
     Path(tmp_path, "tokenizer.model").write_bytes(b"\xff" * 10)
     with pytest.raises(ConfigError, match="10 bytes that are no SentencePiece model"):
-        load(tmp_path)
+        load_tokenizer(tmp_path)

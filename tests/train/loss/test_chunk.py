@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from lmx.config.registry import ConfigError
+from lmx.core.batch import Batch
 from lmx.core.precision import Precision
 from lmx.core.sharding import RULES, Mesh, shardings
-from lmx.data.dataset import Batch
 from lmx.layers.attention.attention import Attention
 from lmx.layers.head import LMHead, TiedLMHead
 from lmx.layers.mlp import SwiGLU

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lmx.config.registry import ConfigError
+from lmx.core.batch import Batch
 from lmx.core.mean import Mean
-from lmx.data.dataset import Batch
 from lmx.train.loss.next_token import NextToken
 
 B, T, V = 2, 3, 5

@@ -1,0 +1,136 @@
+"""Datasets of tokenized text: one split of a corpus, packed into sequences."""
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from lmx.config.registry import ConfigError, configurable
+from lmx.core.batch import Batch
+from lmx.data.corpus.corpus import Corpus, Split
+from lmx.data.dataset import Dataset, DatasetConfig, DatasetInfo, DocumentSpan
+from lmx.data.sampling.order import Order, Shuffled
+from lmx.data.sampling.packing import (
+    ConcatAndSplit,
+    PackedDocuments,
+    Packing,
+    fill_batch,
+)
+from lmx.data.sampling.schedule import BatchSchedule, PiecewiseConstant, RowRequest
+from lmx.data.store.cached import open_cached_store
+from lmx.data.store.store import Store
+from lmx.data.tokenizer.base import Tokenizer, TokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedDataset(DatasetConfig):
+    """Tokenized documents, packed into sequences of fixed length.
+
+    Attributes:
+        batch_size: B, rows over all devices.
+        sequence_length: T, tokens per row. Each length is packed separately, and its
+            rows are counted separately from those of other lengths.
+    """
+
+    batch_size: int | PiecewiseConstant
+    sequence_length: int | PiecewiseConstant
+    order: Order = Shuffled()
+    packing: Packing = ConcatAndSplit()
+
+    def __post_init__(self):
+        _ = self.schedule
+
+    @property
+    def schedule(self) -> BatchSchedule:
+        return BatchSchedule.build(
+            type(self).__name__, self.batch_size, self.sequence_length
+        )
+
+    @abstractmethod
+    def open_store(self) -> tuple[Store, Tokenizer]:
+        """The tokens and what they mean."""
+
+    def open(self) -> "TokenDataset":
+        """Opens the token store, and packs it if no cached packing exists."""
+        store, tokenizer = self.open_store()
+        if store.size < 2:
+            raise ConfigError(
+                f"{self} has {store.size} tokens, and a target needs two: add text."
+            )
+        return TokenDataset(
+            store=store,
+            tokenizer=tokenizer,
+            order=self.order,
+            packing=self.packing,
+            schedule=self.schedule,
+        )
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class TextDataset(PackedDataset):
+    """One split of a corpus. It is tokenized once and cached."""
+
+    corpus: Corpus
+    tokenizer: TokenizerConfig
+    split: Split = "train"
+
+    def open_store(self) -> tuple[Store, Tokenizer]:
+        """Trains the tokenizer and tokenizes the corpus, unless both are cached."""
+        tokenizer = self.tokenizer.open(self.corpus)
+        return open_cached_store(self.corpus, tokenizer, self.split), tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenDataset(Dataset):
+    """Sequences packed from a token store, in some order."""
+
+    store: Store
+    tokenizer: Tokenizer
+    order: Order
+    packing: Packing
+    schedule: BatchSchedule
+    _packings: dict[int, PackedDocuments] = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        for stage in self.schedule.stages:  # fail now, not at the first batch
+            _ = self.pack(stage.sequence_length).rows
+
+    @cached_property
+    def info(self) -> DatasetInfo:
+        _, batch_size, sequence_length = self.schedule.stages[0]
+        rows = self.pack(sequence_length).rows
+        constant = len(self.schedule.stages) == 1
+        return DatasetInfo(
+            schedule=self.schedule,
+            vocab=self.tokenizer.vocab,
+            fingerprint=self.store.fingerprint,
+            tokenizer=self.tokenizer,
+            steps=-(-rows // batch_size) if constant and rows is not None else None,
+        )
+
+    def read(self, request: RowRequest) -> Batch:
+        segments = self.pack(request.sequence_length).select(request)
+        shape = len(request.rows), request.sequence_length
+        return fill_batch(self.store, segments, shape)
+
+    def locate(self, request: RowRequest) -> list[DocumentSpan]:
+        row, start, length, _ = self.pack(request.sequence_length).select(request)
+        segment = np.arange(1, len(row) + 1) - np.searchsorted(row, row)
+        document = np.searchsorted(self.store.starts, start, side="right") - 1
+        offset = start - self.store.starts[document]
+        columns = (request.rows[row], segment, document, offset, length)
+        return [
+            DocumentSpan(row, segment, *self.store.locate(document), offset, length)
+            for row, segment, document, offset, length in zip(
+                *(column.tolist() for column in columns), strict=True
+            )
+        ]
+
+    def pack(self, length: int) -> PackedDocuments:
+        """The documents packed into rows of that length."""
+        if length not in self._packings:
+            packed = self.packing.pack(self.store, self.order, length)
+            self._packings[length] = packed
+        return self._packings[length]
