@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lmx.data.dataset import Dataset
+from lmx.data.dataset import Dataset, DocumentSpan
 from lmx.data.sampling.fim import FillInTheMiddle
 from lmx.data.sampling.mixture import Mixture, MixtureComponent
 from lmx.data.sampling.order import RandomOffset, RandomWindows, Sequential, Shuffled
