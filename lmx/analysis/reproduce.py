@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmx.config.format import to_gin
 from lmx.config.parse import parse, parse_text
 from lmx.config.registry import ConfigError
 from lmx.config.resolve import from_json, resolve
@@ -82,7 +83,7 @@ def apply_overrides(
     words = [*overrides]
     if not words:
         return metadata.config
-    page = parse_text(metadata.config.to_gin(), "metadata.json")
+    page = parse_text(to_gin(metadata.config), "metadata.json")
     config = resolve({**page, **parse([], words)}, metadata.config.name)
     changes = diff(metadata.config.identity(), config.identity())
     if changes:

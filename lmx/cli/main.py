@@ -1,53 +1,93 @@
-"""The command line. Each verb imports what it needs when it is called."""
+"""The command line. Each command imports what it needs when it runs."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from lmx.cli import config, eval, generate, hf, launch, plan, train
-from lmx.cli.data import verbs as data
+from lmx.cli.command import RAW, Parser
+from lmx.cli.data import build, curate, tokenizer
+from lmx.cli.data import inspect as inspect_data
 from lmx.cli.runs import ckpt, faulttest, inspect, replay, reproduce
 
 _ABOUT = """\
-Language models in JAX. An experiment is a page of settings, a run is a folder.
+Language models in JAX. An experiment is a .gin config; a run is a folder.
 
-  lmx train experiments/quickstart.gin             train, evaluate, sample, draw
-  lmx train experiments/quickstart.gin STEPS=50    the same with a setting changed
-  lmx generate runs/quickstart-... --prompt "def " text from what a run has learned
+  lmx train quickstart                             train, evaluate, sample, plot
+  lmx train quickstart STEPS=50                    the same with one setting changed
+  lmx generate runs/quickstart-... --prompt "def " text from a trained run
   lmx eval runs/quickstart-... essay.txt           how well it predicts a text
-  lmx config show experiments/quickstart.gin       every setting, and who decided it
-  lmx plan experiments/quickstart.gin --on v5e-16  whether it fits, how fast, how dear
-  lmx why runs/quickstart-... --step 100           what a step of a run learned from
-  lmx prove experiments/quickstart.gin --steps 60  kills it, and shows nothing is lost
-  lmx import hf Llama-3.2-1B runs/llama            a model of Hugging Face, as a run
+  lmx config show quickstart                       every setting, and what set it
+  lmx plan quickstart --on v5e-16                  whether it fits, speed and cost
+  lmx inspect runs/quickstart-... --step 100       the batch and losses of one step
+  lmx faulttest quickstart --steps 60              kills it, and shows nothing is lost
+  lmx import hf Llama-3.2-1B runs/llama            a Hugging Face model as a run
+
+`quickstart` ships with lmx; `lmx config list experiments` lists the others, and a path
+such as experiments/mine.gin names a config of yours. Exit status: 0 success, 1 a check
+failed, 2 invalid arguments or inputs, 75 a restart may help, 130 Ctrl-C, 143 SIGTERM.
 """
 
-_BACK = (ckpt, inspect, replay, reproduce, faulttest)
-_VERBS = (train, generate, eval, config, data, plan, launch, hf, *_BACK)
+_GROUPS = {
+    "config": ("read a config without running it", config.ABOUT),
+    "data": (
+        "prepare text for training",
+        "Prepares text for training. Inputs are never changed; results go to a new"
+        " folder.\n",
+    ),
+    "ckpt": (
+        "the checkpoints of a run: list, verify, diff, lineage",
+        "Reads the checkpoints of a run, and changes none.\n",
+    ),
+    "import": ("a model of another library as a run", "Imports a model as a run.\n"),
+    "export": ("a run as a model of another library", "Exports a run.\n"),
+}
+
+_MODULES = (
+    *(train, generate, eval, config, build, inspect_data, tokenizer, curate, plan),
+    *(launch, hf, ckpt, inspect, replay, reproduce, faulttest),
+)
+COMMANDS = tuple(command for module in _MODULES for command in module.COMMANDS)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser("lmx", description=_ABOUT, formatter_class=RAW)
+    parsers = {"": parser}
+    subparsers = {"": _add_subparsers(parser)}
+    for command in COMMANDS:
+        *words, _ = command.name.split()
+        group = " ".join(words)
+        if group not in subparsers:
+            summary, about = _GROUPS[group]
+            commands = [c for c in COMMANDS if c.name.startswith(f"{group} ")]
+            examples = "\n".join(_first_example(c.description) for c in commands)
+            parsers[group] = subparsers[""].add_parser(
+                group,
+                help=summary,
+                description=f"{about}\n{examples}",
+                formatter_class=RAW,
+            )
+            subparsers[group] = _add_subparsers(parsers[group])
+        command.add_to(subparsers[group])
+    return parser
+
+
+def _add_subparsers(parser: argparse.ArgumentParser) -> Any:
+    return parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+
+
+def _first_example(description: str) -> str:
+    lines = (line for line in description.split("\n") if line.startswith("  lmx "))
+    return next(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one verb and exits.
-
-    0: done, 1: no, 2: wrong words, 75: try again, 130: Ctrl-C, 143: SIGTERM.
-    """
-    parser = argparse.ArgumentParser(
-        prog="lmx",
-        description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(
-        required=True, metavar="VERB", parser_class=config.Words
-    )
-    for verb in _VERBS:
-        verb.add(verbs)
-    args = parser.parse_args(arguments)
-    args.typed = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        sys.exit(args.run(args))
-    except KeyboardInterrupt:
-        print("stopped at once", file=sys.stderr)
-        sys.exit(130)
+    """Runs one command and exits with its status."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    args = build_parser().parse_args(argv, argparse.Namespace(argv=argv))
+    sys.exit(args.command.execute(args))
 
 
 if __name__ == "__main__":

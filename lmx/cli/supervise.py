@@ -1,4 +1,4 @@
-"""A process that starts a run anew when it dies, and gives up when that is no use."""
+"""Supervisor, which restarts a run when its process dies and a restart can help."""
 
 import signal
 import subprocess
@@ -9,18 +9,18 @@ from pathlib import Path
 from lmx.core.console import print_line
 from lmx.run.timing import record_death
 
-FINAL = {0, 1, 2, 130, 143}  # done, a fault that will be there again, asked to stop
+FINAL = {0, 1, 2, 130, 143}  # finished, a deterministic error, or a requested stop
 FIRST, LONGEST = 1.0, 60.0  # seconds before the first restart, and at most
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Supervisor:
-    """Runs a command until it is done, at most so many times after the first.
+    """Runs a command and restarts it up to `restarts` times.
 
-    The pause before a restart doubles from 1 to 60 s, and is short again once the run
-    has saved more. Two deaths in one way with nothing saved between them are one cause:
-    it gives up. SIGTERM and Ctrl-C are passed on, and are the end. The command runs in
-    a process group of its own, so that a terminal's Ctrl-C reaches it once.
+    The pause before a restart doubles from 1 to 60 s, and is reset once the run has
+    saved a newer checkpoint. It gives up when a process dies twice in the same way with
+    nothing saved between. SIGTERM and Ctrl-C are forwarded and not restarted. The
+    command has its own process group, so that a terminal's Ctrl-C reaches it once.
     """
 
     def __init__(self, command: Sequence[str], run: Path, restarts: int):
@@ -31,14 +31,14 @@ class Supervisor:
 
     def __call__(self) -> int:
         """The exit status of the last process; 128 + n for one killed by signal n."""
-        before = {signum: signal.signal(signum, self._pass) for signum in SIGNALS}
+        before = {signum: signal.signal(signum, self._forward) for signum in SIGNALS}
         try:
             return self._supervise()
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
 
-    def _pass(self, signum: int, frame: object) -> None:
+    def _forward(self, signum: int, frame: object) -> None:
         self.received_signal = signum
         self.signal_event.set()
         if self.child is not None and self.child.poll() is None:
@@ -47,28 +47,27 @@ class Supervisor:
     def _supervise(self) -> int:
         cause, pause = None, FIRST
         for left in range(self.restarts, -1, -1):
-            status = self._once()
-            seen, cause = cause, (status, newest_step(self.run))
+            status = self._run_once()
+            previous, cause = cause, (status, newest_step(self.run))
             code = 128 - status if status < 0 else status
             if self.received_signal or code in FINAL:
                 return code
-            if seen == cause:
-                print_line(
-                    f"error: {_told(status)}, as before, and nothing was saved between"
-                )
+            reason = _describe(status)
+            if previous == cause:
+                print_line(f"error: {reason}, as before, and nothing was saved between")
                 return code
             if not left:
-                print_line(f"error: {_told(status)}, and no restart is left")
+                print_line(f"error: {reason}, and no restart is left")
                 return code
-            pause = FIRST if seen and cause[1] > seen[1] else pause
-            print_line(f"{_told(status)}: starting again in {pause:.0f} s, {left} left")
+            pause = FIRST if previous and cause[1] > previous[1] else pause
+            print_line(f"{reason}: restarting in {pause:.0f} s, {left} left")
             if self.signal_event.wait(pause):
                 return 128 + (self.received_signal or signal.SIGTERM)
             pause = min(2 * pause, LONGEST)
         raise AssertionError
 
-    def _once(self) -> int:
-        """Runs the command; its status, which is negative if a signal killed it."""
+    def _run_once(self) -> int:
+        """Runs the command. Returns its status, negative if a signal killed it."""
         self.child = subprocess.Popen(self.command, process_group=0)
         if self.received_signal:  # while it was being started
             self.child.send_signal(self.received_signal)
@@ -79,12 +78,12 @@ class Supervisor:
 
 
 def newest_step(run: Path) -> int:
-    """The newest step whose state is in the folder of a run; -1 if there is none."""
+    """The step of the latest checkpoint in the folder of a run; -1 if there is none."""
     names = [path.name for path in (run / "checkpoints").glob("*")]
     return max((int(name) for name in names if name.isdigit()), default=-1)
 
 
-def _told(status: int) -> str:
+def _describe(status: int) -> str:
     if status < 0:
         return f"the run was killed by {signal.Signals(-status).name}"
-    return f"the run ended with {status}"
+    return f"the run exited with {status}"

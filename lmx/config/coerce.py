@@ -1,42 +1,43 @@
-"""What an annotation takes: the closed set of types a configuration may hold."""
+"""Checks values against annotations and converts them where that loses nothing."""
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lmx.config.node import Node, format_value
 from lmx.config.registry import ConfigError, find, suggest
-from lmx.config.types import SCALARS, format_type
+from lmx.config.types import SCALARS, UNIONS, format_type
+from lmx.config.value import Config, format_value
 
 
-def coerce_field(value: Any, kind: Any, label: str, where: object) -> Any:
-    """`value` as its annotation wants it, or a refusal that names both."""
+def coerce_field(value: Any, kind: Any, label: str, location: object) -> Any:
+    """`coerce`, with a ConfigError that names the field, its type and its location."""
     try:
         return coerce(value, kind)
     except TypeError:
-        advice = _suggest_fix(value, kind)
+        fix = _suggest_fix(value, kind)
         raise ConfigError(
-            f"{where}: {label} wants {format_type(kind)}, got {format_value(value)}{advice}"
+            f"{location}: {label} must be {format_type(kind)}, got"
+            f" {format_value(value)}{fix}"
         ) from None
 
 
 def coerce(value: Any, kind: Any) -> Any:
-    """`value` in the type `kind`, an int made a float where a float is asked for.
+    """`value` as the type `kind`; an int becomes a float where a float is expected.
 
-    Knows scalars, None, Literal, unions, tuples, mappings, classes and factories
-    (`Callable[..., X]`); raises TypeError for any other value.
+    Supports scalars, None, Literal, unions, tuples, mappings, classes and factories
+    (`Callable[..., X]`). Raises TypeError for any other value.
     """
     origin, args = get_origin(kind) or kind, get_args(kind)
     if kind is Any:
         return _coerce_any(value)
-    if isinstance(value, Node) and value.called:
-        return _check_called(value, kind)
-    if origin in (Union, UnionType):
+    if isinstance(value, Config):
+        if not _is_instance(value, kind):
+            raise TypeError
+        return value
+    if origin in UNIONS:
         return _coerce_union(value, args)
-    if isinstance(value, Node):
-        return _check_factory(value, kind)
     if origin is tuple and isinstance(value, tuple | list):
         kinds = args or (Any, ...)
         kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
@@ -44,16 +45,14 @@ def coerce(value: Any, kind: Any) -> Any:
             return tuple(map(coerce, value, kinds))
     if origin is Mapping and isinstance(value, Mapping):
         keys, items = args or (Any, Any)
-        return {
-            _coerce_key(coerce(k, keys)): coerce(v, items) for k, v in value.items()
-        }
+        return {_as_key(coerce(k, keys)): coerce(v, items) for k, v in value.items()}
     return _coerce_scalar(value, args if origin is Literal else kind)
 
 
 def _coerce_scalar(value: Any, kind: Any) -> Any:
-    """A scalar, None, or one of the `kind` of a Literal. No bool passes for an int."""
+    """A scalar, None, or one of the values `kind` of a Literal; a bool is no int."""
     if isinstance(kind, tuple):
-        if any(type(value) is type(word) and value == word for word in kind):
+        if any(type(value) is type(choice) and value == choice for choice in kind):
             return value
     elif kind is float and type(value) in (int, float) and not math.isnan(value):
         return float(value)
@@ -63,22 +62,22 @@ def _coerce_scalar(value: Any, kind: Any) -> Any:
 
 
 def _coerce_any(value: Any) -> Any:
-    """A value of no particular type, if JSON could keep it."""
-    if isinstance(value, Node):
+    """A value of any type that JSON can store."""
+    if isinstance(value, Config):
         return value
+    if isinstance(value, Mapping):
+        return {_as_key(key): _coerce_any(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return tuple(map(_coerce_any, value))
-    if isinstance(value, Mapping):
-        return {_coerce_key(key): _coerce_any(item) for key, item in value.items()}
+    return _as_key(value)
+
+
+def _as_key(value: Any) -> Any:
     return _coerce_scalar(value, type(value))
 
 
-def _coerce_key(value: Any) -> Any:
-    return _coerce_scalar(value, type(value))
-
-
-def _coerce_union(value: Any, kinds: Iterable[Any]) -> Any:
-    """`value` as the first of several types that will have it, exact ones first."""
+def _coerce_union(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """`value` as the first of several types that accepts it, its own type first."""
     for kind in sorted(kinds, key=lambda kind: kind is not type(value)):
         try:
             return coerce(value, kind)
@@ -87,27 +86,20 @@ def _coerce_union(value: Any, kinds: Iterable[Any]) -> Any:
     raise TypeError
 
 
-def _check_called(node: Node, kind: Any) -> Node:
-    """`resolve_ref`, if it returns what is wanted: maybe a callable (a hook, a schedule)."""
-    if is_assignable(return_type(node), kind):
-        return node
-    raise TypeError
+def _is_instance(config: Config, kind: Any) -> bool:
+    """Whether what a called config returns, or an uncalled one as factory, fits."""
+    if config.called:
+        return is_assignable(return_type(config), kind)
+    if get_origin(kind) in UNIONS:
+        return any(_is_instance(config, each) for each in get_args(kind))
+    is_factory = (get_origin(kind) or kind) is Callable
+    return is_factory and is_assignable(return_type(config), _result_of(kind))
 
 
-def _check_factory(node: Node, kind: Any) -> Node:
-    """`resolve_ref`, if a factory (`Callable[..., X]`) of what it names is wanted."""
-    if (get_origin(kind) or kind) is Callable:
-        if is_assignable(
-            return_type(node), get_args(kind)[-1] if get_args(kind) else Any
-        ):
-            return node
-    raise TypeError
-
-
-def return_type(node: Node) -> Any:
-    """The annotation of what calling `resolve_ref` returns."""
-    thing = find(node.name, "type")
-    return thing if inspect.isclass(thing) else _return_hint(thing)
+def return_type(config: Config) -> Any:
+    """The annotation of what calling `config` returns."""
+    function = find(config.name, "type")
+    return function if inspect.isclass(function) else _return_hint(function)
 
 
 def _return_hint(function: Callable[..., Any]) -> Any:
@@ -117,19 +109,22 @@ def _return_hint(function: Callable[..., Any]) -> Any:
         return Any
 
 
+def _result_of(kind: Any) -> Any:
+    """X of `Callable[..., X]`."""
+    return get_args(kind)[-1] if get_args(kind) else Any
+
+
 def is_assignable(actual: Any, expected: Any) -> bool:
-    """Whether what is annotated `made` can stand where `wanted` is asked for."""
+    """Whether a value annotated `actual` can be used where `expected` is required."""
     if Any in (actual, expected) or actual == expected:
         return True
-    if get_origin(actual) in (Union, UnionType):
+    if get_origin(actual) in UNIONS:
         return all(is_assignable(kind, expected) for kind in get_args(actual))
-    if get_origin(expected) in (Union, UnionType):
+    if get_origin(expected) in UNIONS:
         return any(is_assignable(actual, kind) for kind in get_args(expected))
     have, want = get_origin(actual) or actual, get_origin(expected) or expected
     if want is Callable:
-        return _is_callable(
-            actual, get_args(expected)[-1] if get_args(expected) else Any
-        )
+        return _is_callable(have, actual, _result_of(expected))
     if not (isinstance(have, type) and isinstance(want, type)):
         return False
     try:
@@ -138,31 +133,23 @@ def is_assignable(actual: Any, expected: Any) -> bool:
         return True
 
 
-def _is_callable(actual: Any, result: Any) -> bool:
-    """Whether what is annotated `made` can be called, and then returns `result`."""
+def _is_callable(origin: Any, actual: Any, result: Any) -> bool:
+    """Whether a value annotated `actual` can be called and then returns `result`."""
     result = NoneType if result is None else result
-    if (get_origin(actual) or actual) is Callable:
-        return is_assignable(get_args(actual)[-1], result) if get_args(actual) else True
-    call = inspect.getattr_static(get_origin(actual) or actual, "__call__", None)
+    if origin is Callable:
+        return is_assignable(_result_of(actual), result)
+    call = inspect.getattr_static(origin, "__call__", None)
     return inspect.isfunction(call) and is_assignable(_return_hint(call), result)
 
 
 def _suggest_fix(value: Any, kind: Any) -> str:
-    """What would do instead, where that is easily said."""
-    if isinstance(value, Node):
-        other = Node(value.name, not value.called, {})
-        try:
-            coerce(other, kind)
-        except TypeError:
-            return ""
-        return f": write {other}"
+    """A value that would be accepted, where it is easy to name."""
+    if isinstance(value, Config):
+        other = Config(value.name, not value.called, {})
+        return f": write {other}" if _is_instance(other, kind) else ""
     if get_origin(kind) is Literal and isinstance(value, str):
-        near = suggest(value, filter(_is_text, get_args(kind)))
-        return near if "did you mean" in near else ""
+        choices = [choice for choice in get_args(kind) if isinstance(choice, str)]
+        return suggest(value, choices, near_only=True)
     if type(value) not in (*SCALARS, tuple, list, dict, bytes, complex):
-        return ", which no page can write: make it configurable"
+        return ", which a config cannot express: make it @configurable"
     return ""
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)

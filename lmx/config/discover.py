@@ -1,7 +1,7 @@
-"""Which module of lmx makes a name configurable, found by reading and not importing.
+"""Finds the modules that declare configurable names, and the shipped experiments.
 
-So a page needs no imports for what ships with lmx, and no room has to import another
-only to have its names known.
+Modules are read as text and not imported, so that a config needs no imports for what
+ships with lmx, and no package imports another only to register its names.
 """
 
 import functools
@@ -19,19 +19,33 @@ _DECLARATION = re.compile(
 
 @functools.cache
 def find_declarations() -> Mapping[str, tuple[str, ...]]:
-    """The modules of each name that something in lmx declares configurable."""
-    found: dict[str, tuple[str, ...]] = {}
+    """The modules that declare each configurable name of lmx."""
+    modules: dict[str, tuple[str, ...]] = {}
     for file in sorted(_LMX.rglob("*.py")):
-        if "configurable" not in (text := file.read_text(encoding="utf-8")):
-            continue
         module = ".".join(("lmx", *file.relative_to(_LMX).with_suffix("").parts))
-        for names in _DECLARATION.findall(text):
-            name = "".join(names)
-            found[name] = (*found.get(name, ()), module)
-    return found
+        for names in _DECLARATION.findall(file.read_text(encoding="utf-8")):
+            modules["".join(names)] = (*modules.get("".join(names), ()), module)
+    return modules
 
 
 def import_declaring(name: str) -> None:
-    """Imports the modules that declare `name`; nothing if none does."""
+    """Imports the modules of lmx that declare `name`, if any."""
     for module in find_declarations().get(name, ()):
         importlib.import_module(module)
+
+
+def find_experiments() -> dict[str, Path]:
+    """The files of the shipped experiments by name, such as `families/llama3_8b`.
+
+    They are in the package in a wheel, and beside it in a checkout.
+    """
+    folders = (_LMX / "experiments", _LMX.parent / "experiments")
+    folder = next(filter(Path.is_dir, folders), folders[0])
+    files = sorted(folder.rglob("*.gin"))
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
+def locate_config(name: str | Path) -> Path:
+    """The path of a config: a shipped experiment if the name is not a file."""
+    path = Path(name)
+    return path if path.is_file() else find_experiments().get(str(name), path)

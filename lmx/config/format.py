@@ -1,65 +1,103 @@
-"""A configuration for the eye: one line per field, the story of one, or a tree."""
+"""Formats a configuration: as a table, as a tree, or as one flat `.gin` file."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 
-from lmx.config.node import (
-    Node,
-    Provenance,
-    child_nodes,
-    format_value,
-    iter_fields,
-    to_jsonable,
-)
 from lmx.config.registry import REQUIRED, config_fields, find
-
-RECORDED: Provenance = ("recorded",)  # read back from JSON, which keeps no trails
-
-
-def field_provenance(node: Node, name: str) -> Provenance:
-    """What gave a field of `resolve_ref` its value, the deciding line first."""
-    return node.provenance.get(name) or RECORDED
+from lmx.config.value import Config, format_value, iter_fields, to_jsonable, walk
 
 
-def show(node: Node) -> str:
-    """One line per field: what it is, and who decided."""
+def show(config: Config) -> str:
+    """One line per field: path, value, and the line that set it."""
     rows = [
         (
             f"{path} = {format_value(owner.fields[name])}",
-            field_provenance(owner, name)[0],
+            owner.field_provenance(name)[0],
         )
-        for path, owner, name in iter_fields(node)
+        for path, owner, name in iter_fields(config)
     ]
     width = min(max((len(text) for text, _ in rows), default=0), 60)
-    return "\n".join(f"{text:{width}}  {decided}" for text, decided in rows)
+    return "\n".join(f"{text:{width}}  {location}" for text, location in rows)
 
 
-def draw_tree(node: Node) -> str:
-    """The references as a picture, with the values that are not defaults."""
-    return "\n".join((str(node), *_branches(node)))
+def draw_tree(config: Config) -> str:
+    """The references as a tree, with the values that are not defaults."""
+    return "\n".join((str(config), *_draw_branches(config)))
 
 
-def _branches(node: Node) -> Iterator[str]:
-    entries = list(_entries(node))
+def _draw_branches(config: Config) -> Iterator[str]:
+    entries = list(_list_entries(config))
     for index, (text, child) in enumerate(entries):
         last = index == len(entries) - 1
         yield f"{'└─' if last else '├─'} {text}"
         if child is not None:
             stem = "   " if last else "│  "
-            yield from (stem + line for line in _branches(child))
+            yield from (stem + line for line in _draw_branches(child))
 
 
-def _entries(node: Node) -> Iterator[tuple[str, Node | None]]:
-    for name, value in node.fields.items():
-        below = list(child_nodes(value, name))
-        for path, inner in below:
-            yield f"{path}: {inner}", inner
-        if not below and not _is_default(node, name):
+def _list_entries(config: Config) -> Iterator[tuple[str, Config | None]]:
+    known = config_fields(find(config.name, "tree"))
+    for name, value in config.fields.items():
+        inner = ((path, x) for path, x, owner, _ in walk(value, name) if owner is None)
+        nodes = [(path, x) for path, x in inner if isinstance(x, Config)]
+        default = known[name].default
+        is_default = default is not REQUIRED and to_jsonable(value) == to_jsonable(
+            default
+        )
+        yield from ((f"{path}: {node}", node) for path, node in nodes)
+        if not nodes and not is_default:
             yield f"{name} = {format_value(value)}", None
 
 
-def _is_default(node: Node, name: str) -> bool:
-    """Whether a field without references has the value of its signature."""
-    default = config_fields(find(node.name, "tree"))[name].default
-    return default is not REQUIRED and to_jsonable(node.fields[name]) == to_jsonable(
-        default
-    )
+def to_gin(root: Config) -> str:
+    """One flat `.gin` file that loads to an equal value.
+
+    It has every field, defaults too, and no includes, macros or comments. A class that
+    is used with different fields gets a scope, named after the path of each use.
+    """
+    scopes = _assign_scopes(root)
+
+    def format_ref(config: Config) -> str:
+        return f"@{scopes[config]}{config.name}{'()' if config.called else ''}"
+
+    blocks: dict[str, str] = {}
+    for _, config in _iter_nodes(root):
+        key = f"{scopes[config]}{config.name}"
+        if config.fields and key not in blocks:
+            blocks[key] = "\n".join(_format_block(key, config, format_ref))
+    return "\n\n".join(blocks.values()) + "\n"
+
+
+def _format_block(
+    key: str, config: Config, format_ref: Callable[[Config], str]
+) -> Iterator[str]:
+    yield f"{key}:"
+    for name, value in config.fields.items():
+        yield f"  {name} = {format_value(value, format_ref)}"
+
+
+def _iter_nodes(root: Config) -> Iterator[tuple[str, Config]]:
+    """`root` and every config inside it, with their paths, parents first."""
+    return ((path, node) for path, node, *_ in walk(root) if isinstance(node, Config))
+
+
+def _assign_scopes(root: Config) -> dict[Config, str]:
+    """The scope of each distinct config: empty, or with its trailing slash."""
+    variants: dict[str, dict[Config, str]] = {}
+    for path, config in _iter_nodes(root):
+        variants.setdefault(config.name, {}).setdefault(config, path)
+    scopes, used = {root: ""}, set()
+    for paths in variants.values():
+        for config, path in paths.items():
+            if config not in scopes:
+                scopes[config] = f"{_new_scope(path, used)}/" if len(paths) > 1 else ""
+    return scopes
+
+
+def _new_scope(path: str, used: set[str]) -> str:
+    """A scope name made of a path, different from those in `used`."""
+    name = re.sub(r"\W", "_", path, flags=re.ASCII)
+    while name in used:
+        name = f"{name}_"
+    used.add(name)
+    return name

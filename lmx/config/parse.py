@@ -1,6 +1,6 @@
-"""`.gin` files and command-line overrides -> bindings that know where they stand.
+"""Parses `.gin` files and command-line overrides into bindings with their locations.
 
-The grammar is gin's own (`gin.config_parser`); nothing else of gin is used.
+The grammar is gin's own (`gin.config_parser`); no other part of gin is used.
 """
 
 import difflib
@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lmx.config.discover import find_experiments, locate_config
 from lmx.config.registry import (
     ConfigError,
+    Ref,
     config_fields,
     find,
     get_parameters,
     suggest,
 )
 
-GIN = re.compile(r"[\[\](){}@%'\"]")  # what no word has that could go without quotes
+_GIN_SYNTAX = re.compile(r"[\[\](){}@%'\"]")  # absent from text that needs no quotes
 
 
 class Location(NamedTuple):
@@ -34,18 +36,6 @@ class Location(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Ref:
-    """`@scope/Name` or, called, `@scope/Name()`."""
-
-    scope: tuple[str, ...]
-    name: str
-    called: bool
-
-    def __repr__(self) -> str:
-        return f"@{'/'.join((*self.scope, self.name))}{'()' if self.called else ''}"
-
-
-@dataclass(frozen=True, repr=False)
 class Macro:
     """`%NAME`."""
 
@@ -56,7 +46,7 @@ class Macro:
 
 
 class BindingKey(NamedTuple):
-    """What a binding sets. A macro is a key with no parameter."""
+    """What a binding sets. A macro is a key without parameter."""
 
     scope: tuple[str, ...]
     name: str
@@ -67,19 +57,19 @@ class BindingKey(NamedTuple):
 
 
 class Binding(NamedTuple):
-    """A value as written, before references and macros are followed."""
+    """A value as written, before references and macros are resolved."""
 
     value: Any
     location: Location
-    included: bool  # from a file that another one includes
-    previous: "Binding | None"
+    included: bool  # from a file that another file includes
+    previous: "Binding | None"  # the binding that this one replaces
 
 
 Bindings = dict[BindingKey, Binding]
 
 
 class _Delegate:
-    """What gin's parser makes of references and macros."""
+    """Converts the references and macros that gin's parser finds."""
 
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool):
         *scope, name = scoped_configurable_name.split("/")
@@ -90,170 +80,174 @@ class _Delegate:
 
 
 def _import_gin_parser() -> Any:
-    """Gin's parser, had when there is something to parse: Python code needs none."""
+    """Gin's parser, imported at first use: library code without configs needs none."""
     from gin import config_parser
 
     return config_parser
 
 
 def parse(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Bindings:
-    """All bindings, the later of two replacing the earlier, overrides last."""
+    """All bindings; a later one replaces an earlier one, and overrides come last.
+
+    A file that does not exist may be the name of a shipped experiment.
+    """
     bindings: Bindings = {}
     for file in files:
-        _read(Path(file), bindings, {})
+        _read_file(locate_config(file), bindings, {})
     for override in overrides:
-        where = Location(f"override {override!r}", 0)
-        for statement in _parse_statements(_add_quotes(override, where), where):
-            _add_binding(statement, where, bindings, included=False)
+        location = Location(f"override {override!r}", 0)
+        _add_text(_add_quotes(override, location), location, bindings)
     return bindings
 
 
 def parse_text(text: str, source: str) -> Bindings:
-    """The bindings of a page that is no file; it includes and imports nothing."""
+    """The bindings of a text, which may not include files or import modules."""
     bindings: Bindings = {}
-    for statement in _parse_statements(text, Location(source, 1)):
-        where = Location(source, statement.location.line_num)
-        _add_binding(statement, where, bindings, included=False)
+    _add_text(text, Location(source, 1), bindings)
     return bindings
 
 
-def _read(file: Path, bindings: Bindings, opened: dict[Path, Location]) -> None:
+def _add_text(text: str, location: Location, bindings: Bindings) -> None:
+    for statement, place in _parse_statements(text, location):
+        _add_binding(statement, place, bindings, included=False)
+
+
+def _read_file(file: Path, bindings: Bindings, parents: dict[Path, Location]) -> None:
     """Adds the bindings of a file and of those it includes, in the order written.
 
-    `opened` has the files on the way here, each with the line that included the next.
+    `parents` maps each including file to the line of its include statement.
     """
-    *_, includer = (None, *opened.values())
-    text = _read_text(file, includer)
-    for statement in _parse_statements(text, Location(str(file), 1)):
-        where = Location(str(file), statement.location.line_num)
-        if isinstance(statement, _import_gin_parser().IncludeStatement):
-            here, there = file.resolve(), file.parent / statement.filename
-            if there.resolve() in {here, *opened}:
-                way = ", ".join(map(str, opened.values()))
+    gin, path = _import_gin_parser(), file.resolve()
+    text = _read_text(file, next(reversed(parents.values()), None))
+    for statement, location in _parse_statements(text, Location(str(file), 1)):
+        if isinstance(statement, gin.IncludeStatement):
+            target = file.parent / statement.filename
+            if target.resolve() in {path, *parents}:
+                chain = ", ".join(map(str, parents.values()))
                 raise ConfigError(
-                    f"{where}: including {there} goes round in a circle"
-                    + (f", by way of {way}" if way else "")
+                    f"{location}: including {target} makes a circle"
+                    + (f", through {chain}" if chain else "")
                 )
-            _read(there, bindings, {**opened, here: where})
-        elif isinstance(statement, _import_gin_parser().ImportStatement):
-            _import(statement.module, where)
+            _read_file(target, bindings, {**parents, path: location})
+        elif isinstance(statement, gin.ImportStatement):
+            _import_module(statement.module, location)
         else:
-            _add_binding(statement, where, bindings, included=bool(opened))
+            _add_binding(statement, location, bindings, included=bool(parents))
 
 
 def _read_text(file: Path, includer: Location | None) -> str:
-    """What stands in a file, or why it cannot be read."""
-    where = f"{includer}: " if includer else ""
+    """The text of a file, or an error that says why it cannot be read."""
+    prefix = f"{includer}: " if includer else ""
     if file.is_dir():
-        raise ConfigError(f"{where}{file} is a folder: name the .gin file in it")
-    if not file.exists():
-        raise ConfigError(f"{where}there is no file {file}{_suggest_file(file)}")
+        raise ConfigError(f"{prefix}{file} is a folder: name the .gin file in it")
     try:
         return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        near = _suggest_file(file)
+        raise ConfigError(f"{prefix}there is no file {file}{near}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}{file} is no text: {error}") from error
+        raise ConfigError(f"{prefix}{file} is not text: {error}") from error
     except OSError as error:
-        raise ConfigError(f"{where}{file}: {error.strerror}") from error
+        raise ConfigError(f"{prefix}{file}: {error.strerror}") from error
 
 
 def _suggest_file(file: Path) -> str:
-    """The nearest page beside a file that is not there, or the few there are."""
-    pages = {page.stem: str(page) for page in sorted(file.parent.glob("*.gin"))}
-    # Without the ending, which would make any two names look near.
-    if near := difflib.get_close_matches(file.stem, pages, n=1):
-        return f"; did you mean {pages[near[0]]!r}?"
-    return f"; there are {', '.join(pages.values())}" if 0 < len(pages) <= 12 else ""
+    """The nearest .gin file in the folder of a missing one or among the experiments."""
+    files = {page.stem: str(page) for page in sorted(file.parent.glob("*.gin"))}
+    if not file.suffix:
+        files = {name: name for name in find_experiments()} | files
+    # Compared without the suffix, which would make any two names look similar.
+    if near := difflib.get_close_matches(file.stem, files, n=1):
+        return f"; did you mean {files[near[0]]!r}?"
+    return f"; there are {', '.join(files.values())}" if 0 < len(files) <= 12 else ""
 
 
-def _import(module: str, where: Location) -> None:
+def _import_module(module: str, location: Location) -> None:
     if module.partition(".")[0] != "lmx":
         raise ConfigError(
-            f"{where}: a page imports modules of lmx only: leave this line out, and"
-            f" add --import {module} to the command"
+            f"{location}: a config can import modules of lmx only: remove this line,"
+            f" and add --import {module} to the command"
         )
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{location}: {error}") from error
 
 
 def _add_binding(
-    statement: Any, where: Location, into: Bindings, *, included: bool
+    statement: Any, location: Location, bindings: Bindings, *, included: bool
 ) -> None:
-    """Adds one binding, if something can hear it."""
-    if isinstance(statement, _import_gin_parser().BlockDeclaration):
-        find(statement.selector, where)
+    """Adds the binding of a statement, if its class and parameter exist."""
+    gin = _import_gin_parser()
+    if isinstance(statement, gin.BlockDeclaration):
+        find(statement.selector, location)
         return  # its bindings follow
-    if not isinstance(statement, _import_gin_parser().BindingStatement):
-        raise ConfigError(f"{where}: write it as Name.parameter=value")
+    if not isinstance(statement, gin.BindingStatement):
+        raise ConfigError(f"{location}: write it as Name.parameter=value")
     scope = tuple(filter(None, statement.scope.split("/")))
     key = BindingKey(scope, statement.selector, statement.arg_name or "")
     if key.parameter:
-        _check(key, where)
-    into[key] = Binding(statement.value, where, included, into.get(key))
+        _check_parameter(key, location)
+    bindings[key] = Binding(statement.value, location, included, bindings.get(key))
 
 
-def _check(key: BindingKey, where: Location) -> None:
-    """Refuses a parameter that nothing has."""
-    thing = find(key.name, where, key.parameter)
+def _check_parameter(key: BindingKey, location: Location) -> None:
+    thing = find(key.name, location, key.parameter)
     known = config_fields(thing)
-    if key.parameter in known:
-        return
-    near = suggest(key.parameter, known)
-    if key.parameter in get_parameters(thing):
-        near = " to set: its caller gives it"
-    raise ConfigError(f"{where}: {key.name} has no parameter {key.parameter!r}{near}")
+    if key.parameter not in known:
+        near = suggest(key.parameter, known)
+        if key.parameter in get_parameters(thing):
+            near = " to set: the calling code supplies it"
+        raise ConfigError(
+            f"{location}: {key.name} has no parameter {key.parameter!r}{near}"
+        )
 
 
-def _parse_statements(text: str, where: Location) -> Iterator[Any]:
-    """What gin's parser makes of `text`, its complaints told like ours.
+def _parse_statements(text: str, location: Location) -> Iterator[tuple[Any, Location]]:
+    """The statements of `text` with their lines; errors become ConfigErrors.
 
-    `location` is an override, or any line of the file that the text is.
+    `location` is an override, or any line of the file that has the text.
     """
-    begun, parser = 1, None
+    start, parser = 1, None
     try:
         parser = _import_gin_parser().ConfigParser(text, _Delegate())
         while statement := parser.parse_statement():
-            yield statement
-            begun = _current_line(parser)
+            line = statement.location.line_num if location.line else 0
+            yield statement, location._replace(line=line)
+            start = _current_line(parser)
+        return
     except SyntaxError as error:
-        line, message = error.lineno or begun, error.msg
+        line, message = error.lineno or start, error.msg
     except tokenize.TokenError:
-        line = _first_statement_line(text, begun)
+        line = _first_statement_line(text, start)
         message = "a bracket or quote of this statement is never closed"
     except (TypeError, ValueError) as error:  # as of {[1]: 2}
         line, message = _current_line(parser), str(error)
-    else:
-        return
-    word = re.search(r"Failed to parse token '(.*)'$", message, re.DOTALL)
-    if word:
-        message = f"{word[1]} is no value: text stands in quotes"
-    at = where._replace(line=line) if where.line else where
-    raise ConfigError(f"{at}: {message}")
+    if token := re.search(r"Failed to parse token '(.*)'$", message, re.DOTALL):
+        message = f"{token[1]} is not a value: put text in quotes"
+    location = location._replace(line=line) if location.line else location
+    raise ConfigError(f"{location}: {message}")
 
 
 def _current_line(parser: Any) -> int:
-    """How far a parser has come."""
     token = parser.current_token if parser else None
     return token.start[0] if token else 1
 
 
 def _first_statement_line(text: str, line: int) -> int:
-    """The first line from `line` on that says something."""
-    rest = text.splitlines()[line - 1 :]
-    quiet = (not words or words[0] == "#" for words in map(str.strip, rest))
-    return line + next((n for n, still in enumerate(quiet) if not still), 0)
+    """The first line from `line` on that is not blank or a comment."""
+    rest = map(str.strip, text.splitlines()[line - 1 :])
+    return next((n for n, x in enumerate(rest, line) if x and x[0] != "#"), line)
 
 
-def _add_quotes(override: str, where: Location) -> str:
-    """`TextDataset.path=/data/x` with the quotes that the shell would have eaten."""
-    words = override.removeprefix("--gin.")
-    key, equals, value = map(str.strip, words.partition("="))
-    if not equals or not value:
-        raise ConfigError(f"{where}: write it as Name.parameter=value")
+def _add_quotes(override: str, location: Location) -> str:
+    """`Text.path=/data/x` with the quotes that the shell removed."""
+    key, _, value = map(str.strip, override.removeprefix("--gin.").partition("="))
+    if not value:
+        raise ConfigError(f"{location}: write it as Name.parameter=value")
     try:
-        (_,) = _parse_statements(f"x = {value}", where)
-    except ValueError:  # no value of gin's, or more than one
-        if not GIN.search(value):
-            return f"{key} = {value!r}"
+        (_,) = _parse_statements(f"x = {value}", location)
+    except ValueError:  # not one value in gin's syntax
+        if not _GIN_SYNTAX.search(value):
+            value = repr(value)
     return f"{key} = {value}"

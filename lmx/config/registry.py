@@ -1,7 +1,7 @@
-"""What a `.gin` file can name: classes and functions, and the choices they offer.
+"""The classes and functions that a `.gin` file can name, and their parameters.
 
-A signature is the schema. Left of its star stands what the caller knows (a width, a
-key); right of it what an experiment chooses:
+A signature is the schema. Parameters left of the star are supplied by the calling code;
+parameters right of it are set by the config:
 
     def __init__(self, width: int, rngs: nnx.Rngs, *, heads: int, kv_heads: int): ...
 """
@@ -22,17 +22,17 @@ Thing = TypeVar("Thing", bound=Callable[..., Any])
 
 REQUIRED = inspect.Parameter.empty
 
-_REGISTRY: dict[str, Callable[..., Any]] = {}  # filled by imports, never by experiments
+_REGISTRY: dict[str, Callable[..., Any]] = {}  # filled by imports, never by configs
 
 
 class ConfigError(ValueError):
-    """What was written cannot be meant. Says where, what, and what would do."""
+    """Invalid configuration; the message has the location, the problem and the fix."""
 
 
 class ConfigField(NamedTuple):
-    """One parameter an experiment may set.
+    """One parameter that a config may set.
 
-    `execution` choices say how a run is carried out: they do not change its identity.
+    `execution` fields say how a run is executed and are not part of its identity.
     """
 
     annotation: Any
@@ -40,16 +40,21 @@ class ConfigField(NamedTuple):
     execution: bool = False
 
 
-class DefaultRef(NamedTuple):
-    """A default that an experiment could have written as a reference."""
+@dataclasses.dataclass(frozen=True, repr=False)
+class Ref:
+    """`@scope/Name` or `@scope/Name()`; `fields` take precedence over its defaults."""
 
+    scope: tuple[str, ...]
     name: str
     called: bool
-    fields: dict[str, Any]
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+    def __repr__(self) -> str:
+        return f"@{'/'.join((*self.scope, self.name))}{'()' if self.called else ''}"
 
 
 def configurable(thing: Thing) -> Thing:
-    """Lets `.gin` files name this class or function. Returns it as it is."""
+    """Lets `.gin` files name this class or function, which is returned unchanged."""
     known = _REGISTRY.get(thing.__name__, thing)
     if (known.__module__, known.__qualname__) != (thing.__module__, thing.__qualname__):
         raise ConfigError(
@@ -57,82 +62,74 @@ def configurable(thing: Thing) -> Thing:
             f" give the one in {thing.__module__} another name."
         )
     with contextlib.suppress(NameError):  # a name defined below: checked at first use
-        _inspect_fields(thing)
+        config_fields(thing)
     _REGISTRY[thing.__name__] = thing  # a reloaded module replaces its own
     return thing
 
 
 def find(name: str, where: object, parameter: str = "") -> Callable[..., Any]:
-    """The class or function of that name, imported now if it ships with lmx.
+    """The class or function of that name; imports it if it ships with lmx.
 
-    If there is none, the message begins with `location` and ends with the nearest name,
-    or with those that have the parameter.
+    The error message starts with `where` and suggests the nearest name, or the names
+    that have the parameter.
     """
+    if name not in _REGISTRY:
+        try:
+            import_declaring(name)
+        except ImportError as error:
+            raise ConfigError(f"{where}: cannot import {name}: {error}") from error
     if name in _REGISTRY:
         return _REGISTRY[name]
-    try:
-        import_declaring(name)
-    except ImportError as error:
-        raise ConfigError(f"{where}: {name} cannot be had: {error}") from error
-    if name in _REGISTRY:
-        return _REGISTRY[name]
-    near, there = (
-        suggest(name, {*_REGISTRY, *find_declarations()}),
-        ", ".join(find_owners(parameter)),
-    )
-    if there and "did you mean" not in near:
-        near = f"; there is {there}"
+    near = suggest(name, {*_REGISTRY, *find_declarations()})
+    found = ", ".join(find_owners(parameter))
+    if found and "did you mean" not in near:
+        near = f"; there is {found}"
     raise ConfigError(f"{where}: nothing configurable is named {name!r}{near}")
 
 
 def is_registered(name: str) -> bool:
-    """Whether something of that name was imported."""
+    """Whether a configurable of that name is imported."""
     return name in _REGISTRY
 
 
 def find_owners(parameter: str) -> list[str]:
-    """`Name.parameter` for every name known so far that has the parameter, sorted."""
-    names = (
-        name
-        for name in sorted(_REGISTRY)
-        if parameter in config_fields(_REGISTRY[name])
-    )
-    return [f"{name}.{parameter}" for name in names]
+    """`Name.parameter` of every imported name that has the parameter, sorted."""
+    known = sorted(_REGISTRY.items())
+    return [f"{name}.{parameter}" for name, x in known if parameter in config_fields(x)]
 
 
 def get_parameters(thing: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """The whole signature, with what only a caller gives."""
+    """The whole signature, with the parameters that the calling code supplies."""
+    return inspect.signature(_get_function(thing)).parameters
+
+
+def _get_function(thing: Callable[..., Any]) -> Callable[..., Any]:
     # The metaclass of NNX hides the signature of a class, but not of its __init__.
-    function = thing.__init__ if inspect.isclass(thing) else thing
-    return inspect.signature(function).parameters
+    return thing.__init__ if inspect.isclass(thing) else thing
 
 
 @functools.cache
 def config_fields(thing: Callable[..., Any]) -> dict[str, ConfigField]:
-    """What an experiment may set: the keyword-only parameters, in order."""
-    return _inspect_fields(thing)
-
-
-def _inspect_fields(thing: Callable[..., Any]) -> dict[str, ConfigField]:
-    function = thing.__init__ if inspect.isclass(thing) else thing
-    plain, full = get_type_hints(function), get_type_hints(function, None, None, True)
-    made = _factory_defaults(thing)
-    found = {}
+    """The parameters that a config may set: the keyword-only ones, in order."""
+    function = _get_function(thing)
+    hints, extras = get_type_hints(function), get_type_hints(function, None, None, True)
+    defaults = _factory_defaults(thing)
+    fields = {}
     for name, parameter in get_parameters(thing).items():
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
         label = f"{thing.__name__}.{name}"
-        if name not in full:
-            raise ConfigError(f"{label} has no annotation: what may it be?")
-        if wrong := unsupported_reason(full[name]):
-            raise ConfigError(f"{label}: {wrong}")
-        default = made.get(name, parameter.default)
-        found[name] = ConfigField(plain[name], default, is_execution(full[name]))
-    return found
+        if name not in extras:
+            raise ConfigError(f"{label} has no annotation: add its type.")
+        if reason := unsupported_reason(extras[name]):
+            raise ConfigError(f"{label}: {reason}")
+        default = defaults.get(name, parameter.default)
+        fields[name] = ConfigField(hints[name], default, is_execution(extras[name]))
+    return fields
 
 
 def _factory_defaults(thing: Callable[..., Any]) -> dict[str, Any]:
-    """What the default factories of a dataclass make."""
+    """The values of the default factories of a dataclass."""
     if not (inspect.isclass(thing) and dataclasses.is_dataclass(thing)):
         return {}
     return {
@@ -142,21 +139,20 @@ def _factory_defaults(thing: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def as_reference(value: Any) -> DefaultRef | None:
-    """A default that is configurable itself, or an instance of what is; or None."""
+def as_reference(value: Any) -> Any:
+    """`value`, or the reference to it if it or its class is configurable."""
     if _is_registered(value):
-        return DefaultRef(value.__name__, False, {})
+        return Ref((), value.__name__, False)
     kind = type(value)
     if not _is_registered(kind):
-        return None
+        return value
     if not dataclasses.is_dataclass(kind):
         raise ConfigError(
-            f"a default made by {kind.__name__} hides how it was made: make"
-            f" {kind.__name__} a dataclass, or leave it to the experiment."
+            f"the arguments of a {kind.__name__} instance are unknown: make"
+            f" {kind.__name__} a dataclass, or give it no default."
         )
-    return DefaultRef(
-        kind.__name__, True, {n: getattr(value, n) for n in config_fields(kind)}
-    )
+    fields = {name: getattr(value, name) for name in config_fields(kind)}
+    return Ref((), kind.__name__, True, fields)
 
 
 def _is_registered(thing: Any) -> bool:
@@ -164,12 +160,13 @@ def _is_registered(thing: Any) -> bool:
     return isinstance(name, str) and _REGISTRY.get(name) is thing
 
 
-def suggest(name: str, candidates: Iterable[str]) -> str:
-    """ "; did you mean 'heads'?", or the few words there are, or nothing."""
-    candidates = sorted(set(candidates))
-    near = difflib.get_close_matches(
-        name, candidates, n=1
-    ) or difflib.get_close_matches(name.rsplit(".", 1)[-1], candidates, n=1)
+def suggest(name: str, candidates: Iterable[str], *, near_only: bool = False) -> str:
+    """ "; did you mean 'heads'?", or the candidates if there are few, or nothing."""
+    words = sorted(set(candidates))
+    near = difflib.get_close_matches(name, words, n=1) or difflib.get_close_matches(
+        name.rsplit(".", 1)[-1], words, n=1
+    )
     if near:
         return f"; did you mean {near[0]!r}?"
-    return f"; there are {', '.join(candidates)}" if 0 < len(candidates) <= 12 else ""
+    few = 0 < len(words) <= 12 and not near_only
+    return f"; there are {', '.join(words)}" if few else ""

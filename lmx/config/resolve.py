@@ -1,52 +1,63 @@
-"""Bindings -> a configuration, once, before anything is built.
+"""Resolves bindings into a configuration, once, before anything is built.
 
-Five rules. What the root does not reference cannot be set. A reference `@s/X` looks
-first at `s/X.p`, then at `X.p`, and hands its scope on to what X references. The later
-of two bindings wins. Every value has the type of its annotation. A binding or macro
-that reaches nothing is an error, unless an include brought it, or an override put
-another class in the place of the one it was for.
+Five rules. Only what the root references can be set. A reference `@s/X` reads `s/X.p`
+first and `X.p` second, and passes its scope on to what X references. The later of two
+bindings wins. Every value has the type of its annotation. A binding or macro that
+nothing uses is an error, unless an include supplied it, or an override replaced the
+class that it was for.
 
-Where a page means something else than under gin's own runtime, it does so on purpose:
+A config differs from gin's own runtime on purpose in these cases:
 
-| In a page | gin | lmx |
+| In a config | gin | lmx |
 |---|---|---|
 | a list | a list | a tuple |
-| a value of the wrong type | is handed on | an error |
-| bytes, complex numbers; keys that are no scalars | are handed on | an error |
+| a value of the wrong type | is passed on | an error |
+| bytes, complex numbers; keys that are not scalars | are passed on | an error |
 | a binding or macro that nothing uses | is ignored | an error |
-| `%gin.REQUIRED` that nobody replaced | is handed on | an error |
-| `@X`, uncalled and without scope | scope of the call | scope of its place |
-| `@X()` in a macro `M` | scope `M` | scope of the place of `%M` |
+| `%gin.REQUIRED` that nothing replaced | is passed on | an error |
+| `@X`, uncalled and without scope | scope of the call | scope of its reference |
+| `@X()` in a macro `M` | scope `M` | scope of the reference to `%M` |
 | `%s/M` | `s/M`, else `s` | `s/M` |
 | a default that is configurable | cannot be bound | is bound like a reference |
-| what the caller gives (left of the star) | can be bound | an error |
-| `module.X`, constants, singletons | work | an error: `X` is unique, pages whole |
-| `include` | beside the working folder | beside the page |
+| parameters left of the star | can be bound | an error |
+| `module.X`, constants, singletons | work | an error: names are unique |
+| `include` | relative to the working folder | relative to the file |
 | `import` | any module | modules of lmx |
-| a circle of macros or references | no end | an error |
-| `X()` called by other code | hears the page | does not |
+| a circle of macros or references | infinite recursion | an error |
+| `X()` called by other code | uses the config | does not |
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lmx.config.coerce import coerce_field
-from lmx.config.parse import BindingKey, Bindings, Ref, parse
-from lmx.config.reader import Resolver, find_refs, is_override
+from lmx.config.parse import Binding, BindingKey, Bindings, Location, Macro, parse
 from lmx.config.registry import (
     REQUIRED,
     ConfigError,
+    Ref,
+    as_reference,
     config_fields,
     find,
     find_owners,
     is_registered,
     suggest,
 )
-from lmx.config.value import Config
+from lmx.config.value import (
+    DEFAULT,
+    RECORDED,
+    Config,
+    Provenance,
+    format_value,
+    map_items,
+)
 
 T = TypeVar("T")
+Scope = tuple[str, ...]
+
+REQUIRED_MACRO = Macro("gin.REQUIRED")  # a value that must be overridden
 
 
 def load(
@@ -55,99 +66,260 @@ def load(
     *,
     root: Callable[..., T],
 ) -> Config[T]:
-    """The configuration of `root()` under these files and overrides, in that order."""
+    """The configuration of `root()` from files and then overrides."""
     return resolve(parse(files, overrides), root.__name__)
 
 
 def resolve(bindings: Bindings, root: str, *, strict: bool = True) -> Config[Any]:
-    """`load`, from bindings already parsed. Not strict lets the unused pass."""
-    reader = Resolver(bindings)
-    config = reader.resolve_ref(Ref((), root, called=True), (), "command line")
-    given = [b.value for b in bindings.values() if is_override(b.location)]
-    swapped = any(find_refs(value, Ref) for value in given)
-    alive = reader.reached | reader.mentioned_macros()
-    notes = []
+    """The configuration of `root()` from bindings; not strict accepts unused ones."""
+    resolver = Resolver(bindings)
+    config = resolver.resolve_ref(Ref((), root, called=True), (), "command line")
+    overrides = [b.value for b in bindings.values() if is_override(b.location)]
+    swapped = any(find_refs(value, Ref) for value in overrides)
+    used = resolver.reached | resolver.mentioned_macros()
+    unused = []
     for key, binding in bindings.items():
-        where, given = binding.location, is_override(binding.location)
-        if key in alive and (not given or not _is_hidden(key, reader)):
+        location, override = binding.location, is_override(binding.location)
+        hidden = bool(key.parameter) and key not in resolver.deciding
+        if key in used and not (override and hidden):
             continue
-        if strict and not binding.included and (given or not swapped):
-            raise ConfigError(f"{where}: {_explain_unused(key, root, reader)}")
-        notes.append(f"{where}: {key} reaches nothing")
-    return Config(config.name, True, config.fields, config.provenance, tuple(notes))
+        if strict and not binding.included and (override or not swapped):
+            reason = _explain_unused(key, root, resolver)
+            raise ConfigError(f"{location}: {reason}")
+        unused.append(f"{location}: nothing uses {key}")
+    return Config(config.name, True, config.fields, config.provenance, tuple(unused))
 
 
-def _is_hidden(key: BindingKey, reader: Resolver) -> bool:
-    return bool(key.parameter) and key not in reader.deciding
-
-
-def _explain_unused(key: BindingKey, root: str, reader: Resolver) -> str:
-    """Why a binding reaches nothing, and what may have been meant."""
-    if key in reader.reached:
-        hiding = [k for k in reader.deciding if k[1:] == key[1:]]
-        told = ", ".join(f"{k} ({reader.bindings[k].location})" for k in sorted(hiding))
-        return f"{key} is hidden everywhere, by {told}"
-    what = f"nothing under @{root}() uses {key}"
+def _explain_unused(key: BindingKey, root: str, resolver: "Resolver") -> str:
+    """Why nothing uses a binding, and what may have been meant."""
+    if key in resolver.reached:
+        hiding = sorted(k for k in resolver.deciding if k[1:] == key[1:])
+        found = ", ".join(f"{k} ({resolver.bindings[k].location})" for k in hiding)
+        return f"{key} is hidden everywhere, by {found}"
+    reason = f"nothing under @{root}() uses {key}"
     if key.parameter:
-        seen = ["/".join((*scope, name)) for scope, name in reader.seen]
-        alike = sorted({x for x in seen if x.rpartition("/")[2] == key.name})
-        there = f"; there is {', '.join(f'@{x}' for x in alike)}" if alike else ""
-        return what + (there or _suggest_near("/".join((*key.scope, key.name)), seen))
+        seen = ["/".join((*scope, name)) for scope, name in resolver.seen]
+        alike = sorted({f"@{x}" for x in seen if x.rpartition("/")[2] == key.name})
+        near = suggest("/".join((*key.scope, key.name)), seen, near_only=True)
+        return f"{reason}; there is {', '.join(alike)}" if alike else reason + near
     if is_registered(key.name):
-        return f"{what}: write {key.name}.parameter=value"
-    macros = [f"{k}" for k in reader.mentioned_macros() if k != key]
-    known = find_owners(key.name)
-    there = f"; there is {', '.join(known)}" if known else ""
-    return what + (_suggest_near(key.name, macros) or there)
-
-
-def _suggest_near(word: str, words: Iterable[str]) -> str:
-    """The hint, if there is a near word."""
-    near = suggest(word, words)
-    return near if "did you mean" in near else ""
+        return f"{reason}: write {key.name}.parameter=value"
+    macros = [f"{k}" for k in resolver.mentioned_macros() if k != key]
+    near = suggest(key.name, macros, near_only=True)
+    if not near and (owners := find_owners(key.name)):
+        near = f"; there is {', '.join(owners)}"
+    return reason + near
 
 
 def from_json(text: str) -> Config[Any]:
-    """The inverse of `Config.to_json`, against the signatures of today."""
+    """The inverse of `Config.to_json`, checked against the current signatures."""
     try:
-        value = json.loads(text)
+        value = _from_jsonable(json.loads(text))
     except json.JSONDecodeError as error:
         raise ConfigError(f"JSON: {error}") from error
-    config = _from_jsonable(value)
-    if not isinstance(config, Config):
-        raise ConfigError('JSON: a configuration begins with {"@Name()": {...}}')
-    return config
+    if not isinstance(value, Ref):
+        raise ConfigError('JSON: a configuration starts with {"@Name()": {...}}')
+    return Resolver({}, RECORDED).resolve_default(value, (), "JSON")
 
 
 def _from_jsonable(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(map(_from_jsonable, value))
+    """The inverse of `to_jsonable`, with references in place of configs."""
     if not isinstance(value, dict):
-        return value
+        return map_items(value, _from_jsonable)
     name, *_ = (*value, "")
     if name == "=float":
         return float(value[name])
     if name == "=map":
         return {_from_jsonable(key): _from_jsonable(item) for key, item in value[name]}
-    if not name.startswith("@"):
-        return {key: _from_jsonable(item) for key, item in value.items()}
-    return _node_from_json(name.strip("@()"), name.endswith("()"), value[name])
+    fields = value[name] if name.startswith("@") else value
+    items = {key: _from_jsonable(item) for key, item in fields.items()}
+    if fields is value:
+        return items
+    return Ref((), name.strip("@()"), name.endswith("()"), items)
 
 
-def _node_from_json(name: str, called: bool, old: dict[str, Any]) -> Config[Any]:
-    known = config_fields(find(name, "JSON"))
-    for field in old:
-        if field not in known:
-            near = suggest(field, known)
-            raise ConfigError(f"JSON: @{name} no longer has {field!r}{near}")
-    fields = {}
-    for field, choice in known.items():
-        label = f"{name}.{field}"
-        if field in old:
-            item = _from_jsonable(old[field])
-        elif choice.default is REQUIRED:
-            raise ConfigError(f"JSON: @{name} now needs {field!r}")
-        else:
-            item = Resolver({}).resolve_default(choice.default, (), label)
-        fields[field] = coerce_field(item, choice.annotation, label, "JSON")
-    return Config(name, called, fields)
+class Resolver:
+    """Follows references from a root and records the bindings that it reads.
+
+    `reached` are the bindings that match some reference, `deciding` those of them that
+    a longer scope does not hide everywhere, `seen` the references. `source` is the
+    provenance of the fields of default references.
+    """
+
+    def __init__(self, bindings: Bindings, source: Provenance = DEFAULT):
+        self.bindings, self.source = bindings, source
+        self.reached: set[BindingKey] = set()
+        self.deciding: set[BindingKey] = set()
+        self.seen: list[tuple[Scope, str]] = []
+        self._open: list[tuple[Scope, str]] = []
+
+    def resolve_ref(self, ref: Ref, scope: Scope, where: object) -> Config[Any]:
+        """The config of a reference in a scope."""
+        scope = ref.scope or scope
+        known, place = config_fields(find(ref.name, where)), (scope, ref.name)
+        if place in self._open:
+            raise ConfigError(f"{where}: @{ref.name} contains itself")
+        for name in ref.fields:
+            if name not in known:
+                near = suggest(name, known)
+                raise ConfigError(f"{where}: @{ref.name} has no field {name!r}{near}")
+        self._open.append(place)
+        self.seen.append(place)
+        fields: dict[str, Any] = {}
+        provenance: dict[str, Provenance] = {}
+        for name, field in known.items():
+            label = f"{ref.name}.{name}"
+            if keys := self._matching_keys(scope, ref.name, name):
+                binding = self._require_value(self.bindings[keys[0]], keys[0])
+                value = self.resolve_value(binding.value, scope, binding.location)
+                provenance[name] = tuple(self._trace(keys))
+            else:
+                value = ref.fields.get(name, field.default)
+                if value is REQUIRED:
+                    missing = self._describe_missing(ref.name, scope)
+                    raise ConfigError(f"{where}: {missing}")
+                provenance[name] = self.source if name in ref.fields else DEFAULT
+                origin = f"{provenance[name][0]} {label}"
+                value = self.resolve_default(value, scope, origin)
+            location = provenance[name][0]
+            fields[name] = coerce_field(value, field.annotation, label, location)
+        self._open.pop()
+        return Config(ref.name, ref.called, fields, provenance)
+
+    def _matching_keys(
+        self, scope: Scope, name: str, parameter: str
+    ) -> list[BindingKey]:
+        """The bindings in all prefixes of `scope`, the longest first: it decides."""
+        lengths = range(len(scope), -1, -1)
+        matching = (BindingKey(scope[:n], name, parameter) for n in lengths)
+        keys = [key for key in matching if key in self.bindings]
+        self.reached.update(keys)
+        self.deciding.update(keys[:1])
+        return keys
+
+    def _describe_missing(self, name: str, scope: Scope) -> str:
+        """All values that a reference still needs."""
+        missing = [
+            f"{name}.{parameter}"
+            for parameter, field in config_fields(find(name, "resolve")).items()
+            if field.default is REQUIRED
+            and not self._matching_keys(scope, name, parameter)
+        ]
+        pronoun = "it" if len(missing) == 1 else "them"
+        return f"@{name} needs {', '.join(missing)}: set {pronoun}"
+
+    def _require_value(self, binding: Binding, name: object) -> Binding:
+        """`binding`, unless it is `%gin.REQUIRED`."""
+        if binding.value == REQUIRED_MACRO:
+            raise ConfigError(
+                f"{binding.location}: {name} is required: add {name}=VALUE"
+            )
+        return binding
+
+    def resolve_value(
+        self, value: Any, scope: Scope, where: object, macros: tuple[Macro, ...] = ()
+    ) -> Any:
+        """`value` with references and macros resolved, and lists made tuples.
+
+        `macros` are those that led here.
+        """
+        if isinstance(value, Ref):
+            return self.resolve_ref(value, scope, where)
+        if isinstance(value, Macro):
+            binding = self.find_macro(value, where)
+            if value in macros:
+                raise ConfigError(f"{binding.location}: {value} is defined by itself")
+            self._require_value(binding, value.name)
+            macros = (*macros, value)
+            return self.resolve_value(binding.value, scope, binding.location, macros)
+        items = map_items(value, lambda x: self.resolve_value(x, scope, where, macros))
+        if not isinstance(value, dict):
+            return items
+        try:
+            keys = (self.resolve_value(key, scope, where, macros) for key in items)
+            return dict(zip(keys, items.values(), strict=True))
+        except TypeError:
+            shown = format_value(value)
+            raise ConfigError(f"{where}: a key must be a scalar: {shown}") from None
+
+    def resolve_default(self, value: Any, scope: Scope, where: str) -> Any:
+        """A default, with its configurables resolved as if the config named them."""
+        try:
+            reference = as_reference(value)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        if isinstance(reference, Ref):
+            return self.resolve_ref(reference, scope, where)
+        return map_items(value, lambda x: self.resolve_default(x, scope, where))
+
+    def find_macro(self, macro: Macro, where: object) -> Binding:
+        """The binding that defines a macro."""
+        if macro == REQUIRED_MACRO:
+            raise ConfigError(f"{where}: {REQUIRED_MACRO} must be the whole value")
+        key = macro_key(macro)
+        if key not in self.bindings:
+            near = suggest(
+                macro.name, [f"{k}" for k in self.bindings if not k.parameter]
+            )
+            raise ConfigError(f"{where}: no macro {macro.name} is defined{near}")
+        return self.bindings[key]
+
+    def mentioned_macros(self) -> set[BindingKey]:
+        """The macros that any binding names, including unused and replaced ones."""
+        return {
+            macro_key(macro)
+            for binding in self.bindings.values()
+            for old in iter_history(binding)
+            for macro in find_refs(old.value, Macro)
+        }
+
+    def _trace(self, keys: list[BindingKey]) -> Iterator[str]:
+        """The location of the deciding binding, then those it replaced or hides."""
+        first, *hidden = keys
+        yield self._format_origin(first)
+        yield from self._trace_replaced(first)
+        for key in hidden:
+            binding = self.bindings[key]
+            yield f"hides {key} = {format_value(binding.value)} of {binding.location}"
+
+    def _format_origin(self, key: BindingKey) -> str:
+        """The location of a binding, and those of the macros in it."""
+        binding = self.bindings[key]
+        macros = dict.fromkeys(find_refs(binding.value, Macro))
+        origins = [f"{m} from {self._format_origin(macro_key(m))}" for m in macros]
+        return f"{binding.location}{' with ' * bool(origins)}{', '.join(origins)}"
+
+    def _trace_replaced(self, key: BindingKey) -> Iterator[str]:
+        binding, *previous = iter_history(self.bindings[key])
+        for old in previous:
+            yield f"replaces {format_value(old.value)} of {old.location}"
+        for macro in dict.fromkeys(find_refs(binding.value, Macro)):
+            yield from self._trace_replaced(macro_key(macro))
+
+
+def macro_key(macro: Macro) -> BindingKey:
+    """The key of the binding that defines a macro."""
+    *scope, name = macro.name.split("/")
+    return BindingKey(tuple(scope), name, "")
+
+
+def iter_history(binding: Binding | None) -> Iterator[Binding]:
+    """A binding, then those it replaced, the latest first."""
+    while binding is not None:
+        yield binding
+        binding = binding.previous
+
+
+def find_refs(value: Any, kind: type[T]) -> list[T]:
+    """All references, or macros, inside a value as written."""
+    if isinstance(value, kind):
+        return [value]
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    items = value if isinstance(value, list | tuple) else ()
+    return [ref for item in items for ref in find_refs(item, kind)]
+
+
+def is_override(location: Location) -> bool:
+    """Whether a binding was given on the command line."""
+    return not location.line

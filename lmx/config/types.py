@@ -1,4 +1,4 @@
-"""Which annotations an experiment can satisfy, and how to say them in words."""
+"""The annotations that a configurable parameter may have, and their text form."""
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from types import NoneType, UnionType
@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 T = TypeVar("T")
 
 EXECUTION = "execution"
-Execution = Annotated[T, EXECUTION]  # says how a run is carried out, not what it is
+Execution = Annotated[T, EXECUTION]  # affects how a run is executed, not its result
 
 SCALARS = (bool, int, float, str, NoneType)
+UNIONS = (Union, UnionType)
 
 _ALTERNATIVES = {
     **dict.fromkeys((list, set, frozenset, Sequence, Iterable), "tuple[X, ...]"),
@@ -25,16 +26,15 @@ def is_execution(hint: Any) -> bool:
 
 
 def unsupported_reason(hint: Any) -> str | None:
-    """Why no experiment can satisfy an annotation (extras included), or None."""
+    """Why no config value can satisfy an annotation (with its extras), or None."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     origin, args = get_origin(hint) or hint, get_args(hint)
     if origin in _ALTERNATIVES:
-        return (
-            f"{format_type(hint)} cannot be written in an experiment: annotate it as"
-            + (f" {_ALTERNATIVES[origin]}")
+        return f"{format_type(hint)} cannot be written in a config: annotate it as" + (
+            f" {_ALTERNATIVES[origin]}"
         )
-    if origin in (Union, UnionType, tuple, Mapping):
+    if origin in (*UNIONS, tuple, Mapping):
         inner = [arg for arg in args if arg is not ...]
         if any(map(is_execution, inner)):
             return "Execution must be outermost: Execution[X | None]"
@@ -43,15 +43,17 @@ def unsupported_reason(hint: Any) -> str | None:
         return f"{format_type(hint)}: a Literal holds str, int, float, bool or None"
     if hint is Any or origin is Literal or isinstance(origin, type):
         return None
-    return f"{format_type(hint)} is no class, scalar, Literal, union, tuple or Mapping"
+    return f"{format_type(hint)} must be a class, scalar, Literal, union, tuple or" + (
+        " Mapping"
+    )
 
 
 def format_type(hint: Any) -> str:
-    """An annotation as an error message tells it."""
+    """An annotation as text, for error messages and listings."""
     origin, args = get_origin(hint) or hint, get_args(hint)
     if origin is Literal:
         return " or ".join(map(repr, args))
-    if origin in (Union, UnionType):
+    if origin in UNIONS:
         return " or ".join(map(format_type, args))
     if hint is NoneType:
         return "None"

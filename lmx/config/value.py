@@ -1,104 +1,113 @@
-"""A resolved configuration: an immutable value to build, print, compare and store."""
+"""A resolved configuration: an immutable value to build, compare and store."""
 
 import contextlib
+import functools
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from lmx.config import format, page
-from lmx.config.build import build
-from lmx.config.node import (
-    Node,
-    Provenance,
-    format_value,
-    iter_fields,
-    map_nodes,
-    to_jsonable,
-)
 from lmx.config.registry import ConfigError, config_fields, find, suggest
 
 T = TypeVar("T")
+Provenance = tuple[str, ...]  # the lines that set a field, the deciding line first
+
+DEFAULT: Provenance = ("default",)
+RECORDED: Provenance = ("recorded",)  # read from JSON, which stores no provenance
 
 
-class Absent:
-    """What `diff` gives for a field that one of the two does not have."""
+@dataclass(frozen=True, eq=False)
+class Config(Generic[T]):
+    """A class or function with a value for each of its configurable parameters.
 
-    def __repr__(self) -> str:
-        return "absent"
-
-
-ABSENT = Absent()
-
-
-class Config(Node, Generic[T]):
-    """A class or function and a value for each of its choices.
-
-    Called, it stands for what it returns; uncalled, for a factory that still waits for
-    what its caller knows. Two are equal when they mean the same, wherever it was set.
+    A called config stands for the object that it builds, an uncalled one for a factory
+    that its caller completes. Values are scalars, None, tuples, mappings and configs.
+    Equality ignores provenance.
     """
+
+    name: str
+    called: bool
+    fields: Mapping[str, Any]
+    provenance: Mapping[str, Provenance] = field(default_factory=dict)
+    unused_bindings: tuple[str, ...] = ()  # accepted, though nothing uses them
+
+    def __post_init__(self):
+        object.__setattr__(self, "fields", _freeze(self.fields))
+        object.__setattr__(self, "provenance", MappingProxyType({**self.provenance}))
+
+    def __str__(self) -> str:
+        return f"@{self.name}()" if self.called else f"@{self.name}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self._json == other._json
+
+    def __hash__(self) -> int:
+        return hash(self._json)
+
+    def __reduce__(self):
+        """Replaces read-only mappings, which cannot be pickled, by dicts."""
+        fields = {k: map_nodes(v, lambda node: node) for k, v in self.fields.items()}
+        provenance = dict(self.provenance)
+        args = (self.name, self.called, fields, provenance, self.unused_bindings)
+        return type(self), args
 
     def __getitem__(self, path: str) -> Any:
         """The value at a dotted path, as in `config["model.hooks.0.every"]`."""
         return self._get(path)[0]
 
-    def build(self) -> T:
-        """Calls what is called and makes a factory of what is not, leaves first.
+    @functools.cached_property
+    def _json(self) -> str:
+        return self.to_json()
 
-        A ValueError of a constructor becomes a ConfigError that adds where the fields
-        it names were set.
+    def build(self) -> T:
+        """Calls the called configs, innermost first; makes a `Factory` of the others.
+
+        A ValueError of a constructor becomes a ConfigError that also says where the
+        fields named in the message were set.
         """
-        return build(self)
+        result: Any = instantiate(self) if self.called else Factory(self)
+        return result
 
     def flatten(self) -> Iterator[tuple[str, Any]]:
-        """Every field by its dotted path, a reference as text before what it holds."""
+        """Each field by its dotted path; a config is given as text, then its fields."""
         for path, owner, name in iter_fields(self):
             yield path, map_nodes(owner.fields[name], str)
 
-    def show(self) -> str:
-        """One line per field: what it is, and who decided."""
-        return format.show(self)
-
-    def draw_tree(self) -> str:
-        """The references as a picture, with the values that are not defaults."""
-        return format.draw_tree(self)
-
     def explain(self, path: str) -> str:
-        """Why a field has its value: the line that set it, then what that replaced."""
-        value, trail = self._get(path)
-        return "\n  ".join((f"{path} = {format_value(value)}", *trail))
+        """The value at a path, the line that set it, and the lines it replaced."""
+        value, provenance = self._get(path)
+        return "\n  ".join((f"{path} = {format_value(value)}", *provenance))
 
     def find_provenance(self, path: str) -> Provenance:
-        """The lines that gave the field at `path` its value, the deciding one first."""
+        """The lines that set the field at `path`, the deciding line first."""
         return self._get(path)[1]
 
     def find_paths(self, label: str) -> list[str]:
-        """The places of `Class.parameter`; of a dotted path, itself."""
-        known = [
-            (path, f"{owner.name}.{name}") for path, owner, name in iter_fields(self)
-        ]
-        found = [path for path, where in known if label in (path, where)]
-        if not found:
-            self._get(label)  # an element, such as hooks.0; or the error
-        return found or [label]
-
-    def to_gin(self) -> str:
-        """One flat `.gin` page, defaults included, that loads to an equal value."""
-        return page.to_gin(self)
+        """The paths of every `Class.parameter`; a dotted path is returned unchanged."""
+        labels = {
+            path: f"{owner.name}.{name}" for path, owner, name in iter_fields(self)
+        }
+        paths = [path for path, known in labels.items() if label in (path, known)]
+        if not paths:
+            self._get(label)  # an element such as hooks.0, or an error
+        return paths or [label]
 
     def to_json(self, indent: int | None = None) -> str:
-        """The whole configuration, defaults included, as `from_json` reads it."""
+        """The whole configuration with its defaults, for `from_json`."""
         return json.dumps(to_jsonable(self), indent=indent, allow_nan=False)
 
     def digest(self) -> str:
-        """Twelve letters that name this configuration and no other."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits that identify this configuration."""
+        return hashlib.sha256(self._json.encode()).hexdigest()[:12]
 
     def identity(self) -> "Config[T]":
-        """What decides the mathematics: all but the fields of execution, at any depth.
+        """The fields that affect the result: all but execution fields, at any depth.
 
-        To compare and to name, not to build.
+        For comparison and naming only; it cannot be built.
         """
         known = config_fields(find(self.name, "identity"))
         fields = {
@@ -111,54 +120,185 @@ class Config(Node, Generic[T]):
         )
 
     def run_id(self) -> str:
-        """Twelve letters that name the identity."""
+        """Twelve hexadecimal digits that identify `identity()`."""
         return self.identity().digest()
 
+    def field_provenance(self, name: str) -> Provenance:
+        """The lines that set one field of this config."""
+        return self.provenance.get(name, RECORDED)
+
     def _get(self, path: str) -> tuple[Any, Provenance]:
-        """The value at `path`, and the trail of the field that holds it."""
-        value: Any = self
-        trail: Provenance = format.RECORDED
-        for step in path.split("."):
-            try:
-                if isinstance(value, Node):
-                    value, trail = (
-                        value.fields[step],
-                        format.field_provenance(value, step),
-                    )
-                elif isinstance(value, Mapping):
-                    value = value[step]
-                else:
-                    value = value[int(step)] if isinstance(value, tuple) else {}[step]
-            except (KeyError, ValueError, IndexError):
-                near = suggest(path, [known for known, _ in self.flatten()])
-                raise ConfigError(f"{self} has no field {path!r}{near}") from None
-        return value, trail
+        """The value at `path`, and the provenance of the field that holds it."""
+        for known, value, owner, name in walk(self):
+            if known == path and owner is not None:
+                return value, owner.field_provenance(name)
+        near = suggest(path, [known for known, _ in self.flatten()])
+        raise ConfigError(f"{self} has no field {path!r}{near}")
+
+
+@dataclass(frozen=True)
+class Factory:
+    """Builds an uncalled config when its caller supplies the remaining arguments.
+
+    Nested called configs are built anew at every call, as in gin, so that two layers
+    share no object by accident. Hashing and pickling follow the config.
+    """
+
+    config: Config
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return instantiate(self.config, *args, **kwargs)
+
+
+def instantiate(config: Config, /, *args: Any, **kwargs: Any) -> Any:
+    """Calls what `config` names. Keyword arguments take precedence over its fields."""
+    function = find(config.name, "build")
+    values = {
+        name: map_nodes(value, Config.build)
+        for name, value in config.fields.items()
+        if name not in kwargs
+    }
+    try:
+        return function(*args, **values, **kwargs)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        origins = _list_origins(config, str(error))
+        raise ConfigError("\n  ".join((f"{error}", *origins))) from error
+
+
+def _list_origins(config: Config, message: str) -> list[str]:
+    """Where the fields named in an error were set; if it names none, all bound ones."""
+    words = set(re.findall(r"\w+", message))
+    named = [name for name in config.fields if name in words]
+    unbound = (DEFAULT, RECORDED)
+    bound = [n for n in config.fields if config.field_provenance(n) not in unbound]
+    return [_format_origin(config, name) for name in named or bound]
+
+
+def _format_origin(config: Config, name: str) -> str:
+    provenance = config.field_provenance(name)
+    preposition = "by" if provenance[0].startswith("override") else "at"
+    origin = {DEFAULT: " by default", RECORDED: ""}.get(
+        provenance, f" set {preposition} {provenance[0]}"
+    )
+    return f"{config.name}.{name} = {format_value(config.fields[name])}{origin}"
+
+
+def _freeze(value: Any) -> Any:
+    value = map_items(value, _freeze)
+    return MappingProxyType(value) if isinstance(value, dict) else value
+
+
+def map_items(value: Any, function: Callable[[Any], Any]) -> Any:
+    """A new tuple or dict of `function` of each item; any other value unchanged."""
+    if type(value) in (tuple, list):
+        return tuple(map(function, value))
+    if isinstance(value, Mapping):
+        return {key: function(item) for key, item in value.items()}
+    return value
+
+
+def map_nodes(value: Any, function: Callable[[Any], Any]) -> Any:
+    """`value` with `function` applied to each outermost config, in new containers."""
+    if isinstance(value, Config):
+        return function(value)
+    return map_items(value, lambda item: map_nodes(item, function))
+
+
+def walk(
+    value: Any, path: str = "", owner: Config | None = None, name: str = ""
+) -> Iterator[tuple[str, Any, Config | None, str]]:
+    """`value` and all values inside it, parents first.
+
+    Yields dotted path, value, and the config and field that hold it.
+    """
+    yield path, value, owner, name
+    fields = value.fields if isinstance(value, Config) else value
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(fields, Mapping):
+        children = fields.items()
+    elif isinstance(fields, tuple):
+        children = enumerate(fields)
+    for key, item in children:
+        inner = f"{path}.{key}".lstrip(".")
+        is_field = isinstance(value, Config)
+        holder, field_name = (value, str(key)) if is_field else (owner, name)
+        yield from walk(item, inner, holder, field_name)
+
+
+def iter_fields(config: Config) -> Iterator[tuple[str, Config, str]]:
+    """Every field at any depth: dotted path, the config that holds it, and its name."""
+    for path, value, owner, name in walk(config):
+        if owner is not None and value is owner.fields[name]:
+            yield path, owner, name
+
+
+def to_jsonable(value: Any) -> Any:
+    """`value` as JSON data: `{"@RoPE()": {"theta": 10000.0}}`.
+
+    Mappings with keys that JSON would change are `{"=map": [[key, value], ...]}`.
+    """
+    if isinstance(value, Config):
+        return {str(value): {k: to_jsonable(item) for k, item in value.fields.items()}}
+    if isinstance(value, tuple):
+        return [to_jsonable(item) for item in value]
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) and key[:1] not in ("@", "=") for key in value):
+            return {key: to_jsonable(item) for key, item in value.items()}
+        return {"=map": [[*map(to_jsonable, pair)] for pair in value.items()]}
+    if isinstance(value, float) and math.isinf(value):
+        return {"=float": repr(value)}
+    return value
+
+
+def format_value(value: Any, format_ref: Callable[[Any], str] = str) -> str:
+    """`value` in `.gin` syntax, each config formatted by `format_ref`."""
+    if isinstance(value, Config):
+        return format_ref(value)
+    if isinstance(value, tuple | list):
+        items = ", ".join(format_value(item, format_ref) for item in value)
+        return f"({items},)" if len(value) == 1 else f"({items})"
+    if isinstance(value, Mapping):
+        pairs = (map(lambda x: format_value(x, format_ref), p) for p in value.items())
+        return "{" + ", ".join(map(": ".join, pairs)) + "}"
+    if isinstance(value, float) and math.isinf(value):
+        return "1e999" if value > 0 else "-1e999"  # gin has no literal for infinity
+    return repr(value)
+
+
+class Absent:
+    """Stands in `diff` for a field that only the other configuration has."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = Absent()
 
 
 def diff(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """The fields that differ, as `{path: (old, new)}`; ABSENT where there is none."""
+    """The fields that differ, as `{path: (old, new)}`; ABSENT for a missing field."""
     a, b = dict(old.flatten()), dict(new.flatten())
     pairs = {path: (a.get(path, ABSENT), b.get(path, ABSENT)) for path in {**a, **b}}
     return {
-        path: (x, y)
-        for path, (x, y) in pairs.items()
-        if format_value(x) != format_value(y)
+        p: (x, y) for p, (x, y) in pairs.items() if format_value(x) != format_value(y)
     }
 
 
 @contextlib.contextmanager
 def explain_errors(config: Config) -> Iterator[None]:
-    """Whatever is refused inside is told with where its cause was set.
+    """Adds to a ValueError the provenance of each `Class.parameter` it mentions.
 
-    That is the story of every `Class.parameter` which the message names without one.
+    Parameters that the message already shows with a value are left out.
     """
     try:
         yield
     except ValueError as error:
-        told = [
+        lines = [
             line
             for path, owner, name in iter_fields(config)
             if re.search(rf"\b{owner.name}\.{name}\b(?! = )", f"{error}")
             for line in config.explain(path).splitlines()
         ]
-        raise ConfigError("\n  ".join((f"{error}", *told))) from error
+        raise ConfigError("\n  ".join((f"{error}", *lines))) from error

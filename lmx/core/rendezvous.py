@@ -35,9 +35,13 @@ KEEPALIVE = {
 class PeerLostError(Exception):
     """A process did not join, or has exited. A restart may help."""
 
+    exit_status = EXIT_RESTART
+
 
 class ClusterConfigError(ValueError):
     """Inconsistent cluster configuration."""
+
+    exit_status = 2
 
 
 @dataclass(frozen=True)

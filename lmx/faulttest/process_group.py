@@ -22,11 +22,12 @@ INJECTOR = "lmx.faulttest.injector"
 
 
 class UnexpectedExitError(Exception):
-    """A process ended otherwise than it should have."""
+    """A process exited with an unexpected status."""
 
-    def __init__(self, why: str, status: int | None):
-        super().__init__(why)
+    def __init__(self, reason: str, status: int | None):
+        super().__init__(reason)
         self.status = status
+        self.exit_status = 2 if status == 2 else 1
 
 
 @dataclass(frozen=True)

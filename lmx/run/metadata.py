@@ -14,9 +14,8 @@ from typing import Any
 
 import jax
 
-from lmx.config.node import map_nodes
 from lmx.config.registry import find
-from lmx.config.value import Config
+from lmx.config.value import Config, map_nodes
 from lmx.core import hardware
 from lmx.run.run_dir import read_last_metrics, read_metrics
 from lmx.run.schema import SCHEMA

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lmx.config.format import to_gin
 from lmx.config.registry import ConfigError
 from lmx.config.resolve import from_json
 from lmx.config.value import Config, diff
@@ -222,7 +223,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _write_config(path: Path, config: Config) -> None:
     """Writes the config as JSON and as gin."""
-    texts = {CONFIG: config.to_json(indent=1), "experiment.gin": config.to_gin()}
+    texts = {CONFIG: config.to_json(indent=1), "experiment.gin": to_gin(config)}
     for name, text in texts.items():
         write_atomic(path / name, f"{text.rstrip()}\n".encode())
 

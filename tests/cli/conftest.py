@@ -1,4 +1,4 @@
-"""A working folder with a page, a run, and the command line."""
+"""A working folder with a config, a trained run, and the command line."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ VOCAB = f"Decoder.vocab={len(set(LINES))}"
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """An empty working folder but for `tiny.gin`; the cache lies elsewhere."""
+    """A working folder with only `tiny.gin`; the cache is elsewhere."""
     monkeypatch.setenv("LMX_CACHE", str(tmp_path / "cache"))
     work = tmp_path / "work"
     work.mkdir()
@@ -44,7 +44,7 @@ def work(tmp_path, monkeypatch):
 
 @pytest.fixture
 def lmx(capsys):
-    """Runs a verb in this process; the exit status, what is said and moaned."""
+    """Runs a command in this process; returns its exit status, output and errors."""
 
     def lmx(*words):
         with pytest.raises(SystemExit) as stop:
@@ -55,10 +55,10 @@ def lmx(capsys):
 
 
 class Trained(NamedTuple):
-    """A run that is over."""
+    """A finished run."""
 
-    work: Path  # where one stood
-    words: list[str]  # of `lmx train`
+    work: Path  # the working folder
+    words: list[str]  # arguments of `lmx`
     summary: dict[str, Any]
 
     @property
@@ -69,15 +69,15 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """Of a page that lies elsewhere, on the lines of `text.txt`."""
+    """A run of a config in another folder, on the lines of `text.txt`."""
     work = tmp_path_factory.mktemp("work")
     (work / "text.txt").write_text(LINES)
     words = ["train", str(TINY), *WORDS, VOCAB]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMX_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.chdir(work)
-        with contextlib.redirect_stdout(io.StringIO()) as said:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
             with pytest.raises(SystemExit) as stop:
                 main([*words, "--json"])
     assert stop.value.code == 0
-    return Trained(work, words, json.loads(said.getvalue()))
+    return Trained(work, words, json.loads(out.getvalue()))

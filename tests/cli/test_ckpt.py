@@ -1,4 +1,4 @@
-"""`lmx ckpt`: what is told of saved states, and of those that are damaged."""
+"""`lmx ckpt`, for good and for damaged checkpoints."""
 
 import json
 import shutil
@@ -61,46 +61,46 @@ def told(lmx):
     """What a verb says for a machine."""
 
     def told(*words, status=0):
-        found, said, moaned = lmx("ckpt", *map(str, words), "--json")
-        assert (found, moaned) == (status, "")
-        return json.loads(said)
+        found, out, err = lmx("ckpt", *map(str, words), "--json")
+        assert (found, err) == (status, "")
+        return json.loads(out)
 
     return told
 
 
-def test_states_are_listed_with_their_roots_and_sizes(made, lmx, told):
+def test_checkpoints_are_listed_with_their_roots_and_sizes(made, lmx, told):
     rows = told("list", made)
-    assert [(row["step"], row["whole"]) for row in rows] == [(4, True), (8, True)]
+    assert [(row["step"], row["complete"]) for row in rows] == [(4, True), (8, True)]
     roots = [
         CheckpointReader(path_of(made, step)).read_metadata()["root"] for step in (4, 8)
     ]
     assert [row["root"] for row in rows] == roots and roots[0] != roots[1]
     assert all(row["bytes"] > 30 * 40 * 4 for row in rows)
-    said = lmx("ckpt", "list", f"{made}")[1]
-    assert all(root[:12] in said for root in roots) and said.count("yes") == 2
+    out = lmx("ckpt", "list", f"{made}")[1]
+    assert all(root[:12] in out for root in roots) and out.count("yes") == 2
 
 
-def test_a_state_cut_short_or_set_aside_is_listed_as_such(run, lmx):
+def test_truncated_and_quarantined_checkpoints_are_marked(run, lmx):
     truncate(path_of(run, 8), "params.w")
     CheckpointManager(run / "checkpoints").directory.quarantine(4)
-    said = lmx("ckpt", "list", f"{run}")[1]
-    assert said.count("NO") == 2 and "params.w is cut short or gone" in said
-    assert "00000004.damaged" in said
+    out = lmx("ckpt", "list", f"{run}")[1]
+    assert out.count("NO") == 2 and "params.w is cut short or gone" in out
+    assert "00000004.damaged" in out
 
 
-def test_verifying_names_tensor_and_file_and_exits_with_1(run, lmx, told):
+def test_verify_names_tensor_and_file_and_exits_with_1(run, lmx, told):
     assert [row["faults"] for row in told("verify", run)] == [[], []]
     flip(path_of(run, 8), "params.w")
     (fault,) = told("verify", run, status=1)[1]["faults"]
     assert fault["tensor"] == "params.w" and fault["reason"] == "is not what was saved"
     assert (path_of(run, 8) / fault["file"]).is_file()
-    status, said, _ = lmx("ckpt", "verify", f"{run}")
-    assert status == 1 and "step 4: whole, 3 tensors" in said
-    assert f"step 8: DAMAGED\n  {fault['file']}: params.w is not" in said
+    status, out, _ = lmx("ckpt", "verify", f"{run}")
+    assert status == 1 and "step 4: intact, 3 tensors" in out
+    assert f"step 8: DAMAGED\n  {fault['file']}: params.w is not" in out
     assert lmx("ckpt", "verify", f"{run}", "--step", "4")[0] == 0
 
 
-def test_a_difference_is_told_by_tensor_in_norm(made, told, lmx):
+def test_diff_prints_the_norm_of_each_changed_tensor(made, told, lmx):
     found = {t["tensor"]: t for t in told("diff", f"{made}@4", made)["tensors"]}
     w = np.random.default_rng(0).normal(size=(30, 40)).astype("float32")
     assert found["params.w"]["status"] == "differs"
@@ -108,18 +108,18 @@ def test_a_difference_is_told_by_tensor_in_norm(made, told, lmx):
     np.testing.assert_allclose(found["params.w"]["norm"], norm, rtol=1e-6)
     np.testing.assert_allclose(found["params.w"]["relative"], 0.5, rtol=1e-6)
     assert found["params.b"]["status"] == found["step"]["status"] == "equal"
-    said = lmx("ckpt", "diff", f"{made}@4", f"{made}")[1]
-    assert said.startswith("2 of 3 tensors are equal to the bit") and "0.5" in said
+    out = lmx("ckpt", "diff", f"{made}@4", f"{made}")[1]
+    assert out.startswith("2 of 3 tensors are equal to the bit") and "0.5" in out
 
 
-def test_a_difference_in_settings_is_told_by_path(made, run, told):
+def test_diff_lists_changed_settings_by_path(made, run, told):
     (run / "experiment.json").write_text(page("Constant.peak_lr=0.02").to_json())
     found = told("diff", made, run)
     assert found["settings"] == {"schedule.peak_lr": ["0.01", "0.02"]}
     assert {t["status"] for t in found["tensors"]} == {"equal"}
 
 
-def test_tensors_of_one_state_alone_and_of_other_shapes_are_told(made, tmp_path):
+def test_diff_names_tensors_of_one_checkpoint_only_and_of_other_shapes(made, tmp_path):
     other = CheckpointManager(tmp_path)
     other.save(1, {"params": {"w": jnp.ones(3), "c": jnp.ones(3)}})
     other.wait()
@@ -136,27 +136,27 @@ def test_tensors_of_one_state_alone_and_of_other_shapes_are_told(made, tmp_path)
     }
 
 
-def test_a_lineage_tells_each_attempt_that_a_state_comes_from(made, told, lmx):
+def test_lineage_lists_each_attempt_that_led_to_a_checkpoint(made, told, lmx):
     found = told("lineage", made)
     root = CheckpointReader(path_of(made, 4)).read_metadata()["root"]
     assert [a["parent"] for a in found["lineage"]] == [None, {"step": 4, "root": root}]
-    said = lmx("ckpt", "lineage", f"{made}")[1].splitlines()
-    assert said[0] == f"1. from the beginning; commit {'a' * 12}"
+    out = lmx("ckpt", "lineage", f"{made}")[1].splitlines()
+    assert out[0] == f"1. from the beginning; commit {'a' * 12}"
     begun = f"2. from step 4, root {root[:12]}; commit {'b' * 12}, devices 8 x cpu"
-    assert said[1] == f"{begun}, processes 1"
-    assert said[2] == f"step 8, root {found['root']}"
+    assert out[1] == f"{begun}, processes 1"
+    assert out[2] == f"step 8, root {found['root']}"
 
 
 @pytest.mark.parametrize(
-    "words, moan",
+    "words, message",
     [
         (["list", "nowhere"], "nowhere is not a run"),
-        (["verify", "RUN", "--step", "5"], "has no state of step 5: it has 4, 8"),
+        (["verify", "RUN", "--step", "5"], "has no checkpoint of step 5: it has 4, 8"),
         (["diff", "RUN"], "write lmx ckpt diff A B"),
-        (["diff", "RUN@x", "RUN"], "is no state: write RUN, or RUN@STEP"),
+        (["diff", "RUN@x", "RUN"], "is not a checkpoint: write RUN, or RUN@STEP"),
     ],
 )
-def test_what_is_not_there_is_refused(made, lmx, words, moan):
+def test_unknown_runs_and_checkpoints_are_refused(made, lmx, words, message):
     words = [word.replace("RUN", f"{made}") for word in words]
-    status, said, moaned = lmx("ckpt", *words)
-    assert (status, said) == (2, "") and moan in moaned
+    status, out, err = lmx("ckpt", *words)
+    assert (status, out) == (2, "") and message in err

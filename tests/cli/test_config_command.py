@@ -1,6 +1,5 @@
-"""`lmx config`, word by word, and what a page may name without importing it."""
+"""`lmx config`: its five commands, their errors, and the names that need no import."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -9,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from lmx.cli import config as verbs
+from lmx.cli import load
+from lmx.cli.main import main
 from lmx.config import discover
 from lmx.config.registry import ConfigError, Execution, configurable, find
 from lmx.config.resolve import from_json
@@ -24,6 +24,8 @@ class Chapter:
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Book:
+    """A book with a title."""
+
     title: str
     chapter: Callable[..., Chapter] = Chapter
     shelf: Execution[int] = 1
@@ -31,29 +33,28 @@ class Book:
 
 @pytest.fixture
 def lmx(tmp_path, monkeypatch, capsys):
-    """Runs `lmx config ...` on a shelf of pages; its status, output and errors."""
+    """Runs `lmx config ...` beside config files; returns status, output and errors."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(verbs, "_find_root", lambda: Book)
+    monkeypatch.setattr(load, "_import_root", lambda: Book)
     (tmp_path / "a.gin").write_text("Book.title = 'A'\nP = 5\nChapter.pages = %P")
     (tmp_path / "b.gin").write_text("include 'a.gin'\nBook.title = 'B'\n")
     (tmp_path / "run").mkdir()
-    recorded = verbs.load_config("a.gin").to_json()
+    recorded = load.load_config("a.gin").to_json()
     (tmp_path / "run" / "experiment.json").write_text(recorded)
 
-    def lmx(*words):
-        parser = argparse.ArgumentParser(prog="lmx")
-        verbs.add(parser.add_subparsers(required=True))
-        args = parser.parse_args(["config", *words])
-        return (args.run(args), *capsys.readouterr())
+    def lmx(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main(["config", *arguments])
+        return (stop.value.code, *capsys.readouterr())
 
     return lmx
 
 
-def test_show_has_a_line_for_each_value_and_names_the_run(lmx):
-    status, said, _ = lmx("show", "a.gin")
-    config = verbs.load_config("a.gin")
+def test_show_prints_a_line_for_each_value_and_the_ids(lmx):
+    status, out, _ = lmx("show", "a.gin")
+    config = load.load_config("a.gin")
     assert status == 0
-    assert [line.split("  ")[0] for line in said.splitlines()] == [
+    assert [line.split("  ")[0] for line in out.splitlines()] == [
         "title = 'A'",
         "chapter = @Chapter",
         "chapter.pages = 5",
@@ -62,13 +63,13 @@ def test_show_has_a_line_for_each_value_and_names_the_run(lmx):
     ]
 
 
-def test_words_may_stand_before_and_after_options(lmx):
-    for words in (
+def test_options_and_overrides_can_be_in_any_order(lmx):
+    for arguments in (
         ("--json", "a.gin", "P=7", "Book.title=two words"),
         ("a.gin", "--json", "P=7", "Book.title=two words"),
         ("a.gin", "--gin.P=7", "Book.title=two words", "--json"),
     ):
-        fields = json.loads(lmx("show", *words)[1])["fields"]
+        fields = json.loads(lmx("show", *arguments)[1])["fields"]
         assert fields["chapter.pages"]["value"] == 7
         assert fields["title"] == {
             "value": "two words",
@@ -76,82 +77,92 @@ def test_words_may_stand_before_and_after_options(lmx):
         }
 
 
-def test_why_takes_paths_and_labels_of_classes(lmx):
-    said = lmx("why", "a.gin", "title", "Chapter.pages", "P=7")[1]
-    assert said.splitlines() == [
+def test_explain_takes_paths_and_class_parameters(lmx):
+    out = lmx("explain", "a.gin", "title", "Chapter.pages", "P=7")[1]
+    assert out.splitlines() == [
         "title = 'A'",
         "  a.gin:1",
         "chapter.pages = 7",
         "  a.gin:3 with %P from override 'P=7'",
         "  replaces 5 of a.gin:2",
     ]
-    told = json.loads(lmx("why", "a.gin", "title", "--json")[1])
-    assert told == {"title": {"value": "A", "trail": ["a.gin:1"]}}
+    data = json.loads(lmx("explain", "a.gin", "title", "--json")[1])
+    assert data == {"title": {"value": "A", "lines": ["a.gin:1"]}}
 
 
-def test_diff_compares_pages_and_runs_and_says_whether_the_run_is_the_same(lmx):
+def test_diff_compares_configs_and_runs_and_their_run_ids(lmx):
     first, last = lmx("diff", "a.gin", "b.gin")[1].splitlines()
-    assert first == "title: 'A' -> 'B'" and last.startswith("run ")
-    assert "the same run" in lmx("diff", "run", "a.gin")[1]
-    told = json.loads(lmx("diff", "a.gin", "b.gin", "P=1", "--json")[1])
-    assert told == {"title": {"old": "A", "new": "B"}}
+    assert first == "title: 'A' -> 'B'" and last.startswith("run id ")
+    assert "the same run id" in lmx("diff", "run", "a.gin")[1]
+    data = json.loads(lmx("diff", "a.gin", "b.gin", "P=1", "--json")[1])
+    assert data == {"title": {"old": "A", "new": "B"}}
 
 
-def test_tree_draws_and_for_a_machine_prints_what_from_json_reads(lmx):
+def test_tree_draws_references_and_its_json_can_be_read_back(lmx):
     assert "└─ pages = 5" in lmx("tree", "a.gin")[1]
-    told = json.loads(lmx("tree", "run", "--json")[1])
-    assert from_json(json.dumps(told["experiment"])) == verbs.load_config("a.gin")
+    data = json.loads(lmx("tree", "run", "--json")[1])
+    assert from_json(json.dumps(data["experiment"])) == load.load_config("a.gin")
+
+
+def test_list_shows_names_parameters_and_experiments(lmx):
+    status, out, _ = lmx("list")
+    assert status == 0 and "Attention" in out and "lmx.layers.attention" in out
+    status, out, _ = lmx("list", "Book")
+    assert status == 0 and out.startswith("A book with a title.\n")
+    assert [line.split() for line in out.splitlines()[2:]] == [
+        ["parameter", "type", "default"],
+        ["Book.title", "str", "required"],
+        ["Book.chapter", "Callable[...,", "Chapter]", "@Chapter"],
+        ["Book.shelf", "int", "1"],
+    ]
+    assert "did you mean 'Book'" in lmx("list", "Boook")[2]
+    data = json.loads(lmx("list", "experiments", "--json")[1])
+    assert {"quickstart", "families/llama3_8b"} <= data.keys()
+    assert data["quickstart"].endswith("?")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["show", "c.gin"], "there is no file c.gin; there are a.gin, b.gin"),
+        (["show", "quickstar"], "there is no file quickstar; did you mean 'quickstart"),
         (["show", "a.gin", "Chapter.page=3"], "override 'Chapter.page=3': Chapter has"),
-        (["show", "a.gin", "b.gin"], "config show takes one page, then overrides"),
-        (["diff", "a.gin"], "config diff takes two pages"),
-        (["why", "a.gin"], "config why takes one page and at least one path"),
-        (["why", "a.gin", "titel"], "has no field 'titel'; did you mean 'title'?"),
-        (["show", "run", "P=3"], "start from its page, run/experiment.gin"),
+        (["show", "a.gin", "b.gin"], "got 'a.gin b.gin': write lmx config show CONFIG"),
+        (["diff", "a.gin"], "write lmx config diff A B [Name.parameter=value ...]"),
+        (["explain", "a.gin"], "write lmx config explain CONFIG.gin PATH ..."),
+        (["explain", "a.gin", "titel"], "has no field 'titel'; did you mean 'title'?"),
+        (["show", "run", "P=3"], "start from its file, run/experiment.gin"),
         (["show", "a.gin", "--import", "nowhere"], "--import nowhere: No module named"),
     ],
 )
-def test_words_that_cannot_be_meant_end_with_status_2(lmx, words, message):
-    status, said, moaned = lmx(*words)
-    assert (status, said) == (2, "")
-    assert moaned.startswith("config error: ") and message in moaned
+def test_invalid_arguments_end_with_status_2(lmx, arguments, message):
+    status, out, err = lmx(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ") and message in err
 
 
 def test_an_unknown_option_is_refused(lmx):
-    with pytest.raises(SystemExit) as stop:
-        lmx("show", "a.gin", "--jsn")
-    assert stop.value.code == 2
+    assert lmx("show", "a.gin", "--jsn")[0] == 2
 
 
-def test_a_run_whose_record_is_broken_is_told_by_name(lmx, tmp_path):
+def test_a_run_with_a_broken_record_is_named(lmx, tmp_path):
     (tmp_path / "run" / "experiment.json").write_text("{")
-    assert "config error: run/experiment.json: JSON: " in lmx("show", "run")[2]
+    assert "error: run/experiment.json: JSON: " in lmx("show", "run")[2]
 
 
-def test_a_module_of_the_user_is_imported_from_where_they_stand(lmx, tmp_path):
+def test_a_user_module_is_imported_from_the_working_folder(lmx, tmp_path):
     (tmp_path / "my_own.py").write_text(
         "from lmx.config.registry import configurable\n"
         "@configurable\n"
         "class MyOwnChapter:\n"
         "    def __init__(self, *, pages: int = 3): ...\n"
     )
-    words = ("show", "a.gin", "Book.chapter=@MyOwnChapter", "--import", "my_own")
-    assert "wants Callable[..., Chapter], got @MyOwnChapter" in lmx(*words)[2]
+    arguments = ("show", "a.gin", "Book.chapter=@MyOwnChapter", "--import", "my_own")
+    message = "must be Callable[..., Chapter], got @MyOwnChapter"
+    assert message in lmx(*arguments)[2]
 
 
-def test_help_teaches_with_an_example(lmx, capsys):
-    for words in (["--help"], *([verb, "--help"] for verb in ("show", "why", "diff"))):
-        with pytest.raises(SystemExit):
-            lmx(*words)
-        assert "  lmx config " in capsys.readouterr().out
-
-
-def test_what_ships_with_lmx_needs_no_import(tmp_path, monkeypatch):
+def test_names_of_lmx_need_no_import(tmp_path, monkeypatch):
     (tmp_path / "layer.py").write_text(
         "from lmx.config.registry import configurable\n\n\n"
         "@configurable\nclass Shipped:\n    pass\n\n\nconfigurable(Other)\n"
@@ -165,13 +176,26 @@ def test_what_ships_with_lmx_needs_no_import(tmp_path, monkeypatch):
         }
         with pytest.raises(ConfigError, match="named 'Shiped'; did you mean 'Shipped'"):
             find("Shiped", "here")
-        with pytest.raises(ConfigError, match="Shipped cannot be had: No module"):
+        with pytest.raises(ConfigError, match="cannot import Shipped: No module"):
             find("Shipped", "here")
     finally:
         discover.find_declarations.cache_clear()
 
 
-def test_reading_a_configuration_needs_no_jax():
+@pytest.mark.parametrize("place", ["wheel/lmx", "checkout"])
+def test_shipped_experiments_are_found_in_a_wheel_and_in_a_checkout(
+    tmp_path, monkeypatch, place
+):
+    folder = tmp_path / place / "experiments"
+    (folder / "families").mkdir(parents=True)
+    for name in ("one", "families/two"):
+        (folder / f"{name}.gin").write_text("Book.title = 'x'")
+    monkeypatch.setattr(discover, "_LMX", tmp_path / place.partition("/")[0] / "lmx")
+    assert list(discover.find_experiments()) == ["families/two", "one"]
+    assert discover.locate_config("families/two") == folder / "families" / "two.gin"
+
+
+def test_reading_a_config_needs_no_jax():
     program = (
         "import sys, lmx.cli.config, lmx.config.resolve\n"
         "print([m for m in ('jax', 'numpy', 'tensorflow', 'absl') if m in sys.modules])"

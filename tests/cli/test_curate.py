@@ -1,13 +1,14 @@
-"""`lmx data dedup`, `filter` and `decontaminate`, one into the next."""
+"""`lmx data dedup`, `filter` and `decontaminate`, each on the output of the last."""
 
 import json
 
 import pytest
 
-PAGES = {
+CONFIGS = {
     "once": "Dedup.sources = {'web': @Text()}\nText.path = 'web.jsonl'\n",
     "good": (
-        "FilterDocuments.sources = {'web': @Text()}\nText.path = 'once/kept/web.jsonl'\n"
+        "FilterDocuments.sources = {'web': @Text()}\n"
+        "Text.path = 'once/kept/web.jsonl'\n"
         "FilterDocuments.filters = [@LengthFilter()]\nLengthFilter.min_chars = 12\n"
     ),
     "fair": (
@@ -21,41 +22,41 @@ TEXTS = ["the end is near here", "short", "the end is near here", "a text that s
 
 
 @pytest.fixture
-def pages(tmp_path, monkeypatch):
+def configs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, texts in {"web": TEXTS, "quiz": ["The end is near."]}.items():
         lines = [f"{json.dumps({'text': text})}\n" for text in texts]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
-    for name, page in PAGES.items():
+    for name, page in CONFIGS.items():
         (tmp_path / f"{name}.gin").write_text(page)
     return tmp_path
 
 
-def test_what_one_verb_keeps_the_next_reads(lmx, pages):
-    before = (pages / "web.jsonl").read_bytes()
+def test_each_command_reads_what_the_last_one_kept(lmx, configs):
+    before = (configs / "web.jsonl").read_bytes()
     for verb, name, why in (
         ("dedup", "once", "same text"),
         ("filter", "good", "fewer than 12 characters"),
         ("decontaminate", "fair", "shares words with quiz"),
     ):
-        status, said, moaned = lmx("data", verb, f"{name}.gin", name)
-        assert status == 0 and f"1 removed: {why}" in said, moaned
-    kept = (pages / "fair" / "kept" / "web.jsonl").read_text()
+        status, out, err = lmx("data", verb, f"{name}.gin", name)
+        assert status == 0 and f"1 removed: {why}" in out, err
+    kept = (configs / "fair" / "kept" / "web.jsonl").read_text()
     assert json.loads(kept)["text"] == "a text that stays"
-    assert (pages / "web.jsonl").read_bytes() == before
+    assert (configs / "web.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "out"),
     [
-        (["once.gin"], "write lmx data dedup PAGE.gin OUT"),
+        (["once.gin"], "write lmx data dedup CONFIG.gin OUT"),
         (["once.gin", "out", "Dedup.treshold=0.5"], "did you mean"),
         (["once.gin", "out", "Text.path=none.jsonl"], "there is no none.jsonl"),
         (["once.gin", "out", "Dedup.threshold=2.0"], "Dedup.threshold is 2.0"),
         (["good.gin", "out"], "@Dedup needs Dedup.sources"),
     ],
 )
-def test_what_cannot_be_done_is_refused_and_leaves_nothing(lmx, pages, words, said):
-    status, _, moaned = lmx("data", "dedup", *words)
-    assert status == 2 and said in moaned and "Traceback" not in moaned
-    assert not (pages / "out").exists()
+def test_invalid_arguments_are_refused_and_write_nothing(lmx, configs, words, out):
+    status, _, err = lmx("data", "dedup", *words)
+    assert status == 2 and out in err and "Traceback" not in err
+    assert not (configs / "out").exists()

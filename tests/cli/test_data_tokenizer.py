@@ -1,4 +1,4 @@
-"""`lmx data tokenizer`: what is written is what is reported, and is read back."""
+"""`lmx data tokenizer`: its report and its files agree."""
 
 import inspect
 import json
@@ -38,7 +38,7 @@ def lmx(*words):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_report_counts_what_the_written_tokenizer_does(kind, tmp_path, capsys):
+def test_the_report_describes_the_written_tokenizer(kind, tmp_path, capsys):
     assert lmx("text.txt", "out", "--json", *KINDS[kind]) == 0
     told = json.loads(capsys.readouterr().out)
     codec = PretrainedTokenizer(path=str(tmp_path / "out")).open(Text(path="text.txt"))
@@ -57,7 +57,7 @@ def test_a_report_counts_what_the_written_tokenizer_does(kind, tmp_path, capsys)
     lengths = [len(piece.decode()) for piece in codec.vocab_bytes if whole(piece)]
     assert [len(text) for text in told["longest"]] == sorted(lengths)[::-1][:10]
     kept = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert kept == {name: said for name, said in told.items() if name != "folder"}
+    assert kept == {name: out for name, out in told.items() if name != "folder"}
 
 
 def whole(piece):
@@ -67,15 +67,16 @@ def whole(piece):
         return False
 
 
-def test_the_pages_of_experiments_and_of_stores_name_their_tokenizer(tmp_path, capsys):
+def test_configs_of_experiments_and_of_stores_name_a_tokenizer(tmp_path, capsys):
     words = ["BPE.vocab=300", "Text.path='text.txt'", "Text.holdout=@HoldoutTail()"]
     page = "tokenizer = @BPE()\n  "
     (tmp_path / "build.gin").write_text(
         f"Build:\n  {page}sources = {{'one': @Text()}}\n"
     )
     (tmp_path / "run.gin").write_text(
-        f"include '{TINY}'\nExperiment.data = @PauseTokens()\nPaused.source = @TextDataset()\n"
-        f"Tokens:\n  {page}corpus = @Text()\n  batch = 1\n  length = 8\n"
+        f"include '{TINY}'\nExperiment.data = @PauseTokens()\n"
+        f"PauseTokens.source = @TextDataset()\nTextDataset:\n  {page}corpus = @Text()\n"
+        "  batch_size = 1\n  sequence_length = 8\n"
     )
     assert lmx("build.gin", "a", *words) == lmx("run.gin", "b", *words) == 0
     assert (
@@ -86,9 +87,9 @@ def test_the_pages_of_experiments_and_of_stores_name_their_tokenizer(tmp_path, c
 
 REFUSED = {
     "error: there is no nowhere": ["nowhere", "out"],
-    "write lmx data tokenizer PAGE": ["text.txt"],
+    "write lmx data tokenizer CORPUS": ["text.txt"],
     "full is there and is not empty": ["text.txt", "full"],
-    "names no corpus with a tokenizer": [str(TINY), "out"],
+    "has no corpus with a tokenizer": [str(TINY), "out"],
     "set SentencePiece.vocab to": ["text.txt", "out", "SentencePiece.vocab=90000"],
     "split of .* is empty": [
         "text.txt",
@@ -104,7 +105,7 @@ def test_what_cannot_be_is_said_and_leaves_nothing(message, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert lmx(*REFUSED[message]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert re.search(message, said.err)
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert re.search(message, out.err)
     assert not (tmp_path / "out").exists()

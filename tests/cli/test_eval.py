@@ -1,4 +1,4 @@
-"""`lmx eval`, from files to numbers."""
+"""`lmx eval`, from files to scores."""
 
 import json
 
@@ -15,10 +15,10 @@ def file(tmp_path):
     return str(tmp_path / "held.txt")
 
 
-def test_the_held_out_text_scores_what_it_did_in_training(trained, lmx, file):
+def test_the_held_out_text_scores_as_it_did_in_training(trained, lmx, file):
     words = ("--json", "--length", "16", "--stride", "16")
-    status, said, _ = lmx("eval", trained.run, file, *words)
-    told, summary = json.loads(said), trained.summary
+    status, out, _ = lmx("eval", trained.run, file, *words)
+    told, summary = json.loads(out), trained.summary
     assert status == 0 and told["step"] == 3 and told["run"] == trained.run
     found = told["files"][file]
     for name in ("nats", "perplexity", "bits_per_byte", "tokens", "bytes"):
@@ -26,16 +26,16 @@ def test_the_held_out_text_scores_what_it_did_in_training(trained, lmx, file):
     assert told["all"] == found
 
 
-def test_a_window_is_as_in_training_unless_told_otherwise(trained, lmx, file):
+def test_windows_are_as_in_training_by_default(trained, lmx, file):
     told = json.loads(lmx("eval", trained.run, file, "--json")[1])
     assert (told["length"], told["stride"]) == (16, 8)
 
 
-def test_several_files_make_a_table_and_their_sum(trained, lmx, file, tmp_path):
+def test_several_files_give_a_table_and_their_total(trained, lmx, file, tmp_path):
     other = tmp_path / "a.txt"
     other.write_text("a bad bed\n")
-    status, said, _ = lmx("eval", trained.run, file, str(other))
-    head, titles, *rows = said.splitlines()
+    status, out, _ = lmx("eval", trained.run, file, str(other))
+    head, titles, *rows = out.splitlines()
     assert status == 0 and len(rows) == 3
     assert head.endswith(" at step 3, 16 tokens every 8")
     assert titles.split()[:4] == ["text", "nats/token", "perplexity", "bits/byte"]
@@ -49,16 +49,16 @@ def test_several_files_make_a_table_and_their_sum(trained, lmx, file, tmp_path):
     assert sums[2] == pytest.approx(sums[0] + sums[1])
 
 
-def test_what_cannot_be_scored_is_refused(trained, lmx, file, tmp_path):
+def test_texts_that_cannot_be_scored_are_refused(trained, lmx, file, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes(b"\xe9\xe8")
     for words, message in {
-        (): "which text? lmx eval RUN TEXT_FILE",
+        (): "write lmx eval RUN FILE ...",
         (str(tmp_path / "none.txt"),): "No such file or directory",
         (str(tmp_path / "empty.txt"),): "empty.txt has 0 characters",
         (str(tmp_path / "latin.txt"),): "not UTF-8 at byte 0",
         (file, "--stride", "17"): "windows of 16 tokens, each 17 after the last",
         (file, "--batch", "0"): "RandomWindows.batch is 0: at least 1",
     }.items():
-        status, said, moaned = lmx("eval", trained.run, *words)
-        assert (status, said) == (2, "") and message in moaned
+        status, out, err = lmx("eval", trained.run, *words)
+        assert (status, out) == (2, "") and message in err

@@ -1,4 +1,4 @@
-"""`lmx prove` refuses what it cannot prove, and says what it asks of the page."""
+"""`lmx faulttest`: its arguments and its exit status."""
 
 import json
 
@@ -8,20 +8,20 @@ from lmx.faulttest import runner
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What a proof was asked for; it finds that nothing holds."""
+def calls(monkeypatch):
+    """The calls of the fault test, which fails."""
     found = []
 
-    def prove(trial, config, moments, **facts):
-        found.append((trial, config, moments, facts))
+    def run(scenario, config, kills, **options):
+        found.append((scenario, config, kills, options))
         return {"holds": False}
 
-    monkeypatch.setattr(runner, "run_faulttest", prove)
+    monkeypatch.setattr(runner, "run_faulttest", run)
     return found
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, out",
     [
         (["--kills", "0"], "--kills 0: at least 1"),
         (["--steps", "0"], "Experiment.steps is 0: at least 1"),
@@ -30,20 +30,23 @@ def asked(monkeypatch):
     ],
     ids=str,
 )
-def test_what_cannot_be_proved_is_refused(lmx, work, asked, words, said):
-    status, _, moaned = lmx("prove", "tiny.gin", *words)
-    assert status == 2 and said in moaned and not asked
+def test_invalid_arguments_are_refused(lmx, work, calls, words, out):
+    status, _, err = lmx("faulttest", "tiny.gin", *words)
+    assert status == 2 and out in err and not calls
 
 
-def test_a_proof_saves_at_least_twice_a_kill_and_fails_with_1(lmx, work, asked):
+def test_it_saves_at_least_twice_per_kill_and_fails_with_1(lmx, work, calls):
     words = ["--steps", "40", "--kills", "5", "--seed", "3", "--out", "out", "--json"]
-    status, said, _ = lmx("prove", "tiny.gin", "RepeatTask.batch_size=4", *words)
-    assert status == 1 and json.loads(said) == {"holds": False}
-    ((trial, config, moments, facts),) = asked
-    assert trial.words == ["RepeatTask.batch_size=4", "Experiment.steps=40"]
-    assert len(moments) == 5 and facts == {"seed": 3}
-    assert trial.folder == work / "out" and trial.page == str(work / "tiny.gin")
-    lmx("prove", "tiny.gin", "--steps", "12", "--kills", "6", "--json")
-    trial, config, *_ = asked[1]
-    assert "CheckpointPolicy.every=1" in trial.words and config["checkpoint.every"] == 1
-    assert trial.folder == work / "runs" / f"proof-tiny-{config.run_id()}"
+    status, out, _ = lmx("faulttest", "tiny.gin", "RepeatTask.batch_size=4", *words)
+    assert status == 1 and json.loads(out) == {"holds": False}
+    ((scenario, config, kills, options),) = calls
+    assert scenario.overrides == ["RepeatTask.batch_size=4", "Experiment.steps=40"]
+    assert len(kills) == 5 and options == {"seed": 3}
+    assert scenario.folder == work / "out" and scenario.config == str(work / "tiny.gin")
+    lmx("faulttest", "tiny.gin", "--steps", "12", "--kills", "6", "--json")
+    scenario, config, *_ = calls[1]
+    assert (
+        "CheckpointPolicy.every=1" in scenario.overrides
+        and config["checkpoint.every"] == 1
+    )
+    assert scenario.folder == work / "runs" / f"faulttest-tiny-{config.run_id()}"

@@ -1,4 +1,4 @@
-"""`lmx generate`, from words to text."""
+"""`lmx generate`, from prompts to text."""
 
 import json
 import shutil
@@ -13,22 +13,22 @@ PROMPTS = ["a be", "faded", "b"]
 
 @pytest.fixture
 def told(trained, lmx):
-    """What is said with those options, each line of it read as JSON."""
+    """What is out with those options, each line of it read as JSON."""
 
     def told(*words):
-        status, said, moaned = lmx("generate", trained.run, *words, "--json")
-        assert (status, moaned) == (0, "")
-        return [json.loads(line) for line in said.splitlines()]
+        status, out, err = lmx("generate", trained.run, *words, "--json")
+        assert (status, err) == (0, "")
+        return [json.loads(line) for line in out.splitlines()]
 
     return told
 
 
 def test_generated_text_streams_and_is_that_of_json(trained, lmx, told):
     words = ("--prompt", "a be", *GREEDY)
-    status, said, _ = lmx("generate", trained.run, *words)
-    assert status == 0 and said.startswith("a be") and said.endswith("\n")
+    status, out, _ = lmx("generate", trained.run, *words)
+    assert status == 0 and out.startswith("a be") and out.endswith("\n")
     (found,) = told(*words)
-    assert (found["prompt"], found["text"]) == ("a be", said[4:-1])
+    assert (found["prompt"], found["text"]) == ("a be", out[4:-1])
     assert len(found["text"]) == 20 and set(found["text"]) <= set("a bead faded\n")
     assert len(found["tokens"]) == len(found["logprobs"]) == 20
     assert max(found["logprobs"]) <= 0
@@ -49,8 +49,8 @@ def test_prompts_of_a_file_are_continued_as_if_each_were_alone(
     alone = [(each["prompt"], each["text"]) for each in told(*words, "--batch", "1")]
     assert [prompt for prompt, _ in alone] == PROMPTS
     assert [(each["prompt"], each["text"]) for each in told(*words)] == alone
-    said = lmx("generate", trained.run, *words)[1]
-    assert said == "\n---\n".join(prompt + text for prompt, text in alone) + "\n"
+    out = lmx("generate", trained.run, *words)[1]
+    assert out == "\n---\n".join(prompt + text for prompt, text in alone) + "\n"
 
 
 def test_prompts_are_lines_or_those_of_json_objects(tmp_path):
@@ -77,8 +77,8 @@ def test_a_text_stops_before_what_stops_it(trained, lmx, told):
     (found,) = told(*words, "--stop", "zzz", "--stop", stop)
     assert found["text"] == free["text"][:end]
     assert found["tokens"] == free["tokens"][: end + 3]
-    said = lmx("generate", trained.run, *words, "--stop", stop)[1]
-    assert said == f"a{free['text'][:end]}\n"
+    out = lmx("generate", trained.run, *words, "--stop", stop)[1]
+    assert out == f"a{free['text'][:end]}\n"
 
 
 def test_beams_come_best_first_and_the_first_is_the_text(trained, lmx, told):
@@ -105,22 +105,22 @@ def test_beams_come_best_first_and_the_first_is_the_text(trained, lmx, told):
             ["--prompt", "a", "--beams", "0"],
             "BeamConfig.beams is 0: it must be 1 or more",
         ),
-        (["--beams", "2", "--top-k", "3"], "leave out --top-k, or --beams"),
-        (["--beams", "2", "--stop", "a"], "leave out --stop, or --beams"),
-        (["--length-penalty", "1"], "--length-penalty is of beam search"),
+        (["--beams", "2", "--top-k", "3"], "remove --top-k, or --beams"),
+        (["--beams", "2", "--stop", "a"], "remove --stop, or --beams"),
+        (["--length-penalty", "1"], "--length-penalty is for beam search"),
         (["--prompt", "a", "--stop", ""], "a stop text must have a character or more"),
         (["--file", "none.txt"], "No such file or directory: 'none.txt'"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(trained, lmx, words, message):
-    status, said, moaned = lmx("generate", trained.run, *words)
-    assert status == 2 and moaned.startswith("error: ") and message in moaned
-    assert said == ""
+    status, out, err = lmx("generate", trained.run, *words)
+    assert status == 2 and err.startswith("error: ") and message in err
+    assert out == ""
 
 
 def test_a_file_of_no_prompts_is_refused_where_it_is_wrong(tmp_path):
     for name, text, message in (
-        ("a.txt", "\n \n", "a.txt has no prompts: write one a line"),
+        ("a.txt", "\n \n", "a.txt has no prompts: write one per line"),
         ("a.jsonl", '{"prompt": "a"}\n[1]', "a.jsonl:2: each line must be"),
         ("b.jsonl", '{"prompt": 1}', "b.jsonl:1: each line must be"),
         ("c.jsonl", "prompt", "c.jsonl:1: each line must be"),
@@ -143,5 +143,5 @@ def test_a_folder_that_has_nothing_to_say_is_refused(trained, lmx, tmp_path):
             ["generate", str(path), "--prompt", "a"],
             ["eval", str(path), __file__],
         ):
-            status, said, moaned = lmx(*words)
-            assert (status, said) == (2, "") and message in moaned
+            status, out, err = lmx(*words)
+            assert (status, out) == (2, "") and message in err

@@ -1,4 +1,4 @@
-"""`lmx import hf` and `lmx export hf`, as a person meets them."""
+"""`lmx import hf` and `lmx export hf`."""
 
 import json
 
@@ -12,13 +12,13 @@ def tensors(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_a_folder_becomes_a_run_that_speaks_and_a_folder_again(lmx, work, llama):
+def test_a_model_becomes_a_run_that_generates_and_a_model_again(lmx, work, llama):
     folder = llama(vocab_size=310, eos_token_id=1)
     by_bytes().save(str(folder / "tokenizer.json"))
     status, out, _ = lmx("import", "hf", str(folder), "run", "--json")
     assert status == 0
-    said = json.loads(out)
-    assert said["run"] == "run" and said["dtype"] == "float32"
+    out = json.loads(out)
+    assert out["run"] == "run" and out["dtype"] == "float32"
     status, out, _ = lmx("generate", "run", "--prompt", "the", "--tokens", "4")
     assert status == 0 and out.startswith("the")
     status, out, _ = lmx("export", "hf", "run", "out")
@@ -31,22 +31,24 @@ def test_a_folder_becomes_a_run_that_speaks_and_a_folder_again(lmx, work, llama)
     assert (work / "out" / name).read_text() == (folder / name).read_text()
 
 
-def test_an_imported_run_shows_its_model_and_is_not_trained(lmx, work, llama):
+def test_an_imported_run_shows_its_model_and_cannot_be_trained(lmx, work, llama):
     assert lmx("import", "hf", str(llama()), "run")[0] == 0
     status, out, _ = lmx("config", "show", "run")
-    assert status == 0 and "model.attention.head_width = 6" in out
+    assert status == 0 and "model.attention.head_dim = 6" in out
     status, _, error = lmx("train", "run")
-    assert status == 2 and "@Pretrained, which has a model and no recipe" in error
+    assert (
+        status == 2 and "@Pretrained, which has a model but no training recipe" in error
+    )
     status, _, error = lmx("generate", "run")
     assert status == 2 and "no tokenizer" in error
 
 
-def test_words_that_are_wrong_say_what_is_right(lmx, work, llama):
+def test_wrong_arguments_are_refused_with_the_usage(lmx, work, llama):
     for words in (("import", "a", "b"), ("import", "hf", "a"), ("export", "hf")):
         status, _, error = lmx(*words)
-        assert status == 2 and f"write lmx {words[0]} hf " in error
+        assert status == 2 and f"lmx {words[0]} " in error
     status, _, error = lmx("import", "hf", str(llama()), "run", "--dtype", "int8")
-    assert status == 2 and "--dtype is int8: one of float64, float32" in error
+    assert status == 2 and "--dtype is int8: must be one of float64, float32" in error
     status, _, error = lmx("export", "hf", "gone", "out")
     assert status == 2 and "gone is not a run" in error
     assert not (work / "run").exists() and not (work / "out").exists()
@@ -62,7 +64,7 @@ def test_float64_stays_float64_from_folder_to_folder(lmx, work, llama):
         np.testing.assert_array_equal(tensor, now[name])
 
 
-def test_a_run_that_no_family_can_say_is_refused(lmx, work):
+def test_a_model_that_no_family_can_express_is_refused(lmx, work):
     assert lmx("train", "tiny.gin", "Attention.logit_cap=20.0", "--run", "run")[0] == 0
     status, _, error = lmx("export", "hf", "run", "out")
     assert status == 2 and "attention.logit_cap = 20.0, not None" in error

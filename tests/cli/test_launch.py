@@ -1,4 +1,4 @@
-"""`lmx launch`, and the job of SLURM that it hands over."""
+"""`lmx launch`, and the SLURM job that it submits."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ JOB = Path(__file__).parents[2] / "launch" / "slurm.sh"
 
 @pytest.fixture
 def program(work, monkeypatch):
-    """Makes a program that writes its words to a file and ends with that status."""
+    """Makes a program that writes its arguments to a file and exits with a status."""
     monkeypatch.setenv("PATH", f"{work}{os.pathsep}{os.environ['PATH']}")
 
     def program(name, status=0):
@@ -23,45 +23,47 @@ def program(work, monkeypatch):
     return program
 
 
-def test_a_command_has_the_words_of_training_after_its_own_and_its_status_counts(
+def test_the_command_gets_the_arguments_of_training_and_its_status_is_returned(
     lmx, program
 ):
     words = program("sbatch", 7)
     run = ["--run", "here", "tiny.gin", "Mesh.data=2", "--plan", "v5e-2"]
-    status, _, moaned = lmx("launch", "sbatch -N 2 'a b'", *run)
+    status, _, err = lmx("launch", "sbatch -N 2 'a b'", *run)
     assert status == 7
     assert words.read_text() == f"-N 2 a b {' '.join(run)}\n"
-    assert f"+ sbatch -N 2 'a b' {' '.join(run)}\n" in moaned
+    assert f"+ sbatch -N 2 'a b' {' '.join(run)}\n" in err
 
 
-def test_what_does_not_fit_is_not_launched(lmx, program):
+def test_an_experiment_that_does_not_fit_is_not_launched(lmx, program):
     words = program("sbatch")
     huge = ["tiny.gin", "Decoder.width=16384", "SwiGLU.hidden=65536"]
-    status, _, moaned = lmx("launch", "sbatch", *huge, "--plan", "v5e-8")
-    assert status == 1 and "does not fit" in moaned and " fits (" in moaned
+    status, _, err = lmx("launch", "sbatch", *huge, "--plan", "v5e-8")
+    assert status == 1 and "does not fit" in err and " fits (" in err
     assert not words.exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["sbatch", "tiny.gin", "Decoder.dept=2"], "depth"),
         (["sbatch", "tiny.gin", "--plan", "h10-8"], "did you mean 'h100"),
         (["sbatch", "tiny.gin", "--plan"], "as in --plan h100-8x4"),
-        (["sbatsh -N 2", "tiny.gin"], "sbatsh does not run here"),
+        (["sbatsh -N 2", "tiny.gin"], "cannot run sbatsh"),
         (["sbatch 'x", "tiny.gin"], "No closing quotation"),
-        ([" ", "tiny.gin"], "names no program"),
+        ([" ", "tiny.gin"], "has no program"),
     ],
 )
-def test_wrong_words_are_refused_before_anything_is_queued(lmx, program, words, said):
+def test_wrong_arguments_are_refused_before_anything_is_queued(
+    lmx, program, words, message
+):
     queued = program("sbatch")
-    status, _, moaned = lmx("launch", *words)
-    assert status == 2 and said in moaned and "Traceback" not in moaned
+    status, _, err = lmx("launch", *words)
+    assert status == 2 and message in err and "Traceback" not in err
     assert not queued.exists()
 
 
 @pytest.mark.parametrize(("status", "again"), [(0, False), (1, False), (143, True)])
-def test_a_job_of_slurm_goes_back_in_the_queue_if_its_run_was_saved_and_not_done(
+def test_a_slurm_job_requeues_itself_if_its_run_is_saved_and_unfinished(
     program, status, again
 ):
     trained, queued = program("srun", status), program("scontrol")

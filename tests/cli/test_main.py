@@ -1,4 +1,4 @@
-"""The command as a whole."""
+"""The command line as a whole."""
 
 import subprocess
 import sys
@@ -7,53 +7,54 @@ from pathlib import Path
 import pytest
 
 from lmx.cli import train
+from lmx.cli.main import build_parser
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        (
-            [],
-            [
-                "lmx train experiments/",
-                "lmx generate runs/",
-                "lmx eval",
-                "lmx config show",
-            ],
-        ),
-        (["train"], ["lmx train EXPERIMENT.gin", "--run", "--json", "Ctrl-C saves"]),
-        (
-            ["train"],
-            ["srun -N", "tpu-vm ssh", "completionMode: Indexed", "--process 1"],
-        ),
-        (["generate"], ["lmx generate RUN", "--prompt", "--top-k", "--seed"]),
-        (
-            ["generate"],
-            ["--min-p", "--typical-p", "--beams", "in this order"],
-        ),
-        (["eval"], ["lmx eval RUN TEXT_FILE", "--stride", "bits per byte", "--json"]),
-        (["plan"], ["lmx plan EXPERIMENT.gin", "--on", "--png", "analytic"]),
-        (["config"], ["show", "why", "diff", "tree"]),
+HELP = {
+    "": ["lmx train quickstart", "lmx generate runs/", "lmx eval", "lmx config show"],
+    "train": [
+        *["lmx train CONFIG.gin [Name.parameter=value ...]", "--run", "--json"],
+        *["Ctrl-C saves", "srun -N", "tpu-vm ssh", "completionMode: Indexed"],
+        *["--process 1", "--allow-change"],
     ],
-)
-def test_help_teaches_every_verb(lmx, words, wanted):
-    status, said, _ = lmx(*words, "--help")
+    "generate": [
+        *["lmx generate RUN", "--prompt", "--top-k", "--seed", "--min-p"],
+        *["--typical-p", "--beams", "in this order"],
+    ],
+    "eval": ["lmx eval RUN FILE ...", "--stride", "bits per byte", "--json"],
+    "plan": ["lmx plan CONFIG.gin", "--on MACHINE", "--png", "analytic"],
+    "config": ["show", "explain", "diff", "tree", "list"],
+    "ckpt": ["list", "verify", "diff", "lineage", "lmx ckpt verify runs/"],
+    "reproduce": ["lmx reproduce METADATA", "--rtol"],
+}
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_explains_every_command(lmx, command):
+    status, out, _ = lmx(*command.split(), "--help")
     assert status == 0
-    for part in wanted:
-        assert part in said
+    for part in HELP[command]:
+        assert part in out
 
 
-def test_ctrl_c_before_training_is_no_traceback(lmx, work, monkeypatch):
-    def interrupted(*_):
+def test_ctrl_c_before_training_shows_no_traceback(lmx, work, monkeypatch):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "load_config", interrupted)
-    assert lmx("train", "tiny.gin") == (130, "", "stopped at once\n")
+    monkeypatch.setattr(train, "load_experiment", interrupt)
+    assert lmx("train", "tiny.gin") == (130, "", "interrupted\n")
 
 
-def test_asking_for_help_brings_no_jax():
+def test_an_error_of_the_program_keeps_its_traceback(work, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(train, "load_experiment", fail)
+    with pytest.raises(ZeroDivisionError):
+        train.COMMANDS[0].execute(build_parser().parse_args(["train", "tiny.gin"]))
+
+
+def test_help_imports_no_jax():
     program = (
         "import sys, lmx.cli.main\n"
         "try: lmx.cli.main.main(['train', '--help'])\n"

@@ -1,4 +1,4 @@
-"""Wrong input is told with its cause and its cure, and leaves nothing behind."""
+"""Wrong input is refused with its cause and a fix, and writes nothing."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ FILES = {
 }
 
 # What is wrong, the words after the verb, and what the message must hold: cause, cure.
-PAGES = {  # `lmx config show` refuses these as `lmx train` does
+CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
     "unknown binding": (["tiny.gin", "Attention.head=2"], "'head'", "'heads'"),
     "unknown class": (["tiny.gin", "Atention.heads=2"], "Atention", "'Attention'"),
     "unknown optimizer": (
@@ -46,25 +46,29 @@ PAGES = {  # `lmx config show` refuses these as `lmx train` does
         "nothing configurable is named 'adamv'",
         "did you mean 'adamw'?",
     ),
-    "wrong type": (["tiny.gin", "Decoder.depth=two"], "Decoder.depth wants int", "two"),
+    "wrong type": (
+        ["tiny.gin", "Decoder.depth=two"],
+        "Decoder.depth must be int",
+        "two",
+    ),
     "wrong reference": (
         ["tiny.gin", "Decoder.mlp=@LMHead"],
         "override 'Decoder.mlp=@LMHead'",
-        "wants Callable[..., FeedForward] or tuple",
+        "must be Callable[..., FeedForward] or tuple",
     ),
     "undefined macro": (["tiny.gin", "Decoder.depth=%DEPHT"], "DEPHT", "override"),
     "missing page": (["tinny.gin"], "there is no file tinny.gin", "tiny.gin"),
     "missing include": (["lost.gin"], "gone.gin", "lost.gin:1"),
     "nothing given": (["bare.gin"], "needs Experiment.model", "set them"),
     "a folder for a page": (["docs"], "docs is a folder", "name the .gin file in it"),
-    "no text for a page": (["binary.gin"], "binary.gin is no text", "utf-8"),
+    "no text for a page": (["binary.gin"], "binary.gin is not text", "utf-8"),
     "unknown import": (
         ["tiny.gin", "--import", "nowhere"],
         "--import nowhere",
         "No mo",
     ),
     "unknown option": (["tiny.gin", "--jsn"], "--jsn", "usage: lmx"),
-    "no page": ([], "required: WORD", "usage: lmx"),
+    "no page": ([], "required: CONFIG.gin", "usage: lmx"),
     "heads not divisible": (
         ["tiny.gin", "Attention.kv_heads=3"],
         "4 query heads cannot share 3 key/value heads evenly",
@@ -116,9 +120,12 @@ RUNS = {  # these only training can see
         "name each, with 0.0 for none",
     ),
     "longer than its positions": (
-        ["tiny.gin", "Decoder.position=@LearnedPosition", "LearnedPosition.max_length=8"],
+        [
+            *["tiny.gin", "Decoder.position=@LearnedPosition"],
+            "LearnedPosition.max_length=8",
+        ],
         "16 tokens do not fit 8 learned positions",
-        "model.position.length = 8\n    override 'LearnedPosition.max_length=8'",
+        "model.position.max_length = 8\n    override 'LearnedPosition.max_length=8'",
     ),
     "vocabulary too small": (
         ["tiny.gin", *TEXT, "Decoder.vocab=100"],
@@ -151,7 +158,10 @@ RUNS = {  # these only training can see
         "save it as UTF-8",
     ),
     "shorter than a window": (
-        ["tiny.gin", *TEXT, "TextDataset.order=@RandomWindows()", "TextDataset.sequence_length=900"],
+        [
+            *["tiny.gin", *TEXT, "TextDataset.order=@RandomWindows()"],
+            "TextDataset.sequence_length=900",
+        ],
         "hold no window of 900",
         "set length to",
     ),
@@ -235,14 +245,14 @@ def listed(work):
 
 
 def check(outcome, *parts):
-    status, said, moaned = outcome
-    assert (status, said) == (2, ""), moaned
-    assert "error: " in moaned and "Traceback" not in moaned
+    status, out, err = outcome
+    assert (status, out) == (2, ""), err
+    assert "error: " in err and "Traceback" not in err
     for part in parts:
-        assert part in moaned
+        assert part in err
 
 
-@pytest.mark.parametrize(("words", "cause", "cure"), PAGES.values(), ids=PAGES)
+@pytest.mark.parametrize(("words", "cause", "cure"), CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("verb", [["train"], ["config", "show"]], ids=" ".join)
 def test_a_page_that_cannot_be_meant(lmx, listed, verb, words, cause, cure):
     before = listed()
@@ -261,7 +271,11 @@ def test_the_folder_of_another_experiment(lmx, listed, work):
     other = experiment("tiny.gin", ["Experiment.seed=7"])
     RunDir.claim(work / "theirs", other, {"data": {}}, None).close()
     before = listed()
-    parts = ("theirs holds another run", "name another folder with --run", "--accept")
+    parts = (
+        "theirs holds another run",
+        "name another folder with --run",
+        "--allow-change",
+    )
     found = lmx("train", "tiny.gin", "--run", "theirs")
     check(found, *parts, "seed: 7 there, 0 here")
     assert listed() == before
@@ -271,7 +285,7 @@ def test_the_folder_of_another_experiment(lmx, listed, work):
     ("words", "cause", "cure"),
     [
         (["tarin"], "invalid choice: 'tarin'", "choose from"),
-        ([], "required: VERB", "usage: lmx"),
+        ([], "required: COMMAND", "usage: lmx"),
         (["config", "shwo", "tiny.gin"], "invalid choice: 'shwo'", "choose from"),
     ],
 )
@@ -282,7 +296,7 @@ def test_an_unknown_verb(lmx, words, cause, cure):
 @pytest.mark.parametrize("kind", ["unknown binding", "too many devices"])
 def test_as_a_process(listed, kind):
     before = listed()
-    words, *parts = {**PAGES, **RUNS}[kind]
+    words, *parts = {**CONFIGS, **RUNS}[kind]
     ran = subprocess.run(
         [sys.executable, "-m", "lmx.cli.main", "train", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},

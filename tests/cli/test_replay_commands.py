@@ -1,4 +1,4 @@
-"""The verbs that look back at a run, and make it again."""
+"""`lmx replay`, `lmx inspect` and `lmx reproduce`."""
 
 import json
 
@@ -8,12 +8,12 @@ from lmx.analysis.history import RecordedRun
 
 pytestmark = pytest.mark.faults
 
-OPENED: dict[str, RecordedRun] = {}  # runs without bindings: each is compiled once
+OPENED: dict[str, RecordedRun] = {}  # runs without overrides: each is compiled once
 
 
 @pytest.fixture
-def there(trained, monkeypatch):
-    """Where the run was started."""
+def run(trained, monkeypatch):
+    """The run, with its working folder as the current one."""
 
     def opened(folder, overrides):
         assert not overrides
@@ -27,45 +27,45 @@ def there(trained, monkeypatch):
     return trained.run
 
 
-def test_a_replay_shows_what_was_logged_beside_what_is_measured_now(lmx, there):
-    status, said, _ = lmx("replay", there, "--step", "3")
-    assert status == 0 and "compared: all equal to the bit" in said
-    status, said, _ = lmx("replay", there, "--step", "2", "--json")
-    found = json.loads(said)
-    assert status == 0 and found["equal"] and found["bound"] == []
-    assert found["from"] == 0 and found["replayed"] == found["logged"]
+def test_a_replay_shows_logged_and_new_values_side_by_side(lmx, run):
+    status, out, _ = lmx("replay", run, "--step", "3")
+    assert status == 0 and "compared: all equal to the bit" in out
+    status, out, _ = lmx("replay", run, "--step", "2", "--json")
+    found = json.loads(out)
+    assert status == 0 and found["equal"] and found["overridden"] == []
+    assert found["checkpoint"] == 0 and found["replayed"] == found["logged"]
     assert found["logged"]["2"]["learning_rate"] == pytest.approx(0.01)
 
 
-def test_a_number_that_was_not_so_is_exit_status_1(lmx, there, monkeypatch):
-    past = OPENED.get(there) or RecordedRun.open(there, [])
+def test_a_value_that_differs_is_exit_status_1(lmx, run, monkeypatch):
+    past = OPENED.get(run) or RecordedRun.open(run, [])
     row = {**past.logged_metrics[3], "loss": 1.0}
     monkeypatch.setitem(past.__dict__, "logged", {**past.logged_metrics, 3: row})
-    status, said, _ = lmx("replay", there, "--step", "3")
-    assert status == 1 and "1 differ, the first at step 3 (loss)" in said
+    status, out, _ = lmx("replay", run, "--step", "3")
+    assert status == 1 and "1 differ, the first at step 3 (loss)" in out
 
 
-def test_why_shows_documents_and_tokens(lmx, there, tmp_path):
+def test_inspect_shows_documents_and_tokens(lmx, run, tmp_path):
     html = tmp_path / "batch.html"
-    status, said, _ = lmx(
-        "why", there, "--step", "2", "--top", "3", "--html", f"{html}"
+    status, out, _ = lmx(
+        "inspect", run, "--step", "2", "--top", "3", "--html", f"{html}"
     )
-    assert status == 0 and "step 2: " in said and "layer 1" in said
-    assert "corpus: " in said and html.read_text().startswith("<!doctype html>")
-    *_, first, second, third = said.splitlines()
+    assert status == 0 and "step 2: " in out and "layer 1" in out
+    assert "corpus: " in out and html.read_text().startswith("<!doctype html>")
+    *_, first, second, third = out.splitlines()
     assert first > second > third and all("[" in line for line in (first, second))
 
 
-def test_a_run_made_again_is_compared_with_its_card(lmx, there, tmp_path):
-    words = ["reproduce", there, "--steps", "2", "--run", str(tmp_path / "again")]
-    status, said, _ = lmx(*words)
-    assert status == 0 and "2 losses up to step 2, the same to the bit: all are" in said
-    status, _, moaned = lmx(*words)
-    assert status == 2 and "is there: name a new folder" in moaned
+def test_a_reproduced_run_is_compared_with_its_metadata(lmx, run, tmp_path):
+    words = ["reproduce", run, "--steps", "2", "--run", str(tmp_path / "again")]
+    status, out, _ = lmx(*words)
+    assert status == 0 and "2 losses up to step 2, equal to the bit: all are" in out
+    status, _, err = lmx(*words)
+    assert status == 2 and "is run: name a new folder" in err
 
 
-def test_what_is_no_run_cannot_be_looked_back_at(lmx, work):
-    status, _, moaned = lmx("replay", "nowhere", "--step", "1")
-    assert status == 2 and "nowhere is not a run" in moaned
-    status, _, moaned = lmx("reproduce", "nowhere")
-    assert status == 2 and "nowhere is no card" in moaned
+def test_a_folder_that_is_not_a_run_is_refused(lmx, work):
+    status, _, err = lmx("replay", "nowhere", "--step", "1")
+    assert status == 2 and "nowhere is no run" in err
+    status, _, err = lmx("reproduce", "nowhere")
+    assert status == 2 and "nowhere is no card" in err

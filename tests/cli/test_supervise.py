@@ -1,4 +1,4 @@
-"""A process that dies is started again, as long as that is of use."""
+"""The supervisor restarts a process that dies while a restart can help."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def pauses(monkeypatch):
 
 @pytest.fixture
 def end(tmp_path, monkeypatch, capsys):
-    """The status after processes that end so, what is left of them, what is said."""
+    """The status after processes that end so, what is left of them, what is out."""
     monkeypatch.chdir(tmp_path)
 
     def end(*words, restarts=9):
@@ -70,10 +70,10 @@ def test_what_would_be_the_same_again_and_what_was_asked_for_is_the_end(
 
 
 def test_it_is_started_again_after_a_kill_a_crash_and_a_loss(end, pauses):
-    status, _, said = end("-9s", "75s", "-6s", "0")
+    status, _, out = end("-9s", "75s", "-6s", "0")
     assert status == 0 and pauses == [1.0, 1.0, 1.0]
-    assert "the run was killed by SIGKILL: starting again in 1 s, 9 left" in said
-    assert "the run ended with 75: starting again in 1 s, 8 left" in said
+    assert "the run was killed by SIGKILL: restarting in 1 s, 9 left" in out
+    assert "the run exited with 75: restarting in 1 s, 8 left" in out
 
 
 def test_pauses_double_while_nothing_is_saved_and_no_further_than_a_minute(end, pauses):
@@ -83,14 +83,14 @@ def test_pauses_double_while_nothing_is_saved_and_no_further_than_a_minute(end, 
 
 
 def test_one_cause_twice_with_nothing_saved_between_is_the_end(end, pauses):
-    status, left, said = end("-9s", "-9s", "-9", "0")
+    status, left, out = end("-9s", "-9s", "-9", "0")
     assert (status, left) == (137, ["0"])
-    assert "killed by SIGKILL, as before, and nothing was saved between" in said
+    assert "killed by SIGKILL, as before, and nothing was saved between" in out
 
 
 def test_after_the_last_restart_it_gives_up(end, pauses):
-    status, left, said = end("75s", "75s", "75s", "0", restarts=2)
-    assert (status, left) == (75, ["0"]) and "no restart is left" in said
+    status, left, out = end("75s", "75s", "75s", "0", restarts=2)
+    assert (status, left) == (75, ["0"]) and "no restart is left" in out
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

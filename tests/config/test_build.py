@@ -116,11 +116,11 @@ def test_a_refusal_that_names_no_field_is_told_with_all_that_were_set(cart):
 
 
 def test_a_configuration_from_json_names_the_fields_without_their_lines(cart):
-    config = from_json(cart("Axle.length = 10").json())
+    config = from_json(cart("Axle.length = 10").to_json())
     with pytest.raises(ConfigError) as error:
         config.build()
     assert str(error.value) == "it would not fit the road"
-    config = from_json(cart("Wheel.spokes = 7").json())
+    config = from_json(cart("Wheel.spokes = 7").to_json())
     with pytest.raises(ConfigError) as error:
         config.build().pair()
     assert str(error.value).endswith(

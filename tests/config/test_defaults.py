@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from lmx.config.format import to_gin
 from lmx.config.registry import ConfigError, Execution, configurable
 from lmx.config.resolve import from_json, load
 
@@ -75,7 +76,7 @@ def test_what_a_default_instance_says_is_its_default(route):
     assert route()["start.depth"] == 9
     assert route()["stops.0.depth"] == 5
     assert route("Port.depth = 3")["start.depth"] == 3
-    assert route().why("start.depth") == "start.depth = 9\n  default"
+    assert route().explain("start.depth") == "start.depth = 9\n  default"
 
 
 def test_a_default_class_or_function_can_be_bound(route):
@@ -102,8 +103,8 @@ def test_setting_a_default_to_what_it_is_changes_nothing(route):
 
 def test_defaults_come_back_from_json_and_from_the_page(route):
     config = route("Route.start = @Port()")
-    assert from_json(config.json()) == config
-    assert route(config.text()) == config
+    assert from_json(config.to_json()) == config
+    assert route(to_gin(config)) == config
     assert from_json('{"@Route()": {}}') == route()
 
 
@@ -115,7 +116,8 @@ def test_a_default_that_hides_how_it_was_made_is_refused(route, tmp_path):
 
     with pytest.raises(ConfigError) as error:
         load([], root=Sky)
-    assert "default of Sky.star: a default made by Star hides how" in str(error.value)
+    message = "default Sky.star: the arguments of a Star instance are unknown"
+    assert message in str(error.value)
 
 
 def test_a_default_that_no_page_could_write_is_refused():
@@ -124,7 +126,7 @@ def test_a_default_that_no_page_could_write_is_refused():
     class Sum:
         over: Callable[..., float] = sum
 
-    with pytest.raises(ConfigError, match="no page can write: make it configurable"):
+    with pytest.raises(ConfigError, match="cannot express: make it @configurable"):
         load([], root=Sum)
 
 
@@ -157,9 +159,9 @@ def test_what_changes_the_mathematics_changes_the_run_id(route, words):
 
 
 def test_the_identity_has_no_field_of_execution_at_any_depth(route):
-    told = route().identity().json()
+    told = route().identity().to_json()
     assert not any(word in told for word in ("crew", "harbour", "flag", '"by"'))
-    assert from_json(route().json()).run_id() == route().run_id()
+    assert from_json(route().to_json()).run_id() == route().run_id()
 
 
 def test_a_run_id_is_twelve_letters_and_stays_what_it_was(route):

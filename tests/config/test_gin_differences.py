@@ -7,9 +7,9 @@ from typing import Any
 import gin
 import pytest
 
-from lmx.config.build import Factory
 from lmx.config.registry import ConfigError, configurable
 from lmx.config.resolve import load
+from lmx.config.value import Factory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,17 +82,17 @@ DIFFER: dict[str, tuple[str, Any, Any]] = {
     "a value has the type of its annotation": (
         "Pond.x = @Snail()\nSnail.size = 'big'",
         Pond(x=dataclasses.replace(Snail(), **{"size": "big"})),
-        Refused("page.gin:2: Snail.size wants float, got 'big'"),
+        Refused("page.gin:2: Snail.size must be float, got 'big'"),
     ),
     "what JSON could not keep is no value": (
         "Pond.x = b'a'",
         Pond(x=b"a"),
-        Refused("page.gin:1: Pond.x wants a plain value, got b'a'"),
+        Refused("page.gin:1: Pond.x must be a plain value, got b'a'"),
     ),
     "a key is a scalar": (
         "Pond.x = {(1, 2): 3}",
         Pond(x={(1, 2): 3}),
-        Refused("page.gin:1: Pond.x wants a plain value, got {(1, 2): 3}"),
+        Refused("page.gin:1: Pond.x must be a plain value, got {(1, 2): 3}"),
     ),
     "a binding that reaches nothing is an error": (
         "Snail.size = 2.0",
@@ -107,7 +107,7 @@ DIFFER: dict[str, tuple[str, Any, Any]] = {
     "what is required must be given, also where no caller asks for it": (
         "Pond.x = 1\nPond.y = %gin.REQUIRED",
         None,  # gin hands on a marker
-        Refused("page.gin:2: Pond.y must be given: add Pond.y=VALUE"),
+        Refused("page.gin:2: Pond.y is required: add Pond.y=VALUE"),
     ),
     "a name has no module, since a name is unique": (
         f"Pond.x = @{__name__}.Shell()",
@@ -117,7 +117,7 @@ DIFFER: dict[str, tuple[str, Any, Any]] = {
     "what the caller gives is not for a page to say": (
         "Pond.x = @pebble()\npebble.weight = 3",
         Pond(x=3),
-        Refused("pebble has no parameter 'weight' to set: its caller gives it"),
+        Refused("pebble has no parameter 'weight' to set: the calling code"),
     ),
     "a constant of the program is not in the page, so no page can name it": (
         "Pond.x = %GRAVITY",
@@ -132,12 +132,12 @@ DIFFER: dict[str, tuple[str, Any, Any]] = {
     "a page runs only the modules of lmx": (
         "import json",
         Pond(),
-        Refused("page.gin:1: a page imports modules of lmx only"),
+        Refused("page.gin:1: a config can import modules of lmx only"),
     ),
     "a circle of macros is told as one": (
         "M = %N\nN = %M\nPond.x = %M",
         Refused("maximum recursion depth"),
-        Refused("is made of itself"),
+        Refused("is defined by itself"),
     ),
     "a circle of references is told as one": (
         "Pond.x = @Snail()\nSnail.shell = @Snail()",

@@ -14,9 +14,9 @@ from typing import (
 import pytest
 
 from lmx.config.coerce import coerce, coerce_field
-from lmx.config.node import Node
 from lmx.config.registry import ConfigError, Execution, config_fields, configurable
 from lmx.config.types import format_type, unsupported_reason
+from lmx.config.value import Config
 
 T = TypeVar("T")
 
@@ -68,12 +68,12 @@ class HasWeight(Protocol):
     weight: float
 
 
-def made(name: str) -> Node:
-    return Node(name, True, {})
+def made(name: str) -> Config:
+    return Config(name, True, {})
 
 
-def maker(name: str) -> Node:
-    return Node(name, False, {})
+def maker(name: str) -> Config:
+    return Config(name, False, {})
 
 
 TAKES: list[tuple[Any, list[Any], list[Any]]] = [
@@ -134,7 +134,7 @@ def test_an_int_becomes_a_float_where_one_is_wanted():
 
 
 REFUSED = {
-    list[int]: "list[int] cannot be written in an experiment: annotate it as tuple[X,",
+    list[int]: "list[int] cannot be written in a config: annotate it as tuple[X,",
     dict[str, int]: "annotate it as Mapping[str, X]",
     set: "annotate it as tuple[X, ...]",
     Sequence[int]: "annotate it as tuple[X, ...]",
@@ -144,7 +144,7 @@ REFUSED = {
     int | list[int]: "list[int] cannot be written",
     tuple[dict, ...]: "dict cannot be written",
     Mapping[str, list]: "list cannot be written",
-    T: "T is no class, scalar, Literal, union, tuple or Mapping",
+    T: "T must be a class, scalar, Literal, union, tuple or Mapping",
     Literal[b"a"]: "a Literal holds str, int, float, bool or None",
     Execution[int] | None: "Execution must be outermost",
     Execution[list]: "list cannot be written",
@@ -193,26 +193,26 @@ def test_a_name_that_is_defined_later_is_checked_when_first_used(monkeypatch):
 @pytest.mark.parametrize(
     ("value", "hint", "message"),
     [
-        (maker("Apple"), Apple, "x wants Apple, got @Apple: write @Apple()"),
+        (maker("Apple"), Apple, "x must be Apple, got @Apple: write @Apple()"),
         (
             made("Apple"),
             Callable[..., Fruit],
             "Callable[..., Fruit], got @Apple(): write",
         ),
-        (made("Press"), Apple | None, "x wants Apple or None, got @Press()"),
+        (made("Press"), Apple | None, "x must be Apple or None, got @Press()"),
         (
             "lift",
             Literal["left", "up"],
             "'left' or 'up', got 'lift'; did you mean 'left'",
         ),
-        (object, Fruit, ", which no page can write: make it configurable"),
-        ((1, "a"), tuple[int, ...], "x wants tuple[int, ...], got (1, 'a')"),
+        (object, Fruit, ", which a config cannot express: make it @configurable"),
+        ((1, "a"), tuple[int, ...], "x must be tuple[int, ...], got (1, 'a')"),
     ],
 )
 def test_a_refusal_says_what_would_do(value, hint, message):
     with pytest.raises(ConfigError) as error:
         coerce_field(value, hint, "x", "here")
-    assert str(error.value).startswith("here: x wants ")
+    assert str(error.value).startswith("here: x must be ")
     assert message in str(error.value)
 
 

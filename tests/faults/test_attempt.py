@@ -178,10 +178,10 @@ def test_what_changed_since_is_told_and_refused_unless_it_is_accepted(
         "RepeatTask.batch_size=4",
         "Experiment.log_every=2",
     ]
-    status, moaned = ended(trainer.start(*more, "--accept", "Experiment.steps"))
+    status, moaned = ended(trainer.start(*more, "--allow-change", "Experiment.steps"))
     assert status == 2 and "  data.batch: 8 there, 4 here" in moaned
     assert "steps: 10" not in moaned and "log_every" not in moaned
-    accept = ["--accept", "Experiment.steps", "--accept", "data"]
+    accept = ["--allow-change", "Experiment.steps", "--allow-change", "data"]
     status, moaned = ended(trainer.start(*more, *accept))
     assert status == 0, moaned
     card = json.loads((tmp_path / "a" / "metadata.json").read_text())

@@ -111,7 +111,7 @@ def test_a_number_that_is_none_ends_the_run_before_its_state_is_saved(work, runs
     assert "The newest state on disk is that of step 4" in moaned
     assert saved(work / "abort") == [2, 4]  # step 6 was due
     words = ["train", "tiny.gin", *FAULTY, *CASES["abort"], "--run", "abort"]
-    words += ["Experiment.guard=@SkipNonFinite()", "--accept", "Experiment.guard"]
+    words += ["Experiment.guard=@SkipNonFinite()", "--allow-change", "Experiment.guard"]
     status, moaned = lmx(work, *words)  # as it says
     assert status == 0 and "step 6 was left out" in moaned, moaned
 

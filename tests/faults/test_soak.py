@@ -106,7 +106,7 @@ def test_data_that_change_with_the_process_are_found_out(cpu, tmp_path):
 @pytest.mark.faults
 def test_lmx_prove_kills_in_every_phase_and_elsewhere_and_certifies_it(cpu, tmp_path):
     shutil.copy(PAGE, tmp_path)
-    words = ["prove", "tiny.gin", *WORDS, "--steps", "48", "--json"]
+    words = ["faulttest", "tiny.gin", *WORDS, "--steps", "48", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "lmx.cli.main", *words, "--out", "proof"],
         cwd=tmp_path,

@@ -12,10 +12,10 @@ from flax import nnx
 
 import lmx
 from lmx.config.discover import find_declarations
-from lmx.config.node import Node, format_value, iter_fields, map_nodes, to_jsonable
-from lmx.config.page import to_gin
-from lmx.config.reader import Resolver
+from lmx.config.format import to_gin
 from lmx.config.registry import REQUIRED, config_fields, find
+from lmx.config.resolve import Resolver
+from lmx.config.value import Config, format_value, iter_fields, map_nodes, to_jsonable
 from lmx.models import params
 
 ROOT, GOLDEN = Path(__file__).parents[2], Path(__file__).parent
@@ -31,14 +31,14 @@ def resolve_default(name: str, field: str) -> Any:
     return Resolver({}).resolve_default(default, (), f"{name}.{field}")
 
 
-def remove_defaults(node: Node) -> Node:
+def remove_defaults(node: Config) -> Config:
     """Returns the node with the settings that are not defaults."""
     fields = {}
     for name, value in node.fields.items():
         default = resolve_default(node.name, name)
         if default is REQUIRED or to_jsonable(value) != to_jsonable(default):
             fields[name] = map_nodes(value, remove_defaults)
-    return Node(node.name, node.called, fields)
+    return Config(node.name, node.called, fields)
 
 
 def format_experiment(path: Path) -> str:
@@ -66,7 +66,7 @@ def _format(name: str) -> Iterator[str]:
             yield f"  {field} = %gin.REQUIRED"
             continue
         value = map_nodes(default, remove_defaults)
-        nested = Node(name, True, {field: value})
+        nested = Config(name, True, {field: value})
         for path, owner, key in iter_fields(nested):
             yield f"  {path} = {format_value(owner.fields[key])}"
     yield ""

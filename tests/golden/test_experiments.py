@@ -2,6 +2,7 @@
 
 import pytest
 
+from lmx.config.format import to_gin
 from lmx.config.resolve import from_json, load
 from lmx.config.value import diff
 from lmx.models.hf.family import extract_math_config, load_families
@@ -62,7 +63,7 @@ def test_defaults_of_all_configurables_are_the_golden_text():
 def test_an_experiment_survives_json_and_gin_text(path, tmp_path):
     config = load([path], root=Experiment)
     assert from_json(config.to_json()) == config
-    (tmp_path / "copy.gin").write_text(config.to_gin())
+    (tmp_path / "copy.gin").write_text(to_gin(config))
     assert load([tmp_path / "copy.gin"], root=Experiment) == config
 
 

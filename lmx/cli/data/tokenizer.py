@@ -1,38 +1,37 @@
-"""`lmx data tokenizer`: trains a tokenizer, and says what it makes of held-out text."""
+"""`lmx data tokenizer`: trains a tokenizer and reports statistics on held-out text."""
 
 import argparse
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmx.cli.config import add_import, import_modules
-from lmx.config.node import Node, iter_fields
+from lmx.cli.command import Command, Output
+from lmx.cli.load import import_modules
+from lmx.config.discover import locate_config
 from lmx.config.registry import ConfigError
-from lmx.config.value import Config
+from lmx.config.value import Config, explain_errors, walk
 
-EXAMPLES = """\
-  lmx data tokenizer texts/ tokenizers/bpe         a tokenizer out of texts
-"""
 _ABOUT = """\
-Trains a tokenizer on the train split of a corpus, writes its files into the folder OUT,
-and reports on the validation split: bytes per token, how much of it stands in pieces of
-whole characters, how many of the tokens it takes, and the longest pieces.
+Trains a tokenizer on the train split of a corpus, writes its files to the folder OUT,
+and reports on the validation split: bytes per token, the share of bytes in tokens that
+are complete characters, how many tokens of the vocabulary are used, and the longest
+tokens.
 
-A corpus is a folder of texts, a file, or JSON objects by the line, and its tokenizer
-SentencePiece unless said otherwise; a .gin page names both, as an experiment's @TextDataset
-or as @BuildTokenStore does.
+The corpus is a folder of texts, a file, or a .jsonl file, and the tokenizer is
+SentencePiece by default; or a .gin config names both, in @TextDataset of an experiment
+or in @BuildTokenStore.
 
-  lmx data tokenizer texts/ out SentencePiece.vocab=8000 SentencePiece.model_type=unigram
+  lmx data tokenizer texts/ out SentencePiece.vocab=8000
+  lmx data tokenizer texts/ out SentencePiece.model_type=unigram
   lmx data tokenizer essay.txt out TextDataset.tokenizer=@BPE() BPE.vocab=2000
   lmx data tokenizer logs.jsonl out Text.text_field=body HoldoutDocuments.fraction=0.1
-  lmx data tokenizer experiments/quickstart.gin out SentencePiece.vocab=8192
+  lmx data tokenizer quickstart out SentencePiece.vocab=8192
 
-A page reads it back with @PretrainedTokenizer(), where PretrainedTokenizer.path is the folder.
+A config reads it with @PretrainedTokenizer(), where PretrainedTokenizer.path is OUT.
 """
-REPORT = "report.json"  # beside the files of the tokenizer
-CORPUS = (
+REPORT = "report.json"  # in the folder of the tokenizer
+_DEFAULTS = (
     "TextDataset.batch_size=1",
     "TextDataset.sequence_length=1",
     "TextDataset.corpus=@Text()",
@@ -40,114 +39,80 @@ CORPUS = (
 )
 
 
-def add(parsers: Any) -> None:
-    """Adds the verb to what `ArgumentParser.add_subparsers` returned."""
-    parser = parsers.add_parser(
-        "tokenizer",
-        help="a tokenizer out of texts",
-        description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="lmx data tokenizer PAGE|CORPUS OUT [Name.parameter=value ...] [options]",
-    )
-    parser.set_defaults(run=run)
-    parser.add_argument("words", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="print it for a machine")
-    add_import(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Trains and reports. Returns the exit status."""
-    overrides = [word for word in args.words if "=" in word]
-    names = [word for word in args.words if "=" not in word]
-    try:
-        if len(names) != 2:
-            raise ConfigError(
-                f"got {' '.join(names)!r}: write lmx data tokenizer PAGE|CORPUS OUT"
-            )
-        import_modules(args.imports)
-        told = _trained(names[0], Path(names[1]), overrides)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(told, indent=2) if args.json else _text(told))
-    return 0
-
-
-def _trained(source: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Trains, writes the files, and reports."""
-    from lmx.config.value import explain_errors
+def _train(args: argparse.Namespace) -> Output:
     from lmx.core.files import create_dir
     from lmx.data.store.build import ConcatCorpus
     from lmx.data.tokenizer.stats import compute_stats
 
-    config, corpora, tokenizer = _said(source, overrides)
-    told: dict[str, Any] = {"folder": f"{out}", "tokenizer": f"{tokenizer}"}
+    import_modules(args.imports)
+    source, out = args.names
+    config, corpora, tokenizer_config = _load(source, args.overrides)
+    data: dict[str, Any] = {"tokenizer": f"{tokenizer_config}"}
 
     def fill(folder: Path) -> None:
         with explain_errors(config):
-            every = tuple(corpus.build() for corpus in corpora)
-            corpus = every[0] if len(every) == 1 else ConcatCorpus(every)
-            codec = tokenizer.build().open(corpus)
-            found = compute_stats(codec, corpus.read_nonempty("validation"))
-        told.update(digest=codec.digest, **found._asdict())
-        codec.save(folder)
-        kept = {name: value for name, value in told.items() if name != "folder"}
-        (folder / REPORT).write_text(json.dumps(kept, indent=2) + "\n")
+            parts = tuple(corpus.build() for corpus in corpora)
+            corpus = parts[0] if len(parts) == 1 else ConcatCorpus(parts)
+            tokenizer = tokenizer_config.build().open(corpus)
+            stats = compute_stats(tokenizer, corpus.read_nonempty("validation"))
+        data.update(digest=tokenizer.digest, **stats._asdict())
+        tokenizer.save(folder)
+        (folder / REPORT).write_text(json.dumps(data, indent=2) + "\n")
 
-    create_dir(out, fill, "is not empty: give a new folder.")
-    return told
+    create_dir(Path(out), fill, "is not empty: give a new folder.")
+    return Output(_format(out, data), {"folder": out, **data})
 
 
-def _said(
+def _load(
     source: str, overrides: Sequence[str]
 ) -> tuple[Config, Sequence[Config], Config]:
-    """The configuration, and its corpora and tokenizer."""
+    """The whole config, its corpora and its tokenizer."""
     from lmx.config.parse import parse
     from lmx.config.resolve import load
     from lmx.data.store.build import BuildTokenStore
     from lmx.data.text_dataset import TextDataset
-
-    if not source.endswith(".gin"):
-        given = [*CORPUS, f"Text.path={json.dumps(source)}"]
-        if Path(source).is_file() and Path(source).suffix in (".txt", ".md", ".py"):
-            given.append("Text.holdout=@HoldoutTail()")
-        config = load([], [*given, *overrides], root=TextDataset)
-        return config, [config["corpus"]], config["tokenizer"]
-    if any(key.name == "Build" for key in parse([source], overrides)):
-        config = load([source], overrides, root=BuildTokenStore)
-        return config, list(config["sources"].values()), config["tokenizer"]
     from lmx.train.experiment import Experiment
 
+    if locate_config(source).suffix != ".gin":
+        bindings = [*_DEFAULTS, f"Text.path={json.dumps(source)}"]
+        if Path(source).is_file() and Path(source).suffix in (".txt", ".md", ".py"):
+            bindings.append("Text.holdout=@HoldoutTail()")
+        config = load([], [*bindings, *overrides], root=TextDataset)
+        return config, [config["corpus"]], config["tokenizer"]
+    if any(key.name == "BuildTokenStore" for key in parse([source], overrides)):
+        config = load([source], overrides, root=BuildTokenStore)
+        return config, list(config["sources"].values()), config["tokenizer"]
     config = load([source], overrides, root=Experiment)
-    for node in _nodes(config):
-        if {"corpus", "tokenizer"} <= node.fields.keys():
+    for _, node, *_ in walk(config["data"]):
+        if isinstance(node, Config) and {"corpus", "tokenizer"} <= node.fields.keys():
             return config, [node["corpus"]], node["tokenizer"]
     raise ConfigError(
-        f"{source} names no corpus with a tokenizer, as @TextDataset or @BuildTokenStore does."
+        f"{source} has no corpus with a tokenizer: use @TextDataset or"
+        " @BuildTokenStore."
     )
 
 
-def _nodes(config: Config) -> Iterator[Config]:
-    """The nodes of what an experiment learns from, from the outermost inwards."""
-    data = config["data"]
-    seen: list[Node] = []
-    for _, owner, _ in iter_fields(data):
-        if owner not in seen and isinstance(owner, Config):
-            seen.append(owner)
-            yield owner
-
-
-def _text(told: dict[str, Any]) -> str:
-    """The report for the eye."""
-    longest = " ".join(map(repr, told["longest"]))
+def _format(folder: str, data: dict[str, Any]) -> str:
     return "\n".join(
         (
-            f"{told['folder']}: {told['tokenizer']}, {told['vocab']:,} tokens,"
-            f" digest {told['digest'][:12]}",
-            f"  held out  {told['bytes']:,} bytes in {told['documents']:,} documents:"
-            f" {told['tokens']:,} tokens of {told['bytes_per_token']:.3f} bytes",
-            f"  coverage  {told['coverage']:.3%} of them in pieces of whole characters",
-            f"  used      {told['used']:,} of the tokens",
-            f"  longest   {longest}",
+            f"{folder}: {data['tokenizer']}, {data['vocab']:,} tokens,"
+            f" digest {data['digest'][:12]}",
+            f"  held out  {data['bytes']:,} bytes in {data['documents']:,} documents:"
+            f" {data['tokens']:,} tokens of {data['bytes_per_token']:.3f} bytes",
+            f"  coverage  {data['coverage']:.3%} of bytes in complete characters",
+            f"  used      {data['tokens_used']:,} tokens of the vocabulary",
+            f"  longest   {' '.join(map(repr, data['longest']))}",
         )
     )
+
+
+COMMANDS = (
+    Command(
+        "data tokenizer",
+        "CORPUS|CONFIG.gin OUT",
+        "a tokenizer trained on texts",
+        _ABOUT,
+        _train,
+        takes_overrides=True,
+    ),
+)

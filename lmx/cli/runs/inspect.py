@@ -1,146 +1,140 @@
-"""`lmx why`: what a step of a run learned from, and how well it was foretold."""
+"""`lmx inspect`: the batch, token losses and norms of one training step."""
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmx.cli.runs.replay import add_step, open_recorded_run
-from lmx.config.registry import ConfigError
+from lmx.cli.command import Command, Output, format_table
+from lmx.cli.runs.replay import STEP_OPTIONS, open_recorded_run
 
 if TYPE_CHECKING:
     from lmx.analysis.batch_report import BatchReport, WorstToken
     from lmx.analysis.history import RecordedRun
 
 _ABOUT = """\
-Looks at step N of a run, the step that metrics.jsonl calls N: which documents its batch
-told, from which token on; how many nats each token cost the parameters that the step
-found, which are the newest state on disk before it, gone on from; and the norms of
-gradients, updates and parameters, layer by layer. Nothing is written but PAGE.
+Shows step N of a run, as numbered in metrics.jsonl: the documents in its batch and
+where each part of them starts; the loss of each token in nats under the parameters
+before the step, which are recomputed from the latest earlier checkpoint; and the norms
+of gradients, updates and parameters by layer. Writes nothing but the --html file.
 
-  lmx why runs/x --step 1200
-  lmx why runs/x --step 1200 --top 30
-  lmx why runs/x --step 1200 --html batch.html     every token, as dark as it was hard
-  lmx why runs/x --step 1200 --json                all documents, all tokens
-  lmx why runs/x --step 1200 Mesh.fsdp=1           on fewer devices than the run had
+  lmx inspect runs/quickstart-... --step 1200
+  lmx inspect runs/quickstart-... --step 1200 --top 30
+  lmx inspect runs/quickstart-... --step 1200 --html batch.html    shaded by loss
+  lmx inspect runs/quickstart-... --step 1200 --json     all documents and tokens
+  lmx inspect runs/quickstart-... --step 1200 Mesh.fsdp=1    on fewer devices
 
-Run it where the run was started, if its page names files by where they lie from there.
+Run it in the folder where the run was started if its config has relative paths.
 """
-
-WIDTH = 48  # characters of a text
-
-
-def add(parsers: Any) -> None:
-    """Adds the verb `why` to what `ArgumentParser.add_subparsers` returned."""
-    parser = parsers.add_parser(
-        "why",
-        help="what a step of a run learned from",
-        description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="lmx why RUN --step N [Name.parameter=value ...] [options]",
-    )
-    parser.set_defaults(run=run)
-    add_step(parser)
-    parser.add_argument(
-        "--top", type=int, default=10, metavar="K", help="documents and tokens (10)"
-    )
-    parser.add_argument(
-        "--html", type=Path, metavar="PAGE", help="write the texts for a browser"
-    )
+_OPTIONS = STEP_OPTIONS | {
+    "--top": {
+        "type": int,
+        "default": 10,
+        "metavar": "K",
+        "help": "documents and tokens to show (10)",
+    },
+    "--html": {"type": Path, "metavar": "FILE", "help": "write the texts as HTML"},
+}
+_WIDTH = 48  # characters of a text
 
 
-def run(args: argparse.Namespace) -> int:
-    """Looks. Returns the exit status."""
-    try:
-        past = open_recorded_run(args)
-        from lmx.analysis.batch_report import inspect_step
-        from lmx.analysis.html import render
+def _inspect(args: argparse.Namespace) -> Output:
+    run = open_recorded_run(args)
+    from lmx.analysis.batch_report import inspect_step
+    from lmx.analysis.html import render
 
-        found = inspect_step(past, args.step)
-        if args.html:
-            title = f"{past.folder.name}, step {found.step}"
-            args.html.write_text(render(title, found), encoding="utf-8")
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(_json(past, found) if args.json else _text(past, found, args.top))
-    return 0
+    report = inspect_step(run, args.step)
+    if args.html:
+        title = f"{run.folder.name}, step {report.step}"
+        args.html.write_text(render(title, report), encoding="utf-8")
+    return Output(_format(run, report, args.top), _to_json(run, report))
 
 
-def _json(past: "RecordedRun", found: "BatchReport") -> str:
-    told = [
+def _to_json(run: "RecordedRun", report: "BatchReport") -> dict[str, Any]:
+    documents = [
         {
-            **each.origin._asdict(),
-            "place": each.start,
-            "mean": each.mean_nats,
-            "text": found.decode(each.tokens),
-            "tokens": each.tokens.tolist(),
-            "targets": each.targets.tolist(),
-            "weights": each.weights.tolist(),
-            "nats": each.nats.tolist(),
+            **document.origin._asdict(),
+            "start": document.start,
+            "mean_nats": document.mean_nats,
+            "text": report.decode(document.tokens),
+            "tokens": document.tokens.tolist(),
+            "targets": document.targets.tolist(),
+            "weights": document.weights.tolist(),
+            "nats": document.nats.tolist(),
         }
-        for each in found.documents
+        for document in report.documents
     ]
-    said = {
-        "run": str(past.folder),
-        "from": found.start_step,
-        "step": found.step,
-        "nats": found.nats,
-        "metrics": found.metrics,
-        "documents": told,
+    return {
+        "run": str(run.folder),
+        "checkpoint": report.start_step,
+        "step": report.step,
+        "nats": report.nats,
+        "metrics": report.metrics,
+        "documents": documents,
     }
-    return json.dumps(said)
 
 
-def _text(past: "RecordedRun", found: "BatchReport", top: int) -> str:
-    logged = past.logged_metrics.get(found.step, {}).get("nats", "not")
-    targets = sum(int((told.weights > 0).sum()) for told in found.documents)
-    lines = [
-        f"{past.folder}, step {found.step}: {len(found.documents)} documents or parts of"
-        f" them, {targets:,} targets, {found.nats:.6f} nats each ({logged} logged)",
-        f"parameters from the state of step {found.start_step}",
-        "",
-        *_layers(found),
-        "",
-        "documents, the hardest first",
-        f"{'nats':>8}  {'row':>4}  {'document':>10}  {'offset':>8}  {'tokens':>6}"
-        "  source, text",
-    ]
-    for told in sorted(found.documents, key=lambda told: -told.mean_nats)[:top]:
-        row, _, source, document, offset, length = told.origin
-        number, first = ("-" if n is None else f"{n:,}" for n in (document, offset))
-        lines.append(
-            f"{told.mean_nats:8.4f}  {row:4}  {number:>10}  {first:>8}  {length:6}"
-            f"  {source}: {_line(found.decode(told.tokens))}"
+def _format(run: "RecordedRun", report: "BatchReport", top: int) -> str:
+    logged = run.logged_metrics.get(report.step, {}).get("nats", "not")
+    targets = sum(int((document.weights > 0).sum()) for document in report.documents)
+    hardest = sorted(report.documents, key=lambda document: -document.mean_nats)[:top]
+    rows = []
+    for document in hardest:
+        row, _, source, index, offset, length = document.origin
+        number, start = ("-" if n is None else f"{n:,}" for n in (index, offset))
+        text = _one_line(report.decode(document.tokens))
+        nats = f"{document.mean_nats:.4f}"
+        rows.append((source, text, nats, row, number, start, length))
+    header = ("source", "text", "nats", "row", "document", "offset", "tokens")
+    return "\n".join(
+        (
+            f"{run.folder}, step {report.step}: {len(report.documents)} documents or"
+            f" parts of them, {targets:,} targets, {report.nats:.6f} nats each"
+            f" ({logged} logged)",
+            f"parameters from the checkpoint of step {report.start_step}",
+            "",
+            _format_norms(report),
+            "",
+            "documents with the highest loss",
+            format_table(header, rows, 2),
+            "",
+            "tokens with the highest loss, in their context",
+            *(_format_token(token, report) for token in report.worst_tokens(top)),
         )
-    lines += ["", "tokens, the hardest first, each between what is before and after it"]
-    lines += [_token(worst, found) for worst in found.worst_tokens(top)]
-    return "\n".join(lines)
+    )
 
 
-def _layers(found: "BatchReport") -> list[str]:
-    """Norms of all, and of each layer."""
+def _format_norms(report: "BatchReport") -> str:
+    """Norms over all layers, and of each layer."""
     kinds = {"grad": "gradient", "update": "update", "param": "parameters"}
-    lines = ["".join(f"{word:>12}" for word in ("norm of", *kinds.values()))]
-    whole = [found.metrics[f"{kind}_norm"] for kind in kinds]
-    layers = zip(*(found.layer_norms.get(kind, []) for kind in kinds), strict=True)
-    rows = {"all": whole} | {f"layer {n}": norms for n, norms in enumerate(layers)}
-    for name, norms in rows.items():
-        lines.append(f"{name:>12}" + "".join(f"{float(x):12.4g}" for x in norms))
-    return lines
+    total = [report.metrics[f"{kind}_norm"] for kind in kinds]
+    layers = zip(*(report.layer_norms.get(kind, []) for kind in kinds), strict=True)
+    norms = {"all": total} | {f"layer {n}": values for n, values in enumerate(layers)}
+    rows = [(name, *(f"{float(x):.4g}" for x in row)) for name, row in norms.items()]
+    return format_table(("norm of", *kinds.values()), rows)
 
 
-def _token(worst: "WorstToken", found: "BatchReport") -> str:
-    told, index = worst.document, worst.index
-    before = _line(found.decode(told.tokens[: index + 1]), end=True)
-    after = _line(found.decode(told.targets[index + 1 :]))
-    token = repr(found.decode(told.targets[index : index + 1]))[1:-1]
-    at = f"row {told.origin.row}, token {told.start + index + 1}"
-    return f"{worst.nats:8.4f}  {at:<20}  {before} [{token}] {after}"
+def _format_token(token: "WorstToken", report: "BatchReport") -> str:
+    document, index = token.document, token.index
+    before = _one_line(report.decode(document.tokens[: index + 1]), end=True)
+    after = _one_line(report.decode(document.targets[index + 1 :]))
+    text = _one_line(report.decode(document.targets[index : index + 1]))
+    place = f"row {document.origin.row}, token {document.start + index + 1}"
+    return f"{token.nats:8.4f}  {place:<20}  {before} [{text}] {after}"
 
 
-def _line(text: str, *, end: bool = False) -> str:
-    """The beginning of a text, or its end, on one line."""
-    part = text[-WIDTH:] if end else text[:WIDTH]
-    return repr(part)[1:-1]
+def _one_line(text: str, *, end: bool = False) -> str:
+    """The start or the end of a text, escaped to fit one line."""
+    return repr(text[-_WIDTH:] if end else text[:_WIDTH])[1:-1]
+
+
+COMMANDS = (
+    Command(
+        "inspect",
+        "RUN",
+        "the batch and losses of one step of a run",
+        _ABOUT,
+        _inspect,
+        _OPTIONS,
+        takes_overrides=True,
+    ),
+)

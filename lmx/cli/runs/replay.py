@@ -1,14 +1,12 @@
-"""`lmx replay`: steps of a run once more, to the same bits, or changed in some way."""
+"""`lmx replay`: repeats steps of a run, to the same bits or with changed settings."""
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from lmx.cli.config import add_import, import_modules
-from lmx.cli.train import enable_float64, set_tpu_flags
+from lmx.cli.command import Command, Output, format_table
+from lmx.cli.load import enable_float64, import_modules, set_tpu_flags
 from lmx.config.registry import ConfigError
 
 if TYPE_CHECKING:
@@ -16,122 +14,101 @@ if TYPE_CHECKING:
     from lmx.analysis.replay import Replay
 
 _ABOUT = """\
-Goes back to the newest state of a run before step N (the step that metrics.jsonl calls
-N), or to its beginning, runs to the end of step N, and shows what was logged beside
-what is measured now. On the same machine and mesh both are the same to the bit, or the
-exit status is 1. Bindings say what is to be another way this time: then it shows what
-that changes. Nothing is written.
+Restores the latest checkpoint of a run before step N (as numbered in metrics.jsonl), or
+starts from the beginning, trains to the end of step N, and shows the logged values next
+to the new ones. On the same machine and mesh they are equal to the bit, or the exit
+status is 1. With overrides it shows what they change. Writes nothing.
 
-  lmx replay runs/x --step 1200
-  lmx replay runs/x --step 1200 Constant.peak_lr=0.001     what if the rate had been lower
-  lmx replay runs/x --step 1200 Mesh.fsdp=1             on fewer devices
-  lmx replay runs/x --step 1200 --json
+  lmx replay runs/quickstart-... --step 1200
+  lmx replay runs/quickstart-... --step 1200 WSD.peak_lr=0.001    another learning rate
+  lmx replay runs/quickstart-... --step 1200 Mesh.fsdp=1    on fewer devices
+  lmx replay runs/quickstart-... --step 1200 --json
 
-Run it where the run was started, if its page names files by where they lie from there.
+Run it in the folder where the run was started if its config has relative paths.
 """
+STEP_OPTIONS: dict[str, dict[str, Any]] = {
+    "--step": {"type": int, "required": True, "metavar": "N", "help": "counted from 1"}
+}
 
 
-def add(parsers: Any) -> None:
-    """Adds the verb `replay` to what `ArgumentParser.add_subparsers` returned."""
-    parser = parsers.add_parser(
-        "replay",
-        help="run steps of a run once more, to the same bits",
-        description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="lmx replay RUN --step N [Name.parameter=value ...] [options]",
-    )
-    parser.set_defaults(run=run)
-    add_step(parser)
+def _replay(args: argparse.Namespace) -> Output:
+    run = open_recorded_run(args)
+    from lmx.analysis.replay import replay
 
-
-def add_step(parser: argparse.ArgumentParser) -> None:
-    """Adds what every verb takes that goes back to a step of a run."""
-    parser.add_argument("words", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--step", type=int, required=True, metavar="N", help="counted from 1"
-    )
-    parser.add_argument("--json", action="store_true", help="print it for a machine")
-    add_import(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Replays. Returns the exit status: 1 if nothing is bound and something differs."""
-    try:
-        past = open_recorded_run(args)
-        from lmx.analysis.replay import replay
-
-        found = replay(past, args.step)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(_json(past, found) if args.json else _text(past, found))
-    return 1 if found.differences and not past.changes else 0
+    result = replay(run, args.step)
+    data = {
+        "run": str(run.folder),
+        "checkpoint": result.start_step,
+        "step": result.step,
+        "overridden": [*run.changes],
+        "compared": result.num_compared,
+        "equal": not result.differences,
+        "logged": result.logged,
+        "replayed": result.replayed,
+    }
+    failed = bool(result.differences) and not run.changes
+    return Output(_format(run, result, failed), data, int(failed))
 
 
 def open_recorded_run(args: argparse.Namespace) -> "RecordedRun":
-    """The run that is meant, with what is bound."""
-    folder, *overrides = args.words
+    """The run that a command names, under its overrides."""
+    folder = Path(args.names[0])
     import_modules(args.imports)
     from lmx.analysis.history import RecordedRun, load_run_config
 
-    enable_float64(load_run_config(Path(folder), overrides))
+    enable_float64(load_run_config(folder, args.overrides))
     set_tpu_flags()
-    return RecordedRun.open(Path(folder), overrides)
+    return RecordedRun.open(folder, args.overrides)
 
 
-def _json(past: "RecordedRun", found: "Replay") -> str:
-    said = {
-        "run": str(past.folder),
-        "from": found.start_step,
-        "step": found.step,
-        "bound": [*past.changes],
-        "compared": found.num_compared,
-        "equal": not found.differences,
-        "logged": found.logged,
-        "replayed": found.replayed,
-    }
-    return json.dumps(said, indent=1)
-
-
-def _text(past: "RecordedRun", found: "Replay") -> str:
+def _format(run: "RecordedRun", result: "Replay", failed: bool) -> str:
+    steps = len(result.logged)
     lines = [
-        f"{past.folder}: from the state of step {found.start_step} to step {found.step}"
+        f"{run.folder}: from the checkpoint of step {result.start_step} to step"
+        f" {result.step}",
+        *(format_change(path, *pair) for path, pair in run.changes.items()),
+        _format_values(result),
+        f"{result.num_compared} values of {steps} logged step{'s' * (steps != 1)}"
+        f" compared: {_format_verdict(result)}",
     ]
-    lines += [format_change(path, *pair) for path, pair in past.changes.items()]
-    lines += table(found)
-    steps = f"{len(found.logged)} logged steps" if len(found.logged) != 1 else "1 step"
-    lines.append(f"{found.num_compared} numbers of {steps} compared: {_verdict(found)}")
-    if found.differences and not past.changes:
-        lines += [
-            format_change(name, *pair) for name, pair in past.environment_diff.items()
-        ]
+    if failed:
+        changes = run.environment_diff.items()
+        lines += [format_change(name, *pair) for name, pair in changes]
     return "\n".join(lines)
 
 
 def format_change(name: str, old: Any, new: Any) -> str:
-    """A line that says what is another way: what it was, and what it is."""
+    """A line with the old and the new value of a setting."""
     was, now = (shorten(f"{value}", 60, placeholder=" ...") for value in (old, new))
     return f"  {name}: {was} -> {now}"
 
 
-def _verdict(found: "Replay") -> str:
-    if not found.num_compared:
+def _format_verdict(result: "Replay") -> str:
+    if not result.num_compared:
         return "none of these steps was logged"
-    differing = found.differences
-    if not differing:
+    if not result.differences:
         return "all equal to the bit"
-    step = differing[0][0]
-    return f"{len(differing)} differ, the first at step {step} ({differing[0][1]})"
+    step, metric, *_ = result.differences[0]
+    return f"{len(result.differences)} differ, the first at step {step} ({metric})"
 
 
-def table(found: "Replay") -> list[str]:
-    """What step N measured, then and now; of layers only what differs."""
-    now, then = found.replayed[found.step], found.logged.get(found.step, {})
-    names = [n for n in now if "/" not in n or then.get(n, now[n]) != now[n]]
-    width = max(map(len, names))
-    head = f"{'step ' + format(found.step, ','):{width}}  {'logged':>22}"
-    lines = [f"{head}  {'replayed':>22}"]
-    for name in names:
-        was = f"{then.get(name, '')}"
-        lines.append(f"{name:{width}}  {was:>22}  {now[name]!s:>22}")
-    return lines
+def _format_values(result: "Replay") -> str:
+    """The logged and the new values of step N; layer values only where they differ."""
+    new, old = result.replayed[result.step], result.logged.get(result.step, {})
+    names = [n for n in new if "/" not in n or old.get(n, new[n]) != new[n]]
+    rows = [(name, old.get(name, ""), new[name]) for name in names]
+    return format_table((f"step {result.step:,}", "logged", "replayed"), rows)
+
+
+COMMANDS = (
+    Command(
+        "replay",
+        "RUN",
+        "repeat steps of a run and compare to the bit",
+        _ABOUT,
+        _replay,
+        STEP_OPTIONS,
+        takes_overrides=True,
+        errors=(ConfigError,),
+    ),
+)

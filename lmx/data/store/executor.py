@@ -23,6 +23,8 @@ OnProgress = Callable[[ShardCounts], None]
 class WorkerError(Exception):
     """A worker process failed or was killed."""
 
+    exit_status = 75
+
 
 class Executor(ABC):
     """Builds shards, in any order. The choice of executor does not change their bytes."""

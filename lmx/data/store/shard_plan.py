@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lmx.config.reader import Resolver
 from lmx.config.registry import ConfigError
+from lmx.config.resolve import Resolver
 from lmx.config.value import Config
 from lmx.data.corpus.corpus import Corpus, Span, Split
 from lmx.data.curate.filter import Filter

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lmx.config.node import to_jsonable
 from lmx.config.registry import ConfigError
-from lmx.config.value import Config
+from lmx.config.value import Config, to_jsonable
 from lmx.models.families.qwen2 import mark_window_use
 from lmx.models.hf.family import Family
 from lmx.models.hf.fields.decoder import (

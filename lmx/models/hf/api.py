@@ -9,8 +9,8 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
-from lmx.config.node import to_jsonable
 from lmx.config.registry import ConfigError
+from lmx.config.value import to_jsonable
 from lmx.core import sharding
 from lmx.core.console import byte_progress
 from lmx.core.files import create_dir

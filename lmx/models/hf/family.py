@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmx.config.node import Node, format_value, map_nodes, to_jsonable
 from lmx.config.parse import Binding, BindingKey, Bindings, Location, parse_text
 from lmx.config.registry import ConfigError, config_fields, find, suggest
 from lmx.config.resolve import resolve
-from lmx.config.value import Config, diff
+from lmx.config.value import Config, diff, format_value, map_nodes, to_jsonable
 from lmx.models import families
 from lmx.models.hf.fields.field import FieldMap, Values
 from lmx.models.hf.layout import TensorMap
@@ -194,7 +193,7 @@ def _format_value(value: Any) -> str:
     return value if isinstance(value, str) else format_value(value)
 
 
-def extract_math_config(node: Node) -> Config:
+def extract_math_config(node: Config) -> Config:
     """What decides the logits of a model, given its parameters."""
     known = config_fields(find(node.name, "essence"))
     fields = {

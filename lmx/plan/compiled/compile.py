@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from lmx.config.format import to_gin
 from lmx.config.value import Config
 from lmx.core.hardware import TPU_FLAGS
 from lmx.plan.case import Case
@@ -61,7 +62,7 @@ def run_compiler(
     assert case.machine.topology
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "experiment.gin"
-        page.write_text(config.to_gin(), encoding="utf-8")
+        page.write_text(to_gin(config), encoding="utf-8")
         asked = CompileRequest(
             config=str(page),
             overrides=_format_settings(case),

@@ -21,11 +21,11 @@ WATCHED_METRICS = ("loss", "grad_norm", "update_norm", "param_norm")
 
 
 class FaultError(Exception):
-    """A run that must not go on as it is; the process exits with that status."""
+    """Training must stop; the process exits with `exit_status`."""
 
-    def __init__(self, why: str, status: int = 1):
-        super().__init__(why)
-        self.status = status
+    def __init__(self, reason: str, exit_status: int = 1):
+        super().__init__(reason)
+        self.exit_status = exit_status
 
 
 class Guard(ABC):

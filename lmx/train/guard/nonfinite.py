@@ -139,7 +139,7 @@ def make_fault(
     return FaultError(
         f"step {done} has {told}. Its batch: {shown}{more}. The newest state on disk is"
         f" that of step {there}: the same command meets the same step again, unless"
-        " something is changed, as by Experiment.guard=@SkipNonFinite() --accept"
+        " something is changed, as by Experiment.guard=@SkipNonFinite() --allow-change"
         " Experiment.guard."
     )
 

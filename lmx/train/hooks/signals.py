@@ -24,6 +24,7 @@ class StoppedError(Exception):
     def __init__(self, signum: int, done: int):
         super().__init__(f"stopped by {signal.Signals(signum).name} after step {done}")
         self.signum, self.done = signum, done
+        self.exit_status = 128 + signum
 
 
 class GracefulShutdown:

@@ -89,7 +89,7 @@ def test_plain_and_linear_rope_are_read_back():
             "mscale = 1.0 of rope_type 'linear' is not known",
         ),
         (dict(hidden_size="wide"), "hidden_size = 'wide' and num_attention_heads"),
-        (dict(num_hidden_layers=2.5), "num_hidden_layers: Decoder.depth wants int"),
+        (dict(num_hidden_layers=2.5), "num_hidden_layers: Decoder.depth must be int"),
     ],
 )
 def test_what_would_change_the_numbers_is_refused_by_name(fields, message):

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmx.config.node import Node, to_jsonable
-from lmx.config.value import Config
+from lmx.config.value import Config, to_jsonable
 from lmx.models.hf.fields.decoder import MLP
 from lmx.models.hf.fields.field import FieldMap, Values, fill_defaults, find_paths, ref
 from lmx.models.hf.layout import TensorMap
@@ -76,7 +75,7 @@ class RouterFields(FieldMap):
         return {}
 
 
-def list_mlps(config: Config) -> Sequence[Node]:
+def list_mlps(config: Config) -> Sequence[Config]:
     """What follows attention in every layer."""
     lead, cycle = config["model.first_mlps"], config["model.mlp"]
     cycle = cycle if isinstance(cycle, tuple) else (cycle,)

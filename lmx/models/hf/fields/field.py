@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmx.config.node import format_value, to_jsonable
 from lmx.config.parse import Ref
 from lmx.config.registry import ConfigError
-from lmx.config.value import Config
+from lmx.config.value import Config, format_value, to_jsonable
 
 Values = Mapping[str, Any]
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmx.config.node import Node
 from lmx.config.parse import Ref
 from lmx.config.registry import ConfigError
 from lmx.config.value import Config
@@ -75,7 +74,7 @@ class WindowFields(FieldMap):
         return told | self.extra_fields(bool(known))
 
 
-def list_attention(config: Config) -> list[Node]:
+def list_attention(config: Config) -> list[Config]:
     """The attention of every layer."""
     kinds = config["model.attention"]
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
