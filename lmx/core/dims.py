@@ -17,9 +17,9 @@ equation, in a jaxtyping annotation and, through `logical_axes`, in a sharding r
 
 LOGICAL = {
     "B": "batch", "T": "length", "S": "kv_length", "V": "vocab", "L": "layers",
-    "D": "embed", "F": "mlp", "H": "head_width", "N": "heads", "K": "kv_heads",
+    "D": "embed", "F": "mlp", "H": "head_dim", "N": "heads", "K": "kv_heads",
     "G": "head_group", "E": "experts", "C": "choices", "R": "rank", "P": "pairs",
-    "M": "rows", "I": "reach", "J": "value_width", "W": "beams",
+    "M": "rows", "I": "reach", "J": "value_dim", "W": "beams",
     "U": "microbatches", "A": "replicas",
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 A layer writes letters. `Einsum("BTD,DNH->BTNH", ...)` makes a weight of letters DNH,
 and `core/dims.py` names them: the parameter carries `axes=("embed", "heads",
-"head_width")`, or `("layers", "embed", "heads", "head_width")` once blocks are stacked.
+"head_dim")`, or `("layers", "embed", "heads", "head_dim")` once blocks are stacked.
 That is all a layer says; it knows neither rules nor mesh.
 
 An experiment names a mesh, as in `Mesh.fsdp=4 Mesh.tensor=2`: how many devices stand
@@ -13,7 +13,7 @@ and `stage`. What no rule names is whole on every device.
 
 `spec` puts the two together, axis by axis, as in
 
-    ("embed", "heads", "head_width") of (4096, 32, 128)
+    ("embed", "heads", "head_dim") of (4096, 32, 128)
     -> PartitionSpec('fsdp', 'tensor', None)
 
 so that each device holds 1024 x 16 x 128 of them: the device at place (f, t) of the

@@ -1,4 +1,4 @@
-"""A short causal convolution: each channel also sees the few tokens before."""
+"""Short causal depthwise convolution over the last few tokens."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -17,25 +17,25 @@ def causal_conv(
 ) -> Float[Array, "B T D"]:
     """y[t] = x[t] + sum over i from 1 to I of w[i - 1] * x[t - i].
 
-    `before` are the I vectors ahead of x[0]. A document does not see the one before it:
-    x[t - i] counts only where positions[t] >= i.
+    `previous` are the I vectors before x[0]. x[t - i] counts only where positions[t]
+    >= i, so documents do not mix.
     """
     I, T = w.shape[0], x.shape[1]
     padded_BTD = jnp.concatenate([previous, x], axis=1)
     for i in range(1, I + 1):
-        reach_BT1 = (positions >= i)[:, :, None]
+        inside_BT1 = (positions >= i)[:, :, None]
         shifted_BTD = padded_BTD[:, I - i : I - i + T]
-        x += jnp.where(reach_BT1, shifted_BTD * w[i - 1][None, None], 0)
+        x += jnp.where(inside_BT1, shifted_BTD * w[i - 1][None, None], 0)
     return x
 
 
 @configurable
 class ShortConv(nnx.Module):
-    """`x` and a learned mix of the tokens before it, channel by channel.
+    """Adds a learned per-channel mix of the `reach` previous tokens to each token.
 
-    Starts as the identity. So et al. 2021, arXiv:2109.08668 (Primer), section 3, after
-    the projections there; before them here, as Allen-Zhu 2025, "Physics of Language
-    Models: Part 4.1" (Canon layers A and C).
+    Starts as the identity. So et al. 2021, arXiv:2109.08668 (Primer), section 3, applied
+    before the projections as in Allen-Zhu 2025, "Physics of Language Models: Part 4.1"
+    (Canon layers A and C).
     """
 
     def __init__(self, width: int, init: Init, *, reach: int = 3):
@@ -50,28 +50,27 @@ class ShortConv(nnx.Module):
         tokens: TokenInfo,
         cache: Float[Array, "B I D"] | None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B I D"] | None]:
-        """The mix, and the last tokens of `past` followed by `x`."""
+        """The output, and the last `reach` vectors of `cache` followed by `x`."""
         w_ID = self.w[...].astype(x.dtype)
         if cache is None:
-            before_BID = self.init_cache(x.shape[0], x.dtype)
-            return causal_conv(x, before_BID, w_ID, tokens.positions), None
-        # Padding may stand anywhere: it is moved behind the others, and back.
+            empty_BID = self.init_cache(x.shape[0], x.dtype)
+            return causal_conv(x, empty_BID, w_ID, tokens.positions), None
+        # Padding may be anywhere: move it behind the tokens, and back afterwards.
         order_BT = jnp.argsort(~tokens.unpadded, axis=1, stable=True)
         x_BTD = _gather_tokens(x, order_BT)
         positions_BT = jnp.take_along_axis(tokens.positions, order_BT, axis=1)
         y_BTD = causal_conv(x_BTD, cache, w_ID, positions_BT)
         all_BTD = jnp.concatenate([cache, x_BTD], axis=1)
         last_BI = tokens.unpadded.sum(axis=1)[:, None] + jnp.arange(self.reach)[None]
-        return _gather_tokens(y_BTD, jnp.argsort(order_BT, axis=1)), _gather_tokens(
-            all_BTD, last_BI
-        )
+        y_BTD = _gather_tokens(y_BTD, jnp.argsort(order_BT, axis=1))
+        return y_BTD, _gather_tokens(all_BTD, last_BI)
 
     def init_cache(self, batch_size: int, dtype: jnp.dtype) -> Float[Array, "B I D"]:
-        """What comes before the first token: nothing."""
+        """Zeros, as before the first token."""
         return jnp.zeros((batch_size, self.reach, self.width), dtype)
 
 
 def _gather_tokens(
-    x: Float[Array, "B S D"], at: Int[Array, "B T"]
+    x: Float[Array, "B S D"], index: Int[Array, "B T"]
 ) -> Float[Array, "B T D"]:
-    return jnp.take_along_axis(x, at[:, :, None], axis=1)
+    return jnp.take_along_axis(x, index[:, :, None], axis=1)

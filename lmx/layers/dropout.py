@@ -1,27 +1,26 @@
-"""Dropout as a pure function of one key a row."""
+"""Dropout as a pure function of one key per row."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-EMBEDDING_SITE = 2**31  # the use of a key below the layers, beyond any layer's number
+EMBEDDING_SITE = 2**31  # dropout of embeddings; above every layer number
 
 
 def dropout(
     x: Float[Array, "B *dims"], rate: float, keys: Key[Array, "B"] | None, site: int
 ) -> Float[Array, "B *dims"]:
-    """`x` with a share `rate` of it zeroed and the rest scaled up; as it is sans keys.
+    """Zeroes a fraction `rate` of `x` and scales up the rest; identity without keys.
 
-    `site` tells apart the uses of one key. Srivastava et al. 2014, JMLR 15.
+    `site` separates several uses of one key. Srivastava et al. 2014, JMLR 15.
     """
     if not 0.0 <= rate < 1.0:
-        raise ValueError(f"a share of {rate} cannot be dropped: it must be in [0, 1).")
+        raise ValueError(f"dropout rate is {rate}: it must be in [0, 1).")
     if keys is None or rate == 0.0:
         return x
 
-    def keep(key: Key[Array, ""]) -> Array:
-        return jax.random.bernoulli(
-            jax.random.fold_in(key, site), 1 - rate, x.shape[1:]
-        )
+    def sample(key: Key[Array, ""]) -> Array:
+        key = jax.random.fold_in(key, site)
+        return jax.random.bernoulli(key, 1 - rate, x.shape[1:])
 
-    return jnp.where(jax.vmap(keep)(keys), x / (1 - rate), 0.0).astype(x.dtype)
+    return jnp.where(jax.vmap(sample)(keys), x / (1 - rate), 0.0).astype(x.dtype)

@@ -1,6 +1,4 @@
-"""From the last vectors to one logit for each token that could come next."""
-
-from abc import abstractmethod
+"""Output heads: logits of the next token from the last hidden states."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,19 +9,9 @@ from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
 
 
-class OutputHead(nnx.Module):
-    """Anything that turns the last vectors into logits; `table` is the embedding."""
-
-    @abstractmethod
-    def __call__(
-        self, x: Float[Array, "B T D"], embedding: Float[Array, "V D"]
-    ) -> Float[Array, "B T V"]:
-        """One logit for each token that could come next."""
-
-
 @configurable
-class LMHead(OutputHead):
-    """A projection of its own."""
+class LMHead(nnx.Module):
+    """Projection with its own weight."""
 
     def __init__(self, width: int, vocab: int, init: Init):
         self.out = Einsum("BTD,DV->BTV", dict(D=width, V=vocab), init, "head")
@@ -31,19 +19,20 @@ class LMHead(OutputHead):
     def __call__(
         self, x: Float[Array, "B T D"], embedding: Float[Array, "V D"]
     ) -> Float[Array, "B T V"]:
+        """Logits; `embedding` is the weight of the token embedding."""
         return self.out(x)
 
 
 @configurable
-class TiedLMHead(OutputHead):
-    """The embedding, read backwards. Press and Wolf 2016, arXiv:1608.05859.
+class TiedLMHead(LMHead):
+    """Transposed token embedding. Press and Wolf 2016, arXiv:1608.05859.
 
-    Its logits are born with deviation sqrt(width) times that of the embedding: choose a
-    scheme with a small one (`GPT2Init`, or `FanIn.embed`).
+    Initial logits have sqrt(width) times the standard deviation of the embedding: choose
+    an initializer with a small one (`GPT2Init`, or `FanIn.embed`).
     """
 
     def __init__(self, width: int, vocab: int, init: Init):
-        del width, vocab, init
+        pass
 
     def __call__(
         self, x: Float[Array, "B T D"], embedding: Float[Array, "V D"]

@@ -1,8 +1,9 @@
-"""How parameters are born: their distribution, their dtype and the names of their axes.
+"""Parameter initialization: distribution, dtype and logical axis names.
 
-A layer says what a weight is for; a scheme, chosen by the experiment, says how large.
+A layer states the role of each weight; the initializer of the experiment sets its scale.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,17 +16,17 @@ from jaxtyping import Array, Float, Key
 from lmx.config.registry import configurable
 from lmx.core import dims
 
-# What a weight is for: tokens in, between layers, into the residual stream, logits out.
+# Token embedding, between layers, into the residual stream, or output head.
 Role = Literal["embed", "hidden", "residual", "head"]
 
-# The standard deviation of a unit normal that is cut at two of them.
+# Standard deviation of a unit normal truncated at two standard deviations.
 TRUNCATED_STD = 0.87962566103423978
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class FanIn:
-    """Truncated normal of variance 1 / fan-in; embeddings of deviation `embed`.
+    """Truncated normal of variance 1 / fan-in; `embed` is the std of embeddings.
 
     LeCun et al. 1998, "Efficient BackProp", section 4.6.
     """
@@ -34,49 +35,47 @@ class FanIn:
 
     def std_for(self, role: Role, fan_in: int, depth: int) -> float:
         """The standard deviation of a weight; `depth` counts residual blocks."""
-        del depth
         return self.embed if role == "embed" else fan_in**-0.5
 
     def sample(
         self, key: Key[Array, ""], shape: Sequence[int], std: float
     ) -> Float[Array, "..."]:
-        """A sample: normal, cut at two deviations and widened back to `deviation`."""
-        return jax.random.truncated_normal(key, -2.0, 2.0, shape) * (
-            std / TRUNCATED_STD
-        )
+        """Normal truncated at two standard deviations, rescaled to `std`."""
+        unit = jax.random.truncated_normal(key, -2.0, 2.0, shape)
+        return unit * (std / TRUNCATED_STD)
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class DepthScaled(FanIn):
-    """`FanIn`, with what enters the residual stream divided by sqrt(2 * depth).
+    """`FanIn`, with weights into the residual stream divided by sqrt(2 * depth).
 
-    The stream then keeps its variance over depth. Radford et al. 2019, section 2.3.
+    Keeps the variance of the stream over depth. Radford et al. 2019, section 2.3.
     """
 
     def std_for(self, role: Role, fan_in: int, depth: int) -> float:
-        scale = (2 * depth) ** -0.5 if role == "residual" else 1.0
-        return super().std_for(role, fan_in, depth) * scale
+        return super().std_for(role, fan_in, depth) * residual_scale(role, depth)
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class ZeroOut(FanIn):
-    """`FanIn`, with what enters the residual stream, and the head, zero.
+    """`FanIn`, with zeros for weights into the residual stream and for the head.
 
-    Every block starts as none, every token as likely as any other. Zhang et al. 2019,
-    arXiv:1901.09321 (Fixup), section 3.
+    Every block starts as the identity, and every token is equally likely. Zhang et al.
+    2019, arXiv:1901.09321 (Fixup), section 3.
     """
 
     def std_for(self, role: Role, fan_in: int, depth: int) -> float:
-        begins = role in ("embed", "hidden")
-        return super().std_for(role, fan_in, depth) if begins else 0.0
+        if role in ("residual", "head"):
+            return 0.0
+        return super().std_for(role, fan_in, depth)
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Normal:
-    """Normal of one deviation, whatever the weight is for.
+    """Normal of one standard deviation for every role.
 
     Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training",
     section 4.1.
@@ -86,36 +85,39 @@ class Normal:
 
     def std_for(self, role: Role, fan_in: int, depth: int) -> float:
         """The standard deviation of a weight."""
-        del role, fan_in, depth
         return self.std
 
     def sample(
         self, key: Key[Array, ""], shape: Sequence[int], std: float
     ) -> Float[Array, "..."]:
-        """A sample of that deviation."""
+        """Normal of standard deviation `std`."""
         return jax.random.normal(key, shape) * std
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class GPT2Init(Normal):
-    """`Normal`, with what enters the residual stream divided by sqrt(2 * depth).
+    """`Normal`, with weights into the residual stream divided by sqrt(2 * depth).
 
     Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section
     2.3, and its released code.
     """
 
     def std_for(self, role: Role, fan_in: int, depth: int) -> float:
-        scale = (2 * depth) ** -0.5 if role == "residual" else 1.0
-        return super().std_for(role, fan_in, depth) * scale
+        return super().std_for(role, fan_in, depth) * residual_scale(role, depth)
 
 
 Initializer = FanIn | Normal
 
 
+def residual_scale(role: Role, depth: int) -> float:
+    """Factor 1 / sqrt(2 * depth) of weights into the residual stream, else 1."""
+    return (2 * depth) ** -0.5 if role == "residual" else 1.0
+
+
 @dataclass(frozen=True)
 class Init:
-    """What a constructor makes its parameters with."""
+    """Creates the parameters of a module."""
 
     rngs: nnx.Rngs
     initializer: Initializer
@@ -131,38 +133,35 @@ class Init:
         role: Role = "hidden",
         out_dims: str = "",
     ) -> nnx.Param:
-        """A random weight, whose axes carry the names of its letters.
+        """A random weight with one dimension per letter of `lmx/core/dims.py`.
 
-        `into` are the letters it sums over, `out_dims` those it makes (the others, if not
-        said); any further letter indexes independent matrices, one per expert.
+        `in_dims` are the dimensions it sums over, `out_dims` those it produces (default:
+        all others). Remaining letters index independent matrices, such as experts.
         """
         out_dims = out_dims or "".join(d for d in letters if d not in in_dims)
-        fan_in = 1
-        for letter in in_dims:
-            fan_in *= sizes[letter]
         shape = tuple(sizes[d] for d in letters)
         if min(shape) < 1:
             named = dict(zip(dims.logical(letters), shape, strict=True))
-            raise ValueError(f"a weight of {named} has nothing in it: 1 is the least.")
+            raise ValueError(f"weight of {named} is empty: every size must be >= 1.")
+        fan_in = math.prod(sizes[d] for d in in_dims)
         std = self.initializer.std_for(role, fan_in, self.depth)
         value = self.initializer.sample(self.rngs.params(), shape, std)
         return nnx.Param(
             value.astype(self.dtype),
             axes=dims.logical(letters),
-            into=dims.logical(in_dims),
-            out_of=dims.logical(out_dims),
+            in_dims=dims.logical(in_dims),
+            out_dims=dims.logical(out_dims),
         )
 
     def full(self, letters: str, sizes: Mapping[str, int], value: float) -> nnx.Param:
-        """One value everywhere: gains or offsets, which sum over nothing."""
+        """A constant parameter, such as a gain or a bias, which sums over nothing."""
         array = jnp.full([sizes[d] for d in letters], value, self.dtype)
-        return nnx.Param(array, axes=dims.logical(letters), into=(), out_of=())
+        return nnx.Param(array, axes=dims.logical(letters), in_dims=(), out_dims=())
 
     def upcast(self) -> "Init":
-        """The same, making parameters in at least float32."""
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        return replace(self, dtype=str(wide))
+        """A copy that creates parameters in at least float32."""
+        return replace(self, dtype=str(jnp.promote_types(self.dtype, jnp.float32)))
 
     def with_key(self, key: Key[Array, ""]) -> "Init":
-        """The same, drawing from `key`."""
+        """A copy that samples from `key`."""
         return replace(self, rngs=nnx.Rngs(params=key))

@@ -1,7 +1,8 @@
-"""The one learned contraction that every projection in the library is made of."""
+"""Learned einsum, the building block of every projection."""
 
 import re
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,9 +16,11 @@ from lmx.layers.init import Init, Role
 class Einsum(nnx.Module):
     """`y = einsum(equation, x, w)` with a learned `w`, as in `"BTD,DNH->BTNH"`.
 
-    The equation says all there is to say about the weight: its letters that vanish
-    from the output are summed over, those absent from the input are made.
+    Letters of the weight that are missing in the output are summed over; those missing
+    in the input are produced.
     """
+
+    use_bias: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -27,30 +30,25 @@ class Einsum(nnx.Module):
         role: Role = "hidden",
     ):
         x_dims, w_dims, y_dims = re.split(",|->", equation)
-        into = "".join(d for d in w_dims if d not in y_dims)
-        out_of = "".join(d for d in w_dims if d not in x_dims)
+        in_dims = "".join(d for d in w_dims if d not in y_dims)
+        out_dims = "".join(d for d in w_dims if d not in x_dims)
         self.equation = equation
-        self.w = init.weight(w_dims, sizes, in_dims=into, out_dims=out_of, role=role)
+        self.w = init.weight(
+            w_dims, sizes, in_dims=in_dims, out_dims=out_dims, role=role
+        )
+        if self.use_bias:
+            bias_dims = "".join(d for d in y_dims if d in w_dims)
+            self.b = init.full(bias_dims, sizes, 0.0)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return jnp.einsum(self.equation, x, self.w[...].astype(x.dtype))
+        y = jnp.einsum(self.equation, x, self.w[...].astype(x.dtype))
+        if self.use_bias:
+            y += jnp.broadcast_to(self.b[...].astype(y.dtype), y.shape)
+        return y
 
 
 @configurable
 class EinsumBias(Einsum):
-    """`Einsum` and a learned offset for each channel that it makes, born zero."""
+    """`Einsum` with a bias for each output channel, initially zero."""
 
-    def __init__(
-        self,
-        equation: str,
-        sizes: Mapping[str, int],
-        init: Init,
-        role: Role = "hidden",
-    ):
-        super().__init__(equation, sizes, init, role)
-        made = re.split(",|->", equation)[1:]
-        self.b = init.full("".join(d for d in made[1] if d in made[0]), sizes, 0.0)
-
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        y = super().__call__(x)
-        return y + jnp.broadcast_to(self.b[...].astype(y.dtype), y.shape)
+    use_bias = True

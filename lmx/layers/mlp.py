@@ -1,8 +1,9 @@
-"""What follows attention in a block: one feed-forward layer, or many (`moe`)."""
+"""Feed-forward layers (MLP) and their activations; mixtures of experts are in `moe`."""
 
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,7 @@ from lmx.core.mean import Aux
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
 
-Activation = Callable[[Array], Array]
-gelu = partial(jax.nn.gelu, approximate=True)  # the tanh form, as GPT-2's
+gelu = partial(jax.nn.gelu, approximate=True)  # the tanh form, as in GPT-2
 
 
 def relu_squared(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
@@ -24,13 +24,14 @@ def relu_squared(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
 
 
 class FeedForward(nnx.Module):
-    """Anything that maps each token to a new vector, with its auxiliary losses.
+    """Base class of layers that map each token to a vector, with auxiliary losses.
 
-    `segments` are the documents of a row, 0 at padding, which no auxiliary loss counts.
+    `segments` number the documents, 0 at padding, which no auxiliary loss counts.
 
     Attributes:
-        share: of the weights indexed by experts, how many a token is multiplied with.
-        causal: whether what a token gets depends on no token after it.
+        active_fraction: of the weights with an experts axis, the fraction that a token
+            is multiplied with.
+        causal: whether the output of a token depends on no later token.
     """
 
     active_fraction: float = 1.0
@@ -40,39 +41,17 @@ class FeedForward(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
-        """What is added to `x`, and the auxiliary losses by name."""
+        """The change of `x`, and the auxiliary losses by name."""
 
 
 class MLP(FeedForward):
-    """down(activation(up(x))); `linear` makes both, `@EinsumBias` with offsets."""
+    """down(act(up(x))), or, if `gated`, down(act(gate(x)) * up(x)).
 
-    activation: Activation
-
-    def __init__(
-        self,
-        width: int,
-        init: Init,
-        *,
-        hidden: int,
-        linear: Callable[..., Einsum] = Einsum,
-    ):
-        sizes = dict(D=width, F=hidden)
-        self.up = linear("BTD,DF->BTF", sizes, init)
-        self.down = linear("BTF,FD->BTD", sizes, init, "residual")
-
-    def __call__(
-        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
-    ) -> tuple[Float[Array, "B T D"], Aux]:
-        return self.down(type(self).activation(self.up(x))), {}
-
-
-class GatedMLP(FeedForward):
-    """down(activation(gate(x)) * up(x)). Shazeer 2020, arXiv:2002.05202.
-
-    `linear` makes all three, `@EinsumBias` with offsets.
+    `linear` makes all projections; `@EinsumBias` adds biases.
     """
 
-    activation: Activation
+    activation: ClassVar[Callable[[Array], Array]]
+    gated: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -83,39 +62,43 @@ class GatedMLP(FeedForward):
         linear: Callable[..., Einsum] = Einsum,
     ):
         sizes = dict(D=width, F=hidden)
-        self.gate = linear("BTD,DF->BTF", sizes, init)
+        if self.gated:
+            self.gate = linear("BTD,DF->BTF", sizes, init)
         self.up = linear("BTD,DF->BTF", sizes, init)
         self.down = linear("BTF,FD->BTD", sizes, init, "residual")
 
     def __call__(
         self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
-        return self.down(type(self).activation(self.gate(x)) * self.up(x)), {}
+        activate = type(self).activation
+        if self.gated:
+            return self.down(activate(self.gate(x)) * self.up(x)), {}
+        return self.down(activate(self.up(x))), {}
 
 
 @configurable
 class GELU(MLP):
-    """Hendrycks and Gimpel 2016, arXiv:1606.08415, in its tanh form."""
+    """GELU in its tanh form. Hendrycks and Gimpel 2016, arXiv:1606.08415."""
 
     activation = staticmethod(gelu)
 
 
 @configurable
 class ReLU2(MLP):
-    """Squared rectifier. So et al. 2021, arXiv:2109.08668."""
+    """Squared ReLU. So et al. 2021, arXiv:2109.08668."""
 
     activation = staticmethod(relu_squared)
 
 
 @configurable
-class SwiGLU(GatedMLP):
-    """Gated by a sigmoid linear unit. Shazeer 2020, arXiv:2002.05202."""
+class SwiGLU(MLP):
+    """Gated by SiLU. Shazeer 2020, arXiv:2002.05202."""
 
-    activation = staticmethod(jax.nn.silu)
+    activation, gated = staticmethod(jax.nn.silu), True
 
 
 @configurable
-class GeGLU(GatedMLP):
-    """Gated by a Gaussian error linear unit. Shazeer 2020, arXiv:2002.05202."""
+class GeGLU(MLP):
+    """Gated by GELU. Shazeer 2020, arXiv:2002.05202."""
 
-    activation = staticmethod(gelu)
+    activation, gated = staticmethod(gelu), True

@@ -1,6 +1,7 @@
-"""Normalisation of activations, along their last dimension."""
+"""Normalization of activations over their last dimension."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +26,18 @@ def rms_norm(
 def layer_norm(
     x: Float[Array, "*rows D"], scale: Float[Array, "D"], epsilon: float
 ) -> Float[Array, "*rows D"]:
-    """`x` less its mean, at deviation `scale`. Ba et al. 2016, arXiv:1607.06450."""
+    """`x` minus its mean, at standard deviation `scale`. Ba et al. 2016, arXiv:1607.06450."""
     wide = upcast(x)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     return rms_norm(wide - mean, scale, epsilon).astype(x.dtype)
 
 
 class Norm(nnx.Module):
-    """Anything that normalises vectors of `size`; `letter` names their dimension."""
+    """Base class of norms of vectors of `size`; `letter` names their dimension."""
 
     @abstractmethod
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        """`x`, normalised."""
+        """Normalizes `x`."""
 
 
 @configurable
@@ -55,21 +56,35 @@ class RMSNorm(Norm):
 
 @configurable
 class LayerNorm(Norm):
-    """Layer norm with a learned gain and no offset, as GPT-2's successors train it."""
+    """Layer norm with a learned gain and no offset."""
+
+    use_offset: ClassVar[bool] = False
 
     def __init__(
         self, size: int, init: Init, letter: str = "D", *, epsilon: float = 1e-5
     ):
         self.scale = init.full(letter, {letter: size}, 1.0)
         self.epsilon = epsilon
+        if self.use_offset:
+            self.offset = init.full(letter, {letter: size}, 0.0)
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        return layer_norm(x, self.scale[...], self.epsilon)
+        y = layer_norm(x, self.scale[...], self.epsilon)
+        if self.use_offset:
+            y += jnp.broadcast_to(self.offset[...].astype(y.dtype), y.shape)
+        return y
+
+
+@configurable
+class AffineLayerNorm(LayerNorm):
+    """Layer norm with a learned gain and offset. Ba et al. 2016, arXiv:1607.06450."""
+
+    use_offset = True
 
 
 @configurable
 class OffsetRMSNorm(Norm):
-    """`RMSNorm` whose gain is 1 and a learned offset, so that decay pulls it to 1.
+    """RMS norm with gain 1 + offset, so that weight decay pulls the gain to 1.
 
     The product is rounded once, in at least float32. Gemma Team 2024, arXiv:2403.08295,
     and its released code.
@@ -84,18 +99,3 @@ class OffsetRMSNorm(Norm):
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         gain = 1.0 + upcast(self.offset[...])
         return rms_norm(upcast(x), gain, self.epsilon).astype(x.dtype)
-
-
-@configurable
-class AffineLayerNorm(LayerNorm):
-    """Layer norm with a learned gain and offset. Ba et al. 2016, arXiv:1607.06450."""
-
-    def __init__(
-        self, size: int, init: Init, letter: str = "D", *, epsilon: float = 1e-5
-    ):
-        super().__init__(size, init, letter, epsilon=epsilon)
-        self.offset = init.full(letter, {letter: size}, 0.0)
-
-    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        y = super().__call__(x)
-        return y + jnp.broadcast_to(self.offset[...].astype(y.dtype), y.shape)

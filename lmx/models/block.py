@@ -1,8 +1,7 @@
-"""The residual block: attention, a feed-forward layer, and where norms stand."""
+"""Residual block: attention and a feed-forward layer, with one of four norm placements."""
 
-from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -20,7 +19,7 @@ from lmx.layers.norm import Norm
 
 
 class BlockCache(NamedTuple):
-    """What a block remembers of the tokens before; the last two serve `conv`."""
+    """Cached state of a block; the last two are of `conv`."""
 
     attention: PyTree
     attention_conv: Float[Array, "*L B I D"] | None
@@ -28,12 +27,17 @@ class BlockCache(NamedTuple):
 
 
 class Block(nnx.Module):
-    """Two residual changes to the stream; kinds differ in where norms stand.
+    """Base class of blocks with two residual branches, attention and feed-forward.
+
+    Subclasses place the norms: `enter` gives the input of a branch, `leave` the sum with
+    its output.
 
     Attributes:
-        dropout: the share of each change that is dropped.
-        conv: mixes what attention and the feed-forward layer read over a few tokens.
+        dropout: dropout rate of the output of each branch.
+        conv: short convolution over the input of each branch.
     """
+
+    out_norms: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -52,16 +56,36 @@ class Block(nnx.Module):
         self.mlp_norm = norm(width, init)
         self.mlp_conv = conv and conv(width, init)
         self.mlp = mlp(width, init)
+        if self.out_norms:
+            self.attention_out_norm = norm(width, init)
+            self.mlp_out_norm = norm(width, init)
         self.dropout = dropout
 
-    @abstractmethod
     def __call__(
         self,
         x: Float[Array, "B T D"],
         inputs: AttentionInputs,
         cache: BlockCache | None,
     ) -> tuple[Float[Array, "B T D"], Aux, BlockCache | None]:
-        """The stream after both changes, and `past` with what `x` adds to it."""
+        """The hidden states after both branches, and the updated cache."""
+        y_BTD, cache = self.attend(self.enter(x, "attention"), inputs, cache)
+        x = self.leave(x, y_BTD, "attention")
+        y_BTD, aux, cache = self.apply_mlp(self.enter(x, "mlp"), inputs, cache)
+        return self.leave(x, y_BTD, "mlp"), aux, cache
+
+    def enter(self, x: Float[Array, "B T D"], branch: str) -> Float[Array, "B T D"]:
+        """The input of a branch."""
+        return x
+
+    def leave(
+        self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], branch: str
+    ) -> Float[Array, "B T D"]:
+        """The hidden states after a branch with output `y`."""
+        return x + y
+
+    def normalize(self, name: str, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """`x`, normalized by the norm of that name."""
+        return getattr(self, f"{name}_norm")(x)
 
     def attend(
         self,
@@ -69,13 +93,13 @@ class Block(nnx.Module):
         inputs: AttentionInputs,
         cache: BlockCache | None,
     ) -> tuple[Float[Array, "B T D"], BlockCache | None]:
-        """What attention makes of its input."""
-        recent = cache and cache.attention_conv
+        """The output of attention."""
+        conv_cache = cache and cache.attention_conv
         if self.attention_conv:
-            x, recent = self.attention_conv(x, inputs.tokens, recent)
-        y_BTD, read = self.attention(x, inputs, cache and cache.attention)
+            x, conv_cache = self.attention_conv(x, inputs.tokens, conv_cache)
+        y_BTD, kv = self.attention(x, inputs, cache and cache.attention)
         y_BTD = dropout(y_BTD, self.dropout, inputs.keys, 1)
-        return y_BTD, cache and cache._replace(attention=read, attention_conv=recent)
+        return y_BTD, cache and cache._replace(attention=kv, attention_conv=conv_cache)
 
     def apply_mlp(
         self,
@@ -83,18 +107,18 @@ class Block(nnx.Module):
         inputs: AttentionInputs,
         cache: BlockCache | None,
     ) -> tuple[Float[Array, "B T D"], Aux, BlockCache | None]:
-        """What the feed-forward layer makes of its input."""
-        recent = cache and cache.mlp_conv
+        """The output of the feed-forward layer."""
+        conv_cache = cache and cache.mlp_conv
         if self.mlp_conv:
-            x, recent = self.mlp_conv(x, inputs.tokens, recent)
+            x, conv_cache = self.mlp_conv(x, inputs.tokens, conv_cache)
         y_BTD, aux = self.mlp(x, inputs.tokens.segments)
         y_BTD = dropout(y_BTD, self.dropout, inputs.keys, 2)
-        return y_BTD, aux, cache and cache._replace(mlp_conv=recent)
+        return y_BTD, aux, cache and cache._replace(mlp_conv=conv_cache)
 
     def init_cache(
         self, batch_size: int, capacity: int, dtype: jnp.dtype
     ) -> BlockCache:
-        """Room to remember `length` tokens."""
+        """An empty cache for `capacity` tokens."""
         return BlockCache(
             self.attention.init_cache(batch_size, capacity, dtype),
             self.attention_conv and self.attention_conv.init_cache(batch_size, dtype),
@@ -106,13 +130,37 @@ class Block(nnx.Module):
 class PreNorm(Block):
     """x + f(norm(x)). Xiong et al. 2020, arXiv:2002.04745."""
 
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        inputs: AttentionInputs,
-        cache: BlockCache | None,
-    ) -> tuple[Float[Array, "B T D"], Aux, BlockCache | None]:
-        change_BTD, cache = self.attend(self.attention_norm(x), inputs, cache)
-        x += change_BTD
-        change_BTD, aux, cache = self.apply_mlp(self.mlp_norm(x), inputs, cache)
-        return x + change_BTD, aux, cache
+    def enter(self, x: Float[Array, "B T D"], branch: str) -> Float[Array, "B T D"]:
+        return self.normalize(branch, x)
+
+
+@configurable
+class PostNorm(Block):
+    """norm(x + f(x)). Vaswani et al. 2017, arXiv:1706.03762, section 3.1."""
+
+    def leave(
+        self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], branch: str
+    ) -> Float[Array, "B T D"]:
+        return self.normalize(branch, x + y)
+
+
+@configurable
+class SandwichNorm(PreNorm):
+    """x + norm(f(norm(x))). Ding et al. 2021, arXiv:2105.13290, section 2.3."""
+
+    out_norms = True
+
+    def leave(
+        self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], branch: str
+    ) -> Float[Array, "B T D"]:
+        return x + self.normalize(f"{branch}_out", y)
+
+
+@configurable
+class ReorderedNorm(Block):
+    """x + norm(f(x)). OLMo Team 2024, arXiv:2501.00656, section 3.2."""
+
+    def leave(
+        self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], branch: str
+    ) -> Float[Array, "B T D"]:
+        return x + self.normalize(branch, y)

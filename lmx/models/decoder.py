@@ -1,4 +1,4 @@
-"""A decoder-only language model: embed, `depth` residual blocks, unembed."""
+"""Decoder-only language model: embedding, `depth` residual blocks and output head."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,33 +17,32 @@ from lmx.layers.attention.inputs import AttentionInputs, make_inputs
 from lmx.layers.attention.kv_cache import KVCache
 from lmx.layers.attention.reference import soft_cap
 from lmx.layers.dropout import EMBEDDING_SITE, dropout
-from lmx.layers.head import LMHead, OutputHead
+from lmx.layers.head import LMHead
 from lmx.layers.init import FanIn, Init, Initializer
 from lmx.layers.mlp import FeedForward
 from lmx.layers.norm import Norm, RMSNorm
 from lmx.layers.position.absolute import AbsolutePosition
 from lmx.layers.position.relative import Length
 from lmx.models.block import Block, PreNorm
-from lmx.models.layout import Cyclic, make_layer_factories
 from lmx.models.mtp import MultiTokenPrediction
 from lmx.models.pipeline import PipelineSchedule
 from lmx.models.remat import Remat
-from lmx.models.stack import Stack
+from lmx.models.stack import Cyclic, Stack, plan_layers
 
 configurable(Precision)
 
 
 @configurable
 class Decoder(nnx.Module):
-    """Logits of the next token at every position, and what the layers tell the loss.
+    """Logits of the next token at every position, and auxiliary losses of the layers.
 
     Attributes:
-        attention: of every layer, or of the layers of a cycle that repeats, as in
+        attention: of every layer, or of a repeating cycle of layers, as in
             `[@local/Attention, @global/Attention]`.
-        mlp: likewise; a cycle of its own, beginning with layer 0 too.
-        lead: the feed-forward layers of the first layers, where they are others.
-        ahead: predicts further tokens, for a loss that asks (`MultiToken`).
-        embed_scale: what embeddings are multiplied by.
+        mlp: likewise, in a cycle of its own that also starts with layer 0.
+        first_mlps: feed-forward layers of the first layers, where they differ.
+        mtp: predicts additional tokens, for the loss `MultiToken`.
+        embed_scale: factor on embeddings.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Decoder(nnx.Module):
         block: Callable[..., Block] = PreNorm,
         norm: Callable[..., Norm] = RMSNorm,
         position: Callable[..., AbsolutePosition] | None = None,
-        head: Callable[..., OutputHead] = LMHead,
+        head: Callable[..., LMHead] = LMHead,
         mtp: Callable[..., MultiTokenPrediction] | None = None,
         init: Initializer = FanIn(),
         embed_scale: float = 1.0,
@@ -70,20 +69,18 @@ class Decoder(nnx.Module):
         remat: Execution[Remat] = "keep_all",
         pipeline: Execution[PipelineSchedule] = PipelineSchedule(),
     ):
-        born = Init(rngs, init, depth, precision.params)
-        self.embedding = born.weight(
-            "VD", dict(V=vocab, D=width), in_dims="V", role="embed"
-        )
-        self.position = position and position(width, born)
-        each = make_layer_factories(
-            depth, attention, mlp, first_mlps, partial(block, width, norm=norm)
-        )
+        params = Init(rngs, init, depth, precision.params)
+        sizes = dict(V=vocab, D=width)
+        self.embedding = params.weight("VD", sizes, in_dims="V", role="embed")
+        self.position = position and position(width, params)
+        make_block = partial(block, width, norm=norm)
+        layers, groups = plan_layers(depth, attention, mlp, first_mlps, make_block)
         self.stack = Stack(
-            each, len(first_mlps), born, unroll=unroll, remat=remat, pipeline=pipeline
+            layers, groups, params, unroll=unroll, remat=remat, pipeline=pipeline
         )
-        self.norm = norm(width, born)
-        self.head = head(width, vocab, born)
-        self.mtp = mtp and mtp(width, born, each[-1], norm)
+        self.norm = norm(width, params)
+        self.head = head(width, vocab, params)
+        self.mtp = mtp and mtp(width, params, layers[-1], norm)
         self.vocab, self.logit_cap, self.dropout = vocab, logit_cap, dropout
         self.embed_scale, self.precision = embed_scale, precision
 
@@ -105,38 +102,41 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B T V"], Aux]:
         """Logits in at least float32, and auxiliary means stacked over layers.
 
-        Dropout acts where there are `keys`, one a row.
+        Dropout needs `keys`, one per row.
         """
         x_BTD, aux = self.hidden_states(tokens, positions, segments, keys)
         return self.logits(x_BTD), aux
 
     def hidden_states(self, *inputs: Any) -> tuple[Float[Array, "B T D"], Aux]:
-        """What `forward`, of the same inputs, makes logits of."""
-        context = make_inputs(*inputs)
-        x_BTD, aux, _ = self.apply_layers(self.embed(inputs[0], context), context, None)
+        """Normalized hidden states of the inputs of `forward`, and auxiliary means."""
+        layer_inputs = make_inputs(*inputs)
+        x_BTD = self.embed(inputs[0], layer_inputs)
+        x_BTD, aux, _ = self.apply_layers(x_BTD, layer_inputs, None)
         return self.norm(x_BTD), aux
 
     @property
     def max_length(self) -> int | None:
-        """How many tokens of a document it can see; None: as many as one likes."""
+        """Maximum number of tokens of a document; None: unlimited."""
         return self.position and self.position.max_length
 
     def init_cache(
         self, batch_size: int, capacity: int, final_length: Length | None = None
     ) -> KVCache:
-        """An empty cache with room for that many tokens of each of `rows` texts.
+        """An empty cache with `capacity` tokens per row.
 
-        `length` is what the longest will come to, if it is not known to be `room`.
+        `final_length` is the length of the longest complete text (default: `capacity`).
         """
         layers = self.stack.init_cache(
             batch_size, capacity, self.precision.compute_dtype
         )
-        nothing = jnp.zeros((batch_size, capacity), jnp.int32)
-        final_length = jnp.asarray(
-            capacity if final_length is None else final_length, jnp.int32
-        )
+        zeros_BS = jnp.zeros((batch_size, capacity), jnp.int32)
+        final_length = capacity if final_length is None else final_length
         return KVCache(
-            layers, nothing, nothing, jnp.zeros(batch_size, jnp.int32), final_length
+            layers,
+            zeros_BS,
+            zeros_BS,
+            jnp.zeros(batch_size, jnp.int32),
+            jnp.asarray(final_length, jnp.int32),
         )
 
     def decode(
@@ -146,24 +146,24 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"],
         segments: Int[Array, "B T"],
     ) -> tuple[Float[Array, "B T V"], KVCache]:
-        """Logits of tokens that follow those in `past`, and the longer past.
+        """Logits of tokens that follow those in `cache`, and the updated cache.
 
-        Segment 0 is padding, which nothing sees and which may stand anywhere. There
-        must be room for the tokens: beyond it the oldest are forgotten.
+        Segment 0 is padding, which may be anywhere. Tokens beyond the capacity of the
+        cache replace the oldest.
         """
-        here, read = cache.advance(positions, segments)
-        context = AttentionInputs(here, cache.final_length, read)
-        x_BTD = self.embed(tokens, context)
-        x_BTD, _, layers = self.apply_layers(x_BTD, context, cache.layers)
-        after = KVCache(
-            layers, read.positions, read.segments, read.new_lengths, cache.final_length
+        info, view = cache.advance(positions, segments)
+        inputs = AttentionInputs(info, cache.final_length, view)
+        x_BTD = self.embed(tokens, inputs)
+        x_BTD, _, layers = self.apply_layers(x_BTD, inputs, cache.layers)
+        cache = KVCache(
+            layers, view.positions, view.segments, view.new_lengths, cache.final_length
         )
-        return self.logits(self.norm(x_BTD)), after
+        return self.logits(self.norm(x_BTD)), cache
 
     def embed(
         self, tokens: Int[Array, "B T"], inputs: AttentionInputs
     ) -> Float[Array, "B T D"]:
-        """The vectors that the first layer reads."""
+        """Token embeddings, plus absolute positions."""
         x_BTD = self.embedding[...][tokens].astype(self.precision.compute_dtype)
         x_BTD = constrain_embedding(x_BTD) * jnp.asarray(self.embed_scale, x_BTD.dtype)
         if self.position:
@@ -173,13 +173,12 @@ class Decoder(nnx.Module):
     def apply_layers(
         self, x: Float[Array, "B T D"], inputs: AttentionInputs, cache: PyTree
     ) -> tuple[Float[Array, "B T D"], Aux, PyTree]:
-        """All layers: the stream behind the last, auxiliary means, and the past."""
-        return self.stack(
-            dropout(x, self.dropout, inputs.keys, EMBEDDING_SITE), inputs, cache
-        )
+        """Runs all layers: hidden states, auxiliary means and the updated cache."""
+        x = dropout(x, self.dropout, inputs.keys, EMBEDDING_SITE)
+        return self.stack(x, inputs, cache)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """The logits of a normed stream, in at least float32."""
+        """Logits of normalized hidden states, in at least float32."""
         logits_BTV = constrain(upcast(self.head(x, self.embedding[...])), "BTV")
         cap = self.logit_cap
         return logits_BTV if cap is None else soft_cap(logits_BTV, cap)

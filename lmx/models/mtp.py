@@ -1,4 +1,7 @@
-"""Predicting more than the next token: one further block for each token ahead."""
+"""Multi-token prediction (MTP): one additional block per additional token.
+
+DeepSeek-AI 2024, arXiv:2412.19437, section 2.2.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,10 +20,7 @@ from lmx.models.block import Block
 
 
 class MTPBlock(nnx.Module):
-    """From the stream of one module, and tokens one further ahead, to the next stream.
-
-    DeepSeek-AI 2024, arXiv:2412.19437, section 2.2, equations 21 and 22.
-    """
+    """Combines hidden states with the embeddings of later tokens, equations 21 and 22."""
 
     def __init__(
         self,
@@ -49,9 +49,9 @@ class MTPBlock(nnx.Module):
 
 @configurable
 class MultiTokenPrediction(nnx.Module):
-    """`modules` blocks in a row, like the decoder's last; they share its head.
+    """A chain of `modules` blocks like the decoder's last, which share its head.
 
-    Module k reads token t + k beside the stream at t, and predicts token t + k + 1.
+    At position t, module k reads token t + k and predicts token t + k + 1.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class MultiTokenPrediction(nnx.Module):
     ):
         if modules < 1:
             raise ValueError(
-                f"MultiTokenPrediction.modules is {modules}: 1 at least, or no Ahead."
+                f"MultiTokenPrediction.modules is {modules}: it must be 1 or more."
             )
         self.modules = nnx.List(
             [MTPBlock(width, init, make_block, norm) for _ in range(modules)]
@@ -77,27 +77,27 @@ class MultiTokenPrediction(nnx.Module):
         embeddings: Float[Array, "B T D"],
         inputs: AttentionInputs,
     ) -> tuple[Sequence[Float[Array, "B T D"]], Aux]:
-        """A normed stream for each module, made of the last one and embedded tokens.
+        """Normalized hidden states of each module.
 
-        What follows the end of a row, or of a document, is not to be relied on.
+        Predictions beyond the end of a row or document are invalid.
         """
-        streams, auxes = [], []
-        for number, module in enumerate(self.modules, 1):
-            x, aux = module(x, jnp.roll(embeddings, -number, axis=1), inputs)
-            streams.append(module.norm(x))
+        states, auxes = [], []
+        for shift, module in enumerate(self.modules, 1):
+            x, aux = module(x, jnp.roll(embeddings, -shift, axis=1), inputs)
+            states.append(module.norm(x))
             auxes.append({name: mean.expand_dims() for name, mean in aux.items()})
-        return streams, merge_aux(auxes)
+        return states, merge_aux(auxes)
 
 
 def mtp_hidden_states(
     model: Any, *inputs: Any
 ) -> tuple[list[Float[Array, "B T D"]], Aux]:
-    """Normed streams to take logits from, of the next token and of 2, 3, ... ahead.
+    """Normalized hidden states for the logits of the next token, and of 2, 3, ... ahead.
 
     `inputs` are those of `model.forward`.
     """
-    context = make_inputs(*inputs)
-    embedded_BTD = model.embed(inputs[0], context)
-    x_BTD, aux, _ = model.run(embedded_BTD, context, None)
-    further, more = model.ahead(x_BTD, embedded_BTD, context)
-    return [model.norm(x_BTD), *further], merge_aux([aux, more])
+    layer_inputs = make_inputs(*inputs)
+    embeddings_BTD = model.embed(inputs[0], layer_inputs)
+    x_BTD, aux, _ = model.apply_layers(embeddings_BTD, layer_inputs, None)
+    states, mtp_aux = model.mtp(x_BTD, embeddings_BTD, layer_inputs)
+    return [model.norm(x_BTD), *states], merge_aux([aux, mtp_aux])

@@ -1,4 +1,4 @@
-"""The parameters of a model as a table: names, sizes, and how many there are."""
+"""Parameter table of a model: names, sizes by axis, and counts."""
 
 import math
 from typing import NamedTuple
@@ -10,19 +10,19 @@ from lmx.core.sharding import is_variable
 
 
 class Parameter(NamedTuple):
-    """One parameter, stacked over the layers that have it."""
+    """One parameter, stacked over its layers."""
 
     name: str
     sizes: dict[str, int]  # by logical axis
 
     @property
     def count(self) -> int:
-        """How many numbers it has."""
+        """Number of elements."""
         return math.prod(self.sizes.values())
 
 
 def list_parameters(model: nnx.Module) -> list[Parameter]:
-    """The parameters of a model, which may be abstract, in the order of their names."""
+    """The parameters of a model, which may be abstract, sorted by name."""
     _, params = nnx.split(model)
     leaves, _ = jax.tree.flatten_with_path(params, is_leaf=is_variable)
     return [
@@ -35,20 +35,18 @@ def list_parameters(model: nnx.Module) -> list[Parameter]:
 
 
 def count_parameters(model: nnx.Module) -> int:
-    """How many parameters a model has, tied ones counted once."""
-    return sum(row.count for row in list_parameters(model))
+    """Number of parameters, tied ones counted once."""
+    return sum(parameter.count for parameter in list_parameters(model))
 
 
 def format_parameters(model: nnx.Module) -> str:
-    """A line for each parameter, and one for them all."""
-    all_rows = list_parameters(model)
-    name = max(len(row.name) for row in all_rows)
-    count = max(len(f"{count_parameters(model):,}"), 1)
+    """One line per parameter, and one for the total."""
+    parameters = list_parameters(model)
+    total = f"{sum(p.count for p in parameters):,}"
+    name = max(len(p.name) for p in parameters)
     lines = [
-        f"{row.name:{name}}  {row.count:{count},}  "
-        + " ".join(f"{axis}={size}" for axis, size in row.sizes.items())
-        for row in all_rows
+        f"{p.name:{name}}  {p.count:{len(total)},}  "
+        + " ".join(f"{axis}={size}" for axis, size in p.sizes.items())
+        for p in parameters
     ]
-    return "\n".join(
-        [*lines, f"{'parameters':{name}}  {count_parameters(model):{count},}"]
-    )
+    return "\n".join([*lines, f"{'parameters':{name}}  {total}"])

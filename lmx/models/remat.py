@@ -1,4 +1,4 @@
-"""What the backward pass computes again rather than keep."""
+"""Rematerialization (activation checkpointing): what the backward pass recomputes."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -7,9 +7,8 @@ import jax
 
 from lmx.config.registry import ConfigError
 
-# What is kept of the forward pass: everything, the products of matrices, those without
-# a batch dimension, or nothing but each block's input. The last two keep the latter two
-# in the host's memory.
+# What the forward pass saves: everything, the products of matrices, those without a
+# batch dimension, or only the input of each block. "offload" saves to host memory.
 Remat = Literal[
     "keep_all",
     "keep_dots",
@@ -18,7 +17,7 @@ Remat = Literal[
     "offload_weight_dots",
     "offload_streams",
 ]
-BLOCK_INPUT = "stream"  # the name of each block's input
+BLOCK_INPUT = "block_input"  # checkpoint name
 _policies = jax.checkpoint_policies
 _TO_HOST = dict(offload_src="device", offload_dst="pinned_host")
 POLICIES = {
@@ -32,21 +31,21 @@ POLICIES = {
         **_TO_HOST,
     ),
 }
-OFFLOADING = ("gpu", "tpu")  # platforms; on others jax compiles offloading to nothing
+OFFLOADING = ("gpu", "tpu")  # on other platforms JAX ignores offloading
 
 
 def check_offload(remat: Remat, platform: str) -> None:
-    """Refuses what a platform of that name cannot do."""
+    """Raises ConfigError if the platform cannot offload."""
     if remat.startswith("offload") and platform not in OFFLOADING:
         raise ConfigError(
-            f"Decoder.remat={remat} keeps activations in the host's memory, apart from"
-            f" a device's, and there is none on platform {platform!r}: choose one of"
-            " keep_all, keep_dots, keep_weight_dots and keep_none."
+            f"Decoder.remat={remat} saves activations in host memory, which platform"
+            f" {platform!r} does not have separately: choose keep_all, keep_dots,"
+            " keep_weight_dots or keep_none."
         )
 
 
 def apply_remat(fn: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
-    """The same function, whose first argument is static."""
+    """`fn` with rematerialization; its first argument is static."""
     if remat == "keep_all":
         return fn
     return jax.checkpoint(fn, policy=POLICIES[remat], static_argnums=0)
@@ -55,20 +54,20 @@ def apply_remat(fn: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
 def remat_stage(
     fn: Callable[..., Any], remat: Remat, virtual_stages: int
 ) -> Callable[..., Any]:
-    """The same function of a stage's layers, which all stages run at once.
+    """`fn`, which runs the layers of all stages at once, with rematerialization.
 
-    In several rounds "keep_all" keeps products only, since weights at hand, which each
-    turn picks out anew, would be kept with all the rest.
+    With several virtual stages "keep_all" saves products only: the weights that each
+    iteration selects would otherwise be saved too.
     """
     if remat == "keep_all" and virtual_stages == 1:
         return fn
     policy = POLICIES["keep_dots" if remat == "keep_all" else remat]
 
-    def unstaged(primitive: Any, *inputs: Any, **params: Any) -> Any:
-        """The policy for one stage: without the leading dimension of all of them."""
+    def stage_policy(primitive: Any, *inputs: Any, **params: Any) -> Any:
+        """The policy without the leading stage dimension."""
         if primitive is jax.lax.dot_general_p:
-            summed, (left, right) = params["dimension_numbers"]
-            params |= dict(dimension_numbers=(summed, (left[1:], right[1:])))
+            contracting, (left, right) = params["dimension_numbers"]
+            params |= dict(dimension_numbers=(contracting, (left[1:], right[1:])))
         return policy(primitive, *inputs, **params)
 
-    return jax.checkpoint(fn, policy=unstaged)
+    return jax.checkpoint(fn, policy=stage_policy)

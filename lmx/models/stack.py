@@ -1,37 +1,153 @@
-"""Many blocks, their parameters stacked, run by one scan for each cycle of kinds."""
+"""Stack of blocks: parameters stacked over layers, run by `lax.scan`.
 
-from collections.abc import Iterator, Sequence
+Layers may repeat in cycles of several kinds: each cycle is one scan.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name as named
-from jaxtyping import Array, Float, PyTree
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int, PyTree
 
+from lmx.core import dims
 from lmx.core.mean import Aux, merge_aux
 from lmx.core.partitioning import constrain
+from lmx.layers.attention.attention import SelfAttention
 from lmx.layers.attention.inputs import AttentionInputs
 from lmx.layers.init import Init
+from lmx.layers.mlp import FeedForward
 from lmx.models.block import Block, BlockCache
-from lmx.models.layout import LayerFactory, RepeatedBlocks, group_layers
 from lmx.models.pipeline import PipelineSchedule
 from lmx.models.remat import BLOCK_INPUT, Remat, apply_remat
 
+LayerFactory = Callable[[Init], Block]
+Layer = TypeVar("Layer")
+Cyclic = Callable[..., Layer] | tuple[Callable[..., Layer], ...]
 
-class Stack(nnx.Module):
-    """Blocks made alike or in cycles, and initialised apart.
+
+class LayerGroup(NamedTuple):
+    """`repeats` * `period` layers whose kinds repeat, starting with layer `first`."""
+
+    first: int
+    period: int
+    repeats: int
+
+    @property
+    def layers(self) -> Int[np.ndarray, "L kinds"]:
+        """Layer numbers, one row per iteration."""
+        numbers = np.arange(self.period * self.repeats)
+        return self.first + numbers.reshape(self.repeats, self.period)
+
+
+def plan_layers(
+    depth: int,
+    attention: Cyclic[SelfAttention],
+    mlp: Cyclic[FeedForward],
+    first_mlps: tuple[Callable[..., FeedForward], ...],
+    block: Callable[..., Block],
+) -> tuple[list[LayerFactory], list[LayerGroup]]:
+    """The factory of each layer, and groups of layers that one scan runs."""
+    attentions = attention if isinstance(attention, tuple) else (attention,)
+    mlps = mlp if isinstance(mlp, tuple) else (mlp,)
+    if not attentions or not mlps:
+        raise ValueError("Decoder.attention and Decoder.mlp need at least one layer.")
+    first = len(first_mlps)
+    if first > depth:
+        raise ValueError(
+            f"Decoder.first_mlps has {first} layers and Decoder.depth is {depth}: it must"
+            " have at most as many."
+        )
+    all_mlps = [*first_mlps, *(mlps[i % len(mlps)] for i in range(first, depth))]
+    factories = [
+        partial(block, attention=attentions[i % len(attentions)], mlp=all_mlps[i])
+        for i in range(depth)
+    ]
+    return factories, group_layers(depth, first, math.lcm(len(attentions), len(mlps)))
+
+
+def group_layers(depth: int, first: int, period: int) -> list[LayerGroup]:
+    """The `first` layers, then repetitions of `period` layers, then the rest."""
+    repeats, rest = divmod(depth - first, period)
+    groups = (
+        LayerGroup(0, first, 1),
+        LayerGroup(first, period, repeats),
+        LayerGroup(depth - rest, rest, 1),
+    )
+    return [group for group in groups if group.period and group.repeats]
+
+
+class RepeatedBlocks(nnx.Module):
+    """A cycle of blocks of different kinds, repeated.
 
     Attributes:
-        unroll: turns of a cycle per turn of the loop; all of them leave no loop.
-        remat: what the backward pass need not compute again.
-        pipeline: how layers that are split over stages are run.
+        blocks: one of each kind. Every parameter has a leading dimension L, and the
+            layer numbers in its metadata (`layers`).
     """
 
     def __init__(
         self,
         factories: Sequence[LayerFactory],
-        first: int,
+        group: LayerGroup,
+        keys: Array,
+        init: Init,
+    ):
+        layers = group.layers.T.tolist()
+        self.blocks = nnx.List(
+            [
+                _init_stacked(*kind, keys, init)
+                for kind in zip(factories, layers, strict=True)
+            ]
+        )
+        self.group = group
+
+    def init_cache(self, batch_size: int, capacity: int, dtype: jnp.dtype) -> PyTree:
+        """An empty cache of each kind, with a leading dimension L."""
+
+        def stack(x: Array) -> Array:
+            return jnp.zeros((self.group.repeats, *x.shape), x.dtype)
+
+        caches = (b.init_cache(batch_size, capacity, dtype) for b in self.blocks)
+        return tuple(jax.tree.map(stack, each) for each in caches)
+
+
+def _init_stacked(
+    make_block: LayerFactory, layers: Sequence[int], keys: Array, init: Init
+) -> Block:
+    """One block with the stacked parameters of these layers."""
+    keys = keys[jnp.array(layers)]
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make_block(init.with_key(keys[0]))))
+    params = jax.vmap(lambda key: nnx.split(make_block(init.with_key(key)))[1])(keys)
+    return nnx.merge(
+        graph,
+        jax.tree.map(
+            lambda p: p.replace(
+                p[...], axes=dims.logical("L") + p.axes, layers=tuple(layers)
+            ),
+            params,
+            is_leaf=lambda p: isinstance(p, nnx.Param),
+        ),
+    )
+
+
+class Stack(nnx.Module):
+    """All residual blocks, each with its own initial parameters.
+
+    Attributes:
+        unroll: cycle iterations per loop iteration; all of them: no loop.
+        remat: what the backward pass recomputes.
+        pipeline: schedule of layers that are sharded over stages.
+    """
+
+    def __init__(
+        self,
+        factories: Sequence[LayerFactory],
+        groups: Sequence[LayerGroup],
         init: Init,
         *,
         unroll: int,
@@ -42,9 +158,9 @@ class Stack(nnx.Module):
         self.cycles = nnx.List(
             [
                 RepeatedBlocks(
-                    factories[span.first : span.first + span.period], span, keys, init
+                    factories[group.first :][: group.period], group, keys, init
                 )
-                for span in group_layers(factories, first)
+                for group in groups
             ]
         )
         self.depth, self.unroll, self.pipeline = len(factories), unroll, pipeline
@@ -53,59 +169,56 @@ class Stack(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], inputs: AttentionInputs, cache: PyTree = None
     ) -> tuple[Float[Array, "B T D"], Aux, PyTree]:
-        """The last block's output, auxiliary means stacked over L, and `past`."""
-        auxes, pasts = [], []
+        """Hidden states, auxiliary means stacked over layers, and the updated cache."""
+        auxes, caches = [], []
         for number, cycle in enumerate(self.cycles):
             graphs, params = zip(*map(nnx.split, cycle.blocks), strict=True)
-            turns = params, jnp.asarray(cycle.group.layers), cache and cache[number]
-            run = partial(self._scan_layers, graphs)
-            x, aux, after = self.pipeline(run, turns, x, inputs, self.remat)
+            layers = jnp.asarray(cycle.group.layers)
+            iterations = params, layers, cache and cache[number]
+            scan = partial(self._scan_layers, graphs)
+            x, aux, new = self.pipeline(scan, iterations, x, inputs, self.remat)
             auxes.append(aux)
-            pasts.append(after)
-        return x, merge_aux(auxes), cache and tuple(pasts)
+            caches.append(new)
+        return x, merge_aux(auxes), cache and tuple(caches)
 
     def _scan_layers(
         self,
         graphs: Sequence[nnx.GraphDef],
-        turns: PyTree,
+        iterations: PyTree,
         x: Float[Array, "B T D"],
-        context: AttentionInputs,
+        inputs: AttentionInputs,
         remat: Remat,
     ) -> tuple[Float[Array, "B T D"], Aux, PyTree]:
-        """Turns of a cycle, one after the other."""
+        """Runs iterations of a cycle in sequence."""
 
-        def run(kind: int, params: PyTree, x: Array, keys, past: BlockCache | None):
-            x, told = (
-                named(constrain(x, "BTD"), BLOCK_INPUT),
-                context._replace(keys=keys),
-            )
-            return nnx.merge(graphs[kind], params)(x, told, past)
+        def run(kind: int, params: PyTree, x: Array, keys, cache: BlockCache | None):
+            x = checkpoint_name(constrain(x, "BTD"), BLOCK_INPUT)
+            block = nnx.merge(graphs[kind], params)
+            return block(x, inputs._replace(keys=keys), cache)
 
-        call = apply_remat(run, remat)
+        run_block = apply_remat(run, remat)
 
-        def step(x_BTD, turn):
-            params, layers_C, past = turn
-            auxes, pasts = [], []
+        def step(x_BTD, iteration):
+            params, layers_C, cache = iteration
+            auxes, caches = [], []
             for kind in range(len(graphs)):
-                keys_B = context.for_layer(layers_C[kind]).keys
-                before = past and past[kind]
-                x_BTD, aux, after = call(kind, params[kind], x_BTD, keys_B, before)
+                keys_B = inputs.for_layer(layers_C[kind]).keys
+                old = cache and cache[kind]
+                x_BTD, aux, new = run_block(kind, params[kind], x_BTD, keys_B, old)
                 auxes.append({name: mean.expand_dims() for name, mean in aux.items()})
-                pasts.append(after)
-            return x_BTD, (merge_aux(auxes), past and tuple(pasts))
+                caches.append(new)
+            return x_BTD, (merge_aux(auxes), cache and tuple(caches))
 
-        unroll = min(self.unroll, len(turns[1]))
-        x, (aux, past) = jax.lax.scan(step, x, turns, unroll=unroll)
-        return x, jax.tree.map(lambda x: x.reshape(-1), aux), past
+        unroll = min(self.unroll, len(iterations[1]))
+        x, (aux, cache) = jax.lax.scan(step, x, iterations, unroll=unroll)
+        return x, jax.tree.map(lambda x: x.reshape(-1), aux), cache
 
     def init_cache(self, batch_size: int, capacity: int, dtype: jnp.dtype) -> PyTree:
-        """What every layer remembers of texts that have not begun."""
-        return tuple(
-            cycle.init_cache(batch_size, capacity, dtype) for cycle in self.cycles
-        )
+        """An empty cache of every layer."""
+        return tuple(c.init_cache(batch_size, capacity, dtype) for c in self.cycles)
 
     def kinds(self) -> Iterator[tuple[Block, int]]:
-        """Each kind of block, and how many layers are of it."""
+        """Each kind of block, and its number of layers."""
         for cycle in self.cycles:
             for block in cycle.blocks:
                 yield block, cycle.group.repeats

@@ -17,7 +17,7 @@ from lmx.data.dataset import DatasetConfig
 from lmx.data.sampling.schedule import Stage
 from lmx.layers.attention.attention import Attention
 from lmx.layers.attention.backend import ReferenceAttention
-from lmx.layers.moe.dropless import DroplessDispatch
+from lmx.layers.moe.dispatch import DroplessDispatch
 from lmx.layers.moe.moe import MoE
 from lmx.models.decoder import Decoder
 from lmx.models.remat import Remat

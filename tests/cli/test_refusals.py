@@ -82,7 +82,7 @@ CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
     "odd head width": (
         ["tiny.gin", "Attention.head_dim=5"],
         "5 channels have no pairs",
-        "make head_width",
+        "make head_dim",
     ),
     "too many choices": (
         ["tiny.gin", *MOE, "TopKRouter.top_k=9"],

@@ -15,5 +15,5 @@ def test_no_two_letters_share_a_name():
 
 
 def test_letters_spell_axes_in_order():
-    assert dims.logical("DNH") == ("embed", "heads", "head_width")
+    assert dims.logical("DNH") == ("embed", "heads", "head_dim")
     assert dims.logical("") == ()

@@ -70,7 +70,7 @@ def test_a_rule_with_an_unknown_name_is_refused_with_the_nearest(rule, message):
 
 
 def test_a_matrix_is_split_as_the_rules_say(mesh):
-    got = spec(("embed", "heads", "head_width"), (8, 4, 3), mesh, RULES)
+    got = spec(("embed", "heads", "head_dim"), (8, 4, 3), mesh, RULES)
     assert got == PartitionSpec(("fsdp",), ("tensor",), None)
 
 
@@ -95,7 +95,7 @@ def test_an_uneven_split_is_refused_with_its_cure(mesh):
 
 def test_a_shard_of_each_device_adds_up_to_the_parameter(mesh):
     values = jnp.arange(32.0).reshape(8, 4)
-    param = nnx.Param(values, axes=("embed", "mlp"), into=("embed",))
+    param = nnx.Param(values, axes=("embed", "mlp"), in_dims=("embed",))
     place = shardings({"w": param}, mesh, RULES)["w"]
     placed = jax.device_put(values, place)
     for shard in placed.addressable_shards:

@@ -16,7 +16,7 @@ from lmx.infer.beam import BeamConfig, BeamSearch
 from lmx.infer.generate import Generator, encode_prompt
 from lmx.infer.sample import Sampler
 from lmx.layers.attention.attention import Attention
-from lmx.layers.moe.expert_choice import ExpertChoice
+from lmx.layers.moe.moe import ExpertChoice
 from lmx.models.decoder import Decoder
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"

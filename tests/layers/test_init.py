@@ -91,7 +91,7 @@ def test_the_cut_is_the_deviation_of_a_normal_cut_at_two():
 def test_experts_are_independent_matrices():
     """Their count is no part of the fan-in, nor does it make them alike."""
     w = born().weight("EDF", SIZES, in_dims="D", out_dims="F")
-    assert (w.into, w.out_of) == (("embed",), ("mlp",))
+    assert (w.in_dims, w.out_dims) == (("embed",), ("mlp",))
     np.testing.assert_allclose(w[...].std(axis=(1, 2)), 128**-0.5, rtol=0.03)
     flat = np.asarray(w[...]).reshape(4, -1)
     assert np.abs(np.corrcoef(flat) - np.eye(4)).max() < 0.03
@@ -99,9 +99,13 @@ def test_experts_are_independent_matrices():
 
 def test_a_weight_carries_the_names_of_its_axes():
     w = born().weight("VD", SIZES, in_dims="V", role="embed")
-    assert (w.axes, w.into, w.out_of) == (("vocab", "embed"), ("vocab",), ("embed",))
+    assert (w.axes, w.in_dims, w.out_dims) == (
+        ("vocab", "embed"),
+        ("vocab",),
+        ("embed",),
+    )
     gain = born().full("D", SIZES, 1.0)
-    assert (gain.axes, gain.into, gain.out_of) == (("embed",), (), ())
+    assert (gain.axes, gain.in_dims, gain.out_dims) == (("embed",), (), ())
     assert (gain[...] == 1.0).all()
 
 

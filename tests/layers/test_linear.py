@@ -11,14 +11,14 @@ SIZES = dict(D=5, N=3, H=4, F=6)
 
 
 @pytest.mark.parametrize(
-    "equation, into, out_of",
+    "equation, in_dims, out_dims",
     [
-        ("BTD,DNH->BTNH", ("embed",), ("heads", "head_width")),
-        ("BTNH,NHD->BTD", ("heads", "head_width"), ("embed",)),
+        ("BTD,DNH->BTNH", ("embed",), ("heads", "head_dim")),
+        ("BTNH,NHD->BTD", ("heads", "head_dim"), ("embed",)),
         ("BTD,DF->BTF", ("embed",), ("mlp",)),
     ],
 )
-def test_the_equation_shapes_and_names_the_weight(init, equation, into, out_of):
+def test_the_equation_shapes_and_names_the_weight(init, equation, in_dims, out_dims):
     layer = Einsum(equation, SIZES, init)
     x_dims = equation.partition(",")[0]
     x = jax.random.normal(
@@ -26,7 +26,11 @@ def test_the_equation_shapes_and_names_the_weight(init, equation, into, out_of):
     )
     want = np.einsum(equation, x, layer.w[...])
     np.testing.assert_allclose(layer(x), want, atol=1e-5)
-    assert (layer.w.axes, layer.w.into, layer.w.out_of) == (into + out_of, into, out_of)
+    assert (layer.w.axes, layer.w.in_dims, layer.w.out_dims) == (
+        in_dims + out_dims,
+        in_dims,
+        out_dims,
+    )
 
 
 def test_it_computes_in_the_dtype_of_its_input(init):
@@ -37,7 +41,7 @@ def test_it_computes_in_the_dtype_of_its_input(init):
 
 @pytest.mark.parametrize(
     "equation, made",
-    [("BTD,DNH->BTNH", ("heads", "head_width")), ("BTNH,NHD->BTD", ("embed",))],
+    [("BTD,DNH->BTNH", ("heads", "head_dim")), ("BTNH,NHD->BTD", ("embed",))],
 )
 def test_affine_adds_one_offset_for_each_channel_that_it_makes(init, equation, made):
     layer = EinsumBias(equation, SIZES, init)
@@ -46,6 +50,6 @@ def test_affine_adds_one_offset_for_each_channel_that_it_makes(init, equation, m
     plain = layer(x)
     np.testing.assert_allclose(plain, np.einsum(equation, x, layer.w[...]), atol=1e-5)
     layer.b.set_value(jnp.arange(layer.b.size, dtype="float32").reshape(layer.b.shape))
-    assert (layer.b.axes, layer.b.into) == (made, ())
+    assert (layer.b.axes, layer.b.in_dims) == (made, ())
     for offset in (layer(x) - plain).reshape(6, *layer.b.shape):
         np.testing.assert_allclose(offset, layer.b[...], atol=1e-5)

@@ -77,4 +77,4 @@ def test_the_second_call_does_not_recompile(kind, init, x):
 def test_weights_say_what_they_are_for(kind, init):
     layer = kind(D, init, hidden=F)
     assert layer.up.w.axes == ("embed", "mlp")
-    assert (layer.down.w.into, layer.down.w.out_of) == (("mlp",), ("embed",))
+    assert (layer.down.w.in_dims, layer.down.w.out_dims) == (("mlp",), ("embed",))

@@ -99,7 +99,7 @@ def test_the_second_call_does_not_recompile(kind, init, x):
 @KINDS
 def test_a_gain_is_named_by_the_letter_it_is_given(kind, init):
     assert kind(D, init).scale.axes == ("embed",)
-    assert kind(D, init, "H").scale.axes == ("head_width",)
+    assert kind(D, init, "H").scale.axes == ("head_dim",)
 
 
 @pytest.mark.parametrize("kind", [OffsetRMSNorm, AffineLayerNorm])
@@ -107,7 +107,7 @@ def test_a_norm_without_its_offset_is_the_norm_it_is_made_from(kind, init, x):
     plain = RMSNorm if kind is OffsetRMSNorm else LayerNorm
     got, want = kind(D, init), plain(D, init)
     assert got.epsilon == want.epsilon and (got.offset[...] == 0.0).all()
-    assert kind(D, init, "H").offset.axes == ("head_width",)
+    assert kind(D, init, "H").offset.axes == ("head_dim",)
     np.testing.assert_array_equal(got(x), want(x))
 
 

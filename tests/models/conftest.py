@@ -17,18 +17,17 @@ from lmx.layers.moe.router import TopKRouter
 from lmx.layers.position.absolute import LearnedPosition, SinusoidalPosition
 from lmx.layers.position.alibi import ALiBi
 from lmx.layers.position.cope import CoPE
-from lmx.layers.position.rope import RoPE
-from lmx.layers.position.rope_scaling import (
+from lmx.layers.position.rope import (
     DynamicNTK,
     Llama3RoPE,
     NTKAware,
     NTKByParts,
     PositionInterpolation,
+    RoPE,
     YaRN,
 )
-from lmx.models.block import PreNorm
+from lmx.models.block import PostNorm, PreNorm, ReorderedNorm, SandwichNorm
 from lmx.models.decoder import Decoder
-from lmx.models.placement import PostNorm, ReorderedNorm, SandwichNorm
 
 DENSE = partial(SwiGLU, hidden=16)
 SPARSE = partial(MoE, experts=4, hidden=8, router=partial(TopKRouter, top_k=2))
@@ -42,7 +41,7 @@ CYCLE = dict(attention=(partial(WINDOW, position=None), ATTENTION, WINDOW))
 ALIBI = dict(attention=partial(ATTENTION, position=ALiBi()))
 COPE = dict(attention=partial(ATTENTION, position=partial(CoPE, limit=3)))
 SINKING = dict(attention=partial(WINDOW, sink=partial(AttentionSink, logit=0.5)))
-DYNAMIC = DynamicNTK(factor=3.0, trained_length=4, layout="neighbours")
+DYNAMIC = DynamicNTK(factor=3.0, trained_length=4, layout="interleaved")
 STRETCHED = dict(attention=partial(ATTENTION, position=DYNAMIC))
 PARTS = NTKByParts(factor=3.0, trained_length=16)
 SLOWED = (PositionInterpolation(factor=3.0), NTKAware(factor=3.0), PARTS)

@@ -7,8 +7,7 @@ from flax import nnx
 
 from lmx.layers.head import TiedLMHead
 from lmx.layers.mlp import SwiGLU
-from lmx.layers.moe.expert_choice import ExpertChoice
-from lmx.layers.moe.moe import ClampedMoE, MoE
+from lmx.layers.moe.moe import ClampedMoE, ExpertChoice, MoE
 from lmx.layers.moe.router import SigmoidRouter, TopKRouter
 from lmx.models import flops
 

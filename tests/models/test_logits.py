@@ -68,13 +68,13 @@ def test_a_tied_head_is_one_parameter_less_and_reads_the_table(make):
     model, untied = make(head=TiedLMHead), make()
     assert len(jax.tree.leaves(model)) == len(jax.tree.leaves(untied)) - 1
     head = untied.head.out.w
-    head.set_value(model.table[...].T)
+    head.set_value(model.embedding[...].T)
     np.testing.assert_allclose(run(model), run(untied), rtol=1e-4, atol=1e-5)
 
 
 def test_a_tied_table_learns_from_both_its_ends(make):
     model = make(head=TiedLMHead)
-    grad = gradient(model).table[...]
+    grad = gradient(model).embedding[...]
     assert (jnp.abs(grad).sum(axis=1) > 0).all()  # of tokens never read, too
 
 
@@ -88,10 +88,10 @@ def test_a_cap_bounds_logits_and_keeps_their_order(make):
     "variant, limit", [("pre learned moe", 8), ("pre waves dense", None)]
 )
 def test_only_learned_positions_limit_what_it_can_see(make, variant, limit):
-    assert make(variant).limit == limit
+    assert make(variant).max_length == limit
 
 
 def test_more_tokens_than_positions_are_refused_when_shaped(make):
     tokens = jnp.zeros((1, 9), "int32")
-    with pytest.raises(ValueError, match="9 tokens do not fit 8 learned positions"):
+    with pytest.raises(ValueError, match="9 tokens exceed 8 learned positions"):
         jax.eval_shape(make("pre learned moe"), tokens)

@@ -106,7 +106,7 @@ def test_the_loss_is_a_sum_over_targets_found_one_by_one(model):
 def test_nothing_is_foreseen_where_modules_copy_what_the_decoder_says(make):
     """A module that hands the stream on says what the decoder says."""
     model = make("pre waves dense", mtp=MultiTokenPrediction, precision=DOUBLE)
-    [module] = model.ahead.modules
+    [module] = model.mtp.modules
     module.projection.w.set_value(jnp.concatenate([jnp.eye(16), jnp.zeros((16, 16))]))
     for part in (module.block.attention.out, module.block.mlp.down):
         part.w.set_value(jnp.zeros_like(part.w[...]))

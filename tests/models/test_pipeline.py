@@ -64,7 +64,7 @@ def meshed(sizes, fn):
 def dropping(make, exact):
     """Makes a model with every kind of dropout, in float64."""
     del exact
-    said = dict(vocab=V, depth=DEPTH, bias_update_rate=0.2, precision=DOUBLE)
+    said = dict(vocab=V, depth=DEPTH, rate=0.2, precision=DOUBLE)
 
     def dropping(variant, **more):
         return make(

@@ -9,8 +9,8 @@ import pytest
 
 from lmx.core.precision import Precision
 from lmx.layers.attention.attention import Attention
-from lmx.models.layout import group_layers
 from lmx.models.remat import POLICIES
+from lmx.models.stack import group_layers
 
 pytestmark = pytest.mark.usefixtures("exact")
 
@@ -80,8 +80,8 @@ def test_without_keys_nothing_is_dropped(dropping, make):
 def test_layers_are_initialised_apart_and_named(dropping):
     [(blocks, _)] = dropping().stack.all()
     w = blocks.attention.q.w
-    assert w.axes == ("layers", "embed", "heads", "head_width")
-    assert (w.into, w.out_of) == (("embed",), ("heads", "head_width"))
+    assert w.axes == ("layers", "embed", "heads", "head_dim")
+    assert (w.in_dims, w.out_dims) == (("embed",), ("heads", "head_dim"))
     assert w.shape == (DEPTH, 16, 4, 4)
     for weight in (w, blocks.mlp.gate, blocks.mlp.router.score.w):
         for layer in range(DEPTH):

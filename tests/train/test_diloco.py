@@ -99,7 +99,7 @@ def test_replicas_on_slices_of_their_own_learn_what_they_do_on_one_device(
     (wanted, losses), (found, same) = (after(r, r.init(), 3) for r in (alone, spread))
     np.testing.assert_allclose(losses, same, rtol=1e-9)
     close(found, wanted)
-    table = found.opt_state.params.table[...]
+    table = found.opt_state.params.embedding[...]
     assert table.sharding.spec == PartitionSpec("replica", None, "fsdp")
 
 

@@ -1,4 +1,4 @@
-"""Multi-head (K = N), grouped-query and multi-query (K = 1) attention.
+"""Self-attention layer: multi-head (K = N), grouped-query and multi-query (K = 1).
 
 Vaswani et al. 2017, arXiv:1706.03762, section 3.2; Shazeer 2019, arXiv:1911.02150;
 Ainslie et al. 2023, arXiv:2305.13245.
@@ -6,10 +6,10 @@ Ainslie et al. 2023, arXiv:2305.13245.
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
@@ -19,8 +19,8 @@ from lmx.layers.attention.backend import (
     AttentionMask,
     ReferenceAttention,
 )
-from lmx.layers.attention.inputs import AttentionInputs, update_cache
-from lmx.layers.attention.reference import ModifyLogits
+from lmx.layers.attention.inputs import AttentionInputs
+from lmx.layers.attention.kv_cache import update_cache
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
@@ -31,11 +31,11 @@ from lmx.layers.position.rope import RoPE
 
 
 class SelfAttention(nnx.Module):
-    """Anything that lets tokens read the tokens before them.
+    """Base class of layers in which tokens read earlier tokens.
 
     Attributes:
-        pairs: multiplications of one token with one that it sees.
-        window: how many tokens it sees, itself among them; None: all.
+        macs_per_pair: multiply-adds per pair of query and key.
+        window: maximum number of tokens that a token sees, itself included; None: all.
     """
 
     macs_per_pair: int
@@ -45,34 +45,26 @@ class SelfAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], inputs: AttentionInputs, cache: PyTree = None
     ) -> tuple[Float[Array, "B T D"], PyTree]:
-        """What is added to `x`, and `past` with what is remembered of `x`."""
+        """The change of `x`, and the updated cache."""
 
     @abstractmethod
     def init_cache(self, batch_size: int, capacity: int, dtype: jnp.dtype) -> PyTree:
-        """The past of `rows` texts that have not begun; each has `length` tokens."""
+        """An empty cache for texts of up to `capacity` tokens."""
 
 
 class KV(NamedTuple):
-    """Keys and values."""
+    """Keys and values: the cache of `Attention`."""
 
     k: Float[Array, "*L B S K H"]
     v: Float[Array, "*L B S K H"]
 
 
-class QKV(NamedTuple):
-    """Queries, keys and values."""
-
-    q: Float[Array, "B T N H"]
-    k: Float[Array, "B T K H"]
-    v: Float[Array, "B T K H"]
-
-
 @configurable
 class AttentionSink(nnx.Module):
-    """One more key for each head to look at when there is nothing to see.
+    """An additional key per head with a learned logit and a value of zero.
 
-    Its logit is learned, its value zero. Xiao et al. 2023, arXiv:2309.17453, section
-    3.3; OpenAI 2025, arXiv:2508.10925, section 2.3.
+    Xiao et al. 2023, arXiv:2309.17453, section 3.3; OpenAI 2025, arXiv:2508.10925,
+    section 2.3.
     """
 
     def __init__(self, heads: int, init: Init, *, logit: float = 0.0):
@@ -81,17 +73,17 @@ class AttentionSink(nnx.Module):
 
 @configurable
 class Attention(SelfAttention):
-    """Self-attention and its four projections.
+    """Self-attention with query, key, value and output projections.
 
     Attributes:
-        position: what tells tokens apart by their distance; None: nothing does, but
-            that a token sees only those before it (NoPE; Kazemnejad et al. 2023,
-            arXiv:2305.19466).
-        window: as in Beltagy et al. 2020, arXiv:2004.05150, section 3.1.
-        qk_norm: of queries and keys, each head by itself, or all `heads` as one.
-        scale: of the logits; None: 1 / sqrt(head_width).
-        qkv: makes queries, keys and values: `@EinsumBias` gives them offsets, as `out`.
-        kernel: the program that computes it; the same numbers but for rounding.
+        position: relative position scheme; None: only the causal mask orders tokens
+            (NoPE; Kazemnejad et al. 2023, arXiv:2305.19466).
+        window: sliding window, as in Beltagy et al. 2020, arXiv:2004.05150, section 3.1.
+        qk_norm: norm of queries and keys, over each head or over all `heads` together.
+        scale: of the logits; None: 1 / sqrt(head_dim).
+        qkv: makes the query, key and value projections; `@EinsumBias` adds biases, in
+            `out` likewise.
+        backend: implementation; all give the same numbers up to rounding.
     """
 
     def __init__(
@@ -120,9 +112,9 @@ class Attention(SelfAttention):
         self.k = qkv("BTD,DKH->BTKH", sizes, init)
         self.v = qkv("BTD,DKH->BTKH", sizes, init)
         self.out = out("BTNH,NHD->BTD", sizes, init, "residual")
-        whole = qk_norm_over == "heads"
-        self.q_norm = qk_norm and qk_norm(head_dim * heads**whole, init, "H")
-        self.k_norm = qk_norm and qk_norm(head_dim * kv_heads**whole, init, "H")
+        all_heads = qk_norm_over == "heads"
+        self.q_norm = qk_norm and qk_norm(head_dim * heads**all_heads, init, "H")
+        self.k_norm = qk_norm and qk_norm(head_dim * kv_heads**all_heads, init, "H")
         self.qk_norm_over = qk_norm_over
         self.sink = sink and sink(heads, init)
         if position is not None and not isinstance(position, RelativePosition):
@@ -139,92 +131,90 @@ class Attention(SelfAttention):
     def __call__(
         self, x: Float[Array, "B T D"], inputs: AttentionInputs, cache: KV | None = None
     ) -> tuple[Float[Array, "B T D"], KV | None]:
-        """The attended values, and `past` with the keys and values of `x`."""
-        y_BTNH, cache = self.attend(self.project_qkv(x), inputs, cache)
+        """The projected attention output, and `cache` with the keys and values of `x`."""
+        y_BTNH, cache = self.attend(*self.project_qkv(x), inputs, cache)
         return self.out(y_BTNH), cache
 
-    def project_qkv(self, x: Float[Array, "B T D"]) -> QKV:
-        """Queries and keys, normed but not yet turned, and values."""
+    def project_qkv(
+        self, x: Float[Array, "B T D"]
+    ) -> tuple[
+        Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]
+    ]:
+        """Queries and keys, normalized but not yet rotated, and values."""
         q_BTNH, k_BTKH, v_BTKH = self.q(x), self.k(x), self.v(x)
         if self.q_norm and self.k_norm:
             q_BTNH = self._normalize_heads(self.q_norm, q_BTNH)
             k_BTKH = self._normalize_heads(self.k_norm, k_BTKH)
-        return QKV(q_BTNH, k_BTKH, v_BTKH)
+        return q_BTNH, k_BTKH, v_BTKH
 
     def attend(
-        self, qkv: QKV, inputs: AttentionInputs, cache: KV | None
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        inputs: AttentionInputs,
+        cache: KV | None,
     ) -> tuple[Float[Array, "B T N H"], KV | None]:
-        """The average of the values that each query sees, and what is remembered."""
-        q_BTNH, k_BTKH, v_BTKH = qkv
-        if self.position:
-            at = inputs.tokens.positions, inputs.length
-            q_BTNH = self.position.rotate(q_BTNH, *at)
-            k_BTKH = self.position.rotate(k_BTKH, *at)
-        (k_BSKH, v_BSKH), keys, cache = update_cache(cache, KV(k_BTKH, v_BTKH), inputs)
-        seen = self.make_mask(
-            inputs.tokens, keys, inputs.single_document and cache is None
-        )
+        """Applies RoPE, updates the KV cache and attends to it."""
+        position, tokens = self.position, inputs.tokens
+        if position:
+            q = position.rotate(q, tokens.positions, inputs.length)
+            k = position.rotate(k, tokens.positions, inputs.length)
+        (k, v), key_info, cache = update_cache(cache, KV(k, v), tokens, inputs.cache)
+        single_document = inputs.single_document and cache is None
+        mask = self.make_mask(tokens, key_info, single_document)
+        modify_logits = None
+        if position and position.modifies_logits:
+            modify_logits = partial(
+                position.modify_logits, q=q, mask=mask.dense, query=tokens, key=key_info
+            )
         y_BTNH = self.backend(
-            q_BTNH,
-            k_BSKH,
-            v_BSKH,
-            seen,
+            q,
+            k,
+            v,
+            mask,
             scale=self.scale,
             logit_cap=self.logit_cap,
-            modify_logits=self._logit_modifier(q_BTNH, seen),
+            modify_logits=modify_logits,
             sink=self.sink and self.sink.logit[...],
-            dropout=lambda probs: dropout(probs, self.dropout, inputs.keys, 0),
+            dropout=partial(dropout, rate=self.dropout, keys=inputs.keys, site=0),
         )
         return y_BTNH, cache
 
     def make_mask(
         self, query: TokenInfo, key: TokenInfo, single_document: bool
     ) -> AttentionMask:
-        """Which keys a query attends to."""
+        """Which keys each query sees."""
         return AttentionMask(query, key, self.window, single_document)
 
+    def init_cache(self, batch_size: int, capacity: int, dtype: jnp.dtype) -> KV:
+        """Zeros for `capacity` tokens, or for a window of them."""
+        slots = min(capacity, self.window or capacity)
+        zeros_BSKH = jnp.zeros((batch_size, slots, *self.kv_shape), dtype)
+        return KV(zeros_BSKH, zeros_BSKH)
+
     def _required_features(self) -> list[str]:
-        """The parameters that ask for more than dot products of what is seen."""
-        asked = {
+        """Parameters in use that go beyond plain dot products."""
+        used = {
             "position": self.position and self.position.modifies_logits,
             "sink": self.sink,
             "logit_cap": self.logit_cap is not None,
             "dropout": self.dropout,
         }
-        return [name for name, value in asked.items() if value]
+        return [name for name, value in used.items() if value]
 
     def _normalize_heads(self, norm: Norm, x: Float[Array, "B T N H"]) -> Array:
         if self.qk_norm_over == "head":
             return norm(x)
-        joined = norm(rearrange(x, "B T N H -> B T (N H)"))
-        return rearrange(joined, "B T (N H) -> B T N H", N=x.shape[2])
-
-    def _logit_modifier(
-        self, q: Float[Array, "B T N H"], seen: AttentionMask
-    ) -> ModifyLogits | None:
-        """What the position scheme makes of logits."""
-        position = self.position
-        if not position or not position.modifies_logits:
-            return None
-        return lambda logits: position.modify_logits(
-            logits, q, seen.dense, seen.query, seen.key
-        )
-
-    def init_cache(self, batch_size: int, capacity: int, dtype: jnp.dtype) -> KV:
-        """Room for the keys and values of `length` tokens, or of a window of them."""
-        room = min(capacity, self.window or capacity)
-        room_BSKH = jnp.zeros((batch_size, room, *self.kv_shape), dtype)
-        return KV(room_BSKH, room_BSKH)
+        return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
 
 def _check(heads: int, kv_heads: int, window: int | None) -> None:
-    """Refuses heads and windows that cannot be."""
+    """Raises ValueError for inconsistent numbers of heads, or an empty window."""
     if kv_heads < 1 or heads % kv_heads:
         raise ValueError(
             f"{heads} query heads cannot share {kv_heads} key/value heads evenly:"
             " heads must be a multiple of kv_heads."
         )
     if window is not None and window < 1:
-        raise ValueError(
-            f"Attention.window is {window}: a token sees 1 token at least, itself."
-        )
+        raise ValueError(f"Attention.window is {window}: it must be 1 token or more.")

@@ -1,6 +1,7 @@
-"""Which program computes attention: the choice of the experiment, never a fallback.
+"""Attention backends: interchangeable implementations of `reference.attend`.
 
-All are `dot.attend` but for rounding. What one cannot do it refuses by name.
+The experiment chooses one. A backend never falls back to another: it refuses, by name,
+what it does not support.
 """
 
 import logging
@@ -22,10 +23,10 @@ from lmx.layers.mask import TokenInfo, make_attention_mask
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """Which keys a query sees: `mask.visible`, by where queries and keys stand.
+    """Which keys each query sees, without the dense array.
 
-    Where `whole` is true the rows are one document each, all of it at hand: a query
-    sees itself and what is before it in the row, or the last `window` of these.
+    With `single_document`, every row is one document without padding or cache: a query
+    sees itself and the tokens before it in the row, or the last `window` of these.
     """
 
     query: TokenInfo
@@ -35,7 +36,7 @@ class AttentionMask:
 
     @property
     def no_cache(self) -> bool:
-        """Whether the keys are the queries' own tokens, in their order: no cache."""
+        """Whether the keys are the tokens of the queries, in the same order."""
         return self.key is self.query
 
     @property
@@ -45,28 +46,47 @@ class AttentionMask:
 
 
 class AttentionBackend(ABC):
-    """Anything that computes attention.
+    """Base class of implementations of attention.
 
     Attributes:
-        serves: the parameters of `Attention` that it can serve of those that ask for
-            more than dot products.
+        supports: parameters of `Attention` that go beyond plain dot products and that
+            this backend supports.
+        platforms, dtypes: where it runs, and what it computes in; empty: any.
+        sharded_length: whether it runs where the sequence is sharded.
     """
 
     supports: ClassVar[frozenset[str]] = frozenset()
+    platforms: ClassVar[tuple[str, ...]] = ()
+    dtypes: ClassVar[tuple[str, ...]] = ()
+    sharded_length: ClassVar[bool] = True
 
     def check(self, head_dim: int, required: Iterable[str]) -> None:
-        """Refuses a head that it cannot serve.
+        """Raises ValueError for a head size, or a parameter, without support.
 
-        `beyond` are the parameters of `Attention` that ask for more than dot products.
+        `required` are the parameters of `Attention` that go beyond plain dot products.
         """
-        del head_dim
         for parameter in required:
             if parameter not in self.supports:
                 raise ValueError(
-                    f"the kernel {type(self).__name__} cannot do what"
-                    f" Attention.{parameter} asks for: do without that, or choose"
-                    " Attention.backend=@ReferenceAttention()."
+                    f"{type(self).__name__} does not support Attention.{parameter}:"
+                    " leave it out, or set Attention.backend=@ReferenceAttention()."
                 )
+
+    def check_program(self, dtype: jnp.dtype) -> None:
+        """Raises ValueError where the traced program is not supported."""
+        platform, split = partitioning.platform(), partitioning.mesh_axes("T")
+        if self.platforms and platform not in self.platforms:
+            flaw = f"runs on {self.platforms[0]}, and this program is for {platform}"
+        elif self.dtypes and dtype.name not in self.dtypes:
+            flaw = f"computes in {' or '.join(self.dtypes)}, not {dtype}"
+        elif split and not self.sharded_length:
+            flaw = f"needs complete rows, and a rule shards them over {split}"
+        else:
+            return
+        raise ValueError(
+            f"{type(self).__name__} {flaw}: change that, or set"
+            " Attention.backend=@RingAttention(), which always runs."
+        )
 
     @abstractmethod
     def __call__(
@@ -82,90 +102,72 @@ class AttentionBackend(ABC):
         sink: Float[Array, "N"] | None = None,
         dropout: Callable[[Array], Array] | None = None,
     ) -> Float[Array, "B T N H"]:
-        """What `dot.attend` returns for these arguments."""
+        """The result of `reference.attend` for these arguments."""
 
 
 @configurable
 @dataclass(frozen=True)
 class ReferenceAttention(AttentionBackend):
-    """`dot.attend`: does everything, everywhere, and holds all logits at once."""
+    """`reference.attend`: supports everything on every platform, and stores all logits."""
 
     supports = frozenset(("position", "sink", "logit_cap", "dropout"))
 
-    def __call__(self, q, k, v, mask, **how):
-        return attend(q, k, v, mask.dense, **how)
+    def __call__(self, q, k, v, mask, **options):
+        return attend(q, k, v, mask.dense, **options)
 
 
 @configurable
 @dataclass(frozen=True)
 class XLAAttention(AttentionBackend):
-    """`jax.nn.dot_product_attention` as XLA compiles it, on any backend.
+    """`jax.nn.dot_product_attention` as XLA compiles it, on any platform.
 
-    Its softmax is taken in float32, of float64 too.
+    The softmax is in float32, also of float64.
     """
 
     implementation: ClassVar[Literal["xla", "cudnn"]] = "xla"
 
-    def __call__(self, q, k, v, mask, *, scale=None, **beyond):
-        del beyond  # `check` saw that nothing is asked for
-        if mask.single_document:  # jax counts the keys before a query's own
+    def __call__(self, q, k, v, mask, *, scale=None, **unused):
+        self.check_program(q.dtype)
+        if mask.single_document:  # JAX counts the keys before the query's own
             before = None if mask.window is None else (mask.window - 1, 0)
-            how: dict[str, Any] = dict(is_causal=True, local_window_size=before)
+            options: dict[str, Any] = dict(is_causal=True, local_window_size=before)
         else:
-            how = dict(mask=mask.dense[:, None])
+            options = dict(mask=mask.dense[:, None])
+            if self.implementation == "cudnn":
+                _warn_about_mask(options["mask"].size * q.dtype.itemsize)
         return jax.nn.dot_product_attention(
-            q, k, v, scale=scale, implementation=self.implementation, **how
+            q, k, v, scale=scale, implementation=self.implementation, **options
         )
 
 
 @configurable
 @dataclass(frozen=True)
 class CuDNNAttention(XLAAttention):
-    """cuDNN's flash attention, on NVIDIA GPUs, which never holds the logits.
+    """cuDNN's flash attention on NVIDIA GPUs, which never stores the logits.
 
-    Heads are a multiple of 8 wide, and 128 at most (256 from Hopper on). Packed rows,
-    and a cache, cost a dense mask of two bytes for each pair of a query and a key;
-    rows of one document each, which a model is called with `segments=None` for, cost
-    none. Dao 2023, arXiv:2307.08691.
+    `head_dim` must be a multiple of 8, and at most 128 (256 from Hopper on). Packed rows,
+    and a cache, need a dense mask of two bytes per pair of query and key; rows of one
+    document each (a call with `segments=None`) need none. Dao 2023, arXiv:2307.08691.
     """
 
-    implementation: ClassVar[Literal["xla", "cudnn"]] = "cudnn"
+    implementation = "cudnn"
+    platforms, dtypes, sharded_length = ("gpu",), ("bfloat16", "float16"), False
 
     def check(self, head_dim: int, required: Iterable[str]) -> None:
         super().check(head_dim, required)
         if head_dim % 8 or head_dim > 256:
             raise ValueError(
-                f"the kernel CuDNN cannot serve Attention.head_dim={head_dim}: it"
-                " must be a multiple of 8 and 256 at most, or choose"
+                f"CuDNNAttention does not support Attention.head_dim={head_dim}: make it"
+                " a multiple of 8 and at most 256, or set"
                 " Attention.backend=@ReferenceAttention()."
             )
-
-    def __call__(self, q, k, v, mask, **how):
-        if (backend := partitioning.platform()) != "gpu":
-            raise ValueError(
-                f"the kernel CuDNN runs on GPUs and this process is on {backend}:"
-                " choose Attention.backend=@ReferenceAttention()."
-            )
-        if split := partitioning.mesh_axes("T"):
-            raise ValueError(
-                "the kernel CuDNN takes rows whole, and a rule splits them over"
-                f" {split}: choose Attention.backend=@RingAttention()."
-            )
-        if q.dtype not in (jnp.bfloat16, jnp.float16):
-            raise ValueError(
-                f"the kernel CuDNN computes in bfloat16 or float16, not {q.dtype}: set"
-                " Precision.compute='bfloat16', or Attention.backend=@ReferenceAttention()."
-            )
-        if not mask.single_document:
-            _warn_about_mask(mask.dense.size * q.dtype.itemsize)
-        return super().__call__(q, k, v, mask, **how)
 
 
 @cache
 def _warn_about_mask(size: int) -> None:
-    """Says once what a mask of `size` bytes is for."""
+    """Warns once about a dense mask of `size` bytes."""
     logging.getLogger(__name__).warning(
-        "the kernel CuDNN takes packed rows, or a cache, as a dense mask of %.1f MB"
-        " that every layer reads: rows of one document each need none.",
+        "CuDNNAttention needs a dense mask of %.1f MB for packed rows or a cache, which"
+        " every layer reads: rows of one document each need none.",
         size / 1e6,
     )

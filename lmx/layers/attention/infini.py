@@ -1,6 +1,6 @@
-"""Attention within segments, and a memory of fixed size of all that came before.
+"""Infini-attention: attention within segments, and a compressive memory of earlier ones.
 
-Munkhdalai et al. 2024, arXiv:2404.07143 (Infini-attention), section 2.1.
+Munkhdalai et al. 2024, arXiv:2404.07143, section 2.1.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lmx.config.registry import configurable
 from lmx.core.precision import upcast
-from lmx.layers.attention.attention import KV, QKV, Attention
+from lmx.layers.attention.attention import KV, Attention
 from lmx.layers.attention.backend import AttentionMask
-from lmx.layers.attention.inputs import AttentionInputs, CacheView
+from lmx.layers.attention.inputs import AttentionInputs
+from lmx.layers.attention.kv_cache import CacheView
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
 from lmx.layers.mask import TokenInfo, make_attention_mask
@@ -26,10 +27,10 @@ from lmx.layers.position.rope import RoPE
 
 
 class InfiniMemory(NamedTuple):
-    """The newest keys and values, and what older ones have become.
+    """The newest keys and values, and the memory of older ones.
 
-    A sum is one of sigma(k) [v 1]: over the segments of the newest document that are
-    over, and over its last segment.
+    The two sums are of sigma(k) [v 1]: over the complete segments of the newest document,
+    and over its last segment.
     """
 
     local: KV
@@ -38,22 +39,22 @@ class InfiniMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class SegmentMask(AttentionMask):
-    """Which keys a query sees: those of its own segment, of so many tokens."""
+    """A query sees keys of its own segment of `segment_length` tokens."""
 
     segment_length: int = 1
 
     @property
     def dense(self) -> Bool[Array, "B T S"]:
-        one_BTS = segment_distance(self.query, self.key, self.segment_length) == 0
-        return make_attention_mask(self.query, self.key) & one_BTS
+        same_BTS = segment_distance(self.query, self.key, self.segment_length) == 0
+        return make_attention_mask(self.query, self.key) & same_BTS
 
 
 def segment_distance(
     query: TokenInfo, key: TokenInfo, segment_length: int
 ) -> Int[Array, "B T S"]:
     """Segments from that of key s to that of query t."""
-    at_BT, at_BS = query.positions // segment_length, key.positions // segment_length
-    return at_BT[:, :, None] - at_BS[:, None, :]
+    query_BT, key_BS = (x.positions // segment_length for x in (query, key))
+    return query_BT[:, :, None] - key_BS[:, None, :]
 
 
 def elu_plus_one(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
@@ -67,11 +68,11 @@ def linear_attention(
     v: Float[Array, "B S K J"],
     mask: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N J"]:
-    """The sum of `v`, each as often as q k; nothing is negative here."""
+    """The sum of `v` weighted by q k, without normalization."""
     q_BTKGH = rearrange(q, "B T (K G) H -> B T K G H", K=k.shape[2])
-    times_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k)
-    times_BKGTS *= mask[:, None, None]
-    sum_BTKGJ = jnp.einsum("BKGTS,BSKJ->BTKGJ", times_BKGTS, v)
+    weight_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k)
+    weight_BKGTS *= mask[:, None, None]
+    sum_BTKGJ = jnp.einsum("BKGTS,BSKJ->BTKGJ", weight_BKGTS, v)
     return rearrange(sum_BTKGJ, "B T K G J -> B T (K G) J")
 
 
@@ -80,10 +81,10 @@ def read_memory(
     sums: Float[Array, "B S K H J"],
     mask: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N J"]:
-    """The same, where k v is summed already."""
+    """`linear_attention` to sums of k v."""
     q_BTKGH = rearrange(q, "B T (K G) H -> B T K G H", K=sums.shape[2])
-    found_BTKGJ = jnp.einsum("BTKGH,BSKHJ,BTS->BTKGJ", q_BTKGH, sums, mask)
-    return rearrange(found_BTKGJ, "B T K G J -> B T (K G) J")
+    sum_BTKGJ = jnp.einsum("BTKGH,BSKHJ,BTS->BTKGJ", q_BTKGH, sums, mask)
+    return rearrange(sum_BTKGJ, "B T K G J -> B T (K G) J")
 
 
 def mix_memory(
@@ -91,28 +92,28 @@ def mix_memory(
     memory: Float[Array, "B T N J"],
     gate: Float[Array, "N"],
 ) -> Float[Array, "B T N H"]:
-    """Equations 3 and 6; where nothing is in memory, `local` alone.
+    """Equations 3 and 6; `local` alone where the memory is empty.
 
     The last channel of `memory` divides the others.
     """
-    times_BTN1 = memory[..., -1:]
-    known_BTN1 = times_BTN1 > 0.0
-    mean_BTNH = memory[..., :-1] / jnp.where(known_BTN1, times_BTN1, 1.0)
-    share_11N1 = jax.nn.sigmoid(upcast(gate))[None, None, :, None]
-    change_BTNH = jnp.where(known_BTN1, share_11N1 * (mean_BTNH - local), 0.0)
+    weight_BTN1 = memory[..., -1:]
+    filled_BTN1 = weight_BTN1 > 0.0
+    mean_BTNH = memory[..., :-1] / jnp.where(filled_BTN1, weight_BTN1, 1.0)
+    gate_11N1 = jax.nn.sigmoid(upcast(gate))[None, None, :, None]
+    change_BTNH = jnp.where(filled_BTN1, gate_11N1 * (mean_BTNH - local), 0.0)
     return local + change_BTNH.astype(local.dtype)
 
 
 @configurable
 class InfiniAttention(Attention):
-    """Dot products within a segment; a linear memory of the segments before it.
+    """Softmax attention within a segment, and a linear memory of earlier segments.
 
-    Segments begin with the document. The memory knows no positions: queries and keys
-    are turned for the dot products only.
+    Segments start with the document. The memory ignores positions: queries and keys are
+    rotated for softmax attention only.
 
     Attributes:
-        segment: tokens.
-        gate: sigmoid of this is the share of memory in each head at first; learned.
+        segment_length: tokens.
+        gate: initial logit of the weight of the memory, per head; learned.
     """
 
     def __init__(
@@ -136,7 +137,8 @@ class InfiniAttention(Attention):
     ):
         if segment_length < 1:
             raise ValueError(
-                f"InfiniAttention.segment_length is {segment_length}: a segment has 1 token at least."
+                f"InfiniAttention.segment_length is {segment_length}: it must be 1 token"
+                " or more."
             )
         super().__init__(
             width,
@@ -163,72 +165,69 @@ class InfiniAttention(Attention):
         inputs: AttentionInputs,
         cache: InfiniMemory | None = None,
     ) -> tuple[Float[Array, "B T D"], InfiniMemory | None]:
-        """The attended and recalled values, and `past` with `x` in it."""
+        """The projected output, and `cache` with `x` in it."""
         qkv = self.project_qkv(x)
-        local_BTNH, local = self.attend(qkv, inputs, cache and cache.local)
-        memory_BTNJ, sums = self.read_and_update(qkv, inputs, cache and cache.sums)
+        local_BTNH, local = self.attend(*qkv, inputs, cache and cache.local)
+        memory_BTNJ, sums = self.read_and_update(*qkv, inputs, cache and cache.sums)
         y_BTNH = mix_memory(local_BTNH, memory_BTNJ, self.gate[...])
-        after = None if local is None or sums is None else InfiniMemory(local, sums)
-        return self.out(y_BTNH), after
+        return self.out(y_BTNH), cache and InfiniMemory(local, sums)
 
     def make_mask(
         self, query: TokenInfo, key: TokenInfo, single_document: bool
     ) -> AttentionMask:
-        del single_document  # of a row, not of a segment
         return SegmentMask(query, key, segment_length=self.segment_length)
 
     def memory_mask(self, query: TokenInfo, key: TokenInfo) -> Bool[Array, "B T S"]:
-        """Which keys a query finds in memory."""
-        return make_attention_mask(query, key) & (
-            segment_distance(query, key, self.segment_length) > 0
-        )
+        """Which keys each query reads from memory."""
+        earlier_BTS = segment_distance(query, key, self.segment_length) > 0
+        return make_attention_mask(query, key) & earlier_BTS
 
     def read_and_update(
-        self, qkv: QKV, inputs: AttentionInputs, sums: Float[Array, "B 2 K H J"] | None
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        inputs: AttentionInputs,
+        sums: Float[Array, "B 2 K H J"] | None,
     ) -> tuple[Float[Array, "B T N J"], Float[Array, "B 2 K H J"] | None]:
-        """What each query finds in memory, not yet divided, and the new sums."""
-        here, read = inputs.tokens, inputs.cache
-        q_BTNH, k_BTKH = elu_plus_one(upcast(qkv.q)), elu_plus_one(upcast(qkv.k))
+        """What each query reads from memory, not yet divided, and the new sums."""
+        tokens, view = inputs.tokens, inputs.cache
+        q_BTNH, k_BTKH = elu_plus_one(upcast(q)), elu_plus_one(upcast(k))
         one_BTK1 = jnp.ones_like(k_BTKH[..., :1])
-        v_BTKJ = jnp.concatenate([qkv.v.astype(k_BTKH.dtype), one_BTK1], axis=-1)
-        at_hand_BTNJ = linear_attention(
-            q_BTNH, k_BTKH, v_BTKJ, self.memory_mask(here, here)
-        )
-        if sums is None or read is None:
-            return at_hand_BTNJ, None
-        old, new = (
-            self.describe_sums(read, count)
-            for count in (read.old_lengths, read.new_lengths)
-        )
-        earlier_BTNJ = read_memory(q_BTNH, sums, self.memory_mask(here, old))
-        kept_BTS, added_BST = (
-            self.assign_to_sums(old, new),
-            self.assign_to_sums(here, new),
-        )
-        kept = jnp.einsum("BTS,BSKHJ->BTKHJ", kept_BTS, sums)
-        added = jnp.einsum("BST,BTKH,BTKJ->BSKHJ", added_BST, k_BTKH, v_BTKJ)
-        return at_hand_BTNJ + earlier_BTNJ, kept + added
+        v_BTKJ = jnp.concatenate([v.astype(k_BTKH.dtype), one_BTK1], axis=-1)
+        mask_BTS = self.memory_mask(tokens, tokens)
+        read_BTNJ = linear_attention(q_BTNH, k_BTKH, v_BTKJ, mask_BTS)
+        if sums is None or view is None:
+            return read_BTNJ, None
+        old = self.describe_sums(view, view.old_lengths)
+        new = self.describe_sums(view, view.new_lengths)
+        read_BTNJ += read_memory(q_BTNH, sums, self.memory_mask(tokens, old))
+        kept_BTS = self.assign_to_sums(old, new)
+        added_BST = self.assign_to_sums(tokens, new)
+        sums = jnp.einsum("BTS,BSKHJ->BTKHJ", kept_BTS, sums)
+        sums += jnp.einsum("BST,BTKH,BTKJ->BSKHJ", added_BST, k_BTKH, v_BTKJ)
+        return read_BTNJ, sums
 
     def describe_sums(self, cache: CacheView, lengths: Int[Array, "B"]) -> TokenInfo:
-        """Where the two sums stand when rows have `count` tokens."""
+        """Where the two sums are when rows have these `lengths`."""
         newest = cache.describe_slots(lengths, 1)
-        over = newest._replace(positions=newest.positions - self.segment_length)
-        return TokenInfo(*map(lambda *x: jnp.concatenate(x, axis=1), over, newest))
+        complete = newest._replace(positions=newest.positions - self.segment_length)
+        return TokenInfo(*map(lambda *x: jnp.concatenate(x, axis=1), complete, newest))
 
     def assign_to_sums(self, key: TokenInfo, sums: TokenInfo) -> Bool[Array, "B 2 S"]:
-        """Which tokens or sums belong to which of two new sums."""
+        """Which tokens, or old sums, belong to which of two new sums."""
         newest = TokenInfo(*(x[:, 1:] for x in sums))
-        is_over_B1S = segment_distance(newest, key, self.segment_length) > 0
-        over_121 = jnp.array([True, False])[None, :, None]
-        return make_attention_mask(newest, key) & (is_over_B1S == over_121)
+        complete_B1S = segment_distance(newest, key, self.segment_length) > 0
+        complete_121 = jnp.array([True, False])[None, :, None]
+        return make_attention_mask(newest, key) & (complete_B1S == complete_121)
 
     def init_cache(
         self, batch_size: int, capacity: int, dtype: jnp.dtype
     ) -> InfiniMemory:
-        """Room for the keys and values of a segment, and sums of nothing."""
+        """Zeros for the keys and values of a segment, and for the sums."""
         local = super().init_cache(batch_size, capacity, dtype)
-        heads, head_width = self.kv_shape
-        shape = (batch_size, 2, heads, head_width, head_width + 1)
+        heads, head_dim = self.kv_shape
+        shape = (batch_size, 2, heads, head_dim, head_dim + 1)
         return InfiniMemory(
             local, jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32))
         )

@@ -1,4 +1,4 @@
-"""Dot-product attention, as a pure function.
+"""Dot-product attention as a pure function: multi-head, grouped-query, multi-query.
 
 Vaswani et al. 2017, arXiv:1706.03762, section 3.2; Shazeer 2019, arXiv:1911.02150;
 Ainslie et al. 2023, arXiv:2305.13245.
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from lmx.core.precision import upcast
 
-# A logit that softmax sees as zero, finite so that an all-masked row is not NaN.
+# Finite, so that the softmax of a fully masked row is not NaN.
 MASKED = -1e30
 
 ModifyLogits = Callable[[Float[Array, "B K G T S"]], Float[Array, "B K G T S"]]
@@ -31,12 +31,12 @@ def attend(
     sink: Float[Array, "N"] | None = None,
     dropout: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N J"]:
-    """The average of `v` under softmax(scale * q k), taken in at least float32.
+    """softmax(scale * q k) v, with the softmax in at least float32.
 
-    Query head n reads key head n // G. `dense` is True where query t may see key s.
-    `scale` is 1 / sqrt(H) if not said; logits are then capped by `logit_cap` (`soft_cap`) and
-    changed by `scored`; `sink` is the logit of a further key, whose value is zero;
-    `drop` acts on the probabilities, batch first.
+    Query head n uses key head n // G. `mask` is True where query t sees key s. `scale`
+    defaults to 1 / sqrt(H). Logits are then capped (`soft_cap`) and modified by
+    `modify_logits`. `sink` is the logit of an additional key of value zero. `dropout`
+    acts on the probabilities, batch first.
     """
     K, H = k.shape[-2:]
     q_BTNH = q * (H**-0.5 if scale is None else scale)
@@ -57,7 +57,7 @@ def attend(
 def softmax(
     logits: Float[Array, "B K G T S"], sink: Float[Array, "N"] | None
 ) -> Float[Array, "B K G T S"]:
-    """Over S, and over one more key of logit `sink` where there is one."""
+    """Softmax over S, and over one more key of logit `sink` if given."""
     if sink is None:
         return jax.nn.softmax(logits, axis=-1)
     B, K, _, T, _ = logits.shape
@@ -70,10 +70,10 @@ def softmax(
 
 
 def soft_cap(logits: Float[Array, "*dims"], cap: float) -> Float[Array, "*dims"]:
-    """Cap * tanh(logits / cap): the identity near 0, never beyond +-cap.
+    """Cap * tanh(logits / cap): the identity near 0, bounded by +-cap.
 
     Gemma Team 2024, arXiv:2408.00118, section 2.
     """
     if cap <= 0.0:
-        raise ValueError(f"logits cannot be capped at {cap}: it must be above 0.")
+        raise ValueError(f"logit cap is {cap}: it must be above 0.")
     return cap * jnp.tanh(logits / cap)

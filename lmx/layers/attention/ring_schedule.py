@@ -1,10 +1,10 @@
-"""Which blocks of queries and keys meet on which device, and when: known beforehand.
+"""Static schedule of ring attention: which blocks meet on which device at each step.
 
-Keys go around a ring of devices, one place at each step. Without a window the first
-queries of a row see few keys and the last see all, so a device has one piece of length
-from the front and its mirror from the back (after Brandon et al. 2023,
-arXiv:2311.09431, who deal single tokens): then all have the same to do at every step.
-With a window pieces as they come need fewer steps.
+Keys move around the ring of devices, one device per step. Without a window, the first
+queries of a row see few keys and the last see all. In the zigzag layout each device has
+one chunk from the front and its mirror image from the back (after Brandon et al. 2023,
+arXiv:2311.09431, who distribute single tokens), so all devices have equal work at every
+step. With a window, contiguous chunks need fewer steps.
 """
 
 import math
@@ -14,14 +14,15 @@ import numpy as np
 
 
 class RingSchedule(NamedTuple):
-    """What each device does.
+    """The work of each device.
 
     Attributes:
-        pieces: which pieces of the row a device has, `devices` x 1 or x 2.
-        length: tokens of a piece.
-        block: tokens of a block; the last of a piece may have fewer.
+        chunks: which chunks of the row each device has, `devices` x 1, or x 2 with the
+            even chunk first.
+        chunk_length: tokens per chunk.
+        block: tokens per block; the last of a chunk may have fewer.
         steps: for each step, `devices` x pairs x 3: a block of the device's queries, a
-            block of the keys that it has at that step, and 1, or 0 for nothing to do.
+            block of the keys that it holds at that step, and 1, or 0 for padding.
     """
 
     chunks: np.ndarray
@@ -31,67 +32,68 @@ class RingSchedule(NamedTuple):
 
     @property
     def zigzag(self) -> bool:
-        """Whether a device has a piece of the front and its mirror."""
+        """Whether each device has a chunk of the front and its mirror image."""
         return self.chunks.shape[1] == 2
 
     @property
     def cost(self) -> int:
-        """Products of two tokens that a device waits for, its own and others'."""
+        """Pairs of tokens on the critical path."""
         return sum(step.shape[1] for step in self.steps) * self.block**2
 
 
 def choose_schedule(
     length: int, devices: int, block: int, window: int | None
 ) -> RingSchedule:
-    """The course of least work for a row of `length` tokens at hand."""
-    at = np.arange(devices)
-    courses = [build_schedule(at[:, None], length // devices, block, window)]
-    if devices > 1:
-        if length % (2 * devices):
-            raise ValueError(
-                f"the kernel Ring cannot share {length} tokens among {devices} devices:"
-                f" the length must be a multiple of {2 * devices}, or Mesh.context be"
-                " smaller."
-            )
-        mirrored = np.stack([at, 2 * devices - 1 - at], axis=1)
-        courses.append(build_schedule(mirrored, length // (2 * devices), block, window))
-    return min(courses, key=lambda course: course.cost)
+    """The cheapest schedule for a row of `length` tokens without a cache."""
+    rank = np.arange(devices)
+    contiguous = build_schedule(rank[:, None], length // devices, block, window)
+    if devices == 1:
+        return contiguous
+    if length % (2 * devices):
+        raise ValueError(
+            f"RingAttention cannot split {length} tokens over {devices} devices: the"
+            f" length must be a multiple of {2 * devices}, or Mesh.context smaller."
+        )
+    ends = np.stack([rank, 2 * devices - 1 - rank], axis=1)
+    even_first = np.where(rank[:, None] % 2, ends[:, ::-1], ends)
+    zigzag = build_schedule(even_first, length // (2 * devices), block, window)
+    return min(contiguous, zigzag, key=lambda schedule: schedule.cost)
 
 
 def list_all_pairs(queries: int, keys: int, block: int) -> np.ndarray:
-    """All pairs of blocks of so many tokens, 1 x pairs x 3."""
+    """All pairs of blocks of this many queries and keys, 1 x pairs x 3."""
     counts = [math.ceil(tokens / block) for tokens in (queries, keys)]
-    return _pad_pairs([np.ones(counts, bool)])
+    return _pad_pairs(np.ones((1, *counts), bool))
 
 
 def build_schedule(
     chunks: np.ndarray, chunk_length: int, block: int, window: int | None
 ) -> RingSchedule:
-    """The course of devices that have these pieces, of `length` tokens each."""
+    """The schedule of devices that have these chunks."""
     block = min(block, chunk_length)
-    begins = np.arange(0, chunk_length, block)
-    begin = (chunks[:, :, None] * chunk_length + begins).reshape(len(chunks), -1)
-    last = (
-        chunks[:, :, None] * chunk_length + np.minimum(begins + block, chunk_length) - 1
+    starts = np.arange(0, chunk_length, block)
+    ends = np.minimum(starts + block, chunk_length) - 1
+    first, last = (
+        (chunks[:, :, None] * chunk_length + x).reshape(len(chunks), -1)
+        for x in (starts, ends)
     )
-    last = last.reshape(begin.shape)
     steps = []
     for step in range(len(chunks)):
-        key_begin, key_last = (np.roll(x, step, axis=0)[:, None] for x in (begin, last))
-        seen = key_begin <= last[:, :, None]
+        key_first, key_last = (np.roll(x, step, axis=0)[:, None] for x in (first, last))
+        visible = key_first <= last[:, :, None]
         if window is not None:
-            seen &= begin[:, :, None] - key_last < window
-        steps.append(_pad_pairs(list(seen)))
+            visible &= first[:, :, None] - key_last < window
+        steps.append(_pad_pairs(visible))
     while not steps[-1].size:
         steps.pop()
     return RingSchedule(chunks, chunk_length, block, tuple(steps))
 
 
-def _pad_pairs(seen: list[np.ndarray]) -> np.ndarray:
-    """The pairs that each device sees, with zeros to make them equally many."""
-    found = [np.argwhere(each) for each in seen]
-    pairs = np.zeros((len(seen), max(map(len, found)), 3), np.int32)
-    for device, each in enumerate(found):
-        pairs[device, : len(each), :2] = each
-        pairs[device, : len(each), 2] = 1
+def _pad_pairs(visible: np.ndarray) -> np.ndarray:
+    """The visible pairs of each device, padded with zeros to the same number."""
+    counts = visible.sum(axis=(1, 2))
+    pairs = np.zeros((len(visible), counts.max(), 3), np.int32)
+    for device, count in enumerate(counts):
+        pairs[device, :count, :2] = np.argwhere(visible[device])
+        pairs[device, :count, 2] = 1
     return pairs

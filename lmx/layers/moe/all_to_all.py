@@ -1,4 +1,4 @@
-"""How rows get to the devices whose experts they chose, and the answers back."""
+"""All-to-all: sends rows to the devices of their experts, and the outputs back."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from lmx.core import partitioning
 
 @dataclass(frozen=True)
 class AllToAllPlan:
-    """Between which devices rows go, and how many there can be.
+    """Static shapes of an exchange.
 
     Attributes:
-        axes: what the devices stand along.
-        rows: what each device has.
-        most: what one can have for another.
+        axes: mesh axes of the devices.
+        rows: rows that each device has.
+        capacity: maximum number of rows that one device sends to another.
     """
 
     axes: tuple[str, ...]
@@ -29,20 +29,20 @@ class AllToAllPlan:
 
 
 class AllToAll(ABC):
-    """Anything that hands rows to other devices and gets them back.
+    """Base class of exchanges of rows between devices.
 
-    `table` says how many rows each device has for each. A device has its rows sorted by
-    the device they are for; those it gets from the w-th begin at `w * most`, and what
-    is between them is zero.
+    `counts` has the number of rows from each device to each. The rows of a device are
+    sorted by destination. Rows received from device i start at `i * capacity`, and
+    unused slots are zero.
     """
 
     platforms: ClassVar[tuple[str, ...]] = ("cpu", "gpu", "tpu")
 
     def check(self) -> None:
-        """Refuses devices that cannot do it."""
+        """Raises ConfigError on an unsupported platform."""
         if (platform := partitioning.platform()) not in self.platforms:
             raise ConfigError(
-                f"the exchange {type(self).__name__} does not run on {platform}: choose"
+                f"{type(self).__name__} does not run on {platform}: set"
                 " DroplessDispatch.all_to_all=@PaddedAllToAll()."
             )
 
@@ -53,7 +53,7 @@ class AllToAll(ABC):
         counts: Int[Array, "from to"],
         plan: AllToAllPlan,
     ) -> Float[Array, "slots D"]:
-        """What this device gets."""
+        """Sends rows to their devices; returns the received rows."""
 
     @abstractmethod
     def combine(
@@ -62,107 +62,100 @@ class AllToAll(ABC):
         counts: Int[Array, "from to"],
         plan: AllToAllPlan,
     ) -> Float[Array, "rows D"]:
-        """This device's own rows, as others have changed them."""
+        """Sends received rows back: the transpose of `dispatch`."""
 
 
 @configurable
 @dataclass(frozen=True)
 class PaddedAllToAll(AllToAll):
-    """Every device sends every other as many rows as there can be, most of them zero.
+    """Sends `capacity` rows to every device, padded with zeros. Runs everywhere.
 
-    Runs everywhere. Of n tokens, each with C choices among the E experts of a device,
-    `n * min(C, E)` rows go to each device, and as many times the devices are held.
+    For n tokens with k choices among the E experts of a device, `n * min(k, E)` rows are
+    sent to each device.
     """
 
     def dispatch(self, x, counts, plan):
-        sizes, begins = _local_counts(counts, plan)
-        place = jnp.arange(plan.capacity)[None]
-        at = begins[:, None] + place
-        at = jnp.where(place < sizes[:, None], at, plan.rows)  # beyond: zero
-        out = x.at[at].get(mode="fill", fill_value=0)
-        got = jax.lax.all_to_all(out, plan.axes, 0, 0, tiled=True)
-        return rearrange(got, "devices M D -> (devices M) D")
+        sizes, starts = _local_counts(counts, plan)
+        slot = jnp.arange(plan.capacity)[None]
+        row = jnp.where(slot < sizes[:, None], starts[:, None] + slot, plan.rows)
+        padded = x.at[row].get(mode="fill", fill_value=0)  # row plan.rows: zero
+        received = jax.lax.all_to_all(padded, plan.axes, 0, 0, tiled=True)
+        return rearrange(received, "devices M D -> (devices M) D")
 
     def combine(self, y, counts, plan):
-        sizes, begins = _local_counts(counts, plan)
-        out = rearrange(y, "(devices M) D -> devices M D", M=plan.capacity)
-        got = jax.lax.all_to_all(out, plan.axes, 0, 0, tiled=True)
-        place = jnp.arange(plan.rows)
-        to_M = (place[:, None] >= (begins + sizes)[None]).sum(axis=1)
-        return got[to_M, place - begins[to_M]]
+        sizes, starts = _local_counts(counts, plan)
+        slots = rearrange(y, "(devices M) D -> devices M D", M=plan.capacity)
+        received = jax.lax.all_to_all(slots, plan.axes, 0, 0, tiled=True)
+        row = jnp.arange(plan.rows)
+        device_M = (row[:, None] >= (starts + sizes)[None]).sum(axis=1)
+        return received[device_M, row - starts[device_M]]
 
 
 @configurable
 @dataclass(frozen=True)
 class RaggedAllToAll(AllToAll):
-    """Every device sends every other the rows that it has for it. XLA:CPU cannot.
+    """Sends exactly the rows that there are. Not implemented by XLA:CPU.
 
-    What is received is held as in `PaddedAllToAll`, since all might come at once.
+    Receive buffers are as large as in `PaddedAllToAll`, for the worst case.
     """
 
     platforms: ClassVar[tuple[str, ...]] = ("gpu", "tpu")
 
     def dispatch(self, x, counts, plan):
-        me = jax.lax.axis_index(plan.axes)
-        sizes, begins = _local_counts(counts, plan)
+        device = jax.lax.axis_index(plan.axes)
+        sizes, starts = _local_counts(counts, plan)
         return jax.lax.ragged_all_to_all(
             x,
             jnp.zeros_like(x, shape=(len(counts) * plan.capacity, x.shape[1])),
-            begins,
+            starts,
             sizes,
-            jnp.full_like(sizes, me * plan.capacity),
-            counts[:, me],
+            jnp.full_like(sizes, device * plan.capacity),
+            counts[:, device],
             axis_name=plan.axes,
         )
 
     def combine(self, y, counts, plan):
-        me = jax.lax.axis_index(plan.axes)
-        begins = jnp.cumsum(counts, axis=1, dtype=counts.dtype) - counts
+        device = jax.lax.axis_index(plan.axes)
+        starts = jnp.cumsum(counts, axis=1, dtype=counts.dtype) - counts
         return jax.lax.ragged_all_to_all(
             y,
             jnp.zeros_like(y, shape=(plan.rows, y.shape[1])),
             plan.capacity * jnp.arange(len(counts), dtype=counts.dtype),
-            counts[:, me],
-            begins[:, me],
-            counts[me],
+            counts[:, device],
+            starts[:, device],
+            counts[device],
             axis_name=plan.axes,
         )
 
 
-def _dispatch(
-    exchange: AllToAll,
-    x: Float[Array, "rows D"],
-    table: Int[Array, "from to"],
-    way: AllToAllPlan,
-) -> Float[Array, "slots D"]:
-    return exchange.dispatch(x, table, way)
-
-
-def _combine(
-    exchange: AllToAll,
-    y: Float[Array, "slots D"],
-    table: Int[Array, "from to"],
-    way: AllToAllPlan,
-) -> Float[Array, "rows D"]:
-    return exchange.combine(y, table, way)
-
-
-# Each is the transpose of the other: what is sent one way has its gradient come back.
-dispatch = jax.custom_vjp(_dispatch, nondiff_argnums=(0, 3))
-combine = jax.custom_vjp(_combine, nondiff_argnums=(0, 3))
+# Each is the transpose of the other, and so has the other as its gradient.
+dispatch = jax.custom_vjp(
+    lambda all_to_all, x, counts, plan: all_to_all.dispatch(x, counts, plan),
+    nondiff_argnums=(0, 3),
+)
+combine = jax.custom_vjp(
+    lambda all_to_all, y, counts, plan: all_to_all.combine(y, counts, plan),
+    nondiff_argnums=(0, 3),
+)
 dispatch.defvjp(
-    lambda exchange, x, table, way: (exchange.dispatch(x, table, way), table),
-    lambda exchange, way, table, grad: (exchange.combine(grad, table, way), None),
+    lambda all_to_all, x, counts, plan: (all_to_all.dispatch(x, counts, plan), counts),
+    lambda all_to_all, plan, counts, grad: (
+        all_to_all.combine(grad, counts, plan),
+        None,
+    ),
 )
 combine.defvjp(
-    lambda exchange, y, table, way: (exchange.combine(y, table, way), table),
-    lambda exchange, way, table, grad: (exchange.dispatch(grad, table, way), None),
+    lambda all_to_all, y, counts, plan: (all_to_all.combine(y, counts, plan), counts),
+    lambda all_to_all, plan, counts, grad: (
+        all_to_all.dispatch(grad, counts, plan),
+        None,
+    ),
 )
 
 
 def _local_counts(
-    table: Int[Array, "from to"], way: AllToAllPlan
+    counts: Int[Array, "from to"], plan: AllToAllPlan
 ) -> tuple[Int[Array, "to"], Int[Array, "to"]]:
-    """How many rows this device has for each, and where among its own they begin."""
-    sizes = table[jax.lax.axis_index(way.axes)]
+    """Rows of this device for each device, and where they start among its rows."""
+    sizes = counts[jax.lax.axis_index(plan.axes)]
     return sizes, jnp.cumsum(sizes, dtype=sizes.dtype) - sizes

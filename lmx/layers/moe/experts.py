@@ -1,4 +1,4 @@
-"""The feed-forward layers that tokens are shared out among."""
+"""Experts: SwiGLU layers with stacked weights, of which each token uses a few."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -12,17 +12,9 @@ from lmx.core.mean import Aux
 from lmx.layers.init import Init
 from lmx.layers.mlp import FeedForward
 
-ExpertMatmul = Callable[
-    [Array, Array], Array
-]  # of rows and E matrices: each row with its own
+# Multiplies each row with the matrix of its expert.
+ExpertMatmul = Callable[[Array, Array], Array]
 Weights = Mapping[str, Array]
-
-
-def swiglu(
-    gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
-) -> Float[Array, "*rows F"]:
-    """silu(gate) * up. Shazeer 2020, arXiv:2002.05202."""
-    return jax.nn.silu(gate) * up
 
 
 def clamped_swiglu(
@@ -31,7 +23,7 @@ def clamped_swiglu(
     limit: float,
     alpha: float,
 ) -> Float[Array, "*rows F"]:
-    """SiLU of that slope of the gate, times up + 1, where neither goes beyond `limit`.
+    """Gate * sigmoid(alpha * gate) * (up + 1), with gate and up clamped at `limit`.
 
     OpenAI 2025, arXiv:2508.10925 (gpt-oss), section 2.2, and its released code.
     """
@@ -41,12 +33,12 @@ def clamped_swiglu(
 
 
 class Experts(FeedForward):
-    """Alike layers of which each token meets a few, and one it always meets.
+    """Base class of layers with routed experts and an optional shared expert.
 
     Attributes:
-        shared: what every token meets beside the experts it is routed to. Dai et al.
-            2024, arXiv:2401.06066, section 3.2.
-        letters: of what each expert has its own of.
+        shared: layer that every token uses besides its routed experts. Dai et al. 2024,
+            arXiv:2401.06066, section 3.2.
+        weight_letters: dimensions of each weight that has an experts axis.
     """
 
     weight_letters: ClassVar[Mapping[str, str]] = {
@@ -76,19 +68,19 @@ class Experts(FeedForward):
     def apply_routed(
         self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
-        """What the experts make of the tokens that are theirs."""
+        """The output of the routed experts."""
 
     def __call__(
         self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
         y_BTD, aux = self.apply_routed(x, segments)
         if self.shared:
-            always_BTD, more = self.shared(x, segments)
-            y_BTD, aux = y_BTD + always_BTD, {**aux, **more}
+            shared_BTD, shared_aux = self.shared(x, segments)
+            y_BTD, aux = y_BTD + shared_BTD, {**aux, **shared_aux}
         return y_BTD, aux
 
     def cast_weights(self, dtype: jnp.dtype) -> Weights:
-        """What each expert has its own of, by name."""
+        """The weights with an experts axis, by name."""
         return {
             name: getattr(self, name)[...].astype(dtype) for name in self.weight_letters
         }
@@ -96,9 +88,9 @@ class Experts(FeedForward):
     def apply_experts(
         self, x: Float[Array, "*rows D"], matmul: ExpertMatmul, weights: Weights
     ) -> Float[Array, "*rows D"]:
-        """What each row's expert makes of it, where `matmul` knows whose it is.
+        """The output of each row's expert.
 
-        With a share of the weights along F, it is a share of that: they add up.
+        With weights sharded along F, partial outputs that sum to the output.
         """
         gate, up = (self.project(name, x, matmul, weights) for name in ("gate", "up"))
         return self.project("down", self.activate(gate, up), matmul, weights)
@@ -106,8 +98,8 @@ class Experts(FeedForward):
     def activate(
         self, gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
     ) -> Float[Array, "*rows F"]:
-        """What goes down again."""
-        return swiglu(gate, up)
+        """silu(gate) * up. Shazeer 2020, arXiv:2002.05202."""
+        return jax.nn.silu(gate) * up
 
     def project(
         self,
@@ -116,5 +108,5 @@ class Experts(FeedForward):
         matmul: ExpertMatmul,
         weights: Weights,
     ) -> Float[Array, "*rows _"]:
-        """Each row times its expert's matrix of that name."""
+        """Each row times the weight `name` of its expert."""
         return matmul(x, weights[name])

@@ -1,7 +1,7 @@
-"""Which program multiplies rows with the matrices of their groups: never a fallback.
+"""Grouped matrix multiplication: rows sorted by expert times the matrix of each expert.
 
-All are the reference, a loop over groups, but for rounding. What one cannot do it
-refuses by name.
+All implementations equal a loop over experts, up to rounding. None falls back to another:
+each refuses, by name, what it does not support.
 """
 
 from abc import ABC, abstractmethod
@@ -19,17 +19,16 @@ from lmx.core import partitioning
 
 
 class GroupedMatmul(ABC):
-    """Anything that multiplies rows, sorted by group, with the matrix of their group.
+    """Base class of grouped matrix multiplications.
 
     Attributes:
-        typed: whether JAX can tell over which axes its result differs.
+        check_vma: whether JAX can infer over which mesh axes the result varies.
     """
 
     check_vma: ClassVar[bool] = True
 
     def check(self, dtype: jnp.dtype) -> None:
-        """Refuses numbers, or devices, that it cannot serve."""
-        del dtype
+        """Raises ConfigError for an unsupported dtype or platform."""
 
     @abstractmethod
     def __call__(
@@ -44,10 +43,10 @@ class GroupedMatmul(ABC):
 @configurable
 @dataclass(frozen=True)
 class RaggedDot(GroupedMatmul):
-    """`jax.lax.ragged_dot` as XLA compiles it, everywhere and for numbers of any type.
+    """`jax.lax.ragged_dot` as XLA compiles it, on any platform and for any dtype.
 
-    A grouped kernel where XLA has one for the device. On CPU it has none: every matrix
-    meets every row, and what is not its own is zero.
+    Uses a grouped kernel where XLA has one. On CPU every row is multiplied with every
+    matrix, and other groups are masked.
     """
 
     def __call__(self, x, w, sizes):
@@ -58,9 +57,9 @@ class RaggedDot(GroupedMatmul):
 def ragged_dot(
     x: Float[Array, "M D"], w: Float[Array, "E D F"], sizes: Int[Array, "E"]
 ) -> Float[Array, "M F"]:
-    """`jax.lax.ragged_dot`, which JAX cannot derive under `vmap`: one after the other.
+    """`jax.lax.ragged_dot`, sequential under `vmap`, where JAX has no gradient for it.
 
-    Rows and matrices must differ over the same devices.
+    Rows and matrices must vary over the same mesh axes.
     """
     return _ragged_dot(x, w, sizes)
 
@@ -73,23 +72,23 @@ def _ragged_dot_grads(
     x: Array, w: Array, sizes: Array, grad: Array
 ) -> tuple[Array, Array]:
     """The gradients with respect to rows and matrices."""
-    product = partial(jax.lax.ragged_dot, group_sizes=sizes)
-    return jax.vjp(product, *_match_varying(x, w))[1](grad)
+    matmul = partial(jax.lax.ragged_dot, group_sizes=sizes)
+    return jax.vjp(matmul, *_match_varying(x, w))[1](grad)
 
 
 ragged_dot.defvjp(
     lambda x, w, sizes: (_ragged_dot(x, w, sizes), (x, w, sizes)),
-    lambda kept, grad: (*_ragged_dot_grads(*kept, grad), None),
+    lambda residuals, grad: (*_ragged_dot_grads(*residuals, grad), None),
 )
 
 
 def _match_varying(x: Array, w: Array) -> tuple[Array, Array]:
-    """Both as arrays that differ over all devices over which either does."""
-    over = jax.typeof(x).mat.varying | jax.typeof(w).mat.varying
+    """Casts both to vary over all mesh axes over which either varies."""
+    axes = jax.typeof(x).mat.varying | jax.typeof(w).mat.varying
 
     def cast(array: Array) -> Array:
-        more = tuple(over - jax.typeof(array).mat.varying)
-        return jax.lax.pcast(array, more, to="varying") if more else array
+        missing = tuple(axes - jax.typeof(array).mat.varying)
+        return jax.lax.pcast(array, missing, to="varying") if missing else array
 
     return cast(x), cast(w)
 
@@ -97,12 +96,12 @@ def _match_varying(x: Array, w: Array) -> tuple[Array, Array]:
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Megablox(GroupedMatmul):
-    """The grouped product that comes with JAX for TPUs, in bfloat16 or float32.
+    """JAX's Pallas grouped matmul for TPUs, in bfloat16 or float32.
 
-    Gale et al. 2022, arXiv:2211.15841, written in Pallas.
+    Gale et al. 2022, arXiv:2211.15841.
 
     Attributes:
-        tile: rows and columns of a block that is multiplied at a time.
+        tile: rows and columns of a block.
     """
 
     tile: int = 128
@@ -118,13 +117,14 @@ class Megablox(GroupedMatmul):
     def check(self, dtype: jnp.dtype) -> None:
         if (platform := partitioning.platform()) != "tpu":
             raise ConfigError(
-                f"the product Megablox runs on TPUs and this program is for {platform}:"
-                " choose DroplessDispatch.grouped_matmul=@RaggedDot()."
+                f"Megablox runs on TPUs and this program is for {platform}: set"
+                " DroplessDispatch.grouped_matmul=@RaggedDot()."
             )
         if dtype not in (jnp.bfloat16, jnp.float32):
             raise ConfigError(
-                f"the product Megablox computes in bfloat16 or float32, not {dtype}:"
-                " set Precision.compute='bfloat16', or DroplessDispatch.grouped_matmul=@RaggedDot()."
+                f"Megablox computes in bfloat16 or float32, not {dtype}: set"
+                " Precision.compute='bfloat16', or"
+                " DroplessDispatch.grouped_matmul=@RaggedDot()."
             )
 
     def __call__(self, x, w, sizes):
@@ -139,17 +139,17 @@ def megablox_matmul(
     *,
     interpret: bool = False,
 ) -> Float[Array, "M F"]:
-    """The grouped product by Pallas, where `interpret` runs it as plain JAX, anywhere.
+    """The grouped matmul by Pallas; with `interpret` it runs on any platform.
 
-    The kernel wants whole blocks of rows, and leaves behind them what memory held.
+    The kernel needs whole blocks of rows, and leaves rows of no group uninitialized.
     """
     from jax.experimental.pallas.ops.tpu.megablox import ops
 
     M = len(x)
     x = jnp.pad(x, ((0, -M % tile), (0, 0)))
-    own_M1 = jnp.arange(len(x))[:, None] < sizes.sum()
+    valid_M1 = jnp.arange(len(x))[:, None] < sizes.sum()
     y = ops.gmm(
-        jnp.where(own_M1, x, 0), w, sizes, x.dtype, (tile,) * 3, None, None, False,
+        jnp.where(valid_M1, x, 0), w, sizes, x.dtype, (tile,) * 3, None, None, False,
         interpret,
     )  # fmt: skip
-    return jnp.where(own_M1, y, 0)[:M]
+    return jnp.where(valid_M1, y, 0)[:M]

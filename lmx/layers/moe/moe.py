@@ -1,23 +1,31 @@
-"""A mixture of experts: each token's weighted sum of the answers of a few."""
+"""Mixture-of-experts (MoE) layers: token choice and expert choice."""
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
 
 from lmx.config.registry import configurable
 from lmx.core.mean import Aux
+from lmx.core.precision import upcast
 from lmx.layers.init import Init
+from lmx.layers.linear import Einsum
 from lmx.layers.mlp import FeedForward
-from lmx.layers.moe.capacity import CapacityDispatch
-from lmx.layers.moe.dropless import DroplessDispatch
+from lmx.layers.moe.dispatch import (
+    CapacityDispatch,
+    DroplessDispatch,
+    compute_capacities,
+)
 from lmx.layers.moe.experts import ExpertMatmul, Experts, Weights, clamped_swiglu
-from lmx.layers.moe.router import Router
+from lmx.layers.moe.router import Router, check_top_k
 
 
 @configurable
 class MoE(Experts):
-    """Each token's weighted sum of the few of many SwiGLU layers that it chose."""
+    """Each token gets the weighted sum of the outputs of the experts it is routed to."""
 
     def __init__(
         self,
@@ -38,17 +46,17 @@ class MoE(Experts):
     def apply_routed(
         self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Aux]:
-        routing, aux = self.router(x, segments)
-        y_BTD, more = self.dispatch(x, segments > 0, routing, self)
-        return y_BTD, {**aux, **more}
+        routing, router_aux = self.router(x, segments)
+        y_BTD, aux = self.dispatch(x, segments > 0, routing, self)
+        return y_BTD, {**router_aux, **aux}
 
 
 @configurable
 class ClampedMoE(MoE):
-    """`MoE` of gpt-oss's experts: offsets everywhere, and clamped in between.
+    """`MoE` with the experts of gpt-oss: biases, and a clamped SwiGLU.
 
     Attributes:
-        limit, slope: of `clamped_swiglu`, by default as in the released code.
+        limit, alpha: of `clamped_swiglu`, by default as in the released code.
     """
 
     weight_letters = {
@@ -98,5 +106,58 @@ class ClampedMoE(MoE):
         matmul: ExpertMatmul,
         weights: Weights,
     ) -> Float[Array, "*rows _"]:
-        ones, offset_E1F = jnp.ones_like(x[..., :1]), weights[f"{name}_b"][:, None]
-        return super().project(name, x, matmul, weights) + matmul(ones, offset_E1F)
+        ones, bias_E1F = jnp.ones_like(x[..., :1]), weights[f"{name}_b"][:, None]
+        return super().project(name, x, matmul, weights) + matmul(ones, bias_E1F)
+
+
+@configurable
+class ExpertChoice(Experts):
+    """Each expert chooses the tokens of a row with the highest scores.
+
+    All experts take the same number of tokens; a token has `capacity_factor` experts on
+    average, between none and all. The choice depends on later tokens, so such a model
+    cannot generate. Zhou et al. 2022, arXiv:2202.09368.
+    """
+
+    causal = False
+
+    def __init__(
+        self,
+        width: int,
+        init: Init,
+        *,
+        experts: int,
+        hidden: int,
+        capacity_factor: int,
+        shared: Callable[..., FeedForward] | None = None,
+    ):
+        check_top_k("ExpertChoice.capacity_factor", capacity_factor, experts)
+        self.score = Einsum("BTD,DE->BTE", dict(D=width, E=experts), init)
+        super().__init__(width, init, experts=experts, hidden=hidden, shared=shared)
+        self.active_fraction = capacity_factor / experts
+
+    def apply_routed(
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        probs_BTE = jax.nn.softmax(self.score(upcast(x)), axis=-1)
+        mask_BEMT = choose_tokens(probs_BTE, segments > 0, self.active_fraction)
+        mask_BEMT = mask_BEMT.astype(x.dtype)
+        x_EBMD = jnp.einsum("BEMT,BTD->EBMD", mask_BEMT, x)
+        x_EMD = rearrange(x_EBMD, "E B M D -> E (B M) D")
+        y_EMD = self.apply_experts(x_EMD, jnp.matmul, self.cast_weights(x.dtype))
+        y_EBMD = rearrange(y_EMD, "E (B M) D -> E B M D", B=len(x))
+        weights_BEM = jnp.einsum("BEMT,BTE->BEM", mask_BEMT, probs_BTE.astype(x.dtype))
+        return jnp.einsum("BEMT,EBMD,BEM->BTD", mask_BEMT, y_EBMD, weights_BEM), {}
+
+
+def choose_tokens(
+    probs: Float[Array, "B T E"], unpadded: Bool[Array, "B T"], fraction: float
+) -> Bool[Array, "B E M T"]:
+    """One-hot tokens in each slot of each expert: a `fraction` of the unpadded ones."""
+    T = unpadded.shape[1]
+    capacities = compute_capacities(T, fraction)
+    scores_BET = jnp.where(unpadded[:, :, None], probs, -1.0).swapaxes(1, 2)
+    tokens_BEM = jax.lax.top_k(scores_BET, capacities[-1])[1]
+    used_BM = np.arange(capacities[-1]) < capacities[:, None]
+    used_BM = jnp.asarray(used_BM)[unpadded.sum(axis=1)]
+    return jax.nn.one_hot(tokens_BEM, T, dtype="bool") & used_BM[:, None, :, None]

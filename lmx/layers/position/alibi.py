@@ -1,4 +1,4 @@
-"""Attention that fades with distance, at a rate of its own for each head."""
+"""ALiBi: attention logits that fall linearly with distance, at a slope per head."""
 
 import math
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from lmx.layers.position.relative import RelativePosition, distance
 
 
 def alibi_slopes(heads: int, bias_max: float = 8.0) -> Float[Array, "N"]:
-    """What a head's logits lose per token: 2^(-8/N) to 2^-8 for N heads.
+    """Logits lost per token by each head: 2^(-8/N) to 2^-8 for N heads.
 
-    For N that is no power of two, those of the power below, and then every other one of
+    If N is not a power of two: the slopes of the power below, then every other slope of
     the power above, as in the paper's code.
     """
     below = 2 ** math.floor(math.log2(heads))
@@ -30,8 +30,8 @@ class ALiBi(RelativePosition):
     """Press et al. 2021, arXiv:2108.12409, section 3.
 
     Attributes:
-        steepest: the gentlest head loses 2^-steepest per token; 8 in the paper, and no
-            head loses anything as it grows.
+        bias_max: the smallest slope is 2^-bias_max; 8 in the paper. A large value
+            turns the bias off.
     """
 
     bias_max: float = 8.0
@@ -46,5 +46,5 @@ class ALiBi(RelativePosition):
     ) -> Float[Array, "B K G T S"]:
         slope_N = alibi_slopes(q.shape[2], self.bias_max).astype(logits.dtype)
         slope_KG = rearrange(slope_N, "(K G) -> K G", K=logits.shape[1])
-        far_BTS = jnp.where(mask, distance(query, key), 0).astype(logits.dtype)
-        return logits - slope_KG[None, :, :, None, None] * far_BTS[:, None, None]
+        distance_BTS = jnp.where(mask, distance(query, key), 0).astype(logits.dtype)
+        return logits - slope_KG[None, :, :, None, None] * distance_BTS[:, None, None]

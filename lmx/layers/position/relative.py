@@ -1,23 +1,22 @@
-"""Positions that attention knows by the distance of two tokens."""
+"""Base class of relative position schemes, which act on queries, keys or logits."""
 
 from jaxtyping import Array, Bool, Float, Int
 
 from lmx.layers.mask import TokenInfo
 
-Length = int | Int[Array, ""]  # tokens that a call has, or will have come to
+Length = int | Int[Array, ""]  # tokens of a call, or of a cache once it is complete
 
 
 class RelativePosition:
-    """Anything that turns queries and keys by position, or changes their logits."""
+    """Rotates queries and keys by position, or modifies attention logits."""
 
     @property
     def modifies_logits(self) -> bool:
-        """Whether `scored` changes anything."""
+        """Whether `modify_logits` is overridden."""
         return type(self).modify_logits is not RelativePosition.modify_logits
 
     def check(self, head_dim: int) -> None:
-        """Refuses a head that it cannot serve."""
-        del head_dim
+        """Raises ValueError for an unsupported head size."""
 
     def rotate(
         self,
@@ -25,8 +24,7 @@ class RelativePosition:
         positions: Int[Array, "B T"],
         length: Length = 0,
     ) -> Float[Array, "B T N H"]:
-        """Queries or keys, turned, in a call that comes to `length` tokens."""
-        del positions, length
+        """Rotated queries or keys of a text of `length` tokens."""
         return x
 
     def modify_logits(
@@ -37,8 +35,7 @@ class RelativePosition:
         query: TokenInfo,
         key: TokenInfo,
     ) -> Float[Array, "B K G T S"]:
-        """The logits of each query for each key, changed."""
-        del q, mask, query, key
+        """Modified attention logits."""
         return logits
 
 

@@ -1,9 +1,10 @@
-"""Rotary position embedding: how pairs of channels turn, and how fast.
+"""Rotary position embedding (RoPE) and its scalings to longer texts.
 
-A scheme says how fast each pair of channels turns, in radians per token; the rotation
-is the same for all of them. A new scheme is a new subclass, not a new flag.
+A scheme sets the frequency of each channel pair, in radians per token; the rotation is
+the same for all.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,39 +23,38 @@ class RoPE(RelativePosition):
     """Su et al. 2021, arXiv:2104.09864, section 3.2.
 
     Attributes:
-        base: the slowest pair turns once in about 2 * pi * base tokens.
-        share: of a head's channels, the first, that turn (Black et al. 2022,
-            arXiv:2204.06745, section 2.1).
-        pairs: which channels turn together: p and p + P, or 2p and 2p + 1.
+        theta: the slowest pair has a wavelength of about 2 * pi * theta tokens.
+        rotary_fraction: fraction of a head's channels that rotate, the first ones
+            (Black et al. 2022, arXiv:2204.06745, section 2.1).
+        layout: which channels form a pair: p and p + P, or 2p and 2p + 1.
     """
 
     theta: float = 10_000.0
     rotary_fraction: float = 1.0
-    layout: Literal["halves", "neighbours"] = "halves"
+    layout: Literal["split", "interleaved"] = "split"
 
     def inverse_frequency(self, H: int, length: Length = 0) -> Float[Array, "P"]:
         """Radians per token of each of the P = H / 2 pairs, fastest first.
 
-        `H` channels turn, in a call of `length` tokens.
+        `H` channels rotate, in a text of `length` tokens.
         """
-        del length
         if H % 2 or not H:
             raise ValueError(
-                f"{H} channels have no pairs to rotate: make head_width (or the part of"
-                " it that turns) even."
+                f"RoPE cannot rotate {H} channels in pairs: make head_dim (or the part"
+                " of it that rotates) even."
             )
         return self.theta ** (-jnp.arange(0, H, 2) / H)
 
     @property
     def attention_scaling(self) -> float:
-        """What queries and keys are multiplied by as they turn."""
+        """Factor on rotated queries and keys."""
         return 1.0
 
     def check(self, head_dim: int) -> None:
         if not 0.0 < self.rotary_fraction <= 1.0:
             raise ValueError(
-                f"RoPE.rotary_fraction is {self.rotary_fraction}: more than none of the channels turn, and"
-                " 1.0 at most."
+                f"RoPE.rotary_fraction is {self.rotary_fraction}: it must be above 0"
+                " and at most 1."
             )
         self.inverse_frequency(int(head_dim * self.rotary_fraction))
 
@@ -64,20 +64,158 @@ class RoPE(RelativePosition):
         positions: Int[Array, "B T"],
         length: Length = 0,
     ) -> Float[Array, "B T N H"]:
-        """Turns every pair p of every head by position * speed[p]."""
-        turning = int(x.shape[-1] * self.rotary_fraction)
-        speed_P = self.inverse_frequency(
-            turning, length
-        )  # refuses what cannot be split below
-        x_BTNH, still_BTNH = x[..., :turning], x[..., turning:]
-        if self.layout == "neighbours":  # queries and keys may be reordered alike
+        """Rotates pair p of every head by position * inverse_frequency[p]."""
+        rotary_dim = int(x.shape[-1] * self.rotary_fraction)
+        frequency_P = self.inverse_frequency(rotary_dim, length)
+        x_BTNH, rest_BTNH = x[..., :rotary_dim], x[..., rotary_dim:]
+        if self.layout == "interleaved":  # the same reordering of queries and keys
             x_BTNH = rearrange(x_BTNH, "B T N (P two) -> B T N (two P)", two=2)
         a_BTNP, b_BTNP = jnp.split(upcast(x_BTNH), 2, axis=-1)
-        speed_P = speed_P.astype(a_BTNP.dtype)
-        angle_BTP = positions[:, :, None] * speed_P[None, None]
+        frequency_P = frequency_P.astype(a_BTNP.dtype)
+        angle_BTP = positions[:, :, None] * frequency_P[None, None]
         cos_BT1P = self.attention_scaling * jnp.cos(angle_BTP)[:, :, None]
         sin_BT1P = self.attention_scaling * jnp.sin(angle_BTP)[:, :, None]
         left_BTNP = a_BTNP * cos_BT1P - b_BTNP * sin_BT1P
         right_BTNP = b_BTNP * cos_BT1P + a_BTNP * sin_BT1P
-        turned = [part.astype(x.dtype) for part in (left_BTNP, right_BTNP)]
-        return jnp.concatenate([*turned, still_BTNH], axis=-1)
+        rotated = [part.astype(x.dtype) for part in (left_BTNP, right_BTNP)]
+        return jnp.concatenate([*rotated, rest_BTNH], axis=-1)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class PositionInterpolation(RoPE):
+    """All frequencies divided by `factor`. Chen et al. 2023, arXiv:2306.15595."""
+
+    factor: float
+
+    def inverse_frequency(self, H: int, length: Length = 0) -> Float[Array, "P"]:
+        return super().inverse_frequency(H, length) / self.factor
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class NTKAware(RoPE):
+    """A larger theta, which slows the slowest pair by `factor` and the fastest not.
+
+    Peng et al. 2023, arXiv:2309.00071, section 3.1 (due to "bloc97").
+    """
+
+    factor: float
+
+    def inverse_frequency(self, H: int, length: Length = 0) -> Float[Array, "P"]:
+        frequency_P = super().inverse_frequency(H, length)
+        if H < 4:
+            raise ValueError(
+                f"NTKAware and DynamicNTK need 4 or more rotating channels, not {H}:"
+                " raise head_dim."
+            )
+        slowdown_P = self.ntk_factor(length) ** (-jnp.arange(0, H, 2) / (H - 2))
+        return frequency_P * slowdown_P
+
+    def ntk_factor(self, length: Length) -> float | Float[Array, ""]:
+        """Slowdown of the slowest pair in a text of `length` tokens."""
+        return self.factor
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class DynamicNTK(NTKAware):
+    """`NTKAware` with a factor that grows with the text beyond `trained_length`.
+
+    The length is that of the call, or of the complete text of a cache, since cached keys
+    are rotated once. Peng et al. 2023, arXiv:2309.00071, section 3.3 ("emozilla").
+    """
+
+    trained_length: int  # tokens
+
+    def ntk_factor(self, length: Length) -> float | Float[Array, ""]:
+        ratio = jnp.maximum(length, self.trained_length) / self.trained_length
+        return self.factor * ratio - (self.factor - 1.0)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class NTKByParts(RoPE):
+    """Slow pairs interpolated, fast pairs unchanged: the "NTK-by-parts" part of YaRN.
+
+    Peng et al. 2023, arXiv:2309.00071, section 3.2.
+    """
+
+    factor: float
+    trained_length: int  # tokens
+    beta_slow: float = 1.0  # rotations in trained_length, interpolated below
+    beta_fast: float = 32.0  # rotations in trained_length, unchanged above
+
+    def __post_init__(self):
+        if self.beta_slow >= self.beta_fast:
+            raise ValueError(
+                f"beta_slow is {self.beta_slow} and beta_fast {self.beta_fast}:"
+                " beta_slow must be below beta_fast."
+            )
+
+    def inverse_frequency(self, H: int, length: Length = 0) -> Float[Array, "P"]:
+        frequency_P = super().inverse_frequency(H, length)
+        keep_P = self.interpolation_mask(frequency_P)
+        return frequency_P * (keep_P + (1.0 - keep_P) / self.factor)
+
+    def interpolation_mask(
+        self, inverse_frequency: Float[Array, "P"]
+    ) -> Float[Array, "P"]:
+        """0 where a pair is interpolated, 1 where unchanged, linear in rotations."""
+        rotations_P = self.trained_length * inverse_frequency / (2 * math.pi)
+        ramp_P = (rotations_P - self.beta_slow) / (self.beta_fast - self.beta_slow)
+        return jnp.clip(ramp_P, 0.0, 1.0)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class YaRN(NTKByParts):
+    """`NTKByParts` with a softmax temperature. Peng et al. 2023, arXiv:2309.00071.
+
+    The ramp is linear in the index of the pair, as in the paper's code and the models
+    trained with it.
+
+    Attributes:
+        attention_factor: factor on queries and keys; None: 0.1 ln(factor) + 1, of
+            section 3.4.
+        truncate: whether the ramp starts and ends at integer indices.
+    """
+
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    @property
+    def attention_scaling(self) -> float:
+        if self.attention_factor is None:
+            return 0.1 * math.log(max(self.factor, 1.0)) + 1.0
+        return self.attention_factor
+
+    def interpolation_mask(
+        self, inverse_frequency: Float[Array, "P"]
+    ) -> Float[Array, "P"]:
+        P = len(inverse_frequency)
+        low, high = (self._index(beta, P) for beta in (self.beta_fast, self.beta_slow))
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, 2 * P - 1)
+        width = high - low or 0.001
+        return 1.0 - jnp.clip((jnp.arange(P) - low) / width, 0.0, 1.0)
+
+    def _index(self, rotations: float, P: int) -> float:
+        """Fractional index of the pair with that many rotations in trained_length."""
+        wavelength = self.trained_length / (2 * math.pi * rotations)
+        return P * math.log(wavelength, self.theta)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Llama3RoPE(NTKByParts):
+    """`NTKByParts` with the defaults of Llama 3.1.
+
+    Grattafiori et al. 2024, arXiv:2407.21783, and its released code.
+    """
+
+    theta: float = 500_000.0
+    factor: float = 8.0
+    trained_length: int = 8192  # tokens
+    beta_fast: float = 4.0

@@ -31,7 +31,7 @@ from lmx.models.hf.fields.field import (
 from lmx.models.hf.fields.rotary import RopeFields, yarn_mscale
 from lmx.models.hf.layout import TensorMap
 
-LAYOUTS = {True: "neighbours", False: "halves"}
+LAYOUTS = {True: "interleaved", False: "split"}
 HEAD_DIMS = ("qk_nope_head_dim", "qk_rope_head_dim")
 MLA_TENSORS = tuple(
     TensorMap(f"{ATTENTION}.{file}.weight", f"attention.{into}", layout)

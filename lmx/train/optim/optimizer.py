@@ -20,7 +20,7 @@ from lmx.core.sharding import is_variable
 
 def matrix_mask(params: PyTree) -> PyTree:
     """True at what sums over a dimension: every weight but gains and offsets."""
-    return jax.tree.map(lambda p: bool(p.into), params, is_leaf=is_variable)
+    return jax.tree.map(lambda p: bool(p.in_dims), params, is_leaf=is_variable)
 
 
 def _with_clipping(clip: float | None, *parts: Any) -> optax.GradientTransformation:
@@ -124,9 +124,9 @@ def muon(
     """
 
     def relative(p: Any) -> float:
-        if not p.into:
+        if not p.in_dims:
             return norm_lr_scale
-        return head_lr_scale if "vocab" in p.out_of else embed_lr_scale
+        return head_lr_scale if "vocab" in p.out_dims else embed_lr_scale
 
     orthogonal = optax.chain(
         optax.contrib.scale_by_muon(beta=beta, weight_dimension_numbers=_dimensions),
@@ -151,7 +151,7 @@ def hidden_matrix_mask(params: PyTree) -> PyTree:
     """True at matrices between layers: not embeddings, the head, gains or offsets."""
 
     def between(p: Any) -> bool:
-        return bool(p.into) and "vocab" not in p.axes and "length" not in p.axes
+        return bool(p.in_dims) and "vocab" not in p.axes and "length" not in p.axes
 
     return jax.tree.map(between, params, is_leaf=is_variable)
 
@@ -165,8 +165,8 @@ def _dimensions(params: PyTree) -> PyTree:
 
     def matrix(p: Any) -> Any:
         numbers = optax.contrib.MuonDimensionNumbers(
-            tuple(p.axes.index(a) for a in p.into),
-            tuple(p.axes.index(a) for a in p.out_of),
+            tuple(p.axes.index(a) for a in p.in_dims),
+            tuple(p.axes.index(a) for a in p.out_dims),
         )
         return jax.tree.map(lambda _: numbers, p)
 
@@ -176,7 +176,8 @@ def _dimensions(params: PyTree) -> PyTree:
 def _by_shape(p: Any) -> float:
     """sqrt(max(1, out / in)): larger where more is made than summed over."""
     made, summed = (
-        math.prod(p.shape[p.axes.index(a)] for a in axes) for axes in (p.out_of, p.into)
+        math.prod(p.shape[p.axes.index(a)] for a in axes)
+        for axes in (p.out_dims, p.in_dims)
     )
     return max(1.0, made / summed) ** 0.5
 

@@ -1,4 +1,4 @@
-"""A slow attention, for all that are quick."""
+"""A slow reference implementation of attention."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,14 @@ import pytest
 def slowly():
     """Attention by NumPy, one query of one head at a time."""
 
-    def slowly(q, k, v, mask, *, scale=None, cap=None, sink=None):
+    def slowly(q, k, v, mask, *, scale=None, logit_cap=None, sink=None):
         q, k, v, mask = map(np.asarray, (q, k, v, mask))
         y, G = np.zeros((*q.shape[:3], v.shape[-1])), q.shape[2] // k.shape[2]
         for b, t, n in np.ndindex(q.shape[:3]):
             seen = np.flatnonzero(mask[b, t])
             logit = k[b, seen, n // G] @ q[b, t, n]
             logit = logit / np.sqrt(q.shape[-1]) if scale is None else logit * scale
-            logit = cap * np.tanh(logit / cap) if cap else logit
+            logit = logit_cap * np.tanh(logit / logit_cap) if logit_cap else logit
             share = np.exp(logit)
             rest = 0.0 if sink is None else np.exp(sink[n])
             y[b, t, n] = share / (share.sum() + rest) @ v[b, seen, n // G]

@@ -120,7 +120,7 @@ def test_a_window_of_one_sees_itself_alone(make, x):
 
 
 def test_a_window_of_nothing_is_refused_by_name(make):
-    with pytest.raises(ValueError, match="Attention.window is 0: a token sees 1"):
+    with pytest.raises(ValueError, match="Attention.window is 0: it must be 1"):
         make(window=0)
 
 
@@ -141,7 +141,7 @@ def test_positions_tell_orders_of_the_same_tokens_apart(make, x):
 
 def test_a_norm_of_queries_and_keys_makes_their_scale_irrelevant(make, x):
     plain, normed = make(), make(qk_norm=RMSNorm)
-    assert normed.q_norm.scale.axes == ("head_width",)
+    assert normed.q_norm.scale.axes == ("head_dim",)
     for layer, changes in ((plain, True), (normed, False)):
         before = run(layer, x)
         layer.q.w = nnx.Param(layer.q.w[...] * 5.0)

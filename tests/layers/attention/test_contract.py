@@ -134,7 +134,7 @@ def test_a_cache_is_read_where_its_tokens_stand(kernel, caplog):
             for each in (kernel, ReferenceAttention())
         )
         np.testing.assert_allclose(got, want, atol=1e-5)
-    leaves = "the kernel Splash leaves a cache to the program of Ring."
+    leaves = "SplashAttention does not read a cache: RingAttention does."
     assert caplog.messages == [leaves] * isinstance(kernel, SplashAttention)
 
 
@@ -142,11 +142,11 @@ def test_splash_refuses_another_platform_and_float64_by_name(tpu, monkeypatch):
     here = place(24, packed=False)
     with jax.enable_x64(True):
         q, k, v = inputs(24, "float64", 2, False)
-    with pytest.raises(ValueError, match="not float64: choose"):
+    with pytest.raises(ValueError, match="not float64: change"):
         SplashAttention()(q, k, v, AttentionMask(here, here))
     monkeypatch.setattr(partitioning, "platform", lambda: "gpu")
     with pytest.raises(
-        ValueError, match=r"this program is for gpu: choose .*@RingAttention\(\)"
+        ValueError, match=r"this program is for gpu: change .*@RingAttention\(\)"
     ):
         SplashAttention()(q, k, v, AttentionMask(here, here))
 
@@ -155,5 +155,5 @@ def test_splash_refuses_another_platform_and_float64_by_name(tpu, monkeypatch):
     "make", [partial(RingAttention, block=0), partial(SplashAttention, block=200)]
 )
 def test_a_block_that_cannot_be_is_refused(make):
-    with pytest.raises(ValueError, match=r"(Ring|Splash)\.block is (0|200): "):
+    with pytest.raises(ValueError, match=r"(Ring|Splash)Attention\.block is (0|200): "):
         make()

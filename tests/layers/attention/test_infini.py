@@ -135,6 +135,6 @@ def test_sigma_is_elu_and_one_and_never_zero():
 
 def test_a_segment_of_nothing_is_refused(make):
     with pytest.raises(
-        ValueError, match="InfiniAttention.segment_length is 0: a segment has 1 token"
+        ValueError, match="InfiniAttention.segment_length is 0: it must be 1"
     ):
         make(segment_length=0)

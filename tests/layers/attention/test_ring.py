@@ -32,7 +32,7 @@ AT_NIGHT = [
 ]
 
 
-def on(mesh, kernel, length, window=None, cap=None, packed=False, sink=False):
+def on(mesh, kernel, length, window=None, logit_cap=None, packed=False, sink=False):
     """Answers and gradients as a program of that mesh, and what it takes."""
     rng = np.random.default_rng(0)
     shapes = [(B, length, heads, H) for heads in (N, K, K)] + [(N,)] * sink
@@ -46,7 +46,7 @@ def on(mesh, kernel, length, window=None, cap=None, packed=False, sink=False):
         q, k, v = (partitioning.constrain(x, "BTNH") for x in given[:3])
         here = mask.describe_tokens(mask.positions_from_segments(segments), segments)
         seen = AttentionMask(here, here, window)
-        y = kernel(q, k, v, seen, logit_cap=cap, sink=given[3] if sink else None)
+        y = kernel(q, k, v, seen, logit_cap=logit_cap, sink=given[3] if sink else None)
         return (jnp.sin(y) @ jnp.arange(1.0, H + 1)).sum(), y
 
     program = jax.grad(total, has_aux=True)

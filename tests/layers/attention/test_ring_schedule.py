@@ -59,7 +59,5 @@ def test_a_window_takes_no_more_steps_than_it_reaches():
 
 
 def test_a_row_that_cannot_be_shared_evenly_is_refused():
-    with pytest.raises(
-        ValueError, match=r"24 tokens among 8 devices: .*multiple of 16"
-    ):
+    with pytest.raises(ValueError, match=r"24 tokens over 8 devices: .*multiple of 16"):
         choose_schedule(24, 8, 4, None)

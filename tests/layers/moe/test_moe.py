@@ -11,9 +11,8 @@ from flax import nnx
 
 from lmx.layers.linear import EinsumBias
 from lmx.layers.mlp import SwiGLU
-from lmx.layers.moe.capacity import CapacityDispatch
-from lmx.layers.moe.expert_choice import ExpertChoice
-from lmx.layers.moe.moe import ClampedMoE, MoE
+from lmx.layers.moe.dispatch import CapacityDispatch
+from lmx.layers.moe.moe import ClampedMoE, ExpertChoice, MoE
 from lmx.layers.moe.router import SigmoidRouter, SoftmaxRouter, TopKRouter
 
 B, T, D, E, F = 3, 7, 8, 4, 6
@@ -54,7 +53,7 @@ def make(init):
         layer = KINDS[kind](D, init, experts=E, hidden=F)
         noise = np.random.default_rng(1)
         for path, p in nnx.to_flat_state(nnx.state(layer, nnx.Param)):
-            if not p.into and path[-1] != "bias":
+            if not p.in_dims and path[-1] != "bias":
                 p.set_value(jnp.asarray(noise.normal(size=p.shape), "float32"))
         return layer
 
@@ -97,7 +96,7 @@ def choices(layer, x, live):
         yield from choices_of_experts(layer, x, live)
         return
     routing = jax.tree.map(np.asarray, run(layer.router, x, live.astype(int))[0])
-    factor = getattr(layer.dispatch, "factor", None)
+    factor = getattr(layer.dispatch, "capacity_factor", None)
     for b in range(B):
         room = factor and np.ceil(factor * live[b].sum() * layer.router.top_k / E)
         taken = np.zeros(E, int)
@@ -247,7 +246,7 @@ def test_every_expert_that_was_chosen_learns_and_no_other(make, x):
                 dispatch=CapacityDispatch(capacity_factor=1.0),
             ),
         ),
-        (ExpertChoice, dict(choices=1)),
+        (ExpertChoice, dict(capacity_factor=1)),
     ],
 )
 def test_one_expert_is_its_feed_forward_layer(init, x, kind, said):
@@ -291,10 +290,12 @@ def test_experts_with_room_for_all_answer_every_token(init, x):
 
 
 def test_a_capacity_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"Capacity\.factor is 0\.0"):
+    with pytest.raises(ValueError, match=r"CapacityDispatch\.capacity_factor is 0\.0"):
         CapacityDispatch(capacity_factor=0.0)
 
 
 def test_expert_choice_refuses_more_choices_than_experts(init):
-    with pytest.raises(ValueError, match=r"ExpertChoice\.choices must be 1 or more"):
+    with pytest.raises(
+        ValueError, match=r"ExpertChoice\.capacity_factor must be 1 or more"
+    ):
         ExpertChoice(D, init, experts=E, hidden=F, capacity_factor=E + 1)

@@ -48,11 +48,11 @@ def shares_of_a_softmax_of_all(score, choices):
     return chosen, (np.exp(score) / np.exp(score).sum())[chosen]
 
 
-def sigmoids_within_groups(score, choices, bias, groups, group_choices, scale):
+def sigmoids_within_groups(score, choices, bias, groups, group_top_k, scale):
     sigmoid = 1 / (1 + np.exp(-score))
     biased = (sigmoid + bias).reshape(groups, -1)
     two_best = np.sort(biased, axis=1)[:, -2:].sum(axis=1)
-    kept = best(two_best, group_choices)
+    kept = best(two_best, group_top_k)
     left = [
         (g * E // groups + i, biased[g, i]) for g in kept for i in range(E // groups)
     ]
@@ -205,7 +205,7 @@ def test_bfloat16_is_scored_in_float32(init, x, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("choices", [0, E + 1])
 def test_more_choices_than_experts_or_none_are_refused(init, kind, choices):
-    said = rf"cannot choose {choices} of {E} experts: {kind.__name__}\.choices"
+    said = rf"cannot choose {choices} of {E} experts: {kind.__name__}\.top_k"
     with pytest.raises(ValueError, match=said):
         kind(D, E, init, top_k=choices)
 
@@ -213,9 +213,9 @@ def test_more_choices_than_experts_or_none_are_refused(init, kind, choices):
 @pytest.mark.parametrize(
     "said, why",
     [
-        (dict(groups=3), "8 experts do not stand in 3 groups"),
+        (dict(groups=3), "8 experts do not form 3 groups"),
         (dict(groups=8), "groups of 2 or more"),
-        (dict(groups=0), "do not stand in 0 groups"),
+        (dict(groups=0), "do not form 0 groups"),
         (dict(groups=2, group_top_k=3), "within 3 of 2 groups of 4"),
         (dict(groups=4, group_top_k=1, top_k=3), "cannot choose 3 experts within"),
     ],
@@ -228,7 +228,7 @@ def test_groups_that_cannot_be_are_refused(init, said, why):
 def test_a_bias_is_an_offset_of_experts_with_a_rate_of_its_own(init):
     bias = SigmoidRouter(D, E, init, top_k=2, bias_update_rate=0.5).bias
     assert isinstance(bias, nnx.Param) and not bias[...].any()
-    assert (bias.axes, bias.into, bias.sign_rate) == (("experts",), (), 0.5)
+    assert (bias.axes, bias.in_dims, bias.sign_rate) == (("experts",), (), 0.5)
 
 
 def test_a_bias_is_in_float32_whatever_weights_are_in(init):

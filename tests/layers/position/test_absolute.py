@@ -76,11 +76,11 @@ def test_only_learned_positions_come_to_an_end(make):
 def test_more_tokens_than_learned_positions_are_refused_with_the_cure(make):
     layer = make(partial(LearnedPosition, max_length=9))
     with pytest.raises(
-        ValueError, match="10 tokens do not fit 9.*LearnedPosition.max_length to 10"
+        ValueError, match="10 tokens exceed 9.*LearnedPosition.max_length to 10"
     ):
         layer(jnp.arange(10)[None])
 
 
 def test_an_odd_width_is_refused(make):
-    with pytest.raises(ValueError, match="cannot fill an odd width of 7"):
+    with pytest.raises(ValueError, match="need an even width, not 7"):
         SinusoidalPosition(7, Init(nnx.Rngs(0), FanIn(), depth=2))

@@ -102,5 +102,5 @@ def test_the_order_of_keys_in_memory_does_not_matter(scheme, inputs, place):
 
 
 def test_one_vector_is_refused_since_positions_would_be_alike(init):
-    with pytest.raises(ValueError, match="CoPE.limit is 1: 2 positions are the least"):
+    with pytest.raises(ValueError, match="CoPE.limit is 1: it must be 2 or more"):
         CoPE(N, H, init, limit=1)

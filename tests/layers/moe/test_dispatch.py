@@ -174,9 +174,12 @@ def test_tokens_stay_where_every_device_has_all_experts():
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
-        (dict(batch_size=("data",)), "rows are not split over axis 'expert'"),
-        (dict(mlp=("data",)), "rows are split over axis 'data' as the hidden"),
-        (dict(embed=("tensor",)), "weights cannot be split over ('tensor',) along"),
+        (
+            dict(batch=("data",)),
+            "experts are sharded over ['expert'] and tokens are not",
+        ),
+        (dict(mlp=("data",)), "hidden units of experts are both sharded over ['data']"),
+        (dict(embed=("tensor",)), "weights cannot be sharded over ('tensor',) along"),
     ],
 )
 def test_rules_under_which_tokens_cannot_meet_experts_are_refused(rules, said):

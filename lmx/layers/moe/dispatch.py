@@ -1,0 +1,293 @@
+"""MoE dispatch: runs the experts of each token, dropless or with a fixed capacity."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from lmx.config.registry import ConfigError, Execution, configurable
+from lmx.core.mean import Aux, Mean
+from lmx.core.partitioning import mesh_axes, serialize_collective, shard_map
+from lmx.layers.moe.all_to_all import (
+    AllToAll,
+    AllToAllPlan,
+    PaddedAllToAll,
+    combine,
+    dispatch,
+)
+from lmx.layers.moe.experts import ExpertMatmul, Experts, Weights
+from lmx.layers.moe.grouped_matmul import GroupedMatmul, RaggedDot
+from lmx.layers.moe.loss import count_choices
+from lmx.layers.moe.router import Routing
+
+ApplyExperts = Callable[[Array, ExpertMatmul], Array]
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class CapacityDispatch:
+    """An expert takes the first tokens of a row that chose it; others are dropped.
+
+    Its capacity is `capacity_factor` times an even share of the row's unpadded tokens.
+    The auxiliary mean "dropped" is the fraction of dropped choices. Lepikhin et al. 2020,
+    arXiv:2006.16668; Fedus et al. 2021, arXiv:2101.03961, section 2.2.
+    """
+
+    capacity_factor: float = 1.25
+
+    def __post_init__(self):
+        if self.capacity_factor <= 0:
+            raise ConfigError(
+                f"CapacityDispatch.capacity_factor is {self.capacity_factor}: it must be"
+                " above 0."
+            )
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        unpadded: Bool[Array, "B T"],
+        routing: Routing,
+        experts: Experts,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """The weighted sum of expert outputs, and "dropped"."""
+        B, T, C = routing.experts.shape
+        weights = experts.cast_weights(x.dtype)
+        E = len(weights["gate"])
+        fraction = self.capacity_factor * C / E
+        capacities = np.minimum(compute_capacities(T, fraction), T)
+        slots, kept_BTC = _assign_slots(routing.experts, unpadded, capacities, E)
+        rows = jnp.broadcast_to(jnp.arange(B)[:, None], slots.shape)
+        sources = jnp.full((B, E * capacities[-1]), T * C)
+        sources = sources.at[rows, slots].set(jnp.arange(T * C), mode="drop")
+        x_BMD = _gather_rows(repeat_for_choices(x, C), sources)
+        x_EMD = rearrange(x_BMD, "B (E M) D -> E (B M) D", E=E)
+        y_EMD = experts.apply_experts(x_EMD, jnp.matmul, weights)
+        y_BMD = rearrange(y_EMD, "E (B M) D -> B (E M) D", B=B)
+        y_BTCD = _gather_rows(y_BMD, slots).reshape(B, T, C, -1)
+        choices = unpadded.sum().astype(routing.weights.dtype) * C
+        dropped = Mean(choices - kept_BTC.sum(), choices)
+        return weighted_sum(y_BTCD, routing.weights), {"dropped": dropped}
+
+
+def compute_capacities(tokens: int, fraction: float) -> Int[np.ndarray, "counts"]:
+    """Capacity of an expert for a row of 0, 1, ... `tokens` unpadded tokens."""
+    tolerance = 1e-9  # so that rounding of n * fraction does not add a slot
+    return np.array([math.ceil(n * fraction - tolerance) for n in range(tokens + 1)])
+
+
+def _assign_slots(
+    experts: Int[Array, "B T C"],
+    unpadded: Bool[Array, "B T"],
+    capacities: Int[np.ndarray, "counts"],
+    count: int,
+) -> tuple[Int[Array, "B slots"], Bool[Array, "B T C"]]:
+    """The slot of each choice among those of all experts, and whether it has one.
+
+    Dropped choices have the number after the last slot.
+    """
+    rank_BTE = jnp.cumsum(count_choices(experts, count, unpadded), axis=1)
+    rank_BTC = jnp.take_along_axis(rank_BTE, experts, axis=-1) - 1
+    capacity_B = jnp.asarray(capacities)[unpadded.sum(axis=1)]
+    kept_BTC = (rank_BTC < capacity_B[:, None, None]) & unpadded[:, :, None]
+    most = capacities[-1]
+    slots_BTC = jnp.where(kept_BTC, experts * most + rank_BTC, count * most)
+    return rearrange(slots_BTC, "B T C -> B (T C)"), kept_BTC
+
+
+def repeat_for_choices(x: Float[Array, "B T D"], choices: int) -> Float[Array, "B M D"]:
+    """Every token once per choice.
+
+    Each copy is then indexed once, so the gradient is an ordered sum, deterministic on
+    all devices.
+    """
+    return jnp.repeat(x, choices, axis=1)
+
+
+def _gather_rows(
+    rows: Float[Array, "B M D"], index: Int[Array, "B slots"]
+) -> Float[Array, "B slots D"]:
+    """The rows at these indices; 0 for an index beyond the last."""
+    return jnp.take_along_axis(rows, index[:, :, None], 1, mode="fill", fill_value=0)
+
+
+def weighted_sum(
+    y: Float[Array, "B T C D"], weights: Float[Array, "B T C"]
+) -> Float[Array, "B T D"]:
+    """The weighted sum of each token's expert outputs, in a fixed order."""
+    return jnp.einsum("BTCD,BTC->BTD", y, weights.astype(y.dtype))
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class DroplessDispatch:
+    """Every token gets the output of all experts it is routed to.
+
+    Tokens are sorted by expert and multiplied group by group, so an overloaded expert is
+    slower but drops nothing. Gale et al. 2022, arXiv:2211.15841. Each device sorts its
+    own tokens; with expert parallelism, `all_to_all` exchanges them.
+    """
+
+    all_to_all: Execution[AllToAll] = PaddedAllToAll()
+    grouped_matmul: Execution[GroupedMatmul] = RaggedDot()
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        unpadded: Bool[Array, "B T"],
+        routing: Routing,
+        experts: Experts,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """The weighted sum of expert outputs, and no auxiliary means."""
+        sharding = ExpertSharding.from_rules(experts.weight_letters)
+        self.grouped_matmul.check(x.dtype)
+        if sharding.experts:
+            self.all_to_all.check()
+        weights = experts.cast_weights(x.dtype)
+        count = len(weights["gate"])
+
+        def run_device(x, experts_BTC, weights_BTC, *shards):
+            B, T, C = experts_BTC.shape
+            local = sharding.gather_weights(dict(zip(weights, shards, strict=True)))
+            apply = partial(experts.apply_experts, weights=local)
+            x_MD = rearrange(repeat_for_choices(x, C), "B M D -> (B M) D")
+            expert_M = rearrange(experts_BTC, "B T C -> (B T C)")
+            if sharding.experts:
+                capacity = B * T * min(C, len(local["gate"]))
+                plan = AllToAllPlan(sharding.experts, len(x_MD), capacity)
+                y_MD = self.run_expert_parallel(x_MD, expert_M, count, apply, plan)
+            else:
+                y_MD = self.run_local(x_MD, expert_M, count, apply)
+            y_BTD = weighted_sum(y_MD.reshape(B, T, C, -1), weights_BTC)
+            return jax.lax.psum(y_BTD, sharding.hidden) if sharding.hidden else y_BTD
+
+        letters = [experts.weight_letters[name] for name in weights]
+        run = shard_map(
+            run_device,
+            ("BTD", "BTC", "BTC", *letters),
+            "BTD",
+            check_vma=self.grouped_matmul.check_vma,
+        )
+        return run(x, *routing, *weights.values()), {}
+
+    def run_local(
+        self,
+        x: Float[Array, "M D"],
+        expert: Int[Array, "M"],
+        experts: int,
+        apply: ApplyExperts,
+    ) -> Float[Array, "M D"]:
+        """The output of each row's expert; 0 if `expert` is `experts` or more."""
+        order_M = jnp.argsort(expert)
+        inverse_M = jnp.argsort(order_M)
+        sizes_E = jnp.bincount(expert, length=experts).astype("int32")
+        x_MD = permute(x, order_M, inverse_M)
+        y_MD = apply(x_MD, partial(self.grouped_matmul, sizes=sizes_E))
+        return permute(y_MD, inverse_M, order_M)
+
+    def run_expert_parallel(
+        self,
+        x: Float[Array, "M D"],
+        expert: Int[Array, "M"],
+        experts: int,
+        apply: ApplyExperts,
+        plan: AllToAllPlan,
+    ) -> Float[Array, "M D"]:
+        """`run_local` with the experts distributed over the devices of `plan`."""
+        order_M = jnp.argsort(expert)
+        inverse_M = jnp.argsort(order_M)
+        sizes_E = jnp.bincount(expert, length=experts).astype("int32")
+        gathered = jax.lax.all_gather(sizes_E, plan.axes)
+        devices, device = len(gathered), jax.lax.axis_index(plan.axes)
+        per_expert = gathered.reshape(devices, devices, -1)  # from, to, expert of to
+        counts = per_expert.sum(axis=-1, dtype="int32")
+        x_MD = dispatch(self.all_to_all, permute(x, order_M, inverse_M), counts, plan)
+        ends = jnp.cumsum(per_expert[:, device], axis=1)
+        slot = jnp.arange(plan.capacity)[:, None, None]
+        local_expert = (slot >= ends[None]).sum(axis=-1).T  # empty slots: no expert
+        y_MD = self.run_local(x_MD, local_expert.reshape(-1), experts // devices, apply)
+        y_MD = combine(self.all_to_all, y_MD, counts, plan)
+        return permute(y_MD, inverse_M, order_M)
+
+
+class ExpertSharding(NamedTuple):
+    """How the weights of experts are sharded.
+
+    Attributes:
+        experts: mesh axes that shard the experts.
+        hidden: mesh axes that shard the hidden units of every expert.
+        width: by weight, mesh axes that shard its D dimension until it is used.
+        letters: by weight, its dimensions.
+    """
+
+    experts: tuple[str, ...]
+    hidden: tuple[str, ...]
+    width: Mapping[str, tuple[str, ...]]
+    letters: Mapping[str, str]
+
+    @classmethod
+    def from_rules(cls, letters: Mapping[str, str]) -> "ExpertSharding":
+        """Follows the sharding rules; raises ConfigError for unsupported ones."""
+        tokens = [axis for d in "BT" for axis in mesh_axes(d, within="BTD")]
+        experts, hidden = mesh_axes("E", within="EFD"), mesh_axes("F", within="EFD")
+        if mesh_axes("F", within="EDF") != hidden:
+            raise ConfigError(
+                f"experts' weights cannot be sharded over {hidden} along both 'mlp' and"
+                " 'embed': give them different axes in Experiment.rules."
+            )
+        if missing := [axis for axis in experts if axis not in tokens]:
+            raise ConfigError(
+                f"experts are sharded over {missing} and tokens are not: add them to"
+                " 'batch' in Experiment.rules."
+            )
+        if shared := [axis for axis in hidden if axis in tokens]:
+            raise ConfigError(
+                f"tokens and the hidden units of experts are both sharded over {shared}:"
+                " give 'mlp' other axes in Experiment.rules."
+            )
+        width = {
+            name: mesh_axes("D", within=dims) if "D" in dims else ()
+            for name, dims in letters.items()
+        }
+        return cls(experts, hidden, width, letters)
+
+    def gather_weights(self, shards: Weights) -> Weights:
+        """All of a device's experts and hidden units, gathered along D.
+
+        Weights without hidden units are zero on all but the first device along `hidden`.
+        """
+        weights, gathered = dict(shards), None
+        for name, letters in self.letters.items():
+            if axes := self.width[name]:
+                gather = partial(jax.lax.all_gather, axis_name=axes)
+                shard = weights[name]
+                gathered = (
+                    gather(shard)
+                    if gathered is None
+                    else serialize_collective(gather, shard, gathered)
+                )
+                weights[name] = jnp.concatenate(gathered, axis=letters.index("D"))
+            if self.hidden and "F" not in letters:
+                is_first = jax.lax.axis_index(self.hidden) == 0
+                weights[name] = jnp.where(is_first, weights[name], 0)
+        return weights
+
+
+@jax.custom_vjp
+def permute(
+    x: Float[Array, "M D"], order: Int[Array, "M"], inverse: Int[Array, "M"]
+) -> Float[Array, "M D"]:
+    """`x[order]`, with a gather by the `inverse` permutation as its gradient."""
+    return x[order]
+
+
+permute.defvjp(
+    lambda x, order, inverse: (x[order], inverse),
+    lambda inverse, grad: (grad[inverse], None, None),
+)
