@@ -111,7 +111,7 @@ def test_rows_of_a_cache_can_be_taken_in_any_order(model, read):
     order = jnp.array([1, 1, 0])
     extend = jax.jit(lambda model, *args: model.decode(*args)[0])
     at = (x[order, 5:6] for x in (TOKENS, positions, ones))
-    logits = extend(model, cache.rows(order), *at)
+    logits = extend(model, cache.select(order), *at)
     np.testing.assert_allclose(logits[:, 0], alone[order, 5], atol=1e-9)
 
 

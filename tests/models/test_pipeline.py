@@ -135,7 +135,7 @@ def test_the_bubble_is_what_a_simulated_schedule_idles(plan):
         (
             "stage=4",
             PipelineSchedule(virtual_stages=2),
-            "4 layers.* to 4 stages in 2 rounds: change",
+            "4 layers.* into 4 stages with 2 virtual",
         ),
         (
             "stage=2",
@@ -150,7 +150,7 @@ def test_the_bubble_is_what_a_simulated_schedule_idles(plan):
         (
             "stage=2",
             PipelineSchedule(microbatches=1, virtual_stages=2),
-            "1 microbatches cannot go round",
+            "1 microbatches are too few",
         ),
     ],
 )

@@ -25,7 +25,7 @@ TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), "int32")
 def dropping(make, exact):
     """Makes a model of experts, convolutions and every kind of dropout."""
     return partial(
-        make, "post rope moe conv", depth=DEPTH, bias_update_rate=0.2, precision=DOUBLE
+        make, "post rope moe conv", depth=DEPTH, rate=0.2, precision=DOUBLE
     )
 
 
@@ -78,7 +78,7 @@ def test_without_keys_nothing_is_dropped(dropping, make):
 
 
 def test_layers_are_initialised_apart_and_named(dropping):
-    [(blocks, _)] = dropping().stack.all()
+    [(blocks, _)] = dropping().stack.kinds()
     w = blocks.attention.q.w
     assert w.axes == ("layers", "embed", "heads", "head_dim")
     assert (w.in_dims, w.out_dims) == (("embed",), ("heads", "head_dim"))
@@ -98,12 +98,13 @@ def test_a_cycle_of_one_kind_is_that_kind(make, cycle):
     np.testing.assert_allclose(run(other), run(one), rtol=1e-12)
 
 
-def test_layers_are_parted_into_as_few_cycles_as_repeat():
-    for kinds, lead, want in [
-        ("aaaa", 0, [(0, 1, 4)]),
-        ("ababab", 0, [(0, 2, 3)]),
-        ("aababaab", 0, [(0, 5, 1), (5, 3, 1)]),
-        ("dddmmmm", 3, [(0, 1, 3), (3, 1, 4)]),
-        ("lllglllgl", 0, [(0, 4, 2), (8, 1, 1)]),
+def test_layers_are_grouped_into_repeated_cycles_and_a_rest():
+    for sizes, want in [
+        ((4, 0, 1), [(0, 1, 4)]),
+        ((6, 0, 2), [(0, 2, 3)]),
+        ((8, 0, 5), [(0, 5, 1), (5, 3, 1)]),
+        ((7, 3, 1), [(0, 3, 1), (3, 1, 4)]),
+        ((9, 0, 4), [(0, 4, 2), (8, 1, 1)]),
+        ((3, 1, 4), [(0, 1, 1), (1, 2, 1)]),
     ]:
-        assert [tuple(span) for span in group_layers(kinds, lead)] == want
+        assert [tuple(group) for group in group_layers(*sizes)] == want

@@ -91,5 +91,5 @@ def test_a_token_is_remembered_by_its_latent_and_one_turned_key(x):
 
 
 def test_a_part_that_cannot_turn_is_refused(init):
-    with pytest.raises(ValueError, match="3 channels have no pairs"):
+    with pytest.raises(ValueError, match="cannot rotate 3 channels in pairs"):
         MAKE(D, init, rope_dim=3)

@@ -122,7 +122,7 @@ def test_probabilities_are_what_is_dropped():
 def test_a_soft_cap_is_the_identity_near_zero_and_never_exceeded():
     x = jnp.array([-1e6, -1e-3, 0.0, 1e-3, 1e6])
     np.testing.assert_allclose(soft_cap(x, 30.0), [-30, -1e-3, 0, 1e-3, 30], rtol=1e-5)
-    with pytest.raises(ValueError, match="cannot be capped at 0.0: it must be above 0"):
+    with pytest.raises(ValueError, match="logit cap is 0.0: it must be above 0"):
         soft_cap(x, 0.0)
 
 
