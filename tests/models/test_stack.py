@@ -24,9 +24,7 @@ TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), "int32")
 @pytest.fixture(scope="module")
 def dropping(make, exact):
     """Makes a model of experts, convolutions and every kind of dropout."""
-    return partial(
-        make, "post rope moe conv", depth=DEPTH, rate=0.2, precision=DOUBLE
-    )
+    return partial(make, "post rope moe conv", depth=DEPTH, rate=0.2, precision=DOUBLE)
 
 
 @jax.jit
