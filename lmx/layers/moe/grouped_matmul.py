@@ -22,13 +22,27 @@ class GroupedMatmul(ABC):
     """Base class of grouped matrix multiplications.
 
     Attributes:
+        platforms, dtypes: where it runs, and what it computes in; empty: any.
         check_vma: whether JAX can infer over which mesh axes the result varies.
     """
 
+    platforms: ClassVar[tuple[str, ...]] = ()
+    dtypes: ClassVar[tuple[str, ...]] = ()
     check_vma: ClassVar[bool] = True
 
     def check(self, dtype: jnp.dtype) -> None:
         """Raises ConfigError for an unsupported dtype or platform."""
+        name, platform = type(self).__name__, partitioning.platform()
+        if self.platforms and platform not in self.platforms:
+            raise ConfigError(
+                f"{name} runs on {self.platforms[0]}, and this program is for {platform}:"
+                " set DroplessDispatch.grouped_matmul=@RaggedDot()."
+            )
+        if self.dtypes and dtype.name not in self.dtypes:
+            raise ConfigError(
+                f"{name} computes in {' or '.join(self.dtypes)}, not {dtype}: set"
+                " Precision.compute, or DroplessDispatch.grouped_matmul=@RaggedDot()."
+            )
 
     @abstractmethod
     def __call__(
@@ -105,26 +119,12 @@ class Megablox(GroupedMatmul):
     """
 
     tile: int = 128
-
-    check_vma: ClassVar[bool] = False
+    platforms, dtypes, check_vma = ("tpu",), ("bfloat16", "float32"), False
 
     def __post_init__(self):
         if self.tile < 128 or self.tile % 128:
             raise ConfigError(
                 f"Megablox.tile is {self.tile}: it must be a multiple of 128."
-            )
-
-    def check(self, dtype: jnp.dtype) -> None:
-        if (platform := partitioning.platform()) != "tpu":
-            raise ConfigError(
-                f"Megablox runs on TPUs and this program is for {platform}: set"
-                " DroplessDispatch.grouped_matmul=@RaggedDot()."
-            )
-        if dtype not in (jnp.bfloat16, jnp.float32):
-            raise ConfigError(
-                f"Megablox computes in bfloat16 or float32, not {dtype}: set"
-                " Precision.compute='bfloat16', or"
-                " DroplessDispatch.grouped_matmul=@RaggedDot()."
             )
 
     def __call__(self, x, w, sizes):
