@@ -1,4 +1,4 @@
-"""How often the state of a run is saved, and how much of it is kept."""
+"""How often a run saves a checkpoint, and how many it keeps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,18 +17,19 @@ from lmx.train.step import Metrics, TrainState
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPolicy:
-    """How often the state is saved, and how many of the newest saves are kept.
+    """How often a run saves a checkpoint, and how many it keeps.
 
     Attributes:
-        failures: so many saves in a row that fail end the run, with status 75.
-        damaged: what becomes of a newest state that is damaged. `rejected`: it is renamed,
-            and the run goes on from the one before; `raise_if`: the run does not start.
+        keep: number of newest checkpoints to keep.
+        max_failures: saves that fail in a row before the run ends with status 75.
+        damaged: what to do if the newest checkpoint is damaged. `quarantine`: rename
+            it, and resume from the one before; `refuse`: do not start.
     """
 
     every: int = 1000  # steps
     keep: int = 2
     max_failures: int = 3
-    damaged: Literal["aside", "refuse"] = "aside"
+    damaged: Literal["quarantine", "refuse"] = "quarantine"
 
     def __post_init__(self):
         if min(self.every, self.keep, self.max_failures) < 1:
@@ -37,22 +38,22 @@ class CheckpointPolicy:
             )
 
     def open(self, folder: Path, origin: Mapping[str, Any]) -> CheckpointManager:
-        """The states in the folder, of which whoever saves more has that origin."""
+        """The checkpoints in the folder; `origin` describes what saves more of them."""
         return CheckpointManager(folder, self.keep, self.max_failures, origin)
 
     def handle_damage(self, error: DamageError) -> None:
-        """Says that a damaged state is passed over, or refuses to."""
+        """Reports a damaged checkpoint, or refuses to resume."""
         if self.damaged == "refuse":
             raise error
         if distributed.is_leader():
-            print_line(f"DAMAGED, set aside; the state before it is used:\n{error}")
+            print_line(f"DAMAGED, quarantined; the one before it is used:\n{error}")
 
     def start(
         self, checkpoints: CheckpointManager, steps: int, flush: Callable[[], None]
     ) -> ScheduledHook:
-        """Saves every so many steps, and at the last; `flush` before that.
+        """Saves every `every` steps and after the last one.
 
-        So that no state is there whose metrics are not.
+        Calls `flush` first, so that the metrics of a saved step are on disk.
         """
 
         def save(done: int, state: TrainState, metrics: Metrics) -> None:
