@@ -1,4 +1,4 @@
-"""A store whose building is killed again and again is the bytes of one that was not."""
+"""A build that is killed repeatedly writes the bytes of an uninterrupted build."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from lmx.data.store.build import BuildTokenStore
 from lmx.data.store.store import open_store
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300.0  # seconds, on a machine that has much else to do
-PAGE = """
+TIMEOUT = 300.0  # seconds, on a busy machine
+CONFIG = """
 BuildTokenStore:
   sources = {'lines': @lines/Text(), 'files': @files/Text()}
   tokenizer = @ByteTokenizer()
@@ -31,39 +31,39 @@ LengthFilter.min_chars = 30
 """
 
 
-def texts(chance: random.Random, count: int) -> list[str]:
-    """Texts that all differ."""
+def make_texts(rng: random.Random, count: int) -> list[str]:
+    """Returns distinct texts."""
     return [
-        f"{number} " + "".join(chance.choices("ab cdé\n", k=chance.randrange(1, 900)))
+        f"{number} " + "".join(rng.choices("ab cdé\n", k=rng.randrange(1, 900)))
         for number in range(count)
     ]
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> Path:
-    """A page of two sources: lines of one file, and small files."""
-    work, chance = tmp_path_factory.mktemp("build"), random.Random(1)
+def config(tmp_path_factory) -> Path:
+    """A config with two sources: the lines of one file, and small files."""
+    work, rng = tmp_path_factory.mktemp("build"), random.Random(1)
     (work / "files").mkdir()
-    lines = [json.dumps({"text": text}) + "\n" for text in texts(chance, 2000)]
+    lines = [json.dumps({"text": text}) + "\n" for text in make_texts(rng, 2000)]
     (work / "lines.jsonl").write_text("".join(lines))
-    for number, text in enumerate(texts(chance, 400)):
+    for number, text in enumerate(make_texts(rng, 400)):
         (work / "files" / f"{number:03}.txt").write_text(text)
-    bindings = f"{PAGE}lines/Text.path = '{work / 'lines.jsonl'}'\n"
+    bindings = f"{CONFIG}lines/Text.path = '{work / 'lines.jsonl'}'\n"
     bindings += f"files/Text.path = '{work / 'files'}'\n"
-    (work / "page.gin").write_text(bindings)
-    return work / "page.gin"
+    (work / "store.gin").write_text(bindings)
+    return work / "store.gin"
 
 
 @pytest.fixture(scope="module")
-def reference(page, tmp_path_factory) -> Path:
-    """The folder of a store whose building nobody disturbed."""
+def reference(config, tmp_path_factory) -> Path:
+    """The folder of a store from an uninterrupted build."""
     folder = tmp_path_factory.mktemp("reference") / "store"
-    load([page], root=BuildTokenStore).build().write(folder)
+    load([config], root=BuildTokenStore).build().write(folder)
     return folder
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below the folder, hidden ones too."""
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Returns the content of every file in the folder, including hidden ones."""
     return {
         f"{path.relative_to(folder)}": path.read_bytes()
         for path in folder.rglob("*")
@@ -71,64 +71,64 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def text_of(tokens: np.ndarray) -> str:
-    """What bytes between begin and end say."""
+def decode(tokens: np.ndarray) -> str:
+    """Returns the text of byte tokens between BOS and EOS."""
     return tokens[1:-1].astype(np.uint8).tobytes().decode()
 
 
-def killed(page: Path, root: Path, how: str, *words: str) -> dict[str, int]:
-    """What `killer.py` came to."""
-    killer = ROOT / "tests" / "faults" / "killer.py"
+def run_kills(config: Path, root: Path, mode: str, *overrides: str) -> dict[str, int]:
+    """Returns the output of `kill_build.py`."""
+    script = ROOT / "tests" / "faults" / "kill_build.py"
     process = subprocess.run(
-        [sys.executable, killer, page, root, how, *words],
+        [sys.executable, script, config, root, mode, *overrides],
         env={**os.environ, "PYTHONPATH": f"{ROOT}"},
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 
 
-def test_no_document_is_lost_or_doubled(page, reference):
+def test_no_document_is_lost_or_duplicated(config, reference):
     store = open_store(reference)
-    found = [text_of(store.read_document(number)) for number in range(store.documents)]
-    build = load([page], root=BuildTokenStore).build()
+    found = [decode(store.read_document(number)) for number in range(store.documents)]
+    build = load([config], root=BuildTokenStore).build()
     every = [d for c in build.sources.values() for d in c.read_nonempty("train")]
     kept = [d.text for d in every if isinstance(build.filters[0](d), Document)]
     assert found == kept and len(set(found)) == len(found) > 2000
 
 
-def test_killed_at_twenty_random_moments_it_ends_in_the_same_bytes(
-    page, reference, tmp_path
+def test_a_build_killed_at_random_times_ends_in_the_same_bytes(
+    config, reference, tmp_path
 ):
-    came = killed(page, tmp_path, "moments")
-    assert came["kills"] >= 20
-    wanted = content(reference)
-    for number in range(came["stores"]):
-        assert content(tmp_path / f"{number}") == wanted
+    counts = run_kills(config, tmp_path, "random")
+    assert counts["kills"] >= 20
+    expected = read_files(reference)
+    for number in range(counts["stores"]):
+        assert read_files(tmp_path / f"{number}") == expected
 
 
-def test_killed_before_and_after_each_rename_it_ends_in_the_same_bytes(page, tmp_path):
+def test_a_build_killed_at_each_rename_ends_in_the_same_bytes(config, tmp_path):
     few = [
         "BuildTokenStore.sources={'files': @files/Text()}",
         "BuildTokenStore.shard_bytes=100000",
     ]
-    load([page], few, root=BuildTokenStore).build().write(tmp_path / "whole")
-    wanted = content(tmp_path / "whole")
-    shards = sum(name.startswith("tokens-") for name in wanted)
-    others = 5  # the plan, the tokenizer, records of shards, starts, the manifest
-    came = killed(page, tmp_path, "renames", *few)
-    assert came["kills"] == 2 * (3 * shards + others)
-    for number in range(came["stores"]):
-        assert content(tmp_path / f"{number}") == wanted
+    load([config], few, root=BuildTokenStore).build().write(tmp_path / "whole")
+    expected = read_files(tmp_path / "whole")
+    shards = sum(name.startswith("tokens-") for name in expected)
+    others = 4  # tokenizer, shards, starts, manifest
+    counts = run_kills(config, tmp_path, "renames", *few)
+    assert counts["kills"] == 2 * (3 * shards + others)
+    for number in range(counts["stores"]):
+        assert read_files(tmp_path / f"{number}") == expected
 
 
-def command(page: Path, folder: Path, *words: str) -> subprocess.Popen:
-    """`lmx data build`, with two processes that give way to whoever watches them."""
+def start_command(config: Path, folder: Path, *overrides: str) -> subprocess.Popen:
+    """Starts `lmx data build` with two workers, at low priority."""
     return subprocess.Popen(
-        ["nice", sys.executable, "-m", "lmx.cli.main", "data", "build", page, folder]
-        + ["ProcessPool.workers=2", *words],
+        ["nice", sys.executable, "-m", "lmx.cli.main", "data", "build", config, folder]
+        + ["ProcessPool.workers=2", *overrides],
         env={**os.environ, "PYTHONPATH": f"{ROOT}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -137,8 +137,8 @@ def command(page: Path, folder: Path, *words: str) -> subprocess.Popen:
     )
 
 
-def alive(group: int) -> bool:
-    """Whether any process of the group runs: one that is over does not count."""
+def is_running(group: int) -> bool:
+    """Whether any process of the group runs; zombies do not count."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
@@ -149,51 +149,53 @@ def alive(group: int) -> bool:
     return False
 
 
-def stopped(page: Path, folder: Path, signum: signal.Signals, shards: int) -> tuple:
-    """Builds until there are so many shards; the status after a signal, and words."""
-    process = command(page, folder)
-    patience = time.monotonic() + PATIENCE
+def build_and_signal(
+    config: Path, folder: Path, signum: signal.Signals, shards: int
+) -> tuple:
+    """Sends a signal once there are `shards` files. Returns status and stderr."""
+    process = start_command(config, folder)
+    deadline = time.monotonic() + TIMEOUT
     while len(list(folder.glob("tokens-*"))) < shards:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < patience
+        assert time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(signum)
-    _, moaned = process.communicate(timeout=PATIENCE)
-    while alive(process.pid):
-        assert time.monotonic() < patience
+    _, stderr = process.communicate(timeout=TIMEOUT)
+    while is_running(process.pid):
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    return process.returncode, moaned
+    return process.returncode, stderr
 
 
-def test_two_processes_stopped_and_killed_end_in_the_same_bytes(
-    page, reference, tmp_path
+def test_a_parallel_build_that_is_stopped_and_killed_ends_in_the_same_bytes(
+    config, reference, tmp_path
 ):
-    for count in range(9):  # some may be built before the signal comes
+    for count in range(9):  # a build may finish before the signal arrives
         folder = tmp_path / f"store-{count}"
-        status, moaned = stopped(page, folder, signal.SIGINT, 1)
+        status, stderr = build_and_signal(config, folder, signal.SIGINT, 1)
         if status:
             break
     assert status == 130
-    assert f"stopped; the same command goes on: {folder}" in moaned
-    assert stopped(page, folder, signal.SIGKILL, 5)[0] == -signal.SIGKILL
-    said, moaned = (process := command(page, folder, "--json")).communicate()
-    assert process.returncode == 0, moaned
-    assert json.loads(said)["documents"] == open_store(reference).documents
-    assert content(folder) == content(reference)
+    assert f"stopped; the same command goes on: {folder}" in stderr
+    assert build_and_signal(config, folder, signal.SIGKILL, 5)[0] == -signal.SIGKILL
+    stdout, stderr = (process := start_command(config, folder, "--json")).communicate()
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["documents"] == open_store(reference).documents
+    assert read_files(folder) == read_files(reference)
 
 
 @pytest.mark.nightly
-def test_the_command_killed_twenty_times_ends_in_the_same_bytes(
-    page, reference, tmp_path
+def test_a_command_killed_twenty_times_ends_in_the_same_bytes(
+    config, reference, tmp_path
 ):
-    chance, folder = random.Random(3), tmp_path / "store"
-    wanted = content(reference)
-    shards = sum(name.startswith("tokens-") for name in wanted)
+    rng, folder = random.Random(3), tmp_path / "store"
+    expected = read_files(reference)
+    shards = sum(name.startswith("tokens-") for name in expected)
     for kill in range(20):
         if len(list(folder.glob("tokens-*"))) == shards:
             folder = tmp_path / f"store-{kill}"
-        stopped(page, folder, signal.SIGKILL, chance.randrange(shards))
-        time.sleep(chance.uniform(0, 0.01))
-    said, moaned = (process := command(page, folder)).communicate()
-    assert process.returncode == 0, moaned
-    assert content(folder) == wanted
+        build_and_signal(config, folder, signal.SIGKILL, rng.randrange(shards))
+        time.sleep(rng.uniform(0, 0.01))
+    _, stderr = (process := start_command(config, folder)).communicate()
+    assert process.returncode == 0, stderr
+    assert read_files(folder) == expected
