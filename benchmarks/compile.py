@@ -1,8 +1,8 @@
-"""How long programs take to make, by depth: `python benchmarks/compile.py`.
+"""Compile time by depth: `python benchmarks/compile.py`.
 
-The training step and the state of step 0 of `experiments/gpt2_124m.gin`, narrowed, of 8
-layers and of 80 that are scanned; each made anew, in turn. Seconds are the processor's,
-which other work on the machine changes least.
+Compiles the training step and the initial state of a narrow `experiments/gpt2_124m.gin`
+with 8 and with 80 scanned layers, interleaved. Times are CPU seconds, which depend
+least on other work of the machine.
 """
 
 import platform
@@ -14,8 +14,8 @@ import jax
 import lmx
 
 ROUNDS = 3
-PAGE = "experiments/gpt2_124m.gin"
-NARROW = [
+CONFIG = "experiments/gpt2_124m.gin"
+SETTINGS = [
     "Experiment.data=@RepeatTask()",
     "RepeatTask.vocab=512",
     "RepeatTask.batch_size=8",
@@ -30,33 +30,33 @@ VARIANTS = {
 }
 
 
-def seconds(overrides: list[str]) -> tuple[float, float, float]:
-    """To trace both programs and check them, to make the state's, and the step's."""
+def time_compile(overrides: list[str]) -> tuple[float, float, float]:
+    """Returns CPU seconds of tracing, of compiling the state, and the step."""
     jax.clear_caches()
-    began = time.process_time()
-    run = lmx.load_experiment(PAGE, [*NARROW, *overrides]).build().open()
+    start = time.process_time()
+    run = lmx.load_experiment(CONFIG, [*SETTINGS, *overrides]).build().open()
     state, batch = run.abstract_state(), run.data.batch_at(0, 0)
     init, step = jax.jit(run.init).lower(), jax.jit(run.step).lower(state, batch)
     traced = time.process_time()
     init.compile()
-    born = time.process_time()
+    compiled = time.process_time()
     step.compile()
-    return traced - began, born - traced, time.process_time() - born
+    return traced - start, compiled - traced, time.process_time() - compiled
 
 
 def main() -> None:
-    """Prints a table: seconds, and the ratio of the sum to that of the first."""
+    """Prints a table: seconds, and the ratio of the sum to that of the first row."""
     jax.config.update("jax_enable_compilation_cache", False)
-    taken = {name: [] for name in VARIANTS}
+    times = {name: [] for name in VARIANTS}
     for round_ in range(ROUNDS + 1):
         for name, overrides in VARIANTS.items():
-            found = seconds(overrides)
-            if round_:  # the first imports
-                taken[name].append((*found, sum(found)))
+            seconds = time_compile(overrides)
+            if round_:  # the first round imports
+                times[name].append((*seconds, sum(seconds)))
     print(f"{jax.devices()[0].device_kind}, {platform.machine()}, {ROUNDS} rounds")
     print(f"{'model':20} trace  state   step    min  median     max  s; ratio")
     base = 0.0
-    for name, rows in taken.items():
+    for name, rows in times.items():
         parts = [statistics.median(column) for column in zip(*rows, strict=True)]
         base = base or parts[-1]
         sums = [row[-1] for row in rows]

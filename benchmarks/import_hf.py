@@ -1,8 +1,9 @@
-"""What it takes to read a model: `python benchmarks/import_hf.py`.
+"""Memory and time of loading Hugging Face weights: `python benchmarks/import_hf.py`.
 
-A random Llama of a billion parameters in bfloat16, imported into a run by one process,
-and read by four that share it. Memory is what a process holds beyond its idle self that
-is not a page of a file (RssAnon), at its peak, over the size of what it has in the end.
+A random Llama with a billion parameters in bfloat16 is imported into a run by one
+process, and loaded by four processes that share it. Memory is the peak of anonymous
+memory (RssAnon) over that of the idle process, divided by the size of the weights that
+the process holds at the end.
 """
 
 import platform
@@ -18,10 +19,10 @@ import ml_dtypes
 import numpy as np
 
 PRESET = "llama32_1b"
-PAUSE = 0.005  # seconds between two looks at a process
+POLL_SECONDS = 0.005
 READY = "ready"
 
-# Each waits, idle, for a line; then does its work and tells what it has.
+# Each waits for a line, then loads the weights and prints the bytes held and read.
 IMPORT = """
 import sys
 from pathlib import Path
@@ -53,8 +54,8 @@ print(has, source.weights.bytes_read)
 """
 
 
-def make(folder: Path) -> int:
-    """Writes the model; returns its bytes."""
+def write_model(folder: Path) -> int:
+    """Writes the model. Returns its size in bytes."""
     from flax import nnx
 
     from lmx.models.families.llama import FAMILY
@@ -68,10 +69,10 @@ def make(folder: Path) -> int:
     shapes = {
         name: leaf.shape for name, leaf in flatten_params(nnx.state(model)).items()
     }
-    found = group_by_tensor(map_tensors(FAMILY.tensor_maps, shapes, model))
+    groups = group_by_tensor(map_tensors(FAMILY.tensor_maps, shapes, model))
     dtype = np.dtype(ml_dtypes.bfloat16)
     tensors = [
-        TensorInfo(name, dtype, first.shape) for name, (first, *_) in found.items()
+        TensorInfo(name, dtype, first.shape) for name, (first, *_) in groups.items()
     ]
     random = np.random.default_rng(0)
 
@@ -83,8 +84,8 @@ def make(folder: Path) -> int:
     return sum(tensor.bytes for tensor in tensors)
 
 
-def anonymous(process: int) -> int:
-    """Bytes that a process holds and that are no file's, now; 0 once it has ended."""
+def read_anonymous(process: int) -> int:
+    """Returns the anonymous memory of a process in bytes, or 0 if it has ended."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -93,62 +94,62 @@ def anonymous(process: int) -> int:
     return int(lines[0].split()[1]) * 1024 if lines else 0
 
 
-def watch(words: Sequence[Sequence[str]]) -> list[tuple[int, int, int, float]]:
-    """Of each process: peak over idle, what it has, what it read, and seconds."""
+def watch(commands: Sequence[Sequence[str]]) -> list[tuple[int, int, int, float]]:
+    """Returns memory over idle, bytes held, bytes read and seconds of each process."""
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", *each],
+            [sys.executable, "-c", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for each in words
+        for command in commands
     ]
     for process in running:
         assert process.stdout and process.stdout.readline().strip() == READY
-    idle = [anonymous(process.pid) for process in running]
+    idle = [read_anonymous(process.pid) for process in running]
     peak = list(idle)
-    began = time.monotonic()
+    start = time.monotonic()
     for process in running:
         assert process.stdin
         process.stdin.write("\n")
         process.stdin.flush()
     while any(process.poll() is None for process in running):
-        now = [anonymous(process.pid) for process in running]
+        now = [read_anonymous(process.pid) for process in running]
         peak = list(map(max, peak, now))
-        time.sleep(PAUSE)
-    seconds = time.monotonic() - began
-    found = []
+        time.sleep(POLL_SECONDS)
+    seconds = time.monotonic() - start
+    results = []
     for process, low, high in zip(running, idle, peak, strict=True):
         assert process.stdout and process.returncode == 0
-        has, read = map(int, process.stdout.readline().split())
-        found.append((high - low, has, read, seconds))
-    return found
+        held, read = map(int, process.stdout.readline().split())
+        results.append((high - low, held, read, seconds))
+    return results
 
 
 def main() -> None:
-    """Prints a line for each process."""
+    """Prints a line per process."""
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where, "llama")
         folder.mkdir()
-        size = make(folder)
+        size = write_model(folder)
         print(f"{platform.machine()}, {PRESET}, random, {size / 1e9:.2f} GB of weights")
         print(
-            f"{'process':12} {'has':>8} {'peak':>8} {'ratio':>6} {'read':>8} {'s':>6}"
+            f"{'process':12} {'held':>8} {'peak':>8} {'ratio':>6} {'read':>8} {'s':>6}"
         )
-        ((peak, has, _, seconds),) = watch([[IMPORT, f"{folder}", f"{where}/run"]])
+        ((peak, held, _, seconds),) = watch([[IMPORT, f"{folder}", f"{where}/run"]])
         print(
-            f"{'import hf':12} {has / 1e9:8.2f} {peak / 1e9:8.2f} {peak / has:6.2f}"
+            f"{'import hf':12} {held / 1e9:8.2f} {peak / 1e9:8.2f} {peak / held:6.2f}"
             f" {'':8} {seconds:6.0f}"
         )
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         four = [[SHARE, f"{folder}", address, f"{n}"] for n in range(4)]
-        for number, (peak, has, read, seconds) in enumerate(watch(four)):
+        for number, (peak, held, read, seconds) in enumerate(watch(four)):
             print(
-                f"{f'load {number} of 4':12} {has / 1e9:8.2f} {peak / 1e9:8.2f}"
-                f" {peak / has:6.2f} {read / 1e9:8.2f} {seconds:6.0f}"
+                f"{f'load {number} of 4':12} {held / 1e9:8.2f} {peak / 1e9:8.2f}"
+                f" {peak / held:6.2f} {read / 1e9:8.2f} {seconds:6.0f}"
             )
 
 

@@ -1,10 +1,9 @@
-"""What it is worth that each device sorts its own tokens: `python benchmarks/moe.py`.
+"""Expert-parallel and automatically partitioned MoE: `python benchmarks/moe.py`.
 
-The gradient of one mixture of experts on eight fake devices: as one program that XLA
-splits, with one sort of all tokens, and as one program a device, which exchanges rows.
-Bytes that a device needs beside its inputs and outputs, and hands over or gets by
-collectives, and milliseconds, all of them in turn. Fake devices share the cores, and
-what a collective costs there is a copy.
+Compares two programs for the gradient of a mixture of experts on 8 virtual devices:
+`one` sorts all tokens in one program that XLA partitions, `each` is a program per
+device that exchanges rows. Prints temporary memory per device, bytes moved by collectives, and
+milliseconds, interleaved. Virtual devices share the cores, so a collective is a copy.
 """
 
 import math
@@ -33,38 +32,38 @@ from lmx.layers.moe.router import TopKRouter
 ROUNDS = 5
 B, T, D, E, F, C = 16, 64, 64, 8, 128, 2
 MESHES = (dict(data=8), dict(data=1, expert=8), dict(data=1, fsdp=2, expert=4))
-MOVED = r"= (.*) (?:all-gather|all-reduce|all-to-all|reduce-scatter)\("
+COLLECTIVES = r"= (.*) (?:all-gather|all-reduce|all-to-all|reduce-scatter)\("
 
 
 def main() -> None:
-    """Prints a table: mesh, program, MiB needed and moved, milliseconds, ratio."""
+    """Prints a table: mesh, program, MiB used and moved, milliseconds, ratio."""
     print(f"{jax.devices()[0].device_kind}, {platform.machine()}, {ROUNDS} rounds")
     print(f"{'mesh':<18} {'program':<8} {'MiB':>6} {'moved':>6}", end="")
     print(f" {'min':>7} {'median':>7} {'max':>7}  ms; ratio")
     for axes in MESHES:
-        takes = {"one": program(axes, whole=True), "each": program(axes, whole=False)}
-        taken: dict[str, list[float]] = {name: [] for name in takes}
-        for take in takes.values():
-            jax.block_until_ready(take())
+        programs = {name: compile_gradient(axes, name) for name in ("one", "each")}
+        times: dict[str, list[float]] = {name: [] for name in programs}
+        for program in programs.values():
+            jax.block_until_ready(program())
         for _ in range(ROUNDS):
-            for name, take in takes.items():
-                began = time.perf_counter()
-                jax.block_until_ready(take())
-                taken[name].append(time.perf_counter() - began)
-        base = statistics.median(taken["one"])
-        for name, times in taken.items():
-            compiled = takes[name].func
+            for name, program in programs.items():
+                start = time.perf_counter()
+                jax.block_until_ready(program())
+                times[name].append(time.perf_counter() - start)
+        base = statistics.median(times["one"])
+        for name, seconds in times.items():
+            compiled = programs[name].func
             used = compiled.memory_analysis().temp_size_in_bytes / 2**20
-            middle = statistics.median(times)
-            ms = " ".join(f"{1e3 * t:7.1f}" for t in (min(times), middle, max(times)))
-            row = (
-                f"{format_mesh(axes):<18} {name:<8} {used:6.1f} {moved(compiled):6.1f}"
+            median = statistics.median(seconds)
+            ms = " ".join(
+                f"{1e3 * t:7.1f}" for t in (min(seconds), median, max(seconds))
             )
-            print(f"{row} {ms}  {middle / base:5.2f}")
+            row = f"{format_mesh(axes):<18} {name:<8} {used:6.1f}"
+            print(f"{row} {count_moved(compiled):6.1f} {ms}  {median / base:5.2f}")
 
 
-def program(axes: Mapping[str, int], *, whole: bool) -> partial[Any]:
-    """The gradient of a layer, compiled for a mesh, and what it is called with."""
+def compile_gradient(axes: Mapping[str, int], name: str) -> partial[Any]:
+    """Returns the compiled gradient of a layer on a mesh, with its arguments."""
     mesh = Mesh(**axes).build(jax.devices(), RULES)
     init = Init(nnx.Rngs(0), FanIn(), depth=2)
     layer = MoE(D, init, experts=E, hidden=F, router=partial(TopKRouter, top_k=C))
@@ -73,19 +72,19 @@ def program(axes: Mapping[str, int], *, whole: bool) -> partial[Any]:
     def run(params, x):
         return nnx.merge(graph, params)(x, jnp.ones((B, T), "int32"))[0].sum()
 
-    take: Callable[..., Any] = jax.grad(run, (0, 1))
-    if not whole:
-        take = partitioning.with_partitioning(mesh, RULES, take)
+    gradient: Callable[..., Any] = jax.grad(run, (0, 1))
+    if name == "each":
+        gradient = partitioning.with_partitioning(mesh, RULES, gradient)
     params = jax.device_put(params, shardings(params, mesh, RULES))
     rows = NamedSharding(mesh, spec(("batch",), (B,), mesh, RULES))
     x = jax.device_put(jax.random.normal(jax.random.key(0), (B, T, D)), rows)
-    return partial(jax.jit(take).lower(params, x).compile(), params, x)
+    return partial(jax.jit(gradient).lower(params, x).compile(), params, x)
 
 
-def moved(compiled: Any) -> float:
-    """MiB that collectives hand a device."""
+def count_moved(compiled: Any) -> float:
+    """Returns the MiB that collectives move to a device."""
     bits = 0
-    for shapes in re.findall(MOVED, compiled.as_text()):
+    for shapes in re.findall(COLLECTIVES, compiled.as_text()):
         for each, sizes in re.findall(r"[a-z]+(\d+)\[([\d,]*)\]", shapes):
             bits += int(each) * math.prod(int(n) for n in sizes.split(",") if n)
     return bits / 8 / 2**20

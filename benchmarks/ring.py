@@ -1,9 +1,9 @@
-"""What a ring saves and shares: `python benchmarks/ring.py`.
+"""Memory and load balance of ring attention: `python benchmarks/ring.py`.
 
-One layer of attention, forward and backward, in float32, with its row split over eight
-CPU devices: temporary memory of one device as XLA plans it, of `ReferenceAttention`, whose keys
-XLA gathers, over that of `RingAttention`; and what the busiest device computes over what it
-would if causal work were even, with the ring's course and with pieces as they come.
+One layer of attention, forward and backward, in float32, with its sequence sharded over
+eight CPU devices. Compares the temporary memory per device, as planned by XLA, of
+`ReferenceAttention`, for which XLA gathers the keys, and of `RingAttention`; and the
+load of the busiest device over the mean, for zigzag and contiguous sequence shards.
 """
 
 import os
@@ -32,25 +32,27 @@ from lmx.layers.attention.ring import RingAttention
 DEVICES, HEADS, WIDTH, BLOCK = 8, 2, 32, 128
 
 
-def temporary(kernel: AttentionBackend, length: int, window: int | None) -> int:
-    """Bytes of one device beside what goes in and out."""
+def measure_memory(backend: AttentionBackend, length: int, window: int | None) -> int:
+    """Returns the temporary memory of one device in bytes."""
     mesh = Mesh(data=1, context=DEVICES).build(jax.devices(), RULES)
 
-    def total(inputs: list[jax.Array]) -> jax.Array:
+    def compute_loss(inputs: list[jax.Array]) -> jax.Array:
         q, k, v = (partitioning.constrain(x, "BTNH") for x in inputs)
-        here = mask.describe_tokens(*[jnp.ones((1, length), "int32")] * 2)
-        return jnp.square(kernel(q, k, v, AttentionMask(here, here, window))).sum()
+        tokens = mask.describe_tokens(*[jnp.ones((1, length), "int32")] * 2)
+        return jnp.square(backend(q, k, v, AttentionMask(tokens, tokens, window))).sum()
 
-    program = jax.jit(partitioning.with_partitioning(mesh, RULES, jax.grad(total)))
+    program = jax.jit(
+        partitioning.with_partitioning(mesh, RULES, jax.grad(compute_loss))
+    )
     shape = jax.ShapeDtypeStruct((1, length, HEADS, WIDTH), "float32")
-    taken: Any = program.lower([shape] * 3).compile().memory_analysis()
-    return taken.temp_size_in_bytes
+    analysis: Any = program.lower([shape] * 3).compile().memory_analysis()
+    return analysis.temp_size_in_bytes
 
 
-def unevenness(steps: tuple[np.ndarray, ...]) -> float:
-    """Pairs of blocks that the ring waits for, over those of a mean device."""
-    live = np.stack([step[..., 2].sum(axis=1) for step in steps])
-    return live.max(axis=1).sum() / live.mean(axis=1).sum()
+def compute_imbalance(steps: tuple[np.ndarray, ...]) -> float:
+    """Returns the block pairs of the busiest device over those of the mean device."""
+    pairs = np.stack([step[..., 2].sum(axis=1) for step in steps])
+    return pairs.max(axis=1).sum() / pairs.mean(axis=1).sum()
 
 
 def main() -> None:
@@ -59,18 +61,17 @@ def main() -> None:
     print("tokens  window  reference MB  ring MB  ratio")
     for length in (2048, 4096, 8192):
         for window in (None, 512):
-            whole = temporary(ReferenceAttention(), length, window)
-            ring = temporary(RingAttention(block=BLOCK), length, window)
-            row = f"{length:6} {window or 'none':>7} {whole / 1e6:13.1f}"
-            print(f"{row} {ring / 1e6:8.1f} {whole / ring:6.1f}")
-    print("tokens  busiest over mean device: ring, pieces as they come")
+            reference = measure_memory(ReferenceAttention(), length, window)
+            ring = measure_memory(RingAttention(block=BLOCK), length, window)
+            row = f"{length:6} {window or 'none':>7} {reference / 1e6:13.1f}"
+            print(f"{row} {ring / 1e6:8.1f} {reference / ring:6.1f}")
+    print("tokens  load of the busiest device over the mean: zigzag, contiguous")
     for length in (16384, 131072):
         balanced = ring_schedule.choose_schedule(length, DEVICES, BLOCK, None)
-        pieces = np.arange(DEVICES)[:, None]
-        plain = ring_schedule.build_schedule(pieces, length // DEVICES, BLOCK, None)
-        print(
-            f"{length:6} {unevenness(balanced.steps):.3f} {unevenness(plain.steps):.3f}"
-        )
+        parts = np.arange(DEVICES)[:, None]
+        contiguous = ring_schedule.build_schedule(parts, length // DEVICES, BLOCK, None)
+        ratios = map(compute_imbalance, (balanced.steps, contiguous.steps))
+        print(f"{length:6}", *(f"{ratio:.3f}" for ratio in ratios))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How long a person waits before anything happens: `python benchmarks/startup.py`.
+"""Startup time of commands: `python benchmarks/startup.py`.
 
-Each command in turn, several rounds, beside a Python that does nothing.
+The commands are interleaved, for several rounds, and compared with an empty program.
 """
 
 import platform
@@ -19,27 +19,27 @@ COMMANDS = {
 }
 
 
-def seconds(words: list[str]) -> float:
-    """How long a fresh Python takes for these words."""
-    began = time.perf_counter()
-    subprocess.run([sys.executable, *words], check=True, capture_output=True)
-    return time.perf_counter() - began
+def time_command(arguments: list[str]) -> float:
+    """Returns the seconds of a new Python process with these arguments."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    return time.perf_counter() - start
 
 
 def main() -> None:
-    """Prints a table: seconds, and the ratio to a Python that does nothing."""
-    taken: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    """Prints a table: seconds, and the ratio to an empty program."""
+    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(ROUNDS):
-        for name, words in COMMANDS.items():
-            taken[name].append(seconds(words))
-    bare = statistics.median(taken[BARE])
+        for name, arguments in COMMANDS.items():
+            times[name].append(time_command(arguments))
+    bare = statistics.median(times[BARE])
     print(f"{platform.machine()}, Python {platform.python_version()}, {ROUNDS} rounds")
     print(f"{'command':24} {'min':>7} {'median':>7} {'max':>7}  seconds; ratio")
-    for name, times in taken.items():
-        middle = statistics.median(times)
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
         print(
-            f"{name:24} {min(times):7.3f} {middle:7.3f} {max(times):7.3f}"
-            f"  {middle / bare:.1f}"
+            f"{name:24} {min(seconds):7.3f} {median:7.3f} {max(seconds):7.3f}"
+            f"  {median / bare:.1f}"
         )
 
 

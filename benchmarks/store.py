@@ -1,8 +1,8 @@
-"""How fast a token store is built and opened: `python benchmarks/store.py`.
+"""Speed of building and opening token stores: `python benchmarks/store.py`.
 
-Building beside the tokenizer's own library, which encodes the same texts out of memory,
-all of them in turn: CPU seconds of one process, and seconds of two. Opening a store of
-ten million documents in a fresh process, and the memory that it takes.
+Building is compared with the tokenizer's own library on the same texts in memory,
+interleaved: CPU seconds of one process, and seconds of two. A store of ten million
+documents is opened in a new process.
 """
 
 import dataclasses
@@ -26,169 +26,165 @@ from lmx.data.corpus.corpus import HoldoutDocuments
 from lmx.data.corpus.stdlib import Stdlib
 from lmx.data.corpus.text import Text
 from lmx.data.store.build import BuildTokenStore
-from lmx.data.store.checksum import FileChecksum
+from lmx.data.store.checksum import compute_checksum
 from lmx.data.store.commit import commit
 from lmx.data.store.executor import ProcessPool
-from lmx.data.store.shard_writer import (
-    BuildJob,
-    ShardSpec,
-    get_lengths_path,
-    get_record_path,
-)
+from lmx.data.store.shard_plan import BuildJob, ShardSpec
 from lmx.data.store.store import format_shard_name
 from lmx.data.tokenizer.base import ByteTokenizer, Tokenizer, TokenizerConfig
 from lmx.data.tokenizer.hf_json import TOKENIZER_JSON, HFTokenizer
-from lmx.data.tokenizer.sentencepiece import SentencePiece, SentencePieceTokenizer
+from lmx.data.tokenizer.sentencepiece import SentencePieceTokenizer, SentencePiece
 
-Work = Callable[[], Any]
 ROUNDS = 3
 BYTES = 100_000_000  # of text
-PART = 4000  # characters of a document
+DOCUMENT_CHARS = 4000
 DOCUMENTS, SHARDS, LENGTH = 10_000_000, 160, 50
 OPEN = """
 import time
 import numpy
-began = time.perf_counter()
-from lmx.data.store.store import open_folder
-ready = time.perf_counter()
-store = open_folder(__import__("pathlib").Path({folder!r}))
+start = time.perf_counter()
+from lmx.data.store.store import open_store
+imported = time.perf_counter()
+store = open_store(__import__("pathlib").Path({folder!r}))
 opened = time.perf_counter()
-last = store.document(store.documents - 1).sum()
+last = store.read_document(store.documents - 1).sum()
 read = time.perf_counter()
-status = open("/proc/self/status").read()  # the other counter begins at the parent's
+status = open("/proc/self/status").read()  # ru_maxrss includes the parent process
 peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
-print(store.documents, store.size, ready - began, opened - ready, read - opened, peak)
+seconds = (imported - start, opened - imported, read - opened)
+print(store.documents, store.size, *seconds, peak)
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Given(TokenizerConfig):
-    """A tokenizer that is ready."""
+class OpenTokenizer(TokenizerConfig):
+    """A tokenizer that is already open."""
 
-    codec: Tokenizer
+    tokenizer: Tokenizer
 
     def open(self, corpus: Any) -> Tokenizer:
-        """The same for any corpus."""
-        return self.codec
+        """Returns the tokenizer, for any corpus."""
+        return self.tokenizer
 
 
-def texts() -> list[str]:
-    """Parts of the sources of Python's library, as often as it takes."""
-    every = [
-        text[n : n + PART]
+def read_texts() -> list[str]:
+    """Returns parts of the sources of the standard library, repeated."""
+    texts = [
+        text[n : n + DOCUMENT_CHARS]
         for _, text in Stdlib().read("train")
-        for n in range(0, len(text), PART)
+        for n in range(0, len(text), DOCUMENT_CHARS)
     ]
-    size = sum(map(len, every))
-    return every * max(1, round(BYTES / size))
+    return texts * max(1, round(BYTES / sum(map(len, texts))))
 
 
-def fast(documents: Sequence[str]) -> HFTokenizer:
-    """A byte-level tokenizer of the library `tokenizers`, learned from some texts."""
+def train_hf_tokenizer(texts: Sequence[str]) -> HFTokenizer:
+    """Trains a byte-level tokenizer of the library `tokenizers` on some texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    letters = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=8192, initial_alphabet=letters, show_progress=False
+        vocab_size=8192, initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator(documents[:1000], trainer)
-    return HFTokenizer(files={TOKENIZER_JSON: made.to_str().encode()})
+    tokenizer.train_from_iterator(texts[:1000], trainer)
+    return HFTokenizer(files={TOKENIZER_JSON: tokenizer.to_str().encode()})
 
 
-def of_library(
-    codec: HFTokenizer | SentencePieceTokenizer, documents: list[str]
-) -> Work:
-    """What the library itself does to the texts, all at once and in one thread."""
-    if isinstance(codec, HFTokenizer):
-        encode = codec._tokenizer.encode_batch_fast
-        return lambda: [found.ids for found in encode(documents)]
-    return lambda: codec._processor.Encode(documents, num_threads=1)
+def encode_with_library(
+    tokenizer: HFTokenizer | SentencePieceTokenizer, texts: list[str]
+) -> Callable[[], Any]:
+    """Returns a function that encodes all texts with the library, in one thread."""
+    if isinstance(tokenizer, HFTokenizer):
+        encode = tokenizer._tokenizer.encode_batch_fast
+        return lambda: [encoding.ids for encoding in encode(texts)]
+    return lambda: tokenizer._processor.Encode(texts, num_threads=1)
 
 
-def cpu(work: Work) -> float:
-    """CPU seconds of this process."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
+def measure_cpu(function: Callable[[], Any]) -> float:
+    """Returns the CPU seconds of this process."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
 
 
-def building(
+def measure_build(
     name: str,
-    codec: HFTokenizer | SentencePieceTokenizer,
-    documents: list[str],
+    tokenizer: HFTokenizer | SentencePieceTokenizer,
+    texts: list[str],
     work: Path,
 ) -> None:
-    """Prints what building takes, beside the library."""
+    """Prints the speed of building, compared with the library."""
     path = work / "texts.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     corpus = Text(path=f"{path}", holdout=HoldoutDocuments(fraction=0.0))
+    config = OpenTokenizer(tokenizer=tokenizer)
     build = BuildTokenStore(
-        sources={"texts": corpus}, tokenizer=Given(codec=codec), shard_bytes=4_000_000
+        sources={"texts": corpus}, tokenizer=config, shard_bytes=4_000_000
     )
-    library, one, walls = of_library(codec, documents), [], {1: [], 2: []}
-    own = []
+    encode = encode_with_library(tokenizer, texts)
+    library, one, walls = [], [], {1: [], 2: []}
     for number in range(ROUNDS):
-        own.append(cpu(library))
-        for count in walls:
-            folder = work / f"{name}-{number}-{count}"
-            page = dataclasses.replace(build, executor=ProcessPool(workers=count))
-            began = time.perf_counter()
-            used = cpu(lambda page=page, folder=folder: page.write(folder))
-            walls[count].append(time.perf_counter() - began)
-            if count == 1:
+        library.append(measure_cpu(encode))
+        for workers in walls:
+            pool = ProcessPool(workers=workers)
+            config = dataclasses.replace(build, executor=pool)
+            folder = work / f"{name}-{number}-{workers}"
+            start = time.perf_counter()
+            used = measure_cpu(lambda c=config, folder=folder: c.write(folder))
+            walls[workers].append(time.perf_counter() - start)
+            if workers == 1:
                 one.append(used)
-    size = sum(len(text.encode()) for text in documents) / 1e6
-    ratio = [a / b for a, b in zip(own, one, strict=True)]
-    faster = [a / b for a, b in zip(walls[1], walls[2], strict=True)]
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    ratio = [a / b for a, b in zip(library, one, strict=True)]
+    speedup = [a / b for a, b in zip(walls[1], walls[2], strict=True)]
     print(
-        f"{name:13} {size / statistics.median(own):7.2f} {size / min(one):7.2f}"
-        f" {statistics.median(ratio):7.2f} {spread(ratio):>12}"
-        f" {statistics.median(faster):9.2f} {spread(faster):>12}"
+        f"{name:13} {size / statistics.median(library):7.2f} {size / min(one):7.2f}"
+        f" {statistics.median(ratio):7.2f} {format_range(ratio):>12}"
+        f" {statistics.median(speedup):9.2f} {format_range(speedup):>12}"
     )
 
 
-def spread(values: Sequence[float]) -> str:
-    """The least and the most."""
+def format_range(values: Sequence[float]) -> str:
+    """Returns the minimum and the maximum as text."""
     return f"{min(values):.2f}-{max(values):.2f}"
 
 
-def made(folder: Path) -> None:
-    """Writes a store of ten million documents, by way of what ends every build."""
-    job = BuildJob(folder=folder, sources={}, codec=ByteTokenizer())
+def write_large_store(folder: Path) -> None:
+    """Writes a store of ten million documents, with the commit of a regular build."""
+    job = BuildJob(folder=folder, sources={}, tokenizer=ByteTokenizer())
     job.work_dir.mkdir(parents=True)
-    few = DOCUMENTS // SHARDS
-    tokens = np.random.default_rng(0).integers(0, 256, few * LENGTH).astype("<u2")
-    digest = FileChecksum()
-    digest.update(tokens.view(np.uint8).data)
+    documents = DOCUMENTS // SHARDS
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 256, documents * LENGTH).astype("<u2")
     record = {
-        "source": "made",
-        "documents": few,
+        "source": "random",
+        "documents": documents,
         "tokens": len(tokens),
         "bytes": len(tokens),
-        "dropped": {},
-        "aside": {},
-        "digest": digest.to_json(),
+        "filtered": {},
+        "rejected": {},
+        "checksum": compute_checksum([tokens.tobytes()]),
         "spans": [],
     }
-    pieces = [ShardSpec(number, "made", ()) for number in range(SHARDS)]
-    for piece in pieces:
-        tokens.tofile(folder / format_shard_name(piece.number))
-        np.full(few, LENGTH, "<i8").tofile(get_lengths_path(job, piece.number))
-        write_atomic(get_record_path(job, piece.number), json.dumps(record).encode())
-    commit(job, pieces, {}, {}, {})
+    specs = [ShardSpec(number, "random", ()) for number in range(SHARDS)]
+    for spec in specs:
+        tokens.tofile(folder / format_shard_name(spec.number))
+        np.full(documents, LENGTH, "<i8").tofile(job.get_path(spec.number, "lengths"))
+        path = job.get_path(spec.number, "json")
+        write_atomic(path, json.dumps(record).encode())
+    commit(job, specs)
 
 
-def opening(folder: Path) -> None:
-    """Prints what opening takes, each time in a fresh process."""
-    made(folder)
+def measure_open(folder: Path) -> None:
+    """Prints time and memory of opening, each time in a new process."""
+    write_large_store(folder)
     rows = []
     for _ in range(ROUNDS):
         command = [sys.executable, "-c", OPEN.format(folder=f"{folder}")]
-        said = subprocess.run(command, check=True, capture_output=True, text=True)
-        rows.append([float(word) for word in said.stdout.split()])
+        process = subprocess.run(command, check=True, capture_output=True, text=True)
+        rows.append([float(number) for number in process.stdout.split()])
     documents, tokens, *_ = rows[0]
     print(f"\n{documents:,.0f} documents, {tokens:,.0f} tokens, {SHARDS} shards")
     print(f"{'':24} {'min':>7} {'median':>7} {'max':>7}")
@@ -197,8 +193,8 @@ def opening(folder: Path) -> None:
         list(zip(*rows, strict=True))[2:],
         strict=True,
     ):
-        middle = statistics.median(values)
-        print(f"{name:24} {min(values):7.3f} {middle:7.3f} {max(values):7.3f}")
+        median = statistics.median(values)
+        print(f"{name:24} {min(values):7.3f} {median:7.3f} {max(values):7.3f}")
 
 
 def main() -> None:
@@ -206,17 +202,17 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
     print(f"{platform.machine()}, Python {platform.python_version()}, {ROUNDS} rounds")
-    print("MB/s of CPU time; their ratio; how much faster two processes are than one")
+    print("MB/s of CPU time; their ratio; speedup of two processes over one")
     print(
-        f"{'tokenizer':13} {'library':>7} {'build':>7} {'ratio':>7} {'spread':>12}"
-        f" {'two':>9} {'spread':>12}"
+        f"{'tokenizer':13} {'library':>7} {'build':>7} {'ratio':>7} {'range':>12}"
+        f" {'two':>9} {'range':>12}"
     )
-    documents = texts()
+    texts = read_texts()
     with tempfile.TemporaryDirectory() as work:
-        corpus = Stdlib()
-        building("SentencePiece", SentencePiece().open(corpus), documents, Path(work))
-        building("tokenizers", fast(documents), documents, Path(work))
-        opening(Path(work, "large"))
+        tokenizer = SentencePiece().open(Stdlib())
+        measure_build("SentencePiece", tokenizer, texts, Path(work))
+        measure_build("tokenizers", train_hf_tokenizer(texts), texts, Path(work))
+        measure_open(Path(work, "large"))
 
 
 if __name__ == "__main__":
