@@ -135,7 +135,7 @@ def measure_slowdown(state: Any, checkpoints: CheckpointManager, write: float) -
 
 
 def measure_restore(state: Any, checkpoints: CheckpointManager) -> None:
-    """Restoring, and reading the same files with NumPy."""
+    """Measures restoring, and reading the same files with NumPy."""
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )

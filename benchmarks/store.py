@@ -33,7 +33,7 @@ from lmx.data.store.shard_plan import BuildJob, ShardSpec
 from lmx.data.store.store import format_shard_name
 from lmx.data.tokenizer.base import ByteTokenizer, Tokenizer, TokenizerConfig
 from lmx.data.tokenizer.hf_json import TOKENIZER_JSON, HFTokenizer
-from lmx.data.tokenizer.sentencepiece import SentencePieceTokenizer, SentencePiece
+from lmx.data.tokenizer.sentencepiece import SentencePiece, SentencePieceTokenizer
 
 ROUNDS = 3
 BYTES = 100_000_000  # of text
