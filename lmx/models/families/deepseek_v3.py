@@ -1,7 +1,6 @@
 """DeepSeek-V3. DeepSeek-AI 2024, arXiv:2412.19437."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from lmx.config.value import Config
@@ -12,30 +11,24 @@ from lmx.models.hf.fields.decoder import (
     GATED_MLP,
     MLP,
     NORMS,
-    map_tied_head,
+    map_head,
 )
-from lmx.models.hf.fields.experts import (
-    EXPERTS,
-    TRAINING_FIELDS,
-    RouterFields,
-    list_mlps,
-)
+from lmx.models.hf.fields.experts import EXPERTS, TRAINING_FIELDS, map_router
 from lmx.models.hf.fields.field import (
-    DirectField,
     FieldMap,
     Values,
-    fill_defaults,
-    find_paths,
+    list_layers,
+    map_field,
+    map_fields,
     ref,
 )
-from lmx.models.hf.fields.rotary import RopeFields, yarn_mscale
+from lmx.models.hf.fields.rotary import map_rope, yarn_mscale
 from lmx.models.hf.layout import TensorMap
 
 LAYOUTS = {True: "interleaved", False: "split"}
-HEAD_DIMS = ("qk_nope_head_dim", "qk_rope_head_dim")
 MLA_TENSORS = tuple(
-    TensorMap(f"{ATTENTION}.{file}.weight", f"attention.{into}", layout)
-    for file, into, layout in (
+    TensorMap(f"{ATTENTION}.{theirs}.weight", f"attention.{ours}", layout)
+    for theirs, ours, layout in (
         ("q_proj", "query.w", "(N H) D -> D N H"),
         ("q_a_proj", "query.down.w", "R D -> D R"),
         ("q_a_layernorm", "query.norm.scale", "R -> R"),
@@ -56,91 +49,77 @@ SHARED_EXPERT = tuple(
         ("down", "D F -> F D"),
     )
 )
+MLP_SIZES = {
+    "first_k_dense_replace": 3,
+    "intermediate_size": 18_432,
+    "moe_intermediate_size": 2048,
+    "n_shared_experts": 1,
+}
+ROPE = map_rope("MLA.position")
 
 
-@dataclass(frozen=True)
-class DeepseekMLPFields(FieldMap):
-    """How wide the first layers are, each expert, and the one that all tokens meet."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (
-            "first_k_dense_replace",
-            "intermediate_size",
-            "moe_intermediate_size",
-            "n_shared_experts",
-        )
-
-    def with_defaults(self, given: Values) -> dict[str, Any]:
-        usual = zip(self.names, (3, 18_432, 2048, 1), strict=True)
-        return fill_defaults(given, dict(usual))
-
-    def to_bindings(self, settled: Values) -> dict[str, Any]:
-        lead, hidden, each, shared = (settled[name] for name in self.names)
-        first = [ref("SwiGLU")] * min(lead, settled["num_hidden_layers"])
-        bound = {
-            "Decoder.first_mlps": first,
-            "MoE.hidden": each,
-            "shared/SwiGLU.hidden": each * shared,
-        }
-        return bound | ({"SwiGLU.hidden": hidden} if first else {})
-
-    def to_hf(self, config: Config) -> dict[str, Any]:
-        lead, last = config["model.first_mlps"], list_mlps(config)[-1]
-        told: dict[str, Any] = {"first_k_dense_replace": len(lead)}
-        if lead:
-            told["intermediate_size"] = lead[0].fields.get("hidden")
-        if last.name == "MoE" and (shared := last.fields["shared"]):
-            each = told["moe_intermediate_size"] = last.fields["hidden"]
-            told["n_shared_experts"] = shared.fields["hidden"] // each
-        return told
+def bind_mlps(fields: Values) -> dict[str, Any]:
+    """The width of the first layers, of each expert, and of the shared expert."""
+    dense, hidden, each, shared = (fields[name] for name in MLP_SIZES)
+    first = [ref("SwiGLU")] * min(dense, fields["num_hidden_layers"])
+    return {
+        "Decoder.first_mlps": first,
+        "MoE.hidden": each,
+        "shared/SwiGLU.hidden": each * shared,
+        **({"SwiGLU.hidden": hidden} if first else {}),
+    }
 
 
-@dataclass(frozen=True)
-class DeepseekRopeFields(RopeFields):
-    """`RopeFields`, which pairs turn together, and what `mscale_all_dim` makes of logits.
+def describe_mlps(config: Config) -> dict[str, Any]:
+    """The fields of `MLP_SIZES`."""
+    first, last = config["model.first_mlps"], list_layers(config, "mlp")[-1]
+    fields: dict[str, Any] = {"first_k_dense_replace": len(first)}
+    if first:
+        fields["intermediate_size"] = first[0].fields.get("hidden")
+    if last.name == "MoE" and (shared := last.fields["shared"]):
+        each = fields["moe_intermediate_size"] = last.fields["hidden"]
+        fields["n_shared_experts"] = shared.fields["hidden"] // each
+    return fields
 
-    That is YaRN's temperature, in the scale of the logits and not in the rotation.
+
+def complete_rope(fields: Values) -> dict[str, Any]:
+    """The fields of RoPE, and whether neighbouring channels rotate together."""
+    interleave = fields.get("rope_interleave")
+    own = {"rope_interleave": True if interleave is None else interleave}
+    return ROPE.with_defaults(fields) | own
+
+
+def bind_rope(fields: Values) -> dict[str, Any]:
+    """The position, and the scale of logits that `mscale_all_dim` asks for.
+
+    YaRN's attention factor is in the scale of the logits, not in the rotation.
     """
-
-    binding: str = "MLA.position"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (*super().names, "rope_interleave")
-
-    def with_defaults(self, given: Values) -> dict[str, Any]:
-        return {
-            **super().with_defaults(given),
-            **fill_defaults(given, {"rope_interleave": True}),
-        }
-
-    def to_bindings(self, settled: Values) -> dict[str, Any]:
-        bound = super().to_bindings(settled)
-        pairs = f"{bound[self.binding].name}.layout"
-        bound[pairs] = LAYOUTS[settled["rope_interleave"]]
-        scaling = settled["rope_scaling"] or {}
-        if share := scaling.get("mscale_all_dim"):
-            usual = sum(settled[name] for name in HEAD_DIMS) ** -0.5
-            scale = usual * yarn_mscale(scaling["factor"], share) ** 2
-            bound["MLA.scale"] = scale
-        return bound
-
-    def to_hf(self, config: Config) -> dict[str, Any]:
-        told, found = super().to_hf(config), find_paths(config, self.binding)
-        if not told:
-            return {}
-        attention = config[found[0].rpartition(".")[0]].fields
-        told["rope_interleave"] = (
-            attention["position"].fields["layout"] == LAYOUTS[True]
+    bindings, scaling = ROPE.to_bindings(fields), fields["rope_scaling"] or {}
+    position = bindings["MLA.position"].name
+    bindings[f"{position}.layout"] = LAYOUTS[fields["rope_interleave"]]
+    if mscale := scaling.get("mscale_all_dim"):
+        width = fields["qk_nope_head_dim"] + fields["qk_rope_head_dim"]
+        bindings["MLA.scale"] = (
+            width**-0.5 * yarn_mscale(scaling["factor"], mscale) ** 2
         )
-        factor = (told["rope_scaling"] or {}).get("factor", 1.0)
-        if attention["scale"] and factor > 1.0:
-            width = attention["head_dim"] + attention["rope_dim"]
-            over = math.sqrt(attention["scale"] * math.sqrt(width)) - 1.0
-            share = round(over / (yarn_mscale(factor, 1.0) - 1.0), 9)
-            told["rope_scaling"]["mscale_all_dim"] = share
-        return told
+    return bindings
+
+
+def describe_rope(config: Config) -> dict[str, Any]:
+    """The fields of RoPE, with the `mscale_all_dim` of the scale."""
+    fields = ROPE.to_hf(config)
+    if not fields:
+        return {}
+    layers = list_layers(config, "attention")
+    attention = next(layer.fields for layer in layers if layer.name == "MLA")
+    fields["rope_interleave"] = attention["position"].fields["layout"] == LAYOUTS[True]
+    factor = (fields["rope_scaling"] or {}).get("factor", 1.0)
+    if attention["scale"] and factor > 1.0:
+        width = attention["head_dim"] + attention["rope_dim"]
+        excess = math.sqrt(attention["scale"] * math.sqrt(width)) - 1.0
+        mscale = round(excess / (yarn_mscale(factor, 1.0) - 1.0), 9)
+        fields["rope_scaling"]["mscale_all_dim"] = mscale
+    return fields
 
 
 FAMILY = Family(
@@ -157,18 +136,18 @@ FAMILY = Family(
         MoE.shared = @shared/SwiGLU
     """,
     field_maps=(
-        DirectField("vocab_size", "Decoder.vocab", 129_280),
-        DirectField("hidden_size", "Decoder.width", 7168),
-        DirectField("num_hidden_layers", "Decoder.depth", 61),
-        DirectField("num_attention_heads", "MLA.heads", 128),
-        DirectField("num_key_value_heads", "MLA.heads", 128),  # as many
-        DirectField("kv_lora_rank", "MLA.kv_rank", 512),
-        DirectField("q_lora_rank", "MLA.q_rank", 1536, nullable=True),
-        DirectField("qk_nope_head_dim", "MLA.head_dim", 128),
-        DirectField("qk_rope_head_dim", "MLA.rope_dim", 64),
-        DirectField("v_head_dim", "MLA.value_dim", 128),
-        DirectField("n_routed_experts", "MoE.experts", 256),
-        RouterFields(
+        map_field("vocab_size", "Decoder.vocab", 129_280),
+        map_field("hidden_size", "Decoder.width", 7168),
+        map_field("num_hidden_layers", "Decoder.depth", 61),
+        map_field("num_attention_heads", "MLA.heads", 128),
+        map_field("num_key_value_heads", "MLA.heads", 128),  # MLA has one of each
+        map_field("kv_lora_rank", "MLA.kv_rank", 512),
+        map_field("q_lora_rank", "MLA.q_rank", 1536, nullable=True),
+        map_field("qk_nope_head_dim", "MLA.head_dim", 128),
+        map_field("qk_rope_head_dim", "MLA.rope_dim", 64),
+        map_field("v_head_dim", "MLA.value_dim", 128),
+        map_field("n_routed_experts", "MoE.experts", 256),
+        map_router(
             ("SigmoidRouter", "UnnormalizedSigmoidRouter"),
             {
                 "num_experts_per_tok": ("top_k", 8),
@@ -178,10 +157,12 @@ FAMILY = Family(
             },
             default=True,
         ),
-        DeepseekMLPFields(),
-        DirectField("rms_norm_eps", "RMSNorm.epsilon", 1e-6, path="model.norm.epsilon"),
-        map_tied_head(False),
-        DeepseekRopeFields(),
+        map_fields(MLP_SIZES, bind_mlps, describe_mlps),
+        map_field("rms_norm_eps", "RMSNorm.epsilon", 1e-6, path="model.norm.epsilon"),
+        map_head(tied=False),
+        FieldMap(
+            (*ROPE.names, "rope_interleave"), complete_rope, bind_rope, describe_rope
+        ),
     ),
     required={
         "hidden_act": "silu",
@@ -204,7 +185,7 @@ FAMILY = Family(
         *SHARED_EXPERT,
         *NORMS,
     ),
-    # The layers that predict further tokens.
+    # The layers of multi-token prediction.
     ignored_tensors=(r"model\.layers\.{depth}\..*",),
     presets={
         "deepseek_v3": {

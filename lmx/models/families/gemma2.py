@@ -1,8 +1,9 @@
 """Gemma 2. Gemma Team 2024, arXiv:2408.00118."""
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
+from lmx.config.value import Config
 from lmx.models.hf.family import Family
 from lmx.models.hf.fields.decoder import (
     ATTENTION_TENSORS,
@@ -10,20 +11,22 @@ from lmx.models.hf.fields.decoder import (
     EMBEDDING_AND_HEAD,
     GATED_MLP,
     map_attention_bias,
-    map_sizes,
-    map_tied_head,
+    map_decoder,
+    preset,
 )
 from lmx.models.hf.fields.field import (
-    ConvertedField,
-    DerivedParameter,
-    DirectField,
     FieldMap,
     Values,
+    derive,
+    find_values,
+    map_field,
+    map_fields,
 )
-from lmx.models.hf.fields.rotary import RopeFields
-from lmx.models.hf.fields.sliding_window import FULL, WINDOW, WindowFields
+from lmx.models.hf.fields.rotary import map_rope
+from lmx.models.hf.fields.sliding_window import alternate_windows, map_window
 from lmx.models.hf.layout import TensorMap
 
+SCALAR = "query_pre_attn_scalar"  # the scale of logits is one over its root
 TEMPLATE = """
     Pretrained.model = @Decoder
     Decoder.block = @SandwichNorm
@@ -34,57 +37,60 @@ REQUIRED = {
     "hidden_activation": "gelu_pytorch_tanh",
     "use_bidirectional_attention": False,
 }
-# `hidden_act` is what old files call it, and transformers does not look at it.
+# Old files have `hidden_act`, which transformers does not read.
 IGNORED_FIELDS = frozenset({"hidden_act", "cache_implementation"})
+OFFSETS = {
+    f"{BLOCK}.input_layernorm": "attention_norm",
+    f"{BLOCK}.post_attention_layernorm": "attention_out_norm",
+    f"{BLOCK}.pre_feedforward_layernorm": "mlp_norm",
+    f"{BLOCK}.post_feedforward_layernorm": "mlp_out_norm",
+    "model.norm": "norm",
+}
 TENSOR_MAPS = (
     *EMBEDDING_AND_HEAD,
     *ATTENTION_TENSORS,
     *GATED_MLP,
-    TensorMap(f"{BLOCK}.input_layernorm.weight", "attention_norm.offset", "D -> D"),
-    TensorMap(
-        f"{BLOCK}.post_attention_layernorm.weight",
-        "attention_out_norm.offset",
-        "D -> D",
+    *(
+        TensorMap(f"{theirs}.weight", f"{ours}.offset", "D -> D")
+        for theirs, ours in OFFSETS.items()
     ),
-    TensorMap(f"{BLOCK}.pre_feedforward_layernorm.weight", "mlp_norm.offset", "D -> D"),
-    TensorMap(
-        f"{BLOCK}.post_feedforward_layernorm.weight", "mlp_out_norm.offset", "D -> D"
-    ),
-    TensorMap("model.norm.weight", "norm.offset", "D -> D"),
 )
 
 
-def to_query_scalar(scale: float) -> float | int:
-    """What the scale is one over the root of; transformers takes whole numbers."""
-    found = round(scale**-2, 6)
-    return int(found) if found == int(found) else found
+def bind_scale(fields: Values) -> dict[str, Any]:
+    """The scale of the logits of attention."""
+    return {"Attention.scale": fields[SCALAR] ** -0.5}
 
 
-def map_gemma_sizes(vocab: int, cap: float | None) -> tuple[FieldMap, ...]:
-    """What the families of Gemma have in common."""
-    return (
-        *map_sizes(vocab, 2304, 26, heads=8, kv_heads=4, head_dim=256),
-        DerivedParameter(
-            "Decoder.embed_scale", lambda given: math.sqrt(given["hidden_size"])
-        ),
-        DirectField("intermediate_size", "GeGLU.hidden", 9216),
-        DirectField("rms_norm_eps", "OffsetRMSNorm.epsilon", 1e-6),
-        ConvertedField(
-            "query_pre_attn_scalar",
-            "Attention.scale",
-            256,
-            to_lmx=lambda scalar: scalar**-0.5,
-            from_lmx=to_query_scalar,
-        ),
-        DirectField("final_logit_softcapping", "Decoder.logit_cap", cap, nullable=True),
-        *map_attention_bias(False),
-        map_tied_head(True),
+def describe_scale(config: Config) -> dict[str, Any]:
+    """The scalar of a scale; transformers wants a whole number where it is one."""
+    scales = [scale for scale in find_values(config, "Attention.scale") if scale]
+    if not scales:
+        return {}
+    scalar = round(scales[0] ** -2, 6)
+    return {SCALAR: int(scalar) if scalar == int(scalar) else scalar}
+
+
+def map_gemma(vocab: int, cap: float | None) -> list[FieldMap]:
+    """The field maps that Gemma 2 and 3 share."""
+    gemma = map_decoder(
+        vocab,
+        2304,
+        26,
+        heads=8,
+        kv_heads=4,
+        head_dim=256,
+        norm="OffsetRMSNorm",
+        tied=True,
     )
-
-
-def alternate_windows(given: Values) -> Sequence[str]:
-    """A window in every other layer, the first among them."""
-    return [FULL if i % 2 else WINDOW for i in range(given["num_hidden_layers"])]
+    return [
+        *gemma,
+        derive("Decoder.embed_scale", lambda fields: math.sqrt(fields["hidden_size"])),
+        map_field("intermediate_size", "GeGLU.hidden", 9216),
+        map_fields({SCALAR: 256}, bind_scale, describe_scale),
+        map_field("final_logit_softcapping", "Decoder.logit_cap", cap, nullable=True),
+        *map_attention_bias(False),
+    ]
 
 
 FAMILY = Family(
@@ -92,24 +98,13 @@ FAMILY = Family(
     architecture="Gemma2ForCausalLM",
     template=TEMPLATE,
     field_maps=(
-        *map_gemma_sizes(256_000, 30.0),
-        DirectField(
-            "attn_logit_softcapping", "Attention.logit_cap", 50.0, nullable=True
-        ),
-        WindowFields(4096, alternate_windows),
-        RopeFields(),
+        *map_gemma(256_000, 30.0),
+        map_field("attn_logit_softcapping", "Attention.logit_cap", 50.0, nullable=True),
+        map_window(4096, alternate_windows),
+        map_rope(),
     ),
     required=REQUIRED,
     ignored_fields=IGNORED_FIELDS,
     tensor_maps=TENSOR_MAPS,
-    presets={
-        "gemma2_2b": {},
-        "gemma2_9b": {
-            "hidden_size": 3584,
-            "intermediate_size": 14_336,
-            "num_hidden_layers": 42,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-        },
-    },
+    presets={"gemma2_2b": {}, "gemma2_9b": preset(3584, 14_336, 42, 16, 8)},
 )

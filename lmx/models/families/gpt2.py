@@ -1,12 +1,13 @@
 """GPT-2. Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"."""
 
 from lmx.models.hf.family import Family
-from lmx.models.hf.fields.decoder import map_tied_head
-from lmx.models.hf.fields.field import DerivedParameter, DirectField
+from lmx.models.hf.fields.decoder import map_head
+from lmx.models.hf.fields.field import derive, map_field
 from lmx.models.hf.layout import TensorMap
 
 BLOCK = "transformer.h.{layer}"
 QKV = ("attention.q", "attention.k", "attention.v")
+QKV_W, QKV_B = (tuple(f"{part}.{name}" for part in QKV) for name in "wb")
 
 FAMILY = Family(
     model_type="gpt2",
@@ -24,18 +25,18 @@ FAMILY = Family(
         GELU.linear = @EinsumBias
     """,
     field_maps=(
-        DirectField("vocab_size", "Decoder.vocab", 50_257),
-        DirectField("n_positions", "LearnedPosition.max_length", 1024),
-        DirectField("n_embd", "Decoder.width", 768),
-        DirectField("n_layer", "Decoder.depth", 12),
-        DirectField("n_head", "Attention.heads", 12),
-        DirectField("n_inner", "GELU.hidden", lambda given: 4 * given["n_embd"]),
-        DirectField("layer_norm_epsilon", "AffineLayerNorm.epsilon", 1e-5),
-        DerivedParameter("Attention.kv_heads", lambda given: given["n_head"]),
-        DerivedParameter(
-            "Attention.head_dim", lambda given: given["n_embd"] // given["n_head"]
+        map_field("vocab_size", "Decoder.vocab", 50_257),
+        map_field("n_positions", "LearnedPosition.max_length", 1024),
+        map_field("n_embd", "Decoder.width", 768),
+        map_field("n_layer", "Decoder.depth", 12),
+        map_field("n_head", "Attention.heads", 12),
+        map_field("n_inner", "GELU.hidden", lambda fields: 4 * fields["n_embd"]),
+        map_field("layer_norm_epsilon", "AffineLayerNorm.epsilon", 1e-5),
+        derive("Attention.kv_heads", lambda fields: fields["n_head"]),
+        derive(
+            "Attention.head_dim", lambda fields: fields["n_embd"] // fields["n_head"]
         ),
-        map_tied_head(True),
+        map_head(tied=True),
     ),
     required={
         "activation_function": "gelu_new",
@@ -53,16 +54,8 @@ FAMILY = Family(
         TensorMap("transformer.wpe.weight", "position.table", "T D -> T D"),
         TensorMap(f"{BLOCK}.ln_1.weight", "attention_norm.scale", "D -> D"),
         TensorMap(f"{BLOCK}.ln_1.bias", "attention_norm.offset", "D -> D"),
-        TensorMap(
-            f"{BLOCK}.attn.c_attn.weight",
-            tuple(f"{part}.w" for part in QKV),
-            "D (3 N H) -> 3 D N H",
-        ),
-        TensorMap(
-            f"{BLOCK}.attn.c_attn.bias",
-            tuple(f"{part}.b" for part in QKV),
-            "(3 N H) -> 3 N H",
-        ),
+        TensorMap(f"{BLOCK}.attn.c_attn.weight", QKV_W, "D (3 N H) -> 3 D N H"),
+        TensorMap(f"{BLOCK}.attn.c_attn.bias", QKV_B, "(3 N H) -> 3 N H"),
         TensorMap(f"{BLOCK}.attn.c_proj.weight", "attention.out.w", "(N H) D -> N H D"),
         TensorMap(f"{BLOCK}.attn.c_proj.bias", "attention.out.b", "D -> D"),
         TensorMap(f"{BLOCK}.ln_2.weight", "mlp_norm.scale", "D -> D"),

@@ -1,7 +1,5 @@
 """gpt-oss. OpenAI 2025, arXiv:2508.10925."""
 
-from collections.abc import Sequence
-
 from lmx.models.hf.family import Family
 from lmx.models.hf.fields.decoder import (
     ATTENTION,
@@ -10,13 +8,12 @@ from lmx.models.hf.fields.decoder import (
     MLP,
     NORMS,
     map_attention_bias,
-    map_sizes,
-    map_tied_head,
+    map_decoder,
 )
 from lmx.models.hf.fields.experts import TRAINING_FIELDS
-from lmx.models.hf.fields.field import DirectField, Values
-from lmx.models.hf.fields.rotary import RopeFields
-from lmx.models.hf.fields.sliding_window import FULL, WINDOW, WindowFields
+from lmx.models.hf.fields.field import map_field
+from lmx.models.hf.fields.rotary import map_rope
+from lmx.models.hf.fields.sliding_window import alternate_windows, map_window
 from lmx.models.hf.layout import TensorMap
 
 ROPE_SCALING = {
@@ -27,13 +24,7 @@ ROPE_SCALING = {
     "truncate": False,
     "original_max_position_embeddings": 4096,
 }
-GATE_UP = f"{MLP}.experts.gate_up_proj"  # a column of each by turns
-
-
-def alternate_windows(given: Values) -> Sequence[str]:
-    """A window in every other layer, the first among them."""
-    return [FULL if i % 2 else WINDOW for i in range(given["num_hidden_layers"])]
-
+GATE_UP = f"{MLP}.experts.gate_up_proj"  # columns of gate and up alternate
 
 FAMILY = Family(
     model_type="gpt_oss",
@@ -48,17 +39,17 @@ FAMILY = Family(
         TopKRouter.linear = @EinsumBias
     """,
     field_maps=(
-        *map_sizes(201_088, 2880, 36, heads=64, kv_heads=8, head_dim=64),
-        DirectField("intermediate_size", "ClampedMoE.hidden", 2880),
-        DirectField("num_local_experts", "ClampedMoE.experts", 128),
-        DirectField("num_experts_per_tok", "TopKRouter.top_k", 4),
-        DirectField("swiglu_limit", "ClampedMoE.limit", 7.0),
-        DirectField("swiglu_alpha", "ClampedMoE.alpha", 1.702),
-        DirectField("rms_norm_eps", "RMSNorm.epsilon", 1e-5),
+        *map_decoder(
+            201_088, 2880, 36, heads=64, kv_heads=8, head_dim=64, epsilon=1e-5
+        ),
+        map_field("intermediate_size", "ClampedMoE.hidden", 2880),
+        map_field("num_local_experts", "ClampedMoE.experts", 128),
+        map_field("num_experts_per_tok", "TopKRouter.top_k", 4),
+        map_field("swiglu_limit", "ClampedMoE.limit", 7.0),
+        map_field("swiglu_alpha", "ClampedMoE.alpha", 1.702),
         *map_attention_bias(True),
-        map_tied_head(False),
-        WindowFields(128, alternate_windows),
-        RopeFields(theta=150_000.0, scaling=ROPE_SCALING),
+        map_window(128, alternate_windows),
+        map_rope(theta=150_000.0, scaling=ROPE_SCALING),
     ),
     required={"hidden_act": "silu"},
     ignored_fields=TRAINING_FIELDS | {"experts_per_token", "initial_context_length"},

@@ -8,11 +8,10 @@ from lmx.models.hf.fields.decoder import (
     GATED_MLP,
     QK_NORMS,
     map_attention_bias,
-    map_sizes,
-    map_tied_head,
+    map_decoder,
 )
-from lmx.models.hf.fields.field import DirectField
-from lmx.models.hf.fields.rotary import RopeFields
+from lmx.models.hf.fields.field import map_field
+from lmx.models.hf.fields.rotary import map_rope
 from lmx.models.hf.layout import TensorMap
 
 FAMILY = Family(
@@ -28,12 +27,10 @@ FAMILY = Family(
         Attention.qk_norm_over = 'heads'
     """,
     field_maps=(
-        *map_sizes(50_304, 4096, 32, heads=32),
-        DirectField("intermediate_size", "SwiGLU.hidden", 11_008),
-        DirectField("rms_norm_eps", "RMSNorm.epsilon", 1e-5),
+        *map_decoder(50_304, 4096, 32, heads=32, epsilon=1e-5),
+        map_field("intermediate_size", "SwiGLU.hidden", 11_008),
         *map_attention_bias(False),
-        map_tied_head(False),
-        RopeFields(),
+        map_rope(),
     ),
     required={"hidden_act": "silu"},
     tensor_maps=(
@@ -49,11 +46,5 @@ FAMILY = Family(
         ),
         TensorMap("model.norm.weight", "norm.scale", "D -> D"),
     ),
-    presets={
-        "olmo2_7b": {
-            "vocab_size": 100_352,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 500_000.0,
-        },
-    },
+    presets={"olmo2_7b": dict(rms_norm_eps=1e-6, vocab_size=100_352, rope_theta=5e5)},
 )

@@ -20,9 +20,13 @@ from lmx.data.tokenizer.hf_folder import load_hf_folder
 from lmx.models.hf.checkpoint import CONFIG, GENERATION, HFCheckpoint, init_abstract
 from lmx.models.hf.family import match_family
 from lmx.models.hf.layout import group_by_tensor, map_tensors
-from lmx.models.hf.load import flatten_params, load_params, raise_if
 from lmx.models.hf.safetensors import SHARD_BYTES
-from lmx.models.hf.save import save_params
+from lmx.models.hf.weights import (
+    flatten_params,
+    load_params,
+    raise_if,
+    save_params,
+)
 from lmx.models.trained_model import TrainedModel
 
 

@@ -1,4 +1,4 @@
-"""A folder of Hugging Face transformers, understood: which model it is and where."""
+"""A folder of Hugging Face transformers: its family, its configuration, its weights."""
 
 import json
 from collections.abc import Mapping
@@ -16,24 +16,26 @@ from lmx.config.value import Config, explain_errors
 from lmx.models.decoder import Decoder
 from lmx.models.hf.family import Family, find_family
 from lmx.models.hf.layout import TensorSlice, map_tensors
-from lmx.models.hf.load import check_tensors, check_tied_copy, flatten_params, raise_if
 from lmx.models.hf.quantized import DequantizedFolder
 from lmx.models.hf.safetensors import SafetensorsFolder
+from lmx.models.hf.weights import (
+    check_tensors,
+    check_tied_copy,
+    flatten_params,
+    raise_if,
+)
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 QUANTIZATION = "quantization_config"  # the field that says how weights are stored
-EMBEDDING, HEAD = (
-    "embedding",
-    "head.out.w",
-)  # where a decoder has its embedding and its head
+EMBEDDING, HEAD = "embedding", "head.out.w"  # parameters of a decoder
 
 
 @dataclass(frozen=True)
 class HFCheckpoint:
-    """A model in a folder, of which nothing but descriptions is read yet.
+    """A model in a folder, of which only headers and JSON files are read.
 
     Attributes:
-        given: its config.json, without the quantization that the weights undo.
+        fields: its config.json, without the quantization that `weights` undoes.
         generation: its generation_config.json, empty if there is none.
     """
 
@@ -45,34 +47,31 @@ class HFCheckpoint:
 
     @classmethod
     def open(cls, path: Path) -> "HFCheckpoint":
-        """What is in the folder, if it is a family known here."""
-        given = _read_json(path / CONFIG)
-        quantized = isinstance(given.get(QUANTIZATION), dict)
-        weights = (
-            DequantizedFolder(path, given.pop(QUANTIZATION))
-            if quantized
-            else SafetensorsFolder(path)
-        )
-        has_generation = (path / GENERATION).is_file()
-        generation = _read_json(path / GENERATION) if has_generation else {}
-        where = str(path / CONFIG)
-        return cls(path, find_family(given, where), given, generation, weights)
+        """The folder, if lmx supports the family."""
+        fields = _read_json(path / CONFIG)
+        if isinstance(fields.get(QUANTIZATION), dict):
+            weights = DequantizedFolder(path, fields.pop(QUANTIZATION))
+        else:
+            weights = SafetensorsFolder(path)
+        exists = (path / GENERATION).is_file()
+        generation = _read_json(path / GENERATION) if exists else {}
+        family = find_family(fields, str(path / CONFIG))
+        return cls(path, family, fields, generation, weights)
 
     def to_config(self, dtype: str, digest: str | None = None) -> Config:
         """The configuration, with parameters in that dtype."""
-        more = {
+        extra = {
             "Precision.params": dtype,
             "Pretrained.generation": self.generation,
             "Pretrained.source": digest,
         }
-        return self.family.to_config(self.fields, str(self.path / CONFIG), more)
+        return self.family.to_config(self.fields, str(self.path / CONFIG), extra)
 
     def map_tensors(self, model: Decoder) -> list[TensorSlice]:
-        """Where each parameter is, once every one has its tensor and none is left."""
-        shapes = {
-            name: leaf.shape for name, leaf in flatten_params(nnx.state(model)).items()
-        }
-        prefix, names = self.family.prefix, self.weights.tensors
+        """The tensors of all parameters. Refuses missing and unused tensors."""
+        params = flatten_params(nnx.state(model))
+        shapes = {path: leaf.shape for path, leaf in params.items()}
+        prefix, names = self.family.prefix, self.weights.tensors.keys()
         rows = self.family.tensor_maps
         if not any(name.startswith(prefix) for name in names):
             rows = [row._replace(hf=row.hf.removeprefix(prefix)) for row in rows]
@@ -84,38 +83,35 @@ class HFCheckpoint:
                 check_tied_copy(self.weights, tied[HEAD], tied[EMBEDDING])
                 used.add(tied[HEAD])
         depth = model.stack.depth
-        rest = sorted(name for name in names.keys() - used)
         raise_if(
-            f"{self.path}: {self.family.architecture} has no place for",
-            [name for name in rest if not self.family.is_ignored(name, depth)],
+            f"{self.path}: {self.family.architecture} has no parameter for",
+            [n for n in sorted(names - used) if not self.family.is_ignored(n, depth)],
         )
         check_tensors(self.weights, found, shapes)
         return found
 
     def infer_dtype(self, model: Decoder, found: list[TensorSlice]) -> str:
-        """The narrowest that holds every parameter, but for those that have their own.
+        """The narrowest dtype that holds every parameter without a dtype of its own.
 
-        `model` has been made with parameters in bfloat16, those aside.
+        `model` is built with parameters in bfloat16, except for those.
         """
-        own = {
-            path
-            for path, leaf in flatten_params(nnx.state(model)).items()
-            if leaf.dtype != jnp.bfloat16
-        }
+        params = flatten_params(nnx.state(model))
+        own = {path for path, leaf in params.items() if leaf.dtype != jnp.bfloat16}
         tensors = {part.tensor for part in found if part.path not in own}
-        kinds = {self.weights.tensors[name].dtype for name in tensors}
-        return str(reduce(jnp.promote_types, sorted(map(_float_dtype, kinds), key=str)))
+        dtypes = {self.weights.tensors[name].dtype for name in tensors}
+        floats = sorted(map(_float_dtype, dtypes), key=str)
+        return str(reduce(jnp.promote_types, floats))
 
 
 def init_abstract(config: Config) -> Decoder:
-    """The model without its numbers."""
+    """The model with shapes in place of arrays."""
     with explain_errors(config):
         make = config.build().model
         return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
 
 
 def _float_dtype(dtype: np.dtype) -> np.dtype:
-    """The dtype in which parameters of that one can be kept without loss."""
+    """The dtype that holds parameters of `dtype` without loss."""
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ConfigError(
             f"weights in {dtype} are quantized, and lmx computes with floats: fetch the"
@@ -127,12 +123,12 @@ def _float_dtype(dtype: np.dtype) -> np.dtype:
 def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(
-            f"there is no {file}: give the folder of a model, with its config.json."
+            f"{file} does not exist: give the folder of a model with its config.json."
         )
     try:
         content = json.loads(file.read_text())
     except ValueError as error:
-        raise ConfigError(f"{file} is no JSON: {error}") from None
+        raise ConfigError(f"{file} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} is no JSON object.")
+        raise ConfigError(f"{file} is not a JSON object.")
     return content

@@ -1,4 +1,4 @@
-"""A family of published models: its configuration and its weights, in one table."""
+"""Model families of Hugging Face: each maps its config.json and weights in one table."""
 
 import functools
 import importlib
@@ -16,7 +16,7 @@ from lmx.models import families
 from lmx.models.hf.fields.field import FieldMap, Values
 from lmx.models.hf.layout import TensorMap
 
-# Fields of any config.json that change no logit of the whole model.
+# Fields that change no logit of any model.
 IGNORED_FIELDS = frozenset(
     "architectures model_type dtype torch_dtype transformers_version use_cache"
     " initializer_range attention_dropout max_position_embeddings bos_token_id"
@@ -25,29 +25,29 @@ IGNORED_FIELDS = frozenset(
     " task_specific_params id2label label2id problem_type chunk_size_feed_forward"
     " _attn_implementation_autoset".split()
 )
-# Of these, the ones that an export says anew.
+# Those among them that an export writes by itself.
 EXPORT_FIELDS = {"architectures", "model_type", "dtype", "torch_dtype"}
-# What they must be, where they are at all.
+# The only supported values, if a file has the field.
 REQUIRED: Mapping[str, Any] = {"quantization_config": None, "is_encoder_decoder": False}
-# What does not change the logits of a model that is trained already.
+# Parameters that do not change the logits of a trained model.
 NOT_MATH = {"init", "dropout", "precision"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """All that is known of a family; import, export and pages are made of it.
+    """Everything about a family: import, export and experiments use it.
 
     Attributes:
-        model_type, architecture: how a config.json names it.
-        page: the parts it is made of, as a `.gin` page whose root is `Pretrained`.
-        rules: which fields bind what, in the order in which they need each other.
-        fixed: fields whose other values would be another model.
-        idle: fields, beside `IDLE`, that change no logit.
-        weights: which tensor is which parameter.
-        ignored: patterns of tensors that are no weights; `{depth}` is how many layers
-            there are.
-        prefix: what the names of files written without a head lack.
-        presets: published sizes, in the fields that are no defaults.
+        model_type, architecture: its names in a config.json.
+        template: its layers, as the text of a `.gin` file with root `Pretrained`.
+        field_maps: maps of config.json fields, each after those that it needs.
+        tensor_maps: the parameter of each tensor.
+        required: fields of which only one value is supported.
+        ignored_fields: fields, besides `IGNORED_FIELDS`, that change no logit.
+        ignored_tensors: patterns of tensors that are no weights; `{depth}` is the
+            number of layers.
+        prefix: what tensor names lack in files of the bare model.
+        presets: published models, as the fields that differ from the defaults.
     """
 
     model_type: str
@@ -64,65 +64,66 @@ class Family:
     def to_config(
         self, fields: Values, where: str, extra: Mapping[str, Any] | None = None
     ) -> Config:
-        """The configuration that a config.json describes, with `more` bindings."""
-        self._check_fields(fields, where)
-        bindings = parse_text(self.template, f"the page of {self.model_type}")
-        settled: dict[str, Any] = {}
+        """The configuration of a config.json, with `extra` bindings."""
+        known = {*REQUIRED, *self.required}
+        known.update(name for each in self.field_maps for name in each.names)
+        self._check_fields(fields, known, where)
+        bindings = parse_text(self.template, f"the template of {self.model_type}")
+        complete: dict[str, Any] = {}
         try:
-            for rule in self.field_maps:
-                settled |= rule.with_defaults({**fields, **settled})
-            for rule in self.field_maps:
-                for key, value in rule.to_bindings(settled).items():
+            for each in self.field_maps:
+                complete |= each.with_defaults({**fields, **complete})
+            for each in self.field_maps:
+                for key, value in each.to_bindings(complete).items():
                     _bind(
-                        bindings, key, value, f"{where}: {', '.join(rule.names) or key}"
+                        bindings, key, value, f"{where}: {', '.join(each.names) or key}"
                     )
-        except (ConfigError, TypeError) as error:  # the latter of a value's kind
+        except (ConfigError, TypeError) as error:  # TypeError: a value of a wrong type
             raise ConfigError(f"{where}: {error}") from error
-        ruled = {name for rule in self.field_maps for name in rule.names}
-        known = ruled | EXPORT_FIELDS | self.required.keys() | REQUIRED.keys()
-        facts = {name: value for name, value in fields.items() if name not in known}
-        also = {"Pretrained.family": self.model_type, "Pretrained.hf_fields": facts}
-        for key, value in (also | dict(extra or {})).items():
+        rest = {n: v for n, v in fields.items() if n not in known | EXPORT_FIELDS}
+        own = {"Pretrained.family": self.model_type, "Pretrained.hf_fields": rest}
+        for key, value in (own | dict(extra or {})).items():
             _bind(bindings, key, value, where)
         return resolve(bindings, "Pretrained")
 
     def to_hf(self, config: Config) -> dict[str, Any]:
-        """The fields of the config.json that would compose to `config`, if any does."""
-        read: dict[str, Any] = {}
-        for rule in self.field_maps:
-            read |= rule.to_hf(config)
-        return {**self.required, **read}
-
-    def _check_fields(self, given: Values, where: str) -> None:
-        """Refuses what would change the numbers, and what nobody knows."""
-        if how := given.get("quantization_config"):
-            raise ConfigError(
-                f"{where}: quantization_config = {how!r}: the weights are quantized,"
-                " and lmx reads floats. Save the model in bfloat16 (transformers:"
-                " from_pretrained, dequantized, and save_pretrained)."
-            )
-        fixed = {**REQUIRED, **self.required}
-        ruled = {name for rule in self.field_maps for name in rule.names}
-        for name, value in given.items():
-            if name in fixed and value != fixed[name] and (value or fixed[name]):
-                raise ConfigError(
-                    f"{where}: {name} = {value!r} makes it another model than"
-                    f" {self.architecture} is here, where it is {fixed[name]!r}."
-                )
-            if name not in {*fixed, *ruled, *self.ignored_fields, *IGNORED_FIELDS}:
-                near = suggest(name, {*fixed, *ruled, *self.ignored_fields})
-                raise ConfigError(
-                    f"{where}: {name} = {value!r} is a field that {self.architecture}"
-                    f" does not have here{near}: it may change the numbers. Take it"
-                    " away if it does not."
-                )
+        """The config.json fields that describe `config` best; they may lose some of it."""
+        fields = dict(self.required)
+        for each in self.field_maps:
+            fields |= each.to_hf(config)
+        return fields
 
     def is_ignored(self, tensor: str, depth: int) -> bool:
-        """Whether a tensor is no weight of a model of that many layers."""
-        patterns = [
-            pattern.replace("{depth}", str(depth)) for pattern in self.ignored_tensors
-        ]
+        """Whether a tensor is no weight of a model of `depth` layers."""
+        patterns = (p.replace("{depth}", str(depth)) for p in self.ignored_tensors)
         return any(re.fullmatch(pattern, tensor) for pattern in patterns)
+
+    def _check_fields(self, fields: Values, known: set[str], where: str) -> None:
+        """Refuses unsupported values and unknown fields."""
+        if quantization := fields.get("quantization_config"):
+            raise ConfigError(
+                f"{where}: quantization_config = {quantization!r}: the weights are"
+                " quantized, and lmx reads floats. Save the model in bfloat16"
+                " (transformers: from_pretrained, dequantized, and save_pretrained)."
+            )
+        required = {**REQUIRED, **self.required}
+        known = known | self.ignored_fields
+        for name, value in fields.items():
+            if (
+                name in required
+                and value != required[name]
+                and (value or required[name])
+            ):
+                raise ConfigError(
+                    f"{where}: {name} = {value!r} is not supported in"
+                    f" {self.architecture}: it must be {required[name]!r}."
+                )
+            if name not in known | IGNORED_FIELDS:
+                raise ConfigError(
+                    f"{where}: {name} = {value!r} is an unknown field of"
+                    f" {self.architecture}{suggest(name, known)}: remove it if it"
+                    " changes no logit."
+                )
 
 
 def _bind(bindings: Bindings, key: str, value: Any, where: str) -> None:
@@ -136,38 +137,35 @@ def _bind(bindings: Bindings, key: str, value: Any, where: str) -> None:
 def load_families() -> dict[str, Family]:
     """The family of each `model_type`."""
     names = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
-    found = [importlib.import_module(f"{families.__name__}.{n}").FAMILY for n in names]
-    return {family.model_type: family for family in found}
+    modules = [importlib.import_module(f"{families.__name__}.{name}") for name in names]
+    return {module.FAMILY.model_type: module.FAMILY for module in modules}
 
 
-def find_family(given: Values, where: str) -> Family:
+def find_family(fields: Values, where: str) -> Family:
     """The family that a config.json names."""
-    known, kind = load_families(), given.get("model_type")
-    if kind not in known:
+    known, model_type = load_families(), fields.get("model_type")
+    if model_type not in known:
         raise ConfigError(
-            f"{where}: model_type = {kind!r} is no family known here"
-            f"{suggest(f'{kind}', known)}."
+            f"{where}: model_type = {model_type!r} is not supported"
+            f"{suggest(f'{model_type}', known)}. Supported are {', '.join(known)}."
         )
-    family = known[kind]
-    stated = given.get("architectures") or [family.architecture]
-    if family.architecture not in stated:
+    family = known[model_type]
+    architectures = fields.get("architectures") or [family.architecture]
+    if family.architecture not in architectures:
         raise ConfigError(
-            f"{where}: architectures = {stated}: of {kind} models only"
-            f" {family.architecture} can be had here."
+            f"{where}: architectures = {architectures}: of {model_type} models only"
+            f" {family.architecture} is supported."
         )
     return family
 
 
 def match_family(config: Config) -> tuple[Family, dict[str, Any]]:
-    """The family that can say all of a model, and the fields that say it.
+    """A family that expresses a model without loss, and the config.json fields.
 
-    The model's own family is asked first. Nothing is lost: the fields compose to the
-    same model again.
+    The model's own family comes first. Importing the fields gives the same model.
     """
     own = config.fields.get("family")
-    known = sorted(
-        load_families().values(), key=lambda family: family.model_type != own
-    )
+    known = sorted(load_families().values(), key=lambda each: each.model_type != own)
     losses: list[tuple[int, str]] = []
     for family in known:
         try:
@@ -176,26 +174,22 @@ def match_family(config: Config) -> tuple[Family, dict[str, Any]]:
         except ConfigError as error:
             losses.append((len(IGNORED_FIELDS), f"{error}"))
             continue
-        lost = diff(
-            extract_math_config(config["model"]), extract_math_config(again["model"])
-        )
+        models = (extract_math_config(each["model"]) for each in (config, again))
+        lost = diff(*models)
         if not lost:
             return family, to_jsonable(fields)
-        told = [
-            f"{path} = {_format_value(a)}, not {_format_value(b)}"
-            for path, (a, b) in lost.items()
-        ]
-        losses.append((len(lost), f"{family.architecture} lacks " + "; ".join(told)))
-    raise ConfigError(f"no family can say what this model is: {min(losses)[1]}.")
+        sides = [f"{p} = {_format(a)}, not {_format(b)}" for p, (a, b) in lost.items()]
+        losses.append((len(lost), f"{family.architecture} lacks " + "; ".join(sides)))
+    raise ConfigError(f"no family expresses this model: {min(losses)[1]}.")
 
 
-def _format_value(value: Any) -> str:
+def _format(value: Any) -> str:
     return value if isinstance(value, str) else format_value(value)
 
 
 def extract_math_config(node: Config) -> Config:
-    """What decides the logits of a model, given its parameters."""
-    known = config_fields(find(node.name, "essence"))
+    """The part of a model's configuration that decides its logits."""
+    known = config_fields(find(node.name, "model"))
     fields = {
         name: map_nodes(value, extract_math_config)
         for name, value in node.fields.items()

@@ -1,7 +1,7 @@
-"""Which tensor of a file is which parameter, and how its dimensions are laid out."""
+"""Maps tensors of safetensors files to parameters, with the layout of dimensions."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,14 +18,14 @@ class TensorMap(NamedTuple):
     """One row of a family's table.
 
     Attributes:
-        file: the tensor's name, with `{layer}` and `{expert}` where it has one of each.
-        into: the parameter, in the block of that layer or in the decoder; or those that
-            share the tensor, in order.
-        layout: the dimensions of the tensor, then those of the parameter, in letters of
-            `lmx/core/dims.py`, without layers, and without experts that have a tensor
-            each: "(N H) D -> D N H". Parameters that share a tensor stand along a
-            digit, "D (3 N H) -> 3 D N H", or one after the other along a sum,
-            "(N H+F) R -> R N H, R N F".
+        hf: the name of the tensor, with `{layer}` and `{expert}` if each has its own.
+        param: the parameter's path in the block of a layer or in the decoder; several
+            if they share the tensor.
+        layout: the dimensions of the tensor and of the parameter, in letters of
+            `lmx/core/dims.py`, without layers and without experts that have their own
+            tensor: "(N H) D -> D N H". Parameters that share a tensor are indexed by a
+            digit, "D (3 N H) -> 3 D N H", or concatenated in a sum, "(N H+F) R -> R N H,
+            R N F".
     """
 
     hf: str
@@ -35,133 +35,118 @@ class TensorMap(NamedTuple):
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """What of a tensor belongs to one parameter.
+    """The part of a tensor that belongs to one parameter.
 
     Attributes:
-        lead: where in the parameter: its layer, and its expert if each has a tensor.
-        groups: the tensor's dimensions, each the names it is made of.
-        dims: the parameter's dimensions after `lead`.
-        number: of this parameter among those that share the tensor.
+        path: the parameter.
+        index: the position in the parameter: the layer, and the expert if each has its
+            own tensor.
+        shape: the shape of the whole tensor in the file.
+        split, select, order: the part is `reshape(split)[select].transpose(order)`.
     """
 
     tensor: str
     path: str
     index: Shape
-    groups: Sequence[Sequence[str]]
-    dims: Sequence[str]
-    sizes: Mapping[str, int]
-    position: int
-
-    @property
-    def shape(self) -> Shape:
-        """The tensor's, in the file."""
-        return tuple(math.prod(map(self._size, group)) for group in self.groups)
+    shape: Shape
+    split: Shape
+    select: tuple[int | slice, ...]
+    order: Shape
 
     def view(self, tensor: np.ndarray) -> np.ndarray:
-        """What of the tensor is the parameter's, in its order, and not copied.
-
-        Serves reading and writing: what is put into the view is put into `tensor`.
-        """
-        words = [word for group in self.groups for word in group]
-        split = tensor.reshape([self._size(word) for word in words])
-        at = tuple(self._index(word) for word in words)
-        names = [self._name(word) for word in words if not word.isdigit()]
-        return split[at].transpose([names.index(name) for name in self.dims])
-
-    def _size(self, word: str) -> int:
-        return sum(self.sizes[name] for name in word.split("+"))
-
-    def _name(self, word: str) -> str:
-        return next(name for name in word.split("+") if name in self.dims)
-
-    def _index(self, word: str) -> int | slice:
-        """This parameter's share of one dimension."""
-        if word.isdigit():
-            return self.position
-        name, start = self._name(word), 0
-        for other in word.split("+"):
-            if other == name:
-                break
-            start += self.sizes[other]
-        return slice(start, start + self.sizes[name])
-
-
-def find_layer_paths(model: Decoder) -> list[tuple[str, int]]:
-    """Of each layer, the path of its stacked blocks and its index among them."""
-    found = {}
-    for number, cycle in enumerate(model.stack.cycles):
-        for (turn, kind), layer in np.ndenumerate(cycle.group.layers):
-            found[layer] = (f"stack.cycles.{number}.blocks.{kind}", turn)
-    return [found[layer] for layer in sorted(found)]
+        """The part, in the parameter's layout; writing to it changes `tensor`."""
+        return tensor.reshape(self.split)[self.select].transpose(self.order)
 
 
 def map_tensors(
     rows: Iterable[TensorMap], shapes: Mapping[str, Shape], model: Decoder
 ) -> list[TensorSlice]:
-    """Where every parameter comes from, in the order of layers and of the table.
+    """The tensors of all parameters, in the order of layers and of the table.
 
-    A row whose parameters a layer does not have says nothing about that layer.
+    Rows whose parameters a layer lacks are skipped for that layer.
     """
-    rows = list(rows)
-    single = [row for row in rows if LAYER not in row.hf]
-    layered = [row for row in rows if LAYER in row.hf]
-    found = [part for row in single for part in expand_map(row, "", (), shapes)]
-    for layer, (prefix, index) in enumerate(find_layer_paths(model)):
-        for row in layered:
-            here = row._replace(hf=row.hf.replace(LAYER, str(layer)))
-            found += expand_map(here, f"{prefix}.", (index,), shapes)
-    return found
+    rows, layers = list(rows), {}
+    for number, cycle in enumerate(model.stack.cycles):
+        for (turn, kind), layer in np.ndenumerate(cycle.group.layers):
+            layers[layer] = (f"stack.cycles.{number}.blocks.{kind}.", (turn,))
+    places = [("", (), ""), *((*layers[layer], str(layer)) for layer in sorted(layers))]
+    return [
+        part
+        for prefix, index, layer in places
+        for row in rows
+        if (LAYER in row.hf) == bool(layer)
+        for part in expand_map(
+            row._replace(hf=row.hf.replace(LAYER, layer)), prefix, index, shapes
+        )
+    ]
 
 
 def expand_map(
-    row: TensorMap, prefix: str, lead: Shape, shapes: Mapping[str, Shape]
+    row: TensorMap, prefix: str, index: Shape, shapes: Mapping[str, Shape]
 ) -> Iterator[TensorSlice]:
-    """What a row says of one layer."""
-    into = (row.param,) if isinstance(row.param, str) else row.param
-    paths = [prefix + path for path in into]
+    """The slices of a row at one layer, whose parameters have that prefix and index."""
+    params = (row.param,) if isinstance(row.param, str) else row.param
+    paths = [prefix + param for param in params]
     if not all(path in shapes for path in paths):
         return
-    groups, dims = _parse_layout(row.layout, len(paths))
-    depth = len(lead) + (EXPERT in row.hf)
-    sizes = {name: int(name) for group in groups for name in group if name.isdigit()}
+    groups, dims = _parse_layout(row.layout)
+    dims *= len(paths) // len(dims)
+    depth = len(index) + (EXPERT in row.hf)
+    words = [word for group in groups for word in group]
+    sizes = {word: int(word) for word in words if word.isdigit()}
     for path, names in zip(paths, dims, strict=True):
         if len(shapes[path]) != depth + len(names):
             raise ConfigError(
-                f"{path} is {shapes[path]}, and {row.layout!r} of {row.hf} is about"
+                f"{path} has shape {shapes[path]}: {row.layout!r} of {row.hf} needs"
                 f" {len(names)} dimensions after the first {depth}."
             )
         sizes |= dict(zip(names, shapes[path][depth:], strict=True))
-    experts = range(shapes[paths[0]][len(lead)]) if EXPERT in row.hf else [None]
-    for expert in experts:
-        name = row.hf.replace(EXPERT, str(expert))
-        at = lead if expert is None else (*lead, expert)
-        for number, path in enumerate(paths):
-            yield TensorSlice(name, path, at, groups, dims[number], sizes, number)
+    for word in words:
+        sizes[word] = sum(sizes[name] for name in word.split("+"))
+    shape = tuple(math.prod(sizes[word] for word in group) for group in groups)
+    split = tuple(sizes[word] for word in words)
+    indices = [index]
+    if EXPERT in row.hf:
+        indices = [(*index, expert) for expert in range(shapes[paths[0]][len(index)])]
+    for position, (path, names) in enumerate(zip(paths, dims, strict=True)):
+        select, found = [], []
+        for word in words:
+            if word.isdigit():
+                select.append(position)
+                continue
+            summands = word.split("+")
+            name = next(name for name in summands if name in names)
+            start = sum(sizes[n] for n in summands[: summands.index(name)])
+            select.append(slice(start, start + sizes[name]))
+            found.append(name)
+        order = tuple(found.index(name) for name in names)
+        for at in indices:
+            tensor = row.hf.replace(EXPERT, str(at[-1]) if at else "")
+            yield TensorSlice(tensor, path, at, shape, split, tuple(select), order)
 
 
-def _parse_layout(layout: str, count: int) -> tuple[list[list[str]], list[list[str]]]:
-    """The names of each dimension of the tensor, and those of each parameter."""
+def _parse_layout(layout: str) -> tuple[list[list[str]], list[list[str]]]:
+    """The names in each dimension of the tensor, and those of each parameter."""
     left, right = layout.split("->")
-    said = [words.split() for words in right.split(",")]
-    dims = [[name for name in names if not name.isdigit()] for names in said]
+    dims = [[d for d in side.split() if not d.isdigit()] for side in right.split(",")]
     groups = [
-        inside.split()
-        for n, outside in enumerate(left.replace(")", "(").split("("))
-        for inside in ([outside] if n % 2 else outside.split())
+        group.split()
+        for n, part in enumerate(left.replace(")", "(").split("("))
+        for group in ([part] if n % 2 else part.split())
     ]
-    return groups, dims if len(dims) == count else dims * count
+    return groups, dims
 
 
 def group_by_param(found: Iterable[TensorSlice]) -> dict[str, dict[Shape, TensorSlice]]:
-    """The parts of each parameter, by where they stand in it."""
-    paths: dict[str, dict[Shape, TensorSlice]] = {}
+    """The slices of each parameter, by index."""
+    params: dict[str, dict[Shape, TensorSlice]] = {}
     for part in found:
-        paths.setdefault(part.path, {})[part.index] = part
-    return paths
+        params.setdefault(part.path, {})[part.index] = part
+    return params
 
 
 def group_by_tensor(found: Iterable[TensorSlice]) -> dict[str, list[TensorSlice]]:
-    """The parts of each tensor, which are all of it."""
+    """The slices of each tensor, which cover it."""
     tensors: dict[str, list[TensorSlice]] = {}
     for part in found:
         tensors.setdefault(part.tensor, []).append(part)

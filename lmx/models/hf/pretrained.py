@@ -1,4 +1,4 @@
-"""The root of a configuration without a recipe: a model that was trained elsewhere."""
+"""Config root of an imported model, which has no training recipe."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ from lmx.models.decoder import Decoder
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """What a model is, but not how it came to be.
+    """A model that was trained elsewhere.
 
     Attributes:
-        family: whose names and layouts its files had.
-        source: SHA-256 of those files; None: it was never put into a run.
-        facts: what their config.json said that changes no logit, such as the longest
-            text it was trained on; an export says it again.
-        generation: their generation_config.json.
+        family: the `model_type` of its files.
+        source: SHA-256 of its files; None before it is imported into a run.
+        hf_fields: fields of its config.json that change no logit, such as the longest
+            text of its training; an export has them again.
+        generation: its generation_config.json.
     """
 
     model: Callable[..., Decoder]

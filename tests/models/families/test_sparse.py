@@ -1,4 +1,4 @@
-"""What the fields and files of models with experts mean, beside their logits."""
+"""Fields and files of mixture-of-experts families, besides their logits."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import lmx
 from lmx.config.registry import ConfigError
 from lmx.config.value import diff
 from lmx.models.hf.family import extract_math_config, load_families, match_family
-from lmx.models.hf.fields.experts import list_mlps
+from lmx.models.hf.fields.field import list_layers
 from tests.parity.sparse import SPARSE
 from tests.parity.weights import weights
 
@@ -21,14 +21,14 @@ CASES = {case.name: case.config for case in SPARSE}
 GOLDEN = Path(__file__).parents[2] / "golden" / "families" / "deepseek_v3.json"
 
 
-def composed(case, **fields):
+def make_config(case, **fields):
     given = CASES[case] | fields
     return load_families()[given["model_type"]].to_config(given, "config.json")
 
 
 @pytest.fixture
 def deepseek(tmp_path):
-    """Writes one in bfloat16, but for the bias of its routers, and `more` tensors."""
+    """Writes a model in bfloat16, router biases in float32, with `more` tensors."""
     page = json.loads(GOLDEN.read_text())
 
     def write(*more):
@@ -44,8 +44,8 @@ def deepseek(tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_an_export_says_composes_to_the_same_model(case):
-    config = composed(case)
+def test_exported_fields_give_the_same_model(case):
+    config = make_config(case)
     family, fields = match_family(config)
     assert family.model_type == CASES[case]["model_type"]
     again = family.to_config(json.loads(json.dumps(fields)), "again")
@@ -64,39 +64,39 @@ def test_what_an_export_says_composes_to_the_same_model(case):
     ],
 )
 def test_qwen3_moe_has_experts_in_every_step_th_layer_but_those_named(fields, dense):
-    config = composed("qwen3_moe", num_hidden_layers=6, **fields)
-    kinds = [mlp.name for mlp in list_mlps(config)]
+    config = make_config("qwen3_moe", num_hidden_layers=6, **fields)
+    kinds = [mlp.name for mlp in list_layers(config, "mlp")]
     assert kinds == ["SwiGLU" if i in dense else "MoE" for i in range(6)]
 
 
-def test_the_window_of_qwen3_moe_is_used_only_if_it_says_so():
+def test_qwen3_moe_has_a_window_only_if_use_sliding_window():
     given = {"sliding_window": 7}
     for used, window in ((True, 7), (False, None)):
-        config = composed("qwen3_moe", use_sliding_window=used, **given)
+        config = make_config("qwen3_moe", use_sliding_window=used, **given)
         assert config["model.attention.window"] == window
 
 
 @pytest.mark.parametrize("dense, lead", [(0, 0), (2, 2), (9, 3)])
 def test_the_first_layers_of_deepseek_are_dense(dense, lead):
-    kinds = list_mlps(composed("deepseek_v3", first_k_dense_replace=dense))
+    kinds = list_layers(make_config("deepseek_v3", first_k_dense_replace=dense), "mlp")
     assert [mlp.name for mlp in kinds] == ["SwiGLU"] * lead + ["MoE"] * (3 - lead)
 
 
-def test_latents_of_deepseek_are_normed_with_an_epsilon_of_their_own():
-    config = composed("deepseek_v3", rms_norm_eps=0.25)
+def test_deepseek_latents_have_their_own_norm_epsilon():
+    config = make_config("deepseek_v3", rms_norm_eps=0.25)
     assert config["model.norm.epsilon"] == 0.25
     assert config["model.attention.norm.epsilon"] == 1e-6
 
 
-def test_the_temperature_of_deepseek_is_in_its_logits():
-    """0.1 ln(40) + 1, twice: of queries and of keys."""
-    config = composed("deepseek_v3")
+def test_the_attention_factor_of_deepseek_is_in_its_scale():
+    """0.1 ln(40) + 1, squared: for queries and for keys."""
+    config = make_config("deepseek_v3")
     assert config["model.attention.position.attention_factor"] == 1.0
     want = (0.1 * math.log(40) + 1) ** 2 / math.sqrt(12 + 8)
     assert config["model.attention.scale"] == pytest.approx(want, rel=1e-12)
 
 
-def test_a_bias_of_deepseek_stays_in_float32_beside_narrower_weights(deepseek):
+def test_router_biases_of_deepseek_stay_in_float32(deepseek):
     folder, kept = deepseek()
     lmx.save_hf(lmx.load_hf(folder), folder / "exported")
     given = load_file(folder / "model.safetensors")
@@ -107,18 +107,20 @@ def test_a_bias_of_deepseek_stays_in_float32_beside_narrower_weights(deepseek):
         np.testing.assert_array_equal(exported[name], tensor)
 
 
-def test_layers_of_deepseek_that_predict_further_tokens_are_left_out(deepseek):
+def test_multi_token_layers_of_deepseek_are_ignored(deepseek):
     lmx.load_hf(deepseek("model.layers.3.eh_proj.weight")[0])
-    with pytest.raises(ConfigError, match=r"no place for model\.layers\.4\.eh_proj"):
+    with pytest.raises(
+        ConfigError, match=r"no parameter for model\.layers\.4\.eh_proj"
+    ):
         lmx.load_hf(deepseek("model.layers.4.eh_proj.weight")[0])
 
 
-def test_gpt_oss_is_extended_where_its_file_says_nothing_of_positions():
-    config = composed("gpt_oss", rope_scaling=None, rope_theta=7.0)
+def test_gpt_oss_has_yarn_by_default():
+    config = make_config("gpt_oss", rope_scaling=None, rope_theta=7.0)
     position = config["model.attention.0.position"]
     assert position.name == "YaRN" and position.fields["theta"] == 7.0
     assert position.fields["factor"] == 32.0 and not position.fields["truncate"]
-    plain = match_family(composed("gpt_oss_full"))[1]
+    plain = match_family(make_config("gpt_oss_full"))[1]
     assert plain["rope_scaling"] == {"rope_type": "default"}
 
 
@@ -130,12 +132,20 @@ def test_gpt_oss_is_extended_where_its_file_says_nothing_of_positions():
             dict(quantization_config={"quant_method": "mxfp4"}),
             "quantization_config = .*mxfp4.* lmx reads floats",
         ),
-        ("deepseek_v3", dict(attention_bias=True), "attention_bias = True makes it"),
-        ("deepseek_v3", dict(scoring_func="softmax"), "scoring_func = 'softmax' makes"),
+        (
+            "deepseek_v3",
+            dict(attention_bias=True),
+            "attention_bias = True is not supported",
+        ),
+        (
+            "deepseek_v3",
+            dict(scoring_func="softmax"),
+            "scoring_func = 'softmax' is not",
+        ),
         ("qwen3_moe", dict(mlp_only_layers=[0, 1, 2]), "such a model is a Qwen3For"),
         ("mixtral", dict(num_local_expert=3), "did you mean 'num_local_experts'"),
     ],
 )
-def test_what_would_be_another_model_is_refused_by_name(case, fields, message):
+def test_unsupported_fields_are_refused_by_name(case, fields, message):
     with pytest.raises(ConfigError, match=message):
-        composed(case, **fields)
+        make_config(case, **fields)

@@ -1,4 +1,4 @@
-"""Layouts against einops, and slices against wholes."""
+"""Layouts of tensors against einops."""
 
 import einops
 import numpy as np
@@ -23,7 +23,7 @@ def shape_of(names):
 
 
 @pytest.mark.parametrize("layout", ALIKE)
-def test_one_parameter_is_its_tensor_rearranged_as_einops_does(layout):
+def test_a_parameter_is_its_tensor_rearranged_as_by_einops(layout):
     shape = shape_of(layout.split("->")[1].split())
     (part,) = expand_map(TensorMap("t", "p", layout), "", (), {"p": shape})
     back = "->".join(reversed(layout.split("->")))
@@ -37,7 +37,7 @@ def test_one_parameter_is_its_tensor_rearranged_as_einops_does(layout):
     "layout, axis",
     [("D (3 N H) -> 3 D N H", "D (3 N H)"), ("E D (F 3) -> 3 E D F", "E D (F 3)")],
 )
-def test_parameters_along_a_digit_are_einops_of_their_stack(layout, axis):
+def test_parameters_indexed_by_a_digit_are_rearranged_as_their_stack(layout, axis):
     names = layout.split("-> 3")[1].split()
     shapes = dict.fromkeys("abc", shape_of(names))
     values = np.random.default_rng(0).normal(size=(3, *shape_of(names)))
@@ -48,7 +48,7 @@ def test_parameters_along_a_digit_are_einops_of_their_stack(layout, axis):
         np.testing.assert_array_equal(part.view(tensor), value)
 
 
-def test_parameters_along_a_sum_follow_each_other_in_each_head():
+def test_parameters_in_a_sum_are_concatenated_in_each_head():
     shapes = {"k": (7, 4, 6), "v": (7, 4, 3)}
     row = TensorMap("t", ("k", "v"), "(N H+F) R -> R N H, R N F")
     k, v = expand_map(row, "", (), shapes)
@@ -61,17 +61,17 @@ def test_parameters_along_a_sum_follow_each_other_in_each_head():
     np.testing.assert_array_equal(v.view(tensor), values["v"])
 
 
-def test_what_is_written_through_views_fills_the_tensor():
+def test_writing_to_all_views_fills_the_tensor():
     shapes = {"k": (5, 4, 6), "v": (5, 4, 6)}
     row = TensorMap("t", ("k", "v"), "(N 2 H) D -> 2 D N H")
     parts = list(expand_map(row, "", (), shapes))
     tensor = np.full(parts[0].shape, np.nan)
     for part in parts:
-        part.view(tensor)[...] = part.position
+        part.view(tensor)[...] = 1.0
     assert not np.isnan(tensor).any()
 
 
-def test_a_tensor_for_each_expert_fills_its_place():
+def test_a_tensor_of_each_expert_has_its_index():
     row = TensorMap("e.{expert}.w", "gate", "F D -> D F")
     parts = list(expand_map(row, "blocks.", (2,), {"blocks.gate": (3, 4, 5, 6)}))
     assert [part.tensor for part in parts] == [f"e.{e}.w" for e in range(4)]
@@ -81,7 +81,7 @@ def test_a_tensor_for_each_expert_fills_its_place():
 
 
 def test_a_parameter_with_other_dimensions_is_refused():
-    with pytest.raises(ConfigError, match="is about 2 dimensions after the first 1"):
+    with pytest.raises(ConfigError, match="needs 2 dimensions after the first 1"):
         list(
             expand_map(TensorMap("t", "p", "F D -> D F"), "", (0,), {"p": (3, 4, 5, 6)})
         )

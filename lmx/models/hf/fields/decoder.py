@@ -1,16 +1,10 @@
-"""Names of tensors, and fields, that many families share."""
+"""Field maps, tensor names and presets that many families share."""
 
 from collections.abc import Callable
 from typing import Any
 
-from lmx.models.hf.fields.field import (
-    DirectField,
-    FieldMap,
-    Values,
-    default_to_field,
-    default_to_quotient,
-    ref,
-)
+from lmx.config.registry import ConfigError
+from lmx.models.hf.fields.field import FieldMap, Values, map_field, ref
 from lmx.models.hf.layout import TensorMap
 
 BLOCK = "model.layers.{layer}"
@@ -47,45 +41,69 @@ QK_NORMS = (
     TensorMap(f"{ATTENTION}.q_norm.weight", "attention.q_norm.scale", "H -> H"),
     TensorMap(f"{ATTENTION}.k_norm.weight", "attention.k_norm.scale", "H -> H"),
 )
-# Tensors of old files that are no weights.
-ROPE_FREQUENCIES = r".*\.rotary_emb\.inv_freq"
+LLAMA_TENSORS = (*EMBEDDING_AND_HEAD, *ATTENTION_TENSORS, *GATED_MLP, *NORMS)
+ROPE_FREQUENCIES = r".*\.rotary_emb\.inv_freq"  # buffers in old files, no weights
 
 BIAS_LAYERS = {False: ref("Einsum"), True: ref("EinsumBias")}
+HEADS = {False: ref("LMHead"), True: ref("TiedLMHead")}
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 
 
-SAME_AS_HEADS = default_to_field("num_attention_heads")
-WIDTH_PER_HEAD = default_to_quotient("hidden_size", "num_attention_heads")
+def preset(*sizes: int, **fields: Any) -> dict[str, Any]:
+    """The fields of a published model: the first of `SIZES`, in order, and others."""
+    return dict(zip(SIZES, sizes, strict=False)) | fields
 
 
-def map_sizes(
+def divide_width(fields: Values) -> int:
+    """The default `head_dim`: the width divided by the number of heads."""
+    width, heads = fields["hidden_size"], fields["num_attention_heads"]
+    if type(width) is not int or type(heads) is not int or heads < 1:
+        raise ConfigError(
+            f"hidden_size = {width!r} and num_attention_heads = {heads!r} must be"
+            " whole numbers above 0."
+        )
+    return width // heads
+
+
+def map_decoder(
     vocab: int,
     width: int,
-    depth: int,
+    layers: int,
     *,
     heads: int,
-    kv_heads: int | Callable[[Values], Any] = SAME_AS_HEADS,
-    head_dim: int | Callable[[Values], Any] = WIDTH_PER_HEAD,
-) -> tuple[FieldMap, ...]:
-    """The sizes of a decoder and its attention, with what they are by default."""
-    return (
-        DirectField("vocab_size", "Decoder.vocab", vocab),
-        DirectField("hidden_size", "Decoder.width", width),
-        DirectField("num_hidden_layers", "Decoder.depth", depth),
-        DirectField("num_attention_heads", "Attention.heads", heads),
-        DirectField("num_key_value_heads", "Attention.kv_heads", kv_heads),
-        DirectField("head_dim", "Attention.head_dim", head_dim),
-    )
+    kv_heads: int | Callable[[Values], Any] = lambda fields: fields[SIZES[3]],
+    head_dim: int | Callable[[Values], Any] = divide_width,
+    epsilon: float = 1e-6,
+    norm: str = "RMSNorm",
+    tied: bool = False,
+) -> list[FieldMap]:
+    """Maps the sizes of a decoder, its norms and its head, with these defaults."""
+    return [
+        map_field("vocab_size", "Decoder.vocab", vocab),
+        map_field("hidden_size", "Decoder.width", width),
+        map_field("num_hidden_layers", "Decoder.depth", layers),
+        map_field("num_attention_heads", "Attention.heads", heads),
+        map_field("num_key_value_heads", "Attention.kv_heads", kv_heads),
+        map_field("head_dim", "Attention.head_dim", head_dim),
+        map_field("rms_norm_eps", f"{norm}.epsilon", epsilon),
+        map_head(tied),
+    ]
 
 
-def map_tied_head(default: bool) -> DirectField:
-    """Whether the embedding is the head too."""
-    heads = {False: ref("LMHead"), True: ref("TiedLMHead")}
-    return DirectField("tie_word_embeddings", "Decoder.head", default, heads)
+def map_head(tied: bool) -> FieldMap:
+    """Maps whether the embedding is also the output head."""
+    return map_field("tie_word_embeddings", "Decoder.head", tied, values=HEADS)
 
 
-def map_attention_bias(default: bool) -> tuple[FieldMap, ...]:
-    """Whether all four projections have offsets."""
-    return tuple(
-        DirectField("attention_bias", f"Attention.{part}", default, BIAS_LAYERS)
+def map_attention_bias(default: bool) -> list[FieldMap]:
+    """Maps whether all four projections of attention have a bias."""
+    return [
+        map_field("attention_bias", f"Attention.{part}", default, values=BIAS_LAYERS)
         for part in ("qkv", "out")
-    )
+    ]

@@ -1,9 +1,7 @@
-"""What a field of a config.json binds in lmx, and how it is read back."""
+"""Mappings between fields of a config.json and gin bindings, in both directions."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmx.config.parse import Ref
 from lmx.config.registry import ConfigError
@@ -12,168 +10,109 @@ from lmx.config.value import Config, format_value, to_jsonable
 Values = Mapping[str, Any]
 
 
-class FieldMap(ABC):
-    """A few fields of a config.json and what they bind, both ways."""
-
-    @property
-    @abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """The fields it knows."""
-
-    @abstractmethod
-    def with_defaults(self, given: Values) -> dict[str, Any]:
-        """Its fields as transformers would take them, defaults filled in."""
-
-    @abstractmethod
-    def to_bindings(self, settled: Values) -> dict[str, Any]:
-        """What these fields bind, as `{"Class.parameter": value}`."""
-
-    @abstractmethod
-    def to_hf(self, config: Config) -> dict[str, Any]:
-        """Its fields, as far as the configuration has what they bind."""
-
-
-@dataclass(frozen=True)
-class DirectField(FieldMap):
-    """One field that is one parameter.
+class FieldMap(NamedTuple):
+    """Maps a few fields of a config.json to bindings and back.
 
     Attributes:
-        default: its value where the file has none, or null; or a function of the
-            fields before.
-        words: what its values are called here, where they are not the same.
-        aliases: other names that files have for it; the first that has a value counts.
-        null: whether a file may say null and mean it.
-        path: where in the configuration it is read, if other parts have one too.
+        names: the fields that it reads.
+        with_defaults: the fields as transformers reads them, defaults filled in.
+        to_bindings: the bindings of these fields, as `{"Class.parameter": value}`.
+        to_hf: the fields of a configuration; none if it lacks the parameters.
     """
 
-    name: str
-    binding: str
-    default: Any | Callable[[Values], Any] = None
-    value_map: Mapping[Any, Any] | None = None
-    aliases: tuple[str, ...] = ()
-    nullable: bool = False
-    path: str = ""
+    names: tuple[str, ...]
+    with_defaults: Callable[[Values], dict[str, Any]]
+    to_bindings: Callable[[Values], dict[str, Any]]
+    to_hf: Callable[[Config], dict[str, Any]]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.name, *self.aliases)
 
-    def with_defaults(self, given: Values) -> dict[str, Any]:
-        told = (
-            given[name]
-            for name in self.names
-            if name in given and (self.nullable or given[name] is not None)
-        )
-        value = next(told, self.default)
-        return {self.name: value(given) if callable(value) else value}
+def map_field(
+    name: str,
+    binding: str,
+    default: Any | Callable[[Values], Any] = None,
+    *,
+    values: Mapping[Any, Any] | None = None,
+    aliases: tuple[str, ...] = (),
+    nullable: bool = False,
+    path: str = "",
+) -> FieldMap:
+    """Maps one field to one parameter.
 
-    def to_bindings(self, settled: Values) -> dict[str, Any]:
-        value = settled[self.name]
-        if self.value_map is None:
-            return {self.binding: value}
-        if value not in self.value_map:
-            known = ", ".join(map(repr, self.value_map))
-            raise ConfigError(f"{self.name} = {value!r}: only {known} can be had here.")
-        return {self.binding: self.value_map[value]}
+    `default` replaces a missing field or a null; a function receives the fields mapped
+    before. `values` translates the values of the field, `aliases` are other names for
+    it. A `nullable` field keeps its null. `path` says where to read the parameter, if
+    several parts of a model have one.
+    """
+    names = (name, *aliases)
 
-    def to_hf(self, config: Config) -> dict[str, Any]:
-        found = find_paths(config, self.path or self.binding)
+    def with_defaults(fields: Values) -> dict[str, Any]:
+        given = (fields[n] for n in names if n in fields)
+        value = next((v for v in given if nullable or v is not None), default)
+        return {name: value(fields) if callable(value) else value}
+
+    def to_bindings(fields: Values) -> dict[str, Any]:
+        value = fields[name]
+        if values is not None and value not in values:
+            known = ", ".join(map(repr, values))
+            raise ConfigError(f"{name} = {value!r}: lmx supports only {known}.")
+        return {binding: value if values is None else values[value]}
+
+    def to_hf(config: Config) -> dict[str, Any]:
+        found = find_values(config, path or binding)
         if not found:
             return {}
-        value = config[found[0]]
-        if self.value_map is None:
-            return {self.name: to_jsonable(value)}
-        named = {repr(ours): theirs for theirs, ours in self.value_map.items()}
-        return (
-            {self.name: named[format_value(value)]}
-            if format_value(value) in named
-            else {}
-        )
+        if values is None:
+            return {name: to_jsonable(found[0])}
+        theirs = {format_value(value): key for key, value in values.items()}
+        text = format_value(found[0])
+        return {name: theirs[text]} if text in theirs else {}
+
+    return FieldMap(names, with_defaults, to_bindings, to_hf)
 
 
-def fill_defaults(given: Values, usual: Values) -> dict[str, Any]:
-    """The fields of `usual` as given, or as there where the file has none, or null."""
-    told = {name: given.get(name) for name in usual}
-    return {name: usual[name] if told[name] is None else told[name] for name in usual}
+def map_fields(
+    defaults: Values,
+    to_bindings: Callable[[Values], dict[str, Any]],
+    to_hf: Callable[[Config], dict[str, Any]],
+) -> FieldMap:
+    """Maps several fields whose defaults are constants."""
+
+    def with_defaults(fields: Values) -> dict[str, Any]:
+        given = {name: fields.get(name) for name in defaults}
+        return {n: defaults[n] if v is None else v for n, v in given.items()}
+
+    return FieldMap(tuple(defaults), with_defaults, to_bindings, to_hf)
 
 
-def default_to_field(name: str) -> Callable[[Values], Any]:
-    """A default: whatever another field is."""
-    return lambda given: given[name]
+def derive(binding: str, compute: Callable[[Values], Any]) -> FieldMap:
+    """Binds a parameter that follows from fields mapped before."""
+    return map_fields({}, lambda fields: {binding: compute(fields)}, lambda config: {})
 
 
-def default_to_quotient(over: str, under: str) -> Callable[[Values], int]:
-    """A default: one field divided by another."""
-
-    def divided(given: Values) -> int:
-        a, b = given[over], given[under]
-        if type(a) is not int or type(b) is not int or b < 1:
-            raise ConfigError(
-                f"{over} = {a!r} and {under} = {b!r} must be whole numbers above 0."
-            )
-        return a // b
-
-    return divided
+def ref(name: str, called: bool = False, scope: str = "") -> Ref:
+    """The reference `@scope/name`, or `@scope/name()`."""
+    return Ref((scope,) if scope else (), name, called)
 
 
-@dataclass(frozen=True)
-class ConvertedField(FieldMap):
-    """One field that is one parameter, but for arithmetic."""
-
-    name: str
-    binding: str
-    default: Any
-    to_lmx: Callable[[Any], Any]
-    from_lmx: Callable[[Any], Any]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.name,)
-
-    def with_defaults(self, given: Values) -> dict[str, Any]:
-        value = given.get(self.name)
-        return {self.name: self.default if value is None else value}
-
-    def to_bindings(self, settled: Values) -> dict[str, Any]:
-        return {self.binding: self.to_lmx(settled[self.name])}
-
-    def to_hf(self, config: Config) -> dict[str, Any]:
-        values = [config[path] for path in find_paths(config, self.binding)]
-        known = [value for value in values if value is not None]
-        return {self.name: self.from_lmx(known[0])} if known else {}
-
-
-@dataclass(frozen=True)
-class DerivedParameter(FieldMap):
-    """A parameter that follows from other fields."""
-
-    binding: str
-    compute: Callable[[Values], Any]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ()
-
-    def with_defaults(self, given: Values) -> dict[str, Any]:
-        return {}
-
-    def to_bindings(self, settled: Values) -> dict[str, Any]:
-        return {self.binding: self.compute(settled)}
-
-    def to_hf(self, config: Config) -> dict[str, Any]:
-        return {}
-
-
-def ref(name: str, called: bool = False) -> Ref:
-    """The reference `@name`, or `@name()`."""
-    return Ref((), name, called)
-
-
-def find_paths(config: Config, binding: str) -> list[str]:
-    """Where in the model the parameter of a binding is."""
-    label = binding.rpartition("/")[2]
+def find_values(config: Config, binding: str) -> list[Any]:
+    """The values of a parameter in all parts of the model."""
     try:
-        found = config.find_paths(label)
+        paths = config.find_paths(binding.rpartition("/")[2])
     except ConfigError:
         return []
-    return [path for path in found if path.startswith("model.")]
+    return [config[path] for path in paths if path.startswith("model.")]
+
+
+def list_layers(config: Config, part: str) -> list[Config]:
+    """The `attention` or `mlp` of each layer."""
+    first = config["model.first_mlps"] if part == "mlp" else ()
+    cycle = config[f"model.{part}"]
+    cycle = cycle if isinstance(cycle, tuple) else (cycle,)
+    rest = range(config["model.depth"] - len(first))
+    return [*first, *(cycle[i % len(cycle)] for i in rest)]
+
+
+def find_cycle(kinds: list[str]) -> list[str]:
+    """The shortest prefix that repeats to `kinds`; the last repetition may be cut."""
+    periods = range(1, len(kinds) + 1)
+    return next(kinds[:n] for n in periods if kinds[n:] == kinds[: len(kinds) - n])

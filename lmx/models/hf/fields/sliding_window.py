@@ -1,90 +1,76 @@
-"""Which layers see a window of tokens, as a config.json tells it."""
+"""Field maps of sliding-window attention, in all layers or in some."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-from lmx.config.parse import Ref
 from lmx.config.registry import ConfigError
 from lmx.config.value import Config
-from lmx.models.hf.fields.field import FieldMap, Values, ref
+from lmx.models.hf.fields.field import FieldMap, Values, find_cycle, list_layers, ref
 
 WINDOW, FULL = "sliding_attention", "full_attention"
 SCOPES = {WINDOW: "local", FULL: "global"}
 
 
-@dataclass(frozen=True)
-class WindowFields(FieldMap):
-    """`sliding_window` and `layer_types`: one attention, or a cycle of them.
+def map_window(
+    default: int | None = None,
+    layer_types: Callable[[Values], list[str]] | None = None,
+    extra_names: tuple[str, ...] = (),
+    extra_fields: Callable[[bool], dict[str, Any]] = lambda windowed: {},
+) -> FieldMap:
+    """Maps `sliding_window` and `layer_types` to one attention or to a cycle of them.
 
-    Attributes:
-        default: the window where the file does not name one; null is none.
-        types: of every layer, where the file does not name them; None: the window is
-            every layer's, and files never name types.
-        asks: further fields that `types` looks at.
-        tells: what is written beside the types, given whether there is a window.
+    `default` is the window if the file has none; null means full attention.
+    `layer_types` gives the default of that field from the fields and `extra_names`;
+    without it every layer has the window, and files have no `layer_types`. An export
+    also has `extra_fields`, given whether any layer has a window.
     """
 
-    default: int | None = None
-    layer_types: Callable[[Values], Sequence[str]] | None = None
-    extra_names: tuple[str, ...] = ()
-    extra_fields: Callable[[bool], dict[str, Any]] = lambda _: {}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        typed = () if self.layer_types is None else ("layer_types",)
-        return ("sliding_window", *typed, *self.extra_names)
-
-    def with_defaults(self, given: Values) -> dict[str, Any]:
-        window = given.get("sliding_window", self.default)
-        depth = given["num_hidden_layers"]
-        if self.layer_types is None:
+    def with_defaults(fields: Values) -> dict[str, Any]:
+        window = fields.get("sliding_window", default)
+        depth = fields["num_hidden_layers"]
+        if layer_types is None:
             kinds = [WINDOW if window else FULL] * depth
         else:
-            kinds = given.get("layer_types")
-            kinds = kinds or self.layer_types({**given, "sliding_window": window})
+            kinds = fields.get("layer_types")
+            kinds = kinds or layer_types({**fields, "sliding_window": window})
         if len(kinds) != depth or not set(kinds) <= SCOPES.keys():
             raise ConfigError(
-                f"layer_types names {len(kinds)} layers, {sorted(set(kinds))}: there"
-                f" are {depth}, and only {WINDOW!r} and {FULL!r} can be had here."
+                f"layer_types has {len(kinds)} layers of types {sorted(set(kinds))}:"
+                f" it must have {depth}, each {WINDOW!r} or {FULL!r}."
             )
         if WINDOW in kinds and not window:
-            raise ConfigError(f"layer_types has {WINDOW!r} and sliding_window is null.")
+            raise ConfigError(
+                f"layer_types has {WINDOW!r} and sliding_window is null: set it."
+            )
         return {"sliding_window": window, "layer_types": list(kinds)}
 
-    def to_bindings(self, settled: Values) -> dict[str, Any]:
-        kinds, window = settled["layer_types"], settled["sliding_window"]
-        if len(set(kinds)) == 1:
-            whole = {"Decoder.attention": ref("Attention")}
-            return whole | ({"Attention.window": window} if kinds[0] == WINDOW else {})
-        turn = [Ref((SCOPES[kind],), "Attention", False) for kind in find_cycle(kinds)]
-        return {"Decoder.attention": turn, "local/Attention.window": window}
+    def to_hf(config: Config) -> dict[str, Any]:
+        layers = list_layers(config, "attention")
+        windows = [layer.fields.get("window") for layer in layers]
+        sizes = sorted({window for window in windows if window})
+        if len(sizes) > 1:
+            raise ConfigError(
+                f"the layers have windows of {sizes} tokens: one is allowed."
+            )
+        unused = layer_types and default  # transformers wants a number
+        fields: dict[str, Any] = {"sliding_window": sizes[0] if sizes else unused}
+        if layer_types is not None:
+            fields["layer_types"] = [WINDOW if window else FULL for window in windows]
+        return fields | extra_fields(bool(sizes))
 
-    def to_hf(self, config: Config) -> dict[str, Any]:
-        windows = [layer.fields.get("window") for layer in list_attention(config)]
-        known = sorted({window for window in windows if window})
-        if len(known) > 1:
-            raise ConfigError(f"windows of {known} tokens in one model.")
-        unused = (
-            None if self.layer_types is None else self.default
-        )  # some want a number
-        told: dict[str, Any] = {"sliding_window": known[0] if known else unused}
-        if self.layer_types is not None:
-            told["layer_types"] = [WINDOW if window else FULL for window in windows]
-        return told | self.extra_fields(bool(known))
+    names = ("sliding_window", *(("layer_types",) if layer_types else ()), *extra_names)
+    return FieldMap(names, with_defaults, _bind_windows, to_hf)
 
 
-def list_attention(config: Config) -> list[Config]:
-    """The attention of every layer."""
-    kinds = config["model.attention"]
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    return [kinds[i % len(kinds)] for i in range(config["model.depth"])]
+def _bind_windows(fields: Values) -> dict[str, Any]:
+    kinds, window = fields["layer_types"], fields["sliding_window"]
+    if len(set(kinds)) > 1:
+        cycle = [ref("Attention", scope=SCOPES[kind]) for kind in find_cycle(kinds)]
+        return {"Decoder.attention": cycle, "local/Attention.window": window}
+    windowed = {"Attention.window": window} if kinds[0] == WINDOW else {}
+    return {"Decoder.attention": ref("Attention"), **windowed}
 
 
-def find_cycle(kinds: Sequence[str]) -> Sequence[str]:
-    """As few of them as repeat to all."""
-    return next(
-        kinds[:period]
-        for period in range(1, len(kinds) + 1)
-        if all(kind == kinds[i % period] for i, kind in enumerate(kinds))
-    )
+def alternate_windows(fields: Values) -> list[str]:
+    """A window in every other layer, starting with the first."""
+    return [FULL if i % 2 else WINDOW for i in range(fields["num_hidden_layers"])]
