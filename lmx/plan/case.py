@@ -1,14 +1,13 @@
-"""An experiment on a machine, shaped and placed, with no device of it at hand."""
+"""A training experiment on a machine, as shapes and shardings without its devices."""
 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
-from jaxtyping import PyTree
 
 from lmx.config.registry import ConfigError
 from lmx.core import sharding
@@ -27,20 +26,23 @@ from lmx.train.step import TrainState, init_state
 
 
 class PlannedTensor(NamedTuple):
-    """One array of the state, and how it is split."""
+    """One array of the training state and its sharding.
+
+    Attributes:
+        local_shape: the shape of a device's shard.
+        logical_axes: names of its dimensions; empty if it has none.
+    """
 
     name: str
     shape: tuple[int, ...]
     itemsize: int
     spec: PartitionSpec
-    local_shape: tuple[int, ...]  # the shape of what one device has
-    logical_axes: tuple[
-        str, ...
-    ]  # names of its dimensions; none where nobody named them
+    local_shape: tuple[int, ...]
+    logical_axes: tuple[str, ...]
 
     @property
     def bytes(self) -> int:
-        """Of all of it."""
+        """Bytes of the whole array."""
         return math.prod(self.shape) * self.itemsize
 
     @property
@@ -50,41 +52,40 @@ class PlannedTensor(NamedTuple):
 
     @property
     def is_stacked(self) -> bool:
-        """Whether its first dimension is of layers."""
+        """Whether its first dimension is the layers."""
         return self.name.startswith("stack.")
 
     @property
     def layer_kind(self) -> str:
-        """The kind of layer that it is of, or which other part of the model."""
+        """The kind of layer, or the other part of the model, that it belongs to."""
         steps = self.name.split(".")
         return ".".join(steps[:5]) if self.is_stacked else steps[0]
 
     @property
     def mesh_axes(self) -> set[str]:
-        """The mesh axes that split it."""
-        return {axis for part in self.spec for axis in _axis_names(part)}
+        """The mesh axes that shard it."""
+        return {axis for part in self.spec for axis in _list_axes(part)}
 
     @property
     def gathered_axes(self) -> set[str]:
-        """Of these, those over which it comes together for use, if rows are split so.
+        """The mesh axes over which it is gathered for use, if they also shard rows.
 
-        Experts stay where they are.
+        Experts are not gathered.
         """
         if "experts" not in self.logical_axes:
             return self.mesh_axes
-        return self.mesh_axes - _axis_names(
-            self.spec[self.logical_axes.index("experts")]
-        )
+        dim = self.logical_axes.index("experts")
+        return self.mesh_axes - _list_axes(self.spec[dim])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is planned. `dataclasses.replace` makes variants of it.
+    """What is planned; `dataclasses.replace` makes variants.
 
     Attributes:
-        sizes: devices along each axis of the mesh, slowest first.
-        rows, length: of the global batch, the largest where a schedule changes it.
-        chunk: tokens of a row whose logits are held at once; None: of all.
+        sizes: devices along each mesh axis, slowest first.
+        sequences, sequence_length: of the global batch, the largest of its schedule.
+        loss_chunk: tokens of a row whose logits are in memory at once; None: all.
     """
 
     machine: Machine
@@ -104,95 +105,89 @@ class Case:
         sharding.spec(("batch", "length"), shape, self.mesh, self.rules)
         if self.microbatches < 1 or self.sequences % self.microbatches:
             raise ConfigError(
-                f"{self.sequences} rows cannot be taken in {self.microbatches} equal parts:"
-                " Experiment.microbatches must divide the batch."
+                f"{self.sequences} sequences do not divide into {self.microbatches}"
+                " microbatches: Experiment.microbatches must divide the batch size."
             )
 
     @property
     def mesh(self) -> AbstractMesh:
-        """The mesh, of no real devices."""
+        """The mesh, without devices."""
         return AbstractMesh(tuple(self.sizes.values()), tuple(self.sizes))
 
     @property
     def devices(self) -> int:
-        """How many the mesh uses."""
+        """How many devices the mesh uses."""
         return math.prod(self.sizes.values())
 
     @property
     def compute_dtype(self) -> jnp.dtype:
-        """What activations are held in on the machine."""
+        """The dtype of activations on the machine."""
         return jnp.dtype(
             self.model.precision.compute or self.machine.chip.compute_dtype
         )
 
     @property
     def tokens(self) -> int:
-        """Of one step."""
+        """Tokens of one step."""
         return self.sequences * self.sequence_length
 
     @property
     def batch_axes(self) -> list[str]:
-        """The mesh axes that split the rows."""
+        """The mesh axes that shard the rows."""
         return [axis for axis in self.rules["batch"] if self.sizes[axis] > 1]
 
     @property
     def local_tokens(self) -> int:
-        """Tokens that one device has of a microbatch."""
+        """Tokens of one microbatch on one device."""
         shards = math.prod(self.sizes[axis] for axis in self.batch_axes)
-        pieces = math.prod(self.sizes[axis] for axis in self.rules.get("length", ()))
+        chunks = math.prod(self.sizes[axis] for axis in self.rules.get("length", ()))
         rows = math.ceil(self.sequences / self.microbatches / shards)
-        return rows * self.sequence_length // pieces
+        return rows * self.sequence_length // chunks
 
     @property
     def logit_fraction(self) -> float:
-        """Of these, the share whose logits are held at once."""
+        """The fraction of those tokens whose logits are in memory at once."""
         return (self.loss_chunk or self.sequence_length) / self.sequence_length
 
     def tensors(self, part: str) -> list[PlannedTensor]:
         """The arrays of `params` or `opt_state`."""
         tree = getattr(self.state, part)
-        places = sharding.shardings(tree, self.mesh, self.rules)
+        shardings = jax.tree.leaves(sharding.shardings(tree, self.mesh, self.rules))
         leaves, _ = jax.tree.flatten_with_path(tree, is_leaf=is_variable)
-        return [
-            _to_planned(path, leaf, place)
-            for (path, leaf), place in zip(leaves, jax.tree.leaves(places), strict=True)
-        ]
+        tensors = []
+        for (path, leaf), own in zip(leaves, shardings, strict=True):
+            [array] = jax.tree.leaves(leaf)
+            tensors.append(
+                PlannedTensor(
+                    jax.tree_util.keystr(path, simple=True, separator="."),
+                    array.shape,
+                    array.dtype.itemsize,
+                    own.spec,
+                    own.shard_shape(array.shape),
+                    leaf.get_metadata().get("axes", ()) if is_variable(leaf) else (),
+                )
+            )
+        return tensors
 
 
-def _axis_names(part: str | tuple[str, ...] | None) -> set[str]:
-    """The mesh axes that split a dimension."""
+def _list_axes(part: str | tuple[str, ...] | None) -> set[str]:
+    """The mesh axes that shard a dimension."""
     return {part} if isinstance(part, str) else set(part or ())
 
 
-def _to_planned(
-    path: Any, leaf: PyTree, place: jax.sharding.NamedSharding
-) -> PlannedTensor:
-    [array] = jax.tree.leaves(leaf)
-    return PlannedTensor(
-        jax.tree_util.keystr(path, simple=True, separator="."),
-        array.shape,
-        array.dtype.itemsize,
-        place.spec,
-        place.shard_shape(array.shape),
-        leaf.get_metadata().get("axes", ()) if is_variable(leaf) else (),
-    )
-
-
 def build_case(experiment: Experiment, machine: Machine) -> Case:
-    """The experiment as its page has it. Reads no data."""
+    """The experiment with the settings of its config. Reads no data."""
     model = experiment.abstract_model()
     for block, _ in model.stack.kinds():
         if isinstance(block.attention, Attention):
-            block.attention.backend = (
-                ReferenceAttention()
-            )  # for shapes, on the device at hand
+            block.attention.backend = ReferenceAttention()  # for shapes, on any device
         if isinstance(block.mlp, MoE) and isinstance(
             block.mlp.dispatch, DroplessDispatch
         ):
             block.mlp.dispatch = DroplessDispatch()
     optimizer = experiment.optimizer(experiment.schedule.build(experiment.steps))
     rules = dict(RULES) | dict(experiment.rules)
-    largest = _largest_stage(experiment.data, experiment.steps)
+    largest = _find_largest_stage(experiment.data, experiment.steps)
     return Case(
         machine=machine,
         model=model,
@@ -208,9 +203,7 @@ def build_case(experiment: Experiment, machine: Machine) -> Case:
     )
 
 
-def _largest_stage(data: DatasetConfig, steps: int) -> Stage:
+def _find_largest_stage(data: DatasetConfig, steps: int) -> Stage:
     """The stage with the most tokens per step."""
-    return max(
-        data.schedule.truncate(steps).stages,
-        key=lambda stage: stage.batch_size * stage.sequence_length,
-    )
+    stages = data.schedule.truncate(steps).stages
+    return max(stages, key=lambda stage: stage.batch_size * stage.sequence_length)
