@@ -62,8 +62,8 @@ def write_model(folder: Path) -> int:
     from lmx.models.hf.api import write_json
     from lmx.models.hf.checkpoint import CONFIG, init_abstract
     from lmx.models.hf.layout import group_by_tensor, map_tensors
-    from lmx.models.hf.weights import flatten_params
     from lmx.models.hf.safetensors import TensorInfo, write_tensors
+    from lmx.models.hf.weights import flatten_params
 
     model = init_abstract(FAMILY.to_config(FAMILY.presets[PRESET], PRESET))
     shapes = {
