@@ -1,30 +1,32 @@
-# Everything runs in .venv, made on first use. PYTHON=python3.12 names what makes it.
+# Everything runs in .venv, created on first use by PYTHON (PYTHON=python3.12 to choose).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VERSIONS := 3.11 3.12 3.13
-# Byte-compiling all modules takes as long as installing them; Python compiles those that
-# are really used when it first imports them, unless it is told not to.
+# Byte-compiling all modules takes as long as installing them; Python compiles modules when
+# it first imports them, unless PYTHONDONTWRITEBYTECODE is set.
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test processes faults soak meshes style parity plan nightly bench \
-  constraints clean
+.PHONY: help demo test processes faults soak meshes style parity plan package docs \
+  nightly bench constraints clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo         train a small model on this machine, and see what it learned'
 	@echo 'make test         run the tests'
-	@echo 'make processes    train in real processes on this machine, and compare with one'
-	@echo 'make faults       kill, fill disks and cut lines under real runs; see them go on, and be run again'
+	@echo 'make processes    train in several real processes and compare with one process'
+	@echo 'make faults       inject faults into real runs (kills, full disks, lost peers)'
 	@echo 'make soak         kill a run a hundred times'
-	@echo 'make meshes       hold every mesh against one device'
-	@echo 'make style        ruff, pyright and the direction of imports'
+	@echo 'make meshes       compare every mesh with one device'
+	@echo 'make style        ruff, pyright, import order and the size budget'
 	@echo 'make parity       compare with Hugging Face transformers, in .venv-parity'
-	@echo 'make plan         compile a training step for TPUs that are not here'
+	@echo 'make plan         compile a training step for TPUs, without a TPU'
+	@echo 'make package      build sdist and wheel, install the wheel and run quickstart'
+	@echo 'make docs         regenerate docs/commands.md and docs/tree.md'
 	@echo 'make nightly      run the slow tests, then all tests on every Python found'
 	@echo 'make bench        run the benchmarks'
-	@echo 'make constraints  resolve the versions of constraints.txt afresh and print them'
+	@echo 'make constraints  resolve the versions of constraints.txt again and print them'
 	@echo 'make clean        remove environments and caches, but not runs'
 
 demo: $(VENV)/.core
@@ -51,8 +53,9 @@ style: $(VENV)/.dev
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
+	@$(BIN)/python .ci/size.py
 
-# The other library lives apart; only files pass between the two.
+# transformers has an environment of its own; the two exchange files.
 PEER := .venv-parity
 TORCH := 2.13.0
 TRANSFORMERS := 5.23.0
@@ -67,12 +70,11 @@ parity: $(VENV)/.dev $(PEERS)
 # torch goes first and alone: what transformers would pull in can be gigabytes of CUDA.
 $(PEERS): BIN = $(PEER)/bin
 $(PEERS):
-	@echo "Installing torch and transformers into $(PEER), for the first time or anew ..."
+	@echo "Installing torch and transformers into $(PEER) ..."
 	@rm -rf $(PEER); $(PYTHON) -m venv $(PEER) && \
 	$(PIP) torch==$(TORCH) && $(PIP) transformers==$(TRANSFORMERS) && touch $@
 
-# The compiler of TPUs lives apart: where it is installed, a plain `import jax` looks for
-# a TPU.
+# libtpu has a folder of its own: where it is installed, `import jax` looks for a TPU.
 LIBTPU := .venv-tpu/libtpu/libtpu.so
 ON_TPU = TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU) $(BIN)/python -m pytest -q tests/plan tests/cli/test_plan.py
 
@@ -89,10 +91,16 @@ print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))
 endef
 export PINNED
 
+package:
+	@PYTHON=$(PYTHON) .ci/package
+
+docs: $(VENV)/.dev
+	@$(BIN)/python .ci/docs.py
+
 bench: $(VENV)/.core
 	@set -e; for file in benchmarks/*.py; do $(BIN)/python $$file; done
 
-# Prints an interpreter for each version that runs here: pyenv's shims may not.
+# Prints a working interpreter for each version; pyenv's shims may not work.
 FOUND = for v in $(VERSIONS); do \
   for p in python$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$v.*/bin/python$$v; do \
     if "$$p" -c 'import ensurepip' 2>/dev/null; then echo "$$p"; break; fi; \
@@ -113,24 +121,24 @@ clean:
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find lmx tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
-# A stamp says what is installed. `.unfinished` is there while an install runs, so that
-# what an interrupted one left is thrown away.
+# A stamp file records what is installed. `.unfinished` exists while an install runs, so
+# that an interrupted install is removed.
 $(VENV)/.core: WANTED = .
 $(VENV)/.dev: WANTED = .[dev]
 $(VENV)/.core $(VENV)/.dev: pyproject.toml constraints.txt
 	@[ ! -e $(VENV)/.unfinished ] && $(BIN)/python -m pip --version >/dev/null 2>&1 || \
 	  rm -rf $(VENV)
 	@[ -d $(VENV) ] || $(PYTHON) -c "$$CHECK" || { \
-	  echo 'Name another Python, as in: make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 1; }
-	@echo "Installing lmx and what it needs into $(VENV), for the first time or anew ..."
-	@set -e; began=$$(date +%s); mkdir -p $(VENV); touch $(VENV)/.unfinished; \
+	  echo 'Choose another Python, as in: make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 1; }
+	@echo "Installing lmx and its dependencies into $(VENV) ..."
+	@set -e; start=$$(date +%s); mkdir -p $(VENV); touch $(VENV)/.unfinished; \
 	[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV); \
 	$(PIP) --constraint constraints.txt --editable '$(WANTED)' || { \
-	  echo 'Installing failed; the same command tries again.' >&2; exit 1; }; \
+	  echo 'Installing failed. Run the same command to try again.' >&2; exit 1; }; \
 	rm $(VENV)/.unfinished; touch $(VENV)/.core $@; \
-	echo "... done in $$(($$(date +%s) - began)) s"
+	echo "... done in $$(($$(date +%s) - start)) s"
 
-# Old Pythons read it too.
+# Must parse on old Pythons, too.
 define CHECK
 import sys
 here = "%d.%d" % sys.version_info[:2]
@@ -139,6 +147,6 @@ if here not in "$(VERSIONS)".split():
 try:
     import ensurepip, venv
 except ImportError:
-    sys.exit("$(PYTHON) cannot make environments: apt install python" + here + "-venv")
+    sys.exit("$(PYTHON) cannot create virtual environments: apt install python" + here + "-venv")
 endef
 export CHECK
