@@ -1,10 +1,10 @@
-"""Cost of checkpoints in a training run: `python benchmarks/save.py [FOLDER]`.
+"""What saving costs a training run: `python benchmarks/save.py [FOLDER]`.
 
-Saves 1.2 GB of state on the disk of FOLDER. Measures how long a save blocks training,
-compared with copying the state to the host; the CPU time of a save; the slowdown of a
-run that saves every 20 write times, where a write ends when the checkpoint is verified;
-and restoring, compared with reading the same files with NumPy, from memory and from
-disk. Measurements are interleaved. It takes a quarter of an hour.
+1.2 GB of state, on the disk of FOLDER. How long a save keeps the training waiting, next
+to copying the state off the device; the CPU time of a save; how much slower a run is
+that saves every 20 write-times, where writing lasts until the state counts: until it
+was read again; and restoring next to reading the same files with tensorstore, from
+memory and from the disk, all of it in turn. It takes a quarter of an hour.
 """
 
 import os
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,25 @@ import numpy as np
 
 from lmx.train.checkpoint.digest import flatten_by_path
 from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.reader import PARALLEL_TENSORS, CheckpointReader
+from lmx.train.checkpoint.writer import copy_to_host
 
 ARRAYS, SIZE = 12, 25_000_000  # float32: 1.2 GB
-WIDTH, PRODUCTS = 1024, 24  # of the matrices multiplied in a step
-SAVE_INTERVAL = 20  # write times between saves
+WIDTH, PRODUCTS = 1024, 24  # of matrices that a step multiplies
+EVERY = 20  # write-times from save to save
 ROUNDS = 5
-RUNS = 3  # with saves, and the same number without
+RUNS = 3  # with saves, and as many without
 
 
-def make_state(seed: int) -> dict[str, Any]:
-    """Returns incompressible arrays, and the values that a step changes."""
+def state_of(seed: int) -> dict[str, Any]:
+    """Numbers that no disk can make small, and what steps work on."""
     keys = jax.random.split(jax.random.key(seed), ARRAYS)
     arrays = {f"w{n}": jax.random.normal(key, (SIZE,)) for n, key in enumerate(keys)}
     return {**arrays, "x": jnp.eye(WIDTH), "step": jnp.int32(0)}
 
 
 @jax.jit
-def _multiply(x: jax.Array) -> jax.Array:
+def _worked(x: jax.Array) -> jax.Array:
     def product(_: Any, y: jax.Array) -> jax.Array:
         return y @ x / WIDTH
 
@@ -48,134 +51,144 @@ def _multiply(x: jax.Array) -> jax.Array:
 
 def _step(state: dict[str, Any]) -> dict[str, Any]:
     """Reads and writes every number once, and multiplies some matrices."""
-    scale = 1 + 0 * _multiply(state["x"])[0, 0]
+    scale = 1 + 0 * _worked(state["x"])[0, 0]
     names = [name for name in state if name.startswith("w")]
-    scaled = {name: state[name] * scale for name in names}
-    return {**state, **scaled, "step": state["step"] + 1}
+    moved = {name: state[name] * scale for name in names}
+    return {**state, **moved, "step": state["step"] + 1}
 
 
 step = jax.jit(_step, donate_argnums=0)
 
 
-def measure(work: Callable[[], Any]) -> float:
-    """Returns the wall time in seconds."""
-    start = time.perf_counter()
+def seconds(work: Callable[[], Any]) -> float:
+    """On the wall."""
+    begun = time.perf_counter()
     jax.block_until_ready(work())
-    return time.perf_counter() - start
+    return time.perf_counter() - begun
 
 
-def print_row(name: str, values: list[float], digits: int = 3) -> None:
-    """Prints one line: median and range."""
-    median, low, high = statistics.median(values), min(values), max(values)
+def shown(name: str, values: list[float], digits: int = 3) -> None:
+    """One line: median and spread."""
+    middle, least, most = statistics.median(values), min(values), max(values)
     print(
-        f"{name:44} {median:9.{digits}f} {low:9.{digits}f} {high:9.{digits}f}",
+        f"{name:44} {middle:9.{digits}f} {least:9.{digits}f} {most:9.{digits}f}",
         flush=True,
     )
 
 
-def measure_saves(state: Any, checkpoints: CheckpointManager) -> tuple[Any, float]:
-    """Measures single saves. Returns the state, and the seconds until verification."""
-    blocked, calls, copies, used, verified = [], [], [], [], []
+def blocking(state: Any, checkpoints: CheckpointManager) -> tuple[Any, float]:
+    """What one save costs, with nothing beside it; seconds until it counts."""
+    blocked, calls, copies, used, walls, written = [], [], [], [], [], []
+    trusted = []
     size = sum(leaf.nbytes for leaf in state.values()) / 1e9
     for number in range(ROUNDS):
-        touch_free_memory()
+        warm()
         copies.append(
-            measure(lambda state=state: [np.array(x) for x in state.values()])
+            seconds(lambda state=state: [np.array(x) for x in state.values()])
         )
         plain = []
         for _ in range(3):
-            start = time.perf_counter()
+            begun = time.perf_counter()
             state = jax.block_until_ready(step(state))
-            plain.append(time.perf_counter() - start)
-        kept = checkpoints.buffers.copy(flatten_by_path(state))  # as a save does
-        start = time.perf_counter()
+            plain.append(time.perf_counter() - begun)
+        kept = copy_to_host(
+            checkpoints.buffers.copy(flatten_by_path(state))
+        )  # as a save keeps it
+        begun = time.perf_counter()
         state = jax.block_until_ready(step(state))
-        late = time.perf_counter() - start - statistics.median(plain)
+        late = time.perf_counter() - begun - statistics.median(plain)
         del kept
-        start, cpu = time.perf_counter(), time.process_time()
+        begun, cpu = time.perf_counter(), time.process_time()
         checkpoints.save(number, state)
-        blocked.append(time.perf_counter() - start + late)
+        blocked.append(time.perf_counter() - begun + late)
         calls.append(blocked[-1] - late)
+        while number not in checkpoints.directory.list_steps():
+            time.sleep(0.005)
+        walls.append(time.perf_counter() - begun)
+        written.append((time.process_time() - cpu) / size)
         checkpoints.wait()
-        verified.append(time.perf_counter() - start)
+        trusted.append(time.perf_counter() - begun)
         used.append((time.process_time() - cpu) / size)
-    print_row("copy of the state, s", copies)
-    print_row("blocked by the save call, s", calls)
-    print_row("the same, with the delay of the next step, s", blocked)
+    shown("copy of the state, s", copies)
+    shown("the call that saves, s", calls)
+    shown("the same, and what the next step is late, s", blocked)
     excess = [b - c for b, c in zip(blocked, copies, strict=True)]
-    print_row("the same, without the copy, s (at most 0.050)", excess)
-    print_row("save to commit, read back, s", verified)
-    print_row("save to commit, read back, CPU s/GB (at most 6)", used)
-    return state, statistics.median(verified)
+    shown("that less the copy, s (at most 0.050)", excess)
+    shown("save to commit, s", walls)
+    shown("the same, and read again, s", trusted)
+    shown("save to commit, CPU s/GB (at most 6)", written)
+    shown("the same, and read again, CPU s/GB", used)
+    return state, statistics.median(trusted)
 
 
-def measure_slowdown(state: Any, checkpoints: CheckpointManager, write: float) -> None:
-    """Measures the slowdown of a run that saves every `SAVE_INTERVAL` write times."""
+def slowing(state: Any, checkpoints: CheckpointManager, write: float) -> None:
+    """How much slower a run is that saves every so many write-times."""
     plain = []
     for _ in range(5):
-        start = time.perf_counter()
+        begun = time.perf_counter()
         state = jax.block_until_ready(step(state))
-        plain.append(time.perf_counter() - start)
-    count = max(2, round(SAVE_INTERVAL * write / statistics.median(plain)))
+        plain.append(time.perf_counter() - begun)
+    count = max(2, round(EVERY * write / statistics.median(plain)))
     walls: dict[bool, list[float]] = {False: [], True: []}
     for number in range(2 * RUNS):
         saves = number % 2 == 1
-        touch_free_memory()
-        start = time.perf_counter()
+        warm()
+        begun = time.perf_counter()
         if saves:
             checkpoints.save(200 + number, state)
         for _ in range(count):
             state = jax.block_until_ready(step(state))
         if saves:
             checkpoints.wait()
-        walls[saves].append(time.perf_counter() - start)
-    print(f"{count} steps per save, of {statistics.median(plain):.3f} s")
+        walls[saves].append(time.perf_counter() - begun)
+    print(f"{count} steps a save, of {statistics.median(plain):.3f} s")
     ratio = [a / b for a, b in zip(walls[True], walls[False], strict=True)]
-    print_row("time with a save over without (at most 1.05)", ratio)
+    shown("with a save over without (at most 1.05)", ratio)
 
 
-def measure_restore(state: Any, checkpoints: CheckpointManager) -> None:
-    """Measures restoring, and reading the same files with NumPy."""
-    abstract = jax.tree.map(
+def restoring(state: Any, checkpoints: CheckpointManager) -> None:
+    """Restoring, and reading the same files with tensorstore."""
+    like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
     newest = checkpoints.list_steps()[-1]
 
-    def read_raw() -> None:
-        for file in checkpoints.directory.step_path(newest).glob("*.bin"):
-            np.fromfile(file, np.uint8)
+    def raw() -> None:
+        reader = CheckpointReader(checkpoints.directory.step_path(newest))
+        with ThreadPoolExecutor(PARALLEL_TENSORS) as pool:
+            list(pool.map(lambda name: reader.open_tensor(name).read().result(), state))
 
     for where in ("memory", "disk"):
         own, reads = [], []
         for _ in range(ROUNDS):
-            touch_free_memory()
+            warm()
             for work, walls in (
-                (read_raw, reads),
-                (lambda: checkpoints.restore(newest, abstract), own),
+                (raw, reads),
+                (lambda: checkpoints.restore(newest, like), own),
             ):
                 if where == "disk":
-                    drop_page_cache(checkpoints.directory.step_path(newest))
-                walls.append(measure(work))
-        print_row(f"numpy.fromfile, from {where}, s", reads)
-        print_row(f"restore and verify, from {where}, s", own)
+                    forget(checkpoints.directory.step_path(newest))
+                walls.append(seconds(work))
+        shown(f"tensorstore, from {where}, s", reads)
+        shown(f"restore and check, from {where}, s", own)
         ratio = [a / b for a, b in zip(reads, own, strict=True)]
-        print_row(f"relative speed of restoring, from {where} (at least 0.70)", ratio)
+        shown(f"speed of restoring, from {where} (at least 0.70)", ratio)
 
 
-def drop_page_cache(path: Path) -> None:
-    """Makes the kernel read the files in a folder from disk the next time."""
+def forget(path: Path) -> None:
+    """Has the kernel read the files below from their disk the next time."""
     for file in path.rglob("*"):
         if file.is_file():
-            handle = os.open(file, os.O_RDONLY)
-            os.fsync(handle)
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(handle)
+            opened = os.open(file, os.O_RDONLY)
+            os.fsync(opened)
+            os.posix_fadvise(opened, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(opened)
 
 
-def touch_free_memory() -> None:
-    """Touches most of the free memory, which the host of a virtual machine may reclaim.
+def warm() -> None:
+    """Touches most of the free memory: a virtual machine may not really have it.
 
-    Reclaimed memory is slow to allocate, page by page.
+    Its host may take what is not used, and only gives it back page by page.
     """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     np.ones(free // 10 * 8, np.uint8)
@@ -189,9 +202,9 @@ def main() -> None:
     print(f"{'':44} {'median':>9} {'min':>9} {'max':>9}")
     with tempfile.TemporaryDirectory(dir=root) as folder:
         checkpoints = CheckpointManager(Path(folder) / "checkpoints", keep=1)
-        state, write = measure_saves(step(make_state(0)), checkpoints)
-        measure_restore(state, checkpoints)
-        measure_slowdown(state, checkpoints, write)
+        state, write = blocking(step(state_of(0)), checkpoints)
+        restoring(state, checkpoints)
+        slowing(state, checkpoints, write)
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def shardings(tree: PyTree, mesh: AnyMesh, rules: Rules) -> PyTree:
 def with_shardings(shapes: PyTree, places: PyTree) -> PyTree:
     """The shapes, each with the place that `shardings` found for it."""
 
-    def inside(place: jax.sharding.Sharding, part: PyTree) -> PyTree:
+    def inside(place: NamedSharding, part: PyTree) -> PyTree:
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), part
         )

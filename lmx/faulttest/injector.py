@@ -34,7 +34,7 @@ from lmx.faulttest.kill_point import (
     STEP,
     KillPoint,
 )
-from lmx.train.checkpoint.digest import checksum_shards
+from lmx.train.checkpoint.digest import compute_checksums
 
 COMMIT_TIMEOUT = 120.0  # seconds for a state to be committed
 POLL_INTERVAL = 1e-4  # seconds between two looks at a folder
@@ -139,8 +139,8 @@ class Injector:
         """Ends once there is a file of arrays in a state that is not committed."""
         while not any(
             file.is_file() and file.stat().st_size
-            for unfinished in folder.glob("*.tmp")
-            for file in unfinished.glob("*.bin")
+            for unfinished in folder.glob("*tmp*")
+            for file in unfinished.glob("**/d/*")
         ):
             time.sleep(POLL_INTERVAL)
         self.kill()
@@ -211,7 +211,7 @@ def fingerprint(batch: Batch) -> int:
         sum(
             (2 * field + 1) * int(part)
             for field, array in enumerate(batch)
-            for part in checksum_shards(array)
+            for part in compute_checksums(array)
         )
         % 2**64
     )

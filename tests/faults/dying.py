@@ -1,24 +1,37 @@
 """`lmx train` that dies inside a save: `dying.py MOMENT STEP WORD ...`.
 
-`array`: once the arrays are on disk, and not the metadata; `before` and `after` the
-commit; `removal`: before an older checkpoint is removed.
+`array`: once the first bytes of an array are on disk; `before` and `after` the commit;
+`removal`: when the new state is known to be whole and an older one would go.
 """
 
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 from lmx.cli.main import main
 from lmx.train.checkpoint.directory import CheckpointDir
+from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.reader import CheckpointReader
+from lmx.train.checkpoint.writer import DeferredMetadata
 
-MOMENTS = {  # the method that is called then, and the step of its arguments
-    "array": (CheckpointReader, "verify", lambda self: int(self.path.name[:8])),
-    "before": (CheckpointDir, "commit", lambda self, step: step),
-    "after": (CheckpointDir, "prune", lambda self, keep, verified: max(verified)),
-    "removal": (CheckpointDir, "prune", lambda self, keep, verified: max(verified)),
+MOMENTS = {  # what is called then, and the step that its arguments are about
+    "array": (CheckpointManager, "_facts", lambda self, step, *_: step),
+    "before": (
+        DeferredMetadata,
+        "finalize",
+        lambda self, folder: int(folder.parent.name[:8]),
+    ),
+    "after": (CheckpointReader, "sums", lambda self, parts: int(self.path.name)),
+    "removal": (CheckpointDir, "thin", lambda self, keep, whole: max(whole)),
 }
+
+
+def some_of_an_array(checkpoints: CheckpointManager) -> bool:
+    """Whether any bytes of a tensor are on disk that is not committed yet."""
+    found = checkpoints.folder.glob("*tmp*/state*/**/d/*")
+    return any(file.stat().st_size for file in found)
 
 
 def dying(moment: str, doomed: int) -> None:
@@ -29,6 +42,8 @@ def dying(moment: str, doomed: int) -> None:
     def instead(*given: Any) -> Any:
         if step_of(*given) != doomed:
             return plain(*given)
+        while moment == "array" and not some_of_an_array(given[0]):
+            time.sleep(0.0005)
         os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(owner, name, instead)

@@ -91,7 +91,7 @@ def test_saves_slower_than_their_interval_go_one_by_one_and_are_true(
     process = trainer.start(work, f"each-{keep}", *words)
     found, most, seen = states(work / f"each-{keep}"), 0, []
     while process.poll() is None:
-        under_way = {path.name for path in found.folder.glob("*.tmp")}
+        under_way = {path.name for path in found.folder.glob("*.orbax-checkpoint-tmp")}
         most = max(most, len(under_way))
         seen.append(any(found.folder.glob("[0-9]" * 8)))
         time.sleep(0.002)
@@ -112,20 +112,20 @@ def test_damaged_states_are_named_and_the_newest_whole_one_is_used(
     shelf = states(again).directory
     flip(shelf.step_path(20), NAME)
     truncate(shelf.step_path(16), NAME)
-    (shelf.step_path(12) / "metadata.json").unlink()
+    (shelf.step_path(12) / "meta" / "metadata").unlink()
     status, moaned = trainer.ended(
         trainer.start(work, again.name, *WORDS, "CheckpointPolicy.damaged=refuse")
     )
-    assert status == 2 and "00000020/arrays-0.bin" in moaned, moaned
+    assert status == 2 and "00000020/state/" in moaned, moaned
     assert f"{NAME} is not what was saved" in moaned
     assert states(again).list_steps() == [4, 8, 12, 16, 20]
     status, moaned = trainer.ended(
         trainer.start(work, again.name, *WORDS, "CheckpointPolicy.keep=9")
     )
     assert status == 0, moaned
-    assert moaned.count("DAMAGED, quarantined") == 3
-    assert "00000016/arrays-0.bin" in moaned and "cannot be read" in moaned
-    assert "00000012/metadata.json: is missing" in moaned
+    assert moaned.count("DAMAGED, set aside") == 3
+    assert "00000016/state/" in moaned and "cannot be read" in moaned
+    assert "00000012/meta/metadata: is missing" in moaned
     assert [p.name for p in shelf.list_quarantined()] == [
         f"{step:08d}.damaged" for step in (12, 16, 20)
     ]
@@ -142,7 +142,7 @@ def test_a_run_whose_states_are_all_damaged_does_not_begin_anew(work, again):
     for step in states(again).list_steps():
         truncate(states(again).directory.step_path(step), NAME)
     status, moaned = trainer.ended(trainer.start(work, again.name, *WORDS))
-    assert status == 2 and "no intact checkpoint to resume from" in moaned, moaned
+    assert status == 2 and "no whole state to go on from" in moaned, moaned
     assert states(again).list_steps() == [4, 8, 12, 16, 20]
 
 
@@ -161,7 +161,7 @@ def test_two_processes_of_which_one_meets_the_damage_go_back_together(work, agai
         ]
     ]
     assert [status for status, _ in found] == [0, 0], found
-    assert "DAMAGED, quarantined" in found[0][1] and "DAMAGED" not in found[1][1]
+    assert "DAMAGED, set aside" in found[0][1] and "DAMAGED" not in found[1][1]
     attempt = states(again).read_metadata(STEPS)["lineage"][-1]
     assert attempt["parent"]["step"] == 16 and attempt["processes"] == 2
     assert not CheckpointReader(states(again).directory.step_path(STEPS)).verify()

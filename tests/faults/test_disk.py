@@ -120,4 +120,4 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_compiled(
         trainer.start(work, tight.name, *WORDS, "CheckpointPolicy.every=1")
     )
     assert status == 2, moaned
-    assert f"no checkpoint can be saved in {folder}: [Errno 30] Read-only" in moaned
+    assert f"no state can be saved in {folder}: [Errno 30] Read-only" in moaned

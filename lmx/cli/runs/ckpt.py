@@ -91,7 +91,7 @@ def _list(args: argparse.Namespace) -> Output:
             root = reader.read_metadata().get("root")
         except DamageError:
             root = None
-        faults = [f"{fault}" for fault in reader.verify(sizes_only=True)]
+        faults = [f"{fault}" for fault in reader.check_sizes()]
         item = {
             "name": path.name,
             "step": int(path.name[:8]),

@@ -1,4 +1,4 @@
-"""How often a run saves a checkpoint, and how many it keeps."""
+"""How often the state of a run is saved, and how much of it is kept."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,19 +17,18 @@ from lmx.train.step import Metrics, TrainState
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPolicy:
-    """How often a run saves a checkpoint, and how many it keeps.
+    """How often the state is saved, and how many of the newest saves are kept.
 
     Attributes:
-        keep: number of newest checkpoints to keep.
-        max_failures: saves that fail in a row before the run ends with status 75.
-        damaged: what to do if the newest checkpoint is damaged. `quarantine`: rename
-            it, and resume from the one before; `refuse`: do not start.
+        failures: so many saves in a row that fail end the run, with status 75.
+        damaged: what becomes of a newest state that is damaged. `rejected`: it is renamed,
+            and the run goes on from the one before; `raise_if`: the run does not start.
     """
 
     every: int = 1000  # steps
     keep: int = 2
     max_failures: int = 3
-    damaged: Literal["quarantine", "refuse"] = "quarantine"
+    damaged: Literal["aside", "refuse"] = "aside"
 
     def __post_init__(self):
         if min(self.every, self.keep, self.max_failures) < 1:
@@ -38,22 +37,22 @@ class CheckpointPolicy:
             )
 
     def open(self, folder: Path, origin: Mapping[str, Any]) -> CheckpointManager:
-        """The checkpoints in the folder; `origin` describes what saves more of them."""
+        """The states in the folder, of which whoever saves more has that origin."""
         return CheckpointManager(folder, self.keep, self.max_failures, origin)
 
     def handle_damage(self, error: DamageError) -> None:
-        """Reports a damaged checkpoint, or refuses to resume."""
+        """Says that a damaged state is passed over, or refuses to."""
         if self.damaged == "refuse":
             raise error
         if distributed.is_leader():
-            print_line(f"DAMAGED, quarantined; the one before it is used:\n{error}")
+            print_line(f"DAMAGED, set aside; the state before it is used:\n{error}")
 
     def start(
         self, checkpoints: CheckpointManager, steps: int, flush: Callable[[], None]
     ) -> ScheduledHook:
-        """Saves every `every` steps and after the last one.
+        """Saves every so many steps, and at the last; `flush` before that.
 
-        Calls `flush` first, so that the metrics of a saved step are on disk.
+        So that no state is there whose metrics are not.
         """
 
         def save(done: int, state: TrainState, metrics: Metrics) -> None:
