@@ -1,4 +1,4 @@
-"""Corpora that are stored in a file or a folder of files, and parsing of their entries."""
+"""Corpora in a file or a folder of files, and the parsing of their entries."""
 
 import json
 from abc import abstractmethod

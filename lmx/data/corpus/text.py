@@ -40,8 +40,9 @@ class Text(FileCorpus):
     def divide(self, path: Path, name: str, size: int) -> Iterator[Span]:
         length, stamp = path.stat().st_size, read_stamp(path)
         if not path.name.endswith(JSON_LINES_SUFFIXES):
-            by_document = isinstance(self.holdout, HoldoutDocuments)
-            if name == self.single_name and by_document and self.holdout.fraction:
+            rule = self.holdout
+            by_document = isinstance(rule, HoldoutDocuments) and rule.fraction
+            if by_document and name == self.single_name:
                 raise ConfigError(
                     f"{path} is one document, and one document cannot be split by"
                     " document: set Text.holdout = @HoldoutTail()"

@@ -63,7 +63,7 @@ class Decontaminate(DocumentPass):
                 writer.keep(source, document)
 
     def _index_evaluations(self) -> dict[int, dict[int, str]]:
-        """Returns the names of the texts by n-gram size and hash; reports short texts."""
+        """Returns the names of texts by n-gram size and hash. Reports short texts."""
         index: dict[int, dict[int, str]] = {}
         short = 0
         for name, corpus in self.against.items():

@@ -27,10 +27,12 @@ EMPTY_REASON = "no text"
 
 def read_all_splits(corpus: Corpus) -> Items:
     """Yields the documents of both splits, and invalid entries."""
-    for span in corpus.list_spans(SPAN_BYTES) if isinstance(corpus, SpanCorpus) else ():
-        yield from corpus.read_all(span)
-    for split in SPLITS if not isinstance(corpus, SpanCorpus) else ():
-        yield from corpus.read(split)
+    if isinstance(corpus, SpanCorpus):
+        for span in corpus.list_spans(SPAN_BYTES):
+            yield from corpus.read_all(span)
+    else:
+        for split in SPLITS:
+            yield from corpus.read(split)
 
 
 class DocumentPass(ABC):
@@ -48,7 +50,7 @@ class DocumentPass(ABC):
         """Passes every document of every source to the writer, in order."""
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Writes a new folder, which appears once it is complete. Returns the report."""
+        """Writes a new folder, which appears once complete. Returns the report."""
         if not self.sources:
             raise ConfigError(f"{type(self).__name__}.sources names no corpus.")
         for name in self.sources:

@@ -23,7 +23,7 @@ class Filter(ABC):
 def apply_filters(
     filters: Sequence[Filter], document: Document
 ) -> tuple[Document | str, list[str]]:
-    """Applies filters in order. Also returns the names of those that changed the text."""
+    """Applies filters in order. Also returns the names of those that changed it."""
     changes = []
     for rule in filters:
         result = rule(document)

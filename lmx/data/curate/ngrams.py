@@ -63,6 +63,6 @@ def hash_ngram_set(text: str, size: int) -> UInt64[np.ndarray, " _"]:
 def jaccard_index(
     one: UInt64[np.ndarray, " _"], other: UInt64[np.ndarray, " _"]
 ) -> float:
-    """Returns the size of the intersection of two sorted sets over that of the union."""
+    """Returns intersection over union of two sorted sets."""
     shared = len(np.intersect1d(one, other, assume_unique=True))
     return shared / max(len(one) + len(other) - shared, 1)

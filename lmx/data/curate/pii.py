@@ -8,8 +8,8 @@ from lmx.config.registry import configurable
 from lmx.data.corpus.corpus import Document
 from lmx.data.curate.filter import Filter
 
-# A dot-atom at a domain of at least two labels, the last one of letters: the common part
-# of RFC 5322, section 3.4.1.
+# A dot-atom at a domain of at least two labels, the last one of letters: the common
+# part of RFC 5322, section 3.4.1.
 EMAIL = re.compile(
     r"(?<![\w.+-])[A-Za-z0-9_.+%-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
 )

@@ -36,8 +36,8 @@ class BuildTokenStore:
     Attributes:
         sources: corpora by their names in the store.
         filters: applied in order to each document.
-        shard_bytes: bytes of text per file, approximately: the unit of work of a process
-            and of what a killed build repeats.
+        shard_bytes: bytes of text per file, approximately. A process works on a shard
+            at a time, and a killed build repeats incomplete shards.
         max_invalid_fraction: of the documents. Invalid documents are counted and left
             out up to this limit; at 0 the first one is refused.
         max_empty_fraction: the same for documents without text.
@@ -114,7 +114,7 @@ def build(job: BuildJob, executor: Executor, title: str) -> None:
 class BuildProgress:
     """A bar on a terminal, or a line now and then elsewhere.
 
-    Shows documents, MB/s, tokens/s and the time left. Prints nothing in the first second.
+    Shows documents, MB/s, tokens/s and the time left, after the first second.
     """
 
     def __init__(

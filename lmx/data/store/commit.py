@@ -24,6 +24,7 @@ from lmx.data.store.store import (
 )
 
 Record = Mapping[str, Any]
+Summary = dict[str, dict[str, Any]]  # by source
 
 
 def commit(job: BuildJob, specs: Sequence[ShardSpec]) -> None:
@@ -34,23 +35,22 @@ def commit(job: BuildJob, specs: Sequence[ShardSpec]) -> None:
     exists = (job.folder / MANIFEST_FILE).is_file()
     old = read_records(job.folder) if exists else []
     old_recipe = read_manifest(job.folder)["recipe"] if exists else {}
-    new = [_read_record(job.get_path(spec.number, "json")) for spec in specs]
+    paths = [job.get_path(spec.number, "json") for spec in specs]
+    new = [json.loads(path.read_text()) for path in paths]
+    for record in new:
+        record.pop("resume", None)
     records = [*old, *new]
-    by_source: dict[str, list[Record]] = {}
-    for record in records:
-        by_source.setdefault(record["source"], []).append(record)
-    _check_limits(job, new)
-    excluded = {name: _summarize(by_source[name]) for name in sorted(by_source)}
-    for name, some in by_source.items():
-        if not any(record["documents"] for record in some):
-            counts = Counter(excluded[name]["filtered"])
-            for reason, entry in excluded[name]["rejected"].items():
-                counts[reason] = entry["count"]
-            reasons = ", ".join(f"{n:,} {reason}" for reason, n in counts.items())
+    excluded = _summarize(records)
+    for name, source in excluded.items():
+        if not source["documents"]:
+            counts = {why: entry["count"] for why, entry in source["rejected"].items()}
+            counts |= source["filtered"]
+            reasons = (f"{count:,} {why}" for why, count in counts.items())
             raise ConfigError(
                 f"source {name!r} has no documents in the {job.split} split:"
-                f" {reasons or 'it is empty'}."
+                f" {', '.join(reasons) or 'it is empty'}."
             )
+    _check_limits(job, _summarize(new))
     job.tokenizer.save(job.folder)
     lines = ((json.dumps(record) + "\n").encode() for record in records)
     shards = ("source", "documents", "tokens", "bytes")
@@ -91,13 +91,15 @@ def _write_starts(
     return write_checksummed(path, read())
 
 
-def _check_limits(job: BuildJob, records: Sequence[Record]) -> None:
+def _check_limits(job: BuildJob, sources: Summary) -> None:
     """Refuses a build with too many invalid or empty documents."""
-    excluded = _summarize(records)
-    rejected = excluded["rejected"]
-    total = sum(record["documents"] for record in records)
-    total += sum(excluded["filtered"].values())
-    total += sum(entry["count"] for entry in rejected.values())
+    rejected: dict[str, dict[str, Any]] = {}
+    total = 0
+    for source in sources.values():
+        total += source["documents"] + sum(source["filtered"].values())
+        for reason, entry in source["rejected"].items():
+            total += entry["count"]
+            add_rejected(rejected, reason, **entry)
     for kind in ("invalid", "empty"):
         name = f"max_{kind}_fraction"
         entries = {r: entry for r, entry in rejected.items() if entry["kind"] == kind}
@@ -114,22 +116,17 @@ def _check_limits(job: BuildJob, records: Sequence[Record]) -> None:
             )
 
 
-def _read_record(path: Path) -> Record:
-    """Reads the record of a shard, without what is only needed to resume."""
-    record = json.loads(path.read_text())
-    spans = [span[:-1] for span in record["spans"]]
-    return {**record, "spans": spans, "recipe": None}
-
-
-def _summarize(records: Iterable[Record]) -> dict[str, Any]:
-    """Sums the documents that were removed by filters, or rejected, by reason."""
-    filtered: Counter[str] = Counter()
-    rejected: dict[str, dict[str, Any]] = {}
+def _summarize(records: Iterable[Record]) -> Summary:
+    """Counts the documents of each source: stored, filtered and rejected by reason."""
+    sources: Summary = {}
     for record in records:
-        filtered.update(record["filtered"])
+        new = {"documents": 0, "filtered": Counter(), "rejected": {}}
+        source = sources.setdefault(record["source"], new)
+        source["documents"] += record["documents"]
+        source["filtered"].update(record["filtered"])
         for reason, entry in record["rejected"].items():
-            add_rejected(rejected, reason, **entry)
-    return {"filtered": filtered, "rejected": rejected}
+            add_rejected(source["rejected"], reason, **entry)
+    return sources
 
 
 def _sync_folder(folder: Path) -> None:

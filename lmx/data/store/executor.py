@@ -27,7 +27,7 @@ class WorkerError(Exception):
 
 
 class Executor(ABC):
-    """Builds shards, in any order. The choice of executor does not change their bytes."""
+    """Builds shards, in any order. Their bytes do not depend on the executor."""
 
     @abstractmethod
     def run(
@@ -80,7 +80,8 @@ def _run_parallel(
             sender.close()
             workers[receiver] = worker
         while workers:
-            for receiver in wait(list(workers)):
+            ready: list[Any] = wait(list(workers))
+            for receiver in ready:
                 try:
                     message = receiver.recv()
                 except (EOFError, OSError):

@@ -130,10 +130,11 @@ def find_missing(job: BuildJob, specs: Sequence[ShardSpec]) -> list[ShardSpec]:
     planned = {spec.number: spec for spec in specs}
     for path in sorted(job.work_dir.glob("*.json")):
         record, spec = json.loads(path.read_text()), planned.pop(int(path.stem), None)
-        check_recipe(job.describe(), record["recipe"], job.folder)
+        resume = record["resume"]
+        check_recipe(job.describe(), resume["recipe"], job.folder)
         spans = [list(span) for span in spec.spans] if spec else []
-        if spans != record["spans"]:
-            changed = [span for span in record["spans"] if span not in spans]
+        if spans != resume["spans"]:
+            changed = [span for span in resume["spans"] if span not in spans]
             raise ConfigError(
                 f"{job.folder}: source {record['source']!r} has changed since this"
                 f" build began, at {[*changed, *spans][0][0]!r}: restore it, or delete"

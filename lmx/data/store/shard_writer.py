@@ -67,7 +67,8 @@ def write_shard(
     )
     counts.done = True
     record = {"source": spec.source, **vars(counts), "checksum": checksum}
-    record |= {"spans": spec.spans, "recipe": job.describe()}
+    record["spans"] = [span[:-1] for span in spec.spans]
+    record["resume"] = {"recipe": job.describe(), "spans": spec.spans}
     write_atomic(job.get_path(spec.number, "json"), json.dumps(record).encode())
     on_progress(counts)
     return counts
@@ -108,7 +109,7 @@ def add_rejected(
 
 
 def encode_document(tokenizer: Tokenizer, text: str) -> Iterator[np.ndarray]:
-    """Yields the tokens of a document, between BOS and EOS where the tokenizer has them.
+    """Yields the tokens of a document, between BOS and EOS if the tokenizer has them.
 
     A long text is encoded in parts: tokenizers take more time and memory per character
     for longer texts. A tokenizer that adds a leading space encodes all at once.

@@ -104,12 +104,10 @@ def find_row_sources(store: Store, length: int) -> Int64[np.ndarray, " _"]:
     """Returns the index of the source of each sequence's first token."""
     begins = np.arange(0, store.size, length)
     document = np.searchsorted(store.starts, begins, side="right") - 1
-    sources = np.empty(len(begins), np.int64)
-    for index, ranges in enumerate(store.sources.values()):
-        for documents in ranges:
-            inside = (document >= documents.start) & (document < documents.stop)
-            sources[inside] = index
-    return sources
+    indexed = enumerate(store.sources.values())
+    ranges = sorted((some.start, index) for index, each in indexed for some in each)
+    starts, sources = np.array(ranges).T
+    return sources[np.searchsorted(starts, document, side="right") - 1]
 
 
 def compute_autocorrelation(source: Int64[np.ndarray, " _"], lag: int) -> float:
@@ -161,9 +159,9 @@ def format_stats(stats: Mapping[str, Any]) -> str:
         for name in ("stored", "shuffled")
     )
     lines = [
-        f"{stats['store']}: {stats['documents']:,} documents, {stats['tokens']:,} tokens"
-        f" of {stats['bytes'] / 1e6:,.1f} MB of text, {stats['bytes_per_token']:.2f}"
-        f" bytes per token, {stats['shards']} shards",
+        f"{stats['store']}: {stats['documents']:,} documents,"
+        f" {stats['tokens']:,} tokens of {stats['bytes'] / 1e6:,.1f} MB of text,"
+        f" {stats['bytes_per_token']:.2f} bytes per token, {stats['shards']} shards",
         f"tokens per document: {', '.join(lengths)}",
         f"{'source':{width}}   documents           tokens   share  bytes/token",
         *(
