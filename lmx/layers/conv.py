@@ -33,9 +33,9 @@ def causal_conv(
 class ShortConv(nnx.Module):
     """Adds a learned per-channel mix of the `reach` previous tokens to each token.
 
-    Starts as the identity. So et al. 2021, arXiv:2109.08668 (Primer), section 3, applied
-    before the projections as in Allen-Zhu 2025, "Physics of Language Models: Part 4.1"
-    (Canon layers A and C).
+    Starts as the identity. So et al. 2021, arXiv:2109.08668 (Primer), section 3,
+    applied before the projections as in Allen-Zhu 2025, "Physics of Language Models:
+    Part 4.1" (Canon layers A and C).
     """
 
     def __init__(self, width: int, init: Init, *, reach: int = 3):

@@ -27,8 +27,8 @@ class LMHead(nnx.Module):
 class TiedLMHead(LMHead):
     """Transposed token embedding. Press and Wolf 2016, arXiv:1608.05859.
 
-    Initial logits have sqrt(width) times the standard deviation of the embedding: choose
-    an initializer with a small one (`GPT2Init`, or `FanIn.embed`).
+    Initial logits have sqrt(width) times the standard deviation of the embedding:
+    choose an initializer with a small one (`GPT2Init`, or `FanIn.embed`).
     """
 
     def __init__(self, width: int, vocab: int, init: Init):

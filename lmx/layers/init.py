@@ -1,6 +1,7 @@
 """Parameter initialization: distribution, dtype and logical axis names.
 
-A layer states the role of each weight; the initializer of the experiment sets its scale.
+A layer states the role of each weight; the initializer of the experiment sets its
+scale.
 """
 
 import math
@@ -135,14 +136,15 @@ class Init:
     ) -> nnx.Param:
         """A random weight with one dimension per letter of `lmx/core/dims.py`.
 
-        `in_dims` are the dimensions it sums over, `out_dims` those it produces (default:
-        all others). Remaining letters index independent matrices, such as experts.
+        `in_dims` are the dimensions it sums over, `out_dims` those it produces
+        (default: all others). Remaining letters index independent matrices, such as
+        experts.
         """
         out_dims = out_dims or "".join(d for d in letters if d not in in_dims)
         shape = tuple(sizes[d] for d in letters)
         if min(shape) < 1:
             named = dict(zip(dims.logical(letters), shape, strict=True))
-            raise ValueError(f"weight of {named} is empty: every size must be >= 1.")
+            raise ValueError(f"weight of {named} is empty: every size must be 1 or more.")
         fan_in = math.prod(sizes[d] for d in in_dims)
         std = self.initializer.std_for(role, fan_in, self.depth)
         value = self.initializer.sample(self.rngs.params(), shape, std)

@@ -1,4 +1,4 @@
-"""Token positions and segments, and the attention mask made from them (True: allowed)."""
+"""Token positions and segments, and the attention mask made from them."""
 
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ def positions_from_segments(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
 def make_attention_mask(
     query: TokenInfo, key: TokenInfo, window: int | None = None
 ) -> Bool[Array, "B T S"]:
-    """Causal mask: query t sees key s of the same document, at or before it.
+    """Causal mask, True where query t sees key s: same document, at or before t.
 
     With `window`, a query sees at most that many tokens, itself included.
     """

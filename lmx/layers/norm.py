@@ -26,7 +26,7 @@ def rms_norm(
 def layer_norm(
     x: Float[Array, "*rows D"], scale: Float[Array, "D"], epsilon: float
 ) -> Float[Array, "*rows D"]:
-    """`x` minus its mean, at standard deviation `scale`. Ba et al. 2016, arXiv:1607.06450."""
+    """`x` minus its mean, at deviation `scale`. Ba et al. 2016, arXiv:1607.06450."""
     wide = upcast(x)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     return rms_norm(wide - mean, scale, epsilon).astype(x.dtype)

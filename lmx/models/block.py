@@ -1,4 +1,4 @@
-"""Residual block: attention and a feed-forward layer, with one of four norm placements."""
+"""Residual block: attention and a feed-forward layer, with four norm placements."""
 
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
@@ -29,8 +29,8 @@ class BlockCache(NamedTuple):
 class Block(nnx.Module):
     """Base class of blocks with two residual branches, attention and feed-forward.
 
-    Subclasses place the norms: `enter` gives the input of a branch, `leave` the sum with
-    its output.
+    Subclasses place the norms: `enter` gives the input of a branch, `leave` the sum
+    with its output.
 
     Attributes:
         dropout: dropout rate of the output of each branch.

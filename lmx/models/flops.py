@@ -13,8 +13,8 @@ from lmx.models.decoder import Decoder
 def train_flops_per_token(model: Decoder, sequence_length: int) -> float:
     """6 FLOPs per active weight, plus attention.
 
-    Attention is counted as if every token saw the complete sequence, or its window, as in
-    Chowdhery et al. 2022, arXiv:2204.02311, appendix B. `model` may be abstract.
+    Attention is counted as if every token saw the complete sequence, or its window, as
+    in Chowdhery et al. 2022, arXiv:2204.02311, appendix B. `model` may be abstract.
     """
     is_tied = isinstance(model.head, TiedLMHead)
     head = math.prod(model.embedding.shape) if is_tied else 0

@@ -20,7 +20,7 @@ from lmx.models.block import Block
 
 
 class MTPBlock(nnx.Module):
-    """Combines hidden states with the embeddings of later tokens, equations 21 and 22."""
+    """Combines hidden states with embeddings of later tokens, equations 21 and 22."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class MultiTokenPrediction(nnx.Module):
 def mtp_hidden_states(
     model: Any, *inputs: Any
 ) -> tuple[list[Float[Array, "B T D"]], Aux]:
-    """Normalized hidden states for the logits of the next token, and of 2, 3, ... ahead.
+    """Normalized hidden states for logits of the next token, and of 2, 3, ... ahead.
 
     `inputs` are those of `model.forward`.
     """

@@ -33,9 +33,9 @@ class PipelineSchedule:
 
     Layer l is on stage (l // n) % stages, where n = layers / (virtual_stages * stages).
     Of `microbatches * virtual_stages + stages - 1` iterations, each stage is idle for
-    `stages - 1` (`bubble_fraction`). GPipe: Huang et al. 2018, arXiv:1811.06965. Circular:
-    Narayanan et al. 2021, arXiv:2104.04473, section 2.2, where backward passes start
-    earlier; here all forward passes come first.
+    `stages - 1` (`bubble_fraction`). GPipe: Huang et al. 2018, arXiv:1811.06965.
+    Circular: Narayanan et al. 2021, arXiv:2104.04473, section 2.2, where backward
+    passes start earlier; here all forward passes come first.
 
     Parameters are stored in the order of layers, one contiguous part per stage: with
     several virtual stages they are redistributed once per step, and so are their
@@ -64,10 +64,10 @@ class PipelineSchedule:
         inputs: AttentionInputs,
         remat: Remat,
     ) -> tuple[Float[Array, "B T D"], Aux, PyTree]:
-        """`apply_layers(iterations, x, inputs, remat)`, pipelined if layers are sharded.
+        """Calls `apply_layers` on the other arguments, pipelined if layers are sharded.
 
-        A call with a cache, the last of `iterations`, is not pipelined. Raises ConfigError
-        where layers or rows do not divide evenly.
+        A call with a cache, the last of `iterations`, is not pipelined. Raises
+        ConfigError where layers or rows do not divide evenly.
         """
         stages, rounds = num_shards("L"), self.virtual_stages
         if stages == 1 or iterations[-1] is not None:
@@ -96,7 +96,7 @@ class PipelineSchedule:
 
 
 class Timeline(NamedTuple):
-    """Microbatch u runs its visit r at stage s in iteration r * microbatches + u + s."""
+    """Visit r of microbatch u to stage s is iteration r * microbatches + u + s."""
 
     stages: int
     microbatches: int
@@ -134,8 +134,8 @@ class Timeline(NamedTuple):
         if rounds > 1 and count < stages:
             raise ConfigError(
                 f"{count} microbatches are too few for {stages} stages: set"
-                " PipelineSchedule.virtual_stages=1, or PipelineSchedule.microbatches to"
-                f" {stages} or more."
+                " PipelineSchedule.virtual_stages=1, or PipelineSchedule.microbatches"
+                f" to {stages} or more."
             )
 
 

@@ -60,8 +60,8 @@ def plan_layers(
     first = len(first_mlps)
     if first > depth:
         raise ValueError(
-            f"Decoder.first_mlps has {first} layers and Decoder.depth is {depth}: it must"
-            " have at most as many."
+            f"Decoder.first_mlps has {first} layers and Decoder.depth is {depth}: it"
+            " must have at most as many."
         )
     all_mlps = [*first_mlps, *(mlps[i % len(mlps)] for i in range(first, depth))]
     factories = [

@@ -81,7 +81,7 @@ CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
     ),
     "odd head width": (
         ["tiny.gin", "Attention.head_dim=5"],
-        "5 channels have no pairs",
+        "cannot rotate 5 channels in pairs",
         "make head_dim",
     ),
     "too many choices": (
@@ -111,7 +111,7 @@ CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
         "above 0 and at most 1",
     ),
     "no heads": (["tiny.gin", "Attention.kv_heads=0"], "share 0", "multiple of"),
-    "no width": (["tiny.gin", "Decoder.width=-8"], "'embed': -8", "1 is the least"),
+    "no width": (["tiny.gin", "Decoder.width=-8"], "'embed': -8", "must be 1 or more"),
 }
 RUNS = {  # these only training can see
     "aux loss not named": (
@@ -124,7 +124,7 @@ RUNS = {  # these only training can see
             *["tiny.gin", "Decoder.position=@LearnedPosition"],
             "LearnedPosition.max_length=8",
         ],
-        "16 tokens do not fit 8 learned positions",
+        "16 tokens exceed 8 learned positions",
         "model.position.max_length = 8\n    override 'LearnedPosition.max_length=8'",
     ),
     "vocabulary too small": (

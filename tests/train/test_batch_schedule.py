@@ -101,7 +101,7 @@ def test_a_stage_that_the_run_does_not_reach_is_not_asked_about(staged):
         ),
         (
             ["Decoder.position=@LearnedPosition", "LearnedPosition.max_length=8"],
-            "16 tokens do not fit 8 learned positions",
+            "16 tokens exceed 8 learned positions",
         ),
     ],
 )

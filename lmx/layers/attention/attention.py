@@ -78,7 +78,8 @@ class Attention(SelfAttention):
     Attributes:
         position: relative position scheme; None: only the causal mask orders tokens
             (NoPE; Kazemnejad et al. 2023, arXiv:2305.19466).
-        window: sliding window, as in Beltagy et al. 2020, arXiv:2004.05150, section 3.1.
+        window: sliding window, as in Beltagy et al. 2020, arXiv:2004.05150, section
+            3.1.
         qk_norm: norm of queries and keys, over each head or over all `heads` together.
         scale: of the logits; None: 1 / sqrt(head_dim).
         qkv: makes the query, key and value projections; `@EinsumBias` adds biases, in
@@ -131,7 +132,7 @@ class Attention(SelfAttention):
     def __call__(
         self, x: Float[Array, "B T D"], inputs: AttentionInputs, cache: KV | None = None
     ) -> tuple[Float[Array, "B T D"], KV | None]:
-        """The projected attention output, and `cache` with the keys and values of `x`."""
+        """The projected output, and `cache` with the keys and values of `x`."""
         y_BTNH, cache = self.attend(*self.project_qkv(x), inputs, cache)
         return self.out(y_BTNH), cache
 

@@ -108,7 +108,7 @@ class AttentionBackend(ABC):
 @configurable
 @dataclass(frozen=True)
 class ReferenceAttention(AttentionBackend):
-    """`reference.attend`: supports everything on every platform, and stores all logits."""
+    """`reference.attend`: supports everything everywhere, and stores all logits."""
 
     supports = frozenset(("position", "sink", "logit_cap", "dropout"))
 
@@ -145,9 +145,10 @@ class XLAAttention(AttentionBackend):
 class CuDNNAttention(XLAAttention):
     """cuDNN's flash attention on NVIDIA GPUs, which never stores the logits.
 
-    `head_dim` must be a multiple of 8, and at most 128 (256 from Hopper on). Packed rows,
-    and a cache, need a dense mask of two bytes per pair of query and key; rows of one
-    document each (a call with `segments=None`) need none. Dao 2023, arXiv:2307.08691.
+    `head_dim` must be a multiple of 8, and at most 128 (256 from Hopper on). Packed
+    rows, and a cache, need a dense mask of two bytes per pair of query and key; rows of
+    one document each (a call with `segments=None`) need none. Dao 2023,
+    arXiv:2307.08691.
     """
 
     implementation = "cudnn"
@@ -157,8 +158,8 @@ class CuDNNAttention(XLAAttention):
         super().check(head_dim, required)
         if head_dim % 8 or head_dim > 256:
             raise ValueError(
-                f"CuDNNAttention does not support Attention.head_dim={head_dim}: make it"
-                " a multiple of 8 and at most 256, or set"
+                f"CuDNNAttention does not support Attention.head_dim={head_dim}: make"
+                " it a multiple of 8 and at most 256, or set"
                 " Attention.backend=@ReferenceAttention()."
             )
 

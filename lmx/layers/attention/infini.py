@@ -1,4 +1,4 @@
-"""Infini-attention: attention within segments, and a compressive memory of earlier ones.
+"""Infini-attention: attention within segments, and a memory of earlier ones.
 
 Munkhdalai et al. 2024, arXiv:2404.07143, section 2.1.
 """
@@ -29,8 +29,8 @@ from lmx.layers.position.rope import RoPE
 class InfiniMemory(NamedTuple):
     """The newest keys and values, and the memory of older ones.
 
-    The two sums are of sigma(k) [v 1]: over the complete segments of the newest document,
-    and over its last segment.
+    The two sums are of sigma(k) [v 1]: over the complete segments of the newest
+    document, and over its last segment.
     """
 
     local: KV
@@ -137,8 +137,8 @@ class InfiniAttention(Attention):
     ):
         if segment_length < 1:
             raise ValueError(
-                f"InfiniAttention.segment_length is {segment_length}: it must be 1 token"
-                " or more."
+                f"InfiniAttention.segment_length is {segment_length}: it must be 1"
+                " token or more."
             )
         super().__init__(
             width,

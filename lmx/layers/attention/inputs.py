@@ -1,4 +1,4 @@
-"""What every layer receives besides the hidden states: tokens, cache and dropout keys."""
+"""Inputs of every layer besides hidden states: tokens, cache, dropout keys."""
 
 from typing import NamedTuple
 

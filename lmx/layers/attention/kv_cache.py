@@ -1,8 +1,8 @@
 """The KV cache: its state, its update, and where cached tokens are.
 
-Each row's tokens are stored without padding, token i in slot `i % capacity`. So rows may
-have different lengths, padded on either side, and a cache smaller than the text is a
-ring buffer of the newest tokens.
+Each row's tokens are stored without padding, token i in slot `i % capacity`. So rows
+may have different lengths, padded on either side, and a cache smaller than the text is
+a ring buffer of the newest tokens.
 """
 
 from typing import NamedTuple, TypeVar
@@ -30,7 +30,7 @@ class CacheView(NamedTuple):
         return self.segments.shape[1]
 
     def describe_slots(self, lengths: Int[Array, "B"], capacity: int) -> TokenInfo:
-        """The tokens in a ring buffer of `capacity` slots of rows of these `lengths`."""
+        """The tokens in `capacity` slots of rows that have these `lengths`."""
         newest_B1 = lengths[:, None] - 1
         slot_1S = jnp.arange(capacity)[None]
         index_BS = newest_B1 - (newest_B1 - slot_1S) % capacity

@@ -27,10 +27,10 @@ from lmx.layers.position.rope import RoPE
 class MLA(SelfAttention):
     """Caches `kv_rank` + `rope_dim` numbers per token, for all heads together.
 
-    A logit is the sum of a part with a key made from the latent and a part with a rotated
-    key that all heads share (section 2.1.3). Without a cache, keys and values are
-    expanded from the latents; with a cache, the up-projections are absorbed into the
-    queries and the output, and attention reads the latents themselves.
+    A logit is the sum of a part with a key made from the latent and a part with a
+    rotated key that all heads share (section 2.1.3). Without a cache, keys and values
+    are expanded from the latents; with a cache, the up-projections are absorbed into
+    the queries and the output, and attention reads the latents themselves.
 
     Attributes:
         kv_rank: size of the latent of keys and values, R.

@@ -60,9 +60,9 @@ class RingPlan(NamedTuple):
 class RingAttention(AttentionBackend):
     """Ring attention over `Mesh.context` in plain JAX, on any platform.
 
-    Causal work is balanced over devices (`ring_schedule`). Pairs of blocks that the causal
-    mask or the window hides are not computed, and keys outside the window are not sent;
-    pairs hidden by packing are computed. A cache is read block by block.
+    Causal work is balanced over devices (`ring_schedule`). Pairs of blocks that the
+    causal mask or the window hides are not computed, and keys outside the window are
+    not sent; pairs hidden by packing are computed. A cache is read block by block.
 
     Attributes:
         block: tokens per block of queries and of keys.
@@ -191,10 +191,10 @@ def _rotate_kv(
     moving: Moving,
     all_tokens: TokenInfo,
 ) -> tuple[Local, Moving]:
-    """Calls `visit` at every step; `moving` goes to the next device after all but the last.
+    """Calls `visit` at every step; `moving` goes to the next device in between.
 
-    What a visit does not change can be sent while the visit is computed. `all_tokens` are
-    those of the keys that each device has at first.
+    What a visit does not change can be sent while the visit is computed. `all_tokens`
+    are those of the keys that each device has at first.
     """
     device = jax.lax.axis_index(plan.axes) if plan.axes else 0
 

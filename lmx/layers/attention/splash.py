@@ -40,8 +40,8 @@ class SplashAttention(AttentionBackend):
     `RingAttention`, on any platform.
 
     Attributes:
-        block: tokens per block of queries and of keys, a multiple of 128; short rows use
-            smaller blocks.
+        block: tokens per block of queries and of keys, a multiple of 128; short rows
+            use smaller blocks.
     """
 
     block: int = 512
@@ -52,7 +52,8 @@ class SplashAttention(AttentionBackend):
     def __post_init__(self):
         if self.block < LANES or self.block % LANES:
             raise ValueError(
-                f"SplashAttention.block is {self.block}: it must be a multiple of {LANES}."
+                f"SplashAttention.block is {self.block}: it must be a multiple of"
+                f" {LANES}."
             )
 
     def __call__(

@@ -70,8 +70,8 @@ class AllToAll(ABC):
 class PaddedAllToAll(AllToAll):
     """Sends `capacity` rows to every device, padded with zeros. Runs everywhere.
 
-    For n tokens with k choices among the E experts of a device, `n * min(k, E)` rows are
-    sent to each device.
+    For n tokens with k choices among the E experts of a device, `n * min(k, E)` rows
+    are sent to each device.
     """
 
     def dispatch(self, x, counts, plan):

@@ -36,8 +36,8 @@ class CapacityDispatch:
     """An expert takes the first tokens of a row that chose it; others are dropped.
 
     Its capacity is `capacity_factor` times an even share of the row's unpadded tokens.
-    The auxiliary mean "dropped" is the fraction of dropped choices. Lepikhin et al. 2020,
-    arXiv:2006.16668; Fedus et al. 2021, arXiv:2101.03961, section 2.2.
+    The auxiliary mean "dropped" is the fraction of dropped choices. Lepikhin et al.
+    2020, arXiv:2006.16668; Fedus et al. 2021, arXiv:2101.03961, section 2.2.
     """
 
     capacity_factor: float = 1.25
@@ -45,8 +45,8 @@ class CapacityDispatch:
     def __post_init__(self):
         if self.capacity_factor <= 0:
             raise ConfigError(
-                f"CapacityDispatch.capacity_factor is {self.capacity_factor}: it must be"
-                " above 0."
+                f"CapacityDispatch.capacity_factor is {self.capacity_factor}: it must"
+                " be above 0."
             )
 
     def __call__(
@@ -129,9 +129,9 @@ def weighted_sum(
 class DroplessDispatch:
     """Every token gets the output of all experts it is routed to.
 
-    Tokens are sorted by expert and multiplied group by group, so an overloaded expert is
-    slower but drops nothing. Gale et al. 2022, arXiv:2211.15841. Each device sorts its
-    own tokens; with expert parallelism, `all_to_all` exchanges them.
+    Tokens are sorted by expert and multiplied group by group, so an overloaded expert
+    is slower but drops nothing. Gale et al. 2022, arXiv:2211.15841. Each device sorts
+    its own tokens; with expert parallelism, `all_to_all` exchanges them.
     """
 
     all_to_all: Execution[AllToAll] = PaddedAllToAll()
@@ -248,8 +248,8 @@ class ExpertSharding(NamedTuple):
             )
         if shared := [axis for axis in hidden if axis in tokens]:
             raise ConfigError(
-                f"tokens and the hidden units of experts are both sharded over {shared}:"
-                " give 'mlp' other axes in Experiment.rules."
+                f"tokens and the hidden units of experts are both sharded over"
+                f" {shared}: give 'mlp' other axes in Experiment.rules."
             )
         width = {
             name: mesh_axes("D", within=dims) if "D" in dims else ()
@@ -260,7 +260,8 @@ class ExpertSharding(NamedTuple):
     def gather_weights(self, shards: Weights) -> Weights:
         """All of a device's experts and hidden units, gathered along D.
 
-        Weights without hidden units are zero on all but the first device along `hidden`.
+        Weights without hidden units are zero on all but the first device along
+        `hidden`.
         """
         weights, gathered = dict(shards), None
         for name, letters in self.letters.items():

@@ -1,7 +1,7 @@
 """Grouped matrix multiplication: rows sorted by expert times the matrix of each expert.
 
-All implementations equal a loop over experts, up to rounding. None falls back to another:
-each refuses, by name, what it does not support.
+All implementations equal a loop over experts, up to rounding. None falls back to
+another: each refuses, by name, what it does not support.
 """
 
 from abc import ABC, abstractmethod
@@ -35,8 +35,8 @@ class GroupedMatmul(ABC):
         name, platform = type(self).__name__, partitioning.platform()
         if self.platforms and platform not in self.platforms:
             raise ConfigError(
-                f"{name} runs on {self.platforms[0]}, and this program is for {platform}:"
-                " set DroplessDispatch.grouped_matmul=@RaggedDot()."
+                f"{name} runs on {self.platforms[0]}, and this program is for"
+                f" {platform}: set DroplessDispatch.grouped_matmul=@RaggedDot()."
             )
         if self.dtypes and dtype.name not in self.dtypes:
             raise ConfigError(

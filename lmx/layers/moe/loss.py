@@ -35,8 +35,8 @@ def balance_loss(
     """1 if every expert gets an equal share of a document, E if one gets all of it.
 
     Fedus et al. 2021, arXiv:2101.03961, equation 4, for any number of choices, computed
-    per document as in DeepSeek-AI 2024, arXiv:2412.19437, section 2.1.2, so that it does
-    not depend on packing or on the batch size. Weighted by unpadded tokens.
+    per document as in DeepSeek-AI 2024, arXiv:2412.19437, section 2.1.2, so that it
+    does not depend on packing or on the batch size. Weighted by unpadded tokens.
     """
     E, unpadded_BT = probs.shape[-1], segments > 0
     counts_BTE = sum_per_document(count_choices(experts, E, unpadded_BT), segments)

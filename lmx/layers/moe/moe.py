@@ -25,7 +25,7 @@ from lmx.layers.moe.router import Router, check_top_k
 
 @configurable
 class MoE(Experts):
-    """Each token gets the weighted sum of the outputs of the experts it is routed to."""
+    """Each token gets the weighted sum of the outputs of its experts."""
 
     def __init__(
         self,

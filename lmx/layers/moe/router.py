@@ -186,7 +186,7 @@ def check_top_k(parameter: str, top_k: int, experts: int) -> None:
     if not 0 < top_k <= experts:
         raise ValueError(
             f"a token cannot choose {top_k} of {experts} experts: {parameter} must be 1"
-            " or more, and at most the number of experts."
+            " or more, and at most MoE.experts."
         )
 
 

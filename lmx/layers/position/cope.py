@@ -45,8 +45,8 @@ def interpolate(
 class CoPE(nnx.Module, RelativePosition):
     """Contextual position encoding. Golovneva et al. 2024, arXiv:2405.18719, section 4.
 
-    The gate of a query and a key is the sigmoid of their logit. The position of a key is
-    the sum of the gates from it to the query; the vector e, interpolated at that
+    The gate of a query and a key is the sigmoid of their logit. The position of a key
+    is the sum of the gates from it to the query; the vector e, interpolated at that
     position, adds q e to the logit.
 
     Attributes:

@@ -122,8 +122,8 @@ class NTKAware(RoPE):
 class DynamicNTK(NTKAware):
     """`NTKAware` with a factor that grows with the text beyond `trained_length`.
 
-    The length is that of the call, or of the complete text of a cache, since cached keys
-    are rotated once. Peng et al. 2023, arXiv:2309.00071, section 3.3 ("emozilla").
+    The length is that of the call, or of the complete text of a cache, since cached
+    keys are rotated once. Peng et al. 2023, arXiv:2309.00071, section 3.3 ("emozilla").
     """
 
     trained_length: int  # tokens
