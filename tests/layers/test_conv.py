@@ -45,7 +45,7 @@ def test_the_future_does_not_reach_the_past(layer, x):
     np.testing.assert_array_equal(changed[:, :3], layer(x, place(T), None)[0][:, :3])
 
 
-def test_documents_of_a_row_do_not_meet(layer, x):
+def test_documents_of_a_row_do_not_mix(layer, x):
     packed, _ = layer(x, place(1, 4, 2), None)
     for start, stop in ((0, 1), (1, 5), (5, 7)):
         alone, _ = layer(x[:, start:stop], place(stop - start), None)
@@ -53,7 +53,7 @@ def test_documents_of_a_row_do_not_meet(layer, x):
 
 
 @pytest.mark.parametrize("pieces", [(3, 4), (1, 1, 5), (1,) * 7])
-def test_a_text_in_pieces_is_read_as_the_whole(layer, x, pieces):
+def test_a_text_in_pieces_equals_the_complete_text(layer, x, pieces):
     whole, _ = layer(x, place(T), None)
     past, start, parts = layer.init_cache(B, x.dtype), 0, []
     for length in pieces:
@@ -83,7 +83,7 @@ def test_padding_anywhere_is_skipped(layer, x, pads):
     np.testing.assert_allclose(got, whole, atol=1e-6)
 
 
-def test_it_is_born_as_the_identity_and_learns(init, x):
+def test_it_starts_as_the_identity_with_a_gradient(init, x):
     layer = ShortConv(D, init, reach=I)
     np.testing.assert_array_equal(layer(x, place(T), None)[0], x)
     before = layer.init_cache(B, x.dtype)
@@ -95,7 +95,7 @@ def test_it_is_born_as_the_identity_and_learns(init, x):
     assert layer.w.axes == ("reach", "embed")
 
 
-def test_a_reach_of_nothing_is_refused(init):
+def test_a_reach_of_zero_is_refused(init):
     with pytest.raises(ValueError, match="reach is 0: it must be 1 token or more"):
         ShortConv(D, init, reach=0)
 

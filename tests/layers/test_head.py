@@ -18,14 +18,14 @@ def inputs():
     return jax.random.normal(keys[0], (B, T, D)), jax.random.normal(keys[1], (V, D))
 
 
-def test_an_untied_head_has_weights_of_its_own(init, inputs):
+def test_an_lm_head_has_its_own_weight(init, inputs):
     head, (x, table) = LMHead(D, V, init), inputs
     want = np.asarray(x) @ np.asarray(head.out.w[...])
     np.testing.assert_allclose(head(x, table), want, atol=1e-5)
     assert head.out.w.axes == ("embed", "vocab")
 
 
-def test_a_tied_head_reads_the_embedding_backwards(init, inputs):
+def test_a_tied_head_is_the_transposed_embedding(init, inputs):
     head, (x, table) = TiedLMHead(D, V, init), inputs
     np.testing.assert_allclose(
         head(x, table), np.asarray(x) @ np.asarray(table).T, atol=1e-5

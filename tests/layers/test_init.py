@@ -61,7 +61,7 @@ def born(scheme: Initializer = FanIn(), seed=0, dtype="float32"):
 
 @SCHEMES
 @ROLES
-def test_a_weight_has_the_deviation_of_its_role(scheme, role, letters, into):
+def test_a_weight_has_the_standard_deviation_of_its_role(scheme, role, letters, into):
     w = np.asarray(born(scheme).weight(letters, SIZES, in_dims=into, role=role)[...])
     want = WANT[type(scheme)][role]
     assert w.std() == pytest.approx(want, rel=0.02)
@@ -69,19 +69,19 @@ def test_a_weight_has_the_deviation_of_its_role(scheme, role, letters, into):
 
 
 @SCHEMES
-def test_a_drawn_sample_has_the_deviation_asked_for(scheme):
+def test_a_sample_has_the_requested_standard_deviation(scheme):
     w = np.asarray(scheme.sample(jax.random.key(0), (400, 400), 3.0))
     assert w.std() == pytest.approx(3.0, rel=0.01)
 
 
-def test_a_truncated_normal_is_cut_at_two_deviations_of_the_normal():
+def test_a_truncated_normal_is_truncated_at_two_standard_deviations():
     w = np.asarray(FanIn().sample(jax.random.key(0), (400, 400), 1.0))
     assert np.abs(w).max() <= 2 / TRUNCATED_STD
     assert np.abs(w).max() > 1.99 / TRUNCATED_STD
     assert (np.abs(w) > 1 / TRUNCATED_STD).mean() == pytest.approx(0.2847, abs=0.005)
 
 
-def test_the_cut_is_the_deviation_of_a_normal_cut_at_two():
+def test_truncated_std_is_that_of_a_normal_truncated_at_two():
     density = np.exp(-2.0) / np.sqrt(2 * np.pi)  # of the normal at 2
     assert TRUNCATED_STD == pytest.approx(
         np.sqrt(1 - 4 * density / 0.954499736103642), rel=1e-12
@@ -110,7 +110,7 @@ def test_a_weight_carries_the_names_of_its_axes():
 
 
 @SCHEMES
-def test_parameters_are_born_in_their_dtype(scheme):
+def test_parameters_are_created_in_their_dtype(scheme):
     init = born(scheme, dtype="bfloat16")
     assert init.weight("DF", SIZES, in_dims="D").dtype == jnp.bfloat16
     assert init.full("D", SIZES, 1.0).dtype == jnp.bfloat16
@@ -125,7 +125,7 @@ def test_parameters_are_born_in_their_dtype(scheme):
     ],
     ids=["SwiGLU", "Attention", "MoE"],
 )
-def test_weights_are_born_apart_and_again_from_the_same_seed(make):
+def test_weights_are_independent_and_reproducible_from_the_seed(make):
     def leaves(seed):
         return [w.ravel()[:16] for w in jax.tree.leaves(make(16, born(seed=seed)))]
 
@@ -136,7 +136,7 @@ def test_weights_are_born_apart_and_again_from_the_same_seed(make):
     )
 
 
-def test_another_key_draws_other_weights_of_the_same_scheme():
+def test_another_key_samples_other_weights():
     init = born(GPT2Init(std=0.1))
     keys = jax.random.split(jax.random.key(0))
     first, second = (

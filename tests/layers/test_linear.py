@@ -18,7 +18,7 @@ SIZES = dict(D=5, N=3, H=4, F=6)
         ("BTD,DF->BTF", ("embed",), ("mlp",)),
     ],
 )
-def test_the_equation_shapes_and_names_the_weight(init, equation, in_dims, out_dims):
+def test_the_equation_determines_the_shape_and_axes_of_the_weight(init, equation, in_dims, out_dims):
     layer = Einsum(equation, SIZES, init)
     x_dims = equation.partition(",")[0]
     x = jax.random.normal(
@@ -43,7 +43,7 @@ def test_it_computes_in_the_dtype_of_its_input(init):
     "equation, made",
     [("BTD,DNH->BTNH", ("heads", "head_dim")), ("BTNH,NHD->BTD", ("embed",))],
 )
-def test_affine_adds_one_offset_for_each_channel_that_it_makes(init, equation, made):
+def test_einsum_bias_adds_one_bias_per_output_channel(init, equation, made):
     layer = EinsumBias(equation, SIZES, init)
     x_dims = equation.partition(",")[0]
     x = jnp.ones([(SIZES | dict(B=2, T=3))[d] for d in x_dims])

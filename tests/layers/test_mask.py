@@ -25,7 +25,7 @@ def test_agrees_with_one_pair_at_a_time(first, window):
     np.testing.assert_array_equal(mask.make_attention_mask(query, PLACE, window), want)
 
 
-def test_nothing_live_sees_padding():
+def test_no_token_sees_padding():
     seen = mask.make_attention_mask(PLACE, PLACE)
     live = SEGMENTS > 0
     assert not (seen & live[:, :, None] & ~live[:, None, :]).any()

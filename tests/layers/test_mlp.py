@@ -48,14 +48,14 @@ def test_agrees_with_its_formula(kind, init, x):
 
 
 @KINDS
-def test_other_tokens_do_not_change_an_answer(kind, init, x):
+def test_other_tokens_do_not_affect_an_output(kind, init, x):
     layer = kind(D, init, hidden=F)
     changed = run(layer, x.at[:, 1:].add(1.0))[0]
     np.testing.assert_allclose(changed[:, 0], run(layer, x)[0][:, 0], atol=1e-6)
 
 
 @KINDS
-def test_every_weight_learns(kind, init, x):
+def test_every_weight_has_a_gradient(kind, init, x):
     def loss(layer):
         return jnp.square(layer(x, jnp.ones((B, T), int))[0]).sum()
 
@@ -74,7 +74,7 @@ def test_the_second_call_does_not_recompile(kind, init, x):
 
 
 @KINDS
-def test_weights_say_what_they_are_for(kind, init):
+def test_weights_name_their_input_and_output_axes(kind, init):
     layer = kind(D, init, hidden=F)
     assert layer.up.w.axes == ("embed", "mlp")
     assert (layer.down.w.in_dims, layer.down.w.out_dims) == (("mlp",), ("embed",))

@@ -47,13 +47,13 @@ def test_the_scale_of_a_vector_does_not_matter(kind, init, x):
 
 
 @pytest.mark.parametrize("kind, kept", [(RMSNorm, False), (LayerNorm, True)])
-def test_only_layer_norm_forgets_the_mean(kind, kept, init, x):
+def test_only_layer_norm_subtracts_the_mean(kind, kept, init, x):
     norm = kind(D, init)
     assert (jnp.abs(norm(x + 2.0) - norm(x)).max() < 1e-4) == kept
 
 
 @KINDS
-def test_vectors_come_out_at_unit_power_times_the_gain(kind, init, x):
+def test_outputs_have_unit_power_times_the_gain(kind, init, x):
     norm = kind(D, init)
     np.testing.assert_allclose(jnp.square(norm(x)).mean(axis=-1), 1.0, rtol=1e-4)
     norm.scale = nnx.Param(jnp.arange(D, dtype="float32"))
@@ -68,14 +68,14 @@ def test_other_vectors_do_not_matter(kind, init, x):
 
 
 @KINDS
-def test_zero_stays_zero_and_its_gradient_finite(kind, init):
+def test_zero_input_gives_zero_and_a_finite_gradient(kind, init):
     norm = kind(D, init)
     value, grad = jax.value_and_grad(lambda x: norm(x).sum())(jnp.zeros((1, D)))
     assert value == 0.0 and jnp.isfinite(grad).all()
 
 
 @KINDS
-def test_bfloat16_is_normalised_in_float32(kind, init):
+def test_bfloat16_is_normalized_in_float32(kind, init):
     x = 100.0 + jax.random.normal(jax.random.key(1), (64, D))
     narrow, norm = x.astype("bfloat16"), kind(D, init)
     want = norm(narrow.astype("float32"))
@@ -97,13 +97,13 @@ def test_the_second_call_does_not_recompile(kind, init, x):
 
 
 @KINDS
-def test_a_gain_is_named_by_the_letter_it_is_given(kind, init):
+def test_a_gain_has_the_axis_of_its_letter(kind, init):
     assert kind(D, init).scale.axes == ("embed",)
     assert kind(D, init, "H").scale.axes == ("head_dim",)
 
 
 @pytest.mark.parametrize("kind", [OffsetRMSNorm, AffineLayerNorm])
-def test_a_norm_without_its_offset_is_the_norm_it_is_made_from(kind, init, x):
+def test_a_zero_offset_has_no_effect(kind, init, x):
     plain = RMSNorm if kind is OffsetRMSNorm else LayerNorm
     got, want = kind(D, init), plain(D, init)
     assert got.epsilon == want.epsilon and (got.offset[...] == 0.0).all()
@@ -111,7 +111,7 @@ def test_a_norm_without_its_offset_is_the_norm_it_is_made_from(kind, init, x):
     np.testing.assert_array_equal(got(x), want(x))
 
 
-def test_the_gain_of_an_offset_norm_is_one_and_the_offset_by_numpy(init, x):
+def test_an_offset_norm_agrees_with_numpy(init, x):
     norm = OffsetRMSNorm(D, init, epsilon=1e-3)
     offset = np.linspace(-1.0, 1.0, D, dtype="float32")
     norm.offset.set_value(jnp.asarray(offset))
@@ -127,7 +127,7 @@ def test_an_offset_norm_rounds_once_to_bfloat16(init, x):
     np.testing.assert_array_equal(norm(narrow), want)
 
 
-def test_an_affine_norm_is_gain_and_offset_by_numpy(init, x):
+def test_an_affine_norm_agrees_with_numpy(init, x):
     norm = AffineLayerNorm(D, init, epsilon=1e-3)
     gain, offset = (np.linspace(a, 2.0, D, dtype="float32") for a in (-1.0, 0.5))
     norm.scale.set_value(jnp.asarray(gain))

@@ -50,7 +50,7 @@ def read(model, segments):
     ],
     ids=["whole", "packed", "cached"],
 )
-def test_a_decoder_has_the_logits_of_the_reference(decoders, run):
+def test_all_backends_give_the_logits_of_the_reference(decoders, run):
     want, *others = (jax.jit(run)(model) for model in decoders)
     for got in others:
         np.testing.assert_allclose(got, want, atol=1e-5)

@@ -55,7 +55,7 @@ def block(kind):
     return block
 
 
-def test_a_block_is_its_formula_twice(kind, block):
+def test_a_block_equals_its_formula(kind, block):
     segments = jnp.ones((B, T), int)
     context = AttentionInputs(
         mask.describe_tokens(mask.positions_from_segments(segments), segments), T

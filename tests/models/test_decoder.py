@@ -67,26 +67,26 @@ def test_the_past_reaches_the_future(forward, tokens):
     assert (change.max(axis=(0, 2))[1:] > 1e-6).all()
 
 
-def test_rows_do_not_meet(forward, tokens):
+def test_rows_do_not_mix(forward, tokens):
     changed = forward(tokens.at[1].set(0))[0]
     np.testing.assert_allclose(changed[0], forward(tokens)[0][0], atol=1e-12)
 
 
-def test_documents_of_a_row_do_not_meet(forward, tokens):
+def test_documents_of_a_row_do_not_mix(forward, tokens):
     segments = segments_of(4, 4)
     packed = forward(tokens, segments)[0]
     swapped = forward(jnp.roll(tokens, 4, axis=1), segments)[0]
     np.testing.assert_allclose(packed, jnp.roll(swapped, 4, axis=1), atol=1e-12)
 
 
-def test_a_document_in_a_row_of_many_reads_as_alone(forward, tokens):
+def test_a_packed_document_equals_the_document_alone(forward, tokens):
     packed = forward(tokens, segments_of(3, 5))[0]
     moved = forward(jnp.roll(tokens, -3, axis=1), segments_of(5, 3))[0]
     np.testing.assert_allclose(packed[:, 3:], moved[:, :5], atol=1e-12)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_does_not_change_the_live(forward, tokens, side):
+def test_padding_does_not_affect_other_tokens(forward, tokens, side):
     segments = segments_of(3, 5, first=0) if side == "left" else segments_of(5, 3) % 2
     live = segments[0] > 0
     noise = jnp.where(live[None], tokens, (tokens + 1) % V)

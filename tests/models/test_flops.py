@@ -26,13 +26,13 @@ def shape(make):
 @pytest.mark.parametrize(
     "variant", ["post learned dense", "pre waves dense", "sandwich rope dense"]
 )
-def test_a_dense_model_multiplies_with_every_matrix(shape, variant):
+def test_flops_of_a_dense_model_count_every_matrix(shape, variant):
     """And with no row of a table that is looked up, nor with gains."""
     want = 6 * (ATTENTION + DENSE + D * V) + QUADRATIC
     assert flops.train_flops_per_token(shape(variant), T) == want
 
 
-def test_a_tied_table_counts_once_as_the_head(shape):
+def test_flops_count_a_tied_embedding_once(shape):
     dense = "sandwich rope dense"
     assert flops.train_flops_per_token(
         shape(dense, head=TiedLMHead), T
@@ -40,14 +40,14 @@ def test_a_tied_table_counts_once_as_the_head(shape):
 
 
 @pytest.mark.parametrize("choices", [1, 2, 4])
-def test_a_token_meets_its_chosen_experts_and_the_router(shape, choices):
+def test_flops_count_the_chosen_experts_and_the_router(shape, choices):
     mlp = partial(MoE, experts=4, hidden=8, router=partial(TopKRouter, top_k=choices))
     sparse = L * (D * 4 + choices * 3 * D * 8)
     want = 6 * (ATTENTION + sparse + D * V) + QUADRATIC
     assert flops.train_flops_per_token(shape("sandwich waves moe", mlp=mlp), T) == want
 
 
-def test_a_shared_expert_is_met_by_all_and_offsets_by_no_product(shape):
+def test_flops_count_the_shared_expert_and_no_biases(shape):
     shared, router = partial(SwiGLU, hidden=5), partial(SigmoidRouter, top_k=2)
     mlp = partial(ClampedMoE, experts=4, hidden=8, router=router, shared=shared)
     sparse = L * (D * 4 + 2 * 3 * D * 8 + 3 * D * 5)
@@ -55,7 +55,7 @@ def test_a_shared_expert_is_met_by_all_and_offsets_by_no_product(shape):
     assert flops.train_flops_per_token(shape("sandwich waves moe", mlp=mlp), T) == want
 
 
-def test_a_token_is_chosen_by_as_many_experts_on_average(shape):
+def test_flops_of_expert_choice_count_the_average_number_of_experts(shape):
     mlp = partial(ExpertChoice, experts=4, hidden=8, capacity_factor=2)
     sparse = L * (D * 4 + 2 * 3 * D * 8)
     want = 6 * (ATTENTION + sparse + D * V) + QUADRATIC

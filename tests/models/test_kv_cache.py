@@ -48,7 +48,7 @@ def read(model):
     return read
 
 
-def test_cached_is_full_with_and_without_padding_on_the_left(model, read):
+def test_cached_equals_full_with_and_without_padding_on_the_left(model, read):
     """Prompts of 8 and 6 tokens that end together, in two pieces, then one by one."""
     pads = jnp.array(PADS)[:, None]
     place = jnp.arange(8)[None] - pads
@@ -61,7 +61,7 @@ def test_cached_is_full_with_and_without_padding_on_the_left(model, read):
     np.testing.assert_array_equal(cache.lengths, 8 - np.array(PADS))
 
 
-def test_cached_is_full_with_padding_on_the_right(model, read):
+def test_cached_equals_full_with_padding_on_the_right(model, read):
     """Prompts of 5 and 3 tokens that begin together, then three tokens one by one."""
     place = np.arange(8)[None] - np.array([[0], [2]]) * (np.arange(8) >= 5)
     live = (np.arange(8)[None] < np.array([[5], [3]])) | (np.arange(8) >= 5)
@@ -75,7 +75,7 @@ def test_cached_is_full_with_padding_on_the_right(model, read):
         assert cache.lengths[row] == length
 
 
-def test_documents_that_follow_one_another_are_read_as_the_whole(model, read):
+def test_packed_documents_are_cached_like_a_full_forward(model, read):
     """One ends and another begins within a piece, with padding between or without."""
     segments = jnp.array([[1, 1, 1, 0, 2, 2, 2, 2], [1, 1, 1, 1, 1, 2, 2, 2]], "int32")
     positions = jnp.array([[0, 1, 2, 0, 0, 1, 2, 3], [0, 1, 2, 3, 4, 0, 1, 2]], "int32")
@@ -86,7 +86,7 @@ def test_documents_that_follow_one_another_are_read_as_the_whole(model, read):
         np.testing.assert_allclose(logits[live], want[live], atol=1e-9)
 
 
-def test_cached_is_full_in_float32_too(make, variant):
+def test_cached_equals_full_in_float32(make, variant):
     """To its rounding: 5 tokens, then 3 one by one."""
     model = make(variant, precision=Precision(params="float32", compute="float32"))
     extend = jax.jit(lambda model, *args: model.decode(*args))
@@ -102,7 +102,7 @@ def test_cached_is_full_in_float32_too(make, variant):
     np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
 
 
-def test_rows_of_a_cache_can_be_taken_in_any_order(model, read):
+def test_cache_rows_can_be_selected_in_any_order(model, read):
     """Row 1 twice and row 0 go on as they would have gone on alone."""
     ones = jnp.ones_like(TOKENS)
     positions = jnp.tile(jnp.arange(8)[None], (2, 1))

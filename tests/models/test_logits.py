@@ -25,7 +25,7 @@ def gradient(model):
 
 
 @VARIANTS
-def test_every_parameter_learns(make, variant):
+def test_every_parameter_has_a_gradient(make, variant):
     for grad in jax.tree.leaves(gradient(make(variant))):
         assert jnp.isfinite(grad).all() and jnp.abs(grad).sum() > 0
 
@@ -58,13 +58,13 @@ def test_bfloat16_computes_between_float32_parameters_and_logits(make, variant):
 
 
 @VARIANTS
-def test_what_is_remembered_is_held_in_the_compute_dtype(make, variant):
+def test_the_cache_has_the_compute_dtype(make, variant):
     model = make(variant, precision=Precision(compute="bfloat16"))
     layers = jax.eval_shape(lambda: model.init_cache(2, 8)).layers
     assert {leaf.dtype for leaf in jax.tree.leaves(layers)} == {jnp.dtype("bfloat16")}
 
 
-def test_a_tied_head_is_one_parameter_less_and_reads_the_table(make):
+def test_a_tied_head_has_one_parameter_less(make):
     model, untied = make(head=TiedLMHead), make()
     assert len(jax.tree.leaves(model)) == len(jax.tree.leaves(untied)) - 1
     head = untied.head.out.w
@@ -72,13 +72,13 @@ def test_a_tied_head_is_one_parameter_less_and_reads_the_table(make):
     np.testing.assert_allclose(run(model), run(untied), rtol=1e-4, atol=1e-5)
 
 
-def test_a_tied_table_learns_from_both_its_ends(make):
+def test_a_tied_embedding_gets_gradients_of_input_and_output(make):
     model = make(head=TiedLMHead)
     grad = gradient(model).embedding[...]
     assert (jnp.abs(grad).sum(axis=1) > 0).all()  # of tokens never read, too
 
 
-def test_a_cap_bounds_logits_and_keeps_their_order(make):
+def test_a_logit_cap_bounds_logits(make):
     plain, capped = run(make()), run(make(logit_cap=0.5))
     assert jnp.abs(plain).max() > 0.5 > jnp.abs(capped).max()
     np.testing.assert_allclose(capped, 0.5 * jnp.tanh(plain / 0.5), atol=1e-5)
@@ -87,11 +87,11 @@ def test_a_cap_bounds_logits_and_keeps_their_order(make):
 @pytest.mark.parametrize(
     "variant, limit", [("pre learned moe", 8), ("pre waves dense", None)]
 )
-def test_only_learned_positions_limit_what_it_can_see(make, variant, limit):
+def test_only_learned_positions_limit_the_length(make, variant, limit):
     assert make(variant).max_length == limit
 
 
-def test_more_tokens_than_positions_are_refused_when_shaped(make):
+def test_more_tokens_than_positions_are_refused_at_trace_time(make):
     tokens = jnp.zeros((1, 9), "int32")
     with pytest.raises(ValueError, match="9 tokens exceed 8 learned positions"):
         jax.eval_shape(make("pre learned moe"), tokens)

@@ -59,7 +59,7 @@ def test_module_k_reads_up_to_k_tokens_ahead_and_no_further(model):
         assert change[5 - number] > 1e-4
 
 
-def test_a_document_in_a_row_of_two_foresees_as_alone(model):
+def test_mtp_of_a_packed_document_equals_the_document_alone(model):
     packed = look(model, TOKENS, SEGMENTS)[1]
     alone = look(model, jnp.roll(TOKENS, -4, axis=1), SEGMENTS)[1]
     for number, (one, other) in enumerate(zip(packed, alone, strict=True), 1):
@@ -86,7 +86,7 @@ def losses(model, batch):
     return [loss(model, batch) for loss in both], NextToken(aux=weights)(model, batch)
 
 
-def test_the_loss_is_a_sum_over_targets_found_one_by_one(model):
+def test_the_loss_equals_a_loop_over_targets(model):
     batch = batch_of(np.asarray(TOKENS), np.asarray(SEGMENTS))
     (with_further, without), next_token = losses(model, batch)
     assert float(without[0].total) == pytest.approx(float(next_token[0].total))
@@ -103,7 +103,7 @@ def test_the_loss_is_a_sum_over_targets_found_one_by_one(model):
     assert set(with_further[1]) - set(next_token[1]) == {"nats_2", "nats_3"}
 
 
-def test_nothing_is_foreseen_where_modules_copy_what_the_decoder_says(make):
+def test_a_module_that_copies_hidden_states_predicts_the_same_logits(make):
     """A module that hands the stream on says what the decoder says."""
     model = make("pre waves dense", mtp=MultiTokenPrediction, precision=DOUBLE)
     [module] = model.mtp.modules
@@ -116,7 +116,7 @@ def test_nothing_is_foreseen_where_modules_copy_what_the_decoder_says(make):
     assert sum_cross_entropy(further, batch)[0].weight == 2 * (T - 1)
 
 
-def test_every_module_is_counted_as_a_layer_a_projection_and_a_head(make):
+def test_flops_of_an_mtp_module_are_a_layer_a_projection_and_a_head(make):
     def shaped(**said):
         return nnx.eval_shape(lambda: make("pre waves dense", **said))
 

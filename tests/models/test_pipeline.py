@@ -89,7 +89,7 @@ def gradient(model, keys=None):
     ("sizes", "pipeline", "remat", "variant"),
     [*CASES, *(pytest.param(*case, marks=pytest.mark.meshes) for case in MORE)],
 )
-def test_stages_compute_what_a_loop_over_layers_does(
+def test_pipeline_stages_equal_a_loop_over_layers(
     dropping, sizes, pipeline, remat, variant
 ):
     """Logits, gradients, and auxiliary means layer by layer, with dropout."""
@@ -101,7 +101,7 @@ def test_stages_compute_what_a_loop_over_layers_does(
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_an_idle_stage_leaks_no_nan(dropping):
+def test_an_idle_stage_gives_no_nan(dropping):
     """Even where a norm divides by the length of what it is given."""
     staged = dropping("pre waves dense", norm=partial(RMSNorm, epsilon=0.0))
     for leaf in jax.tree.leaves(meshed("stage=4", gradient)(staged)):
@@ -111,7 +111,7 @@ def test_an_idle_stage_leaks_no_nan(dropping):
 @pytest.mark.parametrize(
     "plan", [Timeline(4, 8, 1), Timeline(4, 4, 3), Timeline(3, 5, 2)]
 )
-def test_the_bubble_is_what_a_simulated_schedule_idles(plan):
+def test_the_bubble_fraction_equals_a_simulated_schedule(plan):
     """No stage has two parts at once, no part is at a stage before it left the last."""
     stages, count, rounds = plan
     busy = np.zeros((plan.iterations, stages), int)
@@ -154,13 +154,13 @@ def test_the_bubble_is_what_a_simulated_schedule_idles(plan):
         ),
     ],
 )
-def test_what_does_not_come_out_even_is_refused(dropping, sizes, pipeline, message):
+def test_uneven_layers_or_rows_are_refused(dropping, sizes, pipeline, message):
     model = dropping("pre waves dense", pipeline=pipeline)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(meshed(sizes, gradient), model)
 
 
-def test_without_stages_a_pipeline_is_a_loop(dropping):
+def test_without_stages_the_pipeline_compiles_to_the_plain_loop(dropping):
     model = dropping(
         "pre waves dense", pipeline=PipelineSchedule(microbatches=3, virtual_stages=7)
     )
@@ -171,7 +171,7 @@ def test_without_stages_a_pipeline_is_a_loop(dropping):
     assert texts[0] == texts[1]
 
 
-def test_a_policy_keeps_on_the_device_and_in_the_host_what_it_says(dropping):
+def test_remat_policies_save_to_the_device_or_the_host_as_named(dropping):
     def loss(model):
         return measured(model, None)[0]
 

@@ -48,13 +48,13 @@ def whole(dropping):
 
 
 @pytest.mark.parametrize("run", RUNS, ids=str)
-def test_unrolled_and_rematerialised_are_what_the_loop_is(dropping, whole, run):
+def test_unrolling_and_remat_do_not_change_results(dropping, whole, run):
     got = loss_and_gradient(dropping(**run), TOKENS, keys())
     for one, other in zip(*map(jax.tree.leaves, (got, whole)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_the_loss_and_gradient_of_parts_of_a_batch_add_up(dropping, whole):
+def test_losses_and_gradients_of_microbatches_add_up(dropping, whole):
     parts = [
         loss_and_gradient(dropping(), TOKENS[rows], keys()[rows])
         for rows in (slice(0, 2), slice(2, 4))
@@ -64,18 +64,18 @@ def test_the_loss_and_gradient_of_parts_of_a_batch_add_up(dropping, whole):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_keys_decide_what_is_dropped(dropping, whole):
+def test_dropout_depends_on_the_keys(dropping, whole):
     assert loss_and_gradient(dropping(), TOKENS, keys())[0] == whole[0]
     assert loss_and_gradient(dropping(), TOKENS, keys(1))[0] != whole[0]
 
 
-def test_without_keys_nothing_is_dropped(dropping, make):
+def test_without_keys_there_is_no_dropout(dropping, make):
     never = make("post rope moe conv", depth=DEPTH, precision=DOUBLE)
     run = jax.jit(lambda model, keys=None: model.forward(TOKENS, keys=keys)[0])
     np.testing.assert_array_equal(run(dropping()), run(never, keys()))
 
 
-def test_layers_are_initialised_apart_and_named(dropping):
+def test_layers_have_independent_named_parameters(dropping):
     [(blocks, _)] = dropping().stack.kinds()
     w = blocks.attention.q.w
     assert w.axes == ("layers", "embed", "heads", "head_dim")
@@ -87,7 +87,7 @@ def test_layers_are_initialised_apart_and_named(dropping):
 
 
 @pytest.mark.parametrize("cycle", [2, 3])
-def test_a_cycle_of_one_kind_is_that_kind(make, cycle):
+def test_a_cycle_of_equal_layers_equals_the_layer(make, cycle):
     """However the layers are stacked, they are born alike and do alike."""
     run = jax.jit(lambda model: model(TOKENS))
     one = make("pre waves dense", precision=DOUBLE)

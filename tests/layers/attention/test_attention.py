@@ -43,7 +43,7 @@ def x():
     return jax.random.normal(jax.random.key(1), (B, T, D))
 
 
-def test_uneven_heads_are_refused_by_name(init):
+def test_uneven_heads_are_refused(init):
     with pytest.raises(ValueError, match="6 query heads cannot share 4 key/value"):
         Attention(D, init, heads=6, kv_heads=4, head_dim=H)
 
@@ -83,7 +83,7 @@ def normed(norm, x, of):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_a_layer_is_its_projections_around_slow_attention(make, x, slowly, option):
+def test_a_layer_equals_its_projections_around_slow_attention(make, x, slowly, option):
     layer = with_numbers(make(position=None, **OPTIONS[option]))
     q, k, v = (
         projected(getattr(layer, name), "BTD,DNH->BTNH", np.asarray(x))
@@ -101,7 +101,7 @@ def test_a_layer_is_its_projections_around_slow_attention(make, x, slowly, optio
     np.testing.assert_allclose(run(layer, x), want, rtol=1e-4, atol=1e-4)
 
 
-def test_a_window_as_long_as_the_text_is_none(make, x):
+def test_a_window_as_long_as_the_text_has_no_effect(make, x):
     layer, narrow = make(), make(window=T - 1)
     nnx.update(narrow, nnx.state(layer))
     wide = make(window=T)
@@ -111,7 +111,7 @@ def test_a_window_as_long_as_the_text_is_none(make, x):
     np.testing.assert_array_equal(change > 1e-3, [False] * (T - 1) + [True])
 
 
-def test_a_window_of_one_sees_itself_alone(make, x):
+def test_with_a_window_of_one_a_token_sees_itself_only(make, x):
     layer = make(window=1)
     v = np.einsum("BTD,DKH->BTKH", x, np.asarray(layer.v.w[...]))
     own = np.repeat(v, N // 2, axis=2)
@@ -119,18 +119,18 @@ def test_a_window_of_one_sees_itself_alone(make, x):
     np.testing.assert_allclose(run(layer, x), want, atol=1e-5)
 
 
-def test_a_window_of_nothing_is_refused_by_name(make):
+def test_an_empty_window_is_refused(make):
     with pytest.raises(ValueError, match="Attention.window is 0: it must be 1"):
         make(window=0)
 
 
-def test_a_sink_is_born_at_its_logit_one_for_each_head(make):
+def test_a_sink_has_one_initial_logit_per_head(make):
     sink = make(sink=partial(AttentionSink, logit=0.5)).sink
     assert sink.logit.axes == ("heads",)
     np.testing.assert_array_equal(sink.logit[...], [0.5] * N)
 
 
-def test_positions_tell_orders_of_the_same_tokens_apart(make, x):
+def test_only_positions_distinguish_the_order_of_tokens(make, x):
     """The last query sees the same keys: only a position scheme can tell."""
     swapped = x[:, jnp.array([1, 0, 2, 3, 4])]
     for position, differs in ((None, False), (RoPE(), True)):

@@ -74,7 +74,7 @@ def test_agrees_with_one_query_at_a_time(kernel, packing, window, K, scale, slow
 
 @PACKING
 @WINDOWS
-def test_a_layer_and_its_gradient_are_those_of_the_reference(init, packing, window):
+def test_a_layer_and_its_gradient_equal_the_reference(init, packing, window):
     make = partial(Attention, D, init, heads=N, kv_heads=2, head_dim=H, window=window)
     with jax.enable_x64(True):
         graph, params = nnx.split(make(backend=ReferenceAttention()))
@@ -104,7 +104,7 @@ class Unmasked(AttentionMask):
 
 
 @pytest.mark.parametrize("window", [None, 2])
-def test_whole_rows_need_no_mask(window):
+def test_rows_of_one_document_need_no_dense_mask(window):
     inputs, here = make_qkv(K=2), make_context("whole").tokens
     got = XLAAttention()(*inputs, Unmasked(here, here, window, single_document=True))
     want = ReferenceAttention()(
@@ -115,7 +115,7 @@ def test_whole_rows_need_no_mask(window):
         XLAAttention()(*inputs, Unmasked(here, here, window))
 
 
-def test_rows_are_whole_only_where_no_segments_are_given():
+def test_rows_are_single_documents_only_without_segments():
     assert (
         make_context("whole").single_document
         and not make_context("packed").single_document
@@ -137,7 +137,7 @@ BEYOND = {
     ids=repr,
 )
 @pytest.mark.parametrize("beyond", BEYOND)
-def test_what_a_kernel_does_not_serve_is_refused_by_name(init, kernel, beyond):
+def test_unsupported_features_are_refused_by_name(init, kernel, beyond):
     make = partial(Attention, D, init, heads=N, kv_heads=2, head_dim=H)
     name, parameter = type(kernel).__name__, beyond.split()[0]
     said = rf"{name} does not support Attention\.{parameter}: .*@ReferenceAttention\(\)"
@@ -150,14 +150,14 @@ def test_what_a_kernel_does_not_serve_is_refused_by_name(init, kernel, beyond):
 
 
 @pytest.mark.parametrize("width", [12, 264])
-def test_cudnn_refuses_a_head_dim_by_name(init, width):
+def test_cudnn_refuses_unsupported_head_dims(init, width):
     make = partial(Attention, D, init, heads=N, kv_heads=2, head_dim=width)
     make(backend=XLAAttention())
     with pytest.raises(ValueError, match=rf"Attention\.head_dim={width}: make it"):
         make(backend=CuDNNAttention())
 
 
-def test_cudnn_refuses_a_process_without_a_gpu_by_name():
+def test_cudnn_refuses_other_platforms():
     inputs = make_qkv(K=2, dtype="bfloat16")
     with pytest.raises(ValueError, match="runs on gpu, and this program is for cpu"):
         CuDNNAttention()(*inputs, seen_whole())
@@ -178,7 +178,7 @@ def gpu(monkeypatch):
     return asked
 
 
-def test_cudnn_refuses_float32_by_name(gpu):
+def test_cudnn_refuses_float32(gpu):
     seen = seen_whole()
     with pytest.raises(
         ValueError, match=r"computes in bfloat16 or float16, not float32"
@@ -187,7 +187,7 @@ def test_cudnn_refuses_float32_by_name(gpu):
     assert not gpu
 
 
-def test_cudnn_refuses_rows_that_are_split_by_name(gpu):
+def test_cudnn_refuses_a_sharded_sequence(gpu):
     mesh = Mesh(context=2).build(jax.devices()[:2], RULES)
     inputs = make_qkv(K=2, dtype="bfloat16")
     split = partitioning.with_partitioning(
@@ -200,7 +200,7 @@ def test_cudnn_refuses_rows_that_are_split_by_name(gpu):
     assert not gpu
 
 
-def test_cudnn_is_asked_by_name_and_for_a_mask_only_where_rows_are_packed(gpu, caplog):
+def test_cudnn_gets_a_dense_mask_only_for_packed_rows(gpu, caplog):
     inputs = make_qkv(K=2, dtype="bfloat16")
     CuDNNAttention()(*inputs, seen_whole(window=3))
     assert not caplog.records

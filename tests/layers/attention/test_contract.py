@@ -92,7 +92,7 @@ def answered(kernel, seen, inputs, **how):
 
 
 @pytest.mark.parametrize(("case", "kernel", "length", "dtype", "atol"), TABLE)
-def test_answers_and_gradients_are_the_references(
+def test_outputs_and_gradients_equal_the_reference(
     tpu, case, kernel, length, dtype, atol
 ):
     said = dict(packed=False, window=None, K=2, sink=False) | CASES[case]
@@ -116,7 +116,7 @@ def test_answers_and_gradients_are_the_references(
 @pytest.mark.parametrize(
     "kernel", [RingAttention(block=4), SplashAttention(block=128)], ids=repr
 )
-def test_a_cache_is_read_where_its_tokens_stand(kernel, caplog):
+def test_a_cache_may_have_its_tokens_in_any_order(kernel, caplog):
     """Slots in any order, some empty, and queries behind them all."""
     splash._warn_about_cache.cache_clear()
     rng = np.random.default_rng(1)
@@ -138,7 +138,7 @@ def test_a_cache_is_read_where_its_tokens_stand(kernel, caplog):
     assert caplog.messages == [leaves] * isinstance(kernel, SplashAttention)
 
 
-def test_splash_refuses_another_platform_and_float64_by_name(tpu, monkeypatch):
+def test_splash_refuses_other_platforms_and_float64(tpu, monkeypatch):
     here = place(24, packed=False)
     with jax.enable_x64(True):
         q, k, v = inputs(24, "float64", 2, False)
@@ -154,6 +154,6 @@ def test_splash_refuses_another_platform_and_float64_by_name(tpu, monkeypatch):
 @pytest.mark.parametrize(
     "make", [partial(RingAttention, block=0), partial(SplashAttention, block=200)]
 )
-def test_a_block_that_cannot_be_is_refused(make):
+def test_an_invalid_block_size_is_refused(make):
     with pytest.raises(ValueError, match=r"(Ring|Splash)Attention\.block is (0|200): "):
         make()

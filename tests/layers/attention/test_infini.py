@@ -92,13 +92,13 @@ def test_agrees_with_the_papers_recurrence_over_segments_of_each_document(make, 
         np.testing.assert_allclose(got[row, slice(*part)], want, atol=1e-12)
 
 
-def test_one_segment_is_plain_attention_exactly(make, x):
+def test_one_segment_equals_plain_attention(make, x):
     layer = make(segment_length=T)
     plain = like(make(Attention), layer)
     np.testing.assert_array_equal(run(layer, x), run(plain, x))
 
 
-def test_a_closed_gate_leaves_attention_within_segments(make, x):
+def test_a_closed_gate_leaves_attention_within_segments_only(make, x):
     """What is packed as a document for each segment; RoPE knows distances only."""
     layer = make(segment_length=SEGMENT, gate=-1e9)
     plain = like(make(Attention), layer)
@@ -107,7 +107,7 @@ def test_a_closed_gate_leaves_attention_within_segments(make, x):
     np.testing.assert_allclose(got, run(plain, x, one), atol=1e-12)
 
 
-def test_an_open_gate_leaves_memory_alone_which_knows_no_order(make, x):
+def test_an_open_gate_reads_memory_only_without_order(make, x):
     layer = make(segment_length=SEGMENT, gate=1e9)
     swapped = x[:, jnp.array([2, 4, 0, 1, 5, 3, 6, 7, 8])]
     one = np.ones((B, T), int)
@@ -126,14 +126,14 @@ def test_memory_does_not_grow_with_the_text(make):
     assert sizes[0].sums.dtype == jnp.float32
 
 
-def test_sigma_is_elu_and_one_and_never_zero():
+def test_sigma_is_elu_plus_one_and_positive():
     x = jnp.array([-700.0, -40.0, -1.0, 0.0, 0.5, 9.0])
     np.testing.assert_allclose(elu_plus_one(x), jax.nn.elu(x) + 1.0, atol=1e-15)
     assert (elu_plus_one(x) > 0.0).all()
     np.testing.assert_allclose(jax.grad(lambda x: elu_plus_one(x).sum())(x)[-1], 1.0)
 
 
-def test_a_segment_of_nothing_is_refused(make):
+def test_an_empty_segment_is_refused(make):
     with pytest.raises(
         ValueError, match="InfiniAttention.segment_length is 0: it must be 1"
     ):

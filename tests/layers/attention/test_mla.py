@@ -72,7 +72,7 @@ def test_agrees_with_one_query_at_a_time(x, rank):
     np.testing.assert_allclose(got, want, atol=1e-12)
 
 
-def test_where_nothing_turns_it_is_multi_head_attention_to_what_latents_make(x):
+def test_without_rotation_it_equals_multi_head_attention_to_expanded_latents(x):
     """Queries whose turning part is zero see keys without position."""
     layer = made(scale=H**-0.5)
     assert isinstance(layer.query, Einsum)
@@ -86,10 +86,10 @@ def test_where_nothing_turns_it_is_multi_head_attention_to_what_latents_make(x):
     np.testing.assert_allclose(layer(x, context())[0], want, atol=1e-12)
 
 
-def test_a_token_is_remembered_by_its_latent_and_one_turned_key(x):
+def test_the_cache_has_a_latent_and_one_rotated_key_per_token(x):
     assert made().init_cache(3, 9, jnp.dtype("float32")).shape == (3, 9, R + P)
 
 
-def test_a_part_that_cannot_turn_is_refused(init):
+def test_an_odd_rope_dim_is_refused(init):
     with pytest.raises(ValueError, match="cannot rotate 3 channels in pairs"):
         MAKE(D, init, rope_dim=3)

@@ -45,19 +45,19 @@ def test_agrees_with_one_query_at_a_time(K, cap, sink, scale, slowly):
         np.testing.assert_allclose(got, want, atol=1e-12)
 
 
-def test_values_may_be_of_another_width_than_keys(slowly):
+def test_values_may_have_another_size_than_keys(slowly):
     q, k, v, mask = make_inputs(K=2)
     got = attend(q, k, v[..., :3], mask)
     np.testing.assert_allclose(got, slowly(q, k, v[..., :3], mask), atol=1e-5)
 
 
-def test_a_sink_takes_all_where_nothing_else_is_seen_and_its_value_is_zero():
+def test_a_query_that_sees_only_the_sink_is_zero():
     q, k, v, mask = make_inputs(K=2)
     y = attend(q, k, v, mask.at[0, 3].set(False), sink=jnp.zeros(N))
     assert (y[0, 3] == 0.0).all() and (y[0, 2] != 0.0).all()
 
 
-def test_a_sink_far_below_all_logits_is_none():
+def test_a_very_low_sink_has_no_effect():
     inputs = make_inputs(K=2)
     got = attend(*inputs, sink=jnp.full(N, -1e9))
     np.testing.assert_allclose(got, attend(*inputs), atol=1e-7)
@@ -80,7 +80,7 @@ def test_the_order_of_keys_does_not_matter(K):
     np.testing.assert_allclose(moved, attend(q, k, v, mask), atol=1e-6)
 
 
-def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient():
+def test_a_fully_masked_query_is_finite_with_a_finite_gradient():
     q, k, v, mask = make_inputs(K=2)
 
     def loss(*qkv):
@@ -89,7 +89,7 @@ def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient():
     chex.assert_tree_all_finite(jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v))
 
 
-def test_what_is_masked_gets_no_gradient():
+def test_masked_keys_get_no_gradient():
     q, k, v, mask = make_inputs(K=2)
     grads = jax.grad(lambda kv: attend(q, *kv, mask)[:, :3].sum())((k, v))
     assert all((grad[:, 3:] == 0).all() for grad in grads)
@@ -104,7 +104,7 @@ def test_bfloat16_attends_to_the_precision_of_its_inputs():
     np.testing.assert_allclose(y.astype("float32"), want, atol=0.03)
 
 
-def test_probabilities_are_what_is_dropped():
+def test_dropout_acts_on_probabilities():
     q, k, v, mask = make_inputs(K=2)
     seen = []
 
@@ -119,14 +119,14 @@ def test_probabilities_are_what_is_dropped():
     np.testing.assert_allclose(y, want, atol=1e-6)
 
 
-def test_a_soft_cap_is_the_identity_near_zero_and_never_exceeded():
+def test_a_soft_cap_is_the_identity_near_zero_and_a_bound():
     x = jnp.array([-1e6, -1e-3, 0.0, 1e-3, 1e6])
     np.testing.assert_allclose(soft_cap(x, 30.0), [-30, -1e-3, 0, 1e-3, 30], rtol=1e-5)
     with pytest.raises(ValueError, match="logit cap is 0.0: it must be above 0"):
         soft_cap(x, 0.0)
 
 
-def test_a_mask_of_another_length_is_refused_with_its_letters():
+def test_a_mask_of_another_length_is_refused_by_its_dimension():
     q, k, v, mask = make_inputs(K=2)
     with pytest.raises(Exception, match="T=5"):
         attend(q, k, v, mask[:, :, :4])

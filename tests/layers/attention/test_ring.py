@@ -71,7 +71,7 @@ def listed(cases, marks=()):
     ("mesh", "length", "how"),
     [*listed(CASES), *listed(AT_NIGHT, pytest.mark.nightly)],
 )
-def test_a_split_row_has_the_answers_and_gradients_of_a_whole_one(mesh, length, how):
+def test_a_sharded_row_equals_an_unsharded_one(mesh, length, how):
     with jax.enable_x64(True):
         program, *given = on(mesh, RingAttention(block=2), length, **how)
         whole, *_ = on(Mesh(data=1), ReferenceAttention(), length, **how)
@@ -122,7 +122,7 @@ def test_keys_beyond_a_window_are_not_sent(monkeypatch):
     assert [sent(window) / each for window in (None, 1, 17, 18, 34)] == [7, 0, 1, 2, 3]
 
 
-def test_keys_are_passed_on_and_never_gathered():
+def test_keys_are_permuted_and_never_gathered():
     mesh, how = Mesh(data=1, context=4), dict(packed=True)
     ring, by_xla = (
         f"{program.lower(*given).compile().as_text()}"

@@ -27,7 +27,7 @@ def tokens(course, device):
 
 
 @pytest.mark.parametrize(("length", "devices", "block", "window"), SHAPES)
-def test_every_pair_that_is_seen_is_met_once(length, devices, block, window):
+def test_every_visible_pair_is_computed_once(length, devices, block, window):
     course = choose_schedule(length, devices, block, window)
     met = np.zeros((length, length), int)
     for (at, step), device in itertools.product(
@@ -44,7 +44,7 @@ def test_every_pair_that_is_seen_is_met_once(length, devices, block, window):
 
 
 @pytest.mark.parametrize(("length", "devices", "block"), [(64, 2, 4), (64, 8, 2)])
-def test_causal_work_is_the_same_on_every_device_at_every_step(length, devices, block):
+def test_causal_work_is_balanced_over_devices_at_every_step(length, devices, block):
     steps = choose_schedule(length, devices, block, None).steps
     live = np.stack([step[..., 2].sum(axis=1) for step in steps])
     assert len(steps) == devices
@@ -53,11 +53,11 @@ def test_causal_work_is_the_same_on_every_device_at_every_step(length, devices, 
     assert live.sum() == blocks * (blocks + 1) // 2
 
 
-def test_a_window_takes_no_more_steps_than_it_reaches():
+def test_a_window_limits_the_number_of_steps():
     steps = {w: len(choose_schedule(256, 8, 8, w).steps) for w in (1, 2, 33, 34, 256)}
     assert steps == {1: 1, 2: 2, 33: 2, 34: 3, 256: 8}
 
 
-def test_a_row_that_cannot_be_shared_evenly_is_refused():
+def test_a_row_that_does_not_divide_evenly_is_refused():
     with pytest.raises(ValueError, match=r"24 tokens over 8 devices: .*multiple of 16"):
         choose_schedule(24, 8, 4, None)

@@ -67,7 +67,7 @@ def moved(rows):
     return got
 
 
-def test_rows_get_where_the_table_says_and_back(exchange):
+def test_rows_are_sent_to_their_devices_and_back(exchange):
     def there_and_back(x):
         got = dispatch(exchange, x, jnp.asarray(TABLE), WAY)
         return got, combine(exchange, 2 * got, jnp.asarray(TABLE), WAY)
@@ -77,7 +77,7 @@ def test_rows_get_where_the_table_says_and_back(exchange):
     np.testing.assert_array_equal(back, 2 * X)
 
 
-def test_gradients_go_the_other_way(exchange):
+def test_gradients_are_sent_back(exchange):
     grads = np.random.default_rng(1).normal(size=(W, W * MOST, D)).astype("float32")
 
     def gradients(x, grad):

@@ -134,13 +134,13 @@ def close(some, others, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", EXACT)
-def test_dropless_is_all_experts_evaluated_and_the_chosen_selected(kind, dtype):
+def test_dropless_equals_all_experts_evaluated_and_masked(kind, dtype):
     with jax.enable_x64(dtype == "float64"):
         close(found(dispatched, kind, dtype), found(dense, kind, dtype), dtype)
 
 
 @pytest.mark.parametrize(("sizes", "kind", "dtype"), CASES)
-def test_it_is_so_on_any_mesh(sizes, kind, dtype):
+def test_dropless_equals_all_experts_on_any_mesh(sizes, kind, dtype):
     with jax.enable_x64(dtype == "float64"):
         close(found(dispatched, kind, dtype, sizes), found(dense, kind, dtype), dtype)
 
@@ -154,7 +154,7 @@ def moved(program, how):
     ]
 
 
-def test_tokens_go_to_experts_and_not_to_everyone():
+def test_tokens_are_sent_only_to_the_devices_of_their_experts():
     with jax.enable_x64(True):
         program, _ = compiled(dispatched, "top 2", "float64", "expert=8")
     room = 8 * T * D  # for the row of every device, which may choose the same expert
@@ -164,7 +164,7 @@ def test_tokens_go_to_experts_and_not_to_everyone():
 
 
 @pytest.mark.nightly
-def test_tokens_stay_where_every_device_has_all_experts():
+def test_tokens_are_not_sent_without_expert_parallelism():
     with jax.enable_x64(True):
         program, _ = compiled(dispatched, "top 2", "float64", "data=8")
     assert not moved(program, "all-to-all")
@@ -182,7 +182,7 @@ def test_tokens_stay_where_every_device_has_all_experts():
         (dict(embed=("tensor",)), "weights cannot be sharded over ('tensor',) along"),
     ],
 )
-def test_rules_under_which_tokens_cannot_meet_experts_are_refused(rules, said):
+def test_unsupported_sharding_rules_are_refused(rules, said):
     mesh = Mesh(data=2, expert=2, tensor=2).build(jax.devices(), RULES)
     rules = dict(RULES) | rules
     graph, params = made("top 2", "float32")

@@ -50,7 +50,7 @@ def product(request):
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("width", [5, pytest.param(1, marks=pytest.mark.nightly)])
-def test_a_product_is_a_loop_over_groups(product, sizes, width):
+def test_a_grouped_matmul_equals_a_loop_over_groups(product, sizes, width):
     noise = np.random.default_rng(0)
     x, w, grad = (
         noise.normal(size=size).astype("float32")
@@ -61,12 +61,12 @@ def test_a_product_is_a_loop_over_groups(product, sizes, width):
         np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-5)
 
 
-def test_a_block_that_the_kernel_cannot_take_is_refused():
+def test_an_unsupported_tile_is_refused():
     with pytest.raises(ConfigError, match=r"Megablox\.tile is 100"):
         Megablox(tile=100)
 
 
-def test_numbers_that_the_kernel_cannot_take_are_refused(monkeypatch):
+def test_an_unsupported_dtype_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     Megablox().check(jnp.dtype("bfloat16"))
     with pytest.raises(ConfigError, match="Megablox computes in bfloat16 or float32"):

@@ -48,7 +48,7 @@ def balance_and_slope(probs, experts, segments):
     )
 
 
-def test_the_balance_of_packed_documents_is_that_of_each_in_a_padded_row():
+def test_packing_does_not_change_the_balance_loss():
     with jax.enable_x64(True):
         _, probs, experts = make_logits("float64")
         packed, slope = balance_and_slope(probs, experts, PACKED)
@@ -79,7 +79,7 @@ def test_router_z_is_the_squared_log_of_the_denominator(segments):
 
 
 @ROWS
-def test_load_is_nothing_but_a_gradient_of_each_experts_excess(segments):
+def test_the_load_loss_is_zero_and_its_gradient_the_overload(segments):
     _, _, experts = make_logits()
     bias = jnp.array([0.1, -0.2, 0.3, 0.0])
     take = jax.jit(

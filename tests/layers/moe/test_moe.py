@@ -149,7 +149,7 @@ def test_the_future_does_not_reach_the_past(make, x, kind):
     np.testing.assert_allclose(before[:, :3], after[:, :3], atol=1e-4)
 
 
-def test_an_expert_that_chooses_looks_ahead_and_says_so(make, x):
+def test_expert_choice_is_not_causal(make, x):
     layer = make("expert choice")
     changed = x.at[:, 3:].multiply(3.0)
     before, after = run(layer, x)[0], run(layer, changed)[0]
@@ -170,7 +170,7 @@ def test_padding_changes_nothing(make, x, kind):
 
 
 @ALL
-def test_rows_do_not_meet(make, x, kind):
+def test_rows_do_not_mix(make, x, kind):
     layer = make(kind)
     whole = run(layer, x, PADDED)[0]
     for b in range(B):
@@ -179,7 +179,7 @@ def test_rows_do_not_meet(make, x, kind):
 
 
 @ALL
-def test_the_names_of_experts_do_not_matter(make, x, kind):
+def test_the_order_of_experts_does_not_matter(make, x, kind):
     layer, order = make(kind), jnp.array([1, 0, 3, 2])  # which keeps groups of 2
     before, _ = run(layer, x)
     for _, p in nnx.to_flat_state(nnx.state(layer, nnx.Param)):
@@ -190,7 +190,7 @@ def test_the_names_of_experts_do_not_matter(make, x, kind):
 
 
 @ALL
-def test_every_weight_learns(make, x, kind):
+def test_every_weight_has_a_gradient(make, x, kind):
     def loss(layer):
         y, aux = layer(x, ONE)
         return jnp.square(y).sum() + sum(mean.total for mean in aux.values())
@@ -224,7 +224,7 @@ def test_no_token_is_dropped_when_all_want_one_expert(make, x):
     assert aux["balance"].value == pytest.approx(1.0)  # probabilities are even
 
 
-def test_every_expert_that_was_chosen_learns_and_no_other(make, x):
+def test_only_chosen_experts_have_a_gradient(make, x):
     layer = make("top 1")
     grads = jax.jit(jax.grad(lambda layer: jnp.square(layer(x, ONE)[0]).sum()))(layer)
     chosen = set(np.asarray(run(layer.router, x)[0].experts).ravel())
@@ -249,14 +249,14 @@ def test_every_expert_that_was_chosen_learns_and_no_other(make, x):
         (ExpertChoice, dict(capacity_factor=1)),
     ],
 )
-def test_one_expert_is_its_feed_forward_layer(init, x, kind, said):
+def test_one_expert_equals_its_feed_forward_layer(init, x, kind, said):
     one, plain = kind(D, init, experts=1, hidden=F, **said), SwiGLU(D, init, hidden=F)
     for name in ("gate", "up", "down"):
         getattr(plain, name).w.set_value(getattr(one, name)[0])
     np.testing.assert_allclose(run(one, x)[0], run(plain, x)[0], atol=1e-5)
 
 
-def test_room_for_all_drops_nobody(make, x):
+def test_full_capacity_drops_nothing(make, x):
     """With a capacity of every token, dispatch with dropping is dispatch without."""
     layer = make("top 2")
     want, aux = run(layer, x, PADDED)
@@ -268,7 +268,7 @@ def test_room_for_all_drops_nobody(make, x):
     chex.assert_trees_all_equal(aux, more)
 
 
-def test_the_share_that_was_dropped_is_told(make, x):
+def test_the_fraction_of_dropped_choices_is_reported(make, x):
     layer = make("capacity")
     taken = len(list(choices(layer, np.asarray(x), np.asarray(PADDED > 0))))
     dropped = run(layer, x, PADDED)[1]["dropped"]
@@ -277,7 +277,7 @@ def test_the_share_that_was_dropped_is_told(make, x):
     assert dropped == (wanted - taken, wanted)
 
 
-def test_experts_with_room_for_all_answer_every_token(init, x):
+def test_expert_choice_of_all_tokens_equals_token_choice_of_all_experts(init, x):
     """A choice by experts of all tokens is one by tokens of all experts."""
     by_experts = ExpertChoice(D, init, experts=E, hidden=F, capacity_factor=E)
     router = SoftmaxRouter(D, E, init, top_k=E)
@@ -289,12 +289,12 @@ def test_experts_with_room_for_all_answer_every_token(init, x):
     np.testing.assert_allclose(run(by_experts, x)[0], want, atol=1e-5)
 
 
-def test_a_capacity_of_nothing_is_refused():
+def test_a_capacity_factor_of_zero_is_refused():
     with pytest.raises(ValueError, match=r"CapacityDispatch\.capacity_factor is 0\.0"):
         CapacityDispatch(capacity_factor=0.0)
 
 
-def test_expert_choice_refuses_more_choices_than_experts(init):
+def test_expert_choice_refuses_a_capacity_factor_above_the_experts(init):
     with pytest.raises(
         ValueError, match=r"ExpertChoice\.capacity_factor must be 1 or more"
     ):

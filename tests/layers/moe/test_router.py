@@ -74,12 +74,12 @@ def agrees(router, x, rule):
 
 
 @pytest.mark.parametrize("choices", [1, 3, E])
-def test_top_k_is_a_softmax_over_the_chosen(init, x, choices):
+def test_top_k_weights_are_a_softmax_over_the_chosen_experts(init, x, choices):
     router = TopKRouter(D, E, init, top_k=choices)
     agrees(router, x, partial(softmax_of_the_chosen, choices=choices))
 
 
-def test_a_score_with_an_offset_is_taken_with_it(init, x):
+def test_a_router_may_have_a_score_bias(init, x):
     router = TopKRouter(D, E, init, top_k=2, linear=EinsumBias)
     assert isinstance(router.score, EinsumBias)
     router.score.b.set_value(jnp.linspace(-1.0, 1.0, E))
@@ -87,12 +87,12 @@ def test_a_score_with_an_offset_is_taken_with_it(init, x):
 
 
 @pytest.mark.parametrize("choices", [1, 3, E])
-def test_softmax_is_a_share_of_all(init, x, choices):
+def test_softmax_weights_are_probabilities_over_all_experts(init, x, choices):
     router = SoftmaxRouter(D, E, init, top_k=choices)
     agrees(router, x, partial(shares_of_a_softmax_of_all, choices=choices))
 
 
-def test_softmax_made_to_sum_to_one_is_top_k(init, x):
+def test_a_normalized_softmax_router_equals_top_k(init, x):
     shares, top = (kind(D, E, init, top_k=3) for kind in (SoftmaxRouter, TopKRouter))
     top.score = shares.score
     some, _ = run(shares, x)
@@ -111,7 +111,7 @@ def make_sigmoid(init, **said):
 
 
 @pytest.mark.parametrize("groups, group_choices", [(1, 1), (2, 1), (4, 2), (4, 4)])
-def test_sigmoid_chooses_within_the_best_groups_by_biased_score(
+def test_sigmoid_router_chooses_within_the_best_groups_by_biased_score(
     init, x, groups, group_choices
 ):
     router, bias = make_sigmoid(init, groups=groups, group_top_k=group_choices)
@@ -123,7 +123,7 @@ def test_sigmoid_chooses_within_the_best_groups_by_biased_score(
     )
 
 
-def test_a_plain_sigmoid_made_to_sum_to_its_scale_is_a_sigmoid(init, x):
+def test_a_normalized_unnormalized_router_equals_the_sigmoid_router(init, x):
     sigmoid, _ = make_sigmoid(init, groups=2)
     plain = UnnormalizedSigmoidRouter(D, E, init, top_k=2, scale=2.5, groups=2)
     plain.score, plain.bias = sigmoid.score, sigmoid.bias
@@ -134,7 +134,7 @@ def test_a_plain_sigmoid_made_to_sum_to_its_scale_is_a_sigmoid(init, x):
     np.testing.assert_allclose(2.5 * shares, summed.weights, rtol=1e-5)
 
 
-def test_a_plain_sigmoid_weighs_by_the_score_of_each_expert_alone(init, x):
+def test_unnormalized_weights_are_the_scores(init, x):
     router = UnnormalizedSigmoidRouter(D, E, init, top_k=2, scale=2.5)
     routing, _ = run(router, x)
     scores = 1 / (1 + np.exp(-np.asarray(x) @ np.asarray(router.score.w[...])))
@@ -142,14 +142,14 @@ def test_a_plain_sigmoid_weighs_by_the_score_of_each_expert_alone(init, x):
     np.testing.assert_allclose(routing.weights, want, rtol=1e-5)
 
 
-def test_all_groups_are_none(init, x):
+def test_choosing_all_groups_equals_no_groups(init, x):
     alone, _ = make_sigmoid(init)
     grouped, _ = make_sigmoid(init, groups=4, group_top_k=4)
     grouped.score = alone.score
     jax.tree.map(np.testing.assert_array_equal, run(alone, x), run(grouped, x))
 
 
-def test_the_bias_of_a_sigmoid_chooses_and_does_not_weigh(init, x):
+def test_the_router_bias_affects_choices_and_not_weights(init, x):
     router = SigmoidRouter(D, E, init, top_k=E)
     even, _ = run(router, x)
     router.bias.set_value(jnp.linspace(9.0, -9.0, E))
@@ -159,7 +159,7 @@ def test_the_bias_of_a_sigmoid_chooses_and_does_not_weigh(init, x):
     np.testing.assert_allclose(again, even.weights, rtol=1e-6)
 
 
-def test_the_bias_of_a_sigmoid_learns_from_load_alone(init, x):
+def test_only_the_load_loss_updates_the_router_bias(init, x):
     router, _ = make_sigmoid(init)
 
     def outputs(router):
@@ -204,7 +204,7 @@ def test_bfloat16_is_scored_in_float32(init, x, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("choices", [0, E + 1])
-def test_more_choices_than_experts_or_none_are_refused(init, kind, choices):
+def test_top_k_outside_the_number_of_experts_is_refused(init, kind, choices):
     said = rf"cannot choose {choices} of {E} experts: {kind.__name__}\.top_k"
     with pytest.raises(ValueError, match=said):
         kind(D, E, init, top_k=choices)
@@ -220,17 +220,17 @@ def test_more_choices_than_experts_or_none_are_refused(init, kind, choices):
         (dict(groups=4, group_top_k=1, top_k=3), "cannot choose 3 experts within"),
     ],
 )
-def test_groups_that_cannot_be_are_refused(init, said, why):
+def test_invalid_groups_are_refused(init, said, why):
     with pytest.raises(ValueError, match=why):
         SigmoidRouter(D, E, init, **dict(top_k=2) | said)
 
 
-def test_a_bias_is_an_offset_of_experts_with_a_rate_of_its_own(init):
+def test_a_router_bias_has_its_own_update_rate(init):
     bias = SigmoidRouter(D, E, init, top_k=2, bias_update_rate=0.5).bias
     assert isinstance(bias, nnx.Param) and not bias[...].any()
     assert (bias.axes, bias.in_dims, bias.sign_rate) == (("experts",), (), 0.5)
 
 
-def test_a_bias_is_in_float32_whatever_weights_are_in(init):
+def test_a_router_bias_is_at_least_float32(init):
     router = SigmoidRouter(D, E, replace(init, dtype="bfloat16"), top_k=2)
     assert (router.score.w.dtype, router.bias.dtype) == ("bfloat16", "float32")

@@ -26,7 +26,7 @@ def make():
 
 
 @KINDS
-def test_a_vector_depends_on_its_own_position_alone(make, kind):
+def test_a_vector_depends_on_its_position_only(make, kind):
     layer = make(kind)
     positions = jnp.array([[0, 1, 2, 3], [3, 0, 3, 8]])
     y = layer(positions)
@@ -68,12 +68,12 @@ def test_a_learned_position_is_a_row_of_its_table(make):
     assert layer.table.axes == ("length", "embed")
 
 
-def test_only_learned_positions_come_to_an_end(make):
+def test_only_learned_positions_have_a_maximum_length(make):
     assert make(partial(LearnedPosition, max_length=9)).max_length == 9
     assert make(SinusoidalPosition).max_length is None
 
 
-def test_more_tokens_than_learned_positions_are_refused_with_the_cure(make):
+def test_more_tokens_than_learned_positions_are_refused(make):
     layer = make(partial(LearnedPosition, max_length=9))
     with pytest.raises(
         ValueError, match="10 tokens exceed 9.*LearnedPosition.max_length to 10"

@@ -21,7 +21,7 @@ def score(scheme, place: TokenInfo):
     )
 
 
-def test_slopes_of_8_and_of_12_heads_are_the_published_ones():
+def test_slopes_of_8_and_12_heads_are_the_published_ones():
     """Section 3, and `get_slopes` of the code that came with the paper."""
     eight = [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]
     np.testing.assert_allclose(alibi_slopes(8), eight, rtol=1e-6)
@@ -30,7 +30,7 @@ def test_slopes_of_8_and_of_12_heads_are_the_published_ones():
 
 
 @pytest.mark.parametrize("heads", [1, 2, 6, 16, 40])
-def test_each_head_has_a_slope_of_its_own(heads):
+def test_heads_have_different_slopes(heads):
     assert len(set(alibi_slopes(heads).tolist())) == heads
     assert (alibi_slopes(heads) <= 1.0).all() and (alibi_slopes(heads) >= 2.0**-8).all()
 
@@ -50,12 +50,12 @@ def test_only_distance_matters():
     np.testing.assert_array_equal(score(ALiBi(), far), score(ALiBi(), place))
 
 
-def test_without_any_slope_it_is_no_position_at_all():
+def test_a_slope_of_zero_leaves_logits_unchanged():
     place = mask.describe_tokens(mask.positions_from_segments(SEGMENTS), SEGMENTS)
     gentle = score(ALiBi(bias_max=1e4), place)
     assert alibi_slopes(4, 1e4).max() == 0.0
     np.testing.assert_array_equal(gentle, LOGITS)
 
 
-def test_one_slope_for_all_heads_where_the_gentlest_is_as_steep_as_any():
+def test_bias_max_of_zero_gives_all_heads_slope_one():
     np.testing.assert_array_equal(alibi_slopes(12, bias_max=0.0), np.ones(12))

@@ -60,7 +60,7 @@ def test_agrees_with_a_loop_over_queries_and_keys(scheme, inputs, place):
         np.testing.assert_allclose(got[b, n // G, n % G, t, s], want, atol=1e-12)
 
 
-def test_with_all_gates_one_it_is_a_learned_vector_for_each_distance(
+def test_open_gates_give_a_learned_vector_per_distance(
     scheme, inputs, place
 ):
     """Shaw et al. 2018, arXiv:1803.02155, section 3.2, counted from 1 and clipped."""
@@ -77,7 +77,7 @@ def test_with_all_gates_one_it_is_a_learned_vector_for_each_distance(
             np.testing.assert_allclose(change, q[b, t, n] @ relative, atol=1e-12)
 
 
-def test_with_all_gates_closed_all_keys_stand_at_position_zero(scheme, inputs, place):
+def test_closed_gates_put_all_keys_at_position_zero(scheme, inputs, place):
     closed = jnp.full((B, K, G, T, T), -800.0)
     got = scheme.modify_logits(
         closed, inputs[1], mask.make_attention_mask(place, place), place, place
@@ -87,7 +87,7 @@ def test_with_all_gates_closed_all_keys_stand_at_position_zero(scheme, inputs, p
     np.testing.assert_allclose(got[..., 0] + 800.0, want, atol=1e-10)
 
 
-def test_the_order_of_keys_in_memory_does_not_matter(scheme, inputs, place):
+def test_the_order_of_keys_in_the_cache_does_not_matter(scheme, inputs, place):
     """As in a ring, where the newest key may stand in any slot."""
     logits, q = inputs
     order = jnp.array([4, 5, 0, 1, 2, 3])
@@ -101,6 +101,6 @@ def test_the_order_of_keys_in_memory_does_not_matter(scheme, inputs, place):
     np.testing.assert_allclose(got, want[..., order], atol=1e-12)
 
 
-def test_one_vector_is_refused_since_positions_would_be_alike(init):
+def test_a_single_position_vector_is_refused(init):
     with pytest.raises(ValueError, match="CoPE.limit is 1: it must be 2 or more"):
         CoPE(N, H, init, limit=1)

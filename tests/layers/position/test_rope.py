@@ -49,14 +49,14 @@ def test_only_distance_matters(scheme):
 
 
 @SCHEMES
-def test_alike_tokens_score_lower_the_farther_they_are(scheme):
+def test_scores_of_equal_tokens_fall_with_distance(scheme):
     """Up to half a turn, pi tokens, of the fastest pair."""
     x = scheme.rotate(jnp.ones((1, 4, 1, H)), jnp.arange(4)[None])[0, :, 0]
     assert (jnp.diff(x @ x[0]) < 0).all()
 
 
 @SCHEMES
-def test_lengths_are_kept_up_to_the_amplitude(scheme):
+def test_rotation_preserves_norms_up_to_the_attention_scaling(scheme):
     x = vectors(1)
     y = scheme.rotate(x, jnp.arange(6)[None])
     want = scheme.attention_scaling * jnp.linalg.norm(x, axis=-1)
@@ -64,7 +64,7 @@ def test_lengths_are_kept_up_to_the_amplitude(scheme):
 
 
 @SCHEMES
-def test_the_first_token_is_not_turned(scheme):
+def test_the_first_token_is_not_rotated(scheme):
     x = vectors(2, T=1, N=2)
     y = scheme.rotate(x, jnp.zeros((1, 1), int))
     np.testing.assert_allclose(y, scheme.attention_scaling * x, rtol=1e-6)
@@ -86,7 +86,7 @@ def test_agrees_with_multiplication_by_complex_numbers(scheme):
 
 
 @SCHEMES
-def test_bfloat16_is_turned_in_float32(scheme):
+def test_bfloat16_is_rotated_in_float32(scheme):
     x, positions = vectors(4, dtype="bfloat16"), 4096 + jnp.arange(6)[None]
     want = scheme.rotate(x.astype("float32"), positions).astype("bfloat16")
     np.testing.assert_array_equal(scheme.rotate(x, positions), want)
@@ -100,12 +100,12 @@ def test_the_second_call_does_not_recompile(scheme):
 
 
 @SCHEMES
-def test_a_head_without_pairs_is_refused(scheme):
+def test_an_odd_number_of_channels_is_refused(scheme):
     with pytest.raises(ValueError, match="cannot rotate 5 channels in pairs"):
         scheme.inverse_frequency(5)
 
 
-def test_pairs_turn_at_powers_of_the_base():
+def test_frequencies_are_powers_of_theta():
     want = [10_000.0 ** (-2 * pair / 64) for pair in range(32)]
     np.testing.assert_allclose(RoPE().inverse_frequency(64), want, rtol=1e-6)
 
@@ -122,20 +122,20 @@ def test_pairs_turn_at_powers_of_the_base():
     ],
     ids=lambda scheme: type(scheme).__name__,
 )
-def test_a_context_extended_once_is_not_extended(scheme):
+def test_a_factor_of_one_does_not_change_rope(scheme):
     np.testing.assert_allclose(
         scheme.inverse_frequency(64), RoPE().inverse_frequency(64), rtol=1e-6
     )
     assert scheme.attention_scaling == 1.0
 
 
-def test_interpolation_reads_positions_as_if_they_were_nearer():
+def test_interpolation_divides_positions():
     far = PositionInterpolation(factor=4.0).rotate(vectors(0), 4 * jnp.arange(6)[None])
     near = RoPE().rotate(vectors(0), jnp.arange(6)[None])
     np.testing.assert_allclose(far, near, atol=1e-5)
 
 
-def test_ntk_aware_raises_the_base():
+def test_ntk_aware_raises_theta():
     base = 10_000.0 * 8.0 ** (128 / 126)  # Peng et al. 2023, section 3.1
     scaled, plain = (
         NTKAware(factor=8.0).inverse_frequency(128),
@@ -148,7 +148,7 @@ def test_ntk_aware_raises_the_base():
     np.testing.assert_allclose(scaled[-1], plain[-1] / 8.0, rtol=1e-6)
 
 
-def test_llama_3_turns_as_its_published_code():
+def test_llama3_rope_agrees_with_the_released_code():
     """Wavelengths and their bounds, as in apply_scaling of Meta's llama-models."""
     want = []
     for speed in 500_000.0 ** (-np.arange(0, 128, 2) / 128):
@@ -163,7 +163,7 @@ def test_llama_3_turns_as_its_published_code():
     np.testing.assert_allclose(Llama3RoPE().inverse_frequency(128), want, rtol=1e-5)
 
 
-def test_by_parts_keeps_pairs_of_32_turns_and_interpolates_those_of_one():
+def test_by_parts_keeps_fast_pairs_and_interpolates_slow_ones():
     plain = np.asarray(RoPE().inverse_frequency(128))
     scaled = NTKByParts(factor=8.0, trained_length=4096).inverse_frequency(128)
     turns = 4096 * plain / (2 * math.pi)
@@ -174,7 +174,7 @@ def test_by_parts_keeps_pairs_of_32_turns_and_interpolates_those_of_one():
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_yarn_goes_from_kept_to_interpolated_on_a_line_over_pairs(whole):
+def test_the_yarn_ramp_is_linear_in_the_index_of_pairs(whole):
     plain = np.asarray(RoPE().inverse_frequency(128))
     scaled = YaRN(factor=8.0, trained_length=4096, truncate=whole).inverse_frequency(
         128
@@ -189,7 +189,7 @@ def test_yarn_goes_from_kept_to_interpolated_on_a_line_over_pairs(whole):
     np.testing.assert_allclose(scaled, want, rtol=1e-4)
 
 
-def test_dynamic_ntk_stretches_as_far_as_the_call_is_long():
+def test_dynamic_ntk_depends_on_the_length_of_the_call():
     scheme = DynamicNTK(factor=4.0, trained_length=64)
     np.testing.assert_array_equal(
         scheme.inverse_frequency(H, 64), RoPE().inverse_frequency(H)
@@ -201,7 +201,7 @@ def test_dynamic_ntk_stretches_as_far_as_the_call_is_long():
         )
 
 
-def test_a_share_of_the_channels_turns_and_the_rest_stand_still():
+def test_a_fraction_of_the_channels_rotates():
     x, positions = vectors(5), jnp.arange(6)[None]
     part = RoPE(rotary_fraction=0.5).rotate(x, positions)
     np.testing.assert_array_equal(part[..., 4:], x[..., 4:])
@@ -209,21 +209,21 @@ def test_a_share_of_the_channels_turns_and_the_rest_stand_still():
     np.testing.assert_array_equal(part[..., :4], whole)
 
 
-def test_neighbours_turn_as_halves_do_once_they_are_reordered():
+def test_the_interleaved_layout_equals_the_split_layout_of_reordered_channels():
     order = jnp.array([0, 2, 4, 6, 1, 3, 5, 7])
     x, positions = vectors(6), jnp.arange(6)[None]
     got = RoPE(layout="interleaved").rotate(x, positions)
     np.testing.assert_array_equal(got, RoPE().rotate(x[..., order], positions))
 
 
-def test_yarn_multiplies_logits_by_the_inverse_temperature():
+def test_yarn_divides_logits_by_the_temperature():
     yarn = YaRN(factor=16.0, trained_length=64)
     parts = YaRN(factor=16.0, trained_length=64, attention_factor=1.0)
     inverse = (0.1 * math.log(16.0) + 1.0) ** 2  # section 3.4, 1 / t
     np.testing.assert_allclose(scores(yarn, 3), inverse * scores(parts, 3), rtol=1e-4)
 
 
-def test_schemes_that_cannot_be_are_refused():
+def test_invalid_schemes_are_refused():
     with pytest.raises(ValueError, match="need 4 or more rotating channels, not 2"):
         NTKAware(factor=2.0).inverse_frequency(2)
     with pytest.raises(ValueError, match="beta_slow must be below beta_fast"):
