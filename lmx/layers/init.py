@@ -144,7 +144,9 @@ class Init:
         shape = tuple(sizes[d] for d in letters)
         if min(shape) < 1:
             named = dict(zip(dims.logical(letters), shape, strict=True))
-            raise ValueError(f"weight of {named} is empty: every size must be 1 or more.")
+            raise ValueError(
+                f"weight of {named} is empty: every size must be 1 or more."
+            )
         fan_in = math.prod(sizes[d] for d in in_dims)
         std = self.initializer.std_for(role, fan_in, self.depth)
         value = self.initializer.sample(self.rngs.params(), shape, std)

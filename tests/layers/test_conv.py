@@ -54,7 +54,7 @@ def test_documents_of_a_row_do_not_mix(layer, x):
 
 @pytest.mark.parametrize("pieces", [(3, 4), (1, 1, 5), (1,) * 7])
 def test_a_text_in_pieces_equals_the_complete_text(layer, x, pieces):
-    whole, _ = layer(x, place(T), None)
+    full, _ = layer(x, place(T), None)
     past, start, parts = layer.init_cache(B, x.dtype), 0, []
     for length in pieces:
         part = slice(start, start + length)
@@ -63,24 +63,24 @@ def test_a_text_in_pieces_equals_the_complete_text(layer, x, pieces):
         )
         parts.append(y)
         start += length
-    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-6)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), full, atol=1e-6)
     np.testing.assert_array_equal(past, x[:, -I:])
 
 
 @pytest.mark.parametrize("pads", [(0, 0, 1), (1, 0, 0), (0, 1, 1)])
 def test_padding_anywhere_is_skipped(layer, x, pads):
     """Two tokens, then three of which some are padding, then two."""
-    live = jnp.array([1, 1, *(1 - p for p in pads), 1, 1])
-    segments = jnp.tile(live[None], (B, 1))
-    where, kept = jnp.cumsum(segments, axis=1) - 1, live > 0
-    whole, _ = layer(x[:, kept], place(int(live.sum())), None)
+    unpadded = jnp.array([1, 1, *(1 - p for p in pads), 1, 1])
+    segments = jnp.tile(unpadded[None], (B, 1))
+    where, kept = jnp.cumsum(segments, axis=1) - 1, unpadded > 0
+    full, _ = layer(x[:, kept], place(int(unpadded.sum())), None)
     past, parts = layer.init_cache(B, x.dtype), []
     for part in (slice(0, 2), slice(2, 5), slice(5, 7)):
         here = describe_tokens(where[:, part], segments[:, part])
         y, past = layer(x[:, part], here, past)
         parts.append(y)
     got = jnp.concatenate(parts, axis=1)[:, kept]
-    np.testing.assert_allclose(got, whole, atol=1e-6)
+    np.testing.assert_allclose(got, full, atol=1e-6)
 
 
 def test_it_starts_as_the_identity_with_a_gradient(init, x):

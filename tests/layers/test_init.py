@@ -25,8 +25,8 @@ from lmx.layers.moe.router import TopKRouter
 
 SIZES = dict(D=128, F=256, V=512, E=4)
 DEPTH = 8
-SCHEMES = pytest.mark.parametrize(
-    "scheme",
+INITIALIZERS = pytest.mark.parametrize(
+    "initializer",
     [
         FanIn(embed=0.5),
         DepthScaled(embed=0.5),
@@ -34,7 +34,7 @@ SCHEMES = pytest.mark.parametrize(
         Normal(),
         GPT2Init(),
     ],
-    ids=lambda scheme: type(scheme).__name__,
+    ids=lambda initializer: type(initializer).__name__,
 )
 ROLES = pytest.mark.parametrize(
     "role, letters, into",
@@ -55,22 +55,26 @@ WANT = {
 }
 
 
-def born(scheme: Initializer = FanIn(), seed=0, dtype="float32"):
-    return Init(nnx.Rngs(seed), scheme, DEPTH, dtype)
+def make_init(initializer: Initializer = FanIn(), seed=0, dtype="float32"):
+    return Init(nnx.Rngs(seed), initializer, DEPTH, dtype)
 
 
-@SCHEMES
+@INITIALIZERS
 @ROLES
-def test_a_weight_has_the_standard_deviation_of_its_role(scheme, role, letters, into):
-    w = np.asarray(born(scheme).weight(letters, SIZES, in_dims=into, role=role)[...])
-    want = WANT[type(scheme)][role]
+def test_a_weight_has_the_standard_deviation_of_its_role(
+    initializer, role, letters, into
+):
+    w = np.asarray(
+        make_init(initializer).weight(letters, SIZES, in_dims=into, role=role)[...]
+    )
+    want = WANT[type(initializer)][role]
     assert w.std() == pytest.approx(want, rel=0.02)
     assert abs(w.mean()) <= 4 * want / w.size**0.5
 
 
-@SCHEMES
-def test_a_sample_has_the_requested_standard_deviation(scheme):
-    w = np.asarray(scheme.sample(jax.random.key(0), (400, 400), 3.0))
+@INITIALIZERS
+def test_a_sample_has_the_requested_standard_deviation(initializer):
+    w = np.asarray(initializer.sample(jax.random.key(0), (400, 400), 3.0))
     assert w.std() == pytest.approx(3.0, rel=0.01)
 
 
@@ -90,7 +94,7 @@ def test_truncated_std_is_that_of_a_normal_truncated_at_two():
 
 def test_experts_are_independent_matrices():
     """Their count is no part of the fan-in, nor does it make them alike."""
-    w = born().weight("EDF", SIZES, in_dims="D", out_dims="F")
+    w = make_init().weight("EDF", SIZES, in_dims="D", out_dims="F")
     assert (w.in_dims, w.out_dims) == (("embed",), ("mlp",))
     np.testing.assert_allclose(w[...].std(axis=(1, 2)), 128**-0.5, rtol=0.03)
     flat = np.asarray(w[...]).reshape(4, -1)
@@ -98,20 +102,20 @@ def test_experts_are_independent_matrices():
 
 
 def test_a_weight_carries_the_names_of_its_axes():
-    w = born().weight("VD", SIZES, in_dims="V", role="embed")
+    w = make_init().weight("VD", SIZES, in_dims="V", role="embed")
     assert (w.axes, w.in_dims, w.out_dims) == (
         ("vocab", "embed"),
         ("vocab",),
         ("embed",),
     )
-    gain = born().full("D", SIZES, 1.0)
+    gain = make_init().full("D", SIZES, 1.0)
     assert (gain.axes, gain.in_dims, gain.out_dims) == (("embed",), (), ())
     assert (gain[...] == 1.0).all()
 
 
-@SCHEMES
-def test_parameters_are_created_in_their_dtype(scheme):
-    init = born(scheme, dtype="bfloat16")
+@INITIALIZERS
+def test_parameters_are_created_in_their_dtype(initializer):
+    init = make_init(initializer, dtype="bfloat16")
     assert init.weight("DF", SIZES, in_dims="D").dtype == jnp.bfloat16
     assert init.full("D", SIZES, 1.0).dtype == jnp.bfloat16
 
@@ -127,7 +131,7 @@ def test_parameters_are_created_in_their_dtype(scheme):
 )
 def test_weights_are_independent_and_reproducible_from_the_seed(make):
     def leaves(seed):
-        return [w.ravel()[:16] for w in jax.tree.leaves(make(16, born(seed=seed)))]
+        return [w.ravel()[:16] for w in jax.tree.leaves(make(16, make_init(seed=seed)))]
 
     first, again, other = (np.stack(leaves(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -137,7 +141,7 @@ def test_weights_are_independent_and_reproducible_from_the_seed(make):
 
 
 def test_another_key_samples_other_weights():
-    init = born(GPT2Init(std=0.1))
+    init = make_init(GPT2Init(std=0.1))
     keys = jax.random.split(jax.random.key(0))
     first, second = (
         init.with_key(key).weight("DF", SIZES, in_dims="D")[...] for key in keys

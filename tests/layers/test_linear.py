@@ -18,7 +18,9 @@ SIZES = dict(D=5, N=3, H=4, F=6)
         ("BTD,DF->BTF", ("embed",), ("mlp",)),
     ],
 )
-def test_the_equation_determines_the_shape_and_axes_of_the_weight(init, equation, in_dims, out_dims):
+def test_the_equation_determines_the_shape_and_axes_of_the_weight(
+    init, equation, in_dims, out_dims
+):
     layer = Einsum(equation, SIZES, init)
     x_dims = equation.partition(",")[0]
     x = jax.random.normal(

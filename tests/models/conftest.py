@@ -32,29 +32,33 @@ from lmx.models.decoder import Decoder
 DENSE = partial(SwiGLU, hidden=16)
 SPARSE = partial(MoE, experts=4, hidden=8, router=partial(TopKRouter, top_k=2))
 ATTENTION = partial(Attention, heads=4, kv_heads=2, head_dim=4)
-UNTURNED = dict(attention=partial(ATTENTION, position=None))
-LEARNED = UNTURNED | dict(position=partial(LearnedPosition, max_length=8))
-WAVES = UNTURNED | dict(position=SinusoidalPosition)
-TURNED = dict(attention=partial(ATTENTION, position=RoPE()))
+NO_POSITION = dict(attention=partial(ATTENTION, position=None))
+LEARNED = NO_POSITION | dict(position=partial(LearnedPosition, max_length=8))
+SINUSOIDAL = NO_POSITION | dict(position=SinusoidalPosition)
+ROPE = dict(attention=partial(ATTENTION, position=RoPE()))
 WINDOW = partial(ATTENTION, window=3)
 CYCLE = dict(attention=(partial(WINDOW, position=None), ATTENTION, WINDOW))
 ALIBI = dict(attention=partial(ATTENTION, position=ALiBi()))
 COPE = dict(attention=partial(ATTENTION, position=partial(CoPE, limit=3)))
-SINKING = dict(attention=partial(WINDOW, sink=partial(AttentionSink, logit=0.5)))
+SINK = dict(attention=partial(WINDOW, sink=partial(AttentionSink, logit=0.5)))
 DYNAMIC = DynamicNTK(factor=3.0, trained_length=4, layout="interleaved")
-STRETCHED = dict(attention=partial(ATTENTION, position=DYNAMIC))
+DYNAMIC_NTK = dict(attention=partial(ATTENTION, position=DYNAMIC))
 PARTS = NTKByParts(factor=3.0, trained_length=16)
-SLOWED = (PositionInterpolation(factor=3.0), NTKAware(factor=3.0), PARTS)
+SCALINGS = (PositionInterpolation(factor=3.0), NTKAware(factor=3.0), PARTS)
 YARN = YaRN(factor=3.0, trained_length=16)
-TUNED = (YARN, Llama3RoPE(factor=3.0, trained_length=16), RoPE(rotary_fraction=0.5))
+MORE_SCALINGS = (
+    YARN,
+    Llama3RoPE(factor=3.0, trained_length=16),
+    RoPE(rotary_fraction=0.5),
+)
 INFINI = partial(
     InfiniAttention, heads=4, kv_heads=2, head_dim=4, segment_length=3, gate=0.5
 )
 OFFSET = partial(WINDOW, qkv=EinsumBias, out=EinsumBias, logit_cap=2.0, scale=1.0)
-LATENT = partial(MLA, heads=4, kv_rank=6, head_dim=4, rope_dim=2, value_dim=3)
+LATENT_ATTENTION = partial(MLA, heads=4, kv_rank=6, head_dim=4, rope_dim=2, value_dim=3)
 
 
-def turned(positions):
+def rotate(positions):
     """A layer of each."""
     return tuple(partial(ATTENTION, position=each) for each in positions)
 
@@ -63,30 +67,30 @@ CONV = dict(conv=partial(ShortConv, reach=2))
 
 # Every two of block, feed-forward layer, position and convolution meet in one of them.
 VARIANTS = {
-    "pre rope dense conv": (PreNorm, TURNED, DENSE, CONV),
+    "pre rope dense conv": (PreNorm, ROPE, DENSE, CONV),
     "pre learned moe": (PreNorm, LEARNED, SPARSE, {}),
-    "pre waves dense": (PreNorm, WAVES, DENSE, {}),
-    "post rope moe conv": (PostNorm, TURNED, SPARSE, CONV),
+    "pre waves dense": (PreNorm, SINUSOIDAL, DENSE, {}),
+    "post rope moe conv": (PostNorm, ROPE, SPARSE, CONV),
     "post learned dense": (PostNorm, LEARNED, DENSE, {}),
-    "post waves moe conv": (PostNorm, WAVES, SPARSE, CONV),
-    "sandwich rope dense": (SandwichNorm, TURNED, DENSE, {}),
+    "post waves moe conv": (PostNorm, SINUSOIDAL, SPARSE, CONV),
+    "sandwich rope dense": (SandwichNorm, ROPE, DENSE, {}),
     "sandwich learned moe conv": (SandwichNorm, LEARNED, SPARSE, CONV),
-    "sandwich waves moe": (SandwichNorm, WAVES, SPARSE, {}),
+    "sandwich waves moe": (SandwichNorm, SINUSOIDAL, SPARSE, {}),
     "reordered cycle of windows moe": (ReorderedNorm, CYCLE, SPARSE, {}),
     "pre alibi": (PreNorm, ALIBI, DENSE, {}),
     "reordered cope": (ReorderedNorm, COPE, DENSE, {}),
-    "pre window sink": (PreNorm, SINKING, DENSE, {}),
-    "post stretched": (PostNorm, STRETCHED, DENSE, {}),
+    "pre window sink": (PreNorm, SINK, DENSE, {}),
+    "post stretched": (PostNorm, DYNAMIC_NTK, DENSE, {}),
     "sandwich offsets cap": (SandwichNorm, dict(attention=OFFSET), DENSE, {}),
-    "pre latent": (PreNorm, dict(attention=LATENT), DENSE, {}),
+    "pre latent": (PreNorm, dict(attention=LATENT_ATTENTION), DENSE, {}),
     "post latent queries": (
         PostNorm,
-        dict(attention=partial(LATENT, q_rank=5)),
+        dict(attention=partial(LATENT_ATTENTION, q_rank=5)),
         DENSE,
         {},
     ),
-    "pre slowed": (PreNorm, dict(attention=turned(SLOWED)), DENSE, {}),
-    "post tuned": (PostNorm, dict(attention=turned(TUNED)), DENSE, {}),
+    "pre slowed": (PreNorm, dict(attention=rotate(SCALINGS)), DENSE, {}),
+    "post tuned": (PostNorm, dict(attention=rotate(MORE_SCALINGS)), DENSE, {}),
     "pre infini": (PreNorm, dict(attention=INFINI), DENSE, {}),
     "lead window cope moe": (
         PreNorm,
@@ -103,21 +107,21 @@ VARIANTS = {
 def make():
     """Makes a decoder of 3 layers, all dropout at `rate`, with what else is `said`."""
 
-    def make(variant="pre rope dense conv", rate=0.0, **said):
+    def make(variant="pre rope dense conv", rate=0.0, **options):
         block, positions, mlp, conv = VARIANTS[variant]
         attention = positions["attention"]
         cycle = attention if isinstance(attention, tuple) else (attention,)
         attention = tuple(partial(part, dropout=rate) for part in cycle)
         block = partial(block, dropout=rate, **conv)
         chosen = dict(vocab=11, width=16, depth=3, dropout=rate, mlp=mlp, block=block)
-        chosen |= positions | dict(attention=attention) | said
+        chosen |= positions | dict(attention=attention) | options
         model = Decoder(nnx.Rngs(0), **chosen)
-        return awake(model) if conv else model
+        return randomize_convs(model) if conv else model
 
     return make
 
 
-def awake(model: Decoder) -> Decoder:
+def randomize_convs(model: Decoder) -> Decoder:
     """With convolutions that do something, which at birth they do not."""
     [(block, _)] = model.stack.kinds()
     for conv in (block.attention_conv, block.mlp_conv):

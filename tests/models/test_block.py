@@ -57,15 +57,15 @@ def block(kind):
 
 def test_a_block_equals_its_formula(kind, block):
     segments = jnp.ones((B, T), int)
-    context = AttentionInputs(
+    layer_inputs = AttentionInputs(
         mask.describe_tokens(mask.positions_from_segments(segments), segments), T
     )
     x = jax.random.normal(jax.random.key(9), (B, T, D))
     attend, feed = FORMULAS[kind]
 
     def by_formula(block, x):
-        x = attend(x, lambda x: block.attention(x, context)[0], block)
-        return feed(x, lambda x: block.mlp(x, context.tokens.segments)[0], block)
+        x = attend(x, lambda x: block.attention(x, layer_inputs)[0], block)
+        return feed(x, lambda x: block.mlp(x, layer_inputs.tokens.segments)[0], block)
 
-    got = jax.jit(lambda block, x: block(x, context, None)[0])(block, x)
+    got = jax.jit(lambda block, x: block(x, layer_inputs, None)[0])(block, x)
     np.testing.assert_allclose(got, jax.jit(by_formula)(block, x), rtol=1e-5, atol=1e-5)

@@ -88,13 +88,13 @@ def test_a_packed_document_equals_the_document_alone(forward, tokens):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_does_not_affect_other_tokens(forward, tokens, side):
     segments = segments_of(3, 5, first=0) if side == "left" else segments_of(5, 3) % 2
-    live = segments[0] > 0
-    noise = jnp.where(live[None], tokens, (tokens + 1) % V)
+    unpadded = segments[0] > 0
+    noise = jnp.where(unpadded[None], tokens, (tokens + 1) % V)
     (padded, aux), (other, other_aux) = (
-        forward(x, segments, jnp.where(live[None], positions_of(segments), 0))
+        forward(x, segments, jnp.where(unpadded[None], positions_of(segments), 0))
         for x in (tokens, noise)
     )
-    np.testing.assert_allclose(padded[:, live], other[:, live], atol=1e-12)
+    np.testing.assert_allclose(padded[:, unpadded], other[:, unpadded], atol=1e-12)
     for name, mean in aux.items():
         np.testing.assert_allclose(mean.total, other_aux[name].total, rtol=1e-12)
         assert (mean.weight == B * 5).all()

@@ -20,7 +20,7 @@ QUADRATIC = 12 * L * 4 * 4 * T  # of 4 heads of width 4, forward and backward
 @pytest.fixture
 def shape(make):
     """Makes a decoder of shapes only."""
-    return lambda *args, **said: nnx.eval_shape(lambda: make(*args, **said))
+    return lambda *args, **options: nnx.eval_shape(lambda: make(*args, **options))
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from lmx.core.precision import Precision
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-V, PADS, ROOM = 11, (0, 2), 8
+V, PADS, CAPACITY = 11, (0, 2), 8
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (2, 8)), "int32")
 
 
 @jax.jit
-def whole(model, *inputs):
+def full(model, *inputs):
     """All logits at once."""
     return model(*inputs)
 
@@ -34,7 +34,7 @@ def read(model):
     )
 
     def read(tokens, positions, segments, lengths):
-        cache, start, logits = model.init_cache(len(tokens), ROOM), 0, []
+        cache, start, logits = model.init_cache(len(tokens), CAPACITY), 0, []
         for length in lengths:
             inputs = (
                 x[:, start : start + length].astype("int32")
@@ -56,7 +56,7 @@ def test_cached_equals_full_with_and_without_padding_on_the_left(model, read):
     logits, cache = read(TOKENS, positions, segments, (3, 3, 1, 1))
     for row, pad in enumerate(PADS):
         alone = jnp.roll(TOKENS[row : row + 1], -pad, axis=1)
-        want = whole(model, alone)
+        want = full(model, alone)
         np.testing.assert_allclose(logits[row, pad:], want[0, : 8 - pad], atol=1e-9)
     np.testing.assert_array_equal(cache.lengths, 8 - np.array(PADS))
 
@@ -64,13 +64,13 @@ def test_cached_equals_full_with_and_without_padding_on_the_left(model, read):
 def test_cached_equals_full_with_padding_on_the_right(model, read):
     """Prompts of 5 and 3 tokens that begin together, then three tokens one by one."""
     place = np.arange(8)[None] - np.array([[0], [2]]) * (np.arange(8) >= 5)
-    live = (np.arange(8)[None] < np.array([[5], [3]])) | (np.arange(8) >= 5)
+    unpadded = (np.arange(8)[None] < np.array([[5], [3]])) | (np.arange(8) >= 5)
     tokens = jnp.take_along_axis(TOKENS, jnp.asarray(place), axis=1)
-    inputs = jnp.asarray(place, "int32"), jnp.asarray(live, "int32")
+    inputs = jnp.asarray(place, "int32"), jnp.asarray(unpadded, "int32")
     logits, cache = read(tokens, *inputs, (5, 1, 1, 1))
-    want = whole(model, TOKENS)
-    for row, length in enumerate(live.sum(axis=1)):
-        got = logits[row, live[row]]
+    want = full(model, TOKENS)
+    for row, length in enumerate(unpadded.sum(axis=1)):
+        got = logits[row, unpadded[row]]
         np.testing.assert_allclose(got, want[row, :length], atol=1e-9)
         assert cache.lengths[row] == length
 
@@ -79,11 +79,11 @@ def test_packed_documents_are_cached_like_a_full_forward(model, read):
     """One ends and another begins within a piece, with padding between or without."""
     segments = jnp.array([[1, 1, 1, 0, 2, 2, 2, 2], [1, 1, 1, 1, 1, 2, 2, 2]], "int32")
     positions = jnp.array([[0, 1, 2, 0, 0, 1, 2, 3], [0, 1, 2, 3, 4, 0, 1, 2]], "int32")
-    want = whole(model, TOKENS, positions, segments)
+    want = full(model, TOKENS, positions, segments)
     for lengths in ((3, 3, 1, 1), (5, 3)):
         logits, _ = read(TOKENS, positions, segments, lengths)
-        live = segments > 0
-        np.testing.assert_allclose(logits[live], want[live], atol=1e-9)
+        unpadded = segments > 0
+        np.testing.assert_allclose(logits[unpadded], want[unpadded], atol=1e-9)
 
 
 def test_cached_equals_full_in_float32(make, variant):
@@ -91,12 +91,12 @@ def test_cached_equals_full_in_float32(make, variant):
     model = make(variant, precision=Precision(params="float32", compute="float32"))
     extend = jax.jit(lambda model, *args: model.decode(*args))
     places = jnp.tile(jnp.arange(8, dtype="int32")[None], (2, 1))
-    cache, logits = model.init_cache(2, ROOM), []
+    cache, logits = model.init_cache(2, CAPACITY), []
     for part in (slice(0, 5), slice(5, 6), slice(6, 7), slice(7, 8)):
         inputs = TOKENS[:, part], places[:, part], jnp.ones_like(places[:, part])
         piece, cache = extend(model, cache, *inputs)
         logits.append(piece)
-    want = whole(model, TOKENS)
+    want = full(model, TOKENS)
     assert want.dtype == jnp.float32
     got = jnp.concatenate(logits, axis=1)
     np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))

@@ -38,11 +38,11 @@ def test_each_row_is_one_document_unless_segments_say_otherwise(make, variant):
     @jax.jit
     def outputs(model):
         plain = model(TOKENS)
-        said, found = (model(TOKENS, at, segments) for at in (positions, None))
-        return plain, said, found
+        options, found = (model(TOKENS, at, segments) for at in (positions, None))
+        return plain, options, found
 
-    plain, said, found = outputs(make(variant))
-    np.testing.assert_allclose(found, said, atol=1e-6)
+    plain, options, found = outputs(make(variant))
+    np.testing.assert_allclose(found, options, atol=1e-6)
     np.testing.assert_allclose(found[0], plain[0], atol=1e-6)
     assert jnp.abs(found - plain)[1, 4:].max() > 1e-3
 

@@ -24,7 +24,7 @@ SEGMENTS = jnp.asarray([[1] * 8, [1, 1, 1, 1, 2, 2, 2, 2]], "int32")
 
 
 @jax.jit
-def look(model, tokens, segments):
+def run_mtp(model, tokens, segments):
     """Logits of the next token, those of the ones after it, and auxiliary means."""
     streams, aux = mtp_hidden_states(model, tokens, None, segments, None)
     first, *further = map(model.logits, streams)
@@ -51,8 +51,8 @@ def batch_of(tokens, segments):
 
 def test_module_k_reads_up_to_k_tokens_ahead_and_no_further(model):
     ones = jnp.ones_like(SEGMENTS)
-    before = look(model, TOKENS, ones)[1]
-    after = look(model, TOKENS.at[:, 5].set((TOKENS[:, 5] + 1) % V), ones)[1]
+    before = run_mtp(model, TOKENS, ones)[1]
+    after = run_mtp(model, TOKENS.at[:, 5].set((TOKENS[:, 5] + 1) % V), ones)[1]
     for number, (one, other) in enumerate(zip(before, after, strict=True), 1):
         change = jnp.abs(one - other).max(axis=(0, 2))
         assert (change[: 5 - number] < 1e-12).all()
@@ -60,15 +60,15 @@ def test_module_k_reads_up_to_k_tokens_ahead_and_no_further(model):
 
 
 def test_mtp_of_a_packed_document_equals_the_document_alone(model):
-    packed = look(model, TOKENS, SEGMENTS)[1]
-    alone = look(model, jnp.roll(TOKENS, -4, axis=1), SEGMENTS)[1]
+    packed = run_mtp(model, TOKENS, SEGMENTS)[1]
+    alone = run_mtp(model, jnp.roll(TOKENS, -4, axis=1), SEGMENTS)[1]
     for number, (one, other) in enumerate(zip(packed, alone, strict=True), 1):
         last = 8 - number  # beyond, what is ahead is another document's
         np.testing.assert_allclose(one[1, 4:last], other[1, : last - 4], atol=1e-12)
 
 
 def test_the_logits_of_the_next_token_are_those_of_forward(model):
-    logits, _, aux = look(model, TOKENS, SEGMENTS)
+    logits, _, aux = run_mtp(model, TOKENS, SEGMENTS)
     want, layers = model.forward(TOKENS, None, SEGMENTS)
     np.testing.assert_allclose(logits, want, atol=1e-12)
     for name, mean in layers.items():
@@ -90,7 +90,7 @@ def test_the_loss_equals_a_loop_over_targets(model):
     batch = batch_of(np.asarray(TOKENS), np.asarray(SEGMENTS))
     (with_further, without), next_token = losses(model, batch)
     assert float(without[0].total) == pytest.approx(float(next_token[0].total))
-    further = look(model, TOKENS, SEGMENTS)[1]
+    further = run_mtp(model, TOKENS, SEGMENTS)[1]
     total = 0.0
     for number, logits in enumerate(further, 1):
         log_probs = np.asarray(jax.nn.log_softmax(logits))
@@ -111,14 +111,14 @@ def test_a_module_that_copies_hidden_states_predicts_the_same_logits(make):
     for part in (module.block.attention.out, module.block.mlp.down):
         part.w.set_value(jnp.zeros_like(part.w[...]))
     batch = batch_of(np.asarray(TOKENS), np.ones_like(TOKENS))
-    logits, [further], _ = look(model, TOKENS, jnp.ones_like(TOKENS))
+    logits, [further], _ = run_mtp(model, TOKENS, jnp.ones_like(TOKENS))
     np.testing.assert_allclose(further, logits, atol=1e-5)  # but for an epsilon
     assert sum_cross_entropy(further, batch)[0].weight == 2 * (T - 1)
 
 
 def test_flops_of_an_mtp_module_are_a_layer_a_projection_and_a_head(make):
-    def shaped(**said):
-        return nnx.eval_shape(lambda: make("pre waves dense", **said))
+    def shaped(**options):
+        return nnx.eval_shape(lambda: make("pre waves dense", **options))
 
     plain = flops.train_flops_per_token(shaped(), T)
     layer = flops.train_flops_per_token(shaped(depth=4), T) - plain

@@ -50,7 +50,7 @@ MORE = [
 ]
 
 
-def meshed(sizes, fn):
+def on_mesh(sizes, fn):
     """`fn` as traced for a mesh."""
     sizes = dict(data=1) | {k: int(v) for k, v in (s.split("=") for s in sizes.split())}
     return jax.jit(
@@ -61,20 +61,21 @@ def meshed(sizes, fn):
 
 
 @pytest.fixture(scope="module")
-def dropping(make, exact):
+def make_with_dropout(make, exact):
     """Makes a model with every kind of dropout, in float64."""
     del exact
-    said = dict(vocab=V, depth=DEPTH, rate=0.2, precision=DOUBLE)
+    options = dict(vocab=V, depth=DEPTH, rate=0.2, precision=DOUBLE)
 
-    def dropping(variant, **more):
+    def make_with_dropout(variant, **more):
         return make(
-            variant, **(said | (dict(first_mlps=()) if variant == CYCLE else {}) | more)
+            variant,
+            **(options | (dict(first_mlps=()) if variant == CYCLE else {}) | more),
         )
 
-    return dropping
+    return make_with_dropout
 
 
-def measured(model, keys):
+def compute_loss(model, keys):
     """The logits, and a scalar of them and of each layer's auxiliary means."""
     logits, aux = model.forward(TOKENS, keys=keys)
     extra = sum((m.total * (1 + jnp.arange(DEPTH))).sum() for m in aux.values())
@@ -82,7 +83,7 @@ def measured(model, keys):
 
 
 def gradient(model, keys=None):
-    return jax.grad(measured, has_aux=True)(model, keys)
+    return jax.grad(compute_loss, has_aux=True)(model, keys)
 
 
 @pytest.mark.parametrize(
@@ -90,21 +91,21 @@ def gradient(model, keys=None):
     [*CASES, *(pytest.param(*case, marks=pytest.mark.meshes) for case in MORE)],
 )
 def test_pipeline_stages_equal_a_loop_over_layers(
-    dropping, sizes, pipeline, remat, variant
+    make_with_dropout, sizes, pipeline, remat, variant
 ):
     """Logits, gradients, and auxiliary means layer by layer, with dropout."""
     keys = jax.random.split(jax.random.key(0), B)
-    alone = jax.jit(gradient)(dropping(variant), keys)
-    staged = dropping(variant, pipeline=pipeline, remat=remat)
-    found = meshed(sizes, gradient)(staged, keys)
-    for one, other in zip(*map(jax.tree.leaves, (found, alone)), strict=True):
+    alone = jax.jit(gradient)(make_with_dropout(variant), keys)
+    staged = make_with_dropout(variant, pipeline=pipeline, remat=remat)
+    got = on_mesh(sizes, gradient)(staged, keys)
+    for one, other in zip(*map(jax.tree.leaves, (got, alone)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_an_idle_stage_gives_no_nan(dropping):
+def test_an_idle_stage_gives_no_nan(make_with_dropout):
     """Even where a norm divides by the length of what it is given."""
-    staged = dropping("pre waves dense", norm=partial(RMSNorm, epsilon=0.0))
-    for leaf in jax.tree.leaves(meshed("stage=4", gradient)(staged)):
+    staged = make_with_dropout("pre waves dense", norm=partial(RMSNorm, epsilon=0.0))
+    for leaf in jax.tree.leaves(on_mesh("stage=4", gradient)(staged)):
         assert np.isfinite(leaf).all()
 
 
@@ -154,30 +155,30 @@ def test_the_bubble_fraction_equals_a_simulated_schedule(plan):
         ),
     ],
 )
-def test_uneven_layers_or_rows_are_refused(dropping, sizes, pipeline, message):
-    model = dropping("pre waves dense", pipeline=pipeline)
+def test_uneven_layers_or_rows_are_refused(make_with_dropout, sizes, pipeline, message):
+    model = make_with_dropout("pre waves dense", pipeline=pipeline)
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(meshed(sizes, gradient), model)
+        jax.eval_shape(on_mesh(sizes, gradient), model)
 
 
-def test_without_stages_the_pipeline_compiles_to_the_plain_loop(dropping):
-    model = dropping(
+def test_without_stages_the_pipeline_compiles_to_the_plain_loop(make_with_dropout):
+    model = make_with_dropout(
         "pre waves dense", pipeline=PipelineSchedule(microbatches=3, virtual_stages=7)
     )
     texts = [
-        meshed("data=1", gradient).lower(m).as_text()
-        for m in (model, dropping("pre waves dense"))
+        on_mesh("data=1", gradient).lower(m).as_text()
+        for m in (model, make_with_dropout("pre waves dense"))
     ]
     assert texts[0] == texts[1]
 
 
-def test_remat_policies_save_to_the_device_or_the_host_as_named(dropping):
+def test_remat_policies_save_to_the_device_or_the_host_as_named(make_with_dropout):
     def loss(model):
-        return measured(model, None)[0]
+        return compute_loss(model, None)[0]
 
     sizes, away = {}, {}
     for remat in ("keep_all", *POLICIES):
-        model = dropping("pre waves dense", remat=remat)
+        model = make_with_dropout("pre waves dense", remat=remat)
         _, back = jax.eval_shape(lambda model: jax.vjp(loss, model), model)
         sizes[remat] = sum(x.size for x in jax.tree.leaves(back))
         away[remat] = "<host>" in str(jax.make_jaxpr(jax.grad(loss))(model))

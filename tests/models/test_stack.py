@@ -16,13 +16,13 @@ pytestmark = pytest.mark.usefixtures("exact")
 
 B, T, V, DEPTH = 4, 8, 11, 2
 DOUBLE = Precision(params="float64", compute="float64")
-UNTURNED = partial(Attention, heads=4, kv_heads=2, head_dim=4, position=None)
+NO_POSITION = partial(Attention, heads=4, kv_heads=2, head_dim=4, position=None)
 RUNS = [dict(unroll=DEPTH), *(dict(remat=name) for name in POLICIES)]
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), "int32")
 
 
 @pytest.fixture(scope="module")
-def dropping(make, exact):
+def make_with_dropout(make, exact):
     """Makes a model of experts, convolutions and every kind of dropout."""
     return partial(make, "post rope moe conv", depth=DEPTH, rate=0.2, precision=DOUBLE)
 
@@ -42,41 +42,41 @@ def keys(seed=0):
 
 
 @pytest.fixture(scope="module")
-def whole(dropping):
+def full(make_with_dropout):
     """The loss and gradients of a plain loop over layers, with dropout."""
-    return loss_and_gradient(dropping(), TOKENS, keys())
+    return loss_and_gradient(make_with_dropout(), TOKENS, keys())
 
 
 @pytest.mark.parametrize("run", RUNS, ids=str)
-def test_unrolling_and_remat_do_not_change_results(dropping, whole, run):
-    got = loss_and_gradient(dropping(**run), TOKENS, keys())
-    for one, other in zip(*map(jax.tree.leaves, (got, whole)), strict=True):
+def test_unrolling_and_remat_do_not_change_results(make_with_dropout, full, run):
+    got = loss_and_gradient(make_with_dropout(**run), TOKENS, keys())
+    for one, other in zip(*map(jax.tree.leaves, (got, full)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_losses_and_gradients_of_microbatches_add_up(dropping, whole):
+def test_losses_and_gradients_of_microbatches_add_up(make_with_dropout, full):
     parts = [
-        loss_and_gradient(dropping(), TOKENS[rows], keys()[rows])
+        loss_and_gradient(make_with_dropout(), TOKENS[rows], keys()[rows])
         for rows in (slice(0, 2), slice(2, 4))
     ]
     added = jax.tree.map(jnp.add, *parts)
-    for one, other in zip(*map(jax.tree.leaves, (added, whole)), strict=True):
+    for one, other in zip(*map(jax.tree.leaves, (added, full)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_dropout_depends_on_the_keys(dropping, whole):
-    assert loss_and_gradient(dropping(), TOKENS, keys())[0] == whole[0]
-    assert loss_and_gradient(dropping(), TOKENS, keys(1))[0] != whole[0]
+def test_dropout_depends_on_the_keys(make_with_dropout, full):
+    assert loss_and_gradient(make_with_dropout(), TOKENS, keys())[0] == full[0]
+    assert loss_and_gradient(make_with_dropout(), TOKENS, keys(1))[0] != full[0]
 
 
-def test_without_keys_there_is_no_dropout(dropping, make):
+def test_without_keys_there_is_no_dropout(make_with_dropout, make):
     never = make("post rope moe conv", depth=DEPTH, precision=DOUBLE)
     run = jax.jit(lambda model, keys=None: model.forward(TOKENS, keys=keys)[0])
-    np.testing.assert_array_equal(run(dropping()), run(never, keys()))
+    np.testing.assert_array_equal(run(make_with_dropout()), run(never, keys()))
 
 
-def test_layers_have_independent_named_parameters(dropping):
-    [(blocks, _)] = dropping().stack.kinds()
+def test_layers_have_independent_named_parameters(make_with_dropout):
+    [(blocks, _)] = make_with_dropout().stack.kinds()
     w = blocks.attention.q.w
     assert w.axes == ("layers", "embed", "heads", "head_dim")
     assert (w.in_dims, w.out_dims) == (("embed",), ("heads", "head_dim"))
@@ -91,7 +91,7 @@ def test_a_cycle_of_equal_layers_equals_the_layer(make, cycle):
     """However the layers are stacked, they are born alike and do alike."""
     run = jax.jit(lambda model: model(TOKENS))
     one = make("pre waves dense", precision=DOUBLE)
-    other = make("pre waves dense", precision=DOUBLE, attention=(UNTURNED,) * cycle)
+    other = make("pre waves dense", precision=DOUBLE, attention=(NO_POSITION,) * cycle)
     assert len(other.stack.cycles[0].blocks) == cycle
     np.testing.assert_allclose(run(other), run(one), rtol=1e-12)
 

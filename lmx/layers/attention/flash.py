@@ -91,10 +91,9 @@ def split_kv(
 
 def split_token_info(tokens: TokenInfo, chunk_length: int, block: int) -> TokenInfo:
     """Blocks of `tokens`; padding has segment -1."""
-    fills = TokenInfo(positions=0, index=0, segments=-1)
     blocks = (
         _split_blocks(x, chunk_length, block, fill)
-        for x, fill in zip(tokens, fills, strict=True)
+        for x, fill in zip(tokens, (0, 0, -1), strict=True)
     )
     return TokenInfo(*blocks)
 
@@ -184,8 +183,11 @@ def accumulate_grads(
         q = _einsum("BKGTS,BSKH->BKGTH", dlogits_BKGTS, k_BSKH)
         k = _einsum("BKGTS,BKGTH->BSKH", dlogits_BKGTS, q_BKGTH)
         v = _einsum("BKGTS,BKGTJ->BSKJ", probs_BKGTS, grad_BKGTJ)
-        new = zip(grads, (pair[0], pair[1], pair[1]), (q, k, v), strict=True)
-        return tuple(_add_block(*each) for each in new), None
+        return (
+            _add_block(grads[0], pair[0], q),
+            _add_block(grads[1], pair[1], k),
+            _add_block(grads[2], pair[1], v),
+        ), None
 
     return jax.lax.scan(add, grads, pairs)[0]
 

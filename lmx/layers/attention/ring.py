@@ -146,7 +146,7 @@ def _attend(plan: RingPlan, queries: QueryBlocks, kv: KVBlocks) -> FlashOutput:
 
     def visit(softmax, keys: Any, pairs: Pairs, tokens: TokenInfo):
         return accumulate(
-            softmax, queries, KVBlocks(*keys, tokens), pairs, plan.options
+            softmax, queries, KVBlocks(keys[0], keys[1], tokens), pairs, plan.options
         ), keys
 
     softmax = init_softmax(queries, kv)
@@ -167,7 +167,7 @@ def _backward(plan: RingPlan, residuals: Any, grad: FlashOutput):
 
     def visit(q: Array, moving: Any, pairs: Pairs, tokens: TokenInfo):
         keys, k, v = moving
-        blocks, options = KVBlocks(*keys, tokens), plan.options
+        blocks, options = KVBlocks(keys[0], keys[1], tokens), plan.options
         q, k, v = accumulate_grads(
             (q, k, v), queries, blocks, output_grad, pairs, options
         )
@@ -178,7 +178,8 @@ def _backward(plan: RingPlan, residuals: Any, grad: FlashOutput):
     q, (_, k, v) = _rotate_kv(plan, visit, q, moving, kv.tokens)
     k, v = _shift((k, v), plan.axes, 1 - len(plan.steps))  # back to their devices
     k, v = k.astype(kv.k.dtype), v.astype(kv.v.dtype)
-    return QueryBlocks(q.astype(queries.q.dtype), None), KVBlocks(k, v, None)
+    dq = queries._replace(q=q.astype(queries.q.dtype), tokens=None)
+    return dq, kv._replace(k=k, v=v, tokens=None)
 
 
 _attend.defvjp(_forward, _backward)
@@ -203,7 +204,7 @@ def _rotate_kv(
 
     def run_step(carry: Any, inputs: Any) -> tuple[Any, None]:
         pairs, step = inputs
-        local, moving = visit(*carry, pairs, key_tokens(step))
+        local, moving = visit(carry[0], carry[1], pairs, key_tokens(step))
         return (local, _shift(moving, plan.axes, 1)), None
 
     *before, last = enumerate(plan.steps)

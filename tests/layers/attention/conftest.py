@@ -5,10 +5,10 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def slowly():
+def slow_attention():
     """Attention by NumPy, one query of one head at a time."""
 
-    def slowly(q, k, v, mask, *, scale=None, logit_cap=None, sink=None):
+    def slow_attention(q, k, v, mask, *, scale=None, logit_cap=None, sink=None):
         q, k, v, mask = map(np.asarray, (q, k, v, mask))
         y, G = np.zeros((*q.shape[:3], v.shape[-1])), q.shape[2] // k.shape[2]
         for b, t, n in np.ndindex(q.shape[:3]):
@@ -21,4 +21,4 @@ def slowly():
             y[b, t, n] = share / (share.sum() + rest) @ v[b, seen, n // G]
         return y
 
-    return slowly
+    return slow_attention

@@ -19,7 +19,7 @@ from lmx.layers.position.rope import RoPE
 B, T, N, H, D = 2, 5, 4, 8, 12
 
 
-def make_context(keys=None):
+def make_layer_inputs(keys=None):
     segments = jnp.ones((B, T), int)
     return AttentionInputs(
         mask.describe_tokens(mask.positions_from_segments(segments), segments),
@@ -30,7 +30,7 @@ def make_context(keys=None):
 
 @jax.jit
 def run(layer, x, keys=None):
-    return layer(x, make_context(keys))[0]
+    return layer(x, make_layer_inputs(keys))[0]
 
 
 @pytest.fixture
@@ -69,12 +69,12 @@ def with_numbers(layer):
     return layer
 
 
-def projected(layer, equation, x):
+def project(layer, equation, x):
     y = np.einsum(equation, x, np.asarray(layer.w[...]))
     return y + np.asarray(layer.b[...]) if isinstance(layer, EinsumBias) else y
 
 
-def normed(norm, x, of):
+def normalize(norm, x, of):
     if norm is None:
         return x
     flat = x if of == "head" else x.reshape(*x.shape[:2], -1)
@@ -83,21 +83,22 @@ def normed(norm, x, of):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_a_layer_equals_its_projections_around_slow_attention(make, x, slowly, option):
+def test_a_layer_equals_its_projections_around_slow_attention(
+    make, x, slow_attention, option
+):
     layer = with_numbers(make(position=None, **OPTIONS[option]))
     q, k, v = (
-        projected(getattr(layer, name), "BTD,DNH->BTNH", np.asarray(x))
-        for name in "qkv"
+        project(getattr(layer, name), "BTD,DNH->BTNH", np.asarray(x)) for name in "qkv"
     )
     q, k = (
-        normed(norm, y, layer.qk_norm_over)
+        normalize(norm, y, layer.qk_norm_over)
         for norm, y in ((layer.q_norm, q), (layer.k_norm, k))
     )
     distance = np.arange(T)[:, None] - np.arange(T)
     seen = np.tile((distance >= 0) & (distance < (layer.window or T)), (B, 1, 1))
     sink = layer.sink and np.asarray(layer.sink.logit[...])
     how = dict(scale=layer.scale, logit_cap=layer.logit_cap, sink=sink)
-    want = projected(layer.out, "BTNH,NHD->BTD", slowly(q, k, v, seen, **how))
+    want = project(layer.out, "BTNH,NHD->BTD", slow_attention(q, k, v, seen, **how))
     np.testing.assert_allclose(run(layer, x), want, rtol=1e-4, atol=1e-4)
 
 
@@ -140,9 +141,9 @@ def test_only_positions_distinguish_the_order_of_tokens(make, x):
 
 
 def test_a_norm_of_queries_and_keys_makes_their_scale_irrelevant(make, x):
-    plain, normed = make(), make(qk_norm=RMSNorm)
-    assert normed.q_norm.scale.axes == ("head_dim",)
-    for layer, changes in ((plain, True), (normed, False)):
+    plain, normalize = make(), make(qk_norm=RMSNorm)
+    assert normalize.q_norm.scale.axes == ("head_dim",)
+    for layer, changes in ((plain, True), (normalize, False)):
         before = run(layer, x)
         layer.q.w = nnx.Param(layer.q.w[...] * 5.0)
         layer.k.w = nnx.Param(layer.k.w[...] * 3.0)
@@ -159,7 +160,7 @@ def test_dropout_acts_only_where_there_are_keys(make, x):
 
 def test_the_second_call_does_not_recompile(make, x):
     call = jax.jit(
-        chex.assert_max_traces(lambda layer, x: layer(x, make_context())[0], n=1)
+        chex.assert_max_traces(lambda layer, x: layer(x, make_layer_inputs())[0], n=1)
     )
     for seed in range(2):
         call(make(), x + seed)

@@ -32,7 +32,7 @@ SEGMENTS = {
     "whole": None,
     "packed": jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 2, 2, 2, 0]]),
 }
-EVERY = pytest.mark.parametrize(
+BACKENDS = pytest.mark.parametrize(
     "kernel", [ReferenceAttention(), XLAAttention()], ids=repr
 )
 PACKING = pytest.mark.parametrize("packing", SEGMENTS)
@@ -40,12 +40,12 @@ WINDOWS = pytest.mark.parametrize("window", [None, 1, 3, T])
 KV_HEADS = pytest.mark.parametrize("K", [1, 2, 4], ids=["mqa", "gqa", "mha"])
 
 
-def make_context(packing):
+def make_layer_inputs(packing):
     return make_inputs(jnp.zeros((B, T), int), None, SEGMENTS[packing], None)
 
 
-def seen_whole(window=None):
-    here = make_context("whole").tokens
+def make_full_mask(window=None):
+    here = make_layer_inputs("whole").tokens
     return AttentionMask(here, here, window, single_document=True)
 
 
@@ -55,20 +55,24 @@ def make_qkv(K, dtype="float32"):
     return jnp.asarray(q, dtype), jnp.asarray(k, dtype), jnp.asarray(v, dtype)
 
 
-@EVERY
+@BACKENDS
 @PACKING
 @WINDOWS
 @KV_HEADS
 @pytest.mark.parametrize("scale", [None, 0.7])
-def test_agrees_with_one_query_at_a_time(kernel, packing, window, K, scale, slowly):
-    context, inputs = make_context(packing), make_qkv(K)
-    seen_BTS = mask.make_attention_mask(context.tokens, context.tokens, window)
+def test_agrees_with_one_query_at_a_time(
+    kernel, packing, window, K, scale, slow_attention
+):
+    layer_inputs, inputs = make_layer_inputs(packing), make_qkv(K)
+    seen_BTS = mask.make_attention_mask(
+        layer_inputs.tokens, layer_inputs.tokens, window
+    )
     seen = AttentionMask(
-        context.tokens, context.tokens, window, context.single_document
+        layer_inputs.tokens, layer_inputs.tokens, window, layer_inputs.single_document
     )
     got = jax.jit(partial(kernel, mask=seen, scale=scale))(*inputs)
     np.testing.assert_allclose(
-        got, slowly(*inputs, seen_BTS, scale=scale), rtol=1e-5, atol=1e-6
+        got, slow_attention(*inputs, seen_BTS, scale=scale), rtol=1e-5, atol=1e-6
     )
 
 
@@ -84,7 +88,7 @@ def test_a_layer_and_its_gradient_equal_the_reference(init, packing, window):
         def loss(kernel, params, x):
             layer = nnx.merge(graph, params)
             layer.backend = kernel
-            y_BTD, _ = layer(x, make_context(packing))
+            y_BTD, _ = layer(x, make_layer_inputs(packing))
             return jnp.square(y_BTD).sum(), y_BTD
 
         take = jax.jit(jax.grad(loss, (1, 2), has_aux=True), static_argnums=0)
@@ -105,7 +109,7 @@ class Unmasked(AttentionMask):
 
 @pytest.mark.parametrize("window", [None, 2])
 def test_rows_of_one_document_need_no_dense_mask(window):
-    inputs, here = make_qkv(K=2), make_context("whole").tokens
+    inputs, here = make_qkv(K=2), make_layer_inputs("whole").tokens
     got = XLAAttention()(*inputs, Unmasked(here, here, window, single_document=True))
     want = ReferenceAttention()(
         *inputs, AttentionMask(here, here, window, single_document=True)
@@ -117,12 +121,12 @@ def test_rows_of_one_document_need_no_dense_mask(window):
 
 def test_rows_are_single_documents_only_without_segments():
     assert (
-        make_context("whole").single_document
-        and not make_context("packed").single_document
+        make_layer_inputs("whole").single_document
+        and not make_layer_inputs("packed").single_document
     )
 
 
-BEYOND = {
+FEATURES = {
     "logit_cap": dict(logit_cap=30.0),
     "sink": dict(sink=AttentionSink),
     "dropout": dict(dropout=0.1),
@@ -136,17 +140,19 @@ BEYOND = {
     [XLAAttention(), CuDNNAttention(), RingAttention(), SplashAttention()],
     ids=repr,
 )
-@pytest.mark.parametrize("beyond", BEYOND)
-def test_unsupported_features_are_refused_by_name(init, kernel, beyond):
+@pytest.mark.parametrize("feature", FEATURES)
+def test_unsupported_features_are_refused_by_name(init, kernel, feature):
     make = partial(Attention, D, init, heads=N, kv_heads=2, head_dim=H)
-    name, parameter = type(kernel).__name__, beyond.split()[0]
-    said = rf"{name} does not support Attention\.{parameter}: .*@ReferenceAttention\(\)"
-    make(**BEYOND[beyond])
+    name, parameter = type(kernel).__name__, feature.split()[0]
+    options = (
+        rf"{name} does not support Attention\.{parameter}: .*@ReferenceAttention\(\)"
+    )
+    make(**FEATURES[feature])
     if parameter in kernel.supports:
-        assert make(backend=kernel, **BEYOND[beyond]).backend == kernel
+        assert make(backend=kernel, **FEATURES[feature]).backend == kernel
         return
-    with pytest.raises(ValueError, match=said):
-        make(backend=kernel, **BEYOND[beyond])
+    with pytest.raises(ValueError, match=options):
+        make(backend=kernel, **FEATURES[feature])
 
 
 @pytest.mark.parametrize("width", [12, 264])
@@ -160,26 +166,26 @@ def test_cudnn_refuses_unsupported_head_dims(init, width):
 def test_cudnn_refuses_other_platforms():
     inputs = make_qkv(K=2, dtype="bfloat16")
     with pytest.raises(ValueError, match="runs on gpu, and this program is for cpu"):
-        CuDNNAttention()(*inputs, seen_whole())
+        CuDNNAttention()(*inputs, make_full_mask())
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine that says it has a GPU, and what cuDNN was asked for, done by XLA."""
-    asked, real = [], jax.nn.dot_product_attention
+    calls, real = [], jax.nn.dot_product_attention
 
     def recorded(*inputs, **how):
-        asked.append(how)
+        calls.append(how)
         return real(*inputs, **how | dict(implementation="xla"))
 
     monkeypatch.setattr(partitioning, "platform", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
     kernels._warn_about_mask.cache_clear()
-    return asked
+    return calls
 
 
 def test_cudnn_refuses_float32(gpu):
-    seen = seen_whole()
+    seen = make_full_mask()
     with pytest.raises(
         ValueError, match=r"computes in bfloat16 or float16, not float32"
     ):
@@ -191,7 +197,7 @@ def test_cudnn_refuses_a_sharded_sequence(gpu):
     mesh = Mesh(context=2).build(jax.devices()[:2], RULES)
     inputs = make_qkv(K=2, dtype="bfloat16")
     split = partitioning.with_partitioning(
-        mesh, RULES, partial(CuDNNAttention(), mask=seen_whole())
+        mesh, RULES, partial(CuDNNAttention(), mask=make_full_mask())
     )
     with pytest.raises(
         ValueError, match=r"over \('context',\): change .*@RingAttention\(\)"
@@ -202,12 +208,14 @@ def test_cudnn_refuses_a_sharded_sequence(gpu):
 
 def test_cudnn_gets_a_dense_mask_only_for_packed_rows(gpu, caplog):
     inputs = make_qkv(K=2, dtype="bfloat16")
-    CuDNNAttention()(*inputs, seen_whole(window=3))
+    CuDNNAttention()(*inputs, make_full_mask(window=3))
     assert not caplog.records
     for _ in range(2):
-        CuDNNAttention()(*inputs, replace(seen_whole(window=3), single_document=False))
-    (said,) = caplog.messages
-    assert "dense mask of 0.0 MB" in said
+        CuDNNAttention()(
+            *inputs, replace(make_full_mask(window=3), single_document=False)
+        )
+    (options,) = caplog.messages
+    assert "dense mask of 0.0 MB" in options
     whole, packed, _ = gpu
     assert whole["implementation"] == packed["implementation"] == "cudnn"
     assert whole["local_window_size"] == (2, 0) and "mask" not in whole

@@ -32,17 +32,17 @@ CASES = {
 PLAIN = [case for case, how in CASES.items() if not {"cap", "sink"} & set(how)]
 FINE, COARSE = RingAttention(block=5), RingAttention(block=64)
 # The case, the kernel, the length, the dtype it computes in, and how exact it is there.
-BY_DAY = [(case, FINE, 24, "float64", 1e-9) for case in CASES]
-BY_DAY += [("all of it", RingAttention(block=8), 24, "float32", 1e-5)]
-BY_DAY += [("all of it", SplashAttention(block=128), 160, "float32", 1e-5)]
-BY_DAY += [("window, packed", XLAAttention(), 24, "float32", 1e-5)]
-BY_NIGHT = [(case, COARSE, 23, "float64", 1e-9) for case in CASES]
-BY_NIGHT += [(case, XLAAttention(), 24, "float32", 1e-5) for case in PLAIN]
-BY_NIGHT += [(case, SplashAttention(block=256), 300, "float32", 1e-5) for case in CASES]
-TABLE = [pytest.param(*row, id=f"{row[0]}-{row[1]}") for row in BY_DAY]
-TABLE += [
+FAST = [(case, FINE, 24, "float64", 1e-9) for case in CASES]
+FAST += [("all of it", RingAttention(block=8), 24, "float32", 1e-5)]
+FAST += [("all of it", SplashAttention(block=128), 160, "float32", 1e-5)]
+FAST += [("window, packed", XLAAttention(), 24, "float32", 1e-5)]
+NIGHTLY = [(case, COARSE, 23, "float64", 1e-9) for case in CASES]
+NIGHTLY += [(case, XLAAttention(), 24, "float32", 1e-5) for case in PLAIN]
+NIGHTLY += [(case, SplashAttention(block=256), 300, "float32", 1e-5) for case in CASES]
+COUNTS = [pytest.param(*row, id=f"{row[0]}-{row[1]}") for row in FAST]
+COUNTS += [
     pytest.param(*row, id=f"{row[0]}-{row[1]}", marks=pytest.mark.nightly)
-    for row in BY_NIGHT
+    for row in NIGHTLY
 ]
 
 
@@ -79,7 +79,7 @@ def inputs(length, dtype, K, sink):
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
-def answered(kernel, seen, inputs, **how):
+def run_with_gradients(kernel, seen, inputs, **how):
     """The answers to tokens, and the gradient of a sum of them by each input."""
     live = seen.query.unpadded[..., None, None]
 
@@ -91,20 +91,20 @@ def answered(kernel, seen, inputs, **how):
     return jax.jit(jax.grad(total, has_aux=True))(inputs)
 
 
-@pytest.mark.parametrize(("case", "kernel", "length", "dtype", "atol"), TABLE)
+@pytest.mark.parametrize(("case", "kernel", "length", "dtype", "atol"), COUNTS)
 def test_outputs_and_gradients_equal_the_reference(
     tpu, case, kernel, length, dtype, atol
 ):
-    said = dict(packed=False, window=None, K=2, sink=False) | CASES[case]
-    how = {name: said[name] for name in ("cap", "scale") if name in said}
+    options = dict(packed=False, window=None, K=2, sink=False) | CASES[case]
+    how = {name: options[name] for name in ("cap", "scale") if name in options}
     with jax.enable_x64(dtype == "float64"):
-        given = inputs(length, dtype, said["K"], said["sink"])
-        here = place(length, said["packed"])
+        arrays = inputs(length, dtype, options["K"], options["sink"])
+        info = place(length, options["packed"])
         seen = AttentionMask(
-            here, here, said["window"], single_document=not said["packed"]
+            info, info, options["window"], single_document=not options["packed"]
         )
         got, want = (
-            answered(each, seen, given, **how)
+            run_with_gradients(each, seen, arrays, **how)
             for each in (kernel, ReferenceAttention())
         )
     got, want = jax.device_get((got, want))
@@ -139,16 +139,16 @@ def test_a_cache_may_have_its_tokens_in_any_order(kernel, caplog):
 
 
 def test_splash_refuses_other_platforms_and_float64(tpu, monkeypatch):
-    here = place(24, packed=False)
+    info = place(24, packed=False)
     with jax.enable_x64(True):
         q, k, v = inputs(24, "float64", 2, False)
     with pytest.raises(ValueError, match="not float64: change"):
-        SplashAttention()(q, k, v, AttentionMask(here, here))
+        SplashAttention()(q, k, v, AttentionMask(info, info))
     monkeypatch.setattr(partitioning, "platform", lambda: "gpu")
     with pytest.raises(
         ValueError, match=r"this program is for gpu: change .*@RingAttention\(\)"
     ):
-        SplashAttention()(q, k, v, AttentionMask(here, here))
+        SplashAttention()(q, k, v, AttentionMask(info, info))
 
 
 @pytest.mark.parametrize(

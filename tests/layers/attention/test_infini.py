@@ -28,7 +28,7 @@ def exact():
 def make():
     init = Init(nnx.Rngs(0), FanIn(), depth=2, dtype="float64")
     heads = dict(heads=N, kv_heads=K, head_dim=H)
-    return lambda kind=InfiniAttention, **said: kind(D, init, **heads, **said)
+    return lambda kind=InfiniAttention, **options: kind(D, init, **heads, **options)
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,13 @@ def run(layer, x, documents=DOCUMENTS, positions=None):
     positions = (
         mask.positions_from_segments(segments) if positions is None else positions
     )
-    context = AttentionInputs(mask.describe_tokens(positions, segments), x.shape[1])
-    return jax.jit(lambda layer, x: layer(x, context)[0])(layer, x)
+    layer_inputs = AttentionInputs(
+        mask.describe_tokens(positions, segments), x.shape[1]
+    )
+    return jax.jit(lambda layer, x: layer(x, layer_inputs)[0])(layer, x)
 
 
-def like(layer, other):
+def with_params_of(layer, other):
     """`layer_kind` with the parameters of `other` that it has."""
     for name in ("q", "k", "v", "out"):
         setattr(layer, name, getattr(other, name))
@@ -94,14 +96,14 @@ def test_agrees_with_the_papers_recurrence_over_segments_of_each_document(make, 
 
 def test_one_segment_equals_plain_attention(make, x):
     layer = make(segment_length=T)
-    plain = like(make(Attention), layer)
+    plain = with_params_of(make(Attention), layer)
     np.testing.assert_array_equal(run(layer, x), run(plain, x))
 
 
 def test_a_closed_gate_leaves_attention_within_segments_only(make, x):
     """What is packed as a document for each segment; RoPE knows distances only."""
     layer = make(segment_length=SEGMENT, gate=-1e9)
-    plain = like(make(Attention), layer)
+    plain = with_params_of(make(Attention), layer)
     one = np.tile(np.arange(T) // SEGMENT + 1, (B, 1))
     got = run(layer, x, np.ones((B, T), int))
     np.testing.assert_allclose(got, run(plain, x, one), atol=1e-12)

@@ -27,15 +27,15 @@ def x():
         yield jax.random.normal(jax.random.key(1), (B, T, D), "float64")
 
 
-def made(**said):
-    return MAKE(D, Init(nnx.Rngs(0), FanIn(), depth=2, dtype="float64"), **said)
+def make_layer(**options):
+    return MAKE(D, Init(nnx.Rngs(0), FanIn(), depth=2, dtype="float64"), **options)
 
 
-def context():
+def layer_inputs():
     return make_inputs(jnp.zeros((B, T), "int32"), None, None, None)
 
 
-def normed(x):
+def normalize(x):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
 
 
@@ -47,15 +47,15 @@ def turned(x, position):
 
 @RANKS
 def test_agrees_with_one_query_at_a_time(x, rank):
-    layer = made(q_rank=rank)
+    layer = make_layer(q_rank=rank)
     w = {
         ".".join(map(str, path)): np.asarray(value[...])
         for path, value in nnx.to_flat_state(nnx.state(layer, nnx.Param))
     }
     x = np.asarray(x)
-    c = normed((x @ w["down.w"])[..., :R])
+    c = normalize((x @ w["down.w"])[..., :R])
     turning = (x @ w["down.w"])[..., R:]
-    q_in = x if rank is None else normed(x @ w["query.down.w"])
+    q_in = x if rank is None else normalize(x @ w["query.down.w"])
     up_q = w["query.w"] if rank is None else w["query.up.w"]
     want = np.zeros((B, T, D))
     for b, t, n in np.ndindex(B, T, N):
@@ -68,26 +68,26 @@ def test_agrees_with_one_query_at_a_time(x, rank):
             values.append(k[H:])
         share = np.exp(np.array(logits) - max(logits))
         want[b, t] += share / share.sum() @ np.array(values) @ w["out.w"][n]
-    got = jax.jit(lambda layer, x: layer(x, context())[0])(layer, x)
+    got = jax.jit(lambda layer, x: layer(x, layer_inputs())[0])(layer, x)
     np.testing.assert_allclose(got, want, atol=1e-12)
 
 
 def test_without_rotation_it_equals_multi_head_attention_to_expanded_latents(x):
     """Queries whose turning part is zero see keys without position."""
-    layer = made(scale=H**-0.5)
+    layer = make_layer(scale=H**-0.5)
     assert isinstance(layer.query, Einsum)
     layer.query.w.set_value(layer.query.w[...].at[:, :, H:].set(0.0))
     latent_BTR = (x @ layer.down.w[...])[..., :R]
     made_BTNH = layer.up(rms_norm(latent_BTR, jnp.ones(R), 1e-6))
     q_BTNH = layer.query(x)[..., :H]
-    here = context().tokens
+    here = layer_inputs().tokens
     k_BTNH, v_BTNJ = made_BTNH[..., :H], made_BTNH[..., H:]
     want = layer.out(attend(q_BTNH, k_BTNH, v_BTNJ, make_attention_mask(here, here)))
-    np.testing.assert_allclose(layer(x, context())[0], want, atol=1e-12)
+    np.testing.assert_allclose(layer(x, layer_inputs())[0], want, atol=1e-12)
 
 
 def test_the_cache_has_a_latent_and_one_rotated_key_per_token(x):
-    assert made().init_cache(3, 9, jnp.dtype("float32")).shape == (3, 9, R + P)
+    assert make_layer().init_cache(3, 9, jnp.dtype("float32")).shape == (3, 9, R + P)
 
 
 def test_an_odd_rope_dim_is_refused(init):

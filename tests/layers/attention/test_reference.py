@@ -36,19 +36,19 @@ def make_inputs(K, seed=0, dtype="float32"):
 @pytest.mark.parametrize("cap", CAPS)
 @pytest.mark.parametrize("sink", [None, np.array([-1.0, 0.0, 0.5, 2.0])], ids=str)
 @pytest.mark.parametrize("scale", [None, 0.7])
-def test_agrees_with_one_query_at_a_time(K, cap, sink, scale, slowly):
+def test_agrees_with_one_query_at_a_time(K, cap, sink, scale, slow_attention):
     with jax.enable_x64(True):
         inputs = make_inputs(K, dtype="float64")
-        want = slowly(*inputs, logit_cap=cap, sink=sink, scale=scale)
+        want = slow_attention(*inputs, logit_cap=cap, sink=sink, scale=scale)
         logits = None if sink is None else jnp.asarray(sink)
         got = attend(*inputs, modify_logits=CAPS[cap], sink=logits, scale=scale)
         np.testing.assert_allclose(got, want, atol=1e-12)
 
 
-def test_values_may_have_another_size_than_keys(slowly):
+def test_values_may_have_another_size_than_keys(slow_attention):
     q, k, v, mask = make_inputs(K=2)
     got = attend(q, k, v[..., :3], mask)
-    np.testing.assert_allclose(got, slowly(q, k, v[..., :3], mask), atol=1e-5)
+    np.testing.assert_allclose(got, slow_attention(q, k, v[..., :3], mask), atol=1e-5)
 
 
 def test_a_query_that_sees_only_the_sink_is_zero():

@@ -22,7 +22,7 @@ CASES = [
     (Mesh(data=1, context=8), 64, dict(window=9, **ALL)),
     (Mesh(data=2, context=2, tensor=2), 24, ALL),
 ]
-AT_NIGHT = [
+NIGHTLY = [
     (Mesh(data=1, context=4), 24, dict(packed=True)),
     (Mesh(data=1, context=4), 24, dict(window=1)),
     (Mesh(data=1, context=3), 30, ALL),
@@ -32,28 +32,30 @@ AT_NIGHT = [
 ]
 
 
-def on(mesh, kernel, length, window=None, logit_cap=None, packed=False, sink=False):
+def make_program(
+    mesh, kernel, length, window=None, logit_cap=None, packed=False, sink=False
+):
     """Answers and gradients as a program of that mesh, and what it takes."""
     rng = np.random.default_rng(0)
     shapes = [(B, length, heads, H) for heads in (N, K, K)] + [(N,)] * sink
-    given = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+    arrays = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
     segments = np.ones((B, length), "int32")
     if packed:
         segments[0, length // 3 :] = 2
         segments[1, -3:] = 0
 
-    def total(given, segments):
-        q, k, v = (partitioning.constrain(x, "BTNH") for x in given[:3])
-        here = mask.describe_tokens(mask.positions_from_segments(segments), segments)
-        seen = AttentionMask(here, here, window)
-        y = kernel(q, k, v, seen, logit_cap=logit_cap, sink=given[3] if sink else None)
+    def total(arrays, segments):
+        q, k, v = (partitioning.constrain(x, "BTNH") for x in arrays[:3])
+        info = mask.describe_tokens(mask.positions_from_segments(segments), segments)
+        seen = AttentionMask(info, info, window)
+        y = kernel(q, k, v, seen, logit_cap=logit_cap, sink=arrays[3] if sink else None)
         return (jnp.sin(y) @ jnp.arange(1.0, H + 1)).sum(), y
 
     program = jax.grad(total, has_aux=True)
     places = mesh.build(jax.devices(), RULES)
     return (
         jax.jit(partitioning.with_partitioning(places, RULES, program)),
-        given,
+        arrays,
         segments,
     )
 
@@ -69,13 +71,13 @@ def listed(cases, marks=()):
 
 @pytest.mark.parametrize(
     ("mesh", "length", "how"),
-    [*listed(CASES), *listed(AT_NIGHT, pytest.mark.nightly)],
+    [*listed(CASES), *listed(NIGHTLY, pytest.mark.nightly)],
 )
 def test_a_sharded_row_equals_an_unsharded_one(mesh, length, how):
     with jax.enable_x64(True):
-        program, *given = on(mesh, RingAttention(block=2), length, **how)
-        whole, *_ = on(Mesh(data=1), ReferenceAttention(), length, **how)
-        got, want = (jax.device_get(fn(*given)) for fn in (program, whole))
+        program, *arrays = make_program(mesh, RingAttention(block=2), length, **how)
+        whole, *_ = make_program(Mesh(data=1), ReferenceAttention(), length, **how)
+        got, want = (jax.device_get(fn(*arrays)) for fn in (program, whole))
     chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-9)
 
 
@@ -92,14 +94,14 @@ def equations(jaxpr, times=1):
                 yield from equations(part, inner)
 
 
-def sent(window):
+def count_sent(window):
     """Numbers of keys and values that a device sends in the forward pass."""
     mesh = Mesh(data=1, context=8).build(jax.devices(), RULES)
 
     def attend(q, k, v):
         segments = jnp.ones(q.shape[:2], "int32")
-        here = mask.describe_tokens(segments, segments)
-        return RingAttention(block=8)(q, k, v, AttentionMask(here, here, window))
+        info = mask.describe_tokens(segments, segments)
+        return RingAttention(block=8)(q, k, v, AttentionMask(info, info, window))
 
     q, k, v = (
         jax.ShapeDtypeStruct((B, 128, heads, H), "float32") for heads in (N, K, K)
@@ -119,15 +121,21 @@ def test_keys_beyond_a_window_are_not_sent(monkeypatch):
         partitioning, "platform", lambda: "tpu"
     )  # which sends them as blocks
     each = 2 * B * (128 // 8) * K * H  # keys and values that a device has
-    assert [sent(window) / each for window in (None, 1, 17, 18, 34)] == [7, 0, 1, 2, 3]
+    assert [count_sent(window) / each for window in (None, 1, 17, 18, 34)] == [
+        7,
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_keys_are_permuted_and_never_gathered():
     mesh, how = Mesh(data=1, context=4), dict(packed=True)
     ring, by_xla = (
-        f"{program.lower(*given).compile().as_text()}"
-        for program, *given in (
-            on(mesh, kernel, 32, **how)
+        f"{program.lower(*arrays).compile().as_text()}"
+        for program, *arrays in (
+            make_program(mesh, kernel, 32, **how)
             for kernel in (RingAttention(block=4), ReferenceAttention())
         )
     )
@@ -139,8 +147,8 @@ def test_keys_are_permuted_and_never_gathered():
 @pytest.mark.parametrize("mesh", [Mesh(data=1), Mesh(data=1, context=2)], ids=repr)
 def test_no_array_grows_with_the_square_of_the_length(mesh):
     def largest(length):
-        program, *given = on(mesh, RingAttention(block=4), length)
-        found = equations(program.trace(*given).jaxpr.jaxpr)
+        program, *arrays = make_program(mesh, RingAttention(block=4), length)
+        found = equations(program.trace(*arrays).jaxpr.jaxpr)
         return max(x.aval.size for eqn, _ in found for x in eqn.outvars)
 
     assert largest(256) == 2 * largest(128)

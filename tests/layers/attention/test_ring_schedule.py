@@ -35,8 +35,8 @@ def test_every_visible_pair_is_computed_once(length, devices, block, window):
     ):
         queries = tokens(course, device)
         keys = tokens(course, (device - at) % devices)
-        for query, key, live in step[device]:
-            met[np.ix_(queries[query], keys[key])] += live
+        for query, key, unpadded in step[device]:
+            met[np.ix_(queries[query], keys[key])] += unpadded
     t, s = np.indices(met.shape)
     seen = (t >= s) & (t - s < (window or length))
     np.testing.assert_array_equal(met[seen], 1)
@@ -46,11 +46,11 @@ def test_every_visible_pair_is_computed_once(length, devices, block, window):
 @pytest.mark.parametrize(("length", "devices", "block"), [(64, 2, 4), (64, 8, 2)])
 def test_causal_work_is_balanced_over_devices_at_every_step(length, devices, block):
     steps = choose_schedule(length, devices, block, None).steps
-    live = np.stack([step[..., 2].sum(axis=1) for step in steps])
+    unpadded = np.stack([step[..., 2].sum(axis=1) for step in steps])
     assert len(steps) == devices
-    np.testing.assert_array_equal(live, live[:, :1].repeat(devices, axis=1))
+    np.testing.assert_array_equal(unpadded, unpadded[:, :1].repeat(devices, axis=1))
     blocks = length // block  # and no more than a triangle of blocks has
-    assert live.sum() == blocks * (blocks + 1) // 2
+    assert unpadded.sum() == blocks * (blocks + 1) // 2
 
 
 def test_a_window_limits_the_number_of_steps():

@@ -14,13 +14,15 @@ from lmx.layers.moe.all_to_all import (
     dispatch,
 )
 
-W, ROWS, MOST, D = 4, 6, 5, 3
-WAY = AllToAllPlan(("expert",), ROWS, MOST)
-TABLE = np.array([[1, 0, 5, 0], [2, 2, 1, 1], [0, 5, 0, 1], [3, 0, 3, 0]], "int32")
+W, ROWS, CAPACITY, D = 4, 6, 5, 3
+PLAN = AllToAllPlan(("expert",), ROWS, CAPACITY)
+COUNTS = np.array([[1, 0, 5, 0], [2, 2, 1, 1], [0, 5, 0, 1], [3, 0, 3, 0]], "int32")
 X = np.random.default_rng(0).normal(size=(W, ROWS, D)).astype("float32")
 
 
-def by_the_book(operand, output, begins, sizes, there, coming, *, axis_name):
+def reference_ragged_all_to_all(
+    operand, output, begins, sizes, there, coming, *, axis_name
+):
     """`jax.lax.ragged_all_to_all` as its documentation has it, which XLA:CPU lacks."""
     me, place = jax.lax.axis_index(axis_name), jnp.arange(len(output))
     operands, begins, sizes, there = (
@@ -35,57 +37,59 @@ def by_the_book(operand, output, begins, sizes, there, coming, *, axis_name):
 
 @pytest.fixture(params=[PaddedAllToAll(), RaggedAllToAll()], ids=str)
 def exchange(request, monkeypatch):
-    monkeypatch.setattr(jax.lax, "ragged_all_to_all", by_the_book)
+    monkeypatch.setattr(jax.lax, "ragged_all_to_all", reference_ragged_all_to_all)
     return request.param
 
 
-def on_devices(fn, *given):
+def run_on_devices(fn, *arrays):
     """What each device gets."""
     mesh = jax.make_mesh(
-        (W,), WAY.axes, axis_types=(AxisType.Auto,), devices=jax.devices()[:W]
+        (W,), PLAN.axes, axis_types=(AxisType.Auto,), devices=jax.devices()[:W]
     )
-    split = PartitionSpec(*WAY.axes)
+    split = PartitionSpec(*PLAN.axes)
 
-    def own(*given):
-        return jax.tree.map(lambda x: x[None], fn(*(x[0] for x in given)))
+    def own(*arrays):
+        return jax.tree.map(lambda x: x[None], fn(*(x[0] for x in arrays)))
 
     call = jax.shard_map(
-        own, mesh=mesh, in_specs=(split,) * len(given), out_specs=split
+        own, mesh=mesh, in_specs=(split,) * len(arrays), out_specs=split
     )
-    return jax.jit(call)(*given)
+    return jax.jit(call)(*arrays)
 
 
-def moved(rows):
+def count_moved(rows):
     """What each device gets of what others have: row by row."""
-    got = np.zeros((W, W * MOST, D), rows.dtype)
+    got = np.zeros((W, W * CAPACITY, D), rows.dtype)
     for one in range(W):
         begin = 0
         for other in range(W):
-            for place in range(TABLE[one, other]):
-                got[other, one * MOST + place] = rows[one, begin + place]
-            begin += TABLE[one, other]
+            for place in range(COUNTS[one, other]):
+                got[other, one * CAPACITY + place] = rows[one, begin + place]
+            begin += COUNTS[one, other]
     return got
 
 
 def test_rows_are_sent_to_their_devices_and_back(exchange):
-    def there_and_back(x):
-        got = dispatch(exchange, x, jnp.asarray(TABLE), WAY)
-        return got, combine(exchange, 2 * got, jnp.asarray(TABLE), WAY)
+    def round_trip(x):
+        got = dispatch(exchange, x, jnp.asarray(COUNTS), PLAN)
+        return got, combine(exchange, 2 * got, jnp.asarray(COUNTS), PLAN)
 
-    got, back = on_devices(there_and_back, X)
-    np.testing.assert_array_equal(got, moved(X))
+    got, back = run_on_devices(round_trip, X)
+    np.testing.assert_array_equal(got, count_moved(X))
     np.testing.assert_array_equal(back, 2 * X)
 
 
 def test_gradients_are_sent_back(exchange):
-    grads = np.random.default_rng(1).normal(size=(W, W * MOST, D)).astype("float32")
+    grads = np.random.default_rng(1).normal(size=(W, W * CAPACITY, D)).astype("float32")
 
     def gradients(x, grad):
-        table = jnp.asarray(TABLE)
-        got, back = jax.vjp(lambda x: dispatch(exchange, x, table, WAY), x)
-        _, forth = jax.vjp(lambda y: combine(exchange, y, table, WAY), got)
+        table = jnp.asarray(COUNTS)
+        got, back = jax.vjp(lambda x: dispatch(exchange, x, table, PLAN), x)
+        _, forth = jax.vjp(lambda y: combine(exchange, y, table, PLAN), got)
         return back(grad)[0], forth(x)[0]
 
-    back, forth = on_devices(gradients, X, grads)
-    np.testing.assert_allclose((back * X).sum(), (grads * moved(X)).sum(), rtol=1e-5)
-    np.testing.assert_array_equal(forth, moved(X))
+    back, forth = run_on_devices(gradients, X, grads)
+    np.testing.assert_allclose(
+        (back * X).sum(), (grads * count_moved(X)).sum(), rtol=1e-5
+    )
+    np.testing.assert_array_equal(forth, count_moved(X))

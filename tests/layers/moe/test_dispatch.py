@@ -39,7 +39,7 @@ KINDS = {
     ),
 }
 EXACT = {"float32": 1e-5, "float64": 1e-10}
-BY_DAY = [
+FAST = [
     ("expert=8", "top 2", "float64"),
     ("fsdp=2 x expert=2 x tensor=2", "clamped", "float64"),
     ("data=2 x expert=2 x context=2", "sigmoid and shared", "float32"),
@@ -47,14 +47,14 @@ BY_DAY = [
 MESHES = """data=8|fsdp=8|expert=2|expert=4|expert=8|data=2 x expert=4|fsdp=2 x expert=4
 expert=4 x tensor=2|expert=4 x context=2|data=2 x expert=2 x tensor=2
 fsdp=2 x expert=2 x tensor=2|data=2 x expert=2 x context=2""".replace("\n", "|")
-CASES = BY_DAY + [
+CASES = FAST + [
     pytest.param(*case, marks=pytest.mark.nightly)
     for case in itertools.product(MESHES.split("|"), KINDS, EXACT)
-    if case not in BY_DAY
+    if case not in FAST
 ]
 
 
-def dispatched(layer, x):
+def run_dispatch(layer, x):
     return layer(x, jnp.asarray(SEGMENTS))
 
 
@@ -82,7 +82,7 @@ def weights(layer):
     return {n: getattr(layer, n)[...] for n in names if hasattr(layer, n)}
 
 
-def made(kind, dtype):
+def make_layer(kind, dtype):
     """A layer whose offsets are not all alike, as parts."""
     layer = KINDS[kind](
         D, Init(nnx.Rngs(0), FanIn(), depth=2, dtype=dtype), experts=E, hidden=F
@@ -99,7 +99,7 @@ def made(kind, dtype):
 @functools.cache
 def compiled(take, kind, dtype, sizes="data=1"):
     """A program of the answers, auxiliary losses and gradients, and what it takes."""
-    graph, params = made(kind, dtype)
+    graph, params = make_layer(kind, dtype)
 
     def run(params, x):
         y_BTD, aux = take(nnx.merge(graph, params), x)
@@ -113,18 +113,18 @@ def compiled(take, kind, dtype, sizes="data=1"):
     params = jax.device_put(params, shardings(params, mesh, RULES))
     assert len(params["gate"][...].sharding.device_set) == math.prod(axes.values())
     rows = NamedSharding(mesh, spec(("batch", "length", "embed"), X.shape, mesh, RULES))
-    given = params, jax.device_put(X.astype(dtype), rows)
+    arrays = params, jax.device_put(X.astype(dtype), rows)
     return jax.jit(partitioning.with_partitioning(mesh, RULES, grad)).lower(
-        *given
-    ).compile(), given
+        *arrays
+    ).compile(), arrays
 
 
-def found(take, kind, dtype, *sizes):
-    program, given = compiled(take, kind, dtype, *sizes)
-    return jax.device_get(program(*given))
+def got(take, kind, dtype, *sizes):
+    program, arrays = compiled(take, kind, dtype, *sizes)
+    return jax.device_get(program(*arrays))
 
 
-def close(some, others, dtype):
+def assert_close(some, others, dtype):
     """Each array as close as its largest number allows."""
     for one, other in zip(jax.tree.leaves(some), jax.tree.leaves(others), strict=True):
         limit = EXACT[dtype] * max(np.abs(other).max(), 1e-3)
@@ -136,43 +136,47 @@ def close(some, others, dtype):
 @pytest.mark.parametrize("dtype", EXACT)
 def test_dropless_equals_all_experts_evaluated_and_masked(kind, dtype):
     with jax.enable_x64(dtype == "float64"):
-        close(found(dispatched, kind, dtype), found(dense, kind, dtype), dtype)
+        assert_close(got(run_dispatch, kind, dtype), got(dense, kind, dtype), dtype)
 
 
 @pytest.mark.parametrize(("sizes", "kind", "dtype"), CASES)
 def test_dropless_equals_all_experts_on_any_mesh(sizes, kind, dtype):
     with jax.enable_x64(dtype == "float64"):
-        close(found(dispatched, kind, dtype, sizes), found(dense, kind, dtype), dtype)
+        assert_close(
+            got(run_dispatch, kind, dtype, sizes), got(dense, kind, dtype), dtype
+        )
 
 
-def moved(program, how):
+def count_moved(program, how):
     """How many numbers each such collective of a program hands a device."""
-    found = re.findall(rf"= (.*) {how}\(", program.as_text())
+    got = re.findall(rf"= (.*) {how}\(", program.as_text())
     return [
         sum(math.prod(map(int, re.findall(r"\d+", size))) for size in sizes)
-        for sizes in (re.findall(r"\w+\[([\d,]+)\]", shapes) for shapes in found)
+        for sizes in (re.findall(r"\w+\[([\d,]+)\]", shapes) for shapes in got)
     ]
 
 
 def test_tokens_are_sent_only_to_the_devices_of_their_experts():
     with jax.enable_x64(True):
-        program, _ = compiled(dispatched, "top 2", "float64", "expert=8")
+        program, _ = compiled(run_dispatch, "top 2", "float64", "expert=8")
     room = 8 * T * D  # for the row of every device, which may choose the same expert
-    assert moved(program, "all-to-all") == [room] * 4  # forth, back, and gradients
+    assert (
+        count_moved(program, "all-to-all") == [room] * 4
+    )  # forth, back, and gradients
     router, counts = D * E, 8 * E
-    assert sorted(moved(program, "all-gather")) == [router, counts]
+    assert sorted(count_moved(program, "all-gather")) == [router, counts]
 
 
 @pytest.mark.nightly
 def test_tokens_are_not_sent_without_expert_parallelism():
     with jax.enable_x64(True):
-        program, _ = compiled(dispatched, "top 2", "float64", "data=8")
-    assert not moved(program, "all-to-all")
-    assert not moved(program, "all-gather")
+        program, _ = compiled(run_dispatch, "top 2", "float64", "data=8")
+    assert not count_moved(program, "all-to-all")
+    assert not count_moved(program, "all-gather")
 
 
 @pytest.mark.parametrize(
-    ("rules", "said"),
+    ("rules", "options"),
     [
         (
             dict(batch=("data",)),
@@ -182,12 +186,14 @@ def test_tokens_are_not_sent_without_expert_parallelism():
         (dict(embed=("tensor",)), "weights cannot be sharded over ('tensor',) along"),
     ],
 )
-def test_unsupported_sharding_rules_are_refused(rules, said):
+def test_unsupported_sharding_rules_are_refused(rules, options):
     mesh = Mesh(data=2, expert=2, tensor=2).build(jax.devices(), RULES)
     rules = dict(RULES) | rules
-    graph, params = made("top 2", "float32")
+    graph, params = make_layer("top 2", "float32")
     run = partitioning.with_partitioning(
-        mesh, rules, lambda params: dispatched(nnx.merge(graph, params), jnp.asarray(X))
+        mesh,
+        rules,
+        lambda params: run_dispatch(nnx.merge(graph, params), jnp.asarray(X)),
     )
-    with pytest.raises(ConfigError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=re.escape(options)):
         jax.eval_shape(run, params)

@@ -56,8 +56,8 @@ def test_a_grouped_matmul_equals_a_loop_over_groups(product, sizes, width):
         noise.normal(size=size).astype("float32")
         for size in ((M, width), (E, width, F), (M, F))
     )
-    found = product(x, w, jnp.asarray(sizes, "int32"), grad)
-    for one, other in zip(found, loop(x, w, sizes, grad), strict=True):
+    got = product(x, w, jnp.asarray(sizes, "int32"), grad)
+    for one, other in zip(got, loop(x, w, sizes, grad), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-5)
 
 

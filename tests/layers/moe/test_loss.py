@@ -99,14 +99,14 @@ def test_the_losses_of_rows_add_up_exactly(segments):
     """So that microbatches and devices cannot change them."""
     with jax.enable_x64(True):
         logits, probs, experts = make_logits("float64")
-        bias, live = jnp.zeros(E), segments > 0
+        bias, unpadded = jnp.zeros(E), segments > 0
 
         def losses(rows):
             def load(bias):
-                return loss.load_bias_loss(bias, experts[rows], live[rows]).total
+                return loss.load_bias_loss(bias, experts[rows], unpadded[rows]).total
 
             return (
-                loss.router_z_loss(logits[rows], live[rows]),
+                loss.router_z_loss(logits[rows], unpadded[rows]),
                 loss.balance_loss(probs[rows], experts[rows], segments[rows]),
                 jax.grad(load)(bias),
             )

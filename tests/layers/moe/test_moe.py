@@ -90,37 +90,37 @@ def expert(layer, e):
     return partial(swiglu, w)
 
 
-def choices(layer, x, live):
+def choices(layer, x, unpadded):
     """Who answers what, and by how much: (row, position, expert, weight)."""
     if isinstance(layer, ExpertChoice):
-        yield from choices_of_experts(layer, x, live)
+        yield from choices_of_experts(layer, x, unpadded)
         return
-    routing = jax.tree.map(np.asarray, run(layer.router, x, live.astype(int))[0])
+    routing = jax.tree.map(np.asarray, run(layer.router, x, unpadded.astype(int))[0])
     factor = getattr(layer.dispatch, "capacity_factor", None)
     for b in range(B):
-        room = factor and np.ceil(factor * live[b].sum() * layer.router.top_k / E)
+        room = factor and np.ceil(factor * unpadded[b].sum() * layer.router.top_k / E)
         taken = np.zeros(E, int)
         for t in range(T):
             pairs = zip(routing.experts[b, t], routing.weights[b, t], strict=True)
-            for e, weight in pairs if factor is None or live[b, t] else ():
+            for e, weight in pairs if factor is None or unpadded[b, t] else ():
                 taken[e] += 1
                 if factor is None or taken[e] <= room:
                     yield b, t, e, weight
 
 
-def choices_of_experts(layer, x, live):
+def choices_of_experts(layer, x, unpadded):
     score = np.exp(x @ np.asarray(layer.score.w[...]))
     score /= score.sum(axis=-1, keepdims=True)
     for b, e in np.ndindex(B, E):
-        alive = np.flatnonzero(live[b])
+        alive = np.flatnonzero(unpadded[b])
         room = int(np.ceil(len(alive) * layer.active_fraction))
         for t in alive[np.argsort(-score[b, alive, e])[:room]]:
             yield b, t, e, score[b, t, e]
 
 
-def one_token_at_a_time(layer, x, live):
+def one_token_at_a_time(layer, x, unpadded):
     y = np.zeros(x.shape, np.float32)
-    for b, t, e, weight in choices(layer, x, live):
+    for b, t, e, weight in choices(layer, x, unpadded):
         y[b, t] += weight * expert(layer, e)(x[b, t])
     if layer.shared:
         w = {
@@ -235,7 +235,7 @@ def test_only_chosen_experts_have_a_gradient(make, x):
 
 
 @pytest.mark.parametrize(
-    "kind, said",
+    "kind, options",
     [
         (MoE, dict(router=partial(TopKRouter, top_k=1))),
         (MoE, dict(router=partial(SigmoidRouter, top_k=1))),
@@ -249,8 +249,11 @@ def test_only_chosen_experts_have_a_gradient(make, x):
         (ExpertChoice, dict(capacity_factor=1)),
     ],
 )
-def test_one_expert_equals_its_feed_forward_layer(init, x, kind, said):
-    one, plain = kind(D, init, experts=1, hidden=F, **said), SwiGLU(D, init, hidden=F)
+def test_one_expert_equals_its_feed_forward_layer(init, x, kind, options):
+    one, plain = (
+        kind(D, init, experts=1, hidden=F, **options),
+        SwiGLU(D, init, hidden=F),
+    )
     for name in ("gate", "up", "down"):
         getattr(plain, name).w.set_value(getattr(one, name)[0])
     np.testing.assert_allclose(run(one, x)[0], run(plain, x)[0], atol=1e-5)
@@ -262,8 +265,8 @@ def test_full_capacity_drops_nothing(make, x):
     want, aux = run(layer, x, PADDED)
     layer.dispatch = CapacityDispatch(capacity_factor=E / 2)
     got, more = run(layer, x, PADDED)
-    live = np.asarray(PADDED > 0)
-    np.testing.assert_allclose(got[live], want[live], atol=1e-5)
+    unpadded = np.asarray(PADDED > 0)
+    np.testing.assert_allclose(got[unpadded], want[unpadded], atol=1e-5)
     assert more.pop("dropped").value == 0
     chex.assert_trees_all_equal(aux, more)
 

@@ -33,18 +33,18 @@ def x():
     return jax.random.normal(jax.random.key(1), (B, T, D))
 
 
-def best(scores, count):
+def best_indices(scores, count):
     return np.argsort(-scores, kind="stable")[:count]
 
 
 def softmax_of_the_chosen(score, choices):
-    chosen = best(score, choices)
+    chosen = best_indices(score, choices)
     share = np.exp(score[chosen])
     return chosen, share / share.sum()
 
 
 def shares_of_a_softmax_of_all(score, choices):
-    chosen = best(score, choices)
+    chosen = best_indices(score, choices)
     return chosen, (np.exp(score) / np.exp(score).sum())[chosen]
 
 
@@ -52,7 +52,7 @@ def sigmoids_within_groups(score, choices, bias, groups, group_top_k, scale):
     sigmoid = 1 / (1 + np.exp(-score))
     biased = (sigmoid + bias).reshape(groups, -1)
     two_best = np.sort(biased, axis=1)[:, -2:].sum(axis=1)
-    kept = best(two_best, group_top_k)
+    kept = best_indices(two_best, group_top_k)
     left = [
         (g * E // groups + i, biased[g, i]) for g in kept for i in range(E // groups)
     ]
@@ -62,7 +62,7 @@ def sigmoids_within_groups(score, choices, bias, groups, group_top_k, scale):
     return chosen, scale * weights / weights.sum()
 
 
-def agrees(router, x, rule):
+def assert_agrees(router, x, rule):
     """Whether the rule, token by token, is what the router does."""
     routing, _ = run(router, x)
     w, b = np.asarray(router.score.w[...]), getattr(router.score, "b", None)
@@ -76,20 +76,20 @@ def agrees(router, x, rule):
 @pytest.mark.parametrize("choices", [1, 3, E])
 def test_top_k_weights_are_a_softmax_over_the_chosen_experts(init, x, choices):
     router = TopKRouter(D, E, init, top_k=choices)
-    agrees(router, x, partial(softmax_of_the_chosen, choices=choices))
+    assert_agrees(router, x, partial(softmax_of_the_chosen, choices=choices))
 
 
 def test_a_router_may_have_a_score_bias(init, x):
     router = TopKRouter(D, E, init, top_k=2, linear=EinsumBias)
     assert isinstance(router.score, EinsumBias)
     router.score.b.set_value(jnp.linspace(-1.0, 1.0, E))
-    agrees(router, x, partial(softmax_of_the_chosen, choices=2))
+    assert_agrees(router, x, partial(softmax_of_the_chosen, choices=2))
 
 
 @pytest.mark.parametrize("choices", [1, 3, E])
 def test_softmax_weights_are_probabilities_over_all_experts(init, x, choices):
     router = SoftmaxRouter(D, E, init, top_k=choices)
-    agrees(router, x, partial(shares_of_a_softmax_of_all, choices=choices))
+    assert_agrees(router, x, partial(shares_of_a_softmax_of_all, choices=choices))
 
 
 def test_a_normalized_softmax_router_equals_top_k(init, x):
@@ -103,8 +103,8 @@ def test_a_normalized_softmax_router_equals_top_k(init, x):
     np.testing.assert_allclose(some.weights / total, whole.weights, rtol=1e-5)
 
 
-def make_sigmoid(init, **said):
-    router = SigmoidRouter(D, E, init, top_k=2, scale=2.5, **said)
+def make_sigmoid(init, **options):
+    router = SigmoidRouter(D, E, init, top_k=2, scale=2.5, **options)
     bias = np.random.default_rng(0).normal(size=E) / 2
     router.bias.set_value(jnp.asarray(bias, "float32"))
     return router, np.asarray(router.bias[...])
@@ -115,11 +115,11 @@ def test_sigmoid_router_chooses_within_the_best_groups_by_biased_score(
     init, x, groups, group_choices
 ):
     router, bias = make_sigmoid(init, groups=groups, group_top_k=group_choices)
-    said = dict(groups=groups, group_top_k=group_choices)
-    agrees(
+    options = dict(groups=groups, group_top_k=group_choices)
+    assert_agrees(
         router,
         x,
-        partial(sigmoids_within_groups, choices=2, bias=bias, scale=2.5, **said),
+        partial(sigmoids_within_groups, choices=2, bias=bias, scale=2.5, **options),
     )
 
 
@@ -205,13 +205,13 @@ def test_bfloat16_is_scored_in_float32(init, x, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("choices", [0, E + 1])
 def test_top_k_outside_the_number_of_experts_is_refused(init, kind, choices):
-    said = rf"cannot choose {choices} of {E} experts: {kind.__name__}\.top_k"
-    with pytest.raises(ValueError, match=said):
+    options = rf"cannot choose {choices} of {E} experts: {kind.__name__}\.top_k"
+    with pytest.raises(ValueError, match=options):
         kind(D, E, init, top_k=choices)
 
 
 @pytest.mark.parametrize(
-    "said, why",
+    "options, why",
     [
         (dict(groups=3), "8 experts do not form 3 groups"),
         (dict(groups=8), "groups of 2 or more"),
@@ -220,9 +220,9 @@ def test_top_k_outside_the_number_of_experts_is_refused(init, kind, choices):
         (dict(groups=4, group_top_k=1, top_k=3), "cannot choose 3 experts within"),
     ],
 )
-def test_invalid_groups_are_refused(init, said, why):
+def test_invalid_groups_are_refused(init, options, why):
     with pytest.raises(ValueError, match=why):
-        SigmoidRouter(D, E, init, **dict(top_k=2) | said)
+        SigmoidRouter(D, E, init, **dict(top_k=2) | options)
 
 
 def test_a_router_bias_has_its_own_update_rate(init):

@@ -15,9 +15,9 @@ LOGITS = jax.random.normal(jax.random.key(0), (B, K, G, T, T))
 Q = jnp.zeros((B, T, K * G, H))
 
 
-def score(scheme, place: TokenInfo):
+def score(scheme, tokens: TokenInfo):
     return scheme.modify_logits(
-        LOGITS, Q, mask.make_attention_mask(place, place), place, place
+        LOGITS, Q, mask.make_attention_mask(tokens, tokens), tokens, tokens
     )
 
 
@@ -36,23 +36,23 @@ def test_heads_have_different_slopes(heads):
 
 
 def test_agrees_with_a_loop_over_pairs_of_one_document():
-    place = mask.describe_tokens(mask.positions_from_segments(SEGMENTS), SEGMENTS)
+    tokens = mask.describe_tokens(mask.positions_from_segments(SEGMENTS), SEGMENTS)
     want, slope = np.array(LOGITS), np.asarray(alibi_slopes(K * G))
     for b, n, t, s in np.ndindex(B, K * G, T, T):
         if s <= t and SEGMENTS[b, s] == SEGMENTS[b, t]:
             want[b, n // G, n % G, t, s] -= slope[n] * (t - s)
-    np.testing.assert_allclose(score(ALiBi(), place), want, rtol=1e-6)
+    np.testing.assert_allclose(score(ALiBi(), tokens), want, rtol=1e-6)
 
 
 def test_only_distance_matters():
-    place = mask.describe_tokens(mask.positions_from_segments(SEGMENTS), SEGMENTS)
-    far = place._replace(positions=place.positions + 37)
-    np.testing.assert_array_equal(score(ALiBi(), far), score(ALiBi(), place))
+    tokens = mask.describe_tokens(mask.positions_from_segments(SEGMENTS), SEGMENTS)
+    far = tokens._replace(positions=tokens.positions + 37)
+    np.testing.assert_array_equal(score(ALiBi(), far), score(ALiBi(), tokens))
 
 
 def test_a_slope_of_zero_leaves_logits_unchanged():
-    place = mask.describe_tokens(mask.positions_from_segments(SEGMENTS), SEGMENTS)
-    gentle = score(ALiBi(bias_max=1e4), place)
+    tokens = mask.describe_tokens(mask.positions_from_segments(SEGMENTS), SEGMENTS)
+    gentle = score(ALiBi(bias_max=1e4), tokens)
     assert alibi_slopes(4, 1e4).max() == 0.0
     np.testing.assert_array_equal(gentle, LOGITS)
 
