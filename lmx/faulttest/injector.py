@@ -1,10 +1,9 @@
-"""A process that dies when it was told to, and leaves a trace of what it did.
+"""Runs an `lmx` command, records what it does, and kills it at a kill point.
 
-`python -m lmx.faulttest.injector TRACE MOMENT MODULE WORD ...` runs the module as
-`python -m MODULE WORD ...` does. Around the training loop, the save of a state and the
-renaming of files stand watchers, put there by name: what is watched knows nothing of
-it. Each appends a line to TRACE, and at the moment, which is JSON or `nullable`, kills the
-process as the kernel would.
+`python -m lmx.faulttest.injector TRACE KILL_POINT train ...` runs `lmx train ...`.
+It patches the training loop, the checkpoint save and the renaming and removal of files;
+their own code has no hooks for it. Each event is one JSON line of TRACE. KILL_POINT is the
+JSON of a `KillPoint`, or `null`.
 """
 
 import itertools
@@ -14,7 +13,6 @@ import runpy
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,178 +32,157 @@ from lmx.faulttest.kill_point import (
     STEP,
     KillPoint,
 )
+from lmx.train import loop
 from lmx.train.checkpoint.digest import compute_checksums
+from lmx.train.checkpoint.manager import CheckpointManager
 
-COMMIT_TIMEOUT = 120.0  # seconds for a state to be committed
-POLL_INTERVAL = 1e-4  # seconds between two looks at a folder
+COMMAND = "lmx.cli.main"
+COMMIT_TIMEOUT = 120.0  # seconds
+POLL_INTERVAL = 1e-4  # seconds
 CHECKPOINTS = "checkpoints"
 
 
 class Injector:
-    """What is watched in this process, and when it ends."""
+    """The trace and the kill point of this process."""
 
     def __init__(self, trace: Path, kill_point: KillPoint | None):
         self.trace_file = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        self.kill_point = kill_point
-        self.step_started = self.step_seconds = (
-            0.0  # when the last step began, and what one took
+        self.kill_point = kill_point or KillPoint("never")
+        self.pending_loss: tuple[int, Any] | None = (
+            None  # the newest step, and its loss
         )
-        self.pending_loss: tuple[int, Any] | None = None  # the last step, and its loss
-        self.committed = threading.Event()  # the state after the moment's step
 
-    def record(self, **what: Any) -> None:
-        """One line, which stays whatever becomes of this process."""
-        line = json.dumps({"at": time.monotonic(), **what})
+    def record(self, **event: Any) -> None:
+        """Appends one line to the trace at once, so that a kill cannot lose it."""
+        line = json.dumps({"at": time.monotonic(), **event})
         os.write(self.trace_file, f"{line}\n".encode())
 
     def matches(self, kind: str, step: int | None) -> bool:
-        """Whether this is the moment."""
-        moment = self.kill_point
-        return moment is not None and (moment.kind, moment.step) == (kind, step)
+        """Whether this is the kill point."""
+        return (self.kill_point.kind, self.kill_point.step) == (kind, step)
 
-    def maybe_kill(self, kind: str, step: int | None) -> None:
-        """Ends here, if this is the moment."""
-        if self.matches(kind, step):
-            self.kill()
-
-    def kill(self) -> None:
-        """As by `kill -9`."""
-        self.record(died=str(self.kill_point))
+    def maybe_kill(
+        self, kind: str, step: int | None, when: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Kills this process like `kill -9` at the kill point, once `when` is true."""
+        if not self.matches(kind, step):
+            return
+        deadline = time.monotonic() + COMMIT_TIMEOUT
+        while not when():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not reached in {COMMIT_TIMEOUT:g} s: {kind}")
+            time.sleep(POLL_INTERVAL)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def wrap_train(self, loop: Callable[..., Any]) -> Callable[..., Any]:
-        """The training loop, each of its steps and batches noted as it begins."""
+    def wrap_train(self, train: Callable[..., Any]) -> Callable[..., Any]:
+        """The training loop; each step is recorded with its batch and its loss."""
 
-        def train(step_fn: Callable, state: Any, *rest: Any, **named: Any) -> Any:
+        def traced(step_fn: Callable, state: Any, *args: Any, **kwargs: Any) -> Any:
             numbers = itertools.count(int(state.step) + 1)
             self.record(from_step=int(state.step))
-            self.pending_loss = None
+            self.pending_loss, started = None, time.perf_counter()
 
             def step(state: Any, batch: Batch) -> Any:
+                nonlocal started
                 number = next(numbers)
                 self.record_loss()
-                now = time.perf_counter()
-                self.step_seconds, self.step_started = (
-                    now - (self.step_started or now),
-                    now,
-                )
+                started, before = time.perf_counter(), started
                 self.record(step=number, batch=f"{fingerprint(batch):016x}")
                 state, metrics = step_fn(state, batch)
                 self.pending_loss = (number, metrics["loss"])
-                if self.kill_point and self.matches(STEP, number):
-                    time.sleep(self.kill_point.delay * self.step_seconds)
-                    self.kill()
+                if self.matches(STEP, number):
+                    time.sleep(self.kill_point.delay * (started - before))
+                    self.maybe_kill(STEP, number)
                 return state, metrics
 
-            final = loop(step, state, *rest, **named)
+            final = train(step, state, *args, **kwargs)
             self.record_loss()
             return final
 
-        return train
+        return traced
 
     def record_loss(self) -> None:
-        """The loss of the newest step, to its last bit, once it is known."""
+        """Waits for the loss of the newest step, and records all its bits."""
         if self.pending_loss is not None:
-            number, loss = self.pending_loss
-            self.record(done=number, loss=float(np.asarray(loss)).hex())
+            step, loss = self.pending_loss
+            self.record(done=step, loss=float(np.asarray(loss)).hex())
             self.pending_loss = None
 
-    def wrap_save(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        """The save of a state, its beginning noted."""
+    def before_save(self, manager: CheckpointManager, step: int, *_: Any) -> None:
+        """Called before the checkpoint manager's `save`."""
+        self.record_loss()  # no later attempt repeats the steps of a saved state
+        self.record(saving=step)
+        self.maybe_kill(SAVE_REQUESTED, step)
 
-        def save(checkpoints: Any, step: int, *rest: Any, **named: Any) -> Any:
-            self.record_loss()  # once the state is there, nobody takes this step again
-            self.record(saving=step)
-            self.maybe_kill(SAVE_REQUESTED, step)
-            if self.matches(FIRST_ARRAY, step):
-                threading.Thread(
-                    target=self._kill_at_first_array,
-                    args=(checkpoints.folder,),
-                    daemon=True,
-                ).start()
-            result = inner(checkpoints, step, *rest, **named)
-            self.maybe_kill(SAVE_COPIED, step)
-            if self.matches(BEFORE_HOOKS, step):
-                if not self.committed.wait(COMMIT_TIMEOUT):
-                    raise TimeoutError(
-                        f"no commit of step {step} in {COMMIT_TIMEOUT:.0f} s"
-                    )
-                self.kill()
-            return result
+    def after_save(self, manager: CheckpointManager, step: int, *_: Any) -> None:
+        """Called when `save` returns; the state is then written in the background."""
+        self.maybe_kill(SAVE_COPIED, step)
+        self.maybe_kill(FIRST_ARRAY, step, lambda: has_array(manager.folder))
+        self.maybe_kill(BEFORE_HOOKS, step, (manager.folder / f"{step:08d}").exists)
 
-        return save
+    def before_rename(self, source: Any, target: Any) -> None:
+        """Called before a file or folder is renamed: this commits or removes a state."""
+        self.before_removal(source)
+        self.maybe_kill(BEFORE_COMMIT, parse_step(target))
+        if self.matches(FIRST_ARRAY, parse_step(target)):
+            time.sleep(COMMIT_TIMEOUT)  # the main thread kills this process
 
-    def _kill_at_first_array(self, folder: Path) -> None:
-        """Ends once there is a file of arrays in a state that is not committed."""
-        while not any(
-            file.is_file() and file.stat().st_size
-            for unfinished in folder.glob("*tmp*")
-            for file in unfinished.glob("**/d/*")
-        ):
-            time.sleep(POLL_INTERVAL)
-        self.kill()
+    def after_rename(self, source: Any, target: Any) -> None:
+        """Called after a file or folder is renamed."""
+        if (step := parse_step(target)) is not None:
+            self.record(saved=step)
+            self.maybe_kill(AFTER_COMMIT, step)
 
-    def wrap_rename(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        """The renaming of a file or folder: a state is committed so, or removed."""
-
-        def rename(source: Any, target: Any, *rest: Any, **named: Any) -> Any:
-            new = parse_step(target)
-            self.before_removal(parse_step(source))
-            self.maybe_kill(BEFORE_COMMIT, new)
-            if self.matches(FIRST_ARRAY, new):
-                time.sleep(
-                    COMMIT_TIMEOUT
-                )  # its files are there: they are about to be seen
-            result = inner(source, target, *rest, **named)
-            if new is not None:
-                self.record(saved=new)
-                if self.kill_point and new == self.kill_point.step:
-                    self.committed.set()
-                self.maybe_kill(AFTER_COMMIT, new)
-            return result
-
-        return rename
-
-    def wrap_rmtree(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        """The removal of a folder with all that is in it."""
-
-        def rmtree(path: Any, *rest: Any, **named: Any) -> Any:
-            self.before_removal(parse_step(path))
-            return inner(path, *rest, **named)
-
-        return rmtree
-
-    def before_removal(self, step: int | None) -> None:
-        """A state is about to be removed, if there is a step."""
-        if step is not None and self.committed.is_set() and self.kill_point:
+    def before_removal(self, path: Any) -> None:
+        """Kills, if an old state is removed in favour of the kill point's."""
+        new = Path(os.fsdecode(path)).with_name(f"{self.kill_point.step:08d}")
+        if parse_step(path) is not None and new.exists():
             self.maybe_kill(BEFORE_PRUNE, self.kill_point.step)
 
     def install(self) -> None:
-        """Puts the watchers up, in this process and nowhere else."""
-        from lmx.train import loop
-        from lmx.train.checkpoint.manager import CheckpointManager
-
+        """Patches the functions in this process."""
         loop.train = self.wrap_train(loop.train)
-        CheckpointManager.save = self.wrap_save(CheckpointManager.save)
-        os.rename, os.replace = (
-            self.wrap_rename(os.rename),
-            self.wrap_rename(os.replace),
-        )
-        shutil.rmtree = self.wrap_rmtree(shutil.rmtree)
+        patch(CheckpointManager, "save", self.before_save, self.after_save)
+        patch(os, "rename", self.before_rename, self.after_rename)
+        patch(os, "replace", self.before_rename, self.after_rename)
+        patch(shutil, "rmtree", self.before_removal)
+
+
+def patch(
+    owner: Any,
+    name: str,
+    before: Callable[..., None],
+    after: Callable[..., None] = lambda *args: None,
+) -> None:
+    """Calls `before` and `after` around each call, with its positional arguments."""
+    function = getattr(owner, name)
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        before(*args)
+        result = function(*args, **kwargs)
+        after(*args)
+        return result
+
+    setattr(owner, name, patched)
+
+
+def has_array(folder: Path) -> bool:
+    """Whether an uncommitted state has bytes of an array on disk."""
+    files = folder.glob("*tmp*/**/d/*")
+    return any(file.is_file() and file.stat().st_size for file in files)
 
 
 def parse_step(path: Any) -> int | None:
-    """The step of a state that is or will be committed under that name."""
-    named = Path(os.fsdecode(path))
-    is_state = named.parent.name == CHECKPOINTS and named.name.isdigit()
-    return int(named.name) if is_state else None
+    """The step of a committed state's folder; None for any other path."""
+    folder = Path(os.fsdecode(path))
+    is_state = folder.parent.name == CHECKPOINTS and folder.name.isdigit()
+    return int(folder.name) if is_state else None
 
 
 def fingerprint(batch: Batch) -> int:
-    """What this process holds of a batch, in 64 bits.
+    """64 bits of what this process holds of a batch.
 
-    Those of all processes add up, modulo 2**64, to the same number however the batch
-    is split over devices and processes.
+    The sum over all processes, modulo 2**64, is the same for any split of the batch.
     """
     return (
         sum(
@@ -218,16 +195,16 @@ def fingerprint(batch: Batch) -> int:
 
 
 def main() -> None:
-    """Runs the module that was named, watched."""
-    trace, moment, module, *words = sys.argv[1:]
-    told = json.loads(moment)
-    victim = Injector(Path(trace), KillPoint(**told) if told else None)
-    victim.install()
-    sys.argv = [module, *words]
+    """Runs the command with the wrappers installed."""
+    trace, kill_point, *arguments = sys.argv[1:]
+    fields = json.loads(kill_point)
+    injector = Injector(Path(trace), KillPoint(**fields) if fields else None)
+    injector.install()
+    sys.argv = [COMMAND, *arguments]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        runpy.run_module(COMMAND, run_name="__main__", alter_sys=True)
     finally:
-        victim.record(over=True)
+        injector.record(finished=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,22 @@
-"""When a process dies: the moments of a run, drawn from a seed."""
+"""Points of a run at which a process is killed, sampled from a seed."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lmx.train.experiment import Experiment
+
+DESCRIPTIONS = {
+    "step": "in step {step}, {delay:.0%} of a step's time after its start",
+    "save requested": "before anything of the state of step {step} is written",
+    "save copied": "after the state of step {step} is copied off its devices",
+    "first array": "after the first array file of the state of step {step} is written",
+    "before commit": "before the state of step {step} is committed",
+    "after commit": "after the state of step {step} is committed",
+    "before prune": "after the save of step {step}, before an old state is removed",
+    "before hooks": "between the save of step {step} and the hooks of that step",
+    "startup": "{delay:.2f} s after the process starts",
+    "timer": "{delay:.2f} s after the first step",
+}
 (
     STEP,
     SAVE_REQUESTED,
@@ -15,32 +28,8 @@ from dataclasses import dataclass
     BEFORE_HOOKS,
     STARTUP,
     TIMER,
-) = KINDS = (
-    "step",
-    "asked",
-    "copied",
-    "array",
-    "before",
-    "after",
-    "old",
-    "due",
-    "start",
-    "clock",
-)
-DESCRIPTIONS = {
-    STEP: "in step {step}, {delay:.0%} of the time of one after it began",
-    SAVE_REQUESTED: "before anything of the state after step {step} was written",
-    SAVE_COPIED: "once the state after step {step} was copied off its devices",
-    FIRST_ARRAY: "once a file of arrays of the state after step {step} was there",
-    BEFORE_COMMIT: "before the state after step {step} was committed",
-    AFTER_COMMIT: "after the state after step {step} was committed",
-    BEFORE_PRUNE: "before an old state gave way to that after step {step}",
-    BEFORE_HOOKS: "between the save after step {step} and what was due then",
-    STARTUP: "{delay:.2f} s after it was started",
-    TIMER: "{delay:.2f} s after its first step",
-}
-
-MAX_DELAY = {STARTUP: 3.0, TIMER: 1.0}  # seconds in which a clock may kill
+) = KINDS = tuple(DESCRIPTIONS)
+MAX_DELAY = {STARTUP: 3.0, TIMER: 1.0}  # seconds
 
 
 @dataclass(frozen=True)
@@ -49,8 +38,8 @@ class KillPoint:
 
     Attributes:
         kind: one of KINDS.
-        step: the step that is not done, or after which the state is saved.
-        part: of a step's time for `step`; seconds for `start` and `clock`.
+        step: the step that is not finished, or whose state is saved.
+        delay: seconds for `startup` and `timer`; for `step` in units of a step's time.
     """
 
     kind: str
@@ -61,45 +50,36 @@ class KillPoint:
         return DESCRIPTIONS[self.kind].format(step=self.step, delay=self.delay)
 
 
-def sample_kills(
-    seed: int,
-    kills: int,
-    steps: int,
-    save_steps: Sequence[int],
-    keep: int,
-    hook_steps: set[int],
-) -> list[KillPoint]:
-    """So many moments in the order in which a run meets them, of every kind in turn.
+def sample_kills(seed: int, kills: int, experiment: Experiment) -> list[KillPoint]:
+    """Kill points of all kinds in rotation, in the order in which a run reaches them.
 
-    `save_steps` are the steps after which the state is saved, of which the newest `keep`
-    stay; at those of `due` something else is due too. A state is saved once, and so
-    one kill is in each save; where none is left for a kind, the kill is in a step.
+    Each save is used for one kill at most. Where no save is left for a kind, the kill
+    is in a step.
     """
-    chance = random.Random(seed)
-    may = dict.fromkeys(
-        (SAVE_REQUESTED, SAVE_COPIED, FIRST_ARRAY, BEFORE_COMMIT, AFTER_COMMIT),
-        set(save_steps),
+    rng, steps, policy = random.Random(seed), experiment.steps, experiment.checkpoint
+    saves = sorted({*range(policy.every, steps + 1, policy.every), steps})
+    intervals = [getattr(hook, "every", steps) for hook in experiment.hooks]
+    eligible = dict.fromkeys(
+        (SAVE_REQUESTED, SAVE_COPIED, FIRST_ARRAY, BEFORE_COMMIT, AFTER_COMMIT), saves
     )
-    may |= {
-        BEFORE_PRUNE: set(save_steps[keep:]),
-        BEFORE_HOOKS: hook_steps & set(save_steps),
-    }
-    turns = [STEP, *(kind for kind, among in may.items() if among)]
-    wanted = [turns[number % len(turns)] for number in range(kills)]
-    free, found = set(save_steps), []
-    for kind in sorted(wanted, key=lambda kind: len(may.get(kind, save_steps))):
-        left = sorted(free & may.get(kind, set()))
-        if left:
-            found.append(KillPoint(kind, chance.choice(left)))
-            free.remove(found[-1].step)
+    eligible[BEFORE_PRUNE] = saves[policy.keep :]
+    eligible[BEFORE_HOOKS] = [
+        step for step in saves if any(step in (steps, step // n * n) for n in intervals)
+    ]
+    rotation = [STEP, *(kind for kind, among in eligible.items() if among)]
+    kinds = [rotation[index % len(rotation)] for index in range(kills)]
+    unused, points = set(saves), []
+    for kind in sorted(kinds, key=lambda kind: len(eligible.get(kind, saves))):
+        if candidates := [step for step in eligible.get(kind, ()) if step in unused]:
+            points.append(KillPoint(kind, rng.choice(candidates)))
+            unused.remove(points[-1].step)
         else:
-            step, part = chance.randint(1, steps), chance.random()
-            found.append(KillPoint(STEP, step, part))
-    return sorted(found, key=lambda moment: (moment.step, moment.kind != STEP))
+            points.append(KillPoint(STEP, rng.randint(1, steps), rng.random()))
+    return sorted(points, key=lambda point: (point.step, point.kind != STEP))
 
 
 def sample_timed_kills(seed: int, kills: int) -> list[KillPoint]:
-    """So many moments of a clock, a quarter of them at a start, whatever goes on."""
-    chance = random.Random(seed)
-    kinds = [chance.choice([STARTUP, TIMER, TIMER, TIMER]) for _ in range(kills)]
-    return [KillPoint(kind, delay=chance.uniform(0, MAX_DELAY[kind])) for kind in kinds]
+    """Kill points at random times, a quarter of them during startup."""
+    rng = random.Random(seed)
+    kinds = [rng.choice([STARTUP, TIMER, TIMER, TIMER]) for _ in range(kills)]
+    return [KillPoint(kind, delay=rng.uniform(0, MAX_DELAY[kind])) for kind in kinds]

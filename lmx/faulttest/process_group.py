@@ -1,4 +1,4 @@
-"""One life of a run: real processes from start to end, and what was seen of it."""
+"""Runs one attempt of a run as real processes, and records what happened."""
 
 import json
 import os
@@ -6,92 +6,106 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from lmx.config.value import Config, explain_errors
+from lmx.core.console import print_line
 from lmx.core.rendezvous import EXIT_RESTART
-from lmx.faulttest.kill_point import STARTUP, TIMER, KillPoint
+from lmx.faulttest.kill_point import MAX_DELAY, STARTUP, KillPoint
+from lmx.run.jsonl import read_jsonl
 from lmx.run.run_dir import read_metrics
+from lmx.train.experiment import Experiment
 
-POLL_INTERVAL = 0.05  # seconds between two looks at a run
-EXIT_TIMEOUT = 600.0  # seconds that the others may outlive a process that was killed
-TIMED_KINDS = (STARTUP, TIMER)  # a process that starts does not look at a clock: we do
+POLL_INTERVAL = 0.05  # seconds
+EXIT_TIMEOUT = 600.0  # seconds that other processes may outlive the first that exits
+LOG_LINES = 12  # of a log in an error
 INJECTOR = "lmx.faulttest.injector"
+SIGKILLED = -9
 
 
 class UnexpectedExitError(Exception):
-    """A process exited with an unexpected status."""
+    """A process exited with a status that its kill point does not explain."""
 
-    def __init__(self, reason: str, status: int | None):
-        super().__init__(reason)
+    def __init__(self, message: str, status: int | None):
+        super().__init__(message)
         self.status = status
         self.exit_status = 2 if status == 2 else 1
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Where a run lives: on how many processes, with how many devices each."""
+    """Number of processes, devices of each, and the mesh over them.
+
+    Attributes:
+        devices: CPU devices to emulate; other devices are used as they are found.
+        mesh: sizes by axis; empty: those of the config.
+    """
 
     processes: int = 1
-    devices: int = 1  # where they are CPUs: of others there are as many as there are
-    mesh: tuple[tuple[str, int], ...] = ()  # none: as the page says
-
-    @property
-    def overrides(self) -> list[str]:
-        """What the page is told of it."""
-        return [f"Mesh.{axis}={size}" for axis, size in self.mesh]
+    devices: int = 1
+    mesh: tuple[tuple[str, int], ...] = ()
 
     def __str__(self):
         axes = " x ".join(f"{axis} {n}" for axis, n in self.mesh if n > 1)
         return (
             f"{self.processes} process{'es' * (self.processes > 1)} of {self.devices}"
-            f" device{'s' * (self.devices > 1)}, mesh {axes or 'as in the page'}"
+            f" device{'s' * (self.devices > 1)}, mesh {axes or 'of the config'}"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """What is run again and again: a page under overrides, by a module with words.
+    """The experiment under test.
 
     Attributes:
-        module: what `python -m` runs; it takes the words of `lmx train`.
-        flags: of XLA, beside the number of devices.
+        config: the resolved experiment.
+        file, overrides, imports: the arguments of `lmx train` that give this config.
+        folder: holds all runs, traces, logs and the report.
     """
 
-    module: str
-    config: str
+    config: Config[Experiment]
+    file: str
     overrides: Sequence[str]
-    imports: Sequence[str]
+    imports: Sequence[str] = ()
     folder: Path
-    xla_flags: str = ""
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The experiment, built and not opened."""
+        with explain_errors(self.config):
+            return self.config.build()
 
     def build_command(self, run: str, topology: Topology) -> list[str]:
-        """The words of the module that begin the run or go on with it."""
-        told = [self.config, *self.overrides, *topology.overrides]
-        told += [word for name in self.imports for word in ("--import", name)]
-        return ["train", *told, "--run", str(self.folder / run)]
+        """Arguments of `lmx` that start or resume the run."""
+        mesh = [f"Mesh.{axis}={size}" for axis, size in topology.mesh]
+        imports = [word for name in self.imports for word in ("--import", name)]
+        options = [*imports, "--run", f"{self.folder / run}"]
+        return ["train", self.file, *self.overrides, *mesh, *options]
 
     def build_env(self, topology: Topology) -> dict[str, str]:
-        """What every process of it finds: its devices, and what is compiled already."""
+        """The environment of every process: its devices and a shared compile cache."""
         devices = f"--xla_force_host_platform_device_count={topology.devices}"
-        kept = {
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+        cache = {
+            "JAX_COMPILATION_CACHE_DIR": f"{self.folder / 'compiled'}",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        flags = " ".join([os.environ.get("XLA_FLAGS", ""), self.xla_flags, devices])
-        return {**kept, **os.environ, "XLA_FLAGS": flags.strip()}
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
+        return {**cache, **os.environ, "XLA_FLAGS": flags}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunAttempt:
-    """What was seen of one life.
+    """One attempt of a run, from start to exit.
 
     Attributes:
-        trace: the lines of each process; see `victim`.
-        logged: the lines of metrics that were there when it ended.
-        born, ended: when the first process began and the last was over, in seconds.
+        process: index of the process that `kill_point` is for.
+        traces: the events of each process, written by `injector`.
+        metrics: lines of metrics.jsonl at its end.
+        started, ended: seconds of a monotonic clock.
     """
 
     topology: Topology
@@ -106,40 +120,50 @@ class RunAttempt:
 
     @property
     def killed(self) -> bool:
-        """Whether it met its moment."""
-        return self.statuses[self.process] == -9
+        """Whether the kill point was reached."""
+        return self.statuses[self.process] == SIGKILLED
 
     @property
     def start_step(self) -> int | None:
-        """The step it went on from; None if it did not come so far."""
+        """The step that it resumed from; None before the training loop."""
         return next((x["from_step"] for x in self.traces[0] if "from_step" in x), None)
 
     @property
     def finished_at(self) -> float:
-        """When its command was done, by the same clock."""
-        return next((x["at"] for x in self.traces[0] if "over" in x), self.ended)
+        """When the command of the first process was done, by the same clock."""
+        return next((x["at"] for x in self.traces[0] if "finished" in x), self.ended)
 
-    def batch_fingerprints(self) -> dict[int, int]:
-        """A fingerprint of what each step was fed, in all processes together."""
-        found: dict[int, int] = {}
-        for lines in self.traces:
-            for line in lines:
-                if "batch" in line:
-                    sum_ = found.get(line["step"], 0) + int(line["batch"], 16)
-                    found[line["step"]] = sum_ % 2**64
-        if len(self.traces) > 1:  # the last steps of one that was killed are in parts
-            whole = min(_last_step(lines) for lines in self.traces)
-            found = {step: mix for step, mix in found.items() if step <= whole}
-        return found
+    @property
+    def losses(self) -> dict[int, float]:
+        """The loss of every finished step, to the bit."""
+        trace = self.traces[0]
+        return {x["done"]: float.fromhex(x["loss"]) for x in trace if "loss" in x}
+
+    @property
+    def batches(self) -> dict[int, int]:
+        """A fingerprint of every batch, summed over all processes.
+
+        Steps that not every process started are left out.
+        """
+        each = [
+            {x["step"]: int(x["batch"], 16) for x in trace if "batch" in x}
+            for trace in self.traces
+        ]
+        last = min(max(parts, default=0) for parts in each)
+        return {
+            step: sum(parts[step] for parts in each) % 2**64
+            for step in each[0]
+            if step <= last
+        }
 
     def to_json(self) -> dict[str, Any]:
-        """For a certificate."""
+        """For the report."""
         return {
-            "place": f"{self.topology}",
-            "began": self.start_step,
-            "last": max(self.batch_fingerprints(), default=None),
-            "died": f"{self.kill_point}" if self.killed else None,
-            "moment": asdict(self.kill_point) if self.kill_point else None,
+            "topology": f"{self.topology}",
+            "start_step": self.start_step,
+            "last_step": max(self.batches, default=None),
+            "killed": f"{self.kill_point}" if self.killed else None,
+            "kill_point": asdict(self.kill_point) if self.kill_point else None,
             "process": self.process,
             "statuses": self.statuses,
             "seconds": round(self.ended - self.started, 3),
@@ -147,158 +171,125 @@ class RunAttempt:
         }
 
 
-def _last_step(trace: list[dict[str, Any]]) -> int:
-    return max((line["step"] for line in trace if "batch" in line), default=0)
+class RunRecord(NamedTuple):
+    """A run and its attempts, in order."""
+
+    folder: Path
+    attempts: list[RunAttempt]
 
 
 def run_attempt(
     scenario: Scenario,
     run: str,
     topology: Topology,
-    kill_point: KillPoint | None,
-    on_step: Callable[[int], object],
+    kill_point: KillPoint | None = None,
     process: int = 0,
 ) -> RunAttempt:
-    """Starts the run or goes on with it; kills that process at the moment, if any.
+    """Starts or resumes the run; kills that process at the kill point, if any.
 
-    `told` hears which step is logged. Raises LifeError if a process ends otherwise
-    than it should.
+    Raises UnexpectedExitError if a process exits with any other status than it should.
     """
     number = len(list(scenario.folder.glob(f"traces/{run}-*")))
-    traces = scenario.folder / "traces" / f"{run}-{number:03d}"
-    traces.mkdir(parents=True)
-    command = scenario.build_command(run, topology)
-    begun = time.monotonic()
-    group = _start_processes(scenario, traces, topology, kill_point, process, command)
+    folder = scenario.folder / "traces" / f"{run}-{number:03d}"
+    folder.mkdir(parents=True)
+    command, started = scenario.build_command(run, topology), time.monotonic()
+    points = [kill_point if n == process else None for n in range(topology.processes)]
+    group = _start_processes(folder, command, scenario.build_env(topology), points)
     try:
-        statuses = _wait(
-            group,
-            scenario.folder / run,
-            traces / f"{process}.jsonl",
-            kill_point,
-            process,
-            on_step,
-        )
+        _wait(group, process, kill_point, folder)
     finally:
         for member in group:
             member.kill()
             member.wait()
-    life = RunAttempt(
-        topology,
-        kill_point,
-        process,
-        ["lmx", *command],
-        statuses,
-        [list(_read_trace(traces / f"{number}.jsonl")) for number in range(len(group))],
-        list(read_metrics(scenario.folder / run)),
-        begun,
-        time.monotonic(),
+    attempt = RunAttempt(
+        topology=topology,
+        kill_point=kill_point,
+        process=process,
+        command=["lmx", *command],
+        statuses=[member.returncode for member in group],
+        traces=[read_jsonl(folder / f"{n}.jsonl") for n in range(len(group))],
+        metrics=list(read_metrics(scenario.folder / run)),
+        started=started,
+        ended=time.monotonic(),
     )
-    _check_statuses(life, traces)
-    return life
+    _check_statuses(attempt, folder)
+    result = f"killed {kill_point}" if attempt.killed else "finished"
+    print_line(f"{run}, attempt {number + 1}: {result}")
+    return attempt
 
 
 def _start_processes(
-    scenario: Scenario,
-    traces: Path,
-    topology: Topology,
-    kill_point: KillPoint | None,
-    process: int,
+    folder: Path,
     command: list[str],
+    env: dict[str, str],
+    kill_points: Sequence[KillPoint | None],
 ) -> list[subprocess.Popen]:
-    """The processes, the one that dies knowing when; a parent can tell the time."""
-    many = topology.processes > 1
-    seats = ["--processes", str(topology.processes), "--coordinator", _free_address()]
-    found = []
-    for number in range(topology.processes):
-        own = [*command, *seats, "--process", str(number)] if many else command
-        dies = number == process and kill_point and kill_point.kind not in TIMED_KINDS
-        plan = kill_point if dies else None
-        told = [str(traces / f"{number}.jsonl"), json.dumps(plan and asdict(plan))]
-        with (traces / f"{number}.log").open("w") as log:
-            found.append(
+    """One process for each kill point. `_wait` kills at timed ones."""
+    count, group = len(kill_points), []
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+    cluster = ["--processes", f"{count}", "--coordinator", address, "--process"]
+    for index, point in enumerate(kill_points):
+        fields = asdict(point) if point and point.kind not in MAX_DELAY else None
+        arguments = [f"{folder / f'{index}.jsonl'}", json.dumps(fields), *command]
+        arguments += [*cluster, f"{index}"] if count > 1 else []
+        with (folder / f"{index}.log").open("w") as log:
+            group.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", INJECTOR, *told, scenario.module, *own],
-                    env=scenario.build_env(topology),
+                    [sys.executable, "-m", INJECTOR, *arguments],
+                    env=env,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                 )
             )
-    return found
-
-
-def _free_address() -> str:
-    """Where the first process may listen: a port that is free now."""
-    with socket.create_server(("localhost", 0)) as door:
-        return f"localhost:{door.getsockname()[1]}"
+    return group
 
 
 def _wait(
     group: list[subprocess.Popen],
-    run: Path,
-    trace: Path,
-    kill_point: KillPoint | None,
     process: int,
-    on_step: Callable[[int], object],
-) -> list[int]:
-    """The status of each process, once all have ended; kills one if its time comes."""
-    late: float | None = None
-    since = time.monotonic() if kill_point and kill_point.kind == STARTUP else None
+    kill_point: KillPoint | None,
+    folder: Path,
+) -> None:
+    """Waits until all processes exit. Kills one at a timed kill point."""
+    deadline = kill_at = None
+    point = kill_point if kill_point and kill_point.kind in MAX_DELAY else None
     while any(member.poll() is None for member in group):
-        now, pause = time.monotonic(), POLL_INTERVAL
-        if (
-            since is None
-            and kill_point
-            and kill_point.kind == TIMER
-            and _first_step_done(trace)
-        ):
-            since = now
-        if kill_point and since is not None:
-            left = since + kill_point.delay - now
-            pause = min(max(left, 0.0), POLL_INTERVAL) or POLL_INTERVAL
-            if left <= 0:
-                group[process].kill()
-        if late is None and any(member.poll() is not None for member in group):
-            late = now + EXIT_TIMEOUT
-        if late is not None and now > late:
+        now = time.monotonic()
+        if deadline is None and any(member.poll() is not None for member in group):
+            deadline = now + EXIT_TIMEOUT
+        if deadline is not None and now > deadline:
+            message = f"a process of {folder} did not exit in {EXIT_TIMEOUT:.0f} s"
+            raise UnexpectedExitError(message, None)
+        if point and (point.kind == STARTUP or _finished_step(folder, process)):
+            kill_at, point = now + point.delay, None
+        if kill_at is not None and now >= kill_at:
+            group[process].kill()
+            kill_at = None
+        time.sleep(
+            POLL_INTERVAL if kill_at is None else min(POLL_INTERVAL, kill_at - now)
+        )
+
+
+def _finished_step(folder: Path, process: int) -> bool:
+    """Whether the process is past its first step, which compiles."""
+    return any("done" in event for event in read_jsonl(folder / f"{process}.jsonl"))
+
+
+def _check_statuses(attempt: RunAttempt, folder: Path) -> None:
+    point = attempt.kill_point
+    for index, status in enumerate(attempt.statuses):
+        allowed = {SIGKILLED if index == attempt.process else EXIT_RESTART}
+        allowed = allowed if point else {0}
+        if point and point.kind in MAX_DELAY:
+            allowed.add(0)
+        if status not in allowed:
+            log = (folder / f"{index}.log").read_text().strip().splitlines()
+            tail = "\n  ".join(log[-LOG_LINES:])
             raise UnexpectedExitError(
-                f"not all processes of {run} ended in {EXIT_TIMEOUT:.0f} s", None
-            )
-        on_step(last_logged_step(run))
-        time.sleep(pause)
-    return [member.returncode for member in group]
-
-
-def _first_step_done(trace: Path) -> bool:
-    """Whether its first step, which compiles, is done."""
-    return trace.is_file() and b'"done"' in trace.read_bytes()
-
-
-def last_logged_step(run: Path) -> int:
-    """The last step that is logged."""
-    return max((row["step"] for row in read_metrics(run)), default=0)
-
-
-def _read_trace(trace: Path) -> Sequence[dict[str, Any]]:
-    if not trace.is_file():
-        return []
-    return [json.loads(line) for line in trace.read_text().splitlines()]
-
-
-def _check_statuses(attempt: RunAttempt, traces: Path) -> None:
-    """Refuses an end that is neither the one that was meant nor a good one."""
-    for number, status in enumerate(attempt.statuses):
-        good = {0}
-        if attempt.kill_point:
-            good = {-9} if number == attempt.process else {EXIT_RESTART}
-            good |= {0} if attempt.kill_point.kind in TIMED_KINDS else set()
-        if status not in good:
-            log = (traces / f"{number}.log").read_text().strip().splitlines()
-            said = "\n  ".join(log[-12:])
-            raise UnexpectedExitError(
-                f"process {number} ended with {status}, not"
-                f" {' or '.join(map(str, sorted(good)))}, where it was to be killed"
-                f" {attempt.kill_point or 'never'}: {' '.join(attempt.command)}\n  {said}",
+                f"process {index} exited with {status}, expected"
+                f" {' or '.join(map(str, sorted(allowed)))}; kill point:"
+                f" {point or 'none'}; command: {' '.join(attempt.command)}\n  {tail}",
                 status,
             )

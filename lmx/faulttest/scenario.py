@@ -1,214 +1,167 @@
-"""A run that is killed, and killed elsewhere, beside the same run that is not."""
+"""Runs an experiment undisturbed, killed, and killed on other meshes."""
 
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lmx.config.registry import ConfigError
-from lmx.config.value import Config, explain_errors
-from lmx.core.console import print_line
 from lmx.core.sharding import Mesh
+from lmx.faulttest import report
 from lmx.faulttest.kill_point import STEP, KillPoint
 from lmx.faulttest.process_group import (
-    RunAttempt,
+    RunRecord,
     Scenario,
     Topology,
     UnexpectedExitError,
     run_attempt,
 )
-from lmx.run.run_dir import read_metadata
-from lmx.train.experiment import Experiment
 
-BASELINE, KILLED, RESHARDED = "whole", "killed", "moved"
+BASELINE, KILLED, RESHARDED = "baseline", "killed", "resharded"
+REPORT_FILE = "report.json"
 AXES = ("data", "fsdp", "expert", "context", "tensor", "stage")
 CPU = "cpu"
-# Processes, and meshes that they may have, where devices are faked.
-FAKED_TOPOLOGIES = [
+# Processes, and the meshes to try with them, where devices are emulated.
+CPU_MESHES = [
     (2, [{"fsdp": 2}, {"data": 2}, {"tensor": 2}]),
     (1, [{"data": 2, "fsdp": 2}, {"data": 4}, {"fsdp": 4}, {"data": 2}]),
 ]
+# Relative, of losses after the same steps on another mesh, by the dtype of activations:
+# sums are taken in another order.
+RTOL = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+CONFIG_ERROR = 2  # exit status
 
 
-@dataclass(frozen=True)
-class KillSchedule:
-    """What of an experiment decides when it can be killed.
+def run_faulttest(
+    scenario: Scenario, kill_points: Sequence[KillPoint], **facts: Any
+) -> dict[str, Any]:
+    """Runs the whole test. Returns its report, and writes it, with these facts.
 
-    Attributes:
-        saves: the steps after which the state is saved.
-        due: the steps after which something else is due.
+    Raises UnexpectedExitError if a process exits with any other status than it should.
     """
-
-    steps: int
-    save_every: int
-    keep: int
-    save_steps: Sequence[int]
-    hook_steps: set[int]
-    mesh: Mesh
-
-    @classmethod
-    def from_config(cls, config: Config[Experiment]) -> "KillSchedule":
-        """The plan of an experiment, which is built for it and not opened."""
-        with explain_errors(config):
-            experiment = config.build()
-        steps, every = experiment.steps, experiment.checkpoint.every
-        due = {steps} if experiment.hooks else set()
-        for hook in experiment.hooks:
-            often = getattr(hook, "every", steps)
-            due |= set(range(often, steps + 1, often))
-        saves = sorted({*range(every, steps + 1, every), steps})
-        keep = experiment.checkpoint.keep
-        return cls(steps, every, keep, saves, due, experiment.mesh)
-
-    @property
-    def topology(self) -> Topology:
-        """One process with the devices that the page asks for, if they are CPUs."""
-        sizes = asdict(self.mesh) | {"data": self.mesh.data or 1}
-        return Topology(devices=math.prod(sizes.values()))
-
-
-class ProgressBar:
-    """How far a proof is: lives of a run, and the step that the present one reached."""
-
-    def __init__(self, lives: int, steps: int):
-        self.steps = steps
-        self.bar = tqdm(total=lives, unit="life", dynamic_ncols=True, disable=None)
-
-    def close(self) -> None:
-        """Leaves the bar as it stands."""
-        self.bar.close()
-
-    @contextmanager
-    def attempt(self, run: str, moment: KillPoint | None) -> Iterator[Any]:
-        """One more life; inside, a function that hears of its steps."""
-        self.bar.set_description(run)
-
-        def told(step: int) -> None:
-            self.bar.set_postfix_str(f"step {step}/{self.steps}", refresh=False)
-            self.bar.update(0)
-
-        yield told
-        self.bar.update(1)
-        if self.bar.disable:
-            print_line(f"{run}: {f'killed {moment}' if moment else 'to its end'}")
+    started, config = time.monotonic(), scenario.config
+    baseline, same_mesh = compare_killed(scenario, kill_points)
+    metadata = json.loads((baseline.folder / "card.json").read_text())
+    other_mesh, refused = None, []
+    if rounds := other_topologies(scenario.experiment.mesh, metadata):
+        resharded, refused = run_resharded(scenario, rounds)
+        rtol = default_rtol(config["model.precision"].fields["compute"], metadata)
+        if len({attempt.topology for attempt in resharded.attempts}) > 1:
+            other_mesh = report.compare_runs(resharded, baseline, scenario, rtol)
+    compared = [*same_mesh, *([other_mesh] if other_mesh else [])]
+    content = {
+        "passed": all(map(report.passed, compared)),
+        **facts,
+        "config": scenario.file,
+        "overrides": list(scenario.overrides),
+        "digest": config.digest(),
+        "steps": scenario.experiment.steps,
+        "save_every": scenario.experiment.checkpoint.every,
+        "environment": metadata,
+        "same_mesh": same_mesh,
+        "other_mesh": other_mesh,
+        "refused": refused,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    (scenario.folder / REPORT_FILE).write_text(json.dumps(content, indent=1) + "\n")
+    return content
 
 
-def run_baseline(
-    scenario: Scenario, topology: Topology, bar: ProgressBar
-) -> RunAttempt:
-    """The run that nobody disturbs."""
-    with bar.attempt(BASELINE, None) as told:
-        return run_attempt(scenario, BASELINE, topology, None, told)
+def compare_killed(
+    scenario: Scenario, kill_points: Sequence[KillPoint]
+) -> tuple[RunRecord, list[dict[str, Any]]]:
+    """The undisturbed run, and the comparison with it of runs killed at these points.
 
-
-def run_killed(
-    scenario: Scenario,
-    topology: Topology,
-    kill_points: Sequence[KillPoint],
-    bar: ProgressBar,
-) -> list[list[RunAttempt]]:
-    """The lives of a run that is killed at each moment, and then comes to its end.
-
-    Where it ends before all have been met, as it may where a clock decides, another run
-    meets the rest.
+    If a killed run finishes before it reached all of them, another one gets the rest.
     """
-    runs: list[list[RunAttempt]] = []
-    left = list(kill_points)
-    while left or not runs or runs[-1][-1].killed:
-        if not runs or not runs[-1][-1].killed:
-            runs.append([])
-        run = f"{KILLED}-{len(runs)}"
-        moment = left[0] if left else None
-        with bar.attempt(run, moment) as told:
-            life = run_attempt(scenario, run, topology, moment, told)
-        runs[-1].append(life)
-        if life.killed:
-            left.pop(0)
-    return runs
-
-
-def other_topologies(
-    plan: KillSchedule, metadata: Mapping[str, Any]
-) -> list[list[Topology]]:
-    """Where else the run can live, by turns; of each turn the first that is possible.
-
-    CPUs are as many as they are said to be; other devices that are there are put along
-    another axis.
-    """
-    here = {axis: n for axis, n in metadata["mesh"].items() if axis != "replica"}
-    used = math.prod(here.values())
-    if metadata["devices"].endswith(f" x {CPU}"):
-        turns = FAKED_TOPOLOGIES
-    else:
-        along = [{axis: used} for axis in ("fsdp", "data", "tensor")]
-        turns = [(1, along)] if used > 1 else []
-    return [
-        [
-            _topology(plan.mesh.replica, processes, mesh)
-            for mesh in meshes
-            if mesh != here
-        ]
-        for processes, meshes in turns
-    ]
-
-
-def _topology(replicas: int, processes: int, mesh: Mapping[str, int]) -> Topology:
-    """So many processes with as many devices as the mesh takes."""
-    sizes = tuple({**dict.fromkeys(AXES, 1), **mesh}.items())
-    return Topology(processes, replicas * math.prod(mesh.values()) // processes, sizes)
+    topology = default_topology(scenario.experiment.mesh)
+    baseline = RunRecord(scenario.folder / BASELINE, [])
+    baseline.attempts.append(run_attempt(scenario, BASELINE, topology))
+    runs, remaining = [], list(kill_points)
+    while not runs or remaining or runs[-1].attempts[-1].killed:
+        if not runs or not runs[-1].attempts[-1].killed:
+            folder = scenario.folder / f"{KILLED}-{len(runs) + 1}"
+            runs.append(RunRecord(folder, []))
+        run, point = runs[-1], next(iter(remaining), None)
+        run.attempts.append(run_attempt(scenario, run.folder.name, topology, point))
+        if run.attempts[-1].killed:
+            remaining.pop(0)
+    return baseline, [report.compare_runs(run, baseline, scenario) for run in runs]
 
 
 def run_resharded(
-    scenario: Scenario,
-    plan: KillSchedule,
-    turns: Sequence[Sequence[Topology]],
-    delay: float,
-    bar: ProgressBar,
-) -> tuple[list[RunAttempt], list[str]]:
-    """The lives of a run that is killed and goes on elsewhere, turn by turn.
+    scenario: Scenario, rounds: Sequence[Sequence[Topology]]
+) -> tuple[RunRecord, list[str]]:
+    """A run that is killed and resumed on one topology of each round.
 
-    Also why it could not go on in the places that refused it. Of many processes the
-    last is killed.
+    The last process of each is killed. Returns also why a topology was refused.
     """
-    stops = [plan.steps * (n + 1) // (len(turns) + 1) for n in range(len(turns))]
-    lives: list[RunAttempt] = []
-    refused: list[str] = []
-    with bar.attempt(
-        RESHARDED, moment := KillPoint(STEP, max(stops[0], 1), delay)
-    ) as told:
-        lives.append(run_attempt(scenario, RESHARDED, plan.topology, moment, told))
-    for places, stop in zip(turns, [*stops[1:], None], strict=True):
-        moment = KillPoint(STEP, max(stop, 1), delay) if stop else None
-        with bar.attempt(RESHARDED, moment) as told:
-            for place in places:
-                try:
-                    last = place.processes - 1
-                    lives.append(
-                        run_attempt(scenario, RESHARDED, place, moment, told, last)
-                    )
-                    break
-                except UnexpectedExitError as error:
-                    if error.status != 2:
-                        raise
-                    refused.append(f"{place}: {error}")
-    if lives[-1].killed:
-        with bar.attempt(RESHARDED, None) as told:
-            lives.append(run_attempt(scenario, RESHARDED, plan.topology, None, told))
-    return lives, refused
+    original = default_topology(scenario.experiment.mesh)
+    run, refused = RunRecord(scenario.folder / RESHARDED, []), []
+    steps = scenario.experiment.steps
+    stops = [steps * (n + 1) // (len(rounds) + 1) for n in range(len(rounds))]
+    points = [*(KillPoint(STEP, max(stop, 1), 0.5) for stop in stops), None]
+    for candidates, point in zip([[original], *rounds], points, strict=True):
+        for topology in candidates:
+            last = topology.processes - 1
+            try:
+                attempt = run_attempt(scenario, RESHARDED, topology, point, last)
+            except UnexpectedExitError as error:
+                if error.status != CONFIG_ERROR:
+                    raise
+                refused.append(f"{topology}: {error}")
+            else:
+                run.attempts.append(attempt)
+                break
+    if run.attempts[-1].killed:
+        run.attempts.append(run_attempt(scenario, RESHARDED, original))
+    return run, refused
+
+
+def default_topology(mesh: Mesh) -> Topology:
+    """One process with as many devices as the config's mesh takes."""
+    sizes = asdict(mesh) | {"data": mesh.data or 1}
+    return Topology(devices=math.prod(sizes.values()))
+
+
+def other_topologies(mesh: Mesh, metadata: Mapping[str, Any]) -> list[list[Topology]]:
+    """Other topologies for a run with this metadata, the preferred ones first.
+
+    The run is resumed once for each inner list. CPU devices are emulated; other devices
+    are arranged along another axis.
+    """
+    current = {axis: n for axis, n in metadata["mesh"].items() if axis != "replica"}
+    used, rounds = math.prod(current.values()), []
+    if metadata["devices"].endswith(f" x {CPU}"):
+        rounds = CPU_MESHES
+    elif used > 1:
+        rounds = [(1, [{axis: used} for axis in ("fsdp", "data", "tensor")])]
+    return [
+        [
+            Topology(
+                processes,
+                mesh.replica * math.prod(sizes.values()) // processes,
+                tuple({**dict.fromkeys(AXES, 1), **sizes}.items()),
+            )
+            for sizes in meshes
+            if sizes != current
+        ]
+        for processes, meshes in rounds
+    ]
+
+
+def default_rtol(compute: str | None, metadata: Mapping[str, Any]) -> float:
+    """The relative tolerance of losses on another mesh."""
+    default = "float32" if metadata["devices"].endswith(f" x {CPU}") else "bfloat16"
+    return RTOL[compute or default]
 
 
 def create_folder(folder: Path) -> Path:
-    """The folder of a proof, empty; refuses one that holds something."""
+    """Creates the folder of a test; refuses one that is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there and is not empty: name another --out.")
+        raise ConfigError(f"{folder} exists and is not empty: name another --out.")
     folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()
-
-
-def load_metadata(run: Path) -> dict[str, Any]:
-    """What a run stands on."""
-    return read_metadata(run)
