@@ -1,9 +1,9 @@
 """Runs an `lmx` command, records what it does, and kills it at a kill point.
 
 `python -m lmx.faulttest.injector TRACE KILL_POINT train ...` runs `lmx train ...`.
-It patches the training loop, the checkpoint save and the renaming and removal of files;
-their own code has no hooks for it. Each event is one JSON line of TRACE. KILL_POINT is the
-JSON of a `KillPoint`, or `null`.
+It patches the training loop, the checkpoint save and the renaming and removal of
+files; their own code has no hooks for it. Each event is one JSON line of TRACE.
+KILL_POINT is the JSON of a `KillPoint`, or `null`.
 """
 
 import itertools
@@ -121,7 +121,7 @@ class Injector:
         self.maybe_kill(BEFORE_HOOKS, step, (manager.folder / f"{step:08d}").exists)
 
     def before_rename(self, source: Any, target: Any) -> None:
-        """Called before a file or folder is renamed: this commits or removes a state."""
+        """Called before a file or folder is renamed, as to commit or remove a state."""
         self.before_removal(source)
         self.maybe_kill(BEFORE_COMMIT, parse_step(target))
         if self.matches(FIRST_ARRAY, parse_step(target)):

@@ -145,9 +145,9 @@ def select_metrics(
 
 
 def read_hooks(run: Path) -> dict[tuple[int, str], str]:
-    """The last state of each due hook by step and name, saves excluded."""
-    rows = [row for row in read_ledger(run) if row["what"] != SAVE]
-    return {(row["step"], row["what"]): row["state"] for row in rows}
+    """The last status of each due hook by step and name, saves excluded."""
+    rows = [row for row in read_ledger(run) if row["hook"] != SAVE]
+    return {(row["step"], row["hook"]): row["status"] for row in rows}
 
 
 def count_replayed(attempts: Sequence[RunAttempt], save_every: int) -> dict[str, Any]:

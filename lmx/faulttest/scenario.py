@@ -19,6 +19,7 @@ from lmx.faulttest.process_group import (
     UnexpectedExitError,
     run_attempt,
 )
+from lmx.run.run_dir import read_metadata
 
 BASELINE, KILLED, RESHARDED = "baseline", "killed", "resharded"
 REPORT_FILE = "report.json"
@@ -44,7 +45,7 @@ def run_faulttest(
     """
     started, config = time.monotonic(), scenario.config
     baseline, same_mesh = compare_killed(scenario, kill_points)
-    metadata = json.loads((baseline.folder / "card.json").read_text())
+    metadata = read_metadata(baseline.folder)
     other_mesh, refused = None, []
     if rounds := other_topologies(scenario.experiment.mesh, metadata):
         resharded, refused = run_resharded(scenario, rounds)
@@ -159,9 +160,8 @@ def default_rtol(compute: str | None, metadata: Mapping[str, Any]) -> float:
     return RTOL[compute or default]
 
 
-def create_folder(folder: Path) -> Path:
+def create_folder(folder: Path) -> None:
     """Creates the folder of a test; refuses one that is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty: name another --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    return folder.resolve()

@@ -1,4 +1,4 @@
-"""What a step learned from, against the loss that was logged and a loop over tokens."""
+"""The report of a batch, against the logged loss and a loop over tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.analysis.batch_report import BatchReport, inspect_step
+from lmx.analysis.batch_report import inspect_step, mean_nats
 from lmx.analysis.history import RecordedRun
 from lmx.analysis.html import render
 from lmx.run.run_dir import read_metrics
@@ -34,89 +34,84 @@ WORDS = [
     "NextToken.chunk=12",
     "NextToken.z_loss=0.1",
 ]
-RANDOM = ["Decoder.dropout=0.3"]
-APART = [f"Experiment.{said}" for said in ("microbatches=1", "outer=@DiLoCo()")]
-APART += ["DiLoCo.replicas=2", "DiLoCo.sync_every=3"]
+DROPOUT = ["Decoder.dropout=0.3"]
+DILOCO = ["Experiment.microbatches=1", "Experiment.local_sgd=@DiLoCo()"]
+DILOCO += ["DiLoCo.replicas=2", "DiLoCo.sync_every=3"]
 
 
 @pytest.fixture
-def learned(tiny, tmp_path, monkeypatch):
-    """A run over the lines of a text, each a document, under overrides."""
+def train(tiny, tmp_path, monkeypatch):
+    """Trains on the lines of a text, one document each. Returns the run's folder."""
     monkeypatch.setenv("LMX_CACHE", str(tmp_path / "cache"))
     texts = tmp_path / "texts"
     texts.mkdir()
     for number, line in enumerate(LINES):
         (texts / f"{number:02}.txt").write_text(line)
 
-    def learned(*words):
+    def train(*words):
         words = [*WORDS, f"Text.path={str(texts)!r}", *words]
         return train_run("tiny", tiny(*words), tmp_path / "run").path
 
-    return learned
+    return train
 
 
-def looked_at(path, past, step, replicas=1):
-    """What is found of a step, once it agrees with what was logged.
+def check_step(path, recorded, step, replicas=1):
+    """The report of a step, which must agree with the logged metrics.
 
-    Of replicas apart that is the mean of their own means, whatever their weights.
+    The logged loss of DiLoCo is the mean over replicas, whatever their weights.
     """
     row = next(row for row in read_metrics(path) if row["step"] == step)
-    found = inspect_step(past, step)
+    report = inspect_step(recorded, step)
     parts = [
-        [told for told in found.documents if told.origin.row * replicas // 8 == n]
+        [each for each in report.documents if each.origin.row * replicas // 8 == n]
         for n in range(replicas)
     ]
-    nats = np.mean([BatchReport(0, step, part, {}, None).nats for part in parts])
-    assert nats == pytest.approx(row["nats"], rel=1e-5)
-    assert found.metrics["loss"] == row["loss"]
-    assert found.start_step == 3 * (step > 3)
-    assert sum(told.weights.sum() for told in found.documents) == row["tokens"]
-    assert found.layer_norms["grad"] == row["grad_norm/layer"]
-    return found
+    assert np.mean([*map(mean_nats, parts)]) == pytest.approx(row["nats"], rel=1e-5)
+    assert report.metrics["loss"] == row["loss"]
+    assert report.start_step == 3 * (step > 3)
+    assert sum(each.weights.sum() for each in report.documents) == row["tokens"]
+    assert report.layer_norms["grad"] == row["grad_norm/layer"]
+    return report
 
 
-def test_each_token_has_its_nats_and_each_text_its_document(learned):
-    path = learned()
-    past = RecordedRun.open(path)
-    found = looked_at(path, past, 6)
-    assert len(found.documents) > 8
-    for told in found.documents:
-        assert told.origin.document is not None and told.origin.offset == 0
-        text = f"<256>{LINES[told.origin.document]}"
-        assert found.decode(told.tokens) == text and told.targets[-1] == 257
-    model = nnx.merge(
-        past.run.graph, past.advance(past.restore_at_or_before(3), 5).params
-    )
+def test_each_token_has_its_loss_and_each_text_its_document(train):
+    path = train()
+    recorded = RecordedRun.open(path)
+    report = check_step(path, recorded, 6)
+    documents = report.documents
+    assert len(documents) > 8
+    for document in documents:
+        assert document.origin.document is not None and document.origin.offset == 0
+        text = f"<256>{LINES[document.origin.document]}"
+        assert report.decode(document.tokens) == text and document.targets[-1] == 257
+    state = recorded.advance(recorded.restore_before(4), 5)
+    model = nnx.merge(recorded.run.graph, state.params)
     tokens, targets = (
-        np.stack([getattr(told, name)[:18] for told in found.documents[:4]])
+        np.stack([getattr(document, name)[:18] for document in documents[:4]])
         for name in ("tokens", "targets")
     )
     logits = np.asarray(jax.jit(model)(jnp.asarray(tokens)), np.float64)
-    chances = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    wanted = -np.log(np.take_along_axis(chances, targets[..., None], axis=-1))
-    here = [told.nats[:18] for told in found.documents[:4]]
-    np.testing.assert_allclose(here, wanted[..., 0], rtol=1e-4)
-    every = np.concatenate([told.nats[told.weights > 0] for told in found.documents])
-    assert [w.nats for w in found.worst_tokens(5)] == sorted(
-        every.tolist(), reverse=True
-    )[:5]
-    check_page(render("<b>", found), found)
+    probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    expected = -np.log(np.take_along_axis(probs, targets[..., None], axis=-1))
+    nats = [document.nats[:18] for document in documents[:4]]
+    np.testing.assert_allclose(nats, expected[..., 0], rtol=1e-4)
+    every = np.concatenate([each.nats[each.weights > 0] for each in documents])
+    worst = [token.nats for token in report.worst_tokens(5)]
+    assert worst == sorted(every.tolist(), reverse=True)[:5]
+    check_html(render("<b>", report), report)
 
 
-def check_page(html: str, found) -> None:
-    """Every token is there, and no text is taken for a part of the page."""
-    assert html.count("<span") == sum(len(told.tokens) for told in found.told)
+def check_html(html, report):
+    """All tokens are on the page, and text is escaped."""
+    assert html.count("<span") == sum(len(each.tokens) for each in report.documents)
     assert "<goats>" not in html and "&lt;b&gt;" in html and "<b>" not in html
-    worst = found.worst_tokens(1)[0]
-    assert f'title="{worst.nats:.3f} nats"' in html
+    assert f'title="{report.worst_tokens(1)[0].nats:.3f} nats"' in html
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("words", "replicas"), [(RANDOM, 1), (APART, 2)])
-def test_the_tokens_of_a_batch_come_to_the_loss_that_was_logged(
-    learned, words, replicas
-):
-    path = learned(*words)
-    past = RecordedRun.open(path)
+@pytest.mark.parametrize(("words", "replicas"), [(DROPOUT, 1), (DILOCO, 2)])
+def test_the_mean_over_tokens_is_the_logged_loss(train, words, replicas):
+    path = train(*words)
+    recorded = RecordedRun.open(path)
     for step in (2, 5):
-        looked_at(path, past, step, replicas)
+        check_step(path, recorded, step, replicas)

@@ -1,4 +1,4 @@
-"""A run's steps once more: the same bits, and none of its files touched."""
+"""A replay gives the same bits as the run, and changes none of its files."""
 
 import json
 import random
@@ -32,7 +32,7 @@ def files(path):
 
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory):
-    """Finished runs by their meshes, all of whose steps were logged."""
+    """Folders of finished runs by mesh. Every step is logged."""
     folder = tmp_path_factory.mktemp("runs")
     return {
         name: train_run("tiny", tiny(*WORDS, *mesh), folder / name).path
@@ -41,114 +41,114 @@ def runs(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ran(runs):
+def finished(runs):
     return runs["one device"]
 
 
 @pytest.fixture(scope="module")
-def pasts(runs):
+def all_recorded(runs):
     return {name: RecordedRun.open(path) for name, path in runs.items()}
 
 
 @pytest.fixture(scope="module")
-def past(pasts):
-    return pasts["one device"]
+def recorded(all_recorded):
+    return all_recorded["one device"]
+
+
+@pytest.fixture
+def copy(finished, recorded, tmp_path):
+    """A copy of the run's folder, and the run opened there without compiling again."""
+    path = tmp_path / "copy"
+    shutil.copytree(finished, path)
+    return path, RecordedRun(path, recorded.config, {}, recorded.experiment, recorded.run)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_twenty_random_steps_have_the_logged_loss_to_the_bit(runs, pasts, mesh):
-    ran, past = runs[mesh], pasts[mesh]
-    before = files(ran)
-    logged = {row["step"]: row for row in read_metrics(ran)}
-    steps = random.Random(0).sample(range(1, STEPS + 1), 20)
-    begun = set()
-    for step in steps:
-        found = replay(past, step)
-        begun.add(found.start_step)
-        assert found.step == step and found.start_step < step
-        for n in range(found.start_step + 1, step + 1):
-            assert found.replayed[n]["loss"] == logged[n]["loss"]
-            assert [found.replayed[n]["grad_norm/layer/0"]] == logged[n][
-                "grad_norm/layer"
-            ]
-        assert found.differences == [] and found.num_compared == 11 * (
-            step - found.start_step
-        )
-    assert begun == {0, 10, 15, 20}  # the state of step 24 comes after all of them
-    assert files(ran) == before
+def test_twenty_random_steps_have_the_logged_loss_to_the_bit(runs, all_recorded, mesh):
+    path, recorded = runs[mesh], all_recorded[mesh]
+    before = files(path)
+    logged = {row["step"]: row for row in read_metrics(path)}
+    starts = set()
+    for step in random.Random(0).sample(range(1, STEPS + 1), 20):
+        found = replay(recorded, step)
+        start = found.start_step
+        starts.add(start)
+        assert found.step == step and start < step
+        for n in range(start + 1, step + 1):
+            row = found.replayed[n]
+            assert row["loss"] == logged[n]["loss"]
+            assert [row["grad_norm/layer/0"]] == logged[n]["grad_norm/layer"]
+        assert found.differences == []
+        assert found.num_compared == 11 * (step - start)
+    assert starts == {0, 10, 15, 20}  # the state of step 24 is after all of them
+    assert files(path) == before
 
 
-def test_a_step_goes_on_from_the_newest_state_before_it(past):
-    assert [replay(past, step).start_step for step in (10, 11, 24)] == [0, 10, 20]
+def test_a_replay_starts_from_the_newest_state_before_the_step(recorded):
+    assert [replay(recorded, step).start_step for step in (10, 11, 24)] == [0, 10, 20]
 
 
-def test_what_is_bound_is_shown_with_what_it_changes(ran):
-    past = RecordedRun.open(ran, ["Constant.peak_lr=0.02"])
-    found = replay(past, 22)
-    assert dict(past.changes) == {"schedule.peak": (0.01, 0.02)}
+def test_overrides_are_reported_with_what_they_change(finished):
+    recorded = RecordedRun.open(finished, ["Constant.peak_lr=0.02"])
+    found = replay(recorded, 22)
+    assert dict(recorded.changes) == {"schedule.peak_lr": (0.01, 0.02)}
     assert {name for _, name, *_ in found.differences} >= {"learning_rate", "loss"}
     assert found.replayed[22]["learning_rate"] == pytest.approx(0.02)
     assert found.replayed[21]["loss"] == found.logged[21]["loss"]
 
 
-def test_a_number_that_was_not_so_is_found(ran, past, tmp_path):
-    path = tmp_path / "told"
-    shutil.copytree(ran, path)
+def test_a_changed_metric_is_found(copy):
+    path, recorded = copy
     lines = [*read_metrics(path)]
     lines[21]["grad_norm/layer"][0] += 1e-6
     lines[22]["loss"] = "NaN"
     (path / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
-    false = RecordedRun(path, past.config, {}, past.experiment, past.run)
-    found = replay(false, 24).differences
-    assert [(step, name) for step, name, *_ in found] == [
+    differences = replay(recorded, 24).differences
+    assert [(step, name) for step, name, *_ in differences] == [
         (22, "grad_norm/layer/0"),
         (23, "loss"),
     ]
 
 
-def test_data_that_a_run_left_out_are_left_out_again(ran, past, tmp_path):
-    path = tmp_path / "rewound"
-    shutil.copytree(ran, path)
+def test_data_that_the_run_skipped_are_skipped(copy, recorded):
+    path, rewound = copy
     with (path / "ledger.jsonl").open("a") as ledger:
         line = {"step": 20, "hook": "Rewind", "status": "done", "data": [21, 24]}
         ledger.write(f"{json.dumps(line)}\n")
-    rewound = RecordedRun(path, past.config, {}, past.experiment, past.run)
-    assert [rewound.data_step(step) for step in (1, 20, 21, 22)] == [1, 20, 21, 25]
+    assert [rewound.data_step(step) for step in (1, 20, 21, 22)] == [0, 19, 20, 24]
     found = replay(rewound, 23)
-    run, state = past.run, past.restore_at_or_before(20)
-    for step, data in ((21, 20), (22, 24), (23, 25)):
-        state, metrics = run.step(state, run.read(run.data, run.seed, data))
+    run, state = recorded.run, recorded.restore_before(21)
+    for step, data_step in ((21, 20), (22, 24), (23, 25)):
+        batch = run.load_batch(run.data, run.seed, data_step)
+        state, metrics = run.step(state, batch)
         assert found.replayed[step]["loss"] == float(metrics["loss"])
     assert found.replayed[22]["loss"] != found.logged[22]["loss"]
 
 
-def test_a_damaged_state_is_named_and_an_older_one_gone_on_from(
-    ran, past, tmp_path, capsys
-):
-    path = tmp_path / "damaged"
-    shutil.copytree(ran, path)
+def test_a_damaged_state_is_named_and_an_older_one_is_used(copy, capsys):
+    path, damaged = copy
     state = path / "checkpoints" / "00000020"
     flip(state, "params.stack.cycles.0.blocks.0.mlp.up.w.value")
-    damaged = RecordedRun(path, past.config, {}, past.experiment, past.run)
     found = replay(damaged, 22)
     assert found.start_step == 15 and not found.differences
     assert "00000020" in capsys.readouterr().err
 
 
-def test_what_cannot_be_replayed_is_refused(ran, past, tmp_path):
+def test_invalid_steps_overrides_runs_and_data_are_refused(
+    finished, recorded, copy, tmp_path
+):
     for step in (0, STEPS + 1):
         with pytest.raises(ConfigError, match="counted from 1"):
-            replay(past, step)
+            replay(recorded, step)
     for words in (["Decoder.depth=3"], ["Experiment.optimizer=@muon"]):
-        with pytest.raises(ConfigError, match="state of step 20 has no"):
-            replay(RecordedRun.open(ran, words), 22)
+        with pytest.raises(ConfigError, match="state of step 20 does not fit"):
+            replay(RecordedRun.open(finished, words), 22)
     with pytest.raises(ConfigError, match="is not a run"):
         RecordedRun.open(tmp_path)
-    path = tmp_path / "other"
-    shutil.copytree(ran, path)
-    card = json.loads((path / "metadata.json").read_text())
-    card["data"]["source"] += "?"
-    (path / "metadata.json").write_text(json.dumps(card))
-    with pytest.raises(ConfigError, match="data are not those that"):
+    path, _ = copy
+    metadata = json.loads((path / "metadata.json").read_text())
+    metadata["data"]["source"] += "?"
+    (path / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(ConfigError, match="data have changed since"):
         RecordedRun.open(path)
     assert RecordedRun.open(path, ["RepeatTask.vocab=7"]).changes

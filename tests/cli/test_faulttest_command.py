@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmx.faulttest import runner
+from lmx.faulttest import scenario
 
 
 @pytest.fixture
@@ -12,11 +12,11 @@ def calls(monkeypatch):
     """The calls of the fault test, which fails."""
     found = []
 
-    def run(scenario, config, kills, **options):
-        found.append((scenario, config, kills, options))
-        return {"holds": False}
+    def run(scenario, kills, **options):
+        found.append((scenario, kills, options))
+        return {"passed": False}
 
-    monkeypatch.setattr(runner, "run_faulttest", run)
+    monkeypatch.setattr(scenario, "run_faulttest", run)
     return found
 
 
@@ -38,15 +38,14 @@ def test_invalid_arguments_are_refused(lmx, work, calls, words, out):
 def test_it_saves_at_least_twice_per_kill_and_fails_with_1(lmx, work, calls):
     words = ["--steps", "40", "--kills", "5", "--seed", "3", "--out", "out", "--json"]
     status, out, _ = lmx("faulttest", "tiny.gin", "RepeatTask.batch_size=4", *words)
-    assert status == 1 and json.loads(out) == {"holds": False}
-    ((scenario, config, kills, options),) = calls
+    assert status == 1 and json.loads(out) == {"passed": False}
+    ((scenario, kills, options),) = calls
     assert scenario.overrides == ["RepeatTask.batch_size=4", "Experiment.steps=40"]
     assert len(kills) == 5 and options == {"seed": 3}
-    assert scenario.folder == work / "out" and scenario.config == str(work / "tiny.gin")
+    assert scenario.folder == work / "out" and scenario.file == str(work / "tiny.gin")
     lmx("faulttest", "tiny.gin", "--steps", "12", "--kills", "6", "--json")
-    scenario, config, *_ = calls[1]
-    assert (
-        "CheckpointPolicy.every=1" in scenario.overrides
-        and config["checkpoint.every"] == 1
-    )
-    assert scenario.folder == work / "runs" / f"faulttest-tiny-{config.run_id()}"
+    scenario, *_ = calls[1]
+    assert "CheckpointPolicy.every=1" in scenario.overrides
+    assert scenario.config["checkpoint.every"] == 1
+    name = f"faulttest-tiny-{scenario.config.run_id()}"
+    assert scenario.folder == work / "runs" / name

@@ -1,6 +1,7 @@
-"""Data and hooks with a fault in them, for `lmx train --import faulty`."""
+"""A dataset and a hook with faults, for `lmx train --import faulty`."""
 
 import ctypes
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,15 +23,15 @@ from lmx.train.step import Metrics, TrainState
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Faulty(WrapperConfig):
-    """Another source, with something wrong at some of its steps.
+    """Another dataset, with faults at some of its steps.
 
     Attributes:
-        infinite: steps that count infinitely much.
-        hard: steps of another language than all others, in which a token's target is
-            the token itself.
-        hanging: steps that never come.
-        missing: steps that cannot be read.
-        without: the first step of data that are left out, and the first after them.
+        infinite: steps with infinite weights.
+        hard: steps with other targets than all others: each token's is the token.
+        hanging: steps that never return.
+        missing: steps that raise OSError.
+        without: the range of data steps that are left out.
+        seed_by_process: whether every process reads other data.
     """
 
     infinite: tuple[int, ...] = ()
@@ -38,14 +39,15 @@ class Faulty(WrapperConfig):
     hanging: tuple[int, ...] = ()
     missing: tuple[int, ...] = ()
     without: tuple[int, ...] = ()
+    seed_by_process: bool = False
 
     def open(self) -> Any:
-        return Wrong(source=self.source.open(), faults=self)
+        return FaultyDataset(source=self.source.open(), faults=self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Wrong(DatasetWrapper):
-    """The rows of a dataset, with faults."""
+class FaultyDataset(DatasetWrapper):
+    """A dataset with faults."""
 
     faults: Faulty
 
@@ -53,8 +55,9 @@ class Wrong(DatasetWrapper):
         if self.faults.without:
             begin, end = self.faults.without
             step += (end - begin) * (step >= begin)
+        seed += os.getpid() * self.faults.seed_by_process
         batch = self.source.batch_at(seed, step, rows)
-        if rows == slice(1):  # asked for its shape
+        if rows == slice(1):  # of `abstract_batch`
             return batch
         if step in self.faults.hanging:
             time.sleep(3600)
@@ -63,8 +66,8 @@ class Wrong(DatasetWrapper):
         if step in self.faults.infinite:
             return batch._replace(weights=np.full_like(batch.weights, np.inf))
         if self.faults.hard:
-            other = (batch.tokens + (step in self.faults.hard)) % self.source.info.vocab
-            return batch._replace(targets=other)
+            targets = (batch.tokens + (step in self.faults.hard)) % self.source.info.vocab
+            return batch._replace(targets=targets)
         return batch
 
 

@@ -5,10 +5,19 @@ import shutil
 import signal
 import socket
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from lmx.faulttest.kill_point import (
+    AFTER_COMMIT,
+    BEFORE_COMMIT,
+    BEFORE_PRUNE,
+    FIRST_ARRAY,
+    KillPoint,
+)
+from lmx.faulttest.process_group import INJECTOR
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.reader import CheckpointReader
 from tests.faults import trainer
@@ -19,7 +28,6 @@ pytestmark = pytest.mark.faults
 STEPS = 20
 WORDS = [f"Experiment.steps={STEPS}", "Mesh.data=1", "CheckpointPolicy.every=4"]
 NAME = "params.stack.cycles.0.blocks.0.mlp.up.w.value"
-DYING = f"{Path(__file__).with_name('dying.py')}"
 
 
 def states(path: Path) -> CheckpointManager:
@@ -52,24 +60,27 @@ def again(work, reference, request):
     return path
 
 
-def test_a_kill_at_any_moment_of_a_save_loses_that_save_at_most(work, reference):
+def test_a_kill_at_any_point_of_a_save_loses_at_most_that_save(work, reference):
     path = work / "killed"
-    moments = [("array", 8, [4]), ("before", 8, [4]), ("after", 8, [4, 8])]
-    moments.append(("removal", 16, [8, 12, 16]))
-    for moment, step, left in moments:
+    points = {
+        KillPoint(FIRST_ARRAY, 8): [4],
+        KillPoint(BEFORE_COMMIT, 8): [4],
+        KillPoint(AFTER_COMMIT, 8): [4, 8],
+        KillPoint(BEFORE_PRUNE, 16): [8, 12, 16],
+    }
+    for point, steps in points.items():
+        program = ("-m", INJECTOR, f"{work / 'trace'}", json.dumps(asdict(point)))
         words = [*WORDS, "CheckpointPolicy.keep=2"]
-        dying = (DYING, moment, f"{step}")
-        status, moaned = trainer.ended(
-            trainer.start(work, "killed", *words, program=dying)
+        status, stderr = trainer.ended(
+            trainer.start(work, "killed", *words, program=program)
         )
-        assert status == -signal.SIGKILL, (moment, moaned)
-        assert states(path).list_steps() == left, moment
-        for state in left:
-            assert not CheckpointReader(
-                states(path).directory.step_path(state)
-            ).verify(), moment
-        partial = {p.name for p in (path / "checkpoints").iterdir()}
-        assert (len(partial) > len(left)) == (moment in ("array", "before"))
+        assert status == -signal.SIGKILL, (point, stderr)
+        assert states(path).list_steps() == steps, point
+        for step in steps:
+            reader = CheckpointReader(states(path).directory.step_path(step))
+            assert not reader.verify(), point
+        uncommitted = [*(path / "checkpoints").glob("*tmp*")]
+        assert bool(uncommitted) == (point.kind in (FIRST_ARRAY, BEFORE_COMMIT))
     status, moaned = trainer.ended(trainer.start(work, "killed", *WORDS))
     assert status == 0, moaned
     assert {p.name for p in (path / "checkpoints").iterdir()} == {

@@ -1,3 +1,26 @@
-"""The tiny experiment of `tests/train`."""
+"""The tiny experiment of `tests/train`, and attempts of a run that never ran."""
 
+import pytest
+
+from lmx.faulttest.process_group import RunAttempt, Topology
 from tests.train.conftest import tiny as tiny
+
+
+@pytest.fixture(scope="session")
+def attempt():
+    """An attempt with these events, one list for each process."""
+
+    def attempt(*traces):
+        return RunAttempt(
+            topology=Topology(len(traces)),
+            kill_point=None,
+            process=0,
+            command=[],
+            statuses=[0],
+            traces=[list(trace) for trace in traces],
+            metrics=[],
+            started=0.0,
+            ended=1.0,
+        )
+
+    return attempt

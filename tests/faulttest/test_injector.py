@@ -1,4 +1,4 @@
-"""A batch is known by its fingerprint, wherever it lies; files by their names."""
+"""A batch has one fingerprint on every mesh, and a state's folder names its step."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from lmx.faulttest.injector import fingerprint, parse_step
 
 
 def batch(tokens, spec=("data", "context"), **axes):
-    """A batch over a mesh of such axes."""
+    """A batch on a mesh with these axes."""
     mesh = Mesh(**({"data": 1} | axes)).build(jax.devices(), RULES)
     place = NamedSharding(mesh, PartitionSpec(*spec))
     parts = (tokens, tokens + 1, np.ones(tokens.shape, np.float32), tokens, tokens)
@@ -26,16 +26,18 @@ def test_a_batch_has_one_fingerprint_on_every_mesh(axes):
     assert fingerprint(batch(tokens, **axes)) == fingerprint(batch(tokens))
 
 
-def test_another_token_order_or_field_has_another_fingerprint():
+def test_every_change_of_tokens_order_or_field_changes_the_fingerprint():
     tokens = np.arange(128, dtype=np.int32).reshape(8, 16)
-    found = {fingerprint(batch(tokens))}
+    fingerprints = {fingerprint(batch(tokens))}
     changed = tokens.copy()
     changed[3, 5] += 1
     for other in (changed, tokens[::-1].copy(), tokens[:, ::-1].copy(), tokens + 1):
-        found.add(fingerprint(batch(other)))
-    whole = batch(tokens)
-    found.add(fingerprint(whole._replace(tokens=whole.targets, targets=whole.tokens)))
-    assert len(found) == 6
+        fingerprints.add(fingerprint(batch(other)))
+    same = batch(tokens)
+    fingerprints.add(
+        fingerprint(same._replace(tokens=same.targets, targets=same.tokens))
+    )
+    assert len(fingerprints) == 6
 
 
 def test_only_the_folder_of_a_committed_state_has_a_step():

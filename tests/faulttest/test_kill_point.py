@@ -1,4 +1,4 @@
-"""Kills are drawn from a seed, of every kind, and can all be met."""
+"""Kill points are sampled from a seed, of every kind, and a run can reach them all."""
 
 import pytest
 
@@ -13,51 +13,63 @@ from lmx.faulttest.kill_point import (
     sample_timed_kills,
 )
 
-SAVES = [*range(4, 60, 4), 60]
-DUE_AT = {6, 12, 18, 24, 30, 36, 42, 48, 54, 60}
+HOOKS = [
+    "Experiment.hooks=[@Evaluate()]",
+    "Evaluate.data=@RepeatTask()",
+    "Evaluate.every=6",
+]
 
 
-def moments(seed, kills=16, saves=SAVES, due=DUE_AT):
-    return sample_kills(seed, kills, 60, saves, keep=2, hook_steps=due)
+@pytest.fixture(scope="session")
+def sample(tiny):
+    """Samples kills of an experiment of 60 steps that keeps two saves."""
+
+    def sample(seed, kills=16, save_every=4, hooks=True):
+        words = ["Experiment.steps=60", f"CheckpointPolicy.every={save_every}"]
+        words += ["CheckpointPolicy.keep=2", *(HOOKS if hooks else [])]
+        return sample_kills(seed, kills, tiny(*words).build())
+
+    return sample
 
 
-def test_the_same_seed_draws_the_same_moments_and_another_others():
-    assert moments(3) == moments(3) != moments(4)
-    assert (
-        sample_timed_kills(3, 9) == sample_timed_kills(3, 9) != sample_timed_kills(4, 9)
-    )
+def test_a_seed_decides_the_kill_points(sample):
+    assert sample(3) == sample(3) != sample(4)
+    assert sample_timed_kills(3, 9) == sample_timed_kills(3, 9)
+    assert sample_timed_kills(3, 9) != sample_timed_kills(4, 9)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_run_meets_every_moment_in_its_order(seed):
-    found = moments(seed)
-    assert {moment.kind for moment in found} == {*KINDS} - {STARTUP, TIMER}
-    saved = [moment.step for moment in found if moment.kind != STEP]
-    assert saved == sorted(set(saved)) and set(saved) <= set(SAVES)
-    assert [moment.step for moment in found] == sorted(m.step for m in found)
-    for moment in found:
-        assert moment.kind != BEFORE_HOOKS or moment.step in DUE_AT
-        assert moment.kind != BEFORE_PRUNE or moment.step in SAVES[2:]
+def test_a_run_reaches_every_kill_point_in_order(sample):
+    saves = [*range(4, 60, 4), 60]
+    for seed in range(20):
+        points = sample(seed)
+        assert {point.kind for point in points} == {*KINDS} - {STARTUP, TIMER}
+        used = [point.step for point in points if point.kind != STEP]
+        assert used == sorted(set(used)) and set(used) <= set(saves)
+        assert [point.step for point in points] == sorted(p.step for p in points)
+        for point in points:
+            assert point.kind != BEFORE_HOOKS or point.step in (12, 24, 36, 48, 60)
+            assert point.kind != BEFORE_PRUNE or point.step in saves[2:]
+            assert 1 <= point.step <= 60 and 0.0 <= point.delay < 1.0
 
 
-def test_what_cannot_be_met_is_not_drawn():
-    few = moments(0, saves=[30, 60], kills=3, due=set())
-    assert not {BEFORE_PRUNE, BEFORE_HOOKS} & {moment.kind for moment in few}
+def test_no_kind_is_sampled_that_cannot_occur(sample):
+    points = sample(0, kills=7, save_every=30, hooks=False)
+    assert not {BEFORE_PRUNE, BEFORE_HOOKS} & {point.kind for point in points}
 
 
-def test_kills_that_find_no_save_are_in_steps():
-    found = moments(0, saves=[30, 60])
-    assert len(found) == 16 and len({m.step for m in found if m.kind != STEP}) == 2
+def test_kills_without_a_save_are_in_steps(sample):
+    points = sample(0, save_every=30)
+    assert len(points) == 16 and len({p.step for p in points if p.kind != STEP}) == 2
 
 
-def test_a_clock_kills_in_the_start_and_in_the_second_after_it():
-    found = sample_timed_kills(0, 500)
+def test_timed_kills_are_spread_over_the_startup_and_the_second_after_it():
+    points = sample_timed_kills(0, 500)
     for kind, latest, share in ((STARTUP, 3.0, 0.25), (TIMER, 1.0, 0.75)):
-        parts = [moment.delay for moment in found if moment.kind == kind]
-        assert len(parts) == pytest.approx(500 * share, rel=0.2)
-        assert 0 <= min(parts) < 0.1 * latest and 0.9 * latest < max(parts) <= latest
+        delays = [point.delay for point in points if point.kind == kind]
+        assert len(delays) == pytest.approx(500 * share, rel=0.2)
+        assert 0 <= min(delays) < 0.1 * latest and 0.9 * latest < max(delays) <= latest
 
 
-def test_a_moment_says_when_it_is():
-    said = {f"{moment}" for moment in moments(0)}
-    assert all(any(ch.isdigit() for ch in one) for one in said) and len(said) == 16
+def test_each_kill_point_has_its_own_description(sample):
+    texts = {f"{point}" for point in sample(0)}
+    assert all(any(ch.isdigit() for ch in text) for text in texts) and len(texts) == 16

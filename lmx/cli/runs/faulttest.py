@@ -45,33 +45,29 @@ def _faulttest(args: argparse.Namespace) -> Output:
     from lmx.faulttest.kill_point import sample_kills
     from lmx.faulttest.process_group import Scenario
     from lmx.faulttest.report import format_report
-    from lmx.faulttest.runner import run_faulttest
-    from lmx.faulttest.scenario import KillSchedule, create_folder
+    from lmx.faulttest.scenario import create_folder, run_faulttest
 
     if args.kills < 1:
         raise ConfigError(f"--kills {args.kills}: at least 1.")
     extra = [] if args.steps is None else [f"Experiment.steps={args.steps}"]
     config = load_experiment(args, extra)
-    plan = KillSchedule.from_config(config)
-    every = max(1, plan.steps // (2 * args.kills))
-    if every < plan.save_every:
+    every = max(1, config["steps"] // (2 * args.kills))
+    if every < config["checkpoint.every"]:
         extra.append(f"CheckpointPolicy.every={every}")
         config = load_experiment(args, extra)
-        plan = KillSchedule.from_config(config)
-    kills = sample_kills(
-        args.seed, args.kills, plan.steps, plan.save_steps, plan.keep, plan.hook_steps
-    )
     file = locate_config(args.names[0])
     name = f"faulttest-{file.stem}-{config.run_id()}"
     scenario = Scenario(
-        module="lmx.cli.main",
-        config=str(file.resolve()),
+        config=config,
+        file=str(file.resolve()),
         overrides=[*args.overrides, *extra],
         imports=args.imports,
-        folder=create_folder(args.out or Path("runs") / name),
+        folder=(args.out or Path("runs") / name).resolve(),
     )
-    report = run_faulttest(scenario, config, kills, seed=args.seed)
-    return Output(format_report(report), report, 0 if report["holds"] else 1)
+    kills = sample_kills(args.seed, args.kills, scenario.experiment)
+    create_folder(scenario.folder)
+    report = run_faulttest(scenario, kills, seed=args.seed)
+    return Output(format_report(report), report, 0 if report["passed"] else 1)
 
 
 COMMANDS = (
