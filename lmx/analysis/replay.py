@@ -1,6 +1,6 @@
-"""Steps of a run once more, beside what was logged of them."""
+"""Replays steps of a run, and compares them with the logged metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,16 @@ from lmx.train.hooks.log import to_python
 from lmx.train.step import Metrics, TrainState
 
 Scalar = int | float | str
-Scalars = Mapping[str, Scalar]  # by name; a list is one number for each element
+Scalars = Mapping[str, Scalar]  # by name; a list has one for each element, as in `x/0`
 
 
 @dataclass(frozen=True)
 class Replay:
-    """The steps after `begun` up to `step`, as they were and as they are now.
+    """The steps after `start_step` up to `step`, as logged and as replayed.
 
     Attributes:
-        logged: what metrics.jsonl has of the steps of which it has a line.
-        found: what they measure now; `step` always.
+        logged: the metrics of the steps that were logged.
+        replayed: the metrics of the same steps now, and of `step` in any case.
     """
 
     start_step: int
@@ -32,61 +32,64 @@ class Replay:
 
     @property
     def num_compared(self) -> int:
-        """How many logged numbers there were to compare with."""
-        return sum(len(numbers) for numbers in self.logged.values())
+        """The number of logged values that were compared."""
+        return sum(map(len, self.logged.values()))
 
     @property
     def differences(self) -> list[tuple[int, str, Scalar, Scalar]]:
-        """Each number that is not the same to the bit: step, name, logged and found."""
+        """Values that differ in any bit: step, name, logged and replayed value."""
         return [
-            (step, name, was, self.replayed[step][name])
-            for step, numbers in self.logged.items()
-            for name, was in numbers.items()
-            if was != self.replayed[step][name]
+            (step, name, value, self.replayed[step][name])
+            for step, values in self.logged.items()
+            for name, value in values.items()
+            if value != self.replayed[step][name]
         ]
 
 
-def replay(past: RecordedRun, step: int) -> Replay:
-    """Runs from the nearest state on disk to that step.
+def replay(recorded: RecordedRun, step: int) -> Replay:
+    """Trains again from the newest state before that step to the end of the step.
 
-    What a clock or a hook measured is not compared. On the machine and mesh of the
-    run, and with nothing bound, every number is the same to the bit.
+    Metrics of time and of hooks are not compared. On the machine and mesh of the run,
+    without overrides, every value is the same to the bit.
     """
-    past.check_step(step)
-    state = past.restore_at_or_before(step - 1)
-    begun, found = int(state.step), {}
-    wanted = {n for n in past.logged_metrics if begun < n <= step} | {step}
-    with tqdm(total=step - begun, desc="replay", leave=False, disable=None) as bar:
+    state, logged = recorded.restore_before(step), recorded.logged_metrics
+    start = int(state.step)
+    steps = sorted(n for n in logged if start < n <= step)
+    _, replayed = measure_steps(recorded, state, step, {*steps, step})
+    rows = {
+        n: {k: v for k, v in flatten(logged[n]).items() if k in replayed[n]}
+        for n in steps
+    }
+    return Replay(start, step, rows, replayed)
 
-        def keep(done: int, state: TrainState, metrics: Metrics) -> None:
+
+def measure_steps(
+    recorded: RecordedRun, state: TrainState, last: int, steps: Collection[int]
+) -> tuple[TrainState, dict[int, Scalars]]:
+    """Trains up to step `last`; returns the state, and the metrics of these steps."""
+    measured: dict[int, Scalars] = {}
+    total = last - int(state.step)
+    with tqdm(total=total, desc="replay", leave=False, disable=None) as bar:
+
+        def measure(done: int, state: TrainState, metrics: Metrics) -> None:
             del state
-            jax.block_until_ready(metrics)  # no more than one step is on its way
+            jax.block_until_ready(metrics)  # at most one step is in flight
             bar.update()
-            if done in wanted:
-                found[done] = to_scalars(metrics)
+            if done in steps:
+                values = {
+                    k: encode_non_finite(to_python(v)) for k, v in metrics.items()
+                }
+                measured[done] = flatten(values)
 
-        past.advance(state, step, keep)
-    logged = {
-        n: {name: past_value for name, past_value in flatten(past.logged_metrics[n]).items()
-            if name in found[n]}
-        for n in sorted(wanted & past.logged_metrics.keys())
-    }  # fmt: skip
-    return Replay(begun, step, logged, found)
-
-
-def to_scalars(metrics: Metrics) -> Scalars:
-    """Metrics of a step as a line of metrics.jsonl would have them."""
-    return flatten(
-        {name: encode_non_finite(to_python(value)) for name, value in metrics.items()}
-    )
+        return recorded.advance(state, last, measure), measured
 
 
 def flatten(row: Mapping[str, Any]) -> Scalars:
-    """A line of metrics with a name for each element of a list, as in `x/0`."""
-    found: dict[str, Scalar] = {}
+    """A row of metrics with one name for each element of a list."""
+    scalars: dict[str, Scalar] = {}
     for name, value in row.items():
         if isinstance(value, list):
-            found |= {f"{name}/{index}": item for index, item in enumerate(value)}
+            scalars |= {f"{name}/{index}": item for index, item in enumerate(value)}
         else:
-            found[name] = value
-    return found
+            scalars[name] = value
+    return scalars

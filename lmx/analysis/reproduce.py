@@ -1,4 +1,4 @@
-"""A run made again from its card, and whether its figures come out the same."""
+"""Trains a run again from its metadata, and compares the losses."""
 
 import json
 import math
@@ -13,24 +13,22 @@ from lmx.config.registry import ConfigError
 from lmx.config.resolve import from_json, resolve
 from lmx.config.value import Config, diff, explain_errors
 from lmx.run.metadata import affects_bits, diff_metadata, sample_losses
-from lmx.run.run_dir import read_metrics
+from lmx.run.run_dir import METADATA, read_metadata, read_metrics
 from lmx.run.schema import check_schema
 from lmx.train.experiment import Experiment
 from lmx.train.hooks.signals import StoppedError
 from lmx.train.trainer import RunOptions, train_run
 
-MAX_BYTES = 256 * 2**20  # bytes of a card
-DEFAULT_RTOL = (
-    0.01  # of a loss, where nobody says otherwise and bits cannot be expected
-)
+MAX_BYTES = 256 * 2**20  # of a metadata file
+DEFAULT_RTOL = 0.01  # of a loss, where it cannot be the same to the bit
 
 
 @dataclass(frozen=True)
 class RunMetadata:
-    """A card by itself: what was run, on what, and what came out.
+    """The metadata of a run, without its folder.
 
     Attributes:
-        config: the experiment as it was run.
+        config: the experiment of the run.
         losses: those of some steps, in order.
     """
 
@@ -40,69 +38,60 @@ class RunMetadata:
 
     @classmethod
     def load(cls, path: Path) -> "RunMetadata":
-        """The card in a file or in the folder of a run. It imports nothing.
+        """Reads a metadata file, or that in the folder of a run. Imports no module.
 
-        Of a run that has not come to its end, the losses are those beside the card.
+        The losses of an unfinished run are those of its metrics.jsonl.
         """
-        path = path / "metadata.json" if path.is_dir() else path
+        path = path / METADATA if path.is_dir() else path
         try:
             if path.stat().st_size > MAX_BYTES:
-                raise ConfigError(f"{path} is larger than any card.")
-            facts = json.loads(path.read_text())
-            check_schema(path, facts.get("schema"))
-            experiment, _ = facts["experiment"], facts["data"]
+                raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+            fields = json.loads(path.read_text())
+            experiment, _ = fields["experiment"], fields["data"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ConfigError):
-                raise
             raise ConfigError(
-                f"{path} is no card that a run can be made of ({error!r}): give the"
-                " metadata.json of a run that this lmx trained."
+                f"{path} is not the metadata of a run ({error!r}): give the {METADATA}"
+                " of a run that lmx trained."
             ) from None
-        losses = facts.get("losses") or sample_losses(read_metrics(path.parent))
-        return cls(facts, _parse_config(path, facts, experiment), dict(losses))
-
-
-def _parse_config(
-    path: Path, facts: Mapping[str, Any], told: Any
-) -> Config[Experiment]:
-    try:
-        config = from_json(json.dumps(told))
-    except ConfigError as error:
-        needed = " ".join(f"--import {module}" for module in facts.get("imports", {}))
-        hint = f" It names classes of others: give {needed}." if needed else ""
-        raise ConfigError(f"{path}: {error}.{hint}") from error
-    if config.name != "Experiment":
-        raise ConfigError(f"{path} is of @{config.name}, which was not trained.")
-    return config
+        check_schema(path, fields.get("schema"))
+        try:
+            config = from_json(json.dumps(experiment))
+        except ConfigError as error:
+            flags = " ".join(f"--import {name}" for name in fields.get("imports", {}))
+            hint = f" It has classes of other modules: give {flags}." if flags else ""
+            raise ConfigError(f"{path}: {error}.{hint}") from error
+        if config.name != "Experiment":
+            raise ConfigError(f"{path} is of @{config.name}, which lmx did not train.")
+        losses = fields.get("losses") or sample_losses(read_metrics(path.parent))
+        return cls(fields, config, dict(losses))
 
 
 def apply_overrides(
     metadata: RunMetadata, overrides: Iterable[str]
 ) -> Config[Experiment]:
-    """The experiment of a card, made another way; refused if it were another run."""
-    words = [*overrides]
-    if not words:
-        return metadata.config
-    page = parse_text(to_gin(metadata.config), "metadata.json")
-    config = resolve({**page, **parse([], words)}, metadata.config.name)
-    changes = diff(metadata.config.identity(), config.identity())
-    if changes:
+    """The experiment with overrides; refused if they change its identity."""
+    overrides, original = [*overrides], metadata.config
+    if not overrides:
+        return original
+    bindings = parse_text(to_gin(original), METADATA)
+    config = resolve({**bindings, **parse([], overrides)}, original.name)
+    if changes := diff(original.identity(), config.identity()):
         raise ConfigError(
-            f"another {', '.join(changes)} is another run: bind nothing but what is"
-            " execution, as Mesh.fsdp=1."
+            f"{', '.join(changes)} cannot be changed, since they change the results:"
+            " override only how the run is executed, as in Mesh.fsdp=1."
         )
     return config
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A run beside the one that it was made after.
+    """A run compared with the run that it reproduces.
 
     Attributes:
-        steps: how many of it were done.
-        unlike: what the two do not stand on alike, by name.
-        within: by which part of itself a loss may differ; 0: not by one bit.
-        losses: of each step that both logged, the first run's and this one's.
+        steps: the number of steps done.
+        environment_diff: the differences between the environments, by name.
+        rtol: relative tolerance of losses; 0: the same to the bit.
+        losses: those of the original and of this run, for each step that both logged.
     """
 
     steps: int
@@ -112,12 +101,12 @@ class Reproduction:
 
     @property
     def differing_steps(self) -> list[int]:
-        """The steps whose losses differ by more than they may."""
+        """The steps whose losses are not within the tolerance."""
         return [s for s, pair in self.losses.items() if not is_close(*pair, self.rtol)]
 
 
 def is_close(old: float | str, new: float | str, rtol: float) -> bool:
-    """Whether the two are the same, or near enough; NaN and infinity are words."""
+    """Whether two losses are within the tolerance; NaN and infinity are strings."""
     if isinstance(old, str) or isinstance(new, str) or not rtol:
         return old == new
     return math.isclose(old, new, rel_tol=rtol)
@@ -130,54 +119,51 @@ def reproduce(
     steps: int | None = None,
     rtol: float | None = None,
 ) -> Reproduction:
-    """Runs it again in a new folder, all of it or its first steps, and compares.
+    """Trains all of the run, or its first steps, in a new folder, and compares losses.
 
-    `within` is the part of itself by which a loss may differ; None: 0 on the same
-    devices, mesh, versions and flags, and `DEFAULT_RTOL` elsewhere.
+    With `rtol` None the tolerance is 0 if devices, mesh, versions and flags are the
+    same, and DEFAULT_RTOL otherwise.
     """
-    wanted = _expected_losses(metadata, config, path, steps)
-    name = str(metadata.fields["name"])
-    until = None if steps is None or steps >= config["steps"] else steps
+    last = min(config["steps"] if steps is None else steps, config["steps"])
+    expected = {step: loss for step, loss in metadata.losses.items() if step <= last}
+    _check_reproducible(metadata, config, path, last)
+    stop_after = last if last < config["steps"] else None
     try:
-        train_run(name, config, path, RunOptions(stop_after=until))
+        train_run(
+            f"{metadata.fields['name']}",
+            config,
+            path,
+            RunOptions(stop_after=stop_after),
+        )
     except StoppedError as stopped:
-        if stopped.done != until:
+        if stopped.done != stop_after:
             raise
-    here = json.loads((path / "metadata.json").read_text())
-    differences = diff_metadata(metadata.fields, here)
+    changes = diff_metadata(metadata.fields, read_metadata(path))
     if rtol is None:
-        rtol = DEFAULT_RTOL if any(map(affects_bits, differences)) else 0.0
-    found = _logged_losses(path)
-    losses = {s: (loss, found[s]) for s, loss in wanted.items() if s in found}
+        rtol = DEFAULT_RTOL if any(map(affects_bits, changes)) else 0.0
+    found = {row["step"]: row["loss"] for row in read_metrics(path) if "loss" in row}
+    losses = {s: (loss, found[s]) for s, loss in expected.items() if s in found}
     if not losses:
-        raise ConfigError(f"{path} logged none of the steps {[*wanted]}.")
-    return Reproduction(until or config["steps"], differences, rtol, losses)
+        raise ConfigError(f"{path} logged none of the steps {[*expected]}.")
+    return Reproduction(last, changes, rtol, losses)
 
 
-def _logged_losses(path: Path) -> dict[int, float | str]:
-    return {row["step"]: row["loss"] for row in read_metrics(path) if "loss" in row}
-
-
-def _expected_losses(
-    metadata: RunMetadata, config: Config[Experiment], path: Path, steps: int | None
-) -> dict[int, float | str]:
-    """The losses to be met, once it is known that they can be looked for."""
+def _check_reproducible(
+    metadata: RunMetadata, config: Config[Experiment], path: Path, last: int
+) -> None:
+    """Refuses an existing folder, steps without a loss, and other data."""
     if path.exists():
-        raise ConfigError(f"{path} is there: name a new folder with --run.")
-    last = config["steps"] if steps is None else steps
-    wanted = {step: loss for step, loss in metadata.losses.items() if step <= last}
-    if not wanted:
-        first = min(metadata.losses, default=None)
-        there = "has none" if first is None else f"begins with step {first}"
+        raise ConfigError(f"{path} exists: name a new folder with --run.")
+    if not metadata.losses or min(metadata.losses) > last:
+        first = next(iter(metadata.losses), None)
+        has = "has no losses" if first is None else f"starts with step {first}"
         raise ConfigError(
-            f"there is no loss of the first {last} steps to compare with: the card"
-            f" {there}."
+            f"no loss of the first {last} steps can be compared: the metadata {has}."
         )
     with explain_errors(config):
-        here = dict(config.build().data.open().info.fingerprint)
-    if here != metadata.fields["data"]:
+        fingerprint = dict(config.build().data.open().info.fingerprint)
+    if fingerprint != metadata.fields["data"]:
         raise ConfigError(
-            "the data are not those of the card: bring them back.\n"
-            f"  {metadata.fields['data']} there\n  {here} here"
+            "the data are not those of the run: restore them.\n"
+            f"  {metadata.fields['data']} in the metadata\n  {fingerprint} now"
         )
-    return wanted

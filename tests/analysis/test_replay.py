@@ -60,7 +60,9 @@ def copy(finished, recorded, tmp_path):
     """A copy of the run's folder, and the run opened there without compiling again."""
     path = tmp_path / "copy"
     shutil.copytree(finished, path)
-    return path, RecordedRun(path, recorded.config, {}, recorded.experiment, recorded.run)
+    return path, RecordedRun(
+        path, recorded.config, {}, recorded.experiment, recorded.run
+    )
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -38,9 +38,11 @@ def test_a_replay_shows_logged_and_new_values_side_by_side(lmx, run):
 
 
 def test_a_value_that_differs_is_exit_status_1(lmx, run, monkeypatch):
-    past = OPENED.get(run) or RecordedRun.open(run, [])
-    row = {**past.logged_metrics[3], "loss": 1.0}
-    monkeypatch.setitem(past.__dict__, "logged", {**past.logged_metrics, 3: row})
+    recorded = OPENED.get(run) or RecordedRun.open(run, [])
+    row = {**recorded.logged_metrics[3], "loss": 1.0}
+    monkeypatch.setitem(
+        recorded.__dict__, "logged_metrics", {**recorded.logged_metrics, 3: row}
+    )
     status, out, _ = lmx("replay", run, "--step", "3")
     assert status == 1 and "1 differ, the first at step 3 (loss)" in out
 
@@ -51,7 +53,7 @@ def test_inspect_shows_documents_and_tokens(lmx, run, tmp_path):
         "inspect", run, "--step", "2", "--top", "3", "--html", f"{html}"
     )
     assert status == 0 and "step 2: " in out and "layer 1" in out
-    assert "corpus: " in out and html.read_text().startswith("<!doctype html>")
+    assert "corpus" in out and html.read_text().startswith("<!doctype html>")
     *_, first, second, third = out.splitlines()
     assert first > second > third and all("[" in line for line in (first, second))
 
@@ -61,11 +63,11 @@ def test_a_reproduced_run_is_compared_with_its_metadata(lmx, run, tmp_path):
     status, out, _ = lmx(*words)
     assert status == 0 and "2 losses up to step 2, equal to the bit: all are" in out
     status, _, err = lmx(*words)
-    assert status == 2 and "is run: name a new folder" in err
+    assert status == 2 and "exists: name a new folder" in err
 
 
 def test_a_folder_that_is_not_a_run_is_refused(lmx, work):
     status, _, err = lmx("replay", "nowhere", "--step", "1")
-    assert status == 2 and "nowhere is no run" in err
+    assert status == 2 and "nowhere is not a run" in err
     status, _, err = lmx("reproduce", "nowhere")
-    assert status == 2 and "nowhere is no card" in err
+    assert status == 2 and "nowhere is not the metadata of a run" in err

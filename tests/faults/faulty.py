@@ -66,7 +66,9 @@ class FaultyDataset(DatasetWrapper):
         if step in self.faults.infinite:
             return batch._replace(weights=np.full_like(batch.weights, np.inf))
         if self.faults.hard:
-            targets = (batch.tokens + (step in self.faults.hard)) % self.source.info.vocab
+            targets = (
+                batch.tokens + (step in self.faults.hard)
+            ) % self.source.info.vocab
             return batch._replace(targets=targets)
         return batch
 

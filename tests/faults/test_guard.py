@@ -107,7 +107,7 @@ def test_a_number_that_is_none_ends_the_run_before_its_state_is_saved(work, runs
     status, moaned = runs["abort"].result()
     assert status == 1
     assert "error: step 6 has loss nan" in moaned and "Traceback" not in moaned
-    assert "Its batch: row 0 of Wrong" in moaned
+    assert "Its batch: row 0 of FaultyDataset" in moaned
     assert "The newest state on disk is that of step 4" in moaned
     assert saved(work / "abort") == [2, 4]  # step 6 was due
     words = ["train", "tiny.gin", *FAULTY, *CASES["abort"], "--run", "abort"]
