@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmx.faulttest import scenario
+from lmx.faulttest import report, scenario
 
 
 @pytest.fixture
@@ -17,6 +17,7 @@ def calls(monkeypatch):
         return {"passed": False}
 
     monkeypatch.setattr(scenario, "run_faulttest", run)
+    monkeypatch.setattr(report, "format_report", str)
     return found
 
 
