@@ -128,7 +128,7 @@ def score_tokens(
 ) -> Float[np.ndarray, "B T"]:
     """Nats of every target. Each DiLoCo replica scores its own rows."""
     run = recorded.run
-    config = recorded.experiment.build_program(jax.devices()).recipe
+    config = recorded.experiment.build_program(jax.devices()).step_config
     keys_B = rng.fold(config.seed, state.step, "dropout", batch.tokens.shape[0])
     score = jax.jit(
         partitioning.with_partitioning(

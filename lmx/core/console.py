@@ -1,15 +1,15 @@
-"""How far a long pass over documents has come, on stderr."""
+"""Progress bars and lines on stderr."""
 
 import sys
 
 from tqdm import tqdm
 
 BAR_DELAY = 1.0  # seconds before a bar appears
-LINE_INTERVAL = 10.0  # seconds between lines where there is no terminal
+LINE_INTERVAL = 10.0  # seconds between lines without a terminal
 
 
 def byte_progress(title: str, total: int | None = None) -> tqdm:
-    """A bar of bytes on a terminal, and nothing elsewhere."""
+    """A progress bar of bytes on a terminal; nothing elsewhere."""
     return tqdm(
         desc=title,
         total=total,
@@ -21,5 +21,5 @@ def byte_progress(title: str, total: int | None = None) -> tqdm:
 
 
 def print_line(text: str) -> None:
-    """One plain line on stderr, beside any bar."""
+    """Prints a line on stderr, above any progress bar."""
     tqdm.write(text, file=sys.stderr)

@@ -1,18 +1,19 @@
 """One alphabet of dimensions, used everywhere.
 
-A letter means the same thing as the suffix of a local array (`q_BTNH`), in an einsum
-equation, in a jaxtyping annotation and, through `logical_axes`, in a sharding rule.
+A letter means the same as the suffix of a local array (`q_BTNH`), in an einsum
+equation, in a jaxtyping annotation and, through `logical`, in a sharding rule.
 
     B  batch              D  model width         E  experts
     T  query position     F  feed-forward width  C  choices: experts per token
-    S  key position       H  head width          R  low rank
+    S  key position       H  head dim            R  low rank
     V  vocabulary         N  query heads         L  layers
     P  channel pairs      K  key/value heads     G  query heads per key head, N / K
     M  rows: any leading dimensions, flattened into one
-    I  reach: tokens before   J  head width of values, where it is not H
+    I  context of a convolution or memory: tokens before the first one
+    J  head dim of values, if it is not H
     W  beams: the continuations of one prompt that a search keeps
-    A  replicas that learn apart
-    U  microbatches: parts of a batch that follow each other through stages of layers
+    A  replicas of DiLoCo
+    U  microbatches of a pipeline
 """
 
 LOGICAL = {

@@ -58,14 +58,16 @@ def detect_cluster(
     value is missing.
     """
     devices = None
-    values = (coordinator, processes, process)
     pod = KUBERNETES_MARKER in os.environ
-    if None in values and (not pod or any(n in os.environ for n in INDEX_VARIABLES)):
-        *values, devices = ClusterEnv.auto_detect_unset_distributed_params(
-            *values, None, None, int(BARRIER_TIMEOUT)
+    if None in (coordinator, processes, process) and (
+        not pod or any(name in os.environ for name in INDEX_VARIABLES)
+    ):
+        coordinator, processes, process, devices = (
+            ClusterEnv.auto_detect_unset_distributed_params(
+                coordinator, processes, process, None, None, int(BARRIER_TIMEOUT)
+            )
         )
-    coordinator, processes, process = values
-    if processes == 1 or values.count(None) == len(values):
+    if processes == 1 or (coordinator, processes, process) == (None, None, None):
         return None
     if coordinator is None or processes is None or process is None:
         raise ClusterConfigError(
@@ -171,7 +173,7 @@ def broadcast_from_leader(compute: Callable[[], T]) -> T:
     if not is_leader():
         return _wait_for_value(key, process=0)
     value = compute()
-    global_state.client.key_value_set(key, json.dumps(value))
+    _client().key_value_set(key, json.dumps(value))
     return value
 
 
@@ -183,19 +185,19 @@ def gather_to_leader(key: str, value: T) -> list[T] | None:
     """
     if not is_leader():
         key = f"lmx/{key}/{jax.process_index()}"
-        global_state.client.key_value_set(key, json.dumps(value))
+        _client().key_value_set(key, json.dumps(value))
         return None
     values = [value]
     for process in range(1, jax.process_count()):
         values.append(_wait_for_value(f"lmx/{key}/{process}", process))
-        global_state.client.key_value_delete(f"lmx/{key}/{process}")
+        _client().key_value_delete(f"lmx/{key}/{process}")
     return values
 
 
 def _wait_for_value(key: str, process: int) -> Any:
     timeout = int(LEADER_TIMEOUT * 1000)
     try:
-        return json.loads(global_state.client.blocking_key_value_get(key, timeout))
+        return json.loads(_client().blocking_key_value_get(key, timeout))
     except jax.errors.JaxRuntimeError as error:
         raise PeerLostError(
             f"process {process} sent nothing for {LEADER_TIMEOUT:.0f} s: {error}"
@@ -229,11 +231,16 @@ class StopSignal:
             self.value = self.value or value
             return
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # a peer has set it
-            global_state.client.key_value_set(f"{self.key}/value", value)
+            _client().key_value_set(f"{self.key}/value", value)
 
     def get(self) -> str | None:
         """The value; None if it was not set before the last step of this process."""
         if self.value is None and jax.process_count() > 1:
-            values = global_state.client.key_value_dir_get(self.key)
+            values = _client().key_value_dir_get(self.key)
             self.value = next((value for _, value in values), None)
         return self.value
+
+
+def _client() -> Any:
+    """JAX's key-value store, which every process of several has."""
+    return global_state.client

@@ -1,4 +1,4 @@
-"""What is made once and kept: whole or not there, however many make it at a time."""
+"""Atomic creation of files and folders, and the cache folder."""
 
 import contextlib
 import os
@@ -13,76 +13,75 @@ from lmx.config.registry import ConfigError
 
 
 def get_cache_dir(name: str) -> Path:
-    """That folder of the cache, below `LMX_CACHE`, or ~/.cache/lmx if it is unset."""
+    """A folder of the cache, in `LMX_CACHE`, or in ~/.cache/lmx if that is unset."""
     root = Path(os.environ.get("LMX_CACHE") or "~/.cache/lmx").expanduser()
     try:
         (root / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"cannot keep anything in {root} ({error.strerror}): set LMX_CACHE to a"
-            " folder that can be written."
+            f"cannot write to the cache {root} ({error.strerror}): set LMX_CACHE to a"
+            " writable folder."
         ) from None
     return root / name
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Writes the file such that readers see all of it or what was there before."""
+    """Writes a file; readers see the old content or the new one."""
     with open_atomic(path) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name once it is written and on disk, and not before."""
-    made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    """A file that gets its name when it is complete and on disk."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with made.open("xb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(made, path)
+        os.replace(temporary, path)
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def create_dir_once(path: Path, fill: Callable[[Path], None]) -> None:
-    """Puts the folder that `read_into` makes at `path`, unless another was quicker."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as made:
-        fill(Path(made, "new"))
+    """Creates a folder by `fill`, unless another process is faster."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as parent:
+        fill(Path(parent, "new"))
         try:
-            os.rename(Path(made, "new"), path)
+            os.rename(Path(parent, "new"), path)
         except OSError:
             if not path.is_dir():
                 raise
 
 
 def create_dir(path: Path, fill: Callable[[Path], None], advice: str) -> None:
-    """Puts a folder where none is, filled before anyone sees it.
+    """Creates a folder by `fill`, which sees its temporary name.
 
-    Where that fails, nothing is left of it. A folder that holds something is refused
-    with the advice.
+    Leaves nothing if that fails. Refuses a folder that is not empty, with the advice.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} is there and {advice}")
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        raise ConfigError(f"{path} exists and {advice}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     absent = [parent for parent in path.parents if not parent.exists()]
     try:
-        fresh.mkdir(parents=True)
-        fill(fresh)
-        fresh.rename(path)
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        temporary.rename(path)
     except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         for parent in absent:
-            with contextlib.suppress(OSError):  # never made, or no longer empty
+            with contextlib.suppress(OSError):  # not created, or not empty
                 parent.rmdir()
         raise
 
 
 def remove_dir(path: Path) -> None:
-    """Takes the folder away at once; who has its files open may read on."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".old-") as away:
+    """Removes a folder at once; open files stay readable."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".old-") as parent:
         try:
-            os.rename(path, Path(away, "old"))
+            os.rename(path, Path(parent, "old"))
         except FileNotFoundError:
             return
-        shutil.rmtree(Path(away, "old"))
+        shutil.rmtree(Path(parent, "old"))

@@ -1,9 +1,8 @@
-"""What is known of the devices that programs run on."""
+"""Peak FLOP/s of devices, and flags of the TPU compiler."""
 
 import jax
 
-# Dense bfloat16 FLOP/s of one device, from the vendors' data sheets, by the name that
-# jax gives its kind.
+# Dense bfloat16 FLOP/s by `device_kind`, from the vendors' data sheets.
 PEAK_FLOPS = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
@@ -18,10 +17,9 @@ PEAK_FLOPS = {
     "TPU v6e": 918e12,
 }
 
-# What libtpu is told by `LIBTPU_INIT_ARGS` where nobody says otherwise, in training and
-# in `lmx plan` alike: weights are gathered while products go on, in steps, and on a
-# torus of three dimensions by gathers rather than by sums. As in Google's recipes for
-# v5p: github.com/AI-Hypercomputer/tpu-recipes, training/v5p.
+# The default of `LIBTPU_INIT_ARGS`, in training and in `lmx plan`: asynchronous
+# all-gathers, fused with matmuls in several steps. As in Google's recipes for v5p:
+# github.com/AI-Hypercomputer/tpu-recipes, training/v5p.
 TPU_FLAGS = " ".join(
     f"--xla_{flag}"
     for flag in (
@@ -38,6 +36,6 @@ TPU_FLAGS = " ".join(
 
 
 def peak_flops(devices: int) -> float | None:
-    """FLOP/s that so many devices could reach; None where that is not known."""
+    """Peak FLOP/s of a number of devices; None if it is not known."""
     each = PEAK_FLOPS.get(jax.devices()[0].device_kind)
     return each and each * devices

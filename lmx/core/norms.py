@@ -1,4 +1,4 @@
-"""How large parameters and gradients are, in all and layer by layer."""
+"""Norms of parameters and gradients, in total and by layer."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from lmx.core.sharding import is_variable
 
 
 def compute_norms(tree: PyTree) -> tuple[Float[Array, ""], Float[Array, "L"]]:
-    """The Euclidean norm of parameters, or the like, whole and layer by layer."""
+    """The Euclidean norm of a tree of parameters, in total and by layer."""
     leaves = jax.tree.leaves(tree, is_leaf=is_variable)
     numbers = [leaf.get_metadata().get("layers", ()) for leaf in leaves]
     depth = max((max(n) + 1 for n in numbers if n), default=0)
@@ -22,7 +22,7 @@ def compute_norms(tree: PyTree) -> tuple[Float[Array, ""], Float[Array, "L"]]:
 
 
 def norm_metrics(**trees: PyTree) -> dict[str, Float[Array, "..."]]:
-    """The norms of each, by its name: `x_norm`, and layer by layer `x_norm/layer`."""
+    """The norms of each tree as metrics: `NAME_norm`, and `NAME_norm/layer`."""
     metrics = {}
     for name, tree in trees.items():
         metrics[f"{name}_norm"], metrics[f"{name}_norm/layer"] = compute_norms(tree)

@@ -1,8 +1,8 @@
-"""What a layer may ask about devices without knowing them: in letters, while traced.
+"""Sharding constraints and per-device code by logical axis, valid during tracing.
 
-`Experiment.open` traces a step by `with_partitioning`, with its mesh and rules. Elsewhere, as
-in a test of one layer, nothing is split: `kept` returns what it is given, and what
-`shard_map` returns is the function as it is.
+`with_partitioning` sets the mesh and rules that a function is traced with. Outside of
+it, as in a test of one layer, nothing is sharded: `constrain` returns its argument, and
+`shard_map` its function.
 """
 
 import math
@@ -17,34 +17,37 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
-from lmx.core import dims
-from lmx.core.sharding import AnyMesh, Rules, spec
+from lmx.core import sharding
+from lmx.core.dims import logical
+from lmx.core.sharding import AnyMesh, Rules
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
-REPLICA = "replica"  # the mesh axis of slices of devices that slow links join
+REPLICA = "replica"  # the mesh axis of slices of devices, which slow links connect
 
 
 class PartitionContext(NamedTuple):
-    """The mesh of a program, and the rules by which its arrays are split.
-
-    Of the axes `vmapped_axes` it is the program of one place: see `vmap_over_axes`.
-    """
+    """The mesh and the sharding rules of the program that is traced."""
 
     mesh: AnyMesh
     rules: Rules
-    vmapped_axes: tuple[str, ...] = ()
+    vmapped_axes: tuple[str, ...] = ()  # see `vmap_over_axes`; no rule has them
+
+    def spec(self, letters: str, shape: Sequence[int] | None = None) -> PartitionSpec:
+        """The sharding of an array; without a shape, all of its dimensions divide."""
+        shape = (0,) * len(letters) if shape is None else shape
+        return sharding.spec(logical(letters), shape, self.mesh, self.rules)
 
 
-_CONTEXT: ContextVar[PartitionContext | None] = ContextVar("spread", default=None)
+_ONE_DEVICE = PartitionContext(AbstractMesh((1,), (REPLICA,)), {})
+_CONTEXT: ContextVar[PartitionContext] = ContextVar("partitioning", default=_ONE_DEVICE)
 
 
 def with_partitioning(
     mesh: AnyMesh, rules: Rules, fn: Callable[P, R]
 ) -> Callable[P, R]:
-    """The same function, within which this module answers for that mesh."""
+    """`fn`, traced with this mesh and these rules."""
 
     @wraps(fn, updated=())
     def traced(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -55,8 +58,8 @@ def with_partitioning(
 
 
 @contextmanager
-def _use(spread: PartitionContext | None) -> Iterator[None]:
-    token = _CONTEXT.set(spread)
+def _use(context: PartitionContext) -> Iterator[None]:
+    token = _CONTEXT.set(context)
     try:
         yield
     finally:
@@ -66,53 +69,49 @@ def _use(spread: PartitionContext | None) -> Iterator[None]:
 def mesh_axes(letter: str, within: str = "") -> tuple[str, ...]:
     """The mesh axes, longer than one, that split a dimension of this letter.
 
-    Those that are left to it in an array `of` these letters.
+    `within` has the letters of an array, of which earlier ones take their axes first.
     """
-    here = _CONTEXT.get()
-    if here is None:
-        return ()
     within = within or letter
-    found = _spec_without_shape(within, here)[within.index(letter)]
-    return (found,) if isinstance(found, str) else found or ()
+    split = _CONTEXT.get().spec(within)[within.index(letter)]
+    return (split,) if isinstance(split, str) else split or ()
 
 
 def platform() -> str:
-    """What the program is made for: "cpu", "gpu" or "tpu"."""
-    here = _CONTEXT.get()
-    if here is None or not isinstance(here.mesh, jax.sharding.Mesh):
+    """The platform of the program: "cpu", "gpu" or "tpu"."""
+    mesh = _CONTEXT.get().mesh
+    if not isinstance(mesh, jax.sharding.Mesh):
         return jax.default_backend()
-    name = here.mesh.devices.flat[0].platform
+    name = mesh.devices.flat[0].platform
     return "gpu" if name in ("cuda", "rocm") else name
 
 
 def num_shards(letter: str) -> int:
-    """Into how many parts a dimension of this letter is split."""
-    here = _CONTEXT.get()
-    return math.prod(here.mesh.shape[axis] for axis in mesh_axes(letter)) if here else 1
+    """The number of shards of a dimension of this letter."""
+    sizes = _CONTEXT.get().mesh.shape
+    return math.prod(sizes[axis] for axis in mesh_axes(letter))
 
 
 def constrain(x: Shaped[Array, "*dims"], letters: str) -> Shaped[Array, "*dims"]:
-    """`x`, split over the devices as the rules say of an array of these letters.
+    """Shards `x` by the rules for an array of these letters.
 
-    "_" stands for a dimension that lies as it does.
+    "_" leaves the sharding of a dimension to XLA.
     """
-    here = _CONTEXT.get()
-    if here is None or here.mesh.size == 1:
+    context = _CONTEXT.get()
+    if context.mesh.size == 1:
         return x
-    sizes = (n for letter, n in zip(letters, x.shape, strict=True) if letter != "_")
-    split = iter(_spec(letters.replace("_", ""), tuple(sizes), here))
-    as_is = PartitionSpec.UNCONSTRAINED
-    place = PartitionSpec(*(as_is if d == "_" else next(split) for d in letters))
-    place = NamedSharding(here.mesh, place)
-    return jax.lax.with_sharding_constraint(x, place)
+    sizes = [n for letter, n in zip(letters, x.shape, strict=True) if letter != "_"]
+    split = iter(context.spec(letters.replace("_", ""), sizes))
+    free = PartitionSpec.UNCONSTRAINED
+    spec = PartitionSpec(*(free if d == "_" else next(split) for d in letters))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(context.mesh, spec))
 
 
 def constrain_embedding(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """`x`, split along D first, and rows by the axes that this leaves them.
+    """Shards `x` along D first, and along B and T by the mesh axes that are left.
 
-    So lies what a device looks up in its share of a table of letters VD. From there to
-    `kept` of BTD, and back with gradients, each sends of its own alone: XLA, told
-    nothing, would bring all rows to all devices.
+    This is the layout of a lookup in a table VD that is sharded along D. The change to
+    the layout of BTD, and back for gradients, then is one all-to-all. XLA by itself
+    would gather all rows on all devices.
     """
     return jnp.moveaxis(constrain(jnp.moveaxis(x, -1, 0), "DBT"), 0, -1)
 
@@ -120,52 +119,50 @@ def constrain_embedding(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
 def vmap_over_axes(
     axes: tuple[str, ...], fn: Callable[..., Any], in_axes: Any = 0
 ) -> Callable[..., Any]:
-    """`jax.vmap(fn, in_axes)`, whose leading dimension lies along these mesh axes.
+    """`jax.vmap(fn, in_axes)` with its leading dimension sharded over these mesh axes.
 
-    Each is the program of the devices at one place along them, which split between
-    them what the rules say, by the other axes.
+    Within `fn` the rules use the other mesh axes only.
     """
-    here = _CONTEXT.get()
-    if here is None or not axes:
+    context = _CONTEXT.get()
+    if not axes:
         return jax.vmap(fn, in_axes)
     rules = {
         name: tuple(axis for axis in onto if axis not in axes)
-        for name, onto in here.rules.items()
+        for name, onto in context.rules.items()
     }
 
-    def placed(*args: Any) -> Any:
-        with _use(PartitionContext(here.mesh, rules, (*here.vmapped_axes, *axes))):
+    def vmapped(*args: Any) -> Any:
+        with _use(PartitionContext(context.mesh, rules, context.vmapped_axes + axes)):
             return fn(*args)
 
-    return jax.vmap(placed, in_axes, spmd_axis_name=axes)
+    return jax.vmap(vmapped, in_axes, spmd_axis_name=axes)
 
 
 def vmap_over_replicas(fn: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """`fn` for each of `count` replicas, over a leading dimension of all it is given.
+    """`jax.vmap(fn)` over `count` replicas, each on one slice of devices if there are.
 
-    Each is the program of one slice of devices, whose own rows are split within it.
+    Within `fn` the rules split rows over the devices of a slice.
     """
-    here = _CONTEXT.get()
-    if here is None or here.mesh.shape[REPLICA] == 1:
+    slices = _CONTEXT.get().mesh.shape[REPLICA]
+    if slices == 1:
         return jax.vmap(fn)
-    if here.mesh.shape[REPLICA] != count:
+    if slices != count:
         raise ValueError(
-            f"{count} replicas cannot lie on {here.mesh.shape[REPLICA]} slices of"
-            f" devices: set Mesh.replica to 1 or {count}."
+            f"{count} replicas do not fit {slices} slices of devices: set Mesh.replica"
+            f" to 1 or {count}."
         )
     return vmap_over_axes((REPLICA,), fn)
 
 
 def sum_over_slices(fn: Callable[..., Any], *rows: Any) -> Any:
-    """The sum of what `fn` makes of each slice's share of rows.
+    """`fn(*rows)`, as the sum of `fn` of the rows of each slice.
 
-    So a gradient is added up within slices first, each device keeping its part of the
-    parameters, and then, once, part by part over the slow links between slices.
+    Gradients are thus reduced within slices first, scattered over their devices, and
+    then cross the slow links between slices once.
     """
-    here = _CONTEXT.get()
-    if here is None or REPLICA not in mesh_axes("B"):
+    if REPLICA not in mesh_axes("B"):
         return fn(*rows)
-    count = here.mesh.shape[REPLICA]
+    count = _CONTEXT.get().mesh.shape[REPLICA]
     split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
     each = vmap_over_replicas(fn, count)(*split)
     return jax.tree.map(lambda x: x.sum(axis=0), each)
@@ -178,35 +175,36 @@ def shard_map(
     *,
     check_vma: bool = True,
 ) -> Callable[..., Any]:
-    """`fn` as the program of one device, on its share of arrays of these letters.
+    """`fn` as the program of one device, on its shards of arrays of these letters.
 
-    Within it collectives go by the names that `axes` gives, and nothing is split
-    further: `kept` and `shard_map` do nothing. An input of no letters ("") is whole on
-    every device; one may be a tree of arrays of the same letters, or None. A program is
-    `typed` if JAX can tell over which mesh axes a result differs, and so check outputs
-    for it, and spare sums of gradients that are the same on all devices; within a
-    Pallas kernel it cannot, nor within `vmap_over_axes`, where a loop may begin with what is
-    the same at every place and go on with what is not.
+    Within `fn`, collectives use the names that `mesh_axes` returns outside of it;
+    `constrain` and `shard_map` do nothing. An input of no letters ("") is replicated;
+    an input may be a tree of arrays of the same letters, or None. `check_vma` is that
+    of `jax.shard_map`. It must be False with Pallas kernels, and is off within
+    `vmap_over_axes`, where the carry of a loop may start out replicated.
     """
-    here = _CONTEXT.get()
-    if here is None or here.mesh.size == 1:
+    context = _CONTEXT.get()
+    if context.mesh.size == 1:
         return fn
 
-    def alone(*args: Any) -> Any:
-        with _use(here._replace(mesh=_single_device_mesh(here.mesh))):
+    def local(*args: Any) -> Any:
+        with _use(context._replace(mesh=_single_device_mesh(context.mesh))):
             return fn(*args)
 
+    def input_spec(letters: str, x: Array) -> PartitionSpec:
+        return context.spec(letters, x.shape if letters else ())
+
     def call(*args: Any) -> Any:
-        splits = [
-            jax.tree.map(partial(_input_spec, letters, here), arg)
+        in_specs = [
+            jax.tree.map(partial(input_spec, letters), arg)
             for letters, arg in zip(inputs, args, strict=True)
         ]
         return jax.shard_map(
-            alone,
-            mesh=here.mesh,
-            in_specs=tuple(splits),
-            out_specs=jax.tree.map(lambda x: _spec_without_shape(x, here), outputs),
-            check_vma=check_vma and not here.vmapped_axes,
+            local,
+            mesh=context.mesh,
+            in_specs=tuple(in_specs),
+            out_specs=jax.tree.map(context.spec, outputs),
+            check_vma=check_vma and not context.vmapped_axes,
         )(*args)
 
     return call
@@ -217,38 +215,22 @@ def serialize_collective(
     x: Shaped[Array, "*dims"],
     after: Shaped[Array, "*other"],
 ) -> Shaped[Array, "*more"]:
-    """`collective(x)`, which on CPUs does not begin before `done` is there.
+    """`collective(x)`, which on CPUs does not start before `after` is computed.
 
-    XLA:CPU tells collectives that are written by hand apart by their kind and devices
-    alone: two that are under way at a time would be taken for one. The collective must
-    treat all elements of `x` alike; it may add leading dimensions.
+    XLA:CPU identifies explicit collectives by kind and devices only, and would confuse
+    two that run at a time. The collective must treat all elements of `x` alike; it may
+    add leading dimensions.
     """
     if platform() != "cpu":
         return collective(x)
-    rider = after.ravel()[:1].astype(x.dtype)
-    both = collective(jnp.concatenate([x.ravel(), rider]))
+    token = after.ravel()[:1].astype(x.dtype)
+    both = collective(jnp.concatenate([x.ravel(), token]))
     return both[..., :-1].reshape(*both.shape[:-1], *x.shape)
 
 
 def _single_device_mesh(mesh: AnyMesh) -> AnyMesh:
-    """The mesh of one device of `mesh`, by which nothing is split."""
+    """A mesh of one device of `mesh`, with the same axes."""
     shape, names = (1,) * len(mesh.axis_names), mesh.axis_names
     if isinstance(mesh, jax.sharding.Mesh):
         return jax.sharding.Mesh(mesh.devices.flat[:1].reshape(shape), names)
     return AbstractMesh(shape, names)
-
-
-def _spec(letters: str, shape: Sequence[int], here: PartitionContext) -> PartitionSpec:
-    return spec(dims.logical(letters), shape, here.mesh, here.rules)
-
-
-def _input_spec(letters: str, here: PartitionContext, x: Array) -> PartitionSpec:
-    """The spec of an input."""
-    return _spec(letters, x.shape, here) if letters else PartitionSpec()
-
-
-def _spec_without_shape(letters: str, here: PartitionContext) -> PartitionSpec:
-    """The spec of an array that is not there yet; what is split divides."""
-    if not letters:
-        return PartitionSpec()
-    return spec(dims.logical(letters), (0,) * len(letters), here.mesh, here.rules)

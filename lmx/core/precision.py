@@ -1,4 +1,4 @@
-"""Which dtype holds parameters and which one computes."""
+"""The dtypes of parameters and of computation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,10 +12,10 @@ Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """Dtypes of parameters and of the arithmetic between them.
+    """Dtypes of parameters and of computation.
 
-    Softmax, norms, rotation, router and loss are taken in at least float32 (`upcast`),
-    and logits are returned so.
+    Softmax, norms, rotation, router, logits and loss are computed in at least float32
+    (`upcast`).
     """
 
     params: Dtype = "float32"
@@ -23,16 +23,16 @@ class Precision:
 
     @property
     def compute_dtype(self) -> jnp.dtype:
-        """What activations are held in on this backend."""
+        """The dtype of activations on this backend."""
         plain = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         return jnp.dtype(self.compute or plain)
 
     @property
     def needs_x64(self) -> bool:
-        """Whether jax must be told to allow 64 bits (`jax_enable_x64`)."""
+        """Whether `jax_enable_x64` must be set."""
         return "float64" in (self.params, self.compute)
 
 
 def upcast(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """`x` in float32, or as it is where it is wider: a float64 run stays one."""
+    """Casts to at least float32; float64 stays float64."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

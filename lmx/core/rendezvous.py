@@ -138,9 +138,10 @@ class Rendezvous:
         sent = time.monotonic()
         heard = dict.fromkeys(self.connections, sent)
         while heard:
-            peers = {self.connections[peer]: peer for peer in heard}
+            peers: dict[Any, Peer] = {self.connections[peer]: peer for peer in heard}
             for connection in wait(peers, interval):
-                peer, message = peers[connection], _receive(connection)
+                peer = peers[connection]
+                message = _receive(self.connections[peer])
                 heard[peer] = time.monotonic()
                 if message.get("bye"):
                     del heard[peer]

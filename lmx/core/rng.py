@@ -1,4 +1,4 @@
-"""Random keys as a function of (seed, purpose, step): nothing to store or lose."""
+"""Random keys as a function of seed, purpose and step, without state."""
 
 import zlib
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Int, Key
 
 
 def key(seed: int, purpose: str) -> Key[Array, ""]:
-    """The key of one use of randomness, independent of every other purpose's."""
+    """The key of one purpose, independent of those of other purposes."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 
@@ -16,8 +16,7 @@ def fold(
 ) -> Key[Array, "B"]:
     """One key for each row of the batch of that step.
 
-    Keys of rows rather than of batches: a batch in pieces, or on many devices, draws
-    what the whole would have drawn.
+    Microbatches and shards of a batch thus draw the same numbers as the whole.
     """
     at_step = jax.random.fold_in(key(seed, purpose), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(at_step, jax.numpy.arange(rows))

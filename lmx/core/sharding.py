@@ -1,34 +1,32 @@
-"""Where logical axes meet the mesh: from a letter to a slice of a device.
+"""Sharding rules: from logical axes of arrays to slices on devices.
 
-A layer writes letters. `Einsum("BTD,DNH->BTNH", ...)` makes a weight of letters DNH,
-and `core/dims.py` names them: the parameter carries `axes=("embed", "heads",
+A layer names logical axes by letters. `Einsum("BTD,DNH->BTNH", ...)` makes a weight of
+letters DNH, which `core/dims.py` names: the parameter has `axes=("embed", "heads",
 "head_dim")`, or `("layers", "embed", "heads", "head_dim")` once blocks are stacked.
-That is all a layer says; it knows neither rules nor mesh.
 
-An experiment names a mesh, as in `Mesh.fsdp=4 Mesh.tensor=2`: how many devices stand
-along each mesh axis. `RULES`, under `Experiment.rules`, say which mesh axes split which
-logical axis: `embed` over `fsdp`, `heads` over `tensor`, `batch_size` over `replica`, `data`
-and `fsdp`, `length` over `context`, `layers` over `stage`, the vocabulary over `tensor`
-and `stage`. What no rule names is whole on every device.
+An experiment sets a mesh, as in `Mesh.fsdp=4 Mesh.tensor=2`: the number of devices
+along each mesh axis. `RULES`, changed by `Experiment.rules`, list the mesh axes that
+split each logical axis: `embed` over `fsdp`, `heads` over `tensor`, `batch` over
+`replica`, `data` and `fsdp`, `length` over `context`, `layers` over `stage`, `vocab`
+over `tensor` and `stage`. An axis without a rule is replicated.
 
-`spec` puts the two together, axis by axis, as in
+`spec` combines the two:
 
     ("embed", "heads", "head_dim") of (4096, 32, 128)
     -> PartitionSpec('fsdp', 'tensor', None)
 
-so that each device holds 1024 x 16 x 128 of them: the device at place (f, t) of the
-mesh has embed rows 1024 f to 1024 (f + 1) and heads 16 t to 16 (t + 1). A mesh axis
-splits one dimension of an array at most; one that does not divide it is an error.
-`shardings` does this for every parameter, gradient and optimizer state alike, since all
-carry the names; rows of a batch are split likewise. `jax.jit` is told where its inputs
-and outputs live, and XLA finds what must move between devices: weights split over
-`fsdp` are gathered for a layer and their gradients scattered back (ZeRO-3), products
-over a `tensor` axis are summed behind each pair of matrices (Megatron), gradients over
-`data`. Of a row split over `context` each device would gather all keys, unless
-`Attention.backend=@RingAttention()` passes them on (`layers/attention/ring.py`). Two axes are led
-by hand: rows pass the layers of one `stage` after the other (`models/pipeline.py`), and
-gradients are added up within a slice of devices before they go over `replica`, the slow
-links between slices (`core/spread.py`).
+Each device then holds 1024 x 16 x 128 numbers: device (f, t) of the mesh has embed
+1024 f to 1024 (f + 1) and heads 16 t to 16 (t + 1). A mesh axis splits at most one
+dimension of an array, and must divide it. `shardings` does this for parameters,
+gradients and optimizer states, as all carry the names; batches are sharded likewise.
+`jax.jit` is given the shardings of inputs and outputs, and XLA adds the communication:
+weights that are sharded over `fsdp` are gathered for a layer and their gradients
+scattered (ZeRO-3), products over `tensor` are summed after each pair of matrices
+(Megatron), gradients over `data`. With rows sharded over `context`, each device would
+gather all keys, unless `Attention.backend=@RingAttention()` rotates them
+(`layers/attention/ring.py`). Two axes are explicit: `stage` is a pipeline
+(`models/pipeline.py`), and gradients are summed within slices of devices before they
+cross `replica`, the slow links between slices (`core/partitioning.py`).
 """
 
 import difflib
@@ -42,17 +40,17 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PyTree
 
 from lmx.core.dims import LOGICAL
 
 Rules = Mapping[str, tuple[str, ...]]
-AnyMesh = jax.sharding.Mesh | AbstractMesh  # the second of devices that are not at hand
+AnyMesh = jax.sharding.Mesh | AbstractMesh
 
-# Megatron splits (Shoeybi et al. 2019, arXiv:1909.08053) over `tensor`, the rest of
-# every matrix over `fsdp` (ZeRO-3; Rajbhandari et al. 2019, arXiv:1910.02054). What is
-# no expert treats `expert` as more of `fsdp`; the vocabulary, `stage` as of `tensor`.
+# Megatron (Shoeybi et al. 2019, arXiv:1909.08053) over `tensor`, the other dimension of
+# every matrix over `fsdp` (ZeRO-3; Rajbhandari et al. 2019, arXiv:1910.02054). Outside
+# of experts, `expert` extends `fsdp`; for the vocabulary, `stage` extends `tensor`.
 RULES: Rules = MappingProxyType({
     "batch": ("replica", "data", "fsdp", "expert"),
     "length": ("context",),
@@ -69,10 +67,10 @@ RULES: Rules = MappingProxyType({
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """How many devices stand along each axis; their product is the devices used."""
+    """Devices along each mesh axis; their product is the number of devices used."""
 
-    replica: int = 1  # slices, over slow links
-    data: int | None = None  # None: every device that the other axes leave
+    replica: int = 1  # slices, connected by slow links
+    data: int | None = None  # None: all devices that are left
     fsdp: int = 1
     expert: int = 1
     context: int = 1
@@ -87,7 +85,7 @@ class Mesh:
                 )
 
     def build(self, devices: Sequence[Any], rules: Rules) -> jax.sharding.Mesh:
-        """The mesh over the first devices there are, if the rules use all its axes."""
+        """The mesh on the first of these devices. Refuses axes that no rule uses."""
         sizes = self.resolve_sizes(len(devices), rules)
         used = devices[: math.prod(sizes.values())]
         types = (jax.sharding.AxisType.Auto,) * len(sizes)
@@ -99,7 +97,7 @@ class Mesh:
         return jax.make_mesh(shape, tuple(sizes), types, devices=used)
 
     def resolve_sizes(self, devices: int, rules: Rules) -> dict[str, int]:
-        """How many of so many devices stand along each axis, slowest first."""
+        """Devices along each axis for a number of devices, slowest axis first."""
         sizes = asdict(self) | {"data": self.data or self._infer_data(devices)}
         for axis, onto in rules.items():
             _check_name("logical axis", axis, LOGICAL.values())
@@ -120,13 +118,13 @@ class Mesh:
         return sizes
 
     def _infer_data(self, devices: int) -> int:
-        """How many stand along `data` if it takes every device the others leave."""
+        """The size of `data` if it uses all devices that are left."""
         others = math.prod(size for size in asdict(self).values() if size is not None)
         rest = max(devices // others, 1)
         if devices % others and devices > others:
             raise ValueError(
-                f"{devices} devices do not part into groups of {others}: change the"
-                f" mesh, or set Mesh.data={rest} to use {rest * others} of them."
+                f"{devices} devices are not a multiple of {others}: change the mesh, or"
+                f" set Mesh.data={rest} to use {rest * others} of them."
             )
         return rest
 
@@ -134,10 +132,10 @@ class Mesh:
 def arrange_hybrid_devices(
     sizes: Mapping[str, int], devices: Sequence[Any]
 ) -> np.ndarray:
-    """The devices of several slices along the axes of a mesh; slow links join slices.
+    """Devices of several slices in the shape of a mesh.
 
-    `replica` tells slices apart where it is a multiple of their number, as on TPUs it
-    must be. Elsewhere, as on GPUs of several machines, devices come in their order.
+    If `replica` is a multiple of the number of slices, as it must be on TPUs, it
+    separates them. Otherwise, as for GPUs of several machines, their order is kept.
     """
     shape = tuple(sizes.values())
     slices = len({device.slice_index for device in devices})
@@ -147,14 +145,14 @@ def arrange_hybrid_devices(
         return mesh_utils.create_hybrid_device_mesh(within, between, devices)
     if devices[0].platform == "tpu":
         raise ValueError(
-            f"{len(devices)} devices are of {slices} slices, which slow links join:"
+            f"{len(devices)} devices are of {slices} slices, connected by slow links:"
             f" Mesh.replica must be a multiple of {slices}, not {sizes['replica']}."
         )
     return mesh_utils.create_device_mesh(shape, devices)
 
 
 def _check_name(kind: str, name: str, names: Collection[str]) -> None:
-    """Refuses a name that a rule would use in vain."""
+    """Refuses a rule for a name that does not exist."""
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
         raise ValueError(f"no {kind} is named {name!r}; did you mean {near!r}?")
@@ -169,9 +167,9 @@ def format_mesh(sizes: Mapping[str, int]) -> str:
 def spec(
     axes: Sequence[str], shape: Sequence[int], mesh: AnyMesh, rules: Rules
 ) -> PartitionSpec:
-    """How an array with these logical axes is split.
+    """The sharding of an array with these logical axes.
 
-    A mesh axis splits one dimension of an array at most: the first that asks has it.
+    A mesh axis splits at most one dimension of an array: the first that its rules name.
     """
     taken: set[str] = set()
     split = []
@@ -192,11 +190,11 @@ def spec(
 
 
 def shardings(tree: PyTree, mesh: AnyMesh, rules: Rules) -> PyTree:
-    """Where each parameter of `draw_tree` lives; what carries no axes is copied everywhere.
+    """The sharding of each parameter; arrays without logical axes are replicated.
 
-    Serves parameters, gradients and optimizer state alike, abstract or real. What an
-    optimizer keeps for a parameter without its shape is copied everywhere too: a
-    factored moment, the (1,) in place of one, a mask.
+    Applies to parameters, gradients and optimizer states, abstract or not. State of an
+    optimizer in another shape than its parameter, as a factored moment, its (1,)
+    placeholder or a mask, is replicated too.
     """
 
     def place(leaf: Any) -> NamedSharding:
@@ -209,17 +207,17 @@ def shardings(tree: PyTree, mesh: AnyMesh, rules: Rules) -> PyTree:
     return jax.tree.map(place, tree, is_leaf=is_variable)
 
 
-def with_shardings(shapes: PyTree, places: PyTree) -> PyTree:
-    """The shapes, each with the place that `shardings` found for it."""
+def with_shardings(shapes: PyTree, placements: PyTree) -> PyTree:
+    """The shapes with shardings, of which `placements` has one for each subtree."""
 
-    def inside(place: NamedSharding, part: PyTree) -> PyTree:
+    def place(placement: Sharding, part: PyTree) -> PyTree:
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), part
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), part
         )
 
-    return jax.tree.map(inside, places, shapes)
+    return jax.tree.map(place, placements, shapes)
 
 
 def is_variable(leaf: Any) -> bool:
-    """Whether `leaf` is an NNX variable, which JAX by itself would look into."""
+    """Whether `leaf` is an NNX variable, which `jax.tree` by itself would open."""
     return isinstance(leaf, nnx.Variable)

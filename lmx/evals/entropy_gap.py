@@ -1,6 +1,5 @@
 """How far a model is from the best that there can be, where that is known."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,15 +14,15 @@ from jaxtyping import Array, Float, PyTree
 from lmx.config.registry import ConfigError, configurable
 from lmx.core.batch import Batch
 from lmx.data.synthetic.base import SyntheticDataset
-from lmx.run.run_dir import RunDir
-from lmx.train.hook import Hook, ScheduledHook, make_schedule
+from lmx.run.run_dir import Values
+from lmx.train.hook import Hook, HookConfig, every_steps
 from lmx.train.program import RunContext, abstract_batch, batch_sharding
 from lmx.train.step import Metrics, TrainState
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class EntropyGap(Hook):
+class EntropyGap(HookConfig):
     """Nats per target on fresh rows of a made language, beside its exact entropy.
 
     The batches are those of steps that the run does not reach.
@@ -45,33 +44,28 @@ class EntropyGap(Hook):
         if self.batches < 1:
             raise ConfigError(f"EntropyGap.batches is {self.batches}: at least 1.")
 
-    def start(self, run: RunContext) -> Callable[[RunDir], ScheduledHook]:
-        is_due = make_schedule(self.every, run.steps)
-        whole = NamedSharding(run.mesh, PartitionSpec())  # every process has it all
-        score = jax.jit(partial(score_rows, run.graph), out_shardings=whole)
+    def build(self, run: RunContext) -> Hook:
+        replicated = NamedSharding(run.mesh, PartitionSpec())
+        score = jax.jit(partial(score_rows, run.graph), out_shardings=replicated)
         data: Any = self.data.open()
         batch = abstract_batch(data)
-        batch_sharding(batch, run.mesh, run.rules)  # a refusal now, not at the first
+        # Fails now, not at the first measurement.
+        batch_sharding(batch.tokens.shape, run.mesh, run.rules)
         jax.eval_shape(score, run.abstract_state().params, batch)
 
-        def optimum(directory: RunDir) -> ScheduledHook:
-            def hook(done: int, state: TrainState, metrics: Metrics) -> None:
-                del metrics
-                fresh = range(run.steps, run.steps + self.batches)
-                batches = (run.load_batch(data, run.seed, step) for step in fresh)
-                rows = [score(state.params, batch) for batch in batches]
-                nats, weights = np.concatenate(np.asarray(rows, np.float64), 1)
-                mean, error = estimate_mean(nats, weights)
-                best = self.data.entropy
-                found = {"nats": mean, "entropy": best, "excess": mean - best}
-                found["standard_error"] = error
-                directory.log_metrics(
-                    done, {f"{self.name}/{k}": v for k, v in found.items()}
-                )
+        def measure(step: int, state: TrainState, metrics: Metrics) -> Values:
+            del step, metrics
+            unseen = range(run.steps, run.steps + self.batches)
+            batches = (run.load_batch(data, run.seed, step) for step in unseen)
+            rows = [score(state.params, batch) for batch in batches]
+            nats, weights = np.concatenate(np.asarray(rows, np.float64), 1)
+            mean, error = estimate_mean(nats, weights)
+            best = self.data.entropy
+            values = {"nats": mean, "entropy": best, "excess": mean - best}
+            values["standard_error"] = error
+            return {f"{self.name}/{k}": v for k, v in values.items()}
 
-            return ScheduledHook(is_due, hook)
-
-        return optimum
+        return Hook(call=measure, is_due=every_steps(self.every, run.steps))
 
 
 def score_rows(

@@ -18,8 +18,8 @@ from lmx.config.registry import configurable
 from lmx.core.batch import Batch
 from lmx.data.dataset import DatasetConfig
 from lmx.data.text_dataset import TextDataset
-from lmx.run.run_dir import RunDir
-from lmx.train.hook import Hook, ScheduledHook, make_schedule
+from lmx.run.run_dir import Values
+from lmx.train.hook import Hook, HookConfig, every_steps
 from lmx.train.loss.next_token import sum_cross_entropy
 from lmx.train.program import RunContext, abstract_batch, batch_sharding
 from lmx.train.step import Metrics, TrainState
@@ -27,7 +27,7 @@ from lmx.train.step import Metrics, TrainState
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Hook):
+class Evaluate(HookConfig):
     """Loss on held-out data: nats per token, perplexity, and bits per byte of text.
 
     Attributes:
@@ -42,34 +42,29 @@ class Evaluate(Hook):
     batches: int | None = None
     name: str = "validation"
 
-    def start(self, run: RunContext) -> Callable[[RunDir], ScheduledHook]:
+    def build(self, run: RunContext) -> Hook:
         data = self.data.open()
-        is_due = make_schedule(self.every, run.steps)
         score = jax.jit(partial(score_batch, run.graph))
         sizes = data.info.token_bytes
         batch = abstract_batch(data)
-        batch_sharding(batch, run.mesh, run.rules)  # a refusal now, not at the first
+        # Fails now, not at the first evaluation.
+        batch_sharding(batch.tokens.shape, run.mesh, run.rules)
         jax.eval_shape(score, run.abstract_state().params, batch, sizes)
 
-        def evaluate(directory: RunDir) -> ScheduledHook:
-            def hook(done: int, state: TrainState, metrics: Metrics) -> None:
-                del metrics
-                every = data.info.steps or 1
-                few = every if done == run.steps else self.batches or every
-                total = score_batches(
-                    lambda batch: score(state.params, batch, sizes),
-                    partial(run.load_batch, data, 0),
-                    min(every, few),
-                    self.name,
-                )
-                found = summarize(total)
-                directory.log_metrics(
-                    done, {f"{self.name}/{k}": v for k, v in found.items()}
-                )
+        def evaluate(step: int, state: TrainState, metrics: Metrics) -> Values:
+            del metrics
+            count = data.info.steps or 1
+            if step != run.steps:
+                count = min(count, self.batches or count)
+            total = score_batches(
+                lambda batch: score(state.params, batch, sizes),
+                partial(run.load_batch, data, 0),
+                count,
+                self.name,
+            )
+            return {f"{self.name}/{k}": v for k, v in summarize(total).items()}
 
-            return ScheduledHook(is_due, hook)
-
-        return evaluate
+        return Hook(call=evaluate, is_due=every_steps(self.every, run.steps))
 
 
 def score_batches(
@@ -117,27 +112,22 @@ def score_batch(
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class CompressionBaseline(Hook):
+class CompressionBaseline(HookConfig):
     """What zlib and xz make of the same text, in bits per byte, for comparison."""
 
     data: TextDataset
     name: str = "validation"
 
-    def start(self, run: RunContext) -> Callable[[RunDir], ScheduledHook]:
-        text = "".join(
-            document.text
-            for document in self.data.corpus.read_nonempty(self.data.split)
-        ).encode()
+    def build(self, run: RunContext) -> Hook:
+        documents = self.data.corpus.read_nonempty(self.data.split)
+        text = "".join(document.text for document in documents).encode()
 
-        def compressors(directory: RunDir) -> ScheduledHook:
-            def hook(done: int, state: TrainState, metrics: Metrics) -> None:
-                del state, metrics
-                found = measure_compression(text).items()
-                directory.log_metrics(done, {f"{self.name}/{k}": v for k, v in found})
+        def compress(step: int, state: TrainState, metrics: Metrics) -> Values:
+            del step, state, metrics
+            sizes = measure_compression(text)
+            return {f"{self.name}/{k}": v for k, v in sizes.items()}
 
-            return ScheduledHook(lambda done: done == run.steps, hook)
-
-        return compressors
+        return Hook(call=compress, is_due=lambda step: step == run.steps)
 
 
 def measure_compression(text: bytes) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Replicas that learn apart for a while and then agree: few words over slow links."""
+"""DiLoCo: replicas train independently and synchronize every so many steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,35 +14,31 @@ from lmx.core import rng
 from lmx.core.batch import Batch
 from lmx.core.partitioning import vmap_over_replicas
 from lmx.core.sharding import is_variable
-from lmx.train.step import Metrics, StepConfig, TrainState
-
-TrainStepFn = Callable[
-    ..., tuple[TrainState, Metrics]
-]  # of recipe, state, batch and keys
+from lmx.train.step import Metrics, StepConfig, TrainState, TrainStepFn
 
 
 class ReplicaState(NamedTuple):
-    """What is kept for the replicas beside the parameters they agreed on last."""
+    """Parameters and optimizer states of the replicas, and of the outer optimizer."""
 
-    params: PyTree  # what each has made of them, with a leading dimension of replicas
+    params: PyTree  # with a leading dimension of replicas
     opt_state: PyTree  # likewise
-    outer: optax.OptState  # of the steps that they take together
+    outer: optax.OptState
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class DiLoCo:
-    """Replicas learn from their share of each batch, and meet every so many steps.
+    """Replicas train on their share of each batch, and synchronize periodically.
 
-    There the parameters of all move together, by Nesterov momentum of the mean of what
-    each changed. Douillard et al. 2023, arXiv:2311.08105, algorithm 1 and section 3.1.
-    A state's `params` are those of the last meeting. Metrics are means over replicas;
-    nothing else but these passes between them from one meeting to the next.
+    The outer optimizer, Nesterov momentum, then applies the mean change of the
+    replicas to the parameters of all. Douillard et al. 2023, arXiv:2311.08105,
+    algorithm 1 and section 3.1. The `params` of a state are those of the last
+    synchronization. Metrics are means over replicas; between synchronizations the
+    replicas communicate nothing else.
 
     Attributes:
-        replicas: as many as `Mesh.replica`, or all on one slice of devices.
-        every: steps from one meeting to the next.
-        rate, momentum: of what is done at a meeting.
+        replicas: equal to `Mesh.replica`, or any number if that is 1.
+        sync_every: steps from one synchronization to the next.
     """
 
     replicas: int
@@ -57,57 +53,58 @@ class DiLoCo:
             )
 
     def check(self, steps: int, rows: int) -> None:
-        """Refuses a run that ends between two meetings, or rows that do not part."""
+        """Refuses a run that does not end with a synchronization, and uneven rows."""
         if steps % self.sync_every:
             raise ConfigError(
-                f"{steps} steps end between two meetings of the replicas: DiLoCo.sync_every"
-                f" is {self.sync_every}, and must divide Experiment.steps."
+                f"{steps} steps do not end with a synchronization: DiLoCo.sync_every is"
+                f" {self.sync_every}, and must divide Experiment.steps."
             )
         if rows % self.replicas:
             raise ConfigError(
-                f"{rows} rows cannot be shared out evenly to {self.replicas} replicas:"
-                " DiLoCo.replicas must divide the batch."
+                f"{rows} rows cannot be split evenly over {self.replicas} replicas:"
+                " DiLoCo.replicas must divide the batch size."
             )
 
     def init(self, init_replica: Callable[[], TrainState]) -> TrainState:
-        """The state of step 0, made of that of one replica."""
+        """The state of step 0, from that of one replica."""
         state = init_replica()
         params, opt_state = self._broadcast((state.params, state.opt_state))
         outer = self._outer_optimizer().init(state.params)
         return state._replace(opt_state=ReplicaState(params, opt_state, outer))
 
     def step(
-        self, step_fn: TrainStepFn, recipe: StepConfig, state: TrainState, batch: Batch
+        self, step_fn: TrainStepFn, config: StepConfig, state: TrainState, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        """A step of every replica, by `take`, and a meeting where one is due."""
-        keys_B = rng.fold(recipe.seed, state.step, "dropout", batch.tokens.shape[0])
+        """One step of every replica, and a synchronization if it is due."""
+        keys_B = rng.fold(config.seed, state.step, "dropout", batch.tokens.shape[0])
         rows = jax.tree.map(
             lambda x: x.reshape(self.replicas, -1, *x.shape[1:]), (batch, keys_B)
         )
 
-        def one(params: PyTree, opt_state: PyTree, rows: Any) -> Any:
-            before = TrainState(state.step, params, opt_state)
-            after, metrics = step_fn(recipe, before, *rows)
-            return (after.params, after.opt_state), metrics
+        def replica_step(params: PyTree, opt_state: PyTree, rows: Any) -> Any:
+            old = TrainState(state.step, params, opt_state)
+            new, metrics = step_fn(config, old, *rows)
+            return (new.params, new.opt_state), metrics
 
-        apart = state.opt_state
-        mine = _rename_axes((apart.params, apart.opt_state), lambda axes: axes[1:])
-        mine, metrics = vmap_over_replicas(one, self.replicas)(*mine, rows)
-        mine = _rename_axes(mine, lambda axes: ("replicas", *axes))
-        due = (state.step + 1) % self.sync_every == 0
+        each = (state.opt_state.params, state.opt_state.opt_state)
+        each = _rename_axes(each, lambda axes: axes[1:])
+        each, metrics = vmap_over_replicas(replica_step, self.replicas)(*each, rows)
+        params, opt_state = _rename_axes(each, lambda axes: ("replicas", *axes))
         common, params, outer = jax.lax.cond(
-            due, self._sync, lambda *same: same, state.params, mine[0], apart.outer
+            (state.step + 1) % self.sync_every == 0,
+            self._sync,
+            lambda *unchanged: unchanged,
+            *(state.params, params, state.opt_state.outer),
         )
-        metrics = {name: each.mean(axis=0) for name, each in metrics.items()}
+        metrics = {name: x.mean(axis=0) for name, x in metrics.items()}
         metrics["tokens"] *= self.replicas
-        return TrainState(
-            state.step + 1, common, ReplicaState(params, mine[1], outer)
-        ), metrics
+        replicas = ReplicaState(params, opt_state, outer)
+        return TrainState(state.step + 1, common, replicas), metrics
 
     def _sync(
         self, common: PyTree, params: PyTree, outer: optax.OptState
     ) -> tuple[PyTree, PyTree, optax.OptState]:
-        """What is common after a meeting, with which each goes on, and the momentum."""
+        """The new common parameters, those of the replicas, and the outer state."""
         changes = jax.tree.map(
             lambda old, new: old - new.mean(axis=0),
             jax.tree.leaves(common),
@@ -122,19 +119,19 @@ class DiLoCo:
         return optax.sgd(self.outer_lr, self.outer_momentum, nesterov=True)
 
     def _broadcast(self, tree: PyTree) -> PyTree:
-        """The same for every replica."""
+        """A copy for every replica, along a new leading dimension."""
         each = jax.tree.map(
             lambda x: jnp.broadcast_to(x[None], (self.replicas, *x.shape)), tree
         )
         return _rename_axes(each, lambda axes: ("replicas", *axes))
 
 
-def _rename_axes(tree: PyTree, change: Callable[[tuple], tuple]) -> PyTree:
-    """The same numbers, whose axes carry other names."""
+def _rename_axes(tree: PyTree, rename: Callable[[tuple], tuple]) -> PyTree:
+    """Renames the logical axes of all variables."""
 
-    def one(leaf: Any) -> Any:
+    def rename_leaf(leaf: Any) -> Any:
         if not is_variable(leaf) or "axes" not in leaf.get_metadata():
             return leaf
-        return leaf.replace(leaf[...], axes=change(leaf.axes))
+        return leaf.replace(leaf[...], axes=rename(leaf.axes))
 
-    return jax.tree.map(one, tree, is_leaf=is_variable)
+    return jax.tree.map(rename_leaf, tree, is_leaf=is_variable)

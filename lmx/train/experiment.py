@@ -1,4 +1,4 @@
-"""The root of every configuration: all that tells one run from another."""
+"""The root of a training config: model, data, optimizer, schedule and execution."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,16 +11,15 @@ from flax import nnx
 
 from lmx.config.registry import ConfigError, Execution, configurable
 from lmx.core import sharding
-from lmx.core.sharding import RULES, AnyMesh, Mesh, Rules
+from lmx.core.sharding import RULES, Mesh
 from lmx.data.dataset import DatasetConfig
-from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.models.remat import check_offload
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.diloco import DiLoCo
 from lmx.train.guard.guard import Guard
 from lmx.train.guard.nonfinite import AbortOnNonFinite
-from lmx.train.hook import Hook
+from lmx.train.hook import HookConfig
 from lmx.train.loss.next_token import NextToken
 from lmx.train.optim.schedule import Schedule
 from lmx.train.program import RunContext, StepProgram, abstract_batch, batch_sharding
@@ -35,14 +34,14 @@ class Experiment:
     """One training run.
 
     Attributes:
-        rules: which mesh axes split a logical axis, where it is not as `RULES` says.
-        microbatches: parts that a batch is taken in, one after the other, to save
-            memory; the gradient is that of the whole.
-        outer: how replicas that learn apart agree; None: all learn together.
-        guard: what becomes of a step whose numbers are wrong.
+        rules: mesh axes of each logical axis, where they differ from `RULES`.
+        microbatches: equal parts of a batch that are processed one after the other, to
+            save memory; the gradient is that of the whole batch.
+        local_sgd: how replicas synchronize; None: in every step.
+        guard: what to do at a step with non-finite numbers or a loss spike.
         log_every: steps between two lines of metrics.
-        patience: seconds for one step, save, evaluation or compilation; a process that
-            takes more hangs, and ends.
+        hang_timeout: seconds for one step, save, evaluation or compilation; a process
+            that takes longer exits.
     """
 
     model: Callable[..., Decoder]
@@ -57,7 +56,7 @@ class Experiment:
     mesh: Execution[Mesh] = Mesh()
     rules: Execution[Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     microbatches: Execution[int] = 1
-    hooks: Execution[tuple[Hook, ...]] = ()
+    hooks: Execution[tuple[HookConfig, ...]] = ()
     checkpoint: Execution[CheckpointPolicy] = CheckpointPolicy()
     log_every: Execution[int] = 10
     hang_timeout: Execution[float] = 1800.0
@@ -66,105 +65,93 @@ class Experiment:
         for name in ("steps", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(
-                    f"Experiment.{name} is {getattr(self, name)}: at least 1."
+                    f"Experiment.{name} is {getattr(self, name)}: it must be 1 or more."
                 )
         if self.hang_timeout <= 0:
             raise ConfigError("Experiment.hang_timeout must be above 0 seconds.")
 
     def abstract_model(self) -> Decoder:
-        """The model without its numbers, once the experiment is known to make sense.
-
-        Asks for no data and no device.
-        """
+        """The model as shapes and dtypes. Uses no data and no device."""
         self.optimizer(self.schedule.build(self.steps))
         return nnx.eval_shape(lambda: self.model(nnx.Rngs(0)))
 
     def build_program(self, devices: Sequence[Any]) -> StepProgram:
-        """The step and the state over these devices, as shapes and places alone.
+        """The step and the abstract state on these devices, which need not be local.
 
-        Reads no data and makes no numbers; the devices need not be at hand.
+        Reads no data.
         """
         model = self.abstract_model()
-        rate = self.schedule.build(self.steps)
-        optimizer = self.optimizer(rate)
+        schedule = self.schedule.build(self.steps)
+        optimizer = self.optimizer(schedule)
         init = partial(init_state, self.model, optimizer, self.seed)
-        init, take = self.guard.wrap_init(init), self.guard.wrap_step(train_step)
-        init = partial(self.local_sgd.init, init) if self.local_sgd else init
+        init, step = self.guard.wrap_init(init), self.guard.wrap_step(train_step)
+        if self.local_sgd:
+            init = partial(self.local_sgd.init, init)
+            step = partial(self.local_sgd.step, step)
         rules = dict(RULES) | dict(self.rules)
         mesh = self.mesh.build(devices, rules)
         check_offload(model.stack.remat, mesh.devices.flat[0].platform)
         graph, _ = nnx.split(model)
+        shardings = sharding.shardings(jax.eval_shape(init), mesh, rules)
         return StepProgram(
             model=model,
-            recipe=StepConfig(
-                graph, self.loss, optimizer, rate, self.seed, self.microbatches
+            step_config=StepConfig(
+                graph, self.loss, optimizer, schedule, self.seed, self.microbatches
             ),
-            step_fn=partial(self.local_sgd.step, take) if self.local_sgd else take,
+            step_fn=step,
             mesh=mesh,
             rules=rules,
-            init=init,
-            shardings=sharding.shardings(jax.eval_shape(init), mesh, rules),
+            init=jax.jit(init, out_shardings=shardings),
+            shardings=shardings,
         )
 
     def open(self) -> RunContext:
-        """Everything a run needs, checked before anything is written or compiled."""
+        """All that a run needs, checked before anything is written or compiled."""
         program = self.build_program(jax.devices())
         _check_no_idle_process(program.mesh)
         data = self.data.open()
         if data.info.vocab > program.model.vocab:
             raise ConfigError(
-                f"the data has {data.info.vocab} different tokens and the model knows"
+                f"the data has {data.info.vocab} different tokens and the model"
                 f" {program.model.vocab}: set Decoder.vocab={data.info.vocab}."
             )
-        course = data.info.schedule.truncate(self.steps)
-        self.guard.check(course, self.checkpoint)
-        batches = [
-            abstract_batch(data, stage.first_step) for stage in course.unique_shapes
-        ]
-        step = program.jit_step(batches[0])  # compiled for each shape
-        for stage, batch in zip(course.unique_shapes, batches, strict=True):
-            self._check_microbatches(stage.batch_size, program.mesh, program.rules)
-            rows = batch_sharding(batch, program.mesh, program.rules)
-            # The trace is kept for the first step of the shape.
-            jax.eval_shape(
-                step, program.abstract_state, sharding.with_shardings(batch, rows)
-            )
+        schedule = data.info.schedule.truncate(self.steps)
+        self.guard.check(schedule, self.checkpoint)
+        shapes = schedule.unique_shapes
+        batches = [abstract_batch(data, stage.first_step) for stage in shapes]
+        step = program.jit_step(batches[0])  # compiled once for each shape
+        for batch in batches:
+            shape = batch.tokens.shape
+            self._check_microbatches(shape[0], program)
+            rows = batch_sharding(shape, program.mesh, program.rules)
+            batch = sharding.with_shardings(batch, rows)
+            # The first step of this shape reuses the trace.
+            jax.eval_shape(step, program.abstract_state(), batch)
         return RunContext(
+            **vars(program),
             steps=self.steps,
             seed=self.seed,
             data=data,
-            mesh=program.mesh,
-            rules=program.rules,
-            graph=program.recipe.graph,
-            shardings=program.shardings,
-            init=jax.jit(program.init, out_shardings=program.shardings),
             step=step,
-            batch_schedule=course,
-            token_flops={
-                stage.sequence_length: flops.train_flops_per_token(
-                    program.model, stage.sequence_length
-                )
-                for stage in course.stages
-            },
+            batch_schedule=schedule,
         )
 
-    def _check_microbatches(self, rows: int, mesh: AnyMesh, rules: Rules) -> None:
+    def _check_microbatches(self, rows: int, program: StepProgram) -> None:
+        rules = dict(program.rules)
         if self.local_sgd:
             self.local_sgd.check(self.steps, rows)
             rows //= self.local_sgd.replicas
-            rules = dict(rules) | {
-                "batch": tuple(a for a in rules["batch"] if a != "replica")
-            }
+            rules["batch"] = tuple(a for a in rules["batch"] if a != "replica")
         if self.microbatches < 1 or rows % self.microbatches:
             raise ConfigError(
-                f"{rows} rows cannot be taken in {self.microbatches} equal parts:"
-                " Experiment.microbatches must divide the batch."
+                f"{rows} rows cannot be split into {self.microbatches} equal parts:"
+                " Experiment.microbatches must divide the batch size."
             )
-        sharding.spec(("batch",), (rows // self.microbatches,), mesh, rules)
+        sharding.spec(("batch",), (rows // self.microbatches,), program.mesh, rules)
 
 
 def _check_no_idle_process(mesh: jax.sharding.Mesh) -> None:
-    """Refuses a mesh that leaves a process without work, who could only wait."""
+    """Refuses a mesh that has no device of some process, which could only wait."""
     working = {device.process_index for device in mesh.devices.flat}
     if idle := sorted({device.process_index for device in jax.devices()} - working):
         raise ConfigError(

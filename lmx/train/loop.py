@@ -1,14 +1,13 @@
 """The training loop. It fits on one screen; keep it so."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from lmx.core.batch import Batch
 from lmx.train.step import Metrics, TrainState
 
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-StepCallback = Callable[
-    [int, TrainState, Metrics], None
-]  # logs, saves, evaluates, profiles
+StepCallback = Callable[[int, TrainState, Metrics], Any]
 
 
 def train(
@@ -19,14 +18,14 @@ def train(
     steps: int,
     hooks: Sequence[StepCallback] = (),
 ) -> TrainState:
-    """Trains from the step that `state` has reached until `steps` are done.
+    """Trains from the step of `state` until `steps` are done.
 
-    `batches` begins with the batch of that step. Hooks are told how many steps are
-    done. Metrics stay on their device until a hook reads them; a hook that does not
-    read them does not wait.
+    `batches` starts with the batch of that step. Hooks are called with the number of
+    steps done. Metrics stay on their device until a hook reads them; only a hook that
+    reads them waits for the step.
     """
-    for done in range(int(state.step) + 1, steps + 1):
+    for step in range(int(state.step) + 1, steps + 1):
         state, metrics = step_fn(state, next(batches))
         for hook in hooks:
-            hook(done, state, metrics)
+            hook(step, state, metrics)
     return state

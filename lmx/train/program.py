@@ -1,8 +1,8 @@
-"""An experiment, opened: checked, shaped and placed on its mesh."""
+"""The jitted training step of an experiment on its mesh, and its inputs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from lmx.core import partitioning, sharding
 from lmx.core.batch import Batch
 from lmx.data.dataset import Dataset
 from lmx.data.sampling.schedule import BatchSchedule
+from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.run.metadata import mesh_axes
 from lmx.train.loop import StepFn
@@ -22,17 +23,17 @@ from lmx.train.step import Metrics, StepConfig, TrainState
 
 @dataclass(frozen=True, kw_only=True)
 class StepProgram:
-    """One training step over a mesh, before there is a number.
+    """One training step over a mesh, without parameters or data.
 
     Attributes:
-        model: without its numbers.
-        take: one step by the recipe.
-        init: makes the state of step 0.
-        places: where each part of a state lives.
+        model: abstract, of shapes and dtypes.
+        step_fn: one step by the config.
+        init: makes the state of step 0, sharded.
+        shardings: of each array of a state.
     """
 
     model: Decoder
-    recipe: StepConfig
+    step_config: StepConfig
     step_fn: Callable[[StepConfig, TrainState, Batch], tuple[TrainState, Metrics]]
     mesh: jax.sharding.Mesh
     rules: sharding.Rules
@@ -40,76 +41,67 @@ class StepProgram:
     shardings: TrainState
 
     @property
+    def graph(self) -> nnx.GraphDef:
+        """The model without its parameters; `nnx.merge(graph, params)` has both."""
+        return self.step_config.graph
+
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and places of a state."""
+        """Shapes, dtypes and shardings of a state."""
         return sharding.with_shardings(jax.eval_shape(self.init), self.shardings)
 
     def jit_step(self, batch: Batch) -> Any:
-        """The step for batches of that shape, jitted; it consumes its state."""
-        take = partial(self.step_fn, self.recipe)
+        """The step for batches of that shape. It donates its state."""
+        step = partial(self.step_fn, self.step_config)
+        rows = batch_sharding(batch.tokens.shape, self.mesh, self.rules)
         return jax.jit(
-            partitioning.with_partitioning(self.mesh, self.rules, take),
-            in_shardings=(self.shardings, batch_sharding(batch, self.mesh, self.rules)),
+            partitioning.with_partitioning(self.mesh, self.rules, step),
+            in_shardings=(self.shardings, rows),
             out_shardings=(self.shardings, NamedSharding(self.mesh, PartitionSpec())),
             donate_argnums=0,
         )
 
     def lower(self, rows: int, length: int) -> jax.stages.Lowered:
-        """The step for a batch of that shape, ready to be compiled."""
-        kinds = ("int32", "int32", "float32", "int32", "int32")
-        shapes: Any = [jax.ShapeDtypeStruct((rows, length), kind) for kind in kinds]
+        """The step for a batch of that shape, lowered."""
+        dtypes = ("int32", "int32", "float32", "int32", "int32")
+        shapes: Any = [jax.ShapeDtypeStruct((rows, length), dtype) for dtype in dtypes]
         batch = Batch(*shapes)
-        return self.jit_step(batch).lower(self.abstract_state, batch)
+        return self.jit_step(batch).lower(self.abstract_state(), batch)
 
 
-@dataclass(frozen=True)
-class RunContext:
-    """What training, and every hook, needs to know.
+@dataclass(frozen=True, kw_only=True)
+class RunContext(StepProgram):
+    """What training and every hook need: the program, the data and the schedule.
 
     Attributes:
-        graph: the model without its parameters; `nnx.merge(graph, params)` has both.
-        places: where each part of a state lives.
-        init: the state of step 0, born in its places.
-        step: one compiled training step, which consumes its state.
-        course: the shape of every step.
-        token_flops: FLOPs of a token, forward and backward, in rows of each length.
+        step: the jitted training step, which donates its state.
+        batch_schedule: the shape of the batch of every step.
     """
 
     steps: int
     seed: int
     data: Dataset
-    mesh: jax.sharding.Mesh
-    rules: sharding.Rules
-    graph: nnx.GraphDef
-    shardings: TrainState
-    init: Callable[[], TrainState]
     step: StepFn
     batch_schedule: BatchSchedule
-    token_flops: Mapping[int, float]
 
-    def count_tokens(self, done: int) -> int:
-        """Tokens of the first `done` steps, padding among them."""
-        return self.batch_schedule.count_tokens(done)
+    def count_tokens(self, step: int) -> int:
+        """Tokens of the first `step` steps, padding among them."""
+        return self.batch_schedule.count_tokens(step)
 
-    def count_flops(self, done: int) -> float:
-        """FLOPs of the first `done` steps."""
+    def count_flops(self, step: int) -> float:
+        """FLOPs of the first `step` steps, forward and backward."""
         return sum(
             (
                 stage.batch_size
                 * stage.sequence_length
                 * steps
-                * self.token_flops[stage.sequence_length]
-                for stage, steps in self.batch_schedule.split_steps(done)
+                * self._flops_per_token[stage.sequence_length]
+                for stage, steps in self.batch_schedule.split_steps(step)
             ),
             start=0.0,
         )
 
-    def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and places of a state."""
-        return sharding.with_shardings(jax.eval_shape(self.init), self.shardings)
-
     def describe(self) -> dict[str, Any]:
-        """What the metadata of a run has of it."""
+        """Facts for the metadata of the run."""
         params = jax.tree.leaves(self.abstract_state().params)
         return {
             "seed": self.seed,
@@ -120,24 +112,27 @@ class RunContext:
             "mesh": mesh_axes(self.mesh),
         }
 
+    @cached_property
+    def _flops_per_token(self) -> dict[int, float]:
+        lengths = {stage.sequence_length for stage in self.batch_schedule.stages}
+        return {n: flops.train_flops_per_token(self.model, n) for n in lengths}
+
     def put_batch(self, batch: Batch) -> Batch:
-        """A batch that this process has whole on the devices, as the rules say."""
-        return jax.device_put(batch, batch_sharding(batch, self.mesh, self.rules))
+        """Shards a batch that this process has in full."""
+        rows = batch_sharding(batch.tokens.shape, self.mesh, self.rules)
+        return jax.device_put(batch, rows)
 
     def load_batch(self, data: Dataset, seed: int, step: int) -> Batch:
-        """The batch of that step on the devices, its rows split as the rules say.
-
-        This process reads the rows of its own devices, and no other.
-        """
+        """The sharded batch of that step. This process reads its devices' rows only."""
         shape = data.info.schedule.stage_at(step)[1:]
-        place = _batch_sharding(shape, self.mesh, self.rules)
-        parts = [data.batch_at(seed, step, rows) for rows in local_rows(place, shape)]
-        own = jax.tree.map(lambda *part: np.concatenate(part), *parts)
-        return jax.make_array_from_process_local_data(place, own, shape)
+        rows = batch_sharding(shape, self.mesh, self.rules)
+        parts = [data.batch_at(seed, step, part) for part in local_rows(rows, shape)]
+        local = jax.tree.map(lambda *part: np.concatenate(part), *parts)
+        return jax.make_array_from_process_local_data(rows, local, shape)
 
 
 def abstract_batch(data: Dataset, step: int = 0) -> Batch:
-    """The shapes and dtypes of the batch of that step, of which one row is read."""
+    """Shapes and dtypes of the batch of that step. Reads one row of it."""
     rows = data.info.schedule.stage_at(step).batch_size
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype),
@@ -146,29 +141,23 @@ def abstract_batch(data: Dataset, step: int = 0) -> Batch:
 
 
 def batch_sharding(
-    batch: Batch, mesh: jax.sharding.Mesh, rules: sharding.Rules
-) -> NamedSharding:
-    """Where the rows of a batch of this shape go."""
-    return _batch_sharding(batch.tokens.shape, mesh, rules)
-
-
-def _batch_sharding(
     shape: tuple[int, ...], mesh: jax.sharding.Mesh, rules: sharding.Rules
 ) -> NamedSharding:
+    """The sharding of the arrays of a batch of that shape."""
     return NamedSharding(mesh, sharding.spec(("batch", "length"), shape, mesh, rules))
 
 
-def local_rows(place: NamedSharding, shape: tuple[int, ...]) -> list[slice]:
+def local_rows(placement: NamedSharding, shape: tuple[int, ...]) -> list[slice]:
     """The rows that devices of this process hold, in order and as few slices as can be.
 
-    Where several processes share rows, as over `tensor` or `context`, each has them.
+    Processes that share rows, as over `tensor` or `context`, hold the same ones.
     """
-    found = place.addressable_devices_indices_map(shape).values()
-    rows = sorted({index[0].indices(shape[0])[:2] for index in found if index})
-    own = rows[:1]
-    for start, stop in rows[1:]:
-        if start == own[-1][1]:
-            own[-1] = (own[-1][0], stop)
+    indices = placement.addressable_devices_indices_map(shape).values()
+    bounds = sorted({index[0].indices(shape[0])[:2] for index in indices if index})
+    merged = bounds[:1]
+    for start, stop in bounds[1:]:
+        if start == merged[-1][1]:
+            merged[-1] = (merged[-1][0], stop)
         else:
-            own.append((start, stop))
-    return [slice(*pair) for pair in own]
+            merged.append((start, stop))
+    return [slice(*pair) for pair in merged]

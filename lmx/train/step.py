@@ -1,4 +1,4 @@
-"""One training step, as a pure function of the loss it is given."""
+"""The training step: gradient of a loss, optimizer update and metrics."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ from lmx.core.norms import norm_metrics
 from lmx.train.loss.next_token import Means
 from lmx.train.optim.optimizer import apply_sign_updates, zero_sign_grads
 
-Metrics = dict[str, Float[Array, "..."]]  # a number, or one number a layer
+Metrics = dict[str, Float[Array, "..."]]  # scalars, or one number a layer
 LossFn = Callable[[Any, Batch, Any], tuple[Mean, Means]]  # of model, batch and keys
 
 
@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 
 
 class StepConfig(NamedTuple):
-    """What a step is made of, beside the state and the batch."""
+    """The parts of a step that stay the same during a run."""
 
     graph: nnx.GraphDef
     loss: LossFn
@@ -40,12 +40,15 @@ class StepConfig(NamedTuple):
     microbatches: int
 
 
+TrainStepFn = Callable[..., tuple[TrainState, Metrics]]  # like `train_step`
+
+
 def init_state(
     build_model: Callable[[nnx.Rngs], nnx.Module],
     optimizer: optax.GradientTransformation,
     seed: int,
 ) -> TrainState:
-    """The state of step 0. Jit it with `core.sharding.shardings` to be born split."""
+    """The state of step 0. Jit it with `core.sharding.shardings` to shard it."""
     _, params = nnx.split(build_model(nnx.Rngs(params=rng.key(seed, "params"))))
     return TrainState(jnp.zeros((), "int32"), params, optimizer.init(params))
 
@@ -57,10 +60,10 @@ def compute_gradients(
     batch: Batch,
     keys: Key[Array, "B"] | None = None,
 ) -> tuple[PyTree, Mean, Means]:
-    """The gradient of the loss's total rather than of its mean, and the loss.
+    """The gradient of the total of the loss, not of its mean, the loss and its means.
 
-    Totals of parts of a batch add up to those of the whole, however unevenly weighted:
-    accumulate both, then divide once.
+    Totals of microbatches add up to those of the batch, however unevenly weighted: sum
+    both, then divide once.
     """
 
     def total(params: PyTree) -> tuple[Float[Array, ""], tuple[Mean, Means]]:
@@ -74,22 +77,22 @@ def compute_gradients(
 def accumulate_gradients(
     config: StepConfig, params: PyTree, batch: Batch, keys: Key[Array, "B"]
 ) -> tuple[PyTree, Mean, Means]:
-    """`compute_gradients` of the whole batch, taken in equal parts one after the other.
+    """The sum of `compute_gradients` over the microbatches of a batch.
 
-    Part i has rows i, i + parts, ..., so that each device keeps the rows it has.
+    Microbatch i of n has rows i, i + n, ..., so that each device keeps the rows it has.
     """
     grad = partial(compute_gradients, config.graph, config.loss, params)
-    parts = config.microbatches
-    if parts == 1:
+    count = config.microbatches
+    if count == 1:
         return grad(batch, keys)
     split = jax.tree.map(
-        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, keys)
+        lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), (batch, keys)
     )
     shapes = jax.eval_shape(grad, *jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, grad(*part)), None
+    def add(total, microbatch):
+        return jax.tree.map(jnp.add, total, grad(*microbatch)), None
 
     return jax.lax.scan(add, zeros, split)[0]
 
@@ -100,18 +103,19 @@ def train_step(
     batch: Batch,
     keys: Key[Array, "B"] | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Forward, backward, update. Jit, shard and donate where it is called.
+    """Forward pass, backward pass and update. The caller jits, shards and donates.
 
-    `keys` are one a row; None: those of rows 0, 1, ... at the state's step.
+    `keys` are one a row; None: those of rows 0, 1, ... at the step of the state.
     """
     if keys is None:
         keys = rng.fold(config.seed, state.step, "dropout", batch.tokens.shape[0])
     grad = partial(accumulate_gradients, config, state.params)
     grads, loss, means = partitioning.sum_over_slices(grad, batch, keys)
-    grads = optax.tree.scale(1.0 / jnp.maximum(loss.weight, 1.0), grads)
-    loud, grads = grads, zero_sign_grads(grads)
+    all_grads = optax.tree.scale(1.0 / jnp.maximum(loss.weight, 1.0), grads)
+    grads = zero_sign_grads(all_grads)
     updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, apply_sign_updates(updates, loud))
+    signed = apply_sign_updates(updates, all_grads)
+    params = optax.apply_updates(state.params, signed)
     metrics = {name: mean.value for name, mean in means.items()}
     metrics |= {"loss": loss.value, "tokens": loss.weight}
     metrics["learning_rate"] = jnp.asarray(config.schedule(state.step))

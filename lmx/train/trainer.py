@@ -1,9 +1,8 @@
-"""One attempt at a run: from where the last one stopped to the end, or the next."""
+"""Trains a run: opens it or resumes it, calls its steps and hooks, and finishes it."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,13 +18,14 @@ from lmx.run.plots import plot_run
 from lmx.run.progress import RunProgress
 from lmx.run.run_dir import RunDir
 from lmx.run.timing import TimeAccounting, now
-from lmx.train.checkpoint.manager import CheckpointManager, SaveError
+from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.policy import require_written
 from lmx.train.experiment import Experiment
-from lmx.train.guard.guard import MetricWatcher
+from lmx.train.guard.guard import GuardContext, MetricWatcher
 from lmx.train.guard.rewind import RewindError
-from lmx.train.guard.skipped_data import SkippedRanges, load_skipped, make_reader
+from lmx.train.guard.skipped_data import load_skipped, make_reader
 from lmx.train.guard.watchdog import Watchdog
-from lmx.train.hook import ScheduledHook
+from lmx.train.hook import Hook, Order
 from lmx.train.hooks.log import MetricLogger
 from lmx.train.hooks.preemption import PreemptionWatcher
 from lmx.train.hooks.runner import SAVE, HookRunner, unique_names
@@ -37,14 +37,14 @@ from lmx.train.step import Metrics, TrainState
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How an attempt is made, which changes nothing of what comes of it.
+    """Options that do not affect the result.
 
     Attributes:
-        since: when its process began, by the clock of the account; None: now.
-        grace: seconds after a signal in which the state may be saved; None: any.
-        accept: what may differ from what the run began with, by path, `Class.parameter`
-            or `data`.
-        until: the step after which it stops as at a signal; None: the last of the run.
+        started: when the process started, by `run.timing.now`; None: now.
+        grace: seconds after a signal in which the state may be saved; None: no limit.
+        allow_changes: what may differ from the start of the run: config paths,
+            `Class.parameter` or `data`.
+        stop_after: the step after which the run stops as at a signal; None: the last.
     """
 
     started: float | None = None
@@ -59,172 +59,178 @@ def train_run(
     path: Path,
     options: RunOptions = RunOptions(),
 ) -> RunDir:
-    """Trains the rest of the run in its folder, which afterwards holds all of it.
+    """Trains a run in its folder until it is finished.
 
-    Raises ConfigError before anything is written, `StoppedError` once a signal's stop
-    is saved, `FaultError` where it must not go on.
+    Raises ConfigError before anything is written, `StoppedError` after a signal stopped
+    the run and its state is saved, `FaultError` if the run must not continue.
     """
     while True:
+        trainer = Trainer(name, config, options)
         try:
-            return _train_once(name, config, path, options)
-        except RewindError as rewound:
+            return trainer.train(path)
+        except RewindError as rewind:
             options = replace(options, started=now())
             if distributed.is_leader():
-                print_line(f"{rewound}")
+                print_line(f"{rewind}")
 
 
-def _train_once(name: str, config: Config, path: Path, manner: RunOptions) -> RunDir:
-    account = TimeAccounting(manner.started)
-    experiment, run, periodic = _open_experiment(config)
-    _check_data(run)
-    with (
-        closing(_claim_dir(name, config, run, path, manner.allow_changes)) as directory,
-        closing(Watchdog(account.get_state, experiment.hang_timeout, directory.path)),
-    ):
-        saves, origin = experiment.checkpoint, describe_origin(config, run.mesh)
-        checkpoints = saves.open(directory.checkpoint_folder, origin)
-        if _is_finished(run, directory, checkpoints):
-            return directory
-        checkpoints.prepare()
-        with account.measure("restore"):
-            newest = checkpoints.restore_newest(
-                run.abstract_state(), on_damage=saves.handle_damage
-            )
-            state = run.init() if newest is None else newest
-        done = int(state.step)
-        directory.truncate_after(done)
-        account.start_attempt(directory, done)
-        gaps = load_skipped(directory.path)
-        checkpoints.extra_metadata["gaps"] = gaps
-        leader = distributed.is_leader()
-        line = RunProgress(name, done, run.steps, enabled=leader)
-        log = MetricLogger(run, directory, account, experiment.log_every, line)
-        watch = experiment.guard.start(run, directory, checkpoints)
-        settle = partial(_flush_all, log, watch, directory)
-        saving = saves.start(checkpoints, run.steps, settle)
-        beside = {each: start(directory) for each, start in periodic.items()}
-        chores = HookRunner({SAVE: saving} | beside, log.flush, directory, account)
+class Trainer:
+    """One attempt at a run, from its newest checkpoint to its last step."""
+
+    def __init__(self, name: str, config: Config[Experiment], options: RunOptions):
+        """Opens and checks all that the run needs. Writes nothing."""
+        self.name, self.config, self.options = name, config, options
+        self.timing = TimeAccounting(options.started)
+        with explain_errors(config):
+            self.experiment = config.build()
+            self.run = self.experiment.open()
+            configs = unique_names(self.experiment.hooks)
+            self.hooks = {name: hook.build(self.run) for name, hook in configs.items()}
+        _check_same_data(self.run)
+
+    def train(self, path: Path) -> RunDir:
+        """Trains the rest of the run; does nothing if it is finished."""
+        timeout = self.experiment.hang_timeout
         with (
-            _finalize(directory, account),
-            closing(line),
-            closing(_load_batches(run, done, gaps)) as batches,
-            GracefulShutdown(
-                checkpoints, settle, account, manner.grace, manner.stop_after
-            ) as stop,
-            PreemptionWatcher(),
+            closing(self._claim_dir(path)) as run_dir,
+            closing(Watchdog(self.timing.get_state, timeout, run_dir.path)),
         ):
-            chores.run_pending(state)
-            account.switch("step")
-            step, given = _time_compile(account, run.step), _time_data(account, batches)
-            hooks = [log, watch, chores, stop]
-            train(step, state, given, steps=run.steps, hooks=hooks)
-            account.switch("stop")
-            checkpoints.wait()
-            settle()
-            account.record(run.steps)
-            directory.update_metadata(
-                **final_metadata(path, run.count_flops(run.steps), run.mesh.size)
+            origin = describe_origin(self.config, self.run.mesh)
+            policy = self.experiment.checkpoint
+            checkpoints = policy.open(run_dir.checkpoint_folder, origin)
+            if not self._is_finished(run_dir, checkpoints):
+                self._train(run_dir, checkpoints, self._restore(checkpoints))
+        return run_dir
+
+    def _claim_dir(self, path: Path) -> RunDir:
+        """The folder of the run, which the leader writes."""
+        run_dirs = [RunDir(path, writable=False)]
+
+        def claim() -> None:
+            metadata = initial_metadata(self.name, self.config, self.run.describe())
+            tokenizer, allowed = (
+                self.run.data.info.tokenizer,
+                self.options.allow_changes,
             )
-    return directory
+            run_dir = RunDir.claim(path, self.config, metadata, tokenizer, allowed)
+            run_dirs.append(run_dir)
 
+        distributed.broadcast_from_leader(claim)
+        return run_dirs[-1]
 
-def _flush_all(log: MetricLogger, watch: MetricWatcher, directory: RunDir) -> None:
-    """All that was measured is on disk, in every process; SaveError if not.
+    def _is_finished(self, run_dir: RunDir, checkpoints: CheckpointManager) -> bool:
+        finished = distributed.broadcast_from_leader(lambda: run_dir.finished)
+        return finished and checkpoints.list_steps()[-1:] == [self.run.steps]
 
-    So that no state is there whose metrics are not, or whose numbers are none.
-    """
-    log.flush()
-    if fault := distributed.broadcast_from_leader(directory.flush):
-        raise SaveError(fault)
-    watch.flush()
+    def _restore(self, checkpoints: CheckpointManager) -> TrainState:
+        """The newest state, or that of step 0."""
+        checkpoints.prepare()
+        on_damage = self.experiment.checkpoint.handle_damage
+        with self.timing.measure("restore"):
+            state = checkpoints.restore_newest(self.run.abstract_state(), on_damage)
+            return self.run.init() if state is None else state
+
+    def _train(
+        self, run_dir: RunDir, checkpoints: CheckpointManager, state: TrainState
+    ) -> None:
+        """Trains from the state to the last step."""
+        run, timing, options, step = (
+            self.run,
+            self.timing,
+            self.options,
+            int(state.step),
+        )
+        run_dir.truncate_after(step)
+        timing.start_attempt(run_dir, step)
+        skipped = load_skipped(run_dir.path)
+        checkpoints.extra_metadata["skipped_data"] = skipped
+        progress = RunProgress(
+            self.name, step, run.steps, enabled=distributed.is_leader()
+        )
+        with (
+            _finalize(run_dir, timing),
+            closing(progress),
+            closing(prefetch(make_reader(run, skipped), step, run.steps)) as batches,
+            closing(
+                GracefulShutdown(
+                    checkpoints, run_dir, timing, options.grace, options.stop_after
+                )
+            ) as shutdown,
+            closing(PreemptionWatcher()),
+        ):
+            logger = MetricLogger(
+                run, run_dir, timing, self.experiment.log_every, progress
+            )
+            guard = self.experiment.guard.build(GuardContext(run, run_dir, checkpoints))
+            watcher = MetricWatcher(guard)
+            hooks = {
+                "log": Hook(call=logger, order=Order.OBSERVE, flush=logger.flush),
+                "guard": Hook(call=watcher, order=Order.OBSERVE, flush=watcher.flush),
+                SAVE: self.experiment.checkpoint.build(checkpoints, run_dir, run.steps),
+                **self.hooks,
+                "stop": Hook(call=shutdown, is_due=shutdown.is_due, order=Order.STOP),
+            }
+            runner = HookRunner(hooks, run_dir, timing)
+            runner.call_pending(state)
+            timing.switch("step")
+            step_fn, batches = (
+                time_compile(timing, run.step),
+                time_data(timing, batches),
+            )
+            train(step_fn, state, batches, steps=run.steps, hooks=[runner])
+            timing.switch("stop")
+            checkpoints.wait()
+            runner.flush()
+            require_written(run_dir)
+            timing.record(run.steps)
+            flops = run.count_flops(run.steps)
+            run_dir.update_metadata(
+                **final_metadata(run_dir.path, flops, run.mesh.size)
+            )
 
 
 @contextmanager
-def _finalize(directory: RunDir, account: TimeAccounting) -> Iterator[None]:
-    """Draws what was measured and closes the account, however training ends."""
+def _finalize(run_dir: RunDir, timing: TimeAccounting) -> Iterator[None]:
+    """Plots the metrics and finishes the timing, however training ends."""
     try:
         yield
     finally:
-        account.switch("stop")
+        timing.switch("stop")
         if distributed.is_leader():
-            plot_run(directory.path)
-        account.finish()
+            plot_run(run_dir.path)
+        timing.finish()
 
 
-def _is_finished(
-    run: RunContext, directory: RunDir, checkpoints: CheckpointManager
-) -> bool:
-    """Whether the last step was done, saved, and is on the card."""
-    finished = distributed.broadcast_from_leader(lambda: directory.finished)
-    return finished and checkpoints.list_steps()[-1:] == [run.steps]
-
-
-def _check_data(run: RunContext) -> None:
-    """Refuses to train on data that are not the same in all processes."""
-    here = dict(run.data.info.fingerprint)
-    there = distributed.broadcast_from_leader(lambda: here)
-    if here != there:
+def _check_same_data(run: RunContext) -> None:
+    """Refuses data that differ between processes."""
+    local = dict(run.data.info.fingerprint)
+    leader = distributed.broadcast_from_leader(lambda: local)
+    if local != leader:
         raise ConfigError(
-            f"the data of process {jax.process_index()} are not those of process 0:"
-            f" give all the same files.\n  {here}\n  {there} in process 0"
+            f"the data of process {jax.process_index()} differ from those of process 0:"
+            f" give all the same files.\n  {local}\n  {leader} in process 0"
         )
 
 
-def _claim_dir(
-    name: str, config: Config, run: RunContext, path: Path, accept: tuple[str, ...]
-) -> RunDir:
-    """The folder of the run, claimed by the first process."""
-    held: list[RunDir] = [RunDir(path, writable=False)]
-
-    def claim() -> None:
-        facts = initial_metadata(name, config, run.describe())
-        codec = run.data.info.tokenizer
-        held.append(RunDir.claim(path, config, facts, codec, accept))
-
-    distributed.broadcast_from_leader(claim)
-    return held[-1]
-
-
-def _open_experiment(
-    config: Config[Experiment],
-) -> tuple[Experiment, RunContext, dict[str, Callable[[RunDir], ScheduledHook]]]:
-    """The experiment, its run and its hooks; any refusal with where its cause was set.
-
-    Writes nothing.
-    """
-    with explain_errors(config):
-        experiment = config.build()
-        run = experiment.open()
-        hooks = unique_names(experiment.hooks)
-        return experiment, run, {name: hook.start(run) for name, hook in hooks.items()}
-
-
-def _load_batches(
-    run: RunContext, start: int, gaps: SkippedRanges = ()
-) -> Generator[Batch, None, None]:
-    """The batches from step `start` on, put on their devices ahead of their step."""
-    return prefetch(make_reader(run, gaps), start, run.steps)
-
-
-def _time_data(account: TimeAccounting, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches; the seconds until each is there are those of `data`."""
+def time_data(timing: TimeAccounting, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches. Counts the seconds of waiting as `data`."""
     while True:
-        with account.measure("data"):
+        with timing.measure("data"):
             batch = next(batches, None)
         if batch is None:
             return
         yield batch
 
 
-def _time_compile(account: TimeAccounting, step: StepFn) -> StepFn:
-    """The step; the first call for each shape of a batch is `compile`."""
-    seen: set[tuple[int, ...]] = set()
+def time_compile(timing: TimeAccounting, step_fn: StepFn) -> StepFn:
+    """The step. Counts the first call for each shape of a batch as `compile`."""
+    compiled: set[tuple[int, ...]] = set()
 
-    def call(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        if batch.tokens.shape in seen:
-            return step(state, batch)
-        seen.add(batch.tokens.shape)
-        with account.measure("compile"):
-            return step(state, batch)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if batch.tokens.shape in compiled:
+            return step_fn(state, batch)
+        compiled.add(batch.tokens.shape)
+        with timing.measure("compile"):
+            return step_fn(state, batch)
 
-    return call
+    return step

@@ -58,7 +58,7 @@ def test_the_metadata_of_a_finished_run_have_its_results(finished, tiny):
     ]
     assert fields["final"] == read_last_metrics(finished) and fields["seed"] == 0
     assert fields["imports"] == {} and fields["processes"] == 1 and fields["processor"]
-    assert {"start", "compile", "data", "step", "Save"} <= fields["seconds"].keys()
+    assert {"start", "compile", "data", "step", "save"} <= fields["seconds"].keys()
     training = sum(fields["seconds"][phase] for phase in ("step", "data", "log"))
     assert fields["mfu"] == pytest.approx(fields["flops"] / training / 1e9)
 

@@ -88,7 +88,7 @@ def test_configs_of_experiments_and_of_stores_name_a_tokenizer(tmp_path, capsys)
 REFUSED = {
     "error: there is no nowhere": ["nowhere", "out"],
     "write lmx data tokenizer CORPUS": ["text.txt"],
-    "full is there and is not empty": ["text.txt", "full"],
+    "full exists and is not empty": ["text.txt", "full"],
     "has no corpus with a tokenizer": [str(TINY), "out"],
     "set SentencePiece.vocab to": ["text.txt", "out", "SentencePiece.vocab=90000"],
     "split of .* is empty": [

@@ -43,7 +43,7 @@ def test_what_is_said_to_fit_does(lmx):
     ("words", "out"),
     [
         (["tiny.gin", "--on", "v5w-8"], "did you mean 'v5"),
-        (["tiny.gin", "Mesh.fsdp=3", "--on", "v5e-8"], "do not part into groups of 3"),
+        (["tiny.gin", "Mesh.fsdp=3", "--on", "v5e-8"], "are not a multiple of 3"),
         (["tiny.gin", "Mesh.fdsp=8", "--on", "v5e-8"], "fsdp"),
         (["none.gin", "--on", "v5e-8"], "none.gin"),
     ],

@@ -91,7 +91,7 @@ CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
     ),
     "all warm-up": (
         ["tiny.gin", "Constant.warmup_steps=10"],
-        "a warm-up of 10 steps leaves nothing of 10 to train",
+        "a warmup of 10 steps leaves none of 10",
         "schedule.warmup = 10\n    override 'Constant.warmup_steps=10'",
     ),
     "no steps": (["tiny.gin", "Experiment.steps=0"], "steps is 0", "at least 1"),
@@ -129,7 +129,7 @@ RUNS = {  # these only training can see
     ),
     "vocabulary too small": (
         ["tiny.gin", *TEXT, "Decoder.vocab=100"],
-        "data has 258 different tokens and the model knows 100",
+        "data has 258 different tokens and the model 100",
         "set Decoder.vocab=258",
     ),
     "vocabulary larger than the text": (
@@ -182,7 +182,7 @@ RUNS = {  # these only training can see
     ),
     "microbatches not dividing": (
         ["tiny.gin", "Experiment.microbatches=3"],
-        "8 rows cannot be taken in 3 equal parts",
+        "8 rows cannot be split into 3 equal parts",
         "must divide the batch.\n  microbatches = 3\n    override",
     ),
     "samples without text": (
@@ -202,12 +202,12 @@ RUNS = {  # these only training can see
     ),
     "a folder that is no run": (
         ["tiny.gin", "--run", "docs"],
-        "docs is there and is not a run",
+        "docs exists and is not a run",
         "name another folder with --run",
     ),
     "a file for a folder": (
         ["tiny.gin", "--run", "taken.txt"],
-        "taken.txt is there and is not a run",
+        "taken.txt exists and is not a run",
         "name another folder with --run",
     ),
     "a folder below a file": (

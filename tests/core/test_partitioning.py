@@ -90,7 +90,7 @@ def test_what_is_added_over_slices_is_what_all_rows_would_give():
     got = jax.jit(call)(ROWS, ones)["sum"]
     np.testing.assert_array_equal(got, fn(ROWS, ones)["sum"] / 2)
     assert found == [((2, 6, 2), ("data",)), ((4, 6, 2), ())]
-    with pytest.raises(ValueError, match="3 replicas cannot lie on 2 slices"):
+    with pytest.raises(ValueError, match="3 replicas do not fit 2 slices"):
         partitioning.with_partitioning(
             slices, RULES, lambda: partitioning.vmap_over_replicas(fn, 3)
         )()

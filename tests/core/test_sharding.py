@@ -37,7 +37,7 @@ def test_a_mesh_may_use_fewer_devices_than_there_are():
     [
         (Mesh(data=3, tensor=4), "data=3 x tensor=4 needs 12 devices and there are 8"),
         (Mesh(tensor=16), "tensor=16 needs 16 devices and there are 8: make an axis"),
-        (Mesh(tensor=3), "8 devices do not part into groups of 3.*Mesh.data=2 to use"),
+        (Mesh(tensor=3), "8 devices are not a multiple of 3.*Mesh.data=2 to use"),
     ],
 )
 def test_a_mesh_that_cannot_be_is_refused_with_its_cure(mesh, message):

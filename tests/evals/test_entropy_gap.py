@@ -14,6 +14,8 @@ from lmx.data.synthetic.markov import Markov
 from lmx.evals.entropy_gap import estimate_mean, score_rows
 from lmx.infer.score import logprobs
 from lmx.run.run_dir import RunDir, read_last_metrics
+from lmx.run.timing import TimeAccounting
+from lmx.train.hooks.runner import HookRunner
 from lmx.train.loop import train
 
 PAGES = Path(__file__).parents[2] / "experiments"
@@ -28,13 +30,14 @@ def trained(tmp_path):
     def trained(page, *words):
         experiment = lmx.load_experiment(page, [*ONE, *words]).build()
         run = experiment.open()
+        hooks = {type(hook).__name__: hook.build(run) for hook in experiment.hooks}
         directory = RunDir(tmp_path)
         directory.truncate_after(0)
-        hooks = [hook.start(run)(directory) for hook in experiment.hooks]
+        runner = HookRunner(hooks, directory, TimeAccounting())
         batches = prefetch(
             lambda step: run.put_batch(run.data.batch_at(run.seed, step)), 0, run.steps
         )
-        train(run.step, run.init(), batches, steps=run.steps, hooks=hooks)
+        train(run.step, run.init(), batches, steps=run.steps, hooks=[runner])
         directory.close()
         return read_last_metrics(tmp_path)
 

@@ -17,6 +17,8 @@ from lmx.config.registry import ConfigError
 from lmx.evals.perplexity import measure_compression, score_batches, summarize
 from lmx.infer.generate import encode_prompt
 from lmx.run.run_dir import RunDir, read_last_metrics, read_metrics
+from lmx.run.timing import TimeAccounting
+from lmx.train.hooks.runner import HookRunner
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 LINES = "".join(f"{n} é bottles of beer on the wall\n" for n in range(60))
@@ -54,7 +56,7 @@ def run_and_hooks(tmp_path_factory):
         path = f"Text.path={folder / 'text.txt'}"
         experiment = lmx.load_experiment(TINY, [*WORDS, path]).build()
         run = experiment.open()
-        hooks = [hook.start(run) for hook in experiment.hooks]
+        hooks = [hook.build(run) for hook in experiment.hooks]
     return run, run.init(), hooks
 
 
@@ -66,9 +68,9 @@ def logged(run_and_hooks, tmp_path):
     def logged(which, *steps):
         directory = RunDir(tmp_path)
         directory.truncate_after(0)
-        hook = hooks[which](directory)
-        for done in steps:
-            hook(done, state, {})
+        runner = HookRunner({"hook": hooks[which]}, directory, TimeAccounting())
+        for step in steps:
+            runner(step, state, {})
         directory.close()
         return list(read_metrics(tmp_path))
 
@@ -164,11 +166,11 @@ def test_what_can_never_be_evaluated_is_refused_before_the_run(run_and_hooks):
     words = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@other/RepeatTask()"]
     for word, message in {
         "other/RepeatTask.batch_size=3": "'batch' of size 3 cannot be split evenly",
-        "Evaluate.every=0": "every 0 steps is never",
+        "Evaluate.every=0": "every 0 steps: it must be 1",
     }.items():
         (hook,) = lmx.load_experiment(TINY, [*words, word]).build().hooks
         with pytest.raises(ValueError, match=message):
-            hook.start(run)
+            hook.build(run)
 
 
 def test_the_newest_evaluation_is_what_a_summary_finds(logged, tmp_path):
@@ -179,5 +181,5 @@ def test_the_newest_evaluation_is_what_a_summary_finds(logged, tmp_path):
 def test_samples_need_text(run_and_hooks):
     run = lmx.load_experiment(TINY).build().open()
     (hook,) = lmx.load_experiment(TINY, ["Experiment.hooks=[@Sample()]"]).build().hooks
-    with pytest.raises(ConfigError, match="needs data that are text: leave it out"):
-        hook.start(run)
+    with pytest.raises(ConfigError, match="needs data that are text: remove the hook"):
+        hook.build(run)

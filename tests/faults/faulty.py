@@ -3,7 +3,6 @@
 import ctypes
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import numpy as np
 from lmx.config.registry import configurable
 from lmx.core.batch import Batch
 from lmx.data.dataset import DatasetWrapper, WrapperConfig
-from lmx.run.run_dir import RunDir
-from lmx.train.hook import Hook, ScheduledHook
+from lmx.train.hook import Hook, HookConfig
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 
@@ -75,7 +73,7 @@ class FaultyDataset(DatasetWrapper):
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Flip(Hook):
+class Flip(HookConfig):
     """Flips a bit in the memory of the second device: in its copy of some parameters.
 
     Once only: not where the file `flipped` is already.
@@ -83,7 +81,7 @@ class Flip(Hook):
 
     at: int  # steps done
 
-    def start(self, run: RunContext) -> Callable[[RunDir], ScheduledHook]:
+    def build(self, run: RunContext) -> Hook:
         def flip(done: int, state: TrainState, metrics: Metrics) -> None:
             del done, metrics
             if not Path("flipped").exists():
@@ -93,4 +91,4 @@ class Flip(Hook):
                 byte = ctypes.c_uint8.from_address(copy.unsafe_buffer_pointer() + 2)
                 byte.value ^= 1 << 5  # of float32's mantissa: no step rounds it away
 
-        return lambda directory: ScheduledHook(lambda done: done == self.at, flip)
+        return Hook(call=flip, is_due=lambda step: step == self.at)

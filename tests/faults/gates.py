@@ -1,13 +1,11 @@
 """Hooks at which a run waits for a test, fails as it is told, or loses the time."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmx.config.registry import Execution, configurable
-from lmx.run.run_dir import RunDir
-from lmx.train.hook import Hook, ScheduledHook
+from lmx.train.hook import Hook, HookConfig
 from lmx.train.program import RunContext
 
 DAY = 86400.0  # seconds
@@ -15,7 +13,7 @@ DAY = 86400.0  # seconds
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Gate(Hook):
+class Gate(HookConfig):
     """After each of these steps a run makes `at-STEP`, and waits for `go-STEP`.
 
     Both are files of `folder`. Where that says "fail", it fails.
@@ -24,7 +22,7 @@ class Gate(Hook):
     folder: str
     at: Execution[tuple[int, ...]] = ()
 
-    def start(self, run: RunContext) -> Callable[[RunDir], ScheduledHook]:
+    def build(self, run: RunContext) -> Hook:
         folder = Path(self.folder)
 
         def wait(done, state, metrics):
@@ -34,22 +32,22 @@ class Gate(Hook):
             if "fail" in (folder / f"go-{done}").read_text():
                 raise ValueError("told to fail")
 
-        return lambda directory: ScheduledHook(lambda done: done in self.at, wait)
+        return Hook(call=wait, is_due=lambda step: step in self.at)
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Jump(Hook):
+class Jump(HookConfig):
     """Sets the wall clock a day ahead after some steps, a day back after others."""
 
     ahead: Execution[tuple[int, ...]] = ()
     back: Execution[tuple[int, ...]] = ()
 
-    def start(self, run: RunContext) -> Callable[[RunDir], ScheduledHook]:
+    def build(self, run: RunContext) -> Hook:
         clock = time.time
         steps = {**dict.fromkeys(self.ahead, DAY), **dict.fromkeys(self.back, -DAY)}
 
         def jump(done, state, metrics):
             time.time = lambda: clock() + steps[done]
 
-        return lambda directory: ScheduledHook(lambda done: done in steps, jump)
+        return Hook(call=jump, is_due=lambda step: step in steps)

@@ -90,7 +90,7 @@ def test_a_second_trainer_is_refused_a_notice_saves_and_a_failed_hook_is_done_ag
     trainer.go(3)
     status, moaned = ended(first)
     assert status == 143
-    assert "this machine will be taken away (maintenance-event: TERM" in moaned
+    assert "this machine is being preempted (maintenance-event: TERM" in moaned
     (step,) = saved(tmp_path / "a")
     assert 3 <= step < 8 and f"stopped by SIGTERM after step {step}" in moaned
 

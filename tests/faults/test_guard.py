@@ -108,12 +108,12 @@ def test_a_number_that_is_none_ends_the_run_before_its_state_is_saved(work, runs
     assert status == 1
     assert "error: step 6 has loss nan" in moaned and "Traceback" not in moaned
     assert "Its batch: row 0 of FaultyDataset" in moaned
-    assert "The newest state on disk is that of step 4" in moaned
+    assert "The newest checkpoint is that of step 4" in moaned
     assert saved(work / "abort") == [2, 4]  # step 6 was due
     words = ["train", "tiny.gin", *FAULTY, *CASES["abort"], "--run", "abort"]
     words += ["Experiment.guard=@SkipNonFinite()", "--allow-change", "Experiment.guard"]
     status, moaned = lmx(work, *words)  # as it says
-    assert status == 0 and "step 6 was left out" in moaned, moaned
+    assert status == 0 and "step 6 was skipped" in moaned, moaned
 
 
 def test_a_skipped_step_is_counted_and_noted_and_the_run_ends_well(work, runs):
@@ -134,11 +134,11 @@ def test_too_many_skips_in_a_row_end_the_run(work, runs):
 def test_after_a_rewind_a_run_is_as_if_the_data_had_never_been(work, runs):
     status, moaned = runs["rewind"].result()
     assert status == 0, moaned
-    assert "step 33 is a spike: back to step 25" in moaned
+    assert "step 33 is a spike: rewinding to step 25" in moaned
     (noted,) = [row for row in read_ledger(work / "rewind") if row["hook"] == "Rewind"]
-    assert (noted["step"], noted["found"], noted["data"]) == (25, 33, [25, 35])
+    assert (noted["step"], noted["spike_step"], noted["data"]) == (25, 33, [25, 35])
     meta = CheckpointManager(work / "rewind" / "checkpoints").read_metadata(45)
-    assert meta["extra"]["gaps"] == [[25, 35]]
+    assert meta["extra"]["skipped_data"] == [[25, 35]]
     assert runs["shifted"].result()[0] == 0
     found = measured(work / "rewind")
     assert len(found) == 45 and found == measured(work / "shifted")
@@ -149,7 +149,7 @@ def test_after_a_rewind_a_run_is_as_if_the_data_had_never_been(work, runs):
 
 def test_a_spike_that_other_data_do_not_cure_ends_the_run(work, runs):
     status, moaned = runs["again"].result()
-    assert status == 1 and "back to step 25" in moaned
+    assert status == 1 and "rewinding to step 25" in moaned
     assert "error: step 26 has a spike of its loss" in moaned
 
 
@@ -161,7 +161,7 @@ def test_data_that_cannot_be_read_end_the_run_by_name(runs):
 def test_a_flipped_bit_is_found_before_it_is_saved_and_a_restart_goes_on(work, runs):
     status, moaned = runs["flip"].result()
     assert status == 75, moaned
-    assert "error: step 6: not all devices have the same: params." in moaned
+    assert "error: step 6: replicas differ: params." in moaned
     assert "cpu:1" in moaned and "Traceback" not in moaned
     assert saved(work / "flip") == [2, 4]
     status, moaned = trained(work, "flip")

@@ -43,7 +43,7 @@ def test_a_killed_run_comes_back_and_its_account_adds_up(trainer, tmp_path):
     )
     assert sum(spent.values()) == pytest.approx(wall, rel=0.01, abs=0.2)
     assert spent["down"] > 1.9 and spent["lost"] > 0.0
-    assert spent.keys() >= {"start", "restore", "compile", "step", "data", "Save"}
+    assert spent.keys() >= {"start", "restore", "compile", "step", "data", "save"}
 
 
 def test_a_killed_worker_ends_the_others_and_all_come_back(trainer, tmp_path):

@@ -31,7 +31,7 @@ WORDS = [
     "Decoder.dropout=0.1",
     "Mesh.data=1",
 ]
-STATES = {"start", "restore", "compile", "data", "step", "log", "Save", "Evaluate"}
+STATES = {"start", "restore", "compile", "data", "step", "log", "save", "Evaluate"}
 STATES |= {"stop", "lost", "down"}
 
 

@@ -46,7 +46,7 @@ def test_a_batch_that_never_comes_ends_the_run_and_all_stacks_are_told(work):
     assert done.returncode == 75, done.stderr
     told = (work / "run" / "hang-0.txt").read_text()
     for text in (told, done.stderr):
-        assert "nothing has moved for 20 s (in state 'data')" in text
+        assert "no progress for 20 s (in phase 'data')" in text
         assert 'faulty.py", line' in text and "in batch_at" in text  # a worker
         assert 'loop.py", line' in text and "in train" in text  # the main thread
 
@@ -82,7 +82,7 @@ def test_a_process_of_two_that_is_stopped_ends_the_other_with_75(work, how):
         assert group.members[0].returncode == 75, moaned
         assert time.monotonic() - begun < 60.0
         if how == "watchdog":
-            assert "nothing has moved for 20 s (in state '" in moaned
+            assert "no progress for 20 s (in phase '" in moaned
             assert "in train" in (work / "run" / "hang-0.txt").read_text()
         else:
             stopped = group.members[1].pid

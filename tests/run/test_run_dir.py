@@ -69,7 +69,7 @@ def test_an_empty_folder_can_be_claimed_and_one_with_other_files_cannot(
     assert claim().path.is_dir()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("my only copy")
-    with pytest.raises(ConfigError, match="b is there and is not a run: name another"):
+    with pytest.raises(ConfigError, match="b exists and is not a run: name another"):
         claim(path="b")
     assert list_files(tmp_path / "b") == ["thesis.tex"]
 

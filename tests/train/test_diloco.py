@@ -145,8 +145,8 @@ def test_a_run_goes_on_from_between_two_meetings(tiny, on_a_mesh, tmp_path):
 
 def test_what_cannot_be_is_refused(tiny):
     for said, message in [
-        (["Experiment.steps=5"], "5 steps end between two meetings"),
-        (["DiLoCo.replicas=3"], "8 rows cannot be shared out evenly to 3 replicas"),
+        (["Experiment.steps=5"], "5 steps do not end with a synchronization"),
+        (["DiLoCo.replicas=3"], "8 rows cannot be split evenly over 3 replicas"),
         (["Mesh.replica=4"], "'replicas' of size 2 cannot be split evenly"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -81,7 +81,7 @@ def sums_of(tiny):
         batch = laid_out(layout)
         keys = rng.fold(0, 0, "dropout", len(batch.tokens))
         mesh = Mesh(data=width).build(jax.devices(), RULES)
-        rows = batch_sharding(batch, mesh, RULES)
+        rows = batch_sharding(batch.tokens.shape, mesh, RULES)
         take = partitioning.with_partitioning(
             mesh, RULES, functools.partial(accumulate_gradients, recipe)
         )

@@ -1,4 +1,4 @@
-"""What happens beside the training happens when it should."""
+"""Saving, stopping and loading of data while a run trains."""
 
 import os
 import signal
@@ -10,15 +10,19 @@ import jax.numpy as jnp
 import pytest
 
 from lmx.config.registry import ConfigError
+from lmx.data.sampling.prefetch import prefetch
 from lmx.data.synthetic.repeat import RepeatTask
+from lmx.run.run_dir import RunDir
 from lmx.run.timing import TimeAccounting
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import CheckpointPolicy
-from lmx.train.hook import make_schedule
+from lmx.train.guard.skipped_data import make_reader
+from lmx.train.hook import Hook, Order, every_steps
 from lmx.train.hooks import signals as module
+from lmx.train.hooks.runner import SAVE, HookRunner
 from lmx.train.hooks.signals import GracefulShutdown, StoppedError
 from lmx.train.step import TrainState
-from lmx.train.trainer import _load_batches, _time_data
+from lmx.train.trainer import time_data
 
 
 @pytest.fixture
@@ -26,111 +30,138 @@ def checkpoints(tmp_path):
     return CheckpointManager(tmp_path / "checkpoints", keep=9)
 
 
+@pytest.fixture
+def run_dir(tmp_path):
+    run_dir = RunDir(tmp_path)
+    yield run_dir
+    run_dir.close()
+
+
+@pytest.fixture
+def shutdown(checkpoints, run_dir):
+    shutdown = GracefulShutdown(checkpoints, run_dir, TimeAccounting())
+    yield shutdown
+    shutdown.close()
+
+
 def state_of(step):
     return TrainState(jnp.int32(step), {"w": jnp.ones(3) * step}, ())
 
 
-def test_the_state_is_saved_every_few_steps_and_at_the_last(checkpoints):
-    flushed = []
-    save = CheckpointPolicy(every=3).start(
-        checkpoints, 8, lambda: flushed.append(saved())
-    )
-
-    def saved():
+def test_the_state_is_saved_every_few_steps_and_at_the_last(checkpoints, run_dir):
+    def list_saved():
         checkpoints.wait()
         return checkpoints.list_steps()
 
-    for done in range(1, 9):
-        save(done, state_of(done), {})
-    assert saved() == [3, 6, 8]
-    assert flushed == [[], [3], [3, 6]]  # what was measured is written before
+    saved = []
+    log = Hook(
+        call=lambda *_: None,
+        order=Order.OBSERVE,
+        flush=lambda: saved.append(list_saved()),
+    )
+    save = CheckpointPolicy(every=3).build(checkpoints, run_dir, 8)
+    runner = HookRunner({SAVE: save, "log": log}, run_dir, TimeAccounting())
+    for step in range(1, 9):
+        runner(step, state_of(step), {})
+    assert list_saved() == [3, 6, 8]
+    assert saved == [[], [3], [3, 6]]  # metrics are flushed before each save
 
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"keep": 0}, {"max_failures": 0}])
 def test_never_to_save_or_to_keep_is_refused(wrong):
-    with pytest.raises(
-        ConfigError,
-        match=r"CheckpointPolicy.every, keep and max_failures must be 1 or more",
-    ):
+    match = r"CheckpointPolicy.every, keep and max_failures must be 1 or more"
+    with pytest.raises(ConfigError, match=match):
         CheckpointPolicy(**wrong)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_step_saves_and_stops(checkpoints, monkeypatch, signum):
-    flushed, said = [], []
-    monkeypatch.setattr(module, "print_line", said.append)
-    before = signal.getsignal(signum)
-    with GracefulShutdown(
-        checkpoints, lambda: flushed.append(True), TimeAccounting()
-    ) as stop:
-        stop(4, state_of(4), {})
-        os.kill(os.getpid(), signum)
-        late = time.monotonic() + 10.0
-        while not said and time.monotonic() < late:
-            time.sleep(0.01)
-        assert "stopping after this step" in said[0]
-        with pytest.raises(StoppedError, match="stopped by SIG.* after step 5") as end:
-            stop(5, state_of(5), {})
-    assert end.value.signum == signum and signal.getsignal(signum) is before
+def test_a_signal_finishes_the_step_saves_and_stops(
+    checkpoints, run_dir, monkeypatch, signum
+):
+    flushed, lines = [], []
+    monkeypatch.setattr(module, "print_line", lines.append)
+    previous = signal.getsignal(signum)
+    shutdown = GracefulShutdown(checkpoints, run_dir, TimeAccounting())
+    hook = Hook(
+        call=shutdown,
+        is_due=shutdown.is_due,
+        order=Order.STOP,
+        flush=lambda: flushed.append(True),
+    )
+    runner = HookRunner({"stop": hook}, run_dir, TimeAccounting())
+    runner(4, state_of(4), {})
+    os.kill(os.getpid(), signum)
+    deadline = time.monotonic() + 10.0
+    while not lines and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "stopping after this step" in lines[0]
+    with pytest.raises(StoppedError, match="stopped by SIG.* after step 5") as stopped:
+        runner(5, state_of(5), {})
+    shutdown.close()
+    assert stopped.value.signum == signum and signal.getsignal(signum) is previous
     assert checkpoints.list_steps() == [5] and flushed == [True]
 
 
-def test_a_state_that_is_on_its_way_is_not_saved_twice(checkpoints, monkeypatch):
+def stop(shutdown, step):
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert shutdown.is_due(step)
+    with pytest.raises(StoppedError):
+        shutdown(step, state_of(step), {})
+
+
+def test_a_state_that_is_being_saved_is_not_saved_twice(
+    checkpoints, shutdown, monkeypatch
+):
     checkpoints.save(5, state_of(5))
     monkeypatch.setattr(checkpoints, "save", lambda *_: pytest.fail("saved again"))
-    with GracefulShutdown(checkpoints, lambda: None, TimeAccounting()) as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(StoppedError):
-            stop(5, state_of(5), {})
+    stop(shutdown, 5)
 
 
-def test_due_every_few_steps_and_at_the_end():
-    is_due = make_schedule(3, 8)
-    assert [done for done in range(1, 9) if is_due(done)] == [3, 6, 8]
-    with pytest.raises(ConfigError, match="every 0 steps is never: it must be 1"):
-        make_schedule(0, 8)
+def test_a_stop_saves_although_the_save_before_it_failed(checkpoints, shutdown):
+    checkpoints.folder.write_text("")  # not a folder
+    checkpoints.save(4, state_of(4))
+    checkpoints.wait_pending()
+    assert checkpoints.consecutive_failures == 1
+    checkpoints.folder.unlink()
+    stop(shutdown, 5)
+    assert checkpoints.list_steps() == [5] and checkpoints.consecutive_failures == 0
+
+
+def test_a_hook_is_due_every_few_steps_and_at_the_end():
+    is_due = every_steps(3, 8)
+    assert [step for step in range(1, 9) if is_due(step)] == [3, 6, 8]
+    with pytest.raises(ConfigError, match="due every 0 steps: it must be 1"):
+        every_steps(0, 8)
 
 
 def test_the_wait_for_batches_is_measured():
-    def slow():
+    def load_slowly():
         for _ in range(3):
             time.sleep(0.02)
             yield batch
 
     batch = RepeatTask(vocab=8, batch_size=1, sequence_length=2).batch_at(0, 0)
-    account = TimeAccounting()
-    assert len(list(_time_data(account, slow()))) == 3
-    waited = account.sum_seconds("data")
-    assert len(list(_time_data(account, iter([batch] * 3)))) == 3
-    assert waited >= 0.06 > account.sum_seconds("data") - waited
+    timing = TimeAccounting()
+    assert len(list(time_data(timing, load_slowly()))) == 3
+    waited = timing.sum_seconds("data")
+    assert len(list(time_data(timing, iter([batch] * 3)))) == 3
+    assert waited >= 0.06 > timing.sum_seconds("data") - waited
 
 
 def test_batches_are_on_their_devices_before_their_step(tiny):
-    """Put there by another thread than the one that trains."""
+    """They are loaded by other threads than the one that trains."""
     run = tiny("Mesh.data=4").build().open()
-    read, threads = run.load_batch, []
-    object.__setattr__(
-        run,
-        "load_batch",
-        lambda *what: (threads.append(threading.get_ident()), read(*what))[1],
-    )
-    batches = _load_batches(run, 2)
+    load, threads = run.load_batch, []
+
+    def load_batch(*arguments):
+        threads.append(threading.get_ident())
+        return load(*arguments)
+
+    object.__setattr__(run, "load_batch", load_batch)
+    batches = prefetch(make_reader(run, ()), 2, run.steps)
     batch = next(batches)
-    for field, wanted in zip(batch, run.data.batch_at(0, 2), strict=True):
+    for field, expected in zip(batch, run.data.batch_at(0, 2), strict=True):
         assert isinstance(field, jax.Array) and len(field.sharding.device_set) == 4
-        assert (jax.device_get(field) == wanted).all()
+        assert (jax.device_get(field) == expected).all()
     list(batches)
     assert len(threads) == 8 and threading.get_ident() not in threads
-
-
-def test_a_stop_saves_though_the_save_before_it_failed(checkpoints):
-    (checkpoints.folder.parent / "checkpoints").write_text("")  # no folder any more
-    checkpoints.save(4, state_of(4))
-    checkpoints.wait_pending()
-    assert checkpoints.consecutive_failures == 1
-    checkpoints.folder.unlink()
-    with GracefulShutdown(checkpoints, lambda: None, TimeAccounting()) as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(StoppedError):
-            stop(5, state_of(5), {})
-    assert checkpoints.list_steps() == [5] and checkpoints.consecutive_failures == 0

@@ -116,9 +116,9 @@ def test_what_fails_leaves_nothing_behind(llama, tmp_path):
 
 def test_a_folder_with_something_in_it_is_refused(llama, tmp_path):
     folder = llama()
-    with pytest.raises(ConfigError, match="is there and is not empty"):
+    with pytest.raises(ConfigError, match="exists and is not empty"):
         import_hf(folder, folder)
-    with pytest.raises(ConfigError, match="is there and is not empty"):
+    with pytest.raises(ConfigError, match="exists and is not empty"):
         lmx.save_hf(lmx.load_hf(folder), folder)
 
 

@@ -60,5 +60,5 @@ def test_a_warm_up_that_leaves_nothing_to_train_is_refused(warmup):
 
 @pytest.mark.parametrize("decay", [0.0, 1.5])
 def test_a_decay_that_is_no_share_is_refused(decay):
-    with pytest.raises(ConfigError, match=f"share of the steps, not {decay}"):
+    with pytest.raises(ConfigError, match=f"WSD.decay_fraction is {decay}: it must be"):
         WSD(peak_lr=1.0, decay_fraction=decay)

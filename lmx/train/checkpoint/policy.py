@@ -1,6 +1,6 @@
-"""How often the state of a run is saved, and how much of it is kept."""
+"""How often a run saves a checkpoint, and how many it keeps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,21 +8,23 @@ from typing import Any, Literal
 from lmx.config.registry import ConfigError, configurable
 from lmx.core import distributed
 from lmx.core.console import print_line
+from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.manager import CheckpointManager, SaveError
 from lmx.train.checkpoint.reader import DamageError
-from lmx.train.hook import ScheduledHook, make_schedule
+from lmx.train.hook import Hook, Order, every_steps
 from lmx.train.step import Metrics, TrainState
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPolicy:
-    """How often the state is saved, and how many of the newest saves are kept.
+    """How often a run saves a checkpoint, and how many it keeps.
 
     Attributes:
-        failures: so many saves in a row that fail end the run, with status 75.
-        damaged: what becomes of a newest state that is damaged. `rejected`: it is renamed,
-            and the run goes on from the one before; `raise_if`: the run does not start.
+        keep: number of newest checkpoints to keep.
+        max_failures: saves that fail in a row before the run ends with status 75.
+        damaged: what to do if the newest checkpoint is damaged. `aside`: rename
+            it, and resume from the one before; `refuse`: do not start.
     """
 
     every: int = 1000  # steps
@@ -37,31 +39,39 @@ class CheckpointPolicy:
             )
 
     def open(self, folder: Path, origin: Mapping[str, Any]) -> CheckpointManager:
-        """The states in the folder, of which whoever saves more has that origin."""
+        """The checkpoints in the folder; `origin` describes what saves more of them."""
         return CheckpointManager(folder, self.keep, self.max_failures, origin)
 
     def handle_damage(self, error: DamageError) -> None:
-        """Says that a damaged state is passed over, or refuses to."""
+        """Reports a damaged checkpoint, or refuses to resume."""
         if self.damaged == "refuse":
             raise error
         if distributed.is_leader():
-            print_line(f"DAMAGED, set aside; the state before it is used:\n{error}")
+            print_line(
+                f"DAMAGED, set aside; the state before it is used:\n{error}"
+            )
 
-    def start(
-        self, checkpoints: CheckpointManager, steps: int, flush: Callable[[], None]
-    ) -> ScheduledHook:
-        """Saves every so many steps, and at the last; `flush` before that.
+    def build(
+        self, checkpoints: CheckpointManager, run_dir: RunDir, steps: int
+    ) -> Hook:
+        """Saves every so many steps, and at the last.
 
-        So that no state is there whose metrics are not.
+        If metrics cannot be written, the save counts as failed: no checkpoint exists
+        without the metrics of its step.
         """
 
-        def save(done: int, state: TrainState, metrics: Metrics) -> None:
+        def save(step: int, state: TrainState, metrics: Metrics) -> None:
             del metrics
-            try:
-                flush()
-            except SaveError as error:
-                checkpoints.record_failure(f"{error}")
+            if error := distributed.broadcast_from_leader(run_dir.flush):
+                checkpoints.record_failure(error)
             else:
-                checkpoints.save(done, state)
+                checkpoints.save(step, state)
 
-        return ScheduledHook(make_schedule(self.every, steps), save)
+        is_due = every_steps(self.every, steps)
+        return Hook(call=save, is_due=is_due, order=Order.SAVE)
+
+
+def require_written(run_dir: RunDir) -> None:
+    """Raises SaveError unless all metrics are on disk."""
+    if error := distributed.broadcast_from_leader(run_dir.flush):
+        raise SaveError(error)

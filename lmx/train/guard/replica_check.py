@@ -1,7 +1,7 @@
-"""Copies of one array on several devices, compared to the bit: a flipped bit shows."""
+"""Compares the replicas of arrays on several devices to detect flipped bits."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,80 +16,66 @@ from lmx.config.registry import configurable
 from lmx.core import distributed
 from lmx.core.console import print_line
 from lmx.core.rendezvous import EXIT_RESTART
-from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.digest import flatten_by_path
 from lmx.train.guard.guard import FaultError
-from lmx.train.hook import Hook, PreSaveHook, ScheduledHook, make_schedule
+from lmx.train.hook import Hook, HookConfig, Order, every_steps
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 
 GOLDEN_RATIO = np.uint32(0x9E3779B9)  # 2**32 over the golden ratio
-FMIX32 = [(np.uint32(0x85EBCA6B), 16), (np.uint32(0xC2B2AE35), 13)]  # of fmix32
+FMIX32 = [(np.uint32(0x85EBCA6B), 16), (np.uint32(0xC2B2AE35), 13)]
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class ReplicaCheck(Hook):
-    """Every so many steps compares what several devices have copies of.
+class ReplicaCheck(HookConfig):
+    """Compares arrays that several devices hold, every so many steps.
 
-    Where a copy differs from the others, by a bit that memory or an arithmetic unit got
-    wrong, the run ends with 75 and names tensor and device, before that state is saved:
-    let `every` divide `CheckpointPolicy.every`. One pass over the state, 4 bytes a tensor and
-    device between them. What only one device has is compared with nothing.
+    If replicas differ, as by a bit that memory or an arithmetic unit got wrong, the run
+    ends with status 75 and names tensor and device, before that state is saved: let
+    `every` divide `CheckpointPolicy.every`. Costs one pass over the state, and 4 bytes
+    of communication for each tensor and device. Does not check sharded arrays.
     """
 
     every: int = 1000  # steps
 
-    def start(self, run: RunContext) -> Callable[[RunDir], ScheduledHook]:
-        is_due = make_schedule(self.every, run.steps)
+    def build(self, run: RunContext) -> Hook:
         if not find_replicated(run.abstract_state()) and distributed.is_leader():
             print_line(
                 "@ReplicaCheck() compares nothing: no array is on more than one device"
             )
 
-        def replicas(directory: RunDir) -> ScheduledHook:
-            del directory
-            compare = ReplicaDigests(run.mesh)
+        def check(step: int, state: TrainState, metrics: Metrics) -> None:
+            del metrics
+            if differing := compare_replicas(state, run.mesh):
+                raise FaultError(
+                    f"step {step}: replicas differ: {'; '.join(differing)}. The same"
+                    " command resumes from the newest checkpoint, which was checked if"
+                    " ReplicaCheck.every divides CheckpointPolicy.every. If this"
+                    " happens again, exclude the device.",
+                    EXIT_RESTART,
+                )
 
-            def hook(done: int, state: TrainState, metrics: Metrics) -> None:
-                del metrics
-                if odd := compare(state):
-                    raise FaultError(
-                        f"step {done}: not all devices have the same: {'; '.join(odd)}."
-                        " The same command goes on from the newest state on disk, which"
-                        " was compared if ReplicaCheck.every divides CheckpointPolicy.every. Should it"
-                        " happen again, leave the device out.",
-                        EXIT_RESTART,
-                    )
-
-            return PreSaveHook(is_due, hook)
-
-        return replicas
+        is_due = every_steps(self.every, run.steps)
+        return Hook(call=check, is_due=is_due, order=Order.CHECK)
 
 
-class ReplicaDigests:
-    """Says in which tensors of a state copies differ, and on which devices."""
-
-    def __init__(self, mesh: Mesh):
-        self.mesh = mesh
-
-    def __call__(self, state: PyTree) -> list[str]:
-        arrays = find_replicated(state)
-        if not arrays:
-            return []
-        parts = tuple(arrays.values())
-        specs = tuple(x.sharding.spec for x in parts)
-        digests = distributed.fetch_global(_digests(parts, self.mesh, specs))
-        devices = list(self.mesh.devices.flat)
-        found = []
-        for (name, x), row in zip(arrays.items(), digests.tolist(), strict=True):
-            told = dict(zip(devices, row, strict=True))
-            for group in group_devices(x):
-                if word := _describe_outliers(
-                    {device: told[device] for device in group}
-                ):
-                    found.append(f"{name} {word}")
-        return found
+def compare_replicas(state: PyTree, mesh: Mesh) -> list[str]:
+    """Which tensors of a state differ between replicas, and on which devices."""
+    arrays = find_replicated(state)
+    if not arrays:
+        return []
+    parts = tuple(arrays.values())
+    specs = tuple(x.sharding.spec for x in parts)
+    digests = distributed.fetch_global(_digests(parts, mesh, specs))
+    differing = []
+    for (name, x), row in zip(arrays.items(), digests.tolist(), strict=True):
+        by_device = dict(zip(mesh.devices.flat, row, strict=True))
+        for group in group_devices(x):
+            outliers = _describe_outliers({d: by_device[d] for d in group})
+            if outliers:
+                differing.append(f"{name} {outliers}")
+    return differing
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -106,15 +92,15 @@ def _digests(
         mesh=mesh,
         in_specs=specs,
         out_specs=PartitionSpec(None, mesh.axis_names),
-        check_vma=False,  # what should be the same everywhere may not be
+        check_vma=False,  # replicas may differ
     )(*arrays)
 
 
 def hash_array(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    """A number that any one element changes, and that several hardly ever leave.
+    """A hash that differs whenever one element does, and very likely if several do.
 
-    The sum modulo 2**32 of each element mixed with its place by MurmurHash3's `fmix32`
-    (Appleby 2011), of which no two elements in one place have the same.
+    The sum modulo 2**32 of each element, mixed with its index by MurmurHash3's `fmix32`
+    (Appleby 2011), which is a bijection.
     """
     x = x.astype("uint8") if x.dtype == bool else x
     unsigned = f"uint{8 * min(x.dtype.itemsize, 4)}"
@@ -126,7 +112,7 @@ def hash_array(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
 
 
 def find_replicated(tree: PyTree) -> dict[str, Any]:
-    """The arrays, by name, of which a part lies on more than one device."""
+    """The arrays, by name, of which a shard is on more than one device."""
     return {
         name: x
         for name, x in flatten_by_path(tree).items()
@@ -135,7 +121,7 @@ def find_replicated(tree: PyTree) -> dict[str, Any]:
 
 
 def group_devices(x: Any) -> list[list[Any]]:
-    """The devices of an array, or of the shape of one, by the part that they have."""
+    """The devices of an array, or of an abstract one, grouped by their shard."""
     found: dict[str, list[Any]] = {}
     for device, index in x.sharding.devices_indices_map(x.shape).items():
         found.setdefault(f"{index}", []).append(device)
@@ -143,7 +129,7 @@ def group_devices(x: Any) -> list[list[Any]]:
 
 
 def _describe_outliers(told: Mapping[Any, int]) -> str:
-    """Which devices have another digest than most; nothing if none has."""
+    """Devices with another digest than most; empty if there are none."""
     (common, count), *others = Counter(told.values()).most_common()
     if not others:
         return ""

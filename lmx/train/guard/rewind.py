@@ -1,40 +1,45 @@
-"""Back to a state before a loss spike, and on without the data that led to it."""
+"""Rewinds a run to a checkpoint before a loss spike, and skips the data around it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.core import distributed
 from lmx.data.sampling.schedule import BatchSchedule
-from lmx.run.ledger import Ledger, read_ledger
+from lmx.run.ledger import read_ledger
 from lmx.run.run_dir import RunDir
-from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import CheckpointPolicy
-from lmx.train.diloco import TrainStepFn
-from lmx.train.guard.guard import SPIKE, Guard, Init, MetricWatcher, find_nonfinite
-from lmx.train.guard.nonfinite import make_fault
+from lmx.train.guard.guard import (
+    SPIKE,
+    Guard,
+    GuardContext,
+    Init,
+    MetricCheck,
+    find_nonfinite,
+)
 from lmx.train.guard.skipped_data import REWIND, load_skipped, to_data_step
 from lmx.train.guard.spikes import SpikeDetector
-from lmx.train.program import RunContext
+from lmx.train.step import TrainStepFn
 
 
 class RewindError(Exception):
-    """The states after a step are gone; the run goes on from there, on other data."""
+    """Newer checkpoints were deleted; the run resumes from an older one."""
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Rewind(Guard):
-    """Goes back before a loss spike, and leaves out the data seen since, and some more.
+    """Rewinds to a checkpoint before a loss spike, and skips the data seen since.
 
-    Each batch after that is the one that would have come so many steps later. What is
-    left out stands in the ledger. A spike that comes again before the run got past the
-    last one did not come of the data: the run ends. Chowdhery et al. 2022,
-    arXiv:2204.02311, section 5.1.
+    It also skips `skip_beyond` data steps after the spike. The steps that follow read
+    the batches after the skipped ones. The ledger records what is skipped. The run
+    ends if a spike comes before it got past the last one, as the data are not its
+    cause. Chowdhery et al. 2022, arXiv:2204.02311, section 5.1.
 
     Attributes:
-        back: steps between the state that is gone back to and the spike, at least.
-        beyond: data steps that are left out after the spike.
+        steps_back: steps between the checkpoint and the spike, at least.
+        skip_beyond: data steps that are skipped after the spike.
     """
 
     detector: SpikeDetector = SpikeDetector()
@@ -47,68 +52,69 @@ class Rewind(Guard):
                 "Rewind.steps_back must be 1 or more, Rewind.skip_beyond 0 or more."
             )
 
-    def check(self, course: BatchSchedule, save: CheckpointPolicy) -> None:
-        if len(course.stages) > 1:
+    def check(
+        self, batch_schedule: BatchSchedule, checkpoint: CheckpointPolicy
+    ) -> None:
+        if len(batch_schedule.stages) > 1:
             raise ConfigError(
-                "@Rewind() gives a step the data of a later one, and batch or length"
-                " change with the step: leave one of the two out."
+                "@Rewind() gives a step the data of a later one, which does not work"
+                " if batch size or length change with the step: remove one of the two."
             )
-        if (save.keep - 1) * save.every < self.steps_back:
+        if (checkpoint.keep - 1) * checkpoint.every < self.steps_back:
             raise ConfigError(
-                f"Rewind.steps_back is {self.steps_back} steps, and Save keeps {save.keep} states,"
-                f" {save.every} steps apart: (CheckpointPolicy.keep - 1) * CheckpointPolicy.every must be as"
-                " many."
+                f"Rewind.steps_back is {self.steps_back}, and CheckpointPolicy keeps"
+                f" {checkpoint.keep} checkpoints, {checkpoint.every} steps apart:"
+                " (CheckpointPolicy.keep - 1) * CheckpointPolicy.every must be at"
+                " least Rewind.steps_back."
             )
 
     def wrap_init(self, init: Init) -> Init:
         return self.detector.wrap_init(init)
 
     def wrap_step(self, step_fn: TrainStepFn) -> TrainStepFn:
-        return lambda *what: self.detector.run_step(step_fn, *what)
+        def step(*inputs: Any) -> Any:
+            return self.detector.run_step(step_fn, *inputs)
 
-    def start(
-        self, run: RunContext, directory: RunDir, checkpoints: CheckpointManager
-    ) -> MetricWatcher:
-        def look(done: int, values: Mapping[str, float]) -> None:
+        return step
+
+    def build(self, context: GuardContext) -> MetricCheck:
+        checkpoints, run_dir = context.checkpoints, context.run_dir
+
+        def check(step: int, values: Mapping[str, float]) -> None:
             if not values[SPIKE] and not find_nonfinite(values):
                 return
             checkpoints.wait()
-            to = self._choose_checkpoint(
-                checkpoints.list_steps(), checkpoints.keep, done
-            )
-            if to is None or done <= distributed.broadcast_from_leader(
-                lambda: _furthest_spike(directory)
-            ):
-                raise make_fault(run, directory, checkpoints, done, values)
-            self._rewind(directory, checkpoints, to, done)
+            steps = checkpoints.list_steps()
+            to = self._choose_checkpoint(steps, checkpoints.keep, step)
+            furthest = distributed.broadcast_from_leader(lambda: _last_spike(run_dir))
+            if to is None or step <= furthest:
+                raise context.make_fault(step, values)
+            self._rewind(context, to, step)
 
-        return MetricWatcher(look)
+        return check
 
-    def _choose_checkpoint(self, steps: list[int], keep: int, done: int) -> int | None:
-        """The newest step to go back to; None if its state is there no more."""
-        none = [0] if len(steps) < keep else []  # no state was taken away yet
-        return max(
-            [*none, *(n for n in steps if n <= done - self.steps_back)], default=None
-        )
+    def _choose_checkpoint(self, steps: list[int], keep: int, spike: int) -> int | None:
+        """The newest step that is early enough; None if its checkpoint was deleted."""
+        initial = [0] if len(steps) < keep else []  # no checkpoint was deleted yet
+        early = [step for step in steps if step <= spike - self.steps_back]
+        return max([*initial, *early], default=None)
 
-    def _rewind(
-        self, directory: RunDir, checkpoints: CheckpointManager, to: int, done: int
-    ) -> None:
-        """Leaves no newer state. A run killed in the middle comes here once more."""
-        gaps = load_skipped(directory.path)
-        begin = to_data_step(gaps, to)
-        end = to_data_step(gaps, done - 1) + 1 + self.skip_beyond
-        for step in checkpoints.list_steps()[::-1]:
+    def _rewind(self, context: GuardContext, to: int, spike: int) -> None:
+        """Deletes newer checkpoints. If killed here, a run does this again."""
+        skipped = load_skipped(context.run_dir.path)
+        begin = to_data_step(skipped, to)
+        end = to_data_step(skipped, spike - 1) + 1 + self.skip_beyond
+        for step in context.checkpoints.list_steps()[::-1]:
             if step > to:
-                checkpoints.delete(step)
-        Ledger(directory).record(to, REWIND, "done", found=done, data=[begin, end])
+                context.checkpoints.delete(step)
+        context.record(to, REWIND, "done", spike_step=spike, data=[begin, end])
         raise RewindError(
-            f"step {done} is a spike: back to step {to}, and on without the data of"
+            f"step {spike} is a spike: rewinding to step {to}, and skipping the data of"
             f" steps {begin} to {end - 1}"
         )
 
 
-def _furthest_spike(directory: RunDir) -> int:
-    """The furthest step that was a spike so far."""
-    rows = read_ledger(directory.path)
-    return max((row["found"] for row in rows if row["hook"] == REWIND), default=0)
+def _last_spike(run_dir: RunDir) -> int:
+    """The last step so far that caused a rewind; 0 for none."""
+    rows = read_ledger(run_dir.path)
+    return max((row["spike_step"] for row in rows if row["hook"] == REWIND), default=0)

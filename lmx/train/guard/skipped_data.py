@@ -1,4 +1,4 @@
-"""The data that a run leaves out, and so which data each of its steps has."""
+"""Data that a run skips, and thus which batch each of its steps reads."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -8,35 +8,33 @@ from lmx.core.batch import Batch
 from lmx.run.ledger import read_ledger
 from lmx.train.program import RunContext
 
-REWIND = "Rewind"  # what the ledger calls it
-SkippedRanges = Sequence[
-    tuple[int, int]
-]  # in order and apart: [begin, end) of data steps
+REWIND = "Rewind"  # its name in the ledger
+SkippedRanges = Sequence[tuple[int, int]]  # sorted, disjoint [begin, end) of data steps
 
 
 def load_skipped(path: Path) -> SkippedRanges:
-    """What the run in a folder leaves out, by its ledger; the same in all processes."""
+    """The data that a run skips, by its ledger; equal in all processes."""
 
-    def told() -> SkippedRanges:
+    def read() -> SkippedRanges:
         rows = [row for row in read_ledger(path) if row["hook"] == REWIND]
         return merge_ranges(row["data"] for row in rows)
 
-    return distributed.broadcast_from_leader(told)
+    return distributed.broadcast_from_leader(read)
 
 
 def merge_ranges(ranges: Iterable[Sequence[int]]) -> SkippedRanges:
-    """The same data steps as ranges in order, no two of which meet."""
-    found: list[tuple[int, int]] = []
+    """The union of ranges, sorted and without neighbours that touch."""
+    merged: list[tuple[int, int]] = []
     for begin, end in sorted(map(tuple, ranges)):
-        if found and begin <= found[-1][1]:
-            begin, before = found.pop()
-            end = max(end, before)
-        found.append((begin, end))
-    return found
+        if merged and begin <= merged[-1][1]:
+            begin, previous_end = merged.pop()
+            end = max(end, previous_end)
+        merged.append((begin, end))
+    return merged
 
 
 def to_data_step(skipped: SkippedRanges, step: int) -> int:
-    """Which step's data that step has: those left out are as if they were not there."""
+    """The data step that a training step reads."""
     for begin, end in skipped:
         if step >= begin:
             step += end - begin
@@ -44,5 +42,5 @@ def to_data_step(skipped: SkippedRanges, step: int) -> int:
 
 
 def make_reader(run: RunContext, skipped: SkippedRanges) -> Callable[[int], Batch]:
-    """Reads the batch of a step."""
+    """A function that loads the batch of a training step."""
     return lambda step: run.load_batch(run.data, run.seed, to_data_step(skipped, step))

@@ -1,4 +1,4 @@
-"""A thread that ends a process which makes no progress, and says where it hangs."""
+"""A thread that exits a hanging process and writes where it hangs."""
 
 import faulthandler
 import os
@@ -12,17 +12,18 @@ import jax
 
 from lmx.core.rendezvous import EXIT_RESTART
 
-CHECKS_PER_TIMEOUT = 20  # how often it looks within its patience
-EXIT_DELAY = 5.0  # seconds for the file, and as many for other processes that hang too
+CHECKS_PER_TIMEOUT = 20
+EXIT_DELAY = 5.0  # seconds to write the file, and for peers that hang to do the same
 
 
 class Watchdog:
-    """Exits with 75 once what is being done has not changed for so many seconds.
+    """Exits with 75 once the progress of a process has not changed for `timeout`.
 
-    `progress` says what that is, and a mark that changes whenever something is begun
-    or done. All Python stacks are then in `folder`/hang-I.txt, I being the process, and
-    on stderr. It works while the main thread waits in C++, and does not heed the clock
-    of the wall; a process that was stopped, or a machine that slept, has not hung.
+    `progress` returns the current phase, and a value that changes whenever a phase
+    starts or ends. All Python stacks are written to `folder`/hang-I.txt, I being the
+    index of the process, and to stderr. The watchdog works while the main thread waits
+    in C++, and does not use the wall clock. Time in which the process was stopped, or
+    the machine asleep, does not count.
     """
 
     def __init__(
@@ -37,40 +38,41 @@ class Watchdog:
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def close(self) -> None:
-        """It looks no more."""
+        """Stops watching."""
         self.closed.set()
 
     def _watch(self) -> None:
-        pause = self.timeout / CHECKS_PER_TIMEOUT
-        mark, idle = self.progress()[1], 0.0
-        looked = time.monotonic()
-        while not self.closed.wait(pause):
-            what, now = self.progress()
-            before, looked = looked, time.monotonic()
-            # Longer than two pauses only where this process itself did not run.
-            idle = idle + min(looked - before, 2 * pause) if now == mark else 0.0
-            mark = now
+        interval = self.timeout / CHECKS_PER_TIMEOUT
+        mark, idle, checked = self.progress()[1], 0.0, time.monotonic()
+        while not self.closed.wait(interval):
+            phase, new_mark = self.progress()
+            previous, checked = checked, time.monotonic()
+            # More than two intervals pass only if this process did not run.
+            elapsed = min(checked - previous, 2 * interval)
+            idle, mark = idle + elapsed if new_mark == mark else 0.0, new_mark
             if idle >= self.timeout:
-                self._exit(what)
+                self._exit(phase)
 
-    def _exit(self, what: str) -> None:
-        why = (
-            f"error: nothing has moved for {self.timeout:g} s (in state {what!r});"
-            f" where each thread is stands in {self.file}"
+    def _exit(self, phase: str) -> None:
+        reason = (
+            f"error: no progress for {self.timeout:g} s (in phase {phase!r}); the stack"
+            f" of each thread is in {self.file}"
         )
-        print(why, file=sys.stderr, flush=True)
+        print(reason, file=sys.stderr, flush=True)
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-        # Beside, since it may be this disk at which all hangs.
-        told = threading.Thread(target=self._write_stacks, args=(why,), daemon=True)
-        told.start()
-        told.join(EXIT_DELAY)
+        # In a thread, as this disk may be what hangs.
+        writer = threading.Thread(
+            target=self._write_stacks, args=(reason,), daemon=True
+        )
+        writer.start()
+        writer.join(EXIT_DELAY)
         time.sleep(EXIT_DELAY if jax.process_count() > 1 else 0.0)
         os._exit(EXIT_RESTART)
 
-    def _write_stacks(self, why: str) -> None:
+    def _write_stacks(self, reason: str) -> None:
         try:
             with self.file.open("w") as file:
-                print(why, file=file, flush=True)
+                print(reason, file=file, flush=True)
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
             print(f"error: {self.file}: {error.strerror}", file=sys.stderr, flush=True)

@@ -1,25 +1,27 @@
-"""Stopping at a signal: the step is done, the state saved, then the run ends."""
+"""Graceful shutdown: at a signal, finishes the step, saves the state and stops."""
 
 import os
 import select
 import signal
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
 
-from lmx.core import distributed
 from lmx.core.console import print_line
+from lmx.core.distributed import StopSignal, max_steps_in_flight
+from lmx.run.run_dir import RunDir
 from lmx.run.timing import TimeAccounting
 from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.policy import require_written
 from lmx.train.step import Metrics, TrainState
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-DEBOUNCE = 0.5  # seconds: what comes sooner was sent to a group and to its members
+# Seconds. A signal sent to a process group and to its members arrives more than once.
+DEBOUNCE = 0.5
 
 
 class StoppedError(Exception):
-    """A signal asked to stop; the state is saved."""
+    """A signal stopped the run; the state is saved."""
 
     def __init__(self, signum: int, done: int):
         super().__init__(f"stopped by {signal.Signals(signum).name} after step {done}")
@@ -28,109 +30,87 @@ class StoppedError(Exception):
 
 
 class GracefulShutdown:
-    """At Ctrl-C or SIGTERM ends the step, saves and stops; at the second, at once.
+    """Stops the run at Ctrl-C or SIGTERM, after saving; at a second one, at once.
 
-    One process of many that is asked stops all of them, after the same step. It must
-    be called after `MetricLogger`, which waits for the step before. What is not saved `grace`
-    seconds after the signal is not saved: the process ends, as it does at a second
-    signal, even where it hangs. After the step `until` it stops as at a SIGTERM.
+    A signal to one process stops all processes, after the same step. `grace` seconds
+    after the signal, or at the second one, the process exits without saving, even if
+    the main thread hangs. After step `stop_after` the run stops as at SIGTERM.
     """
 
     def __init__(
         self,
         checkpoints: CheckpointManager,
-        flush: Callable[[], None],
-        account: TimeAccounting,
+        run_dir: RunDir,
+        timing: TimeAccounting,
         grace: float | None = None,
         stop_after: int | None = None,
     ):
-        self.checkpoints, self.flush, self.account = checkpoints, flush, account
+        self.checkpoints, self.run_dir, self.timing = checkpoints, run_dir, timing
+        self.grace, self.stop_after = grace, stop_after
         self.requested: int | None = None
-        self.stop_after = stop_after
-        self.stop_signal = distributed.StopSignal()
-        self.listener = SignalListener(grace)
-        self.before = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
-
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = self.requested or signum
-
-    def __enter__(self) -> "GracefulShutdown":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self.before.items():
-            signal.signal(signum, handler)
-        self.listener.close()
-
-    def __call__(self, done: int, state: TrainState, metrics: Metrics) -> None:
-        del metrics
-        if done == self.stop_after:
-            self.requested = self.requested or signal.SIGTERM
-        if self.requested is not None:
-            self.stop_signal.set(
-                f"{self.requested} {done + distributed.max_steps_in_flight()}"
-            )
-        word = self.stop_signal.get()
-        if word is None:
-            return
-        signum, last = map(int, word.split())
-        if done < last:
-            return
-        with self.account.measure("stop"):
-            self.flush()
-            self.checkpoints.wait_pending()
-            if done not in self.checkpoints.list_steps():
-                self.checkpoints.save(done, state)
-            self.checkpoints.wait()
-        self.account.record(done)
-        raise StoppedError(signum, done)
-
-
-class SignalListener:
-    """A thread that hears signals even while the main thread is deep in a program."""
-
-    def __init__(self, grace: float | None):
-        self.grace = grace
-        self.ear, self.mouth = os.pipe()
-        os.set_blocking(self.mouth, False)
-        self.before = signal.set_wakeup_fd(self.mouth, warn_on_full_buffer=False)
+        self.stop_signal = StopSignal()
+        # A thread receives signals while the main thread runs C++.
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
+        self.previous_fd = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+        self.previous = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
 
     def close(self) -> None:
-        """Signals are as they were."""
-        signal.set_wakeup_fd(self.before)
-        os.close(self.mouth)
+        """Restores the handlers of signals."""
+        for signum, handler in self.previous.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(self.previous_fd)
+        os.close(self.writer)
         self.thread.join()
-        os.close(self.ear)
+        os.close(self.reader)
+
+    def is_due(self, step: int) -> bool:
+        """Whether the run stops after this step, in all processes."""
+        if step == self.stop_after:
+            self.requested = self.requested or signal.SIGTERM
+        if self.requested is not None:
+            self.stop_signal.set(f"{self.requested} {step + max_steps_in_flight()}")
+        value = self.stop_signal.get()
+        return value is not None and step >= int(value.split()[1])
+
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        """Saves the state and raises StoppedError."""
+        del metrics
+        with self.timing.measure("stop"):
+            require_written(self.run_dir)
+            self.checkpoints.wait_pending()
+            if step not in self.checkpoints.list_steps():
+                self.checkpoints.save(step, state)
+            self.checkpoints.wait()
+        self.timing.record(step)
+        raise StoppedError(int(f"{self.stop_signal.get()}".split()[0]), step)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = self.requested or signum
 
     def _listen(self) -> None:
         first = self._next_signal(None)
         if not first:
             return
-        heard = time.monotonic()
-        print_line("stopping after this step; once more stops at once without saving")
-        while True:
-            left = None
-            if self.grace is not None:
-                left = max(heard + self.grace - time.monotonic(), 0.0)
-            signum = self._next_signal(left)
-            if signum == 0:
-                return
+        received = time.monotonic()
+        print_line("stopping after this step; a second signal stops without saving")
+        deadline = None if self.grace is None else received + self.grace
+        while (signum := self._next_signal(deadline)) != 0:
             if signum is None:
                 print_line(f"not saved within {self.grace:g} s: stopped at once")
                 os._exit(128 + first)
-            if time.monotonic() - heard > DEBOUNCE:
+            if time.monotonic() - received > DEBOUNCE:
                 print_line("stopped at once")
                 os._exit(128 + signum)
 
-    def _next_signal(self, seconds: float | None) -> int | None:
-        """The next of the two signals; 0 at the end, None if none comes in time."""
-        late = None if seconds is None else time.monotonic() + seconds
+    def _next_signal(self, deadline: float | None) -> int | None:
+        """The next of `SIGNALS`; 0 once closed, None at the deadline."""
         while True:
-            left = None if late is None else max(late - time.monotonic(), 0.0)
-            if not select.select([self.ear], [], [], left)[0]:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            if not select.select([self.reader], [], [], left)[0]:
                 return None
-            word = os.read(self.ear, 1)
-            if not word or word[0] in SIGNALS:
-                return word[0] if word else 0
+            byte = os.read(self.reader, 1)
+            if not byte or byte[0] in SIGNALS:
+                return byte[0] if byte else 0

@@ -1,4 +1,4 @@
-"""What pretraining minimises."""
+"""The loss of pretraining: cross-entropy of the next token."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,10 +22,10 @@ class NextToken:
     """Cross-entropy in nats per weighted token, plus auxiliary losses.
 
     Attributes:
-        z_loss: nats per squared log of the softmax's denominator, which it keeps near
-            1 (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
-        aux: nats per unit of each auxiliary loss that the model returns, by name.
-        chunk: tokens of a row whose logits are held at once; None: of all.
+        z_loss: weight of the squared log of the softmax's denominator, which keeps it
+            near 1 (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
+        aux: weight of each auxiliary loss that the model returns, by name.
+        chunk: tokens of a row whose logits are in memory at a time; None: all.
     """
 
     z_loss: float = 0.0
@@ -35,10 +35,10 @@ class NextToken:
     def __call__(
         self, model: Any, batch: Batch, keys: Key[Array, "B"] | None = None
     ) -> tuple[Mean, Means]:
-        """The loss, and the means it is made of.
+        """The loss, and the means of its terms.
 
-        An auxiliary loss is a mean over layers and a sum over live tokens, divided with
-        the nats by the weight of the targets: so that parts of a batch add up exactly.
+        An auxiliary loss is a mean over layers and a sum over unpadded tokens, divided
+        by the weight of the targets like the nats, so that microbatches add up exactly.
         """
         inputs = (batch.tokens, batch.positions, batch.segments, keys)
         x_BTD, aux = model.hidden_states(*inputs)
@@ -47,7 +47,7 @@ class NextToken:
     def sum_targets(
         self, model: Any, x: Float[Array, "B T D"], batch: Batch
     ) -> tuple[Mean, Mean]:
-        """Nats, and squared logs of the softmax's denominator, of a normed stream."""
+        """Nats and squared log-denominators of the targets, from hidden states."""
         return sum_over_chunks(
             lambda x, batch: sum_cross_entropy(model.logits(x), batch),
             self.chunk,
@@ -56,11 +56,11 @@ class NextToken:
         )
 
     def combine(self, nats: Mean, log_z: Mean, aux: Means) -> tuple[Mean, Means]:
-        """The loss of these sums and auxiliary means."""
+        """The loss from its terms."""
         if set(self.aux) != set(aux):
             raise ConfigError(
-                f"NextToken.aux weighs {sorted(self.aux)} but the model returns"
-                f" {sorted(aux)}: name each, with 0.0 for none."
+                f"NextToken.aux has {sorted(self.aux)} but the model returns"
+                f" {sorted(aux)}: give each a weight, which may be 0.0."
             )
         extra = sum(scale * aux[name].total.mean() for name, scale in self.aux.items())
         loss = Mean(nats.total + self.z_loss * log_z.total + extra, nats.weight)
@@ -68,10 +68,10 @@ class NextToken:
 
 
 def sum_cross_entropy(logits: Float[Array, "B T V"], batch: Batch) -> tuple[Mean, Mean]:
-    """Nats of the targets, and squared logs of the denominator, by their weights."""
+    """Weighted sums of the nats of targets and of squared log-denominators."""
     log_z_BT = jax.nn.logsumexp(logits, axis=-1)
-    hit_BT1 = jnp.take_along_axis(logits, batch.targets[:, :, None], axis=-1)
+    target_BT1 = jnp.take_along_axis(logits, batch.targets[:, :, None], axis=-1)
     weights_BT = batch.weights.astype(logits.dtype)
-    both = log_z_BT - hit_BT1[:, :, 0], jnp.square(log_z_BT)
+    both = log_z_BT - target_BT1[:, :, 0], jnp.square(log_z_BT)
     nats, squares = (Mean((x * weights_BT).sum(), weights_BT.sum()) for x in both)
     return nats, squares

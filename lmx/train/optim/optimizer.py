@@ -1,7 +1,7 @@
 """Optimizers, as chains of gradient transformations of a learning rate.
 
-`decay` is of weights, per unit of learning rate, and acts on matrices only (embeddings
-among them): gains and offsets keep theirs. `clip` is the largest global gradient norm.
+`weight_decay` is per unit of learning rate, and applies to matrices, embeddings among
+them, but not to scales and offsets. `clip` is the largest global gradient norm.
 """
 
 import math
@@ -19,7 +19,7 @@ from lmx.core.sharding import is_variable
 
 
 def matrix_mask(params: PyTree) -> PyTree:
-    """True at what sums over a dimension: every weight but gains and offsets."""
+    """True for weights that contract a dimension: all but scales and offsets."""
     return jax.tree.map(lambda p: bool(p.in_dims), params, is_leaf=is_variable)
 
 
@@ -37,7 +37,7 @@ def adamw(
     weight_decay: float = 0.1,
     clip: float | None = 1.0,
 ) -> optax.GradientTransformation:
-    """Adam with decoupled decay. Loshchilov and Hutter 2017, arXiv:1711.05101."""
+    """Adam with decoupled weight decay. Loshchilov, Hutter 2017, arXiv:1711.05101."""
     return _with_clipping(
         clip,
         optax.adamw(
@@ -55,7 +55,7 @@ def lion(
     weight_decay: float = 0.1,
     clip: float | None = 1.0,
 ) -> optax.GradientTransformation:
-    """The sign of a momentum. Chen et al. 2023, arXiv:2302.06675."""
+    """Lion: the sign of a momentum. Chen et al. 2023, arXiv:2302.06675."""
     return _with_clipping(
         clip,
         optax.lion(learning_rate, b1, b2, weight_decay=weight_decay, mask=matrix_mask),
@@ -70,7 +70,7 @@ def adafactor(
     clip: float | None = 1.0,
     min_dim_size_to_factor: int = 128,
 ) -> optax.GradientTransformation:
-    """Second moments as products of rows and columns. Shazeer, Stern, arXiv:1804.04235.
+    """Adafactor: factored second moments. Shazeer, Stern 2018, arXiv:1804.04235.
 
     Dimensions below `min_dim_size_to_factor` keep a full second moment.
     """
@@ -115,29 +115,29 @@ def muon(
     adam_eps: float = 1e-8,
     clip: float | None = None,
 ) -> optax.GradientTransformation:
-    """Orthogonalised momentum for hidden matrices, Adam for all else.
+    """Muon for hidden matrices, Adam for all other parameters.
 
-    Embeddings, the head, and gains and offsets take Adam, each at its own multiple of
-    the rate. An orthogonal update has root-mean-square sqrt(max(1, out / in)) /
-    sqrt(max(in, out)). Jordan 2024, "Muon: an optimizer for hidden layers in neural
-    networks".
+    Embeddings, head, and scales and offsets use Adam, each at its own multiple of the
+    learning rate. The root mean square of an orthogonalized update is
+    sqrt(max(1, out / in)) / sqrt(max(in, out)). Jordan 2024, "Muon: an optimizer for
+    hidden layers in neural networks".
     """
 
-    def relative(p: Any) -> float:
+    def lr_scale(p: Any) -> float:
         if not p.in_dims:
             return norm_lr_scale
         return head_lr_scale if "vocab" in p.out_dims else embed_lr_scale
 
     orthogonal = optax.chain(
         optax.contrib.scale_by_muon(beta=beta, weight_dimension_numbers=_dimensions),
-        _scaled(_by_shape),
+        _scale_params(_shape_scale),
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(learning_rate),
     )
     adam = optax.chain(
         optax.scale_by_adam(adam_b1, adam_b2, adam_eps),
         optax.add_decayed_weights(weight_decay, mask=matrix_mask),
-        _scaled(relative),
+        _scale_params(lr_scale),
         optax.scale_by_learning_rate(learning_rate),
     )
     return _with_clipping(
@@ -148,12 +148,12 @@ def muon(
 
 
 def hidden_matrix_mask(params: PyTree) -> PyTree:
-    """True at matrices between layers: not embeddings, the head, gains or offsets."""
+    """True for matrices but embeddings and the head."""
 
-    def between(p: Any) -> bool:
+    def is_hidden(p: Any) -> bool:
         return bool(p.in_dims) and "vocab" not in p.axes and "length" not in p.axes
 
-    return jax.tree.map(between, params, is_leaf=is_variable)
+    return jax.tree.map(is_hidden, params, is_leaf=is_variable)
 
 
 def _not_hidden(params: PyTree) -> PyTree:
@@ -161,7 +161,7 @@ def _not_hidden(params: PyTree) -> PyTree:
 
 
 def _dimensions(params: PyTree) -> PyTree:
-    """How each weight is a matrix from what it sums over to what it makes."""
+    """The contracted dimensions of each weight, and the others."""
 
     def matrix(p: Any) -> Any:
         numbers = optax.contrib.MuonDimensionNumbers(
@@ -173,17 +173,17 @@ def _dimensions(params: PyTree) -> PyTree:
     return jax.tree.map(matrix, params, is_leaf=is_variable)
 
 
-def _by_shape(p: Any) -> float:
-    """sqrt(max(1, out / in)): larger where more is made than summed over."""
-    made, summed = (
+def _shape_scale(p: Any) -> float:
+    """sqrt(max(1, out / in))."""
+    out, contracted = (
         math.prod(p.shape[p.axes.index(a)] for a in axes)
         for axes in (p.out_dims, p.in_dims)
     )
-    return max(1.0, made / summed) ** 0.5
+    return max(1.0, out / contracted) ** 0.5
 
 
-def _scaled(factor: Callable[[Any], float]) -> optax.GradientTransformation:
-    """Every update times the factor of its parameter."""
+def _scale_params(factor: Callable[[Any], float]) -> optax.GradientTransformation:
+    """Multiplies each update by the factor of its parameter."""
 
     def scale(updates: PyTree, params: PyTree = None) -> PyTree:
         del params
@@ -195,7 +195,7 @@ def _scaled(factor: Callable[[Any], float]) -> optax.GradientTransformation:
 
 
 def _add_decay(rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
-    """Takes rate * decay of each weight off, whatever the gradient did."""
+    """Subtracts learning rate * decay * weight, like decoupled weight decay."""
 
     def update(updates, state, params=None):
         share = decay * rate(state.count)
@@ -208,25 +208,25 @@ def _add_decay(rate: optax.Schedule, decay: float) -> optax.GradientTransformati
 
 
 def zero_sign_grads(grads: PyTree) -> PyTree:
-    """Gradients, with 0 for what steps by their sign, which so clips nothing."""
+    """Zeroes gradients of parameters with a `sign_rate`, so that clipping ignores them."""
 
-    def quiet(g: Any) -> Any:
+    def zero(g: Any) -> Any:
         return g if _sign_rate(g) is None else g.replace(jnp.zeros_like(g[...]))
 
-    return jax.tree.map(quiet, grads, is_leaf=is_variable)
+    return jax.tree.map(zero, grads, is_leaf=is_variable)
 
 
 def apply_sign_updates(updates: PyTree, grads: PyTree) -> PyTree:
-    """Updates, where what has a `sign_rate` steps by that against its gradient's sign.
+    """Replaces updates of parameters with a `sign_rate` by -rate * sign(gradient).
 
-    So biases balance a router (`layers.moe.router.Sigmoid`), whatever the optimizer.
+    The biases of `layers.moe.router.SigmoidRouter` are trained so by any optimizer.
     """
 
-    def steer(update: Any, g: Any) -> Any:
+    def replace(update: Any, g: Any) -> Any:
         rate = _sign_rate(g)
         return update if rate is None else g.replace(-rate * jnp.sign(g[...]))
 
-    return jax.tree.map(steer, updates, grads, is_leaf=is_variable)
+    return jax.tree.map(replace, updates, grads, is_leaf=is_variable)
 
 
 def _sign_rate(variable: Any) -> float | None:

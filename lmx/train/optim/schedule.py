@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step."""
+"""Learning rate schedules."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,36 +13,36 @@ from lmx.config.registry import ConfigError, configurable
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(ABC):
-    """A linear warm-up to `peak`, then what a kind of schedule makes of the rest."""
+    """Linear warmup to `peak_lr`, then a decay that the kind of schedule decides."""
 
     peak_lr: float  # the largest learning rate
     warmup_steps: int = 0  # steps
 
     def build(self, steps: int) -> optax.Schedule:
-        """The rate of each of `steps` updates, counted from 0."""
+        """The learning rate of each of `steps` updates, counted from 0."""
         if self.warmup_steps >= steps:
             raise ConfigError(
-                f"a warm-up of {self.warmup_steps} steps leaves nothing of {steps} to train:"
+                f"a warmup of {self.warmup_steps} steps leaves none of {steps}:"
                 f" {type(self).__name__}.warmup_steps must be below Experiment.steps."
             )
 
-        def rate(count: Any) -> Any:
-            rising = (count + 1) / (self.warmup_steps + 1)
+        def learning_rate(count: Any) -> Any:
+            warmup = (count + 1) / (self.warmup_steps + 1)
             progress = (count - self.warmup_steps) / (steps - self.warmup_steps)
-            left = self.scale(jnp.maximum(progress, 0.0))
-            return self.peak_lr * jnp.minimum(rising, left)
+            decay = self.scale(jnp.maximum(progress, 0.0))
+            return self.peak_lr * jnp.minimum(warmup, decay)
 
-        return rate
+        return learning_rate
 
     @abstractmethod
     def scale(self, progress: Float[Array, ""]) -> Float[Array, ""]:
-        """What is left of the peak at `progress`, from 0 after warm-up to 1."""
+        """The multiple of the peak at `progress`, from 0 after warmup to 1."""
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
-    """The peak, to the end."""
+    """Constant at the peak."""
 
     def scale(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.ones_like(progress)
@@ -51,7 +51,7 @@ class Constant(Schedule):
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    """Half a cosine down to `final_fraction` of the peak. Loshchilov and Hutter, 1608.03983."""
+    """Half a cosine to `final_fraction` of the peak. Loshchilov, Hutter, 1608.03983."""
 
     final_fraction: float = 0.1
 
@@ -64,7 +64,7 @@ class Cosine(Schedule):
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Linear(Schedule):
-    """A straight line down to `final_fraction` of the peak."""
+    """Linear decay to `final_fraction` of the peak."""
 
     final_fraction: float = 0.0
 
@@ -75,18 +75,18 @@ class Linear(Schedule):
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class WSD(Schedule):
-    """Warm-up, stable, decay: the peak, then a line to `final_fraction` over the last `decay`.
+    """Warmup, stable, decay: constant, then linear decay to `final_fraction`.
 
     Hu et al. 2024, arXiv:2404.06395, section 4.
     """
 
-    decay_fraction: float = 0.2  # the share of the steps after warm-up
+    decay_fraction: float = 0.2  # of the steps after warmup
     final_fraction: float = 0.0
 
     def __post_init__(self):
         if not 0 < self.decay_fraction <= 1:
             raise ConfigError(
-                f"WSD.decay_fraction is a share of the steps, not {self.decay_fraction}."
+                f"WSD.decay_fraction is {self.decay_fraction}: it must be in (0, 1]."
             )
 
     def scale(self, progress: Float[Array, ""]) -> Float[Array, ""]:

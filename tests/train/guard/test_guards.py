@@ -8,7 +8,7 @@ import pytest
 from lmx.config.registry import ConfigError
 from lmx.data.sampling.schedule import BatchSchedule, PiecewiseConstant
 from lmx.train.checkpoint.policy import CheckpointPolicy
-from lmx.train.guard.replica_check import ReplicaDigests, find_replicated, hash_array
+from lmx.train.guard.replica_check import compare_replicas, find_replicated, hash_array
 from lmx.train.guard.rewind import Rewind
 from lmx.train.guard.spikes import RunningStats, SpikeDetector
 
@@ -149,8 +149,8 @@ def flipped(x, device, bit=7):
 
 def test_one_flipped_bit_in_one_copy_is_found_with_its_tensor_and_device(tiny):
     run = tiny("Mesh.data=4", "Mesh.tensor=2").build().open()
-    state, compare = run.init(), ReplicaDigests(run.mesh)
-    assert compare(state) == []
+    state = run.init()
+    assert compare_replicas(state, run.mesh) == []
     arrays = find_replicated(state)
     assert {x.sharding.is_fully_replicated for x in arrays.values()} == {True, False}
     leaves, tree = jax.tree.flatten(state)
@@ -159,7 +159,7 @@ def test_one_flipped_bit_in_one_copy_is_found_with_its_tensor_and_device(tiny):
         changed = [
             flipped(x, device, bit=3) if x is arrays[name] else x for x in leaves
         ]
-        found = compare(jax.tree.unflatten(tree, changed))
+        found = compare_replicas(jax.tree.unflatten(tree, changed), run.mesh)
         assert found == [f"{name} on {device}"]
 
 
@@ -167,7 +167,8 @@ def test_of_two_copies_that_differ_both_are_named(tiny):
     run = tiny("Mesh.data=2").build().open()
     state = run.init()
     device = run.mesh.devices.flat[1]
-    found = ReplicaDigests(run.mesh)(state._replace(step=flipped(state.step, device)))
+    changed = state._replace(step=flipped(state.step, device))
+    found = compare_replicas(changed, run.mesh)
     assert len(found) == 1
     assert "step differs between" in found[0] and f"{device}" in found[0]
 
@@ -199,7 +200,7 @@ def test_a_digest_changes_with_any_bit_and_any_exchange(dtype):
         (["Rewind.steps_back=0"], "Rewind.steps_back must be 1 or more"),
         (
             ["Rewind.steps_back=9"],
-            r"\(CheckpointPolicy.keep - 1\) \* CheckpointPolicy.every must be as many",
+            r"\(CheckpointPolicy.keep - 1\) \* CheckpointPolicy.every must be at",
         ),
     ],
 )
@@ -213,5 +214,5 @@ def test_data_of_later_steps_are_refused_where_shapes_hang_on_the_step():
     course = BatchSchedule.build(
         "Tokens", PiecewiseConstant(values=(8, 16), boundaries=(5,)), 16
     )
-    with pytest.raises(ConfigError, match="batch or length change with the step"):
+    with pytest.raises(ConfigError, match="batch size or length change with the step"):
         Rewind().check(course, CheckpointPolicy(every=1000))

@@ -1,4 +1,4 @@
-"""What counts as progress, and what as a hang."""
+"""What the watchdog takes for progress, and what for a hang."""
 
 import time
 
@@ -6,41 +6,39 @@ from lmx.train.guard import watchdog
 from lmx.train.guard.watchdog import Watchdog
 
 
-def barked(monkeypatch, tmp_path, progress, seconds, patience=0.2):
-    """What it told, within so many seconds; None if it found no hang."""
-    ends = []
-    monkeypatch.setattr(watchdog.os, "_exit", ends.append)
-    dog = Watchdog(progress, patience, tmp_path)
-    late = time.monotonic() + seconds
-    while not ends and time.monotonic() < late:
+def watch(monkeypatch, tmp_path, progress, seconds, timeout=0.2):
+    """The stacks that it writes within so many seconds; None if it finds no hang."""
+    exits = []
+    monkeypatch.setattr(watchdog.os, "_exit", exits.append)
+    dog = Watchdog(progress, timeout, tmp_path)
+    deadline = time.monotonic() + seconds
+    while not exits and time.monotonic() < deadline:
         time.sleep(0.01)
     dog.close()
-    if not ends:
+    if not exits:
         return None
-    assert ends[0] == 75
+    assert exits[0] == 75
     return (tmp_path / "hang-0.txt").read_text()
 
 
-def test_it_ends_what_does_not_move_and_says_where_it_stood(
-    monkeypatch, tmp_path, capfd
-):
-    told = barked(monkeypatch, tmp_path, lambda: ("Save", 0), 20.0)
-    assert told is not None
-    assert "nothing has moved for 0.2 s (in state 'Save')" in told
-    assert "in barked" in told and "nothing has moved" in capfd.readouterr().err
+def test_it_exits_a_hanging_process_and_writes_its_stacks(monkeypatch, tmp_path, capfd):
+    stacks = watch(monkeypatch, tmp_path, lambda: ("save", 0), 20.0)
+    assert stacks is not None
+    assert "no progress for 0.2 s (in phase 'save')" in stacks
+    assert "in watch" in stacks and "no progress" in capfd.readouterr().err
 
 
-def test_what_moves_within_its_patience_goes_on(monkeypatch, tmp_path):
-    """However long a state lasts, if something in it begins anew."""
+def test_what_progresses_within_the_timeout_continues(monkeypatch, tmp_path):
+    """However long a phase lasts, if something in it starts again."""
 
     def steady():
         return "step", time.monotonic() // 0.05
 
-    assert barked(monkeypatch, tmp_path, steady, 0.6, patience=0.5) is None
+    assert watch(monkeypatch, tmp_path, steady, 0.6, timeout=0.5) is None
 
 
 def test_a_process_that_was_stopped_did_not_hang(monkeypatch, tmp_path):
-    """Nobody looked for longer than the patience: that alone is no hang."""
+    """The watchdog did not run for longer than the timeout: that alone is no hang."""
     now = iter([0.0, *(100.0 * n for n in range(1, 9))])
     last = [0.0]
 
@@ -52,4 +50,4 @@ def test_a_process_that_was_stopped_did_not_hang(monkeypatch, tmp_path):
         monotonic, sleep = staticmethod(clock), staticmethod(time.sleep)
 
     monkeypatch.setattr(watchdog, "time", Clock)
-    assert barked(monkeypatch, tmp_path, lambda: ("step", 0), 0.6, 0.4) is None
+    assert watch(monkeypatch, tmp_path, lambda: ("step", 0), 0.6, 0.4) is None

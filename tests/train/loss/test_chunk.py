@@ -73,7 +73,7 @@ def found(loss, model, mesh=None, batch=BATCH):
     if mesh is None:
         return jax.jit(take)(params, batch)
     places = shardings(params, mesh, RULES)
-    rows = batch_sharding(batch, mesh, RULES)
+    rows = batch_sharding(batch.tokens.shape, mesh, RULES)
     return jax.jit(take, in_shardings=(places, rows))(params, batch)
 
 
@@ -120,5 +120,7 @@ def test_no_more_logits_are_held_than_those_of_a_chunk():
 
 @pytest.mark.parametrize("chunk", [0, 5, 24])
 def test_a_chunk_must_divide_a_row(chunk):
-    with pytest.raises(ConfigError, match=rf"rows of 12 tokens .* {chunk} at a time"):
+    with pytest.raises(
+        ConfigError, match=rf"rows of 12 tokens .* split into chunks of {chunk}"
+    ):
         found(NextToken(chunk=chunk), made("float64"))

@@ -60,7 +60,5 @@ def test_the_z_loss_and_auxiliary_losses_are_added_by_their_scales():
     ("weighed", "returned"), [({}, AUX), ({"balance": 1.0, "z": 1.0}, AUX)]
 )
 def test_auxiliary_losses_must_all_be_named_and_no_others(weighed, returned):
-    with pytest.raises(
-        ConfigError, match=r"weighs \[.*the model returns \['balance'\]"
-    ):
+    with pytest.raises(ConfigError, match=r"has \[.*the model returns \['balance'\]"):
         NextToken(aux=weighed)(returning(returned), BATCH)
