@@ -47,13 +47,7 @@ class CheckpointPolicy:
         if self.damaged == "refuse":
             raise error
         if distributed.is_leader():
-<<<<<<< HEAD
-            print_line(
-                f"DAMAGED, set aside; the state before it is used:\n{error}"
-            )
-=======
-            print_line(f"DAMAGED, quarantined; the one before it is used:\n{error}")
->>>>>>> cc1111e (Format)
+            print_line(f"DAMAGED, set aside; the state before it is used:\n{error}")
 
     def build(
         self, checkpoints: CheckpointManager, run_dir: RunDir, steps: int
