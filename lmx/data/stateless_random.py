@@ -15,24 +15,13 @@ U64_RANGE = 2**64
 ROUNDS = 8  # even, so that both halves return to their sides; 4 is the proven minimum
 
 
-@enum.unique
-class RandomStream(enum.IntEnum):
-    """What random numbers are used for. Each use of a seed has its own stream."""
-
-    SHUFFLE = 1
-    WINDOW = 2
-    OFFSET = 3
-    PAUSE = 4
-    COMPONENT = 5
-    POSITION = 6
-    RECALL = 7
-    EQUATION = 8
-    MARKOV = 9
-    GRAMMAR = 10
-    NOISE = 11
-    TABLE = 12  # the tables of a synthetic language, from its language_seed
-    REPEAT = 13
-    COPY = 14
+# What random numbers are used for: each use of a seed has its own stream. TABLE is for
+# the tables of a synthetic language, from its language_seed.
+RandomStream = enum.IntEnum(
+    "RandomStream",
+    "SHUFFLE WINDOW OFFSET PAUSE COMPONENT POSITION RECALL EQUATION MARKOV GRAMMAR"
+    " NOISE TABLE REPEAT COPY",
+)
 
 
 def hash_u64(*words: int | np.ndarray) -> UInt64[np.ndarray, "..."]:
@@ -75,7 +64,7 @@ def permute(
 def _feistel(
     cell: UInt64[np.ndarray, " M"], sides: tuple[int, int], key: np.ndarray
 ) -> UInt64[np.ndarray, " M"]:
-    """Moves each cell of the grid along one side by a hash of the other, alternately."""
+    """Moves each cell along one side of the grid by a hash of the other, in turn."""
     this, other = map(np.uint64, sides)
     a, b = cell % this, cell // this
     for _ in range(ROUNDS):

@@ -9,7 +9,7 @@ from jax.sharding import SingleDeviceSharding
 from lmx.config.registry import ConfigError
 from lmx.core import sharding
 from lmx.data.tokenizer.base import TOKENIZER_DIR
-from lmx.data.tokenizer.load import load_tokenizer
+from lmx.data.tokenizer.pretrained import load_tokenizer
 from lmx.models.trained_model import TrainedModel
 from lmx.run.run_dir import RunDir, read_config
 from lmx.train.checkpoint.manager import CheckpointManager

@@ -10,8 +10,7 @@ import pytest
 
 from lmx.cli.main import main
 from lmx.data.corpus.text import Text
-from lmx.data.tokenizer.load import load_tokenizer
-from lmx.data.tokenizer.pretrained import PretrainedTokenizer
+from lmx.data.tokenizer.pretrained import PretrainedTokenizer, load_tokenizer
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 CODE = inspect.getsource(textwrap) + "äöü 漢字 " * 20

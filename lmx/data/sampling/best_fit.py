@@ -1,7 +1,6 @@
 """Best-fit packing of documents into rows, computed once per length and cached."""
 
 import bisect
-import functools
 import hashlib
 import json
 import logging
@@ -10,15 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64, Integer
+from jaxtyping import Int64, Integer
 
 from lmx.config.registry import ConfigError
-from lmx.core.files import create_dir_once, get_cache_dir, remove_dir
+from lmx.core.files import get_cache_dir, write_atomic
 
 FORMAT_VERSION = 2  # raise it when the files or their contents change
-ATTEMPTS = 3  # another process may remove what this one has just written
 MAX_HASHED_BYTES = 64 * 2**20  # larger files are not hashed when they are opened
-MANIFEST = "manifest.json"
 
 
 class RowContents(NamedTuple):
@@ -34,7 +31,7 @@ class PackedRows(NamedTuple):
 
     row_starts: Int64[np.ndarray, " _"]
     starts: Int64[np.ndarray, " M"]  # of each segment, in the stream
-    lengths: Int32[np.ndarray, " M"]  # tokens, each with the next one as its target
+    lengths: Int64[np.ndarray, " M"]  # tokens, each with the next one as its target
 
 
 def load_or_pack(
@@ -42,47 +39,37 @@ def load_or_pack(
 ) -> PackedRows:
     """Loads packed rows from the cache, or packs the documents with those starts.
 
-    A damaged cache entry is replaced.
+    A damaged file is replaced.
     """
     identity = json.dumps([FORMAT_VERSION, dict(fingerprint), length])
     key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    path = get_cache_dir("rows") / key
-    for _ in range(ATTEMPTS):
-        if not path.is_dir():
-            create_dir_once(path, functools.partial(_write, starts, length))
+    path = get_cache_dir("rows") / f"{key}.bin"
+    if path.exists():
         try:
             return _read(path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, IndexError) as error:
             logging.getLogger(__name__).warning("%s: %s: packing again", path, error)
-            remove_dir(path)
-    raise ConfigError(
-        f"{path} changes after it is written: set LMX_CACHE to a reliable disk."
-    )
-
-
-def _write(starts: Int64[np.ndarray, " _"], length: int, folder: Path) -> None:
-    """Packs the documents and writes the rows to a new folder."""
-    folder.mkdir()
-    digests = {}
-    for name, array in pack_documents(starts, length)._asdict().items():
-        np.save(folder / f"{name}.npy", array)
-        digests[name] = hashlib.sha256(
-            (folder / f"{name}.npy").read_bytes()
-        ).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps(digests, indent=1))
+    packed = pack_documents(starts, length)
+    data = np.concatenate([[len(packed.row_starts)], *packed])
+    write_atomic(path, np.concatenate([_hash(data), data]).tobytes())
+    return packed
 
 
 def _read(path: Path) -> PackedRows:
-    """Maps the rows into memory, and checks the hashes of small files."""
-    digests = json.loads((path / MANIFEST).read_text())
-    arrays = []
-    for name in PackedRows._fields:
-        file = path / f"{name}.npy"
-        if file.stat().st_size <= MAX_HASHED_BYTES:
-            if hashlib.sha256(file.read_bytes()).hexdigest() != digests[name]:
-                raise ValueError(f"{file.name} does not match its hash")
-        arrays.append(np.asarray(np.load(file, mmap_mode="r")))
-    return PackedRows(*arrays)
+    """Maps packed rows into memory. A small file must match its hash."""
+    array = np.asarray(np.memmap(path, np.int64, mode="r"))
+    digest, count, data = array[:4], array[4], array[5:]
+    row_starts, starts, lengths = np.split(data, [count, (len(data) + count) // 2])
+    is_small = array.nbytes <= MAX_HASHED_BYTES
+    if len(starts) != row_starts[-1] or (
+        is_small and (_hash(array[4:]) != digest).any()
+    ):
+        raise ValueError("the file is damaged")
+    return PackedRows(row_starts, starts, lengths)
+
+
+def _hash(data: Int64[np.ndarray, " _"]) -> Int64[np.ndarray, "4"]:
+    return np.frombuffer(hashlib.sha256(data.data).digest(), np.int64)
 
 
 def pack_documents(starts: Int64[np.ndarray, " _"], length: int) -> PackedRows:
@@ -103,9 +90,7 @@ def pack_documents(starts: Int64[np.ndarray, " _"], length: int) -> PackedRows:
     sizes = np.concatenate([np.full(len(document), length), rest[with_rest]])
     order = np.argsort(sizes, kind="stable")  # equal sizes keep their stream order
     row_starts, chosen = assign_rows(np.bincount(sizes, minlength=length + 1), order)
-    return PackedRows(
-        row_starts, segment_starts[chosen], sizes[chosen].astype(np.int32)
-    )
+    return PackedRows(row_starts, segment_starts[chosen], sizes[chosen])
 
 
 def assign_rows(

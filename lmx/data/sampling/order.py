@@ -79,9 +79,9 @@ class Sequential(RowOrder):
     def select_rows(self, request: RowRequest, count: int) -> Int64[np.ndarray, " M"]:
         if request.rows_before >= count:
             raise ConfigError(
-                f"there is no batch {request.step} in sequential order: one pass has"
-                f" {count} rows, and {request.rows_before} come before it. For more than"
-                " one pass set order = @Shuffled()."
+                f"there is no batch {request.step} in sequential order:"
+                f" {request.rows_before} rows come before it, and one pass has"
+                f" {count}. For more than one pass set order = @Shuffled()."
             )
         return request.indices
 

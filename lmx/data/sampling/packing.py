@@ -183,7 +183,7 @@ class BestFitRows(PackedDocuments):
         index = np.minimum(chosen, self.rows - 1)
         counts = np.where(chosen < self.rows, bounds[index + 1] - bounds[index], 0)
         row, segment = repeat_ranges(bounds[index], counts)
-        lengths = self.packed.lengths[segment].astype(np.int64)
+        lengths = self.packed.lengths[segment]
         return Segments(row, self.packed.starts[segment], lengths, lengths)
 
 

@@ -34,8 +34,8 @@ class PiecewiseConstant:
             )
         if any(b <= a for a, b in pairwise((0, *self.boundaries))):
             raise ConfigError(
-                f"PiecewiseConstant.boundaries is {self.boundaries}: steps must be above"
-                " 0 and increase."
+                f"PiecewiseConstant.boundaries is {self.boundaries}: they must be"
+                " above 0 and increase."
             )
 
     def __call__(self, step: int) -> int | float:
@@ -137,7 +137,7 @@ class BatchSchedule:
         )
 
     def request(self, seed: int, step: int, rows: slice) -> RowRequest:
-        """A request for rows of a step, to a dataset that provides all rows of a run."""
+        """Requests rows of a step, from a dataset that provides all rows of a run."""
         _, batch_size, length = self.stage_at(step)
         rows_before = sum(
             stage.batch_size * steps

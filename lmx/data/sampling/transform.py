@@ -185,8 +185,8 @@ def find_sentinels(
             name is not None and token not in range(vocab)
         ):
             raise ConfigError(
-                f"{label}.sentinels names {name!r}, which is no token of the source: name"
-                " tokens of its tokenizer, or unset sentinels to add new tokens."
+                f"{label}.sentinels names {name!r}, which is no token of the source:"
+                " name tokens of its tokenizer, or unset sentinels to add new tokens."
             )
         tokens.append(token)
     if len(set(tokens)) < len(tokens):

@@ -24,7 +24,7 @@ from jaxtyping import Int64, UInt
 from lmx.config.registry import ConfigError
 from lmx.data.store.checksum import find_mismatches, read_checksum
 from lmx.data.tokenizer.base import Tokenizer
-from lmx.data.tokenizer.load import load_tokenizer
+from lmx.data.tokenizer.pretrained import load_tokenizer
 
 FORMAT_VERSION = 3  # increased when the files change
 VERIFY_BYTES = (

@@ -60,7 +60,7 @@ class Arithmetic(SyntheticDataset):
 
     @property
     def pairs(self) -> tuple[int, int]:
-        """The first pair of the split, in the order of `language_seed`, and their count."""
+        """The first pair of the split, in random order, and the number of pairs."""
         total = self.modulus**2
         held_out = round(self.held_out * total)
         if self.split == "validation":

@@ -69,7 +69,7 @@ class MarkovChain:
     def sample(
         self, first: UInt64[np.ndarray, "B"], draws: UInt64[np.ndarray, "B T"]
     ) -> Int64[np.ndarray, "B T"]:
-        """Tokens from draws below 2**32: one for the first state, one for each token."""
+        """Tokens from draws below 2**32: one for the first state, one per token."""
         ends = np.rint(np.cumsum(self.initial) / self.initial.sum() * UNIT)
         state = np.searchsorted(ends, first.astype(np.float64), side="right")
         tokens = np.empty(draws.shape, np.int64)

@@ -5,8 +5,9 @@ import functools
 import hashlib
 import json
 import operator
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +17,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from lmx.config.registry import ConfigError, configurable
-from lmx.core.files import write_atomic
+from lmx.core.console import print_line
+from lmx.core.files import get_cache_dir, write_atomic
 from lmx.data.corpus.corpus import SPLITS, Corpus
 
 BYTES = tuple(bytes([value]) for value in range(256))
@@ -151,6 +153,55 @@ def encode_utf8(text: str) -> bytes:
         ) from None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class FileTokenizer(Tokenizer):
+    """A tokenizer that files define. They are stored unchanged.
+
+    For files of others, `decode(encode(text)) == text` if their normalization leaves
+    the text unchanged and it spells no special token.
+    """
+
+    files: Mapping[str, bytes]
+    bos: int | None = None
+    eos: int | None = None
+    stop_tokens: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        _ = self.vocab_bytes  # refuses damaged files now
+
+
+def list_vocab(bytes_of: Mapping[int, bytes]) -> tuple[bytes, ...]:
+    """The bytes of all tokens in order; empty for numbers that are missing."""
+    return tuple(bytes_of.get(token, b"") for token in range(max(bytes_of) + 1))
+
+
+def parse_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """The content of a JSON file; an empty object if the file is missing."""
+    try:
+        content = json.loads(files.get(name, b"{}"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{name} is not JSON: {error}. It is damaged or of another kind: restore it"
+            " from its source."
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{name} must hold a JSON object, {{...}}.")
+    return content
+
+
+def load_or_train(
+    corpus: Corpus, settings: tuple[str, ...], train: Callable[[Corpus], bytes]
+) -> bytes:
+    """The file of a tokenizer, from the cache or trained on the train split."""
+    identity = json.dumps((corpus.compute_digest(), *settings)).encode()
+    path = get_cache_dir("tokenizers") / hashlib.sha256(identity).hexdigest()[:32]
+    if not path.is_file():
+        start = time.monotonic()
+        write_atomic(path, train(corpus))
+        print_line(f"trained the tokenizer in {time.monotonic() - start:.0f} s")
+    return path.read_bytes()
+
+
 class TokenizerConfig(ABC):
     """Configuration of a tokenizer."""
 
@@ -221,16 +272,11 @@ class CharTokenizer(TokenizerConfig, Tokenizer):
     def vocab_bytes(self) -> tuple[bytes, ...]:
         return tuple(character.encode() for character in self.characters or "")
 
-    @functools.cached_property
-    def code_points(self) -> np.ndarray:
-        """The code point of each token."""
-        return _code_points(self.characters or "")
-
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
         encode_utf8(text)
-        points = _code_points(text)
-        tokens = np.searchsorted(self.code_points, points)
-        is_known = self.code_points[np.minimum(tokens, self.vocab - 1)] == points
+        vocab, points = _code_points(self.characters or ""), _code_points(text)
+        tokens = np.searchsorted(vocab, points)
+        is_known = vocab[np.minimum(tokens, len(vocab) - 1)] == points
         if not is_known.all():
             character = text[int(is_known.argmin())]
             raise ConfigError(

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import time
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
@@ -15,11 +14,17 @@ from jaxtyping import Int32
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.core.console import print_line
-from lmx.core.files import get_cache_dir, write_atomic
 from lmx.data.corpus.corpus import Corpus
-from lmx.data.tokenizer.base import BYTES, TokenizerConfig, encode_utf8
+from lmx.data.tokenizer.base import (
+    BYTES,
+    FileTokenizer,
+    TokenizerConfig,
+    encode_utf8,
+    list_vocab,
+    load_or_train,
+    parse_json,
+)
 from lmx.data.tokenizer.bpe import BPEModel, Merge, Pair, encode_word, train_bpe
-from lmx.data.tokenizer.external import FileTokenizer, list_vocab, parse_json
 from lmx.data.tokenizer.hf_json import BYTE_OF_LETTER, TOKENIZER_JSON
 from lmx.data.tokenizer.pretokenize import (
     PATTERNS,
@@ -123,23 +128,17 @@ class BPE(TokenizerConfig):
     def __post_init__(self):
         if self.vocab < (least := len(BYTES) + 2):
             raise ConfigError(
-                f"BPE.vocab is {self.vocab}: it must be at least {least}, for the bytes,"
-                " BOS and EOS."
+                f"BPE.vocab is {self.vocab}: it must be at least {least}, for the"
+                " bytes, BOS and EOS."
             )
 
     def open(self, corpus: Corpus) -> BPETokenizer:
         """Loads it from the cache, or trains it on the train split."""
         trainer = f"{TRAINER_VERSION}, Unicode {unicodedata.unidata_version}"
-        identity = (corpus.compute_digest(), self.vocab, self.pretokenizer, trainer)
-        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-        path = get_cache_dir("tokenizers") / f"{key}.json"
-        if not path.is_file():
-            write_atomic(
-                path, to_tokenizer_json(self._train(corpus), self.pretokenizer)
-            )
+        data = load_or_train(corpus, (f"{self}", trainer), self._train)
         bos, eos = self.vocab - 2, self.vocab - 1
         return BPETokenizer(
-            files={TOKENIZER_JSON: path.read_bytes()},
+            files={TOKENIZER_JSON: data},
             pretokenizer=self.pretokenizer,
             special_tokens={BOS_TEXT: bos, EOS_TEXT: eos},
             bos=bos,
@@ -147,14 +146,13 @@ class BPE(TokenizerConfig):
             stop_tokens=(eos,),
         )
 
-    def _train(self, corpus: Corpus) -> BPEModel:
-        start = time.monotonic()
+    def _train(self, corpus: Corpus) -> bytes:
         split_words = compile_pretokenizer(self.pretokenizer).findall
         words = Counter[str]()
         for document in corpus.read_nonempty("train"):
             encode_utf8(document.text)
             words.update(split_words(document.text))
-        print_line(f"training BPE with {self.vocab} tokens on {len(words):,} words")
+        print_line(f"training BPE ({self.vocab} tokens) on {len(words):,} words")
         counts = {word.encode(): count for word, count in words.items()}
         model = train_bpe(counts, self.vocab - 2)
         if len(model.vocab) < self.vocab - 2:
@@ -162,8 +160,7 @@ class BPE(TokenizerConfig):
                 f"the text has too few repetitions for {self.vocab} tokens: set"
                 f" BPE.vocab to {len(model.vocab) + 2} or less, or add text."
             )
-        print_line(f"trained BPE in {time.monotonic() - start:.0f} s")
-        return model
+        return to_tokenizer_json(model, self.pretokenizer)
 
 
 def _to_bytes(text: str) -> bytes:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lmx.config.registry import ConfigError
-from lmx.data.tokenizer.external import FileTokenizer, parse_json
+from lmx.data.tokenizer.base import FileTokenizer, parse_json
 from lmx.data.tokenizer.hf_json import TOKENIZER_JSON, HFTokenizer
 from lmx.data.tokenizer.sentencepiece import (
     ADDED_TOKENS,
@@ -53,6 +53,6 @@ def load_hf_folder(path: Path, model_config: Mapping[str, Any]) -> FileTokenizer
 def _find_token(
     tokenizer: FileTokenizer, entry: str | Mapping[str, Any] | None
 ) -> int | None:
-    """The token of an entry of tokenizer_config.json: its text, or an object with it."""
+    """The token of an entry of tokenizer_config.json, a text or an object with one."""
     text = entry["content"] if isinstance(entry, Mapping) else entry
     return None if text is None else tokenizer.token_to_id(text)

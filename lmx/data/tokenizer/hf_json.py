@@ -1,4 +1,4 @@
-"""Reads tokenizer.json of Hugging Face. Only encoding needs the library `tokenizers`."""
+"""Reads tokenizer.json of Hugging Face. Only encoding needs `tokenizers`."""
 
 import functools
 from collections.abc import Iterator
@@ -9,9 +9,14 @@ import numpy as np
 from jaxtyping import Int32
 
 from lmx.config.registry import ConfigError
-from lmx.data.tokenizer.base import encode_utf8
+from lmx.data.optional import import_optional
+from lmx.data.tokenizer.base import (
+    FileTokenizer,
+    encode_utf8,
+    list_vocab,
+    parse_json,
+)
 from lmx.data.tokenizer.bpe import ALPHABET, PRINTABLE
-from lmx.data.tokenizer.external import FileTokenizer, list_vocab, parse_json
 from lmx.data.tokenizer.sentencepiece import SPACE_SYMBOL
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -70,15 +75,10 @@ class HFTokenizer(FileTokenizer):
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
+        purpose = f"to encode with a {TOKENIZER_JSON}"
+        library = import_optional("tokenizers", "hf", purpose)
         try:
-            from tokenizers import Tokenizer
-        except ImportError:
-            raise ConfigError(
-                f"encoding with a {TOKENIZER_JSON} needs the library tokenizers:"
-                " pip install 'lmx[hf]'"
-            ) from None
-        try:
-            tokenizer = Tokenizer.from_str(self.files[TOKENIZER_JSON].decode())
+            tokenizer = library.Tokenizer.from_str(self.files[TOKENIZER_JSON].decode())
         except Exception as error:  # the library raises no class of its own
             raise ConfigError(
                 f"the library tokenizers cannot read {TOKENIZER_JSON}: {error}"

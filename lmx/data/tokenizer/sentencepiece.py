@@ -1,11 +1,8 @@
 """SentencePiece tokenizers: training, and models of others."""
 
 import functools
-import hashlib
 import io
-import json
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,10 +12,15 @@ from jaxtyping import Int32
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.core.console import print_line
-from lmx.core.files import get_cache_dir, write_atomic
 from lmx.data.corpus.corpus import Corpus
-from lmx.data.tokenizer.base import TokenizerConfig, encode_utf8
-from lmx.data.tokenizer.external import FileTokenizer, list_vocab, parse_json
+from lmx.data.tokenizer.base import (
+    FileTokenizer,
+    TokenizerConfig,
+    encode_utf8,
+    list_vocab,
+    load_or_train,
+    parse_json,
+)
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer_config.json", "added_tokens.json"
@@ -126,15 +128,10 @@ class SentencePiece(TokenizerConfig):
         import sentencepiece
 
         trainer = f"{TRAINER_VERSION}, sentencepiece {sentencepiece.__version__}"
-        settings = (self.vocab, self.model_type, self.split_by, trainer)
-        identity = json.dumps((corpus.compute_digest(), *settings))
-        key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-        path = get_cache_dir("tokenizers") / f"{key}.model"
-        if not path.is_file():
-            write_atomic(path, self._train(corpus))
-        processor = load_model(path.read_bytes())
+        model = load_or_train(corpus, (f"{self}", trainer), self._train)
+        processor = load_model(model)
         return SentencePieceTokenizer(
-            files={SENTENCEPIECE_FILE: path.read_bytes()},
+            files={SENTENCEPIECE_FILE: model},
             bos=processor.bos_id(),
             eos=processor.eos_id(),
             stop_tokens=(processor.eos_id(),),
@@ -142,7 +139,6 @@ class SentencePiece(TokenizerConfig):
         )
 
     def _train(self, corpus: Corpus) -> bytes:
-        start = time.monotonic()
         size = sum(len(text) for _, text in corpus.read_nonempty("train"))
         stride = -(-size // MAX_TRAINING_CHARACTERS[self.model_type])
         print_line(
@@ -151,9 +147,7 @@ class SentencePiece(TokenizerConfig):
             + (f", one sentence in {stride}" if stride > 1 else "")
         )
         sentences = _iter_sentences(corpus, stride, SENTENCE_PATTERNS[self.split_by])
-        model = _train_model(sentences, self.vocab, self.model_type, self.split_by)
-        print_line(f"trained SentencePiece in {time.monotonic() - start:.0f} s")
-        return model
+        return _train_model(sentences, self.vocab, self.model_type, self.split_by)
 
 
 def load_model(model: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Stores in memory, and a cache of their own for these tests."""
+"""Token stores in memory, datasets that are open already, and a cache per test."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,32 +19,6 @@ from lmx.data.tokenizer.base import ByteTokenizer
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LMX_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def store_of(sizes, first: int = 0) -> Store:
-    """Documents of these sizes, in three parts; a token is its place after `first`."""
-    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    tokens = np.arange(first, first + starts[-1], dtype=np.uint32)
-    borders = np.array([0, len(tokens) // 3, len(tokens) // 2, len(tokens)])
-    return Store(
-        parts=[tokens[a:b] for a, b in pairwise(borders)],
-        part_offsets=borders,
-        starts=starts,
-        bytes=0,
-        fingerprint={"sizes": f"{sizes}{first}"},
-        sources={"made": (range(len(sizes)),)},
-    )
-
-
-def rows_of(store: Store, packing: Packing, batch, length, order: Order = Shuffled()):
-    """The rows of a store."""
-    return TokenDataset(
-        store=store,
-        tokenizer=ByteTokenizer(),
-        order=order,
-        packing=packing,
-        schedule=BatchSchedule.build("TextDataset", batch, length),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +42,40 @@ def open_config():
 
 @pytest.fixture
 def make_store():
-    return store_of
+    """Makes a store of documents of given sizes, in three parts.
+
+    A token is its offset in the stream plus `first`.
+    """
+
+    def make_store(sizes, first: int = 0) -> Store:
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        tokens = np.arange(first, first + starts[-1], dtype=np.uint32)
+        borders = np.array([0, len(tokens) // 3, len(tokens) // 2, len(tokens)])
+        return Store(
+            parts=[tokens[a:b] for a, b in pairwise(borders)],
+            part_offsets=borders,
+            starts=starts,
+            bytes=0,
+            fingerprint={"sizes": f"{sizes}{first}"},
+            sources={"memory": (range(len(sizes)),)},
+        )
+
+    return make_store
 
 
 @pytest.fixture
-def make_rows():
-    return rows_of
+def make_dataset():
+    """Makes a dataset of a store."""
+
+    def make_dataset(
+        store: Store, packing: Packing, batch_size, length, order: Order = Shuffled()
+    ) -> TokenDataset:
+        return TokenDataset(
+            store=store,
+            tokenizer=ByteTokenizer(),
+            order=order,
+            packing=packing,
+            schedule=BatchSchedule.build("TextDataset", batch_size, length),
+        )
+
+    return make_dataset

@@ -1,4 +1,4 @@
-"""Turns by weight, against plain counting."""
+"""Tests of weighted interleaving, against plain counting."""
 
 from fractions import Fraction
 
@@ -19,31 +19,32 @@ WEIGHTS = pytest.mark.parametrize(
 
 
 @WEIGHTS
-def test_no_part_is_ever_a_turn_off_its_share(weights):
-    turns = WeightedInterleave(weights)
-    shares = [Fraction(share, sum(turns.ratio)) for share in turns.ratio]
-    part, nth = turns.assign(np.arange(2 * len(turns.cycle)))
-    taken = [0] * len(weights)
-    for n, (i, before) in enumerate(zip(part.tolist(), nth.tolist(), strict=True)):
-        assert turns.count_before(n) == taken and before == taken[i]
-        taken[i] += 1
-        for count, share in zip(taken, shares, strict=True):
+def test_every_source_is_always_within_one_turn_of_its_share(weights):
+    interleave = WeightedInterleave(weights)
+    shares = [Fraction(share, sum(interleave.ratio)) for share in interleave.ratio]
+    source, nth = interleave.assign(np.arange(2 * len(interleave.cycle)))
+    counts = [0] * len(weights)
+    for n, (i, before) in enumerate(zip(source.tolist(), nth.tolist(), strict=True)):
+        assert interleave.count_before(n) == counts and before == counts[i]
+        counts[i] += 1
+        for count, share in zip(counts, shares, strict=True):
             assert abs(count - (n + 1) * share) < 1
-    assert taken == [2 * share for share in turns.ratio]
+    assert counts == [2 * share for share in interleave.ratio]
 
 
 @WEIGHTS
-def test_a_late_turn_is_known_at_once(weights):
-    turns = WeightedInterleave(weights)
-    late = 10**12 * len(turns.cycle)
-    part, nth = turns.assign(late + np.arange(5))
-    assert part.tolist() == turns.assign(np.arange(5))[0].tolist()
-    assert turns.count_before(late) == [10**12 * share for share in turns.ratio]
-    assert (nth >= np.array(turns.ratio)[part] * 10**12).all()
+def test_a_late_turn_needs_no_earlier_ones(weights):
+    interleave = WeightedInterleave(weights)
+    late = 10**12 * len(interleave.cycle)
+    source, nth = interleave.assign(late + np.arange(5))
+    assert source.tolist() == interleave.assign(np.arange(5))[0].tolist()
+    counts = [10**12 * share for share in interleave.ratio]
+    assert interleave.count_before(late) == counts
+    assert (nth >= np.array(interleave.ratio)[source] * 10**12).all()
 
 
 @pytest.mark.parametrize(
-    ("weights", "shares"),
+    ("weights", "ratio"),
     [
         ((0.6, 0.3, 0.1), [6, 3, 1]),
         ((2, 4), [1, 2]),
@@ -51,10 +52,10 @@ def test_a_late_turn_is_known_at_once(weights):
         ((0.1, 0.0, 0.25), [2, 0, 5]),
     ],
 )
-def test_weights_are_what_their_digits_say(weights, shares):
-    assert integer_ratio(weights) == shares
+def test_weights_are_read_as_decimal_numbers(weights, ratio):
+    assert integer_ratio(weights) == ratio
 
 
-def test_weights_that_come_out_even_too_late_are_refused():
-    with pytest.raises(ConfigError, match="exact after 1234567 rows, and 100000"):
+def test_weights_with_a_long_period_are_refused():
+    with pytest.raises(ConfigError, match="period of 1234567 rows, and 100000"):
         integer_ratio([1, 1234566])

@@ -17,7 +17,7 @@ from lmx.data.store.build import BuildTokenStore
 from lmx.data.store.executor import ProcessPool, WorkerError
 from lmx.data.store.store import read_manifest
 from lmx.data.tokenizer.base import CharTokenizer
-from lmx.data.tokenizer.load import load_tokenizer
+from lmx.data.tokenizer.pretrained import load_tokenizer
 from lmx.data.tokenizer.sentencepiece import SentencePiece
 from tests.data.store.conftest import ALL, make_config, read_texts, to_lines
 

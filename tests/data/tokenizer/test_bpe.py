@@ -21,9 +21,8 @@ from lmx.data.corpus.text import Text
 from lmx.data.tokenizer.bpe import ALPHABET, encode_word, train_bpe
 from lmx.data.tokenizer.byte_bpe import BPE, to_tokenizer_json
 from lmx.data.tokenizer.hf_json import BYTE_OF_LETTER
-from lmx.data.tokenizer.load import load_tokenizer
 from lmx.data.tokenizer.pretokenize import PATTERNS, compile_pretokenizer
-from lmx.data.tokenizer.pretrained import Tiktoken
+from lmx.data.tokenizer.pretrained import Tiktoken, load_tokenizer
 
 LETTER = {byte: letter for letter, byte in BYTE_OF_LETTER.items()}
 CHANCE = random.Random(0)

@@ -18,7 +18,7 @@ from lmx.data.tokenizer.base import (
     TokenizerConfig,
 )
 from lmx.data.tokenizer.byte_bpe import BPE
-from lmx.data.tokenizer.load import load_tokenizer
+from lmx.data.tokenizer.pretrained import load_tokenizer
 from lmx.data.tokenizer.sentencepiece import SentencePiece
 
 PLACES = (0, 0x41, 0x1F600 & 0xFFFF, 0xD7FF, 0xE000, 0xFFFD, 0xFFFF)
