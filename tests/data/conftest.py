@@ -1,4 +1,4 @@
-"""A cache of their own for these tests."""
+"""A cache per test."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What batches of a corpus must keep."""
+"""Tests of datasets of text, against plain loops."""
 
 import dataclasses
 
@@ -29,21 +29,21 @@ def tokens(tmp_path, write) -> TextDataset:
     )
 
 
-def offsets_of(rows: TokenDataset, seed: int, step: int) -> np.ndarray:
+def find_offsets(rows: TokenDataset, seed: int, step: int) -> np.ndarray:
     wanted = rows.schedule.request(seed, step, slice(None))
     return rows.order.find_offsets(
         wanted, TokenStream(rows.store.size, rows.schedule.stages[0].sequence_length)
     )
 
 
-def reference(rows: TokenDataset, seed: int, step: int) -> list[list[list[int]]]:
-    """The same batch by plain loops over documents, token by token."""
+def build_reference(rows: TokenDataset, seed: int, step: int) -> list[list[list[int]]]:
+    """The batch, by plain loops over documents and tokens."""
     stream = [
         (int(token), document, place)
         for document in range(rows.store.documents)
         for place, token in enumerate(rows.store.read_document(document))
     ]
-    offsets = offsets_of(rows, seed, step)
+    offsets = find_offsets(rows, seed, step)
     fields = [[], [], [], [], []]
     for offset in map(int, offsets):
         row = [[], [], [], [], []]
@@ -70,11 +70,11 @@ def reference(rows: TokenDataset, seed: int, step: int) -> list[list[list[int]]]
 
 @ORDERS
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharTokenizer()], ids=str)
-def test_rows_are_those_of_a_plain_loop(tokens, order, tokenizer):
+def test_batches_equal_those_of_a_plain_loop(tokens, order, tokenizer):
     rows = dataclasses.replace(tokens, order=order, tokenizer=tokenizer).open()
     for step in range(rows.info.steps or 12):
         batch = rows.batch_at(5, step)
-        for got, wanted in zip(batch, reference(rows, 5, step), strict=True):
+        for got, wanted in zip(batch, build_reference(rows, 5, step), strict=True):
             assert got.tolist() == wanted
 
 
@@ -96,32 +96,34 @@ def same(batch: Batch, arrays: list[np.ndarray]) -> bool:
 
 
 @pytest.mark.parametrize("order", [Shuffled(), Sequential()], ids=str)
-def test_a_pass_learns_every_token_but_the_first_of_each_document_once(tokens, order):
+def test_every_token_but_the_first_of_a_document_is_a_target_once_per_pass(
+    tokens, order
+):
     rows = dataclasses.replace(tokens, order=order, batch_size=1).open()
-    learned = np.concatenate([
+    targets = np.concatenate([
         batch.targets[batch.weights > 0]
         for batch in (rows.batch_at(0, step) for step in range(rows.info.steps or 0))
     ])  # fmt: skip
-    later = np.delete(rows.store.parts[0], rows.store.starts[:-1])
-    assert sorted(learned) == sorted(later)
-    assert rows.info.token_bytes[learned].sum() == rows.store.bytes
+    later_tokens = np.delete(rows.store.parts[0], rows.store.starts[:-1])
+    assert sorted(targets) == sorted(later_tokens)
+    assert rows.info.token_bytes[targets].sum() == rows.store.bytes
 
 
-def test_bytes_are_those_of_the_text(tokens):
+def test_bytes_and_documents_are_counted(tokens):
     rows = tokens.open()
-    texts = [text for _, text in tokens.corpus.documents("train")]
+    texts = [text for _, text in tokens.corpus.read_nonempty("train")]
     assert rows.store.bytes == sum(len(text.encode()) for text in texts)
     assert rows.store.documents == len(texts)
     assert rows.store.size == rows.store.bytes + 2 * len(texts)
 
 
-def test_a_late_step_is_read_without_those_before_it(tokens):
+def test_a_late_step_needs_no_earlier_ones(tokens):
     rows = tokens.open()
     batches = [rows.batch_at(0, 10**9 + step).tokens for step in range(3)]
     assert len({batch.tobytes() for batch in batches}) == 3
 
 
-def test_the_last_batch_in_order_is_filled_with_padding(tokens):
+def test_the_last_sequential_batch_ends_in_padding(tokens):
     rows = dataclasses.replace(tokens, order=Sequential(), batch_size=64).open()
     last = rows.batch_at(0, (rows.info.steps or 0) - 1)
     padding = last.segments == 0
@@ -129,7 +131,7 @@ def test_the_last_batch_in_order_is_filled_with_padding(tokens):
     assert all((field[padding] == 0).all() for field in last)
 
 
-def test_one_document_in_windows_is_the_batch_of_nanogpt(write):
+def test_random_windows_of_one_document_equal_nanogpt(write):
     path = write("a.txt", "".join(map(chr, range(32, 127))) * 5)
     rows = TextDataset(
         corpus=Text(path=path, holdout=HoldoutTail()),
@@ -140,7 +142,7 @@ def test_one_document_in_windows_is_the_batch_of_nanogpt(write):
     ).open()
     data = rows.store.parts[0]
     batch = rows.batch_at(0, 0)
-    offsets = offsets_of(rows, 0, 0)
+    offsets = find_offsets(rows, 0, 0)
     x = np.stack([data[i : i + 12] for i in offsets])
     y = np.stack([data[i + 1 : i + 1 + 12] for i in offsets])
     assert (batch.tokens == x).all() and (batch.targets == y).all()
@@ -148,7 +150,7 @@ def test_one_document_in_windows_is_the_batch_of_nanogpt(write):
     assert (batch.positions == np.arange(12)).all()
 
 
-def test_a_fingerprint_tells_data_apart(tokens):
+def test_fingerprints_of_different_data_differ(tokens):
     prints = [
         tokens.open().info.fingerprint,
         dataclasses.replace(tokens, split="validation").open().info.fingerprint,
@@ -158,18 +160,18 @@ def test_a_fingerprint_tells_data_apart(tokens):
     assert set(prints[0]) == {"corpus", "tokenizer", "split"}
 
 
-def test_it_opens_as_what_every_source_opens_as(tokens):
+def test_it_opens_as_a_dataset(tokens):
     assert isinstance(tokens.open(), Dataset)
 
 
-def test_a_batch_without_rows_is_refused(tokens):
-    with pytest.raises(ConfigError, match=r"Tokens\.batch is 0: at least 1"):
+def test_a_batch_size_of_zero_is_refused(tokens):
+    with pytest.raises(ConfigError, match=r"TextDataset\.batch_size is 0: it must"):
         dataclasses.replace(tokens, batch_size=0)
 
 
 def test_a_text_of_one_token_is_refused(write):
     corpus = Text(path=write("a.txt", "ab"), holdout=HoldoutTail(fraction=0.5))
-    with pytest.raises(ConfigError, match="one token, which predicts nothing"):
+    with pytest.raises(ConfigError, match="has 1 tokens"):
         TextDataset(
             corpus=corpus, tokenizer=CharTokenizer(), batch_size=1, sequence_length=1
         ).open()

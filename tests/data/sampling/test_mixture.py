@@ -1,85 +1,88 @@
-"""What mixtures must keep, against each part read alone and a loop over steps."""
+"""Tests of mixtures, against components read alone and a loop over steps."""
 
 import dataclasses
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.data.dataset import Dataset
+from lmx.core.batch import Batch
+from lmx.data.dataset import Dataset, DatasetWrapper
 from lmx.data.sampling.mixture import Mixture, MixtureComponent, MixtureDataset
 from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
 from lmx.data.sampling.pause_tokens import PauseTokens
-from lmx.data.sampling.schedule import PiecewiseConstant
+from lmx.data.sampling.schedule import PiecewiseConstant, RowRequest
 from lmx.data.synthetic.repeat import RepeatTask
 from lmx.data.tokenizer.base import CharTokenizer
 
 SIZES = {"books": 150, "code": 90, "web": 400}
 WEIGHTS = {"books": 0.3, "code": 0.1, "web": 0.6}
-FIRSTS = {"books": 0, "code": 10**6, "web": 2 * 10**6}  # tokens tell their source
+# The first token of each source.
+FIRSTS = {"books": 0, "code": 10**6, "web": 2 * 10**6}
 
 
 @pytest.fixture
-def parts(open_config, make_store, make_rows):
-    def parts(batch=8, length=16, packing=BestFitPacking(), **weights):
+def make_parts(open_config, make_store, make_dataset):
+    def make_parts(batch=8, length=16, packing=BestFitPacking(), **weights):
         made = {}
         for number, (name, count) in enumerate(SIZES.items()):
             sizes = np.random.default_rng(number).integers(2, 20, count)
-            rows = make_rows(make_store(sizes, FIRSTS[name]), packing, batch, length)
+            rows = make_dataset(make_store(sizes, FIRSTS[name]), packing, batch, length)
             weight = weights.get(name, WEIGHTS[name])
             made[name] = MixtureComponent(
                 source=open_config(dataset=rows), weight=weight
             )
         return made
 
-    return parts
+    return make_parts
 
 
-def sources(batch) -> list[str]:
-    """Which source each row is of."""
+def list_sources(batch) -> list[str]:
+    """The source of each row."""
     names = np.array(list(FIRSTS))
     return names[batch.tokens[:, 0] // 10**6].tolist()
 
 
-class Spy:
-    """Rows that write down which ones are read, by length and number."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecordingDataset(DatasetWrapper):
+    """Records the targets of each row that is read, by length and index."""
 
-    def __init__(self, rows):
-        self.rows, self.read_of = rows, {}
+    rows_read: dict[int, dict[int, list[int]]] = field(default_factory=dict)
 
-    def __getattr__(self, name):
-        return getattr(self.rows, name)
-
-    def read(self, wanted):
-        batch = self.rows.read(wanted)
-        learned = batch.weights > 0
-        for number, row, here in zip(
-            wanted.indices, batch.targets, learned, strict=True
+    def read(self, request: RowRequest) -> Batch:
+        batch = self.source.read(request)
+        weighted = batch.weights > 0
+        rows = self.rows_read.setdefault(request.sequence_length, {})
+        for index, targets, mask in zip(
+            request.indices, batch.targets, weighted, strict=True
         ):
-            read = self.read_of.setdefault(wanted.sequence_length, {})
-            assert int(number) not in read
-            read[int(number)] = row[here].tolist()
+            assert int(index) not in rows
+            rows[int(index)] = targets[mask].tolist()
         return batch
 
 
-def spied(mixture: MixtureDataset) -> tuple[MixtureDataset, list[Any]]:
-    """The mixture with its parts watched, and those who watch."""
-    spies = {name: Spy(rows) for name, rows in mixture.datasets.items()}
-    return dataclasses.replace(mixture, datasets=spies), [*spies.values()]
+def record(mixture: MixtureDataset) -> tuple[MixtureDataset, list[Any]]:
+    """The mixture with recording components, and these."""
+    recorders = {
+        name: RecordingDataset(source=dataset)
+        for name, dataset in mixture.datasets.items()
+    }
+    return dataclasses.replace(mixture, datasets=recorders), [*recorders.values()]
 
 
-def test_each_part_goes_through_its_epochs_whatever_the_others_do(parts):
-    """Each epoch of each part has all it can learn once, in an order of its own."""
-    mixture, spies = spied(Mixture(components=parts()).open())
+def test_each_component_has_its_own_epochs(make_parts):
+    """Each epoch of a component has each target once, in a new order."""
+    mixture, recorders = record(Mixture(components=make_parts()).open())
     for step in range(180):
         mixture.batch_at(5, step)
-    for spy in spies:
-        read, count = spy.read_of[16], spy.pack(16).rows
+    for recorder in recorders:
+        read, count = recorder.rows_read[16], recorder.source.pack(16).rows
         assert sorted(read) == list(range(len(read)))
-        assert len(read) > 2 * count, "the test reads too little"
-        tokens = spy.store.read(0, spy.store.size)
-        later = np.delete(tokens, spy.store.starts[:-1]).tolist()
+        assert len(read) > 2 * count, "not enough steps"
+        tokens = recorder.source.store.read(0, recorder.source.store.size)
+        later = np.delete(tokens, recorder.source.store.starts[:-1]).tolist()
         epochs = [[read[n + e * count] for n in range(count)] for e in range(2)]
         for epoch in epochs:
             assert sorted(sum(epoch, [])) == later
@@ -87,8 +90,8 @@ def test_each_part_goes_through_its_epochs_whatever_the_others_do(parts):
 
 
 @pytest.mark.parametrize("packing", [BestFitPacking(), ConcatAndSplit()], ids=str)
-def test_any_partition_of_the_rows_gives_the_same_batch(parts, packing):
-    mixture = Mixture(components=parts(packing=packing)).open()
+def test_any_partition_of_the_rows_gives_the_same_batch(make_parts, packing):
+    mixture = Mixture(components=make_parts(packing=packing)).open()
     for step in (0, 1, 777, 10**9):
         whole = mixture.batch_at(3, step)
         for count in (1, 2, 4, 8):
@@ -101,40 +104,45 @@ def test_any_partition_of_the_rows_gives_the_same_batch(parts, packing):
                 assert got.tobytes() == np.concatenate(pieces).tobytes()
 
 
-def test_weights_change_with_the_step_and_no_row_is_read_twice_or_left_out(parts):
-    """By counting, over stages of shapes and of weights that do not meet."""
+def test_weights_and_shapes_change_and_every_row_is_read_once(make_parts):
+    """Weights and shapes change at different steps."""
     web = PiecewiseConstant(values=(0.6, 0.0, 0.3), boundaries=(10, 25))
     batch = PiecewiseConstant(values=(8, 12), boundaries=(17,))
     length = PiecewiseConstant(values=(16, 8, 16), boundaries=(5, 30))
-    mixture, spies = spied(Mixture(components=parts(batch, length, web=web)).open())
+    mixture, recorders = record(
+        Mixture(components=make_parts(batch, length, web=web)).open()
+    )
     stages: dict[tuple, list[str]] = {}
     for step in range(60):
-        got = sources(mixture.batch_at(1, step))
+        got = list_sources(mixture.batch_at(1, step))
         assert len(got) == batch(step)
         stages.setdefault((web(step), batch(step), length(step)), []).extend(got)
     for (weight, _, _), got in stages.items():
         total = 0.4 + weight
         for name, share in {"web": weight, "books": 0.3, "code": 0.1}.items():
             assert abs(got.count(name) - len(got) * share / total) < 2
-    for spy in spies:
-        assert set(spy.read_of) == {8, 16}
-        for read in spy.read_of.values():
+    for recorder in recorders:
+        assert set(recorder.rows_read) == {8, 16}
+        for read in recorder.rows_read.values():
             assert sorted(read) == list(range(len(read)))
 
 
-def test_a_loss_weight_scales_a_part_and_no_other(parts):
-    made = parts()
+def test_a_loss_weight_scales_only_its_component(make_parts):
+    made = make_parts()
     made["code"] = dataclasses.replace(made["code"], loss_weight=0.25)
-    plain, weighed = Mixture(components=parts()).open(), Mixture(components=made).open()
+    plain, weighed = (
+        Mixture(components=make_parts()).open(),
+        Mixture(components=made).open(),
+    )
     for step in range(5):
         before, after = plain.batch_at(0, step), weighed.batch_at(0, step)
-        is_code = np.array(sources(before)) == "code"
+        is_code = np.array(list_sources(before)) == "code"
         factor = np.where(is_code, np.float32(0.25), np.float32(1))[:, None]
         assert (after.weights == before.weights * factor).all()
         assert (after.tokens == before.tokens).all()
 
 
-def test_any_source_can_be_a_part_a_changed_one_too():
+def test_a_component_can_be_any_dataset():
     echo = RepeatTask(vocab=8, batch_size=4, sequence_length=10)
     mixture = Mixture(
         components={
@@ -170,20 +178,20 @@ def test_any_source_can_be_a_part_a_changed_one_too():
         ({"web": float("nan")}, "MixtureComponent.weight is nan"),
         (
             {name: PiecewiseConstant(values=(1, 0), boundaries=(7,)) for name in SIZES},
-            "no part of the mixture has any weight at step 7",
+            "no component of the mixture has a positive weight at step 7",
         ),
-        ({"web": 0.1234567}, "give them fewer digits"),
+        ({"web": 0.1234567}, "use fewer digits"),
     ],
     ids=str,
 )
-def test_weights_that_say_nothing_are_refused(parts, weights, message):
+def test_invalid_weights_are_refused(make_parts, weights, message):
     with pytest.raises(ConfigError, match=message):
-        Mixture(components=parts(**weights))
+        Mixture(components=make_parts(**weights))
 
 
-def test_parts_that_cannot_be_read_together_are_refused(open_config, parts, make_rows):
-    made = parts()
-    other = parts(batch_size=4)["web"]
+def test_components_that_do_not_agree_are_refused(open_config, make_parts):
+    made = make_parts()
+    other = make_parts(batch=4)["web"]
     with pytest.raises(ConfigError, match="'books' and 'web' of the mixture differ in"):
         Mixture(components={**made, "web": other}).open()
     letters = dataclasses.replace(
@@ -199,10 +207,10 @@ def test_parts_that_cannot_be_read_together_are_refused(open_config, parts, make
         Mixture(components={})
 
 
-def test_a_schedule_of_lengths_over_a_source_without_one_is_refused(parts):
+def test_a_schedule_of_lengths_needs_one_in_every_component(make_parts):
     echo = MixtureComponent(
         source=RepeatTask(vocab=8, batch_size=8, sequence_length=16)
     )
-    made = parts(length=PiecewiseConstant(values=(16, 8), boundaries=(5,)))
-    with pytest.raises(ConfigError, match="differ in batch or length"):
+    made = make_parts(length=PiecewiseConstant(values=(16, 8), boundaries=(5,)))
+    with pytest.raises(ConfigError, match="differ in batch_size"):
         Mixture(components={**made, "echo": echo}).open()

@@ -1,4 +1,4 @@
-"""What every made language must keep, and that each says what it is said to say."""
+"""Tests of all synthetic datasets, and of the rules of each."""
 
 import chex
 import numpy as np
@@ -13,9 +13,9 @@ from lmx.data.synthetic.markov import Markov
 from lmx.data.synthetic.recall import AssociativeRecall
 from lmx.data.synthetic.repeat import Copy, RepeatTask
 
-ECHO = RepeatTask(vocab=32, batch_size=4, sequence_length=10)
+REPEAT = RepeatTask(vocab=32, batch_size=4, sequence_length=10)
 LANGUAGES = [
-    ECHO,
+    REPEAT,
     Copy(vocab=32, batch_size=4, sequence_length=11),
     Copy(vocab=8, noise=0.25, batch_size=4, sequence_length=64),
     AssociativeRecall(keys=5, values=9, batch_size=4, sequence_length=24),
@@ -29,25 +29,25 @@ all_languages = pytest.mark.parametrize("language", LANGUAGES, ids=str)
 
 
 @all_languages
-def test_each_step_and_seed_has_its_own_batch(language):
+def test_steps_and_seeds_have_different_batches(language):
     batches = [language.batch_at(*at) for at in [(0, 0), (0, 1), (1, 0), (0, 10**9)]]
     assert len({batch.tokens.tobytes() for batch in batches}) == 4
 
 
 @all_languages
-def test_parts_of_a_batch_make_the_batch(language):
+def test_parts_of_a_batch_concatenate_to_the_batch(language):
     parts = [language.batch_at(7, 3, slice(first, first + 2)) for first in (0, 2)]
     joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
     chex.assert_trees_all_equal(tuple(joined), tuple(language.batch_at(7, 3)))
 
 
 @all_languages
-def test_it_opens_as_what_every_source_opens_as(language):
+def test_it_opens_as_a_dataset(language):
     assert isinstance(language.open(), Dataset)
 
 
 @all_languages
-def test_targets_are_the_next_tokens_of_a_vocabulary_that_is_used(language):
+def test_targets_are_the_next_tokens_and_all_tokens_occur(language):
     batches = [language.batch_at(0, step) for step in range(200)]
     tokens, targets = (np.concatenate([b[n] for b in batches]) for n in (0, 1))
     assert (tokens[:, 1:] == targets[:, :-1]).all()
@@ -56,47 +56,47 @@ def test_targets_are_the_next_tokens_of_a_vocabulary_that_is_used(language):
 
 
 @all_languages
-def test_no_two_rows_of_a_batch_are_alike(language):
+def test_rows_of_a_batch_differ(language):
     assert len(np.unique(language.batch_at(0, 0).tokens, axis=0)) == language.batch_size
 
 
-def test_no_two_purposes_share_a_number():
+def test_random_streams_have_different_numbers():
     assert len(set(map(int, RandomStream))) == len(RandomStream.__members__)
 
 
-def test_only_what_was_said_before_is_learned():
-    batch = ECHO.batch_at(seed=0, step=0)
+def test_only_repeated_tokens_are_targets():
+    batch = REPEAT.batch_at(seed=0, step=0)
     for row in range(4):
-        said = list(map(int, batch.tokens[row]))
+        tokens = list(map(int, batch.tokens[row]))
         for t in range(10):
             if batch.weights[row, t]:
-                assert int(batch.targets[row, t]) == said[t - 5]
+                assert int(batch.targets[row, t]) == tokens[t - 5]
     assert batch.weights.sum() == 4 * 5
 
 
 @pytest.mark.parametrize("length", [2, 3, 10, 11])
-def test_a_copy_says_again_what_stands_before_the_mark(length):
+def test_a_copy_repeats_the_tokens_before_the_separator(length):
     batch = Copy(vocab=9, batch_size=3, sequence_length=length).batch_at(0, 0)
     for tokens, targets, weights in zip(*batch[:3], strict=True):
-        said = [*map(int, tokens), int(targets[-1])]
-        mark = said.index(8)
+        tokens = [*map(int, tokens), int(targets[-1])]
+        separator = tokens.index(8)
         assert [t + 1 for t in np.flatnonzero(weights)] == list(
-            range(mark + 1, length + 1)
+            range(separator + 1, length + 1)
         )
-        assert said[mark + 1 :] == said[: length - mark]
+        assert tokens[separator + 1 :] == tokens[: length - separator]
 
 
-def test_noise_changes_as_many_copied_tokens_as_it_says():
+def test_noise_replaces_tokens_at_its_rate():
     batch = Copy(vocab=5, noise=0.5, batch_size=64, sequence_length=399).batch_at(0, 0)
-    said = np.concatenate([batch.tokens, batch.targets[:, -1:]], axis=1)
-    changed = said[:, :199] != said[:, 201:]
+    tokens = np.concatenate([batch.tokens, batch.targets[:, -1:]], axis=1)
+    changed = tokens[:, :199] != tokens[:, 201:]
     expected = 0.5 * 3 / 4  # one in four that are drawn anew stays as it was
     error = np.sqrt(expected * (1 - expected) / changed.size)
     assert abs(changed.mean() - expected) < 4 * error
-    assert said[:, 201:].max() < 4
+    assert tokens[:, 201:].max() < 4
 
 
-def test_a_value_is_predicted_where_its_key_came_before_and_is_the_same():
+def test_a_value_is_a_target_if_its_key_occurred_before():
     batch = AssociativeRecall(
         keys=5, values=9, batch_size=8, sequence_length=25
     ).batch_at(0, 0)
@@ -111,11 +111,11 @@ def test_a_value_is_predicted_where_its_key_came_before_and_is_the_same():
 
 
 @pytest.mark.parametrize("operation", ["add", "subtract", "multiply"])
-def test_equations_hold_and_no_pair_is_in_both_splits(operation):
+def test_equations_hold_and_splits_have_different_pairs(operation):
     compute = {"add": int.__add__, "subtract": int.__sub__, "multiply": int.__mul__}
     seen = {}
     for split in ("train", "validation"):
-        said = Arithmetic(
+        tokens = Arithmetic(
             modulus=5,
             operation=operation,
             split=split,
@@ -123,8 +123,8 @@ def test_equations_hold_and_no_pair_is_in_both_splits(operation):
             batch_size=64,
             sequence_length=39,
         ).batch_at(0, 0)
-        assert np.flatnonzero(said.weights[0]).tolist() == list(range(2, 39, 4))
-        rows = np.concatenate([said.tokens, said.targets[:, -1:]], axis=1)
+        assert np.flatnonzero(tokens.weights[0]).tolist() == list(range(2, 39, 4))
+        rows = np.concatenate([tokens.tokens, tokens.targets[:, -1:]], axis=1)
         equations = rows.reshape(-1, 4).tolist()
         for a, b, sign, c in equations:
             assert sign == 5 and c == compute[operation](a, b) % 5
@@ -134,16 +134,16 @@ def test_equations_hold_and_no_pair_is_in_both_splits(operation):
 
 
 REFUSALS = {
-    "RepeatTask.vocab is 0: at least 1": lambda: RepeatTask(
+    "RepeatTask.vocab is 0: it must be at least 1": lambda: RepeatTask(
         vocab=0, batch_size=1, sequence_length=1
     ),
-    "Markov.sequence_length is 1: at least 2": lambda: Markov(
+    "Markov.sequence_length is 1: it must be at least 2": lambda: Markov(
         vocab=4, order=2, batch_size=1, sequence_length=1
     ),
     "Markov.order is 9, with 8 tokens: more than 65,536": lambda: Markov(
         vocab=8, order=9, batch_size=1, sequence_length=16
     ),
-    "Grammar.vocab is 2: at least 3": lambda: Grammar(
+    "Grammar.vocab is 2: it must be at least 3": lambda: Grammar(
         vocab=2, batch_size=1, sequence_length=8
     ),
     "Copy.noise is 1.5: it must be from 0 to 1": lambda: Copy(
@@ -159,6 +159,6 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("message", REFUSALS)
-def test_a_language_that_cannot_be_is_refused(message):
+def test_invalid_languages_are_refused(message):
     with pytest.raises(ConfigError, match=message):
         REFUSALS[message]()

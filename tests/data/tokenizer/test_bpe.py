@@ -1,4 +1,4 @@
-"""Byte pairs against the library `tokenizers`: merge for merge, token for token."""
+"""Tests of BPE, against the library `tokenizers` and plain loops."""
 
 import base64
 import itertools
@@ -19,8 +19,8 @@ from lmx.data.corpus.corpus import HoldoutTail
 from lmx.data.corpus.stdlib import Stdlib
 from lmx.data.corpus.text import Text
 from lmx.data.tokenizer.bpe import ALPHABET, encode_word, train_bpe
-from lmx.data.tokenizer.byte_bpe import BPE, to_tokenizer_json
-from lmx.data.tokenizer.hf_json import BYTE_OF_LETTER
+from lmx.data.tokenizer.byte_bpe import BPE, BPETokenizer, to_tokenizer_json
+from lmx.data.tokenizer.hf_json import BYTE_OF_LETTER, TOKENIZER_JSON
 from lmx.data.tokenizer.pretokenize import PATTERNS, compile_pretokenizer
 from lmx.data.tokenizer.pretrained import Tiktoken, load_tokenizer
 
@@ -34,7 +34,7 @@ ASSIGNED = [
 
 
 def library(words, size, texts):
-    """What the library learns from texts, cut into words by its own engine."""
+    """The tokenizer that the library trains on texts."""
     made = Tokenizer(models.BPE())
     steps = [
         pre_tokenizers.Split(Regex(PATTERNS[words]), "isolated"),
@@ -58,7 +58,7 @@ def counted(words, texts):
 
 
 def mixed(count, seed):
-    """Lines of hard text: words of all kinds of letters, runs, numbers and spaces."""
+    """Lines of hard text: letters of all kinds, runs, numbers and spaces."""
     chance = random.Random(seed)
     kinds = [
         lambda: "".join(chance.choices(ASSIGNED, k=chance.randrange(1, 9))),
@@ -71,7 +71,7 @@ def mixed(count, seed):
 
 
 def modules(size):
-    """Sources of Python's library, up to that many characters."""
+    """Sources of Python's library, up to `size` characters."""
     texts, have = [], 0
     for document in Stdlib().read("validation"):
         texts.append(document.text)
@@ -92,42 +92,43 @@ SIZES = {"code": 2500, "hard": 1200, "runs": 700, "ties": 330}
 
 @pytest.fixture(scope="module", params=TEXTS)
 def both(request):
-    """What we learn, what the library learns, and from what."""
+    """Our model, that of the library, and the text."""
     texts, size = TEXTS[request.param], SIZES[request.param]
     return train_bpe(counted("gpt2", texts), size), library("gpt2", size, texts), texts
 
 
-def test_merges_are_those_of_the_library_in_their_order(both):
+def test_merges_equal_those_of_the_library(both):
     mine, theirs, _ = both
     said = json.loads(theirs.to_str())["model"]
-    names = ["".join(LETTER[byte] for byte in piece) for piece in mine.pieces]
+    names = ["".join(LETTER[byte] for byte in piece) for piece in mine.vocab]
     merges = [[names[a], names[b]] for (a, b), _ in mine.merges]
     assert len(merges) > 50
     assert merges == said["merges"]
     assert {name: token for token, name in enumerate(names)} == said["vocab"]
 
 
-def test_words_are_encoded_as_the_library_encodes_them(both):
+def test_tokens_equal_those_of_the_library(both):
     mine, theirs, texts = both
-    turns, order = mine.merge_ranks, {byte: n for n, byte in enumerate(ALPHABET)}
+    merge_ranks, order = mine.merge_ranks, {byte: n for n, byte in enumerate(ALPHABET)}
     others = mixed(20, seed=2) + [" " * 5000, "ab" * 5000, ""]
     for text in [*texts[:5], *others]:
         words = compile_pretokenizer("gpt2").findall(text)
         tokens = [
-            encode_word([order[b] for b in word.encode()], turns) for word in words
+            encode_word([order[b] for b in word.encode()], merge_ranks)
+            for word in words
         ]
         assert sum(tokens, []) == theirs.encode(text).ids
 
 
-def test_a_very_long_word_takes_no_square_of_its_length():
-    """A hundred thousand tokens: their square would take hours."""
-    turns = train_bpe({b"abab" * 20: 1}, 262).merge_ranks
-    tokens = encode_word([ALPHABET.index(b) for b in b"ab" * 50_000], turns)
+def test_a_very_long_word_takes_no_quadratic_time():
+    """With 100,000 tokens, quadratic time would be hours."""
+    merge_ranks = train_bpe({b"abab" * 20: 1}, 262).merge_ranks
+    tokens = encode_word([ALPHABET.index(b) for b in b"ab" * 50_000], merge_ranks)
     assert len(tokens) < 50_000
 
 
 @pytest.mark.parametrize("words", PATTERNS)
-def test_text_is_cut_where_the_library_cuts_it(words):
+def test_words_equal_those_of_the_library(words):
     split = pre_tokenizers.Split(Regex(PATTERNS[words]), "isolated")
     for text in [*mixed(60, seed=3), *modules(20_000)[:1]]:
         assert compile_pretokenizer(words).findall(text) == [
@@ -136,14 +137,14 @@ def test_text_is_cut_where_the_library_cuts_it(words):
 
 
 @pytest.mark.parametrize("words", PATTERNS)
-def test_words_are_all_of_the_text(words):
+def test_words_concatenate_to_the_text(words):
     points = itertools.chain(range(0xD800), range(0xE000, 0x20000), (0xE0001, 0x10FFFF))
     every = "".join(map(chr, points))
     assert "".join(compile_pretokenizer(words).findall(every)) == every
 
 
 @pytest.mark.parametrize("words", PATTERNS)
-def test_the_library_reads_what_a_run_keeps(words, write):
+def test_the_library_can_read_the_stored_file(words, write):
     text = "".join(modules(60_000))
     tokenizer = BPE(vocab=500, pretokenizer=words)
     codec = tokenizer.open(Text(path=write("a.txt", text), holdout=HoldoutTail()))
@@ -156,20 +157,20 @@ def test_the_library_reads_what_a_run_keeps(words, write):
         assert theirs.decode(tokens.tolist()) == codec.decode(tokens) == each
 
 
-def test_the_most_that_a_refusal_names_will_do(write):
+def test_the_maximum_that_an_error_names_works(write):
     corpus = Text(path=write("a.txt", "abcd" * 9), holdout=HoldoutTail())
     with pytest.raises(ConfigError, match="too few repetitions for 999") as refusal:
         BPE(vocab=999).open(corpus)
     said = re.search(r"BPE.vocab to (\d+) or less", str(refusal.value))
     assert said
     assert BPE(vocab=int(said[1])).open(corpus).vocab == int(said[1])
-    with pytest.raises(ConfigError, match="BPE.vocab is 257: .* alone are 258"):
+    with pytest.raises(ConfigError, match="BPE.vocab is 257: .* at least 258"):
         BPE(vocab=257)
 
 
 @pytest.fixture
 def ranks(write):
-    """A file of ranks, and what it holds: pieces learned from code."""
+    """A tiktoken file, and the ranks in it."""
     found = train_bpe(counted("cl100k", TEXTS["code"]), 1500)
     lines = [
         base64.b64encode(piece) + b" %d" % token
@@ -180,7 +181,7 @@ def ranks(write):
 
 
 def by_rank(word, ranks):
-    """The least rank of two neighbours first, by looking at all of them each time."""
+    """Merges the pair of least rank, and searches all pairs each time."""
     if word in ranks:
         return [ranks[word]]
     parts = [word[at : at + 1] for at in range(len(word))]
@@ -198,7 +199,7 @@ def by_rank(word, ranks):
 SPECIALS = {"<|endoftext|>": 1507, "<|start|>": 1503}
 
 
-def test_ranks_merge_the_least_of_all_neighbours(ranks, tmp_path):
+def test_tiktoken_merges_the_pair_of_least_rank(ranks, tmp_path):
     path, found = ranks
     codec = Tiktoken(
         path=path, pretokenizer="cl100k", special_tokens=SPECIALS, eos="<|endoftext|>"
@@ -217,9 +218,9 @@ def test_ranks_merge_the_least_of_all_neighbours(ranks, tmp_path):
 
 
 BROKEN = {
-    "line 301: .* is not a piece in base64": lambda lines: [*lines[:300], b"AB= x"],
-    "line 301: .* is not a piece": lambda lines: [*lines[:300], lines[300][:3]],
-    "line 302: .* a line before has": lambda lines: [*lines[:301], lines[300]],
+    "line 301: .* must be a base64": lambda lines: [*lines[:300], b"AB= x"],
+    "line 301: .* must be a": lambda lines: [*lines[:300], lines[300][:3]],
+    "line 302: .* repeats": lambda lines: [*lines[:301], lines[300]],
     "3 of the 256 bytes have no token": lambda lines: lines[3:],
     "256 of the 256 bytes have no token": lambda lines: [],
     "line 1: b'{": lambda lines: [b'{"model": {"vocab": {}}}'],
@@ -227,7 +228,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("message", BROKEN)
-def test_a_file_of_ranks_that_is_none_is_refused_by_its_line(message, ranks, write):
+def test_an_invalid_tiktoken_file_is_refused_by_line(message, ranks, write):
     path, _ = ranks
     with open(path, "rb") as file:
         lines = BROKEN[message](file.read().splitlines())
@@ -236,20 +237,24 @@ def test_a_file_of_ranks_that_is_none_is_refused_by_its_line(message, ranks, wri
         Tiktoken(path=bad, pretokenizer="gpt2").open(Stdlib())
 
 
-def test_specials_that_cannot_be_are_refused(ranks):
+def test_invalid_special_tokens_are_refused(ranks):
     path, _ = ranks
-    with pytest.raises(ConfigError, match="number 7, which is a piece already"):
+    with pytest.raises(ConfigError, match="number 7, which must be"):
         Tiktoken(path=path, pretokenizer="gpt2", special_tokens={"<e>": 7}).open(
             Stdlib()
         )
-    with pytest.raises(ConfigError, match="Tiktoken.eos is '<x>', which is none of"):
+    with pytest.raises(ConfigError, match="Tiktoken.eos is '<x>', which is not one of"):
         Tiktoken(
             path=path, pretokenizer="gpt2", special_tokens={"<e>": 2000}, eos="<x>"
         ).open(Stdlib())
 
 
-def test_a_description_is_read_back_as_what_was_learned():
+def test_a_tokenizer_json_is_read_back():
     found = train_bpe(counted("gpt2", TEXTS["runs"]), 600)
-    codec = load_bpe(to_tokenizer_json(found, "gpt2"), "gpt2")
+    codec = BPETokenizer(
+        files={TOKENIZER_JSON: to_tokenizer_json(found, "gpt2")},
+        pretokenizer="gpt2",
+        special_tokens={},
+    )
     assert list(codec.vocab_bytes[:600]) == found.vocab
-    assert codec.merges == found.merge_ranks
+    assert codec._model[1] == found.merge_ranks

@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face folders, against the library that made them."""
+"""Tests of tokenizers of Hugging Face folders, against their library."""
 
 import io
 import json
@@ -26,7 +26,7 @@ CORPUS = [*TEXTS, "the quick brown fox", "return hello world"] * 4
 
 
 def by_bytes():
-    """A tokenizer of the kind of GPT-2, Llama 3 and Qwen."""
+    """A byte-level tokenizer, as of GPT-2, Llama 3 and Qwen."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -45,7 +45,7 @@ def by_bytes():
 
 
 def by_pieces():
-    """A tokenizer of the kind of Llama 2 and Mistral: a space before, bytes at need."""
+    """A tokenizer with byte fallback and a leading space, as of Llama 2."""
     spaced = [text.replace(" ", "\u2581") for text in CORPUS]
     made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     made.normalizer = normalizers.Sequence(
@@ -84,7 +84,7 @@ def codec_of(folder, **said):
 
 @pytest.fixture(params=KINDS)
 def fast(request, tmp_path):
-    """A library's tokenizer, and the codec of a folder that has it."""
+    """A tokenizer of the library, and that of a folder with its file."""
     made = KINDS[request.param]()
     made.save(str(tmp_path / "tokenizer.json"))
     about = {"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}}
@@ -92,7 +92,7 @@ def fast(request, tmp_path):
     return made, load_hf_folder(tmp_path, {"eos_token_id": [7, 2]})
 
 
-def test_a_text_has_the_tokens_of_the_library_and_comes_back(fast):
+def test_tokens_equal_those_of_the_library_and_are_decoded(fast):
     made, codec = fast
     for text in TEXTS:
         tokens = codec.encode(text)
@@ -100,7 +100,7 @@ def test_a_text_has_the_tokens_of_the_library_and_comes_back(fast):
         assert codec.decode(tokens) == text == made.decode(tokens.tolist())
 
 
-def test_pieces_are_the_bytes_that_the_library_decodes_to(fast):
+def test_tokens_have_the_bytes_that_the_library_decodes(fast):
     made, codec = fast
     assert codec.vocab == made.get_vocab_size()
     for text in TEXTS:
@@ -111,13 +111,13 @@ def test_pieces_are_the_bytes_that_the_library_decodes_to(fast):
         assert codec.token_bytes[tokens].sum() == len(whole.encode())
 
 
-def test_special_tokens_are_no_text(fast):
+def test_special_tokens_have_no_text(fast):
     made, codec = fast
     assert codec.vocab_bytes[made.token_to_id("</s>")] == b""
     assert codec.decode([codec.eos, *codec.encode("hi"), codec.eos]) == "hi"
 
 
-def test_what_begins_and_ends_is_what_the_files_say(fast, tmp_path):
+def test_bos_and_eos_are_those_of_the_files(fast, tmp_path):
     made, codec = fast
     plain = made.encode("x", add_special_tokens=False).ids
     before = made.encode("x").ids[: -len(plain)]
@@ -133,25 +133,25 @@ def test_what_begins_and_ends_is_what_the_files_say(fast, tmp_path):
     assert codec_of(tmp_path, eos_token_id=9).eos == 9
 
 
-def test_a_run_keeps_the_files_and_reads_them_back(fast, tmp_path):
+def test_a_saved_tokenizer_is_loaded(fast, tmp_path):
     _, codec = fast
     run = tmp_path / "run"
     run.mkdir()
     codec.save(run)
     again = load_tokenizer(run)
     assert again.digest == codec.digest and again.hf_files == codec.hf_files
-    for name in ("begin", "end", "stops", "strips"):
+    for name in ("bos", "eos", "stop_tokens", "strip_leading_space"):
         assert getattr(again, name) == getattr(codec, name)
     np.testing.assert_array_equal(again.encode(TEXTS[0]), codec.encode(TEXTS[0]))
 
 
-def test_the_files_of_a_chat_are_carried_along(fast, tmp_path):
+def test_chat_templates_are_stored(fast, tmp_path):
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     codec = codec_of(tmp_path)
     assert codec.hf_files["chat_template.jinja"] == b"{{ messages }}"
 
 
-def test_a_spelled_special_token_is_that_token():
+def test_a_special_token_in_text_is_encoded_as_such():
     made = by_bytes()
     codec = HFTokenizer(files={"tokenizer.json": made.to_str().encode()})
     assert codec.encode("<|user|>hi").tolist()[0] == made.token_to_id("<|user|>")
@@ -167,18 +167,18 @@ def test_only_encoding_needs_the_library(monkeypatch):
         codec.encode("hello")
 
 
-def test_a_decoder_that_loses_text_is_refused(tmp_path):
+def test_a_lossy_decoder_is_refused(tmp_path):
     made = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     made.decoder = decoders.WordPiece()
     made.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ConfigError, match="decodes by WordPiece"):
+    with pytest.raises(ConfigError, match="has the decoder WordPiece"):
         load_hf_folder(tmp_path, {})
 
 
-def test_a_folder_without_a_tokenizer_has_none_and_an_old_one_is_told(tmp_path):
+def test_a_folder_without_a_tokenizer_gives_none_and_an_old_format_is_refused(tmp_path):
     assert load_hf_folder(tmp_path, {}) is None
     (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(ConfigError, match="old form, without tokenizer.json"):
+    with pytest.raises(ConfigError, match="old format, without tokenizer.json"):
         load_hf_folder(tmp_path, {})
 
 
@@ -206,7 +206,7 @@ def sentence(tmp_path):
     return processor
 
 
-def test_a_sentencepiece_model_is_read_by_itself(sentence, tmp_path):
+def test_a_folder_can_have_only_a_sentencepiece_model(sentence, tmp_path):
     codec = codec_of(tmp_path, eos_token_id=2)
     assert codec.vocab == 321 and codec.vocab_bytes[320] == b""
     assert (codec.bos, codec.eos, codec.stop_tokens) == (1, 2, (2,))

@@ -1,4 +1,4 @@
-"""What every tokenizer must keep: nothing is lost on the way and back."""
+"""Tests of all tokenizers: encoding is lossless."""
 
 import inspect
 import random
@@ -44,7 +44,7 @@ HARD = [
 ]
 CODE = inspect.getsource(textwrap)
 TEXT = CODE + "".join(HARD)
-SPLIT = HoldoutTail(fraction=0.4)  # all that is hard is for validation
+SPLIT = HoldoutTail(fraction=0.4)  # the hard text is in the validation split
 TOKENIZERS = [
     ByteTokenizer(),
     CharTokenizer(),
@@ -57,18 +57,18 @@ TOKENIZERS = [
 
 
 @pytest.fixture(scope="module")
-def codecs(tmp_path_factory) -> dict[TokenizerConfig, Tokenizer]:
-    folder = tmp_path_factory.mktemp("codecs")
+def tokenizers(tmp_path_factory) -> dict[TokenizerConfig, Tokenizer]:
+    folder = tmp_path_factory.mktemp("tokenizers")
     (folder / "a.txt").write_bytes(TEXT.encode())
     corpus = Text(path=str(folder / "a.txt"), holdout=SPLIT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMX_CACHE", str(folder))
-        return {tokenizer: tokenizer.open(corpus) for tokenizer in TOKENIZERS}
+        return {config: config.open(corpus) for config in TOKENIZERS}
 
 
 @pytest.fixture(params=TOKENIZERS, ids=str)
-def codec(request, codecs) -> Tokenizer:
-    return codecs[request.param]
+def tokenizer(request, tokenizers) -> Tokenizer:
+    return tokenizers[request.param]
 
 
 @pytest.fixture
@@ -77,43 +77,43 @@ def corpus(write) -> Text:
 
 
 @pytest.mark.parametrize("text", HARD, ids=range(len(HARD)))
-def test_text_comes_back_as_it_was(codec, text):
-    tokens = codec.encode(text)
+def test_decoding_restores_the_text(tokenizer, text):
+    tokens = tokenizer.encode(text)
     assert tokens.dtype == np.int32
-    assert codec.decode(tokens) == text
+    assert tokenizer.decode(tokens) == text
 
 
-def test_random_text_comes_back_as_it_was(codec):
+def test_decoding_restores_random_text(tokenizer):
     chance = random.Random(0)
     for _ in range(200):
         text = "".join(chance.choices("".join(HARD[:10]), k=chance.randrange(40)))
-        assert codec.decode(codec.encode(text)) == text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_tokens_have_the_bytes_of_their_text(codec):
+def test_tokens_have_the_bytes_of_their_text(tokenizer):
     for text in HARD:
-        assert codec.token_bytes[codec.encode(text)].sum() == len(text.encode())
+        assert tokenizer.token_bytes[tokenizer.encode(text)].sum() == len(text.encode())
 
 
-def test_specials_stand_for_no_text_and_are_never_encoded(codec):
-    specials = {codec.begin, codec.end} - {None}
-    assert all(specials.isdisjoint(codec.encode(text).tolist()) for text in HARD)
-    assert all(codec.token_bytes[token] == 0 for token in specials)
-    assert codec.decode(specials) == ""
-    assert len(codec.token_bytes) == codec.vocab
+def test_special_tokens_have_no_text_and_are_never_encoded(tokenizer):
+    specials = {tokenizer.bos, tokenizer.eos} - {None}
+    assert all(specials.isdisjoint(tokenizer.encode(text).tolist()) for text in HARD)
+    assert all(tokenizer.token_bytes[token] == 0 for token in specials)
+    assert tokenizer.decode(specials) == ""
+    assert len(tokenizer.token_bytes) == tokenizer.vocab
 
 
-def test_tokens_beyond_those_of_the_text_stand_for_nothing(codec):
-    """A model may have more of them: a pause, or rows that fill up its table."""
-    tokens = [*codec.encode("Abc"), codec.vocab, codec.vocab + 7]
-    stream = codec.stream()
-    assert codec.decode(tokens) == "".join(map(stream, tokens)) == "Abc"
+def test_tokens_beyond_the_vocabulary_have_no_text(tokenizer):
+    """A model may have more tokens: a pause token, or padding of its embedding."""
+    tokens = [*tokenizer.encode("Abc"), tokenizer.vocab, tokenizer.vocab + 7]
+    stream = tokenizer.stream()
+    assert tokenizer.decode(tokens) == "".join(map(stream, tokens)) == "Abc"
 
 
-def test_text_that_streams_is_the_text(codec):
+def test_streamed_text_is_the_text(tokenizer):
     for text in HARD:
-        stream = codec.stream()
-        said = [stream(token) for token in codec.encode(text).tolist()]
+        stream = tokenizer.stream()
+        said = [stream(token) for token in tokenizer.encode(text).tolist()]
         assert "".join(said) == text
         assert stream.flush() == ""
 
@@ -121,28 +121,30 @@ def test_text_that_streams_is_the_text(codec):
 @pytest.mark.parametrize(
     "text", ["\ud800", "abc\udfff", "x" * 5000 + "\udc00y"], ids=len
 )
-def test_half_a_surrogate_pair_is_refused_by_its_place(codec, text):
+def test_an_unpaired_surrogate_is_refused_by_its_position(tokenizer, text):
     at = next(n for n, letter in enumerate(text) if "\ud800" <= letter <= "\udfff")
-    said = rf"U\+{ord(text[at]):04X} at character {at} .* half a surrogate pair"
+    said = rf"U\+{ord(text[at]):04X} at character {at} .* an unpaired surrogate"
     with pytest.raises(ConfigError, match=said):
-        codec.encode(text)
+        tokenizer.encode(text)
 
 
-def test_a_run_keeps_its_tokenizer(codec, tmp_path):
-    codec.save(tmp_path)
-    kept = load_tokenizer(tmp_path)
-    assert (kept.digest, kept.vocab) == (codec.digest, codec.vocab)
-    assert (kept.bos, kept.eos) == (codec.begin, codec.end)
+def test_a_saved_tokenizer_is_loaded(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.digest, loaded.vocab) == (tokenizer.digest, tokenizer.vocab)
+    assert (loaded.bos, loaded.eos) == (tokenizer.bos, tokenizer.eos)
     for text in HARD:
-        assert kept.encode(text).tolist() == codec.encode(text).tolist()
+        assert loaded.encode(text).tolist() == tokenizer.encode(text).tolist()
 
 
-def test_digests_tell_tokenizers_apart(codecs):
-    assert len({codec.digest for codec in codecs.values()}) == len(TOKENIZERS)
+def test_digests_of_different_tokenizers_differ(tokenizers):
+    assert len({tokenizer.digest for tokenizer in tokenizers.values()}) == len(
+        TOKENIZERS
+    )
 
 
-def test_a_stream_waits_for_the_rest_of_a_character(codecs):
-    stream = codecs[TOKENIZERS[0]].stream()
+def test_a_stream_waits_for_complete_characters(tokenizers):
+    stream = tokenizers[TOKENIZERS[0]].stream()
     assert [stream(byte) for byte in "é😀".encode()] == ["", "é", "", "", "", "😀"]
     assert stream("é".encode()[0]) == ""
     assert stream.flush() == "\ufffd"
@@ -150,30 +152,30 @@ def test_a_stream_waits_for_the_rest_of_a_character(codecs):
 
 def test_characters_are_those_of_both_splits_in_order(write):
     path = write("a.txt", "cab" * 9 + "z")
-    codec = CharTokenizer().open(Text(path=path, holdout=HoldoutTail()))
-    assert [piece.decode() for piece in codec.vocab_bytes] == ["a", "b", "c", "z"]
-    assert codec.encode("abcz").tolist() == [0, 1, 2, 3]
-    assert (codec.bos, codec.eos) == (None, None)
+    tokenizer = CharTokenizer().open(Text(path=path, holdout=HoldoutTail()))
+    assert [piece.decode() for piece in tokenizer.vocab_bytes] == ["a", "b", "c", "z"]
+    assert tokenizer.encode("abcz").tolist() == [0, 1, 2, 3]
+    assert (tokenizer.bos, tokenizer.eos) == (None, None)
 
 
 @pytest.mark.parametrize("text", ["abé", "ab\0", "\U0010ffff"], ids=ascii)
-def test_an_unknown_character_is_named(write, text):
-    codec = CharTokenizer().open(
+def test_an_unknown_character_is_refused_by_name(write, text):
+    tokenizer = CharTokenizer().open(
         Text(path=write("a.txt", "abc" * 9), holdout=HoldoutTail())
     )
     with pytest.raises(
         ConfigError, match=rf"U\+{ord(text[-1]):04X}.*@ByteTokenizer\(\)"
     ):
-        codec.encode(text)
+        tokenizer.encode(text)
 
 
-def test_pieces_keep_code_together(codecs):
-    pieces = codecs[TOKENIZERS[2]].vocab_bytes
+def test_tokens_of_lines_include_indentation(tokenizers):
+    pieces = tokenizers[TOKENIZERS[2]].vocab_bytes
     assert {b"    return", b":\n", b" b"} & set(pieces)
     assert b"    " in pieces or b"   " in pieces
 
 
-def test_a_piece_model_is_learned_once_and_the_same_again(corpus, cache):
+def test_a_model_is_trained_once_and_training_is_deterministic(corpus, cache):
     tokenizer = SentencePiece(vocab=400)
     first = tokenizer.open(corpus).digest
     (path,) = (cache / "tokenizers").iterdir()
@@ -184,51 +186,55 @@ def test_a_piece_model_is_learned_once_and_the_same_again(corpus, cache):
     assert tokenizer.open(corpus).digest == first
 
 
-def test_pieces_are_learned_from_the_train_split_alone(write):
+def test_training_uses_only_the_train_split(write):
     text = "abab " * 2000 + "zqzq " * 200
-    codec = SentencePiece(vocab=262).open(
+    tokenizer = SentencePiece(vocab=262).open(
         Text(path=write("a", text), holdout=HoldoutTail())
     )
-    assert not any(b"z" in piece for piece in codec.vocab_bytes[259:])
-    assert any(b"a" in piece for piece in codec.vocab_bytes[259:])
+    assert not any(b"z" in piece for piece in tokenizer.vocab_bytes[259:])
+    assert any(b"a" in piece for piece in tokenizer.vocab_bytes[259:])
 
 
-def test_processes_that_learn_at_once_do_not_meet(corpus, cache, at_once):
+def test_processes_that_train_at_once_agree(corpus, cache, at_once):
     digests = at_once(f"print(SentencePiece(vocab=400).open({corpus}).digest)")
     assert len(set(digests)) == 1
     assert len(list((cache / "tokenizers").iterdir())) == 1
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_more_pieces_than_the_text_has_are_refused_with_the_most(corpus, kind):
-    with pytest.raises(ConfigError, match=r"for 9999 pieces: set .* to \d+ or less"):
+def test_too_large_a_vocabulary_is_refused_with_the_maximum(corpus, kind):
+    with pytest.raises(ConfigError, match=r"for 9999 tokens: set .* to \d+ or less"):
         SentencePiece(vocab=9999, model_type=kind).open(corpus)
 
 
-def test_the_most_that_a_refusal_names_will_do(corpus):
+def test_the_maximum_that_an_error_names_works(corpus):
     with pytest.raises(ConfigError) as refusal:
         SentencePiece(vocab=9999).open(corpus)
     most = int(str(refusal.value).split(" to ")[1].split()[0])
     assert SentencePiece(vocab=most).open(corpus).vocab == most
 
 
-def test_fewer_pieces_than_bytes_are_refused_with_the_least(corpus):
-    with pytest.raises(ConfigError, match=r"200 pieces are too few.* \d+ or more"):
+def test_too_small_a_vocabulary_is_refused_with_the_minimum(corpus):
+    with pytest.raises(ConfigError, match=r"200 tokens are too few.* \d+ or more"):
         SentencePiece(vocab=200).open(corpus)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="neither tokenizer.model nor tokenizer.json"):
+    with pytest.raises(ConfigError, match="has no tokenizer/lmx_tokenizer.json"):
         load_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_of_another_making_is_refused(tmp_path, write):
-    write("tokenizer.json", '{"kind": "words"}')
-    with pytest.raises(ConfigError, match="'words'.*knows 'bytes' and 'characters'"):
+def test_a_tokenizer_of_an_unknown_class_is_refused(tmp_path, write):
+    write("tokenizer/lmx_tokenizer.json", '{"class": "Words"}')
+    with pytest.raises(
+        ConfigError, match="'Words', and this version of lmx has ByteTokenizer"
+    ):
         load_tokenizer(tmp_path)
 
 
-def test_a_damaged_model_is_refused(tmp_path):
-    Path(tmp_path, "tokenizer.model").write_bytes(b"\xff" * 10)
-    with pytest.raises(ConfigError, match="10 bytes that are no SentencePiece model"):
+def test_a_damaged_model_is_refused(tokenizers, tmp_path):
+    tokenizer = tokenizers[TOKENIZERS[2]]
+    tokenizer.save(tmp_path)
+    Path(tmp_path, "tokenizer/tokenizer.model").write_bytes(b"\xff" * 10)
+    with pytest.raises(ConfigError, match="of 10 bytes is not a SentencePiece model"):
         load_tokenizer(tmp_path)
