@@ -1,19 +1,18 @@
-"""What a case will need, in numbers."""
+"""Predicted memory, time and cost of a case."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lmx.core.sharding import format_mesh
-from lmx.plan.analytic import flops, memory, roofline, traffic
-from lmx.plan.analytic.flops import Flops
+from lmx.plan.analytic import memory, roofline, traffic
 from lmx.plan.analytic.memory import MemoryUse
-from lmx.plan.analytic.roofline import StepTime
+from lmx.plan.analytic.roofline import Flops, StepTime
 from lmx.plan.analytic.traffic import Collective
 from lmx.plan.case import Case, PlannedTensor
 
 
 class CompileCost(NamedTuple):
-    """What it took to compile: seconds, and bytes of memory here."""
+    """Seconds of compilation, and bytes of memory of the compiling process."""
 
     seconds: float
     peak_memory: int
@@ -21,11 +20,11 @@ class CompileCost(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """All that is foretold.
+    """All predictions for a case.
 
     Attributes:
-        how: where memory, traffic and seconds come from, in words.
-        uncounted: kernels whose time nobody knows, and which are taken to need none.
+        method: where memory, collectives and seconds come from.
+        untimed_kernels: kernels of unknown time, counted as 0 seconds.
         price: US dollars for an hour of one chip.
     """
 
@@ -41,7 +40,7 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """Whether a device holds what it must at the fullest moment."""
+        """Whether the memory of a device suffices in the largest phase."""
         return self.memory.total <= self.case.machine.chip.memory
 
     @property
@@ -50,43 +49,44 @@ class Forecast:
 
     @property
     def mfu(self) -> float:
-        """Of the peak of the devices used, by the convention that `lmx train` has."""
+        """The fraction of the peak of the devices used, as `lmx train` counts it."""
         peak = self.case.machine.chip.flops * self.case.devices
         return self.flops.attention * self.tokens_per_second / peak
 
     @property
     def hours(self) -> float:
-        """Of the whole run."""
+        """Hours of the whole run."""
         return self.case.steps * self.seconds.step / 3600
 
     @property
     def dollars(self) -> float:
-        """For the whole run, of every chip of the machine, used or not."""
+        """US dollars for all chips of the machine during the run, used or not."""
         return self.hours * self.case.machine.devices * self.price
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Bytes of one."""
+        """Bytes of a checkpoint."""
         return sum(tensor.bytes for tensor in self.tensors)
 
     @property
     def tensors(self) -> list[PlannedTensor]:
-        """Parameters, then the state of the optimizer."""
+        """Parameters, then optimizer state."""
         return [*self.case.tensors("params"), *self.case.tensors("opt_state")]
 
     @property
     def settings(self) -> str:
-        """What was chosen, in words of the command line."""
+        """The chosen mesh, remat policy and microbatches."""
         case = self.case
-        return f"{format_mesh(case.sizes)}, remat {case.remat}, microbatches {case.microbatches}"
+        mesh = format_mesh(case.sizes)
+        return f"{mesh}, remat {case.remat}, microbatches {case.microbatches}"
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, for a machine."""
+        """Everything, as JSON."""
         case = self.case
         return {
-            "how": self.method,
-            "compiling": self.compiled and self.compiled._asdict(),
-            "uncounted": self.untimed_kernels,
+            "method": self.method,
+            "compile_cost": self.compiled and self.compiled._asdict(),
+            "untimed_kernels": self.untimed_kernels,
             "machine": case.machine.name,
             "devices": case.machine.devices,
             "mesh": case.sizes,
@@ -112,7 +112,7 @@ class Forecast:
                 {
                     "name": tensor.name,
                     "shape": tensor.shape,
-                    "split": [tensor.spec[i] for i in range(len(tensor.spec))],
+                    "spec": [tensor.spec[i] for i in range(len(tensor.spec))],
                     "bytes": tensor.bytes,
                     "device_bytes": tensor.local_bytes,
                 }
@@ -122,15 +122,15 @@ class Forecast:
 
 
 def make_forecast(case: Case, price: float) -> Forecast:
-    """What the case will need, analytically, at a price of a chip and hour."""
-    counted = flops.count_flops(case.model, case.sequence_length, case.remat)
-    told = tuple(traffic.list_collectives(case))
+    """The analytic forecast of a case, at a price of a chip for an hour."""
+    flops = roofline.count_flops(case.model, case.sequence_length, case.remat)
+    collectives = tuple(traffic.list_collectives(case))
     return Forecast(
         method="Analytic",
         case=case,
-        flops=counted,
+        flops=flops,
         memory=memory.estimate_memory(case),
-        collectives=told,
-        seconds=roofline.estimate_time(case, counted, told),
+        collectives=collectives,
+        seconds=roofline.estimate_time(case, flops, collectives),
         price=price,
     )

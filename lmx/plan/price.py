@@ -1,4 +1,4 @@
-"""What an hour of a chip costs, by a list that one can edit."""
+"""Prices of an hour of a chip, from a file that users can edit."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ DEFAULT_PRICES = Path(__file__).with_name("prices.txt")
 
 
 def load_price(kind: str, file: Path = DEFAULT_PRICES) -> float:
-    """US dollars for an hour of a chip of that kind, by a file of such lines."""
+    """US dollars for an hour of a chip."""
     prices = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         match line.split("#")[0].split():
@@ -16,11 +16,9 @@ def load_price(kind: str, file: Path = DEFAULT_PRICES) -> float:
                 prices[name] = float(price)
             case _:
                 raise ValueError(
-                    f"{file}:{number}: {line!r} is no price: a line is a chip and US"
+                    f"{file}:{number}: {line!r} is not a price: a line is a chip and US"
                     " dollars for an hour of one, as in 'v5p 4.20'."
                 )
     if kind not in prices:
-        raise ValueError(
-            f"{file} has no price of {kind}: add a line, as in '{kind} 1'."
-        )
+        raise ValueError(f"{file} has no price of {kind}: add a line like '{kind} 1'.")
     return prices[kind]

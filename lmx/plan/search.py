@@ -1,8 +1,8 @@
-"""Which settings are best on a machine, and what would make fit what does not."""
+"""Search for the fastest settings on a machine, and for settings that fit."""
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import get_args
 
 from lmx.models.remat import Remat
@@ -11,165 +11,147 @@ from lmx.plan.case import Case
 from lmx.plan.forecast import Forecast, make_forecast
 from lmx.plan.topology import Machine
 
-TENSOR_SIZES = (1, 2, 4, 8)  # sizes that keep to one host
-MAX_DOUBLINGS = 8  # of a machine, until a larger one is no more looked for
-MICROBATCHES = (1, 2, 4, 8)  # that a batch is taken in
+TENSOR_SIZES = (1, 2, 4, 8)  # within one host
+MAX_DOUBLINGS = 8  # of a machine, in search of a larger one
+MICROBATCHES = (1, 2, 4, 8)
 
 
-def rank_settings(said: Forecast) -> list[Forecast]:
-    """All settings that fit the same machine, as a forecast, the fastest first.
+def rank_settings(forecast: Forecast) -> list[Forecast]:
+    """All settings that fit the same machine, the fastest first.
 
-    Meshes of all axes that the model can use but `stage` and `context`, which cost more
-    than they bring where rows are many; all policies of recomputing; a batch taken in
-    parts.
+    These are meshes of all axes that the model can use except `stage` and `context`,
+    which cost more than they save if there are many rows; all remat policies; and
+    several numbers of microbatches.
     """
-    fitting = []
-    for case in _enumerate_meshes(said.case):
+    case, fitting = forecast.case, []
+    for sizes in _list_meshes(case):
+        if not (mesh_case := _vary(case, sizes=sizes)):
+            continue
         for remat, parts in itertools.product(get_args(Remat), MICROBATCHES):
-            for one in _try_replace(case, remat=remat, microbatches=parts):
-                each = make_forecast(one, said.price)
-                if each.fits:
-                    fitting.append(each)
+            if variant := _vary(mesh_case, remat=remat, microbatches=parts):
+                each = make_forecast(variant, forecast.price)
+                fitting += [each] if each.fits else []
     return sorted(fitting, key=lambda each: each.seconds.step)
 
 
-def _enumerate_meshes(case: Case) -> Iterator[Case]:
-    """The case on all meshes of powers of two that use every device."""
+def _list_meshes(case: Case) -> Iterator[dict[str, int]]:
+    """The sizes of all meshes of powers of two that use every device."""
     machine = case.machine
-    experts = _list_powers(machine.group if traffic.count_expert_visits(case) else 1)
-    for tensor, expert in itertools.product(TENSOR_SIZES, experts):
-        within, rest = divmod(machine.group, tensor * expert)
+    experts = machine.group if traffic.count_expert_visits(case) else 1
+    for tensor, expert in itertools.product(TENSOR_SIZES, _list_powers(experts)):
+        rows, rest = divmod(machine.group, tensor * expert)
         if rest:
             continue
-        for data in _list_powers(within):
-            for replica in {1, machine.groups}:
-                fsdp = within // data * (machine.groups // replica)
-                sizes = {"replica": replica, "data": data, "fsdp": fsdp}
-                sizes |= {"expert": expert, "tensor": tensor}
-                yield from _try_replace(case, sizes=case.sizes | sizes)
+        for data, replica in itertools.product(_list_powers(rows), {1, machine.groups}):
+            fsdp = rows // data * (machine.groups // replica)
+            sizes = {"replica": replica, "data": data, "fsdp": fsdp}
+            yield case.sizes | sizes | {"expert": expert, "tensor": tensor}
 
 
-def _list_powers(most: int) -> list[int]:
-    """1, 2, 4 and so on, up to `most` where it is one."""
-    return [2**n for n in range(most.bit_length()) if most % 2**n == 0]
+def _list_powers(limit: int) -> list[int]:
+    """The powers of two that divide `limit`."""
+    return [2**n for n in range(limit.bit_length()) if limit % 2**n == 0]
 
 
-def suggest(said: Forecast) -> dict[str, Forecast]:
-    """The first change of each kind that makes a forecast fit, by arithmetic.
+def suggest(forecast: Forecast) -> dict[str, Forecast]:
+    """The first change of each kind with which a forecast fits, analytically.
 
-    On the same machine recomputing more, more microbatches, splitting over all devices,
-    and these together; where nothing helps, the smallest larger machine on which they
-    do.
+    On the same machine: recomputing more, more microbatches, sharding over all devices,
+    and these together; if none fits, the smallest larger machine on which they do.
     """
-    case = said.case
-    tried = {
-        "recompute": _recompute_more(case),
-        "split the batch": _split_batch(case),
-        "shard": _shard_more(case),
-        "together": (
-            part
-            for whole in (case, *_shard_more(case))
-            for less in (whole, *_recompute_more(whole))
-            for part in (less, *_split_batch(less))
-        ),
+    case = forecast.case
+    variants = {
+        "recompute": _list_variants(case, recompute=True),
+        "split the batch": _list_variants(case, split=True),
+        "shard": _list_variants(case, shard=True),
+        "together": _list_variants(case, recompute=True, split=True, shard=True),
     }
-    found = {name: _find_first_fit(said, cases) for name, cases in tried.items()}
-    found = {name: each for name, each in found.items() if each}
-    if len(found) > 1:
-        found.pop("together", None)
-    if found:
-        return found
-    larger = _find_first_fit(said, _enlarge_machine(case))
-    return {"a larger machine": larger} if larger else {}
+    found = {name: _find_first_fit(forecast, each) for name, each in variants.items()}
+    fixes = {name: each for name, each in found.items() if each}
+    if len(fixes) > 1:
+        fixes.pop("together", None)
+    if not fixes and (larger := _find_first_fit(forecast, _list_larger(case))):
+        return {"a larger machine": larger}
+    return fixes
 
 
-def format_overrides(said: Forecast, better: Forecast) -> str:
-    """The settings that make the one of the other, as on the command line."""
-    old, new = said.case, better.case
-    changed = []
-    if new.machine != old.machine:
-        changed.append(f"--on {new.machine.name}")
-    for axis, size in new.sizes.items():
-        if size != old.sizes[axis] and axis != "data":
-            changed.append(f"Mesh.{axis}={size}")
-    if new.remat != old.remat:
-        changed.append(f"Decoder.remat={new.remat}")
-    if new.microbatches != old.microbatches:
-        changed.append(f"Experiment.microbatches={new.microbatches}")
-    return " ".join(changed)
+def format_overrides(forecast: Forecast, better: Forecast) -> str:
+    """The command-line arguments that change one forecast into the other."""
+    old, new = forecast.case, better.case
+    changed = {
+        f"Mesh.{axis}": size for axis, size in new.sizes.items() if axis != "data"
+    }
+    changed |= {"Decoder.remat": new.remat, "Experiment.microbatches": new.microbatches}
+    before = {f"Mesh.{axis}": size for axis, size in old.sizes.items()}
+    before |= {"Decoder.remat": old.remat, "Experiment.microbatches": old.microbatches}
+    words = [f"{k}={value}" for k, value in changed.items() if value != before[k]]
+    on = [f"--on {new.machine.name}"] if new.machine != old.machine else []
+    return " ".join(on + words)
 
 
-def _find_first_fit(said: Forecast, cases: Iterator[Case]) -> Forecast | None:
-    """The first that fits, where a compiler asked for more with as much more of it."""
-    reckoned = make_forecast(said.case, said.price).memory.total
-    more = max(1.0, said.memory.total / reckoned)
+def _find_first_fit(forecast: Forecast, cases: Iterable[Case]) -> Forecast | None:
+    """The first case that fits, scaled by what a compiler measured for the forecast."""
+    analytic = make_forecast(forecast.case, forecast.price).memory.total
+    scale = max(1.0, forecast.memory.total / analytic)
     for case in cases:
-        each = make_forecast(case, said.price)
-        if each.memory.total * more <= case.machine.chip.memory:
+        each = make_forecast(case, forecast.price)
+        if each.memory.total * scale <= case.machine.chip.memory:
             return each
     return None
 
 
-def _recompute_more(case: Case) -> Iterator[Case]:
-    yield from _try_change(case, remat="keep_none")
+def _list_variants(
+    case: Case, *, recompute: bool = False, split: bool = False, shard: bool = False
+) -> Iterator[Case]:
+    """The case with these kinds of change: none at first, then more and more."""
+    remats: tuple[Remat, ...] = (
+        (case.remat, "keep_none") if recompute else (case.remat,)
+    )
+    for sizes in (case.sizes, *(_list_shardings(case) if shard else ())):
+        for remat in remats:
+            variant = _vary(case, sizes=sizes, remat=remat)
+            while variant:
+                yield variant
+                parts = 2 * variant.microbatches
+                rows = parts * case.sequence_length * variant.devices
+                fewest = rows > 2 * case.tokens  # a microbatch has a row a device
+                variant = _vary(variant, microbatches=parts)
+                if not split or fewest:
+                    break
 
 
-def _split_batch(case: Case) -> Iterator[Case]:
-    """More microbatches, up to one row of each device."""
-    parts = 2 * case.microbatches
-    while parts * case.sequence_length * case.devices <= 2 * case.tokens and (
-        case.sequences % parts == 0
-    ):
-        yield from _try_change(case, microbatches=parts)
-        parts *= 2
-
-
-def _shard_more(case: Case) -> Iterator[Case]:
-    """All that `data` takes given to `fsdp`, and then more and more to `tensor`."""
+def _list_shardings(case: Case) -> Iterator[dict[str, int]]:
+    """Meshes without `data` and with more and more `tensor`, the rest in `fsdp`."""
     free = case.machine.devices
     for axis in ("replica", "expert", "context", "stage"):
         free //= case.sizes[axis]
     for tensor in TENSOR_SIZES:
         if tensor >= case.sizes["tensor"] and free % tensor == 0:
-            split = {"data": 1, "fsdp": free // tensor, "tensor": tensor}
-            yield from _try_change(case, sizes=case.sizes | split)
+            yield case.sizes | {"data": 1, "fsdp": free // tensor, "tensor": tensor}
 
 
-def _enlarge_machine(case: Case) -> Iterator[Case]:
-    """Machines of twice the chips each, everything split over all of them."""
+def _list_larger(case: Case) -> Iterator[Case]:
+    """Machines of twice the chips each, everything sharded over all of them."""
+    kind, chip = case.machine.kind, case.machine.chip
     group, groups = case.machine.group, case.machine.groups
     for _ in range(MAX_DOUBLINGS):
-        if 2 * group <= case.machine.chip.max_group:
+        if 2 * group <= chip.max_group:
             group *= 2
         else:
             groups *= 2
-        machine = _scale_machine(case.machine, group, groups)
+        name = f"{kind}-{group * chip.units}"
+        if groups > 1:
+            name = f"{name}x{groups}" if chip.torus_dims == 1 else f"{groups}x{name}"
+        machine = Machine(name=name, kind=kind, group=group, groups=groups)
         grown = dataclasses.replace(case, machine=machine, remat="keep_none")
-        for split in _shard_more(grown):
-            yield split
-            yield from _split_batch(split)
+        yield from _list_variants(grown, split=True, shard=True)
 
 
-def _scale_machine(like: Machine, group: int, groups: int) -> Machine:
-    chip = like.chip
-    name = f"{like.kind}-{group * chip.units}"
-    if groups > 1:
-        name = f"{name}x{groups}" if chip.torus_dims == 1 else f"{groups}x{name}"
-    return Machine(name=name, kind=like.kind, group=group, groups=groups)
-
-
-def _try_replace(case: Case, **changes) -> Iterator[Case]:
-    """The case with the changes, where they make sense."""
+def _vary(case: Case, **changes) -> Case | None:
+    """The case with the changes, if they are valid."""
     try:
         new = dataclasses.replace(case, **changes)
         new.tensors("params")
     except ValueError:
-        return
-    yield new
-
-
-def _try_change(case: Case, **changes) -> Iterator[Case]:
-    """The same, where it is another."""
-    for new in _try_replace(case, **changes):
-        if any(getattr(case, name) != value for name, value in changes.items()):
-            yield new
+        return None
+    return new

@@ -1,4 +1,4 @@
-"""Machines by name: what their chips can do, and how they are joined."""
+"""Machines by name: the specifications of chips and their networks."""
 
 import difflib
 import math
@@ -14,19 +14,19 @@ GIB = 2.0**30
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One kind of device, by what its maker published.
+    """One kind of device, as its maker specifies it.
 
     Attributes:
-        flops: dense FLOP/s of its compute dtype.
+        flops: dense FLOP/s in its compute dtype.
         memory: bytes.
         bandwidth: bytes/s between a chip and its memory.
-        link: bytes/s out of a chip over all its fast links.
-        dims: dimensions of the torus that fast links make; 1 behind a switch.
-        joined: the most devices that fast links join.
-        network: bytes/s of each device to those beyond.
-        counted: what its name counts for each chip.
-        clock: cycles a second, of which its compiler counts.
-        side: rows and columns of what multiplies matrices.
+        link_bandwidth: bytes/s out of a chip over all fast links.
+        torus_dims: dimensions of the torus of fast links; 1 behind a switch.
+        max_group: the most devices with fast links between them.
+        network_bandwidth: bytes/s between a device and other groups.
+        units: how much a chip adds to the number in a machine's name.
+        clock: cycles/s of the compiler's estimates.
+        mxu_size: rows and columns of the matrix multiplier.
     """
 
     flops: float
@@ -118,7 +118,7 @@ CHIPS = {
 }
 
 
-# By the name that jax gives them.
+# By jax's device_kind.
 DEVICE_KINDS = {
     "cpu": "cpu",
     "NVIDIA H100 80GB HBM3": "h100",
@@ -134,7 +134,7 @@ DEVICE_KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Groups of chips with fast links inside and a network between them.
+    """Groups of chips with fast links inside, and a network between groups.
 
     Attributes:
         group: devices of a slice or of a GPU server.
@@ -148,30 +148,29 @@ class Machine:
 
     @property
     def chip(self) -> Chip:
-        """What each device is."""
+        """The kind of device."""
         return CHIPS[self.kind]
 
     @property
     def devices(self) -> int:
-        """How many there are in all."""
+        """The number of devices."""
         return self.group * self.groups
 
     @property
     def topology(self) -> str | None:
-        """A group as its compiler names it, as in `v5p:4x4x8`; None: it has no name."""
+        """The compiler's name of a group, as in `v5p:4x4x8`; None if it has none."""
         if self.chip.torus_dims == 1:
             return None
         sides = _torus_sides(self.group, self.chip.torus_dims)
         return f"{self.kind}:{'x'.join(map(str, sides))}" if sides else None
 
     def estimate_gather(self, whole: float, count: int, stride: int) -> float:
-        """Seconds until `count` devices that share `whole` bytes each have them all.
+        """Seconds in which `count` devices, `stride` apart, gather `whole` bytes.
 
-        They stand `stride` apart. Each group gathers over its links what its members
-        then pass on over the network, one after the other. A gather over fewer devices
-        than a group has uses as many dimensions of the torus as its share of the
-        group's logarithm, 1 at least. A reduction that scatters takes as long; one that
-        leaves the sum everywhere, twice that.
+        Each group gathers over its links, then over the network. A gather over fewer
+        devices than the group uses as many dimensions of the torus as its share of the
+        group's logarithm, at least 1. A reduce-scatter takes as long, an all-reduce
+        twice as long.
         """
         near = max(1, min(count, self.group // stride))
         far = count / near
@@ -184,16 +183,16 @@ class Machine:
 
 
 def detect_machine() -> Machine:
-    """The devices that jax finds here, in one group for each process of a GPU server.
+    """The devices of this run, one group for each GPU server.
 
-    Raises ValueError for devices that nothing is known of.
+    Raises ValueError for unknown devices.
     """
     devices = jax.devices()
     kind = DEVICE_KINDS.get(devices[0].device_kind)
     if kind is None:
         raise ValueError(
-            f"nothing is known of devices like {devices[0].device_kind!r}: name a"
-            f" machine, as in --plan v5p-128. There are {', '.join(CHIPS)}."
+            f"devices of kind {devices[0].device_kind!r} are unknown: name a machine,"
+            f" as in --plan v5p-128. Chips are {', '.join(CHIPS)}."
         )
     group = min(len(devices), CHIPS[kind].max_group)
     name = f"{len(devices)} x {devices[0].device_kind}"
@@ -201,7 +200,7 @@ def detect_machine() -> Machine:
 
 
 def _torus_sides(group: int, dims: int) -> list[int] | None:
-    """A torus as near to a cube as its number, a power of two, allows, short first."""
+    """The torus closest to a cube, short sides first; None unless a power of two."""
     power = group.bit_length() - 1
     if group != 2**power:
         return None
@@ -212,30 +211,31 @@ def _torus_sides(group: int, dims: int) -> list[int] | None:
 
 
 def parse_machine(name: str) -> Machine:
-    """The machine of a name as in v5e-256, 4xv5e-256, h100-8x4 or cpu."""
-    found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(?:-(\d+)(?:x(\d+))?)?", name)
-    kind = found[2] if found else name
+    """Parses a name like v5e-256, 4xv5e-256, h100-8x4 or cpu."""
+    match = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(?:-(\d+)(?:x(\d+))?)?", name)
+    kind = match[2] if match else name
     if kind not in CHIPS:
         near = difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"no machine is named {name!r}: {kind!r} is no chip; did you mean {near!r}?"
-            f" There are {', '.join(CHIPS)}, as in v5e-256, 4xv5e-256 (slices),"
+            f"no machine is named {name!r}: {kind!r} is not a chip; did you mean"
+            f" {near!r}?"
+            f" Chips are {', '.join(CHIPS)}, as in v5e-256, 4xv5e-256 (slices),"
             " h100-8x4 (servers) or cpu."
         )
-    assert found
+    assert match
     chip = CHIPS[kind]
-    before, _, count, after = found.groups()
+    slices, _, count, servers = match.groups()
     group, rest = divmod(int(count or chip.units), chip.units)
-    groups = int(before or 1) * int(after or 1)
+    groups = int(slices or 1) * int(servers or 1)
     if rest or not group or not groups:
         raise ValueError(
             f"{name!r} names no machine: the number after {kind!r} must be a multiple"
-            f" of {chip.units}, which each chip counts, and none may be 0."
+            f" of {chip.units}, the units of a chip, and none may be 0."
         )
     if group > chip.max_group:
         several = f"{-(-group // chip.max_group)}x{kind}-{chip.max_group * chip.units}"
         raise ValueError(
-            f"{name!r} asks for {group} chips in one piece and {kind} joins"
-            f" {chip.max_group} at most: take several, as in {several!r}."
+            f"{name!r} asks for {group} chips in one group and {kind} has groups of"
+            f" at most {chip.max_group}: use several, as in {several!r}."
         )
     return Machine(name=name, kind=kind, group=group, groups=groups)

@@ -1,4 +1,4 @@
-"""Cases of a tiny model, whose numbers a hand can follow."""
+"""Cases of a tiny model, small enough to compute by hand."""
 
 import dataclasses
 from pathlib import Path
@@ -20,12 +20,12 @@ MOE = [
 
 
 @pytest.fixture(scope="session")
-def opened():
-    """A case of the tiny page under words, on a machine."""
+def make_case():
+    """A case of the tiny experiment with overrides, on a machine."""
 
-    def opened(*words, on="v5e-8", **changes):
+    def make_case(*words, on="v5e-8", **changes):
         experiment = load_experiment(TINY, words).build()
-        made = case.build_case(experiment, topology.parse_machine(on))
-        return dataclasses.replace(made, **changes)
+        planned = case.build_case(experiment, topology.parse_machine(on))
+        return dataclasses.replace(planned, **changes)
 
-    return opened
+    return make_case

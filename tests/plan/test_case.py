@@ -1,4 +1,4 @@
-"""Shapes and shares against those of real arrays on real meshes."""
+"""Planned shapes and shards against real arrays on meshes."""
 
 import jax
 import pytest
@@ -17,9 +17,9 @@ MESHES = [
 
 
 @pytest.mark.parametrize("words", MESHES, ids=" ".join)
-def test_a_device_is_planned_to_hold_what_it_holds_once_run(opened, words):
+def test_planned_bytes_of_a_device_equal_those_of_a_run(make_case, words):
     """Every array of the state, on every one of 8 devices."""
-    case = opened(*words)
+    case = make_case(*words)
     state = load_experiment(TINY, words).build().open().init()
     for part in ("params", "opt_state"):
         arrays = jax.tree.leaves(getattr(state, part))
@@ -30,8 +30,8 @@ def test_a_device_is_planned_to_hold_what_it_holds_once_run(opened, words):
 
 
 @pytest.mark.parametrize("words", MESHES, ids=" ".join)
-def test_shares_of_what_is_split_add_up_to_the_whole(opened, words):
-    case = opened(*words)
+def test_shards_of_a_tensor_add_up_to_it(make_case, words):
+    case = make_case(*words)
     for tensor in case.tensors("params"):
         parts = 1
         for axis in tensor.mesh_axes:
@@ -40,7 +40,7 @@ def test_shares_of_what_is_split_add_up_to_the_whole(opened, words):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("Mesh.fsdp=16",), "needs 16 devices and there are 8"),
         (("Mesh.tensor=8",), "cannot be split evenly"),
@@ -48,16 +48,16 @@ def test_shares_of_what_is_split_add_up_to_the_whole(opened, words):
         (("Experiment.microbatches=3",), "must divide the batch"),
     ],
 )
-def test_what_training_would_refuse_is_refused(opened, words, said):
-    with pytest.raises(ValueError, match=said):
-        opened(*words).tensors("params")
+def test_settings_that_training_refuses_are_refused(make_case, words, message):
+    with pytest.raises(ValueError, match=message):
+        make_case(*words).tensors("params")
 
 
 @pytest.mark.parametrize(
     ("at", "rows", "length"), [((3, 5), 16, 32), ((3, 50), 8, 32), ((30, 50), 8, 16)]
 )
-def test_the_largest_step_that_a_run_comes_to_is_planned(opened, at, rows, length):
-    """A mixture of paused text, of which nothing is read."""
+def test_the_largest_batch_of_the_schedule_is_planned(make_case, at, rows, length):
+    """Of a mixture of text with pause tokens, without reading data."""
     words = [
         "Experiment.data=@Mixture()",
         "Mixture.components={'all': @MixtureComponent()}",
@@ -71,5 +71,5 @@ def test_the_largest_step_that_a_run_comes_to_is_planned(opened, at, rows, lengt
         "tokens/PiecewiseConstant.values=(16, 32)",
         f"tokens/PiecewiseConstant.boundaries=({at[0]},)",
     ]
-    case = opened(*words)
+    case = make_case(*words)
     assert (case.sequences, case.sequence_length) == (rows, length)

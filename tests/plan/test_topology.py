@@ -1,4 +1,4 @@
-"""Names of machines, and what their links take."""
+"""Names of machines, and the time of their links."""
 
 import pytest
 
@@ -17,13 +17,13 @@ from lmx.plan.topology import parse_machine
         ("cpu", 1, 1),
     ],
 )
-def test_a_name_says_how_many_devices_stand_in_how_many_groups(name, devices, groups):
+def test_a_name_has_the_number_of_devices_and_groups(name, devices, groups):
     machine = parse_machine(name)
     assert (machine.devices, machine.groups) == (devices, groups)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("v5x-256", "did you mean 'v5"),
         ("H100", "did you mean"),
@@ -33,27 +33,27 @@ def test_a_name_says_how_many_devices_stand_in_how_many_groups(name, devices, gr
         ("", "no machine is named"),
     ],
 )
-def test_what_is_no_machine_is_refused_with_the_nearest(name, said):
-    with pytest.raises(ValueError, match=said):
+def test_an_unknown_machine_is_refused_with_the_nearest_name(name, message):
+    with pytest.raises(ValueError, match=message):
         parse_machine(name)
 
 
-def test_a_gather_within_a_group_is_what_is_missing_over_the_links():
+def test_a_gather_within_a_group_moves_the_missing_bytes_over_the_links():
     assert parse_machine("h100-8").estimate_gather(8e9, 8, 1) == pytest.approx(
         7e9 / 450e9
     )
 
 
-def test_a_gather_along_one_side_of_a_torus_uses_that_side_only():
+def test_a_gather_along_one_side_of_a_torus_uses_only_that_side():
     got = parse_machine("v5e-256").estimate_gather(16e9, 16, 16)
     assert got == pytest.approx(15e9 / (200e9 / 2))
 
 
-def test_a_gather_over_servers_passes_an_eighth_by_each_network_card():
+def test_a_gather_over_servers_sends_an_eighth_through_each_network_card():
     got = parse_machine("h100-8x4").estimate_gather(32e9, 32, 1)
     assert got == pytest.approx(28e9 / 450e9 + 24e9 / 8 / 50e9)
 
 
-def test_devices_of_different_servers_have_the_network_only():
+def test_devices_of_different_servers_use_only_the_network():
     got = parse_machine("h100-8x4").estimate_gather(4e9, 4, 8)
     assert got == pytest.approx(3e9 / 50e9)

@@ -1,4 +1,4 @@
-"""Model families of Hugging Face: each maps its config.json and weights in one table."""
+"""Model families of Hugging Face: one table each for config.json and weights."""
 
 import functools
 import importlib
@@ -87,7 +87,7 @@ class Family:
         return resolve(bindings, "Pretrained")
 
     def to_hf(self, config: Config) -> dict[str, Any]:
-        """The config.json fields that describe `config` best; they may lose some of it."""
+        """The config.json fields of `config`, as far as the family expresses it."""
         fields = dict(self.required)
         for each in self.field_maps:
             fields |= each.to_hf(config)

@@ -24,8 +24,8 @@ class TensorMap(NamedTuple):
         layout: the dimensions of the tensor and of the parameter, in letters of
             `lmx/core/dims.py`, without layers and without experts that have their own
             tensor: "(N H) D -> D N H". Parameters that share a tensor are indexed by a
-            digit, "D (3 N H) -> 3 D N H", or concatenated in a sum, "(N H+F) R -> R N H,
-            R N F".
+            digit, "D (3 N H) -> 3 D N H", or concatenated in a sum,
+            "(N H+F) R -> R N H, R N F".
     """
 
     hf: str

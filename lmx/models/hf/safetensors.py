@@ -109,8 +109,8 @@ def _find_files(path: Path) -> list[Path]:
         return [path / SINGLE]
     if len(files) > 1:
         raise ConfigError(
-            f"{path} has {len(files)} files of weights and no {INDEX}, which names those"
-            " that belong together: fetch it too."
+            f"{path} has {len(files)} files of weights and no {INDEX}, which lists those"
+            " of the model: fetch it too."
         )
     pickles = sorted(file.name for each in PICKLES for file in path.glob(each))
     if pickles and not files:
@@ -146,9 +146,8 @@ def _iter_tensors(file: Path) -> Iterator[tuple[TensorInfo, np.ndarray]]:
         start, stop = entry["data_offsets"]
         if stop - start != tensor.bytes or not 0 <= start <= stop <= len(content):
             raise ConfigError(
-                f"{file}: {name} has {tensor.bytes} bytes and its offsets are {start} to"
-                f" {stop} of {len(content)}: the file is cut short or damaged, fetch it"
-                " again."
+                f"{file}: {name} has {tensor.bytes} bytes, and offsets {start} to {stop}"
+                f" of {len(content)}: the file is cut short or damaged, fetch it again."
             )
         yield tensor, content[start:stop]
 
@@ -159,7 +158,7 @@ def write_tensors(
     value: Callable[[TensorInfo], np.ndarray],
     limit: int = SHARD_BYTES,
 ) -> None:
-    """Writes tensors, one `value` in memory at a time, in files of up to `limit` bytes."""
+    """Writes tensors, one in memory at a time, in files of up to `limit` bytes."""
     shards: list[list[TensorInfo]] = [[]]
     room = limit
     for tensor in tensors:

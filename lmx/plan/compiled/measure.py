@@ -1,15 +1,16 @@
-"""What a compiled program takes, in the words of its compiler."""
+"""Time, kernels and collectives of a compiled program by its compiler."""
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lmx.plan.compiled.hlo import COLLECTIVES, HLOOp, HLOProgram, parse_group
 
-MATMULS = ("convolution", "dot")  # on a TPU, products of matrices are convolutions
-PALLAS_KERNEL = 'custom_call_target="tpu_custom_call"'  # one of Pallas
-# What goes to other slices is handed to the host, as a part of this collective.
+MATMULS = ("convolution", "dot")  # on a TPU, matmuls are convolutions
+PALLAS_KERNEL = 'custom_call_target="tpu_custom_call"'
+# The host sends data to other slices, for this collective.
 CROSS_SLICE = re.compile(r'megascale_runtime".*transfer_rendezvous="([a-z-]+)')
 
 
@@ -17,9 +18,9 @@ class CollectiveUse(NamedTuple):
     """Collectives of one kind among the same devices, in one step.
 
     Attributes:
-        members: places in the program of the devices of one group.
-        bytes: of what is gathered, summed or exchanged, of one device.
-        hidden: whether other work goes on meanwhile.
+        devices: the positions in the program of the devices of one group.
+        bytes: gathered, summed or exchanged by one device.
+        overlapped: whether other work runs at the same time.
     """
 
     kind: str
@@ -33,9 +34,9 @@ class StepProfile(NamedTuple):
     """One step on one device.
 
     Attributes:
-        products: cycles of operations that multiply matrices.
-        passes: cycles of all others.
-        kernels: how often each hand-written kernel runs, whose cycles are not known.
+        matmul_cycles: of operations with matmuls.
+        other_cycles: of all others.
+        kernels: how often each Pallas kernel runs, whose cycles are unknown.
     """
 
     matmul_cycles: int
@@ -44,74 +45,78 @@ class StepProfile(NamedTuple):
     collectives: list[CollectiveUse]
 
 
-def measure(program: HLOProgram, slices: Sequence[int] = ()) -> StepProfile:
-    """Adds up what is executed.
+@dataclass(frozen=True, kw_only=True)
+class CompileResult:
+    """The result of a compilation.
 
-    `slices` are the places of a device of each slice that slow links join.
+    Attributes:
+        seconds: of compilation.
+        peak_memory: bytes that the compiling process used.
+        refusal: the compiler's message if the program does not fit.
+        memory: bytes on a device, by purpose.
     """
-    products = passes = 0
+
+    compiler: str
+    seconds: float
+    peak_memory: int
+    refusal: str | None = None
+    memory: dict[str, int] = field(default_factory=dict)
+    profile: StepProfile | None = None
+
+
+def measure(program: HLOProgram, slices: Sequence[int] = ()) -> StepProfile:
+    """Adds up what the program executes.
+
+    `slices` has the position of one device of each slice.
+    """
+    cycles: Counter[bool] = Counter()
     kernels: Counter[str] = Counter()
-    told: defaultdict[tuple[str, tuple[int, ...], bool], float] = defaultdict(float)
-    times_of: Counter[tuple[str, tuple[int, ...], bool]] = Counter()
-    for op, times in program.iter_executed():
-        inside = program.list_fused(op)
-        if any(part.kind in MATMULS for part in (op, *inside)):
-            products += times * op.cycles
-        else:
-            passes += times * op.cycles
+    for op, runs in program.iter_executed():
+        kinds = {part.kind for part in (op, *program.list_fused(op))}
+        cycles[not kinds.isdisjoint(MATMULS)] += runs * op.cycles
         if PALLAS_KERNEL in op.rest:
-            kernels[re.sub(r"[.\d]+$", "", op.name)] += times
+            kernels[re.sub(r"[.\d]+$", "", op.name)] += runs
+    sizes: dict[tuple[str, tuple[int, ...], bool], tuple[float, int]] = {}
     seen: set[tuple[str, int]] = set()
-    for op, times, hidden in iter_collectives(program):
-        if hidden and (op.channel, times) in seen:
-            continue  # the parts of one that is spread over other operations
-        seen.add((op.channel, times))
-        key = (*_identify(op, slices), hidden)
-        told[key] += times * _payload_bytes(op)
-        times_of[key] += times
-    return StepProfile(
-        products,
-        passes,
-        dict(kernels),
-        [
-            CollectiveUse(kind, group, size, times_of[kind, group, hidden], hidden)
-            for (kind, group, hidden), size in told.items()
-        ],
-    )
+    for op, runs, overlapped in iter_collectives(program):
+        if overlapped and (op.channel, runs) in seen:
+            continue  # part of a collective that is spread over operations
+        seen.add((op.channel, runs))
+        cross = _find_cross_slice(op)
+        kind = cross or op.kind.removesuffix("-start")
+        devices = tuple(slices) if cross else tuple(parse_group(op))
+        size, count = sizes.get((kind, devices, overlapped), (0.0, 0))
+        total = size + runs * _count_payload(op)
+        sizes[kind, devices, overlapped] = total, count + runs
+    uses = [CollectiveUse(*key[:2], *use, key[2]) for key, use in sizes.items()]
+    return StepProfile(cycles[True], cycles[False], dict(kernels), uses)
 
 
 def iter_collectives(program: HLOProgram) -> Iterator[tuple[HLOOp, int, bool]]:
-    """Each collective, how often it runs, and whether it is hidden.
+    """Each collective, how often it runs, and whether it is overlapped.
 
-    What goes to other slices is taken to be waited for.
+    Communication between slices is assumed to be exposed.
     """
-    for op, times in program.iter_executed():
-        if op.kind in COLLECTIVES or _cross_slice_kind(op):
-            yield op, times, False
+    for op, runs in program.iter_executed():
+        if op.kind in COLLECTIVES or _find_cross_slice(op):
+            yield op, runs, False
         elif op.kind.removesuffix("-start") in COLLECTIVES:
-            yield op, times, True
+            yield op, runs, True
         for part in program.list_fused(op):
             if part.kind in COLLECTIVES:
-                yield part, times, True
+                yield part, runs, True
 
 
-def _identify(op: HLOOp, slices: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-    """Of which kind it is, and the places of the devices of one group."""
-    if kind := _cross_slice_kind(op):
-        return kind, tuple(slices)
-    return op.kind.removesuffix("-start"), tuple(parse_group(op))
-
-
-def _cross_slice_kind(op: HLOOp) -> str | None:
-    """The kind of collective of which this operation is the way to other slices."""
+def _find_cross_slice(op: HLOOp) -> str | None:
+    """The kind of collective between slices for which an operation sends data."""
     found = CROSS_SLICE.search(op.rest) if op.kind == "send" else None
     return found and found[1]
 
 
-def _payload_bytes(op: HLOOp) -> float:
-    """Of its results: one that only starts has its operands beside them."""
+def _count_payload(op: HLOOp) -> float:
+    """Bytes of the results; a started collective lists its operands too."""
     if op.kind == "send":
-        return op.bytes - 4.0  # a number stands beside the array
+        return op.bytes - 4.0  # a number accompanies the array
     if op.kind == "collective-permute-start":
         return op.bytes / 2
     if op.kind == "all-gather-start":

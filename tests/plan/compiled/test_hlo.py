@@ -1,4 +1,4 @@
-"""What a program executes, from a text written by hand."""
+"""Operations and collectives of an HLO text written by hand."""
 
 import pytest
 
@@ -77,14 +77,14 @@ ENTRY %main (t: (s32[], f32[8,8])) -> f32[8,8] {
 """
 
 
-def test_loops_count_as_often_as_they_turn_and_what_is_fused_as_one():
+def test_loops_count_by_trips_and_fusions_as_one_operation():
     got = measure(parse_hlo(TEXT))
     assert got.matmul_cycles == 3 * 5 * 100
     assert got.other_cycles == 3 * 10 + 1
     assert got.kernels == {"kernel": 3}
 
 
-def test_a_collective_spread_over_operations_is_one_that_is_hidden():
+def test_a_collective_spread_over_operations_is_overlapped():
     spread, loose = sorted(measure(parse_hlo(TEXT)).collectives)
     assert spread == ("all-gather", (0, 2, 4, 6), 3 * 16 * 8 * 2, 3, True)
     assert loose == ("all-reduce", (0, 1), 3 * 8 * 4, 3, False)
@@ -104,14 +104,14 @@ frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
 """
 
 
-def test_what_goes_to_other_slices_is_a_collective_among_them():
+def test_data_sent_to_other_slices_is_a_collective():
     [told] = measure(parse_hlo(SLOW), [0, 16]).collectives
     assert told == ("all-reduce", (0, 16), 8 * 4, 1, False)
 
 
-def test_a_loop_of_unknown_length_is_refused():
+def test_a_loop_without_a_trip_count_is_refused():
     unknown = TEXT.replace("%five = s32[]{:T(128)} constant(5)", "")
-    with pytest.raises(ValueError, match="how often the loop w runs"):
+    with pytest.raises(ValueError, match="no trip count for the loop w"):
         measure(parse_hlo(unknown))
 
 
@@ -131,5 +131,5 @@ def test_a_loop_of_unknown_length_is_refused():
         ("source_target_pairs={{0,0},{1,2},{2,1}}, x", [1, 2]),
     ],
 )
-def test_the_first_group_is_read_from_every_way_to_tell_it(groups, first):
+def test_the_first_group_is_parsed_in_every_form(groups, first):
     assert parse_group(HLOOp("x", "f32[]", "all-gather", f"%y), {groups}")) == first

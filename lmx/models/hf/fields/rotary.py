@@ -32,7 +32,7 @@ def map_rope(
     scope: str = "",
     scaling: Values = DEFAULT_ROPE,
 ) -> FieldMap:
-    """Maps `rope_theta` and `rope_scaling`, or both inside `rope_parameters` (since v5).
+    """Maps `rope_theta` and `rope_scaling`, or both in `rope_parameters` (since v5).
 
     An export has the first two, which every version reads. `theta` and `scaling` are
     the defaults of a family; `scope` is that of the bindings, if layers differ.
