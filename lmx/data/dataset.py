@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from lmx.core.batch import Batch
-from lmx.data.sampling.schedule import BatchSchedule, RowRequest
+from lmx.data.schedule import BatchSchedule, RowRequest
 from lmx.data.tokenizer.base import Tokenizer
 
 

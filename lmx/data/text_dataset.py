@@ -17,7 +17,7 @@ from lmx.data.sampling.packing import (
     Packing,
     fill_batch,
 )
-from lmx.data.sampling.schedule import BatchSchedule, PiecewiseConstant, RowRequest
+from lmx.data.schedule import BatchSchedule, PiecewiseConstant, RowRequest
 from lmx.data.store.cached import open_cached_store
 from lmx.data.store.store import Store
 from lmx.data.tokenizer.base import Tokenizer, TokenizerConfig

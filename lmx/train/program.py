@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lmx.core import partitioning, sharding
 from lmx.core.batch import Batch
 from lmx.data.dataset import Dataset
-from lmx.data.sampling.schedule import BatchSchedule
+from lmx.data.schedule import BatchSchedule
 from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.run.metadata import mesh_axes

@@ -22,7 +22,7 @@ from lmx.data.dataset import (
 )
 from lmx.data.sampling.interleave import WeightedInterleave, integer_ratio
 from lmx.data.sampling.packing import empty_batch
-from lmx.data.sampling.schedule import (
+from lmx.data.schedule import (
     BatchSchedule,
     PiecewiseConstant,
     RowRequest,

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from lmx.config.registry import ConfigError, configurable
-from lmx.data.sampling.schedule import RowRequest
+from lmx.data.schedule import RowRequest
 from lmx.data.stateless_random import RandomStream, hash_u64, permute, randint
 
 

@@ -12,7 +12,7 @@ from lmx.config.registry import ConfigError, configurable
 from lmx.core.batch import Batch
 from lmx.data.sampling.best_fit import PackedRows, load_or_pack
 from lmx.data.sampling.order import Order, RowOrder, TokenStream
-from lmx.data.sampling.schedule import RowRequest
+from lmx.data.schedule import RowRequest
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from lmx.data.dataset import (
     DocumentSpan,
     WrapperConfig,
 )
-from lmx.data.sampling.schedule import RowRequest
+from lmx.data.schedule import RowRequest
 from lmx.data.stateless_random import RandomStream, hash_u64
 
 

@@ -19,7 +19,7 @@ from lmx.data.dataset import (
     WrapperConfig,
 )
 from lmx.data.sampling.packing import empty_batch
-from lmx.data.sampling.schedule import RowRequest
+from lmx.data.schedule import RowRequest
 
 # A document, or a part of one: its tokens, and the loss weight of each as a target.
 WEIGHTED_TOKEN = np.dtype([("token", np.int32), ("weight", np.float32)])

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int64
 from lmx.config.registry import ConfigError
 from lmx.core.batch import Batch
 from lmx.data.dataset import Dataset, DatasetConfig, DatasetInfo
-from lmx.data.sampling.schedule import BatchSchedule, RowRequest
+from lmx.data.schedule import BatchSchedule, RowRequest
 
 Generated = tuple[Int64[np.ndarray, "B _"], Bool[np.ndarray, "#B _"]]
 

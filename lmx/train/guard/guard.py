@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from lmx.data.dataset import DocumentSpan
-from lmx.data.sampling.schedule import BatchSchedule
+from lmx.data.schedule import BatchSchedule
 from lmx.run.ledger import Ledger
 from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.manager import CheckpointManager

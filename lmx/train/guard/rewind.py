@@ -6,7 +6,7 @@ from typing import Any
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.core import distributed
-from lmx.data.sampling.schedule import BatchSchedule
+from lmx.data.schedule import BatchSchedule
 from lmx.run.ledger import read_ledger
 from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.policy import CheckpointPolicy

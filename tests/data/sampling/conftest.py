@@ -9,7 +9,7 @@ import pytest
 from lmx.data.dataset import Dataset, DatasetConfig
 from lmx.data.sampling.order import Order, Shuffled
 from lmx.data.sampling.packing import Packing
-from lmx.data.sampling.schedule import BatchSchedule
+from lmx.data.schedule import BatchSchedule
 from lmx.data.store.store import Store
 from lmx.data.text_dataset import TokenDataset
 from lmx.data.tokenizer.base import ByteTokenizer

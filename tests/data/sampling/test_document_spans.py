@@ -11,8 +11,8 @@ from lmx.data.sampling.mixture import Mixture, MixtureComponent
 from lmx.data.sampling.order import RandomOffset, RandomWindows, Sequential, Shuffled
 from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
 from lmx.data.sampling.pause_tokens import PauseTokens
-from lmx.data.sampling.schedule import PiecewiseConstant
 from lmx.data.sampling.span_corruption import SpanCorruption
+from lmx.data.schedule import PiecewiseConstant
 from lmx.data.store.store import Store
 from lmx.data.synthetic.repeat import RepeatTask
 

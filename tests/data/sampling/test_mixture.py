@@ -13,7 +13,7 @@ from lmx.data.dataset import Dataset, DatasetWrapper
 from lmx.data.sampling.mixture import Mixture, MixtureComponent, MixtureDataset
 from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
 from lmx.data.sampling.pause_tokens import PauseTokens
-from lmx.data.sampling.schedule import PiecewiseConstant, RowRequest
+from lmx.data.schedule import PiecewiseConstant, RowRequest
 from lmx.data.synthetic.repeat import RepeatTask
 from lmx.data.tokenizer.base import CharTokenizer
 

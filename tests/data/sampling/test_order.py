@@ -12,7 +12,7 @@ from lmx.data.sampling.order import (
     Shuffled,
     TokenStream,
 )
-from lmx.data.sampling.schedule import BatchSchedule
+from lmx.data.schedule import BatchSchedule
 
 ORDERS = [Shuffled(), RandomWindows(), RandomOffset(), Sequential()]
 

@@ -5,7 +5,7 @@ import pytest
 
 from lmx.config.registry import ConfigError
 from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
-from lmx.data.sampling.schedule import (
+from lmx.data.schedule import (
     BatchSchedule,
     PiecewiseConstant,
     list_changes,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.data.sampling.schedule import BatchSchedule, PiecewiseConstant
+from lmx.data.schedule import BatchSchedule, PiecewiseConstant
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.guard.replica_check import compare_replicas, find_replicated, hash_array
 from lmx.train.guard.rewind import Rewind
