@@ -88,11 +88,8 @@ class Command:
 
     def execute(self, args: argparse.Namespace) -> int:
         """Runs it and prints its result or its error. Returns the exit status."""
-        words = args.words[1:] if self.takes_overrides else ()
-        args.overrides = [word for word in words if "=" in word]
-        args.names = [word for word in args.words if word not in args.overrides]
         try:
-            self._check_names(args.names)
+            self.split_words(args)
             result = self.run(args)
         except (Exception, KeyboardInterrupt) as error:
             status = self._exit_status(error)
@@ -115,7 +112,11 @@ class Command:
         known = 2 if isinstance(error, self.errors) else None
         return getattr(error, "exit_status", known)
 
-    def _check_names(self, names: Sequence[str]) -> None:
+    def split_words(self, args: argparse.Namespace) -> None:
+        """Sets `args.names` and `args.overrides`. Refuses too few or too many names."""
+        words = args.words[1:] if self.takes_overrides else ()
+        args.overrides = [word for word in words if "=" in word]
+        names = args.names = [word for word in args.words if word not in args.overrides]
         wanted = self.arguments.split()
         least = sum(word[0].isalpha() for word in wanted)
         if len(names) < least or (len(names) > len(wanted) and wanted[-1] != "..."):

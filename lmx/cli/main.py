@@ -15,8 +15,8 @@ _ABOUT = """\
 Language models in JAX. An experiment is a .gin config; a run is a folder.
 
   lmx train quickstart                             train, evaluate, sample, plot
-  lmx train quickstart STEPS=50                    the same with one setting changed
-  lmx generate runs/quickstart-... --prompt "def " text from a trained run
+  lmx train quickstart Experiment.steps=50         the same with one setting changed
+  lmx generate runs/quickstart-... --prompt "def "  text from a trained run
   lmx eval runs/quickstart-... essay.txt           how well it predicts a text
   lmx config show quickstart                       every setting, and what set it
   lmx plan quickstart --on v5e-16                  whether it fits, speed and cost

@@ -13,6 +13,8 @@ from lmx.cli.main import main
 from lmx.config import discover
 from lmx.config.registry import ConfigError, Execution, configurable, find
 from lmx.config.resolve import from_json
+from lmx.run.run_dir import METADATA
+from lmx.run.schema import SCHEMA
 
 
 @configurable
@@ -41,6 +43,7 @@ def lmx(tmp_path, monkeypatch, capsys):
     (tmp_path / "run").mkdir()
     recorded = load.load_config("a.gin").to_json()
     (tmp_path / "run" / "experiment.json").write_text(recorded)
+    (tmp_path / "run" / METADATA).write_text(json.dumps({"schema": SCHEMA}))
 
     def lmx(*arguments):
         with pytest.raises(SystemExit) as stop:
@@ -147,7 +150,7 @@ def test_an_unknown_option_is_refused(lmx):
 
 def test_a_run_with_a_broken_record_is_named(lmx, tmp_path):
     (tmp_path / "run" / "experiment.json").write_text("{")
-    assert "error: run/experiment.json: JSON: " in lmx("show", "run")[2]
+    assert "run/experiment.json" in lmx("show", "run")[2]
 
 
 def test_a_user_module_is_imported_from_the_working_folder(lmx, tmp_path):

@@ -49,7 +49,7 @@ def test_the_report_describes_the_written_tokenizer(kind, tmp_path, capsys):
     assert told["bytes"] == len(held_out.encode())
     assert told["tokens"] == len(tokens)
     assert told["bytes_per_token"] == told["bytes"] / len(tokens)
-    assert told["used"] == len(set(tokens))
+    assert told["tokens_used"] == len(set(tokens))
     parts = sum(len(p) for t in tokens if not whole(p := codec.vocab_bytes[t]))
     assert told["coverage"] == pytest.approx(1 - parts / told["bytes"])
     assert (told["coverage"] == 1.0) == (kind == "characters")

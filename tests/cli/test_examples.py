@@ -1,0 +1,198 @@
+"""Every command line that the help shows works, on a model and texts made small.
+
+What needs other hardware, or minutes, is only parsed and its config resolved; the table
+`ONLY_PARSED` says why. What compiles a run again is run by `make faults`.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from lmx.cli.load import load_config
+from lmx.cli.main import COMMANDS, build_parser, main
+
+ROOT = Path(__file__).parents[2]
+TINY = (ROOT / "tests" / "train" / "tiny.gin").read_text()
+MODEL = [
+    *["Decoder.width=16", "Decoder.depth=1", "Decoder.unroll=1", "Decoder.vocab=258"],
+    *["Decoder.mlp=@SwiGLU", "SwiGLU.hidden=16", "Attention.head_dim=8"],
+    *["Attention.heads=2", "Attention.kv_heads=2"],
+]
+DATA = [
+    *["TextDataset.corpus=@Text()", "TextDataset.tokenizer=@ByteTokenizer()"],
+    *["TextDataset.sequence_length=16", "train/TextDataset.batch_size=8"],
+    *["Text.path=texts", "Text.holdout=@HoldoutDocuments()"],
+]
+RUN = [
+    *["Experiment.steps=2", "Experiment.hooks=[]", "CheckpointPolicy.every=1"],
+    *["Experiment.schedule=@WSD()", "WSD.warmup_steps=1", "WSD.peak_lr=0.01"],
+    *["WSD.decay_fraction=0.5", "Mesh.data=1"],
+]
+SMALL = {  # arguments that make an example small, by command
+    "train": [*MODEL, *DATA, *RUN, "Experiment.log_every=1"],
+    "generate": ["--tokens", "3"],
+    "eval": ["--length", "16", "--stride", "16"],
+    "plan": ["--analytic"],
+    "data build": ["ProcessPool.workers=1"],
+    "data tokenizer": ["SentencePiece.vocab=60", "BPE.vocab=300"],
+    "inspect": ["--top", "2"],
+    "faulttest": [*MODEL, *DATA, *RUN, "--steps", "4", "--kills", "1"],
+}
+NAMES = {  # what an example names, and what stands for it here
+    "/tmp/again": "again",
+    "runs/a@800": "runs/a@1",
+    "runs/a@1000": "runs/a@2",
+    "metadata.json": "runs/quickstart/metadata.json",
+    "800": "1",
+    "1200": "2",
+    "100": "2",
+}
+ONLY_PARSED = {  # by a part of the example
+    "--processes 2": "two processes: tests/train/test_processes.py runs them",
+    "X.gin Mesh.fsdp=8": "SLURM or Kubernetes",
+    "--restarts 20": "starts processes: tests/cli/test_supervise.py runs it",
+    "@RayExecutor()": "a Ray cluster",
+    "lmx faulttest": "minutes: tests/faults/test_soak.py runs it",
+}
+COMPILES = ("inspect", "replay", "reproduce")  # compile the step of a run again
+FILES = {
+    "essay.txt": "a bead faded in the dark\n" * 40,
+    "input.txt": "to be or not to be\n" * 40,
+    "prompts.txt": "a bead\nthe dark\n",
+    "X.gin": TINY,
+    "experiments/x.gin": TINY + "RepeatTask.batch_size = 32\n",
+    "prices.txt": "v5e 1\n",
+    "logs.jsonl": "".join(f'{{"body": "line {n} of a log"}}\n' for n in range(99)),
+    "web.jsonl": "".join(f'{{"text": "page {n} of the web"}}\n' for n in range(9)),
+    "quiz.jsonl": '{"text": "which page of the web is it"}\n',
+    "mine.py": "",
+    "sbatch": "#!/bin/sh\n",
+    **{f"{name}/{n}.txt": f"{name} {n} " * 30 for n in range(40) for name in
+       ("texts", "fineweb", "examples/good", "examples/bad")},
+}  # fmt: skip
+
+
+def find_examples():
+    """The command lines of all help texts, in order, without their remarks."""
+    parser = build_parser()
+    texts = [parser.description, *(command.description for command in COMMANDS)]
+    lines = "\n".join(filter(None, texts)).replace("\\\n", " ").splitlines()
+    found = [re.match(r"  (?:\w+   +(?:srun.*? )?)?(lmx .*)", line) for line in lines]
+    examples = [re.split(r"(?<=\S)\s{2,}(?=[a-z])", m[1])[0] for m in found if m]
+    return list(dict.fromkeys(" ".join(example.split()) for example in examples))
+
+
+def find_config_of(command):
+    """The first config in the description of a command: its indented bindings."""
+    lines = command.description.splitlines()
+    texts = [line[2:] for line in lines if line[:2] == "  " and "  lmx " not in line]
+    return "\n".join(line for line in texts if re.search(r"[:=@]|^ ", line)) + "\n"
+
+
+def run(*arguments):
+    """The exit status, and what was printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+    return stop.value.code, out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Files, a run, a store and a model as the examples name them."""
+    folder = tmp_path_factory.mktemp("examples")
+    shutil.copytree(ROOT / "experiments", folder / "experiments")
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(text)
+    (folder / "sbatch").chmod(0o755)
+    (folder / "web").mkdir()
+    table = pyarrow.table({"text": [f"page {n} of the web " * 20 for n in range(9)]})
+    pyarrow.parquet.write_table(table, folder / "web" / "web.parquet")
+    configs = {"build": "books", "dedup": "dedup", "filter": "rules"}
+    configs["decontaminate"] = "tests"
+    for command in COMMANDS:
+        if file := configs.get(command.name.removeprefix("data ")):
+            (folder / f"{file}.gin").write_text(find_config_of(command))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMX_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        path = "runs/quickstart"
+        status, _ = run("train", "quickstart", *SMALL["train"], "--run", path)
+        assert status == 0
+        for name in ("a", "b"):
+            shutil.copytree(path, f"runs/{name}")
+    return folder
+
+
+@pytest.fixture
+def place(folder, monkeypatch):
+    monkeypatch.setenv("LMX_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def parse(example):
+    """The arguments of an example, with names that exist here, and the parsed ones."""
+    words = shlex.split(example.replace("quickstart-...", "quickstart"))[1:]
+    words = [NAMES.get(word, word) for word in words]
+    words = [
+        file
+        for word in words
+        for file in (map(str, Path().glob(word)) if word[0] == "*" else [word])
+    ]
+    args = build_parser().parse_args(words)
+    args.command.split_words(args)
+    return words, args
+
+
+EXAMPLES = find_examples()
+
+
+def mark(example):
+    slow = example.split()[1] in COMPILES
+    return pytest.param(example, marks=[pytest.mark.faults] if slow else [])
+
+
+@pytest.mark.parametrize("example", [*map(mark, EXAMPLES)])
+def test_an_example_of_the_help_works(example, place, tmp_path, llama):
+    words, args = parse(example)
+    if any(part in example for part in ONLY_PARSED):
+        if args.command.takes_overrides and not args.command.name.startswith("data"):
+            assert load_config(args.names[0], args.overrides).name == "Experiment"
+        return
+    name = args.command.name
+    if args.command.arguments.endswith((" OUT", "FOLDER RUN", "RUN FOLDER")):
+        words[words.index(args.names[1])] = str(tmp_path / "out")
+    if name == "launch":
+        words = [word.replace("Mesh.data=32", "Mesh.data=8") for word in words]
+    if name == "import hf":
+        words[words.index("Llama-3.2-1B")] = str(llama())
+    if "runs/llama" in words:
+        assert run("import", "hf", str(llama()), "runs/llama")[0] in (0, 2)
+    if "stores/books" in words and name == "data inspect":
+        run("data", "build", "books.gin", "stores/books", *SMALL["data build"])
+    if name == "reproduce":
+        words += ["--run", str(tmp_path / "out")]
+    status, _ = run(*words, *SMALL.get(name, []))
+    assert status in ((0, 1) if name == "plan" else (0,))  # 1: it does not fit
+
+
+def test_each_command_has_an_example():
+    names = [" ".join(example.split()[1:3]) for example in EXAMPLES]
+    for command in COMMANDS:
+        assert any(f"{name} ".startswith(f"{command.name} ") for name in names)
+
+
+def test_each_reason_to_only_parse_is_of_an_example():
+    for part in ONLY_PARSED:
+        assert any(part in example for example in EXAMPLES)
