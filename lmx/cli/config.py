@@ -33,7 +33,7 @@ set it. The last line identifies the run; the run id ignores execution settings 
 logging, paths).
 
   lmx config show quickstart
-  lmx config show experiments/quickstart.gin Attention.kv_heads=2 Experiment.steps=10
+  lmx config show experiments/quickstart.gin Attention.kv_heads=2 Experiment.seed=1
   lmx config show runs/quickstart-...
 """
 _EXPLAIN = """\
@@ -41,7 +41,7 @@ Where a value was set, which values it replaced, and which macros it came throug
 the value by its path, or by Class.parameter for every use of the class.
 
   lmx config explain quickstart model.attention.heads
-  lmx config explain quickstart Attention.heads Experiment.steps=10
+  lmx config explain quickstart Attention.heads Attention.heads=2
 """
 _DIFF = """\
 The values that differ between two configs or runs, as old -> new. Overrides apply to
@@ -55,7 +55,7 @@ The classes and the values that are not defaults, as a tree; then every model pa
 with its size and axes, and their total.
 
   lmx config tree quickstart
-  lmx config tree quickstart Decoder.mlp=@GeGLU
+  lmx config tree quickstart Decoder.mlp=@GeGLU GeGLU.hidden=256
 """
 _LIST = """\
 The classes and functions that a config can name, by module. With a name, its

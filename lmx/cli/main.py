@@ -19,7 +19,7 @@ Language models in JAX. An experiment is a .gin config; a run is a folder.
   lmx generate runs/quickstart-... --prompt "def "  text from a trained run
   lmx eval runs/quickstart-... essay.txt           how well it predicts a text
   lmx config show quickstart                       every setting, and what set it
-  lmx plan quickstart --on v5e-16                  whether it fits, speed and cost
+  lmx plan gpt2_124m --on v5e-16                   whether it fits, speed and cost
   lmx inspect runs/quickstart-... --step 100       the batch and losses of one step
   lmx faulttest quickstart --steps 60              kills it, and shows nothing is lost
   lmx import hf Llama-3.2-1B runs/llama            a Hugging Face model as a run

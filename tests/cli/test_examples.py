@@ -18,6 +18,7 @@ import pytest
 
 from lmx.cli.load import load_config
 from lmx.cli.main import COMMANDS, build_parser, main
+from tests.data.tokenizer.test_hf_folder import by_bytes
 
 ROOT = Path(__file__).parents[2]
 TINY = (ROOT / "tests" / "train" / "tiny.gin").read_text()
@@ -42,7 +43,6 @@ SMALL = {  # arguments that make an example small, by command
     "eval": ["--length", "16", "--stride", "16"],
     "plan": ["--analytic"],
     "data build": ["ProcessPool.workers=1"],
-    "data tokenizer": ["SentencePiece.vocab=60", "BPE.vocab=300"],
     "inspect": ["--top", "2"],
     "faulttest": [*MODEL, *DATA, *RUN, "--steps", "4", "--kills", "1"],
 }
@@ -51,6 +51,10 @@ NAMES = {  # what an example names, and what stands for it here
     "runs/a@800": "runs/a@1",
     "runs/a@1000": "runs/a@2",
     "metadata.json": "runs/quickstart/metadata.json",
+    "SentencePiece.vocab=8000": "SentencePiece.vocab=280",
+    "SentencePiece.vocab=8192": "SentencePiece.vocab=280",
+    "SentencePiece.model_type=unigram": "SentencePiece.vocab=280",
+    "BPE.vocab=2000": "BPE.vocab=265",
     "800": "1",
     "1200": "2",
     "100": "2",
@@ -62,7 +66,10 @@ ONLY_PARSED = {  # by a part of the example
     "@RayExecutor()": "a Ray cluster",
     "lmx faulttest": "minutes: tests/faults/test_soak.py runs it",
 }
-COMPILES = ("inspect", "replay", "reproduce")  # compile the step of a run again
+COMPILES = (  # compile a step of training, by a part of the example
+    *("lmx inspect", "lmx replay", "lmx reproduce", "Experiment.seed=1 Decoder"),
+    *("shakespeare_char", "gpt2_124m Text.path", "--search 2"),
+)
 FILES = {
     "essay.txt": "a bead faded in the dark\n" * 40,
     "input.txt": "to be or not to be\n" * 40,
@@ -76,7 +83,7 @@ FILES = {
     "mine.py": "",
     "sbatch": "#!/bin/sh\n",
     **{f"{name}/{n}.txt": f"{name} {n} " * 30 for n in range(40) for name in
-       ("texts", "fineweb", "examples/good", "examples/bad")},
+       ("texts", "books", "fineweb", "examples/good", "examples/bad")},
 }  # fmt: skip
 
 
@@ -115,7 +122,7 @@ def folder(tmp_path_factory):
         (folder / name).write_text(text)
     (folder / "sbatch").chmod(0o755)
     (folder / "web").mkdir()
-    table = pyarrow.table({"text": [f"page {n} of the web " * 20 for n in range(9)]})
+    table = pyarrow.table({"text": [f"page {n} of the web " * 20 for n in range(200)]})
     pyarrow.parquet.write_table(table, folder / "web" / "web.parquet")
     configs = {"build": "books", "dedup": "dedup", "filter": "rules"}
     configs["decontaminate"] = "tests"
@@ -125,10 +132,9 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMX_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        path = "runs/quickstart"
-        status, _ = run("train", "quickstart", *SMALL["train"], "--run", path)
-        assert status == 0
-        for name in ("a", "b"):
+        assert run("train", "quickstart", *SMALL["train"])[0] == 0
+        (path,) = Path("runs").iterdir()
+        for name in ("a", "b", "quickstart"):
             shutil.copytree(path, f"runs/{name}")
     return folder
 
@@ -159,8 +165,31 @@ EXAMPLES = find_examples()
 
 
 def mark(example):
-    slow = example.split()[1] in COMPILES
-    return pytest.param(example, marks=[pytest.mark.faults] if slow else [])
+    slow = any(part in example for part in COMPILES)
+    return pytest.param(example, marks=[pytest.mark.faults] if slow else [], id=example)
+
+
+def shrink(words, args, tmp_path, llama):
+    """The arguments of a small example, with its inputs made and a new output folder."""
+    name, texts = args.command.name, " ".join(words)
+    if args.command.arguments.endswith((" OUT", "FOLDER RUN", "RUN FOLDER")):
+        words[words.index(args.names[1])] = str(tmp_path / "out")
+    if name == "import hf":
+        words[words.index("Llama-3.2-1B")] = str(llama())
+    elif "runs/llama" in words and not Path("runs/llama").exists():
+        model = llama(vocab_size=310, eos_token_id=1)
+        by_bytes().save(str(model / "tokenizer.json"))
+        assert run("import", "hf", str(model), "runs/llama")[0] == 0
+    if name == "data inspect":
+        run("data", "build", "books.gin", "stores/books", *SMALL["data build"])
+    extra = {
+        "data tokenizer quickstart": [*DATA[:1], *DATA[4:]],
+        "data tokenizer logs.jsonl": ["SentencePiece.vocab=280"],
+        "reproduce": ["--run", str(tmp_path / "out")],
+    }
+    more = [word for start, x in extra.items() if texts.startswith(start) for word in x]
+    words = [word.replace("Mesh.data=32", "Mesh.data=8") for word in words]
+    return [*words, *more, *SMALL.get(name, [])]
 
 
 @pytest.mark.parametrize("example", [*map(mark, EXAMPLES)])
@@ -170,21 +199,9 @@ def test_an_example_of_the_help_works(example, place, tmp_path, llama):
         if args.command.takes_overrides and not args.command.name.startswith("data"):
             assert load_config(args.names[0], args.overrides).name == "Experiment"
         return
-    name = args.command.name
-    if args.command.arguments.endswith((" OUT", "FOLDER RUN", "RUN FOLDER")):
-        words[words.index(args.names[1])] = str(tmp_path / "out")
-    if name == "launch":
-        words = [word.replace("Mesh.data=32", "Mesh.data=8") for word in words]
-    if name == "import hf":
-        words[words.index("Llama-3.2-1B")] = str(llama())
-    if "runs/llama" in words:
-        assert run("import", "hf", str(llama()), "runs/llama")[0] in (0, 2)
-    if "stores/books" in words and name == "data inspect":
-        run("data", "build", "books.gin", "stores/books", *SMALL["data build"])
-    if name == "reproduce":
-        words += ["--run", str(tmp_path / "out")]
-    status, _ = run(*words, *SMALL.get(name, []))
-    assert status in ((0, 1) if name == "plan" else (0,))  # 1: it does not fit
+    status, _ = run(*shrink(words, args, tmp_path, llama))
+    no_fit = args.command.name == "plan"  # status 1: the experiment does not fit
+    assert status in ((0, 1) if no_fit else (0,))
 
 
 def test_each_command_has_an_example():
