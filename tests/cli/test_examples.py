@@ -170,7 +170,7 @@ def mark(example):
 
 
 def shrink(words, args, tmp_path, llama):
-    """The arguments of a small example, with its inputs made and a new output folder."""
+    """The arguments made small, with their inputs there and a new output folder."""
     name, texts = args.command.name, " ".join(words)
     if args.command.arguments.endswith((" OUT", "FOLDER RUN", "RUN FOLDER")):
         words[words.index(args.names[1])] = str(tmp_path / "out")
