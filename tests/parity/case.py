@@ -1,8 +1,8 @@
-"""A model that both sides make, as its config.json says it; of the library only.
+"""Models of the parity test, as config.json fields. Imports no package.
 
-Odd on purpose: 6 query heads on 2 key/value heads, heads wider or narrower than their
-share of the width, vocabularies no multiple of 8, depths that end within a pattern of
-layers, windows shorter than the text, epsilons and caps large enough to be felt.
+Sizes are odd on purpose: 6 query heads on 2 key/value heads, `head_dim` different from
+width over heads, vocabularies that are no multiple of 8, depths that end within a cycle
+of layers, windows shorter than the text, epsilons and caps with visible effect.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One model, and how long a text it reads.
+    """One model, and the length of its text.
 
-    `published`: config.json is written word for word, with the fields that published
-    files have; otherwise as transformers saves it.
+    `published`: config.json has exactly the fields of published files; otherwise
+    transformers saves it.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What is compared: the models, and what is asked of them."""
+"""The compared models, and what is compared."""
 
 from tests.parity.dense import DENSE
 from tests.parity.sparse import SPARSE
@@ -7,7 +7,7 @@ CASES = {case.name: case for case in [*DENSE, *SPARSE]}
 FAMILIES = (
     "gpt2 llama mistral mixtral qwen2 qwen3 qwen3_moe "
     "gemma2 gemma3 olmo2 deepseek_v3 gpt_oss"
-).split()  # the cases in whose names nothing is added: also golden files of `make test`
+).split()  # cases with golden files in `make test`
 ROWS, NEW, PROMPTS = 2, 32, (4, 9, 14)
 GRADIENTS = {"llama", "llama_grouped", "mixtral", "mixtral_window", "gemma2"}
 BEAMS = {"llama", "llama_grouped", "gpt2", "gpt2_untied"}

@@ -1,15 +1,15 @@
-"""The models with one feed-forward layer for all tokens."""
+"""Parity cases of dense models."""
 
 from tests.parity.case import GROUPED, NARROW, NO_IDS, OLD, PLAIN, Case, Fields, sizes
 
 
-def named(model_type: str, architecture: str) -> Fields:
+def name_model(model_type: str, architecture: str) -> Fields:
     return dict(model_type=model_type, architectures=[architecture])
 
 
 def gpt2() -> list[Case]:
     base = (
-        named("gpt2", "GPT2LMHeadModel")
+        name_model("gpt2", "GPT2LMHeadModel")
         | NO_IDS
         | dict(vocab_size=61, n_positions=64, n_embd=30, n_layer=2, n_head=5)
     )
@@ -38,7 +38,7 @@ def gpt2() -> list[Case]:
 
 
 def llama() -> list[Case]:
-    name = named("llama", "LlamaForCausalLM")
+    name = name_model("llama", "LlamaForCausalLM")
     old = OLD | dict(pretraining_tp=1, rms_norm_eps=1e-5, tie_word_embeddings=False)
     old31 = old | dict(attention_bias=False, mlp_bias=False, tie_word_embeddings=True)
     llama3 = dict(
@@ -59,7 +59,7 @@ def llama() -> list[Case]:
     linear = dict(rope_scaling=dict(type="linear", factor=3.0))
     dynamic = dict(
         rope_scaling=dict(type="dynamic", factor=4.0),
-        max_position_embeddings=48,  # less than the text, enough for what is generated
+        max_position_embeddings=48,  # below the text, enough for generation
     )
     return [
         Case("llama", name | PLAIN | old | dict(rope_scaling=None), published=True),
@@ -76,7 +76,7 @@ def llama() -> list[Case]:
 
 
 def mistral() -> list[Case]:
-    name = named("mistral", "MistralForCausalLM")
+    name = name_model("mistral", "MistralForCausalLM")
     old = OLD | dict(
         rms_norm_eps=1e-5,
         rope_theta=10000.0,
@@ -98,7 +98,7 @@ def mistral() -> list[Case]:
 
 
 def qwen2() -> list[Case]:
-    name = named("qwen2", "Qwen2ForCausalLM")
+    name = name_model("qwen2", "Qwen2ForCausalLM")
     base = sizes(61, 2, 36, 6, 2, 40)
     old = OLD | dict(
         max_window_layers=1,
@@ -123,7 +123,7 @@ def qwen2() -> list[Case]:
 
 
 def qwen3() -> list[Case]:
-    name = named("qwen3", "Qwen3ForCausalLM")
+    name = name_model("qwen3", "Qwen3ForCausalLM")
     old = OLD | dict(
         attention_bias=False,
         max_window_layers=2,
@@ -150,7 +150,7 @@ def qwen3() -> list[Case]:
 
 
 def gemma2() -> list[Case]:
-    name = named("gemma2", "Gemma2ForCausalLM")
+    name = name_model("gemma2", "Gemma2ForCausalLM")
     old = OLD | dict(
         attention_bias=False,
         attn_logit_softcapping=5.0,
@@ -179,7 +179,7 @@ def gemma2() -> list[Case]:
 
 
 def gemma3() -> list[Case]:
-    name = named("gemma3_text", "Gemma3ForCausalLM")
+    name = name_model("gemma3_text", "Gemma3ForCausalLM")
     old = OLD | dict(
         attention_bias=False,
         attn_logit_softcapping=None,
@@ -213,7 +213,7 @@ def gemma3() -> list[Case]:
 
 
 def olmo2() -> list[Case]:
-    name = named("olmo2", "Olmo2ForCausalLM")
+    name = name_model("olmo2", "Olmo2ForCausalLM")
     base = sizes(157, 3, 36, 6, 2, 40)
     old = OLD | dict(
         attention_bias=False,

@@ -1,8 +1,8 @@
-"""The side of transformers: makes the models, says what they answer, reads them back.
+"""Creates the models with transformers, saves their results, and reads exports.
 
-Runs where torch is, and exchanges nothing but files:
-`python -m tests.parity.peer write FOLDER` before the other side, `... check FOLDER`
-after it; `... golden FOLDER` makes the small files that `make test` keeps.
+Runs in the environment with torch, and exchanges only files:
+`python -m tests.parity.peer write FOLDER` before `compare.py`, `... check FOLDER`
+after it; `... golden FOLDER` writes the golden files of `make test`.
 """
 
 import importlib
@@ -31,7 +31,7 @@ from tests.parity.cases import (
 )
 from tests.parity.weights import rows, weights
 
-# Of another environment: type checkers of this one do not find them.
+# Only in the other environment, so that type checkers do not find them.
 torch: Any = importlib.import_module("torch")
 transformers: Any = importlib.import_module("transformers")
 safetensors: Any = importlib.import_module("safetensors.numpy")
@@ -41,7 +41,7 @@ PAD = 0
 
 
 def write_model(case: Case, folder: pathlib.Path) -> dict[str, list[int]]:
-    """A folder with the case's model; the shapes of its tensors."""
+    """Writes the model of a case. Returns the shapes of its tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "config.json"
     page.write_text(json.dumps(case.config, indent=1))
@@ -52,13 +52,15 @@ def write_model(case: Case, folder: pathlib.Path) -> dict[str, list[int]]:
     shapes = {name: list(w.shape) for name, w in safetensors.load_file(file).items()}
     if case.published:
         page.write_text(json.dumps(case.config, indent=1))
-        shapes = published(case.config, shapes)
+        shapes = rename_published(case.config, shapes)
     safetensors.save_file(weights(shapes), file, {"format": "pt"})
     return shapes
 
 
-def published(config: Fields, shapes: dict[str, list[int]]) -> dict[str, list[int]]:
-    """The names of the files that are out there, where those are others."""
+def rename_published(
+    config: Fields, shapes: dict[str, list[int]]
+) -> dict[str, list[int]]:
+    """The shapes by the tensor names of published files."""
     if config["model_type"] != "gpt2":
         return shapes
     mask = [1, 1, config["n_positions"], config["n_positions"]]
@@ -67,18 +69,18 @@ def published(config: Fields, shapes: dict[str, list[int]]) -> dict[str, list[in
 
 
 def load(folder: pathlib.Path) -> Any:
-    """The model of a folder, all of whose tensors are in the file and used."""
-    model, said = transformers.AutoModelForCausalLM.from_pretrained(
+    """The model of a folder. Raises if a tensor is missing or unused."""
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
         attn_implementation="eager",
         experts_implementation="eager",
         output_loading_info=True,
     )
-    masks = {n for n in said["unexpected_keys"] if n.endswith(".attn.bias")}
-    wrong = {k: v for k, v in said.items() if v and set(v) - masks}
+    masks = {n for n in info["unexpected_keys"] if n.endswith(".attn.bias")}
+    wrong = {k: v for k, v in info.items() if v and set(v) - masks}
     if wrong:
-        raise ValueError(f"{folder} does not hold the whole model: {wrong}")
+        raise ValueError(f"{folder} has missing or unused tensors: {wrong}")
     return model.eval()
 
 
@@ -87,8 +89,8 @@ def logits(model: Any, tokens: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(tokens).long()).logits.numpy()
 
 
-def padded(case: Case, vocab: int) -> tuple[Any, Any]:
-    """Prompts of different lengths, filled up on the left, and where they are not."""
+def pad_prompts(case: Case, vocab: int) -> tuple[Any, Any]:
+    """Prompts of different lengths, padded on the left, and their mask."""
     width = max(PROMPTS)
     tokens = rows(f"{case.name}: prompts", (len(PROMPTS), width), vocab)
     mask = np.arange(width) >= width - np.array(PROMPTS)[:, None]
@@ -96,7 +98,7 @@ def padded(case: Case, vocab: int) -> tuple[Any, Any]:
 
 
 def generate(model: Any, tokens: Any, mask: Any, **options: Any) -> Any:
-    """What follows the prompts, by transformers' own `generate`, with its scores."""
+    """The continuations of prompts by transformers' `generate`, and their scores."""
     fixed = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": PAD}
     fixed |= {"return_dict_in_generate": True, "output_scores": True}
     out = model.generate(tokens, attention_mask=mask, **fixed, **options)
@@ -104,8 +106,8 @@ def generate(model: Any, tokens: Any, mask: Any, **options: Any) -> Any:
     return follows, getattr(out, "sequences_scores", None)
 
 
-def greedy(model: Any, tokens: Any, mask: Any) -> Arrays:
-    """Greedy tokens of the batch, equal to those of each prompt on its own."""
+def generate_greedy(model: Any, tokens: Any, mask: Any) -> Arrays:
+    """Greedy tokens of the batch. Raises if those of a prompt alone differ."""
     together, _ = generate(model, tokens, mask)
     for row, alone in enumerate(PROMPTS):
         one = tokens[row : row + 1, -alone:]
@@ -115,8 +117,8 @@ def greedy(model: Any, tokens: Any, mask: Any) -> Arrays:
     return {"greedy": together}
 
 
-def searched(model: Any, tokens: Any, mask: Any) -> Arrays:
-    """Beams, with an end that a good one of them reaches midway."""
+def search_beams(model: Any, tokens: Any, mask: Any) -> Arrays:
+    """Results of beam search, with an end token that a good beam reaches midway."""
     free, _ = generate(model, tokens, mask, num_beams=4)
     end = int(free[0, 5])
     found: Arrays = {"end": np.array(end)}
@@ -134,8 +136,8 @@ def searched(model: Any, tokens: Any, mask: Any) -> Arrays:
     return found
 
 
-def gradient(model: Any, tokens: np.ndarray, folder: pathlib.Path) -> Arrays:
-    """The mean loss; its gradients are written as a model's tensors are."""
+def save_gradient(model: Any, tokens: np.ndarray, folder: pathlib.Path) -> Arrays:
+    """The mean loss. Writes its gradients as the tensors of a model."""
     ids = torch.from_numpy(tokens).long()
     loss = model(ids, labels=ids).loss
     loss.backward()
@@ -146,37 +148,39 @@ def gradient(model: Any, tokens: np.ndarray, folder: pathlib.Path) -> Arrays:
     return {"loss": loss.detach().numpy()}
 
 
-def answers(case: Case, folder: pathlib.Path) -> Arrays:
-    """All that the other side is asked."""
+def compute_results(case: Case, folder: pathlib.Path) -> Arrays:
+    """All results that `compare.py` reads."""
     model = load(folder)
     vocab = case.config["vocab_size"]
     tokens = rows(case.name, (ROWS, case.text), vocab)
-    prompts, mask = padded(case, vocab)
+    prompts, mask = pad_prompts(case, vocab)
     found = {"tokens": tokens, "logits": logits(model, tokens)}
     found |= {"prompts": prompts.numpy().astype(np.int32), "mask": mask.bool().numpy()}
-    found |= greedy(model, prompts, mask)
+    found |= generate_greedy(model, prompts, mask)
     if case.name in BEAMS:
-        found |= searched(model, prompts, mask)
+        found |= search_beams(model, prompts, mask)
     if case.name in GRADIENTS:
-        found |= gradient(model, tokens, folder)
+        found |= save_gradient(model, tokens, folder)
     return found
 
 
 def write(root: pathlib.Path) -> None:
-    began = time.monotonic()
+    start = time.monotonic()
     for case in CASES.values():
         folder = root / case.name
         write_model(case, folder)
-        np.savez(folder / "answers.npz", allow_pickle=False, **answers(case, folder))
-    print(f"{len(CASES)} models by transformers, {time.monotonic() - began:.0f} s")
+        np.savez(
+            folder / "answers.npz", allow_pickle=False, **compute_results(case, folder)
+        )
+    print(f"{len(CASES)} models by transformers, {time.monotonic() - start:.0f} s")
 
 
 def check(root: pathlib.Path) -> None:
-    """Compares what the other side wrote with what it was made from."""
+    """Compares the exported models with the originals."""
     wrong = []
     for case in CASES.values():
-        with np.load(root / case.name / "answers.npz") as made:
-            want, tokens = made["logits"], made["tokens"]
+        with np.load(root / case.name / "answers.npz") as results:
+            want, tokens = results["logits"], results["tokens"]
         try:
             folder = root / case.name / "exported"
             if not folder.is_dir():
@@ -192,12 +196,12 @@ def check(root: pathlib.Path) -> None:
 
 
 def golden(root: pathlib.Path) -> None:
-    """A file for each family: its config and shapes, and some of its answers."""
+    """Writes a file for each family: its config, shapes, and some results."""
     for family in FAMILIES:
         with tempfile.TemporaryDirectory() as scratch:
             folder = pathlib.Path(scratch)
             shapes = write_model(CASES[family], folder)
-            found = answers(CASES[family], folder)
+            found = compute_results(CASES[family], folder)
         few = found["logits"][:, 19::20].astype(np.float64)
         page = {"config": CASES[family].config, "shapes": shapes} | {
             name: found[name].tolist() for name in ("tokens", "prompts", "greedy")
@@ -208,11 +212,11 @@ def golden(root: pathlib.Path) -> None:
 
 
 def main() -> None:
-    verb, folder = sys.argv[1:]
+    command, folder = sys.argv[1:]
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    {"write": write, "check": check, "golden": golden}[verb](pathlib.Path(folder))
+    {"write": write, "check": check, "golden": golden}[command](pathlib.Path(folder))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The models whose tokens choose among experts."""
+"""Parity cases of mixture-of-experts models."""
 
 from tests.parity.case import GROUPED, NARROW, OLD, PLAIN, Case, sizes
-from tests.parity.dense import named
+from tests.parity.dense import name_model
 
 
 def mixtral() -> list[Case]:
-    name = named("mixtral", "MixtralForCausalLM")
+    name = name_model("mixtral", "MixtralForCausalLM")
     old = OLD | dict(
         num_experts_per_tok=2,
         num_local_experts=4,
@@ -26,7 +26,7 @@ def mixtral() -> list[Case]:
 
 
 def qwen3_moe() -> list[Case]:
-    name = named("qwen3_moe", "Qwen3MoeForCausalLM")
+    name = name_model("qwen3_moe", "Qwen3MoeForCausalLM")
     old = OLD | dict(
         attention_bias=False,
         decoder_sparse_step=1,
@@ -70,7 +70,7 @@ def qwen3_moe() -> list[Case]:
     ]
 
 
-# DeepSeek-V3's own config.json, but for its sizes.
+# DeepSeek-V3's config.json with smaller sizes.
 DEEPSEEK = OLD | dict(
     attention_bias=False,
     ep_size=1,
@@ -104,7 +104,7 @@ DEEPSEEK = OLD | dict(
 
 
 def deepseek_v3() -> list[Case]:
-    name = named("deepseek_v3", "DeepseekV3ForCausalLM") | dict(
+    name = name_model("deepseek_v3", "DeepseekV3ForCausalLM") | dict(
         kv_lora_rank=16, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10
     )
     direct = dict(
@@ -149,7 +149,7 @@ def deepseek_v3() -> list[Case]:
 
 
 def gpt_oss() -> list[Case]:
-    name = named("gpt_oss", "GptOssForCausalLM")
+    name = name_model("gpt_oss", "GptOssForCausalLM")
     old = OLD | dict(
         attention_bias=True,
         experts_per_token=2,

@@ -1,4 +1,4 @@
-"""Weights that anyone can make again from their names and shapes alone."""
+"""Weights that depend only on their names and shapes."""
 
 import math
 import zlib
@@ -10,10 +10,10 @@ Tensors = dict[str, np.ndarray]
 
 
 def weight(name: str, shape: Sequence[int]) -> np.ndarray:
-    """One tensor in float32: gains spread about 1, biases about 0, none of them zero.
+    """One tensor in float32: norm scales around 1, biases around 0, none of them 0.
 
-    NumPy promises the stream of PCG64 for all its versions, that of its normals not:
-    so these are uniform.
+    NumPy guarantees the stream of PCG64 across versions, not its normals: so these
+    are uniform.
     """
     stream = np.random.PCG64(zlib.crc32(name.encode()))
     bits = np.atleast_1d(stream.random_raw(math.prod(shape)))
@@ -29,12 +29,12 @@ def weight(name: str, shape: Sequence[int]) -> np.ndarray:
 
 
 def weights(shapes: Mapping[str, Sequence[int]]) -> Tensors:
-    """The tensors of a model, by the names that its file gives them."""
+    """The tensors of a model, by their names in the file."""
     return {name: weight(name, shape) for name, shape in shapes.items()}
 
 
 def rows(seed: str, shape: Sequence[int], vocab: int) -> np.ndarray:
-    """Token ids, the same ones for the same words."""
+    """Token ids that depend only on `seed`."""
     stream = np.random.PCG64(zlib.crc32(seed.encode()))
     bits = stream.random_raw(math.prod(shape))
     return (bits % np.uint64(vocab)).astype(np.int32).reshape(tuple(shape))
