@@ -159,10 +159,14 @@ class Machine:
     @property
     def topology(self) -> str | None:
         """The compiler's name of a group, as in `v5p:4x4x8`; None if it has none."""
-        if self.chip.torus_dims == 1:
+        dims, power = self.chip.torus_dims, self.group.bit_length() - 1
+        if dims == 1 or self.group != 2**power:
             return None
-        sides = _torus_sides(self.group, self.chip.torus_dims)
-        return f"{self.kind}:{'x'.join(map(str, sides))}" if sides else None
+        each, more = divmod(power, dims)  # sides as equal as possible, short ones first
+        sides = [2**each] * (dims - more) + [2 ** (each + 1)] * more
+        if dims == 3 and self.group < 8:  # a host of a three-dimensional torus is 2x2x1
+            sides = sides[::-1]
+        return f"{self.kind}:{'x'.join(map(str, sides))}"
 
     def estimate_gather(self, whole: float, count: int, stride: int) -> float:
         """Seconds in which `count` devices, `stride` apart, gather `whole` bytes.
@@ -197,17 +201,6 @@ def detect_machine() -> Machine:
     group = min(len(devices), CHIPS[kind].max_group)
     name = f"{len(devices)} x {devices[0].device_kind}"
     return Machine(name=name, kind=kind, group=group, groups=len(devices) // group)
-
-
-def _torus_sides(group: int, dims: int) -> list[int] | None:
-    """The torus closest to a cube, short sides first; None unless a power of two."""
-    power = group.bit_length() - 1
-    if group != 2**power:
-        return None
-    each, more = divmod(power, dims)
-    sides = [2**each] * (dims - more) + [2 ** (each + 1)] * more
-    # The smallest block of a three-dimensional torus is a host of 2 x 2 x 1.
-    return [*sides[::-1]] if dims == 3 and group < 8 else sides
 
 
 def parse_machine(name: str) -> Machine:

@@ -126,9 +126,6 @@ def _read_json(file: Path) -> dict[str, Any]:
             f"{file} does not exist: give the folder of a model with its config.json."
         )
     try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{file} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} is not a JSON object.")
-    return content
+        return dict(json.loads(file.read_text()).items())
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{file} is not a JSON object: {error}") from None

@@ -8,12 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-BITS = {
-    "pred": 8,
-    "s4": 4,
-    "u4": 4,
-    "bf16": 16,
-}  # other names end in the number of bits
+# Other names end in the number of bits.
+BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16}
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -40,8 +36,7 @@ class HLOOp(NamedTuple):
     @property
     def cycles(self) -> int:
         """The compiler's estimate; 0 if there is none."""
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
-        return int(found[1]) if found else 0
+        return int(self.search(r'"estimated_cycles":"(\d+)"') or 0)
 
     @property
     def bytes(self) -> int:
@@ -54,13 +49,16 @@ class HLOOp(NamedTuple):
     @property
     def channel(self) -> str:
         """The identifier that the parts of one collective share."""
-        found = re.search(r"channel_id=(\d+)", self.rest)
-        return found[1] if found else self.name
+        return self.search(r"channel_id=(\d+)") or self.name
 
-    def find_computation(self, key: str) -> str | None:
-        """The name of its `body`, `calls` or similar computation."""
-        found = re.search(rf"\b{key}=%([\w.-]+)", self.rest)
-        return found and found[1]
+    def find_computation(self, key: str) -> str:
+        """The name of its `body`, `calls` or similar computation, or an empty text."""
+        return self.search(rf"\b{key}=%([\w.-]+)")
+
+    def search(self, pattern: str) -> str:
+        """The first group of a match in `rest`, or an empty text."""
+        found = re.search(pattern, self.rest)
+        return found[1] if found else ""
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,8 @@ class HLOProgram:
         """
         for op in self.computations[name or self.entry]:
             if op.kind == "while":
-                body = op.find_computation("body") or ""
-                yield from self.iter_executed(body, times * self.count_trips(op))
+                trips = times * self.count_trips(op)
+                yield from self.iter_executed(op.find_computation("body"), trips)
             elif op.kind == "conditional":
                 yield from self._iter_branch(op, times)
             else:
@@ -88,7 +86,7 @@ class HLOProgram:
 
     def count_trips(self, loop: HLOOp) -> int:
         """How often a loop runs: the bound in its condition."""
-        ops = self.computations[loop.find_computation("condition") or ""]
+        ops = self.computations[loop.find_computation("condition")]
         numbers = {}
         for op in ops:
             operands = op.rest.split(")")[0]
@@ -103,12 +101,12 @@ class HLOProgram:
 
     def list_fused(self, op: HLOOp) -> list[HLOOp]:
         """The operations that one operation fuses or wraps."""
-        return self.computations.get(op.find_computation("calls") or "", [])
+        return self.computations.get(op.find_computation("calls"), [])
 
     def _iter_branch(self, op: HLOOp, times: int) -> Iterator[tuple[HLOOp, int]]:
         """The operations of the slowest branch."""
-        listed = re.search(r"branch_computations=\{([^}]*)\}", op.rest)
-        names = re.findall(r"%([\w.-]+)", listed[1]) if listed else []
+        listed = op.search(r"branch_computations=\{([^}]*)\}")
+        names = re.findall(r"%([\w.-]+)", listed)
         names += re.findall(r"\b(?:true|false)_computation=%([\w.-]+)", op.rest)
         branches = [list(self.iter_executed(name, times)) for name in names]
         yield from max(branches, key=lambda ops: sum(o.cycles * n for o, n in ops))

@@ -124,7 +124,7 @@ def test_a_model_of_an_unknown_family_is_refused():
 
 def test_a_broken_config_json_is_refused(llama):
     folder = llama()
-    for text, message in [("{", "is not JSON"), ("[]", "not a JSON object")]:
+    for text, message in [("{", "not a JSON object: Exp"), ("[]", "not a JSON object")]:
         (folder / "config.json").write_text(text)
         with pytest.raises(ConfigError, match=message):
             HFCheckpoint.open(folder)

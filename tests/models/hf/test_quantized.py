@@ -332,9 +332,9 @@ def test_gpt_oss_in_mxfp4_equals_the_dequantized_model(tmp_path):
     save_file(plain, tmp_path / "twin" / "model.safetensors")
     (tmp_path / "packed").mkdir()
     save_file(packed, tmp_path / "packed" / "model.safetensors")
-    told = json.loads((tmp_path / "twin" / "config.json").read_text())
-    told["quantization_config"] = FP4
-    (tmp_path / "packed" / "config.json").write_text(json.dumps(told))
+    config = json.loads((tmp_path / "twin" / "config.json").read_text())
+    config["quantization_config"] = FP4
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
     one, other = (
         lmx.load_hf(tmp_path / name, dtype="float32") for name in ("packed", "twin")
     )

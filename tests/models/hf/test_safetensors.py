@@ -115,4 +115,4 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no \\*.safetensors"):
         SafetensorsFolder(tmp_path)
     with pytest.raises(ConfigError, match="is not a folder"):
-        SafetensorsFolder(pathlib.Path(tmp_path, "gone"))
+        SafetensorsFolder(pathlib.Path(tmp_path, "missing"))

@@ -105,8 +105,8 @@ frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
 
 
 def test_data_sent_to_other_slices_is_a_collective():
-    [told] = measure(parse_hlo(SLOW), [0, 16]).collectives
-    assert told == ("all-reduce", (0, 16), 8 * 4, 1, False)
+    [use] = measure(parse_hlo(SLOW), [0, 16]).collectives
+    assert use == ("all-reduce", (0, 16), 8 * 4, 1, False)
 
 
 def test_a_loop_without_a_trip_count_is_refused():
