@@ -70,7 +70,7 @@ def test_configs_of_experiments_and_of_stores_name_a_tokenizer(tmp_path, capsys)
     words = ["BPE.vocab=300", "Text.path='text.txt'", "Text.holdout=@HoldoutTail()"]
     page = "tokenizer = @BPE()\n  "
     (tmp_path / "build.gin").write_text(
-        f"Build:\n  {page}sources = {{'one': @Text()}}\n"
+        f"BuildTokenStore:\n  {page}sources = {{'one': @Text()}}\n"
     )
     (tmp_path / "run.gin").write_text(
         f"include '{TINY}'\nExperiment.data = @PauseTokens()\n"

@@ -162,8 +162,8 @@ RUNS = {  # these only training can see
             *["tiny.gin", *TEXT, "TextDataset.order=@RandomWindows()"],
             "TextDataset.sequence_length=900",
         ],
-        "hold no window of 900",
-        "set length to",
+        "too few for a window of 900",
+        "set sequence_length to",
     ),
     "batch not divisible": (
         ["tiny.gin", "RepeatTask.batch_size=6"],

@@ -34,7 +34,7 @@ class FillInTheMiddle(DocumentTransform):
         spm_rate: fraction of those that are in SPM order.
         sentinels: the tokens `prefix`, `suffix` and `middle`, by name or number; None:
             three tokens that are added to the vocabulary.
-        reserved_tokens: tokens per row kept free for sentinels, three per document; a
+        reserved_tokens: tokens per row reserved for sentinels, three per document; a
             document that finds none left is not transformed.
         loss_on: whether the loss covers the whole document or only the middle.
     """

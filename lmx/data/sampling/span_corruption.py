@@ -35,8 +35,8 @@ class SpanCorruption(DocumentTransform):
         mean_span_length: tokens.
         sentinels: how many tokens are added to the vocabulary as sentinels; or existing
             tokens, by name or number. A document has at most one span less.
-        reserved_tokens: tokens per row kept free for sentinels, beyond those that one
-            document needs that fills the row; a document that finds none left is not
+        reserved_tokens: tokens per row reserved for sentinels, beyond those that a
+            document of the full row needs; a document that finds none left is not
             transformed.
         loss_on: whether the loss covers the whole document or only the spans.
     """
@@ -68,7 +68,7 @@ class SpanCorruption(DocumentTransform):
         return self.sentinels
 
     def source_length(self, length: int) -> int:
-        """The longest document whose transformed form fits beside the reserve."""
+        """The longest document that fits, transformed, beside the reserve."""
         size = length - self.reserved_tokens - 1
         while size > 1:
             sentinels = 2 * self.count_spans(size)[1] + 1
@@ -97,11 +97,11 @@ class SpanCorruption(DocumentTransform):
         marks = np.array(
             [(token, 1) for token in sentinels[: spans + 1]], WEIGHTED_TOKEN
         )
-        kept = np.insert(document[~is_noise], text.cumsum(), marks[:-1])
-        kept["weight"] *= np.float32(self.loss_on == "all")
+        rest = np.insert(document[~is_noise], text.cumsum(), marks[:-1])
+        rest["weight"] *= np.float32(self.loss_on == "all")
         starts = noise.cumsum() - noise
         removed = np.insert(document[is_noise], starts, marks[:-1])
-        return np.concatenate([kept, removed, marks[-1:]])
+        return np.concatenate([rest, removed, marks[-1:]])
 
 
 def random_partition(

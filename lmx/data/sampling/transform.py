@@ -36,7 +36,7 @@ class RandomKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentTransform(WrapperConfig):
-    """A dataset whose documents are transformed one by one.
+    """A dataset with documents that are transformed one by one.
 
     Rows of the source are shorter, by the room that sentinels need. A document is left
     unchanged if its row has no room for the transformed one, so nothing is cut off.

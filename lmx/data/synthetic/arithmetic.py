@@ -1,4 +1,4 @@
-"""Modular arithmetic: equations whose right side follows from the left side."""
+"""Modular arithmetic: the right side of an equation follows from the left side."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -20,7 +20,7 @@ from lmx.data.synthetic.markov_chain import (
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Markov(SyntheticDataset):
-    """Tokens whose probabilities depend on the last `order` tokens; stationary.
+    """A stationary source: tokens depend on the last `order` tokens.
 
     The distribution after each context is uniform over all distributions. Targets are
     the tokens with a full context in the row, and the optimal loss is the entropy rate.

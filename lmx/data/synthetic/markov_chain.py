@@ -1,4 +1,4 @@
-"""Markov chains whose states follow from the emitted tokens, with exact entropies."""
+"""Markov chains with states that follow from the tokens, and exact entropies."""
 
 from dataclasses import dataclass
 from functools import cached_property

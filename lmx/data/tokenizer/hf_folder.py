@@ -27,8 +27,8 @@ def load_hf_folder(path: Path, model_config: Mapping[str, Any]) -> FileTokenizer
     `eos_token_id` of the model's config adds stop tokens, and is EOS if the tokenizer's
     files name none.
     """
-    found = [name for name in HF_FILES if (path / name).is_file()]
-    files = {name: (path / name).read_bytes() for name in found}
+    paths = [path / name for name in HF_FILES]
+    files = {p.name: p.read_bytes() for p in paths if p.is_file()}
     if not files.keys() & {TOKENIZER_JSON, SENTENCEPIECE_FILE}:
         if "vocab.json" in files:
             raise ConfigError(
