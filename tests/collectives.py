@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices: kind, size, and to whom."""
+"""Collectives of a compiled program: kind, sizes and groups."""
 
 import math
 import re
@@ -34,7 +34,7 @@ def collectives(text):
 
 
 def group(line):
-    """The first group of a collective: listed, by strides, or by axes of a mesh."""
+    """The first group of a collective: a list, strides, or mesh axes."""
     if pair := re.search(r"source_target_pairs=(\{\{.*?\}\})", line):
         pairs = np.array(numbers(pair[1])).reshape(-1, 2)
         return next((list(p) for p in pairs if p[0] != p[1]), [])

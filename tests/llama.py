@@ -1,4 +1,4 @@
-"""Small Llamas as transformers would have saved them, made here."""
+"""Small Llama checkpoints in the format of transformers."""
 
 import json
 
@@ -52,7 +52,7 @@ def tensors_of(config, dtype=np.float32):
 
 @pytest.fixture
 def weights():
-    """The tensors of the Llama that is made where nothing else is asked for."""
+    """The tensors of the default Llama."""
     return tensors_of(CONFIG)
 
 

@@ -1,4 +1,4 @@
-"""What a machine must have, and what an import costs."""
+"""Dependencies, and what is imported when."""
 
 import importlib.metadata
 import pathlib
@@ -21,7 +21,7 @@ PINS = [
 
 
 def needs(requirement, extras=("",)):
-    """The requirement's package and, in turn, all that it pulls in here."""
+    """The package of the requirement and all its dependencies."""
     found, todo = set(), [(Requirement(requirement), extras)]
     while todo:
         wanted, extras = todo.pop()
@@ -42,7 +42,7 @@ def core():
     return set().union(*map(needs, PROJECT["dependencies"]))
 
 
-def test_the_core_is_at_most_sixty_packages():
+def test_the_core_has_at_most_sixty_packages():
     assert 20 < len(core()) <= 60
 
 
@@ -64,7 +64,7 @@ HELP = "from lmx.cli.main import main; main(['--help'])"
 
 
 @pytest.mark.parametrize("code", [IMPORT, HELP], ids=["import lmx", "lmx --help"])
-def test_jax_waits_until_it_is_needed(code):
+def test_jax_is_imported_only_when_needed(code):
     tell = "import atexit, sys; atexit.register(lambda: print(*sys.modules))\n"
     done = subprocess.run(
         [sys.executable, "-c", tell + code], capture_output=True, text=True, cwd=ROOT
@@ -105,14 +105,14 @@ runpy.run_path("benchmarks/gpu.py", run_name="__main__")
 
 
 def leanly(code):
-    """What a Python without the packages `CROSS_SLICE` prints."""
+    """The output of a Python without the packages `BEYOND`."""
     words = [sys.executable, "-c", REFUSE + code]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_every_package_is_either_lean_or_beyond():
+def test_every_dependency_is_listed():
     modules = {re.split(r"\W", name)[0] for name in PROJECT["dependencies"]}
     assert modules <= {*LEAN, *BEYOND}
 

@@ -1,4 +1,4 @@
-"""How programs are compiled in tests: quickly, since that takes most of their time."""
+"""XLA flags for fast compilation in tests."""
 
 from importlib.metadata import version
 

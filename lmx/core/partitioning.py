@@ -51,14 +51,15 @@ def with_partitioning(
 
     @wraps(fn, updated=())
     def traced(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _use(PartitionContext(mesh, rules)):
+        with use(PartitionContext(mesh, rules)):
             return fn(*args, **kwargs)
 
     return traced
 
 
 @contextmanager
-def _use(context: PartitionContext) -> Iterator[None]:
+def use(context: PartitionContext) -> Iterator[None]:
+    """Traces its body with this mesh and these rules."""
     token = _CONTEXT.set(context)
     try:
         yield
@@ -132,7 +133,7 @@ def vmap_over_axes(
     }
 
     def vmapped(*args: Any) -> Any:
-        with _use(PartitionContext(context.mesh, rules, context.vmapped_axes + axes)):
+        with use(PartitionContext(context.mesh, rules, context.vmapped_axes + axes)):
             return fn(*args)
 
     return jax.vmap(vmapped, in_axes, spmd_axis_name=axes)
@@ -154,18 +155,22 @@ def vmap_over_replicas(fn: Callable[..., Any], count: int) -> Callable[..., Any]
     return vmap_over_axes((REPLICA,), fn)
 
 
-def sum_over_slices(fn: Callable[..., Any], *rows: Any) -> Any:
-    """`fn(*rows)`, as the sum of `fn` of the rows of each slice.
+def sum_over_slices(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, computed as the sum of `fn` of the rows of each slice.
 
     Gradients are thus reduced within slices first, scattered over their devices, and
     then cross the slow links between slices once.
     """
     if REPLICA not in mesh_axes("B"):
-        return fn(*rows)
+        return fn
     count = _CONTEXT.get().mesh.shape[REPLICA]
-    split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
-    each = vmap_over_replicas(fn, count)(*split)
-    return jax.tree.map(lambda x: x.sum(axis=0), each)
+
+    def call(*rows: Any) -> Any:
+        split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
+        each = vmap_over_replicas(fn, count)(*split)
+        return jax.tree.map(lambda x: x.sum(axis=0), each)
+
+    return call
 
 
 def shard_map(
@@ -188,7 +193,7 @@ def shard_map(
         return fn
 
     def local(*args: Any) -> Any:
-        with _use(context._replace(mesh=_single_device_mesh(context.mesh))):
+        with use(context._replace(mesh=_single_device_mesh(context.mesh))):
             return fn(*args)
 
     def input_spec(letters: str, x: Array) -> PartitionSpec:

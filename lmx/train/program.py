@@ -18,7 +18,7 @@ from lmx.models import flops
 from lmx.models.decoder import Decoder
 from lmx.run.metadata import mesh_axes
 from lmx.train.loop import StepFn
-from lmx.train.step import Metrics, StepConfig, TrainState
+from lmx.train.step import Metrics, StepConfig, TrainState, step_on_mesh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,11 @@ class StepProgram:
 
     def jit_step(self, batch: Batch) -> Any:
         """The step for batches of that shape. It donates its state."""
-        step = partial(self.step_fn, self.step_config)
+        context = partitioning.PartitionContext(self.mesh, self.rules)
+        step = partial(step_on_mesh, self.step_fn, context, self.step_config)
         rows = batch_sharding(batch.tokens.shape, self.mesh, self.rules)
         return jax.jit(
-            partitioning.with_partitioning(self.mesh, self.rules, step),
+            step,
             in_shardings=(self.shardings, rows),
             out_shardings=(self.shardings, NamedSharding(self.mesh, PartitionSpec())),
             donate_argnums=0,

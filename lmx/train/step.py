@@ -97,6 +97,18 @@ def accumulate_gradients(
     return jax.lax.scan(add, zeros, split)[0]
 
 
+def step_on_mesh(
+    step_fn: TrainStepFn,
+    context: partitioning.PartitionContext,
+    config: StepConfig,
+    state: TrainState,
+    batch: Batch,
+) -> tuple[TrainState, Metrics]:
+    """A step, traced with the mesh and sharding rules of the context."""
+    with partitioning.use(context):
+        return step_fn(config, state, batch)
+
+
 def train_step(
     config: StepConfig,
     state: TrainState,
@@ -110,7 +122,7 @@ def train_step(
     if keys is None:
         keys = rng.fold(config.seed, state.step, "dropout", batch.tokens.shape[0])
     grad = partial(accumulate_gradients, config, state.params)
-    grads, loss, means = partitioning.sum_over_slices(grad, batch, keys)
+    grads, loss, means = partitioning.sum_over_slices(grad)(batch, keys)
     all_grads = optax.tree.scale(1.0 / jnp.maximum(loss.weight, 1.0), grads)
     grads = zero_sign_grads(all_grads)
     updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)

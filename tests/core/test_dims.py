@@ -5,7 +5,7 @@ import re
 from lmx.core import dims
 
 
-def test_every_letter_is_explained_and_every_explanation_has_its_letter():
+def test_every_letter_is_documented_and_every_documented_letter_exists():
     explained = re.findall(r"(?:^ {4}| {2})([A-Z])  ", str(dims.__doc__), re.MULTILINE)
     assert sorted(explained) == sorted(dims.LOGICAL)
 
@@ -14,6 +14,6 @@ def test_no_two_letters_share_a_name():
     assert len(set(dims.LOGICAL.values())) == len(dims.LOGICAL)
 
 
-def test_letters_spell_axes_in_order():
+def test_letters_map_to_axes_in_order():
     assert dims.logical("DNH") == ("embed", "heads", "head_dim")
     assert dims.logical("") == ()

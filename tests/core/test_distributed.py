@@ -1,4 +1,4 @@
-"""Which process this is, as the machines tell it."""
+"""Detection of the cluster and agreement of processes."""
 
 import jax
 import pytest
@@ -23,7 +23,7 @@ SLURM = {
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch):
-    """None of the signs by which a cluster is known."""
+    """Removes the variables of all clusters."""
     signs = (
         *SLURM,
         distributed.SLURM_TASKS,
@@ -41,43 +41,43 @@ def slurm(monkeypatch):
     return monkeypatch
 
 
-def test_where_nothing_tells_of_others_this_process_is_alone():
+def test_without_a_cluster_there_is_one_process():
     assert distributed.detect_cluster() is None
 
 
-def test_a_process_says_who_it_is():
+def test_flags_set_index_and_number_of_processes():
     assert distributed.detect_cluster(1, 2, "node:4321") == ProcessInfo(
         1, 2, "node:4321"
     )
     assert distributed.detect_cluster(0, 1, "node:4321") is None
 
 
-def test_slurm_tells_who_is_who(slurm):
+def test_slurm_sets_index_and_coordinator(slurm):
     assert distributed.detect_cluster() == ProcessInfo(2, 4, "node01:61447", [0])
 
 
 @pytest.mark.parametrize(
     ("tasks", "devices"), [("1(x4)", None), ("4", [0]), ("1,3", [0]), ("12(x4)", [0])]
 )
-def test_the_only_task_of_a_node_has_all_its_devices_and_one_of_several_has_one(
+def test_one_task_a_node_has_all_devices_and_one_of_several_has_one(
     slurm, tasks, devices
 ):
     slurm.setenv(distributed.SLURM_TASKS, tasks)
     assert distributed.detect_cluster() == ProcessInfo(2, 4, "node01:61447", devices)
 
 
-def test_what_is_said_comes_before_what_slurm_tells(slurm):
+def test_flags_override_slurm(slurm):
     assert distributed.detect_cluster(coordinator="other:1") == ProcessInfo(
         2, 4, "other:1", [0]
     )
 
 
-def test_one_task_of_slurm_is_alone(slurm):
+def test_one_task_of_slurm_is_one_process(slurm):
     slurm.setenv("SLURM_NTASKS", "1")
     assert distributed.detect_cluster() is None
 
 
-def test_two_tpu_slices_of_gke_tell_who_is_who(monkeypatch):
+def test_two_tpu_slices_of_gke_set_index_and_coordinator(monkeypatch):
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost,b,c,d")
     monkeypatch.setenv("TPU_WORKER_ID", "3")
@@ -87,13 +87,13 @@ def test_two_tpu_slices_of_gke_tell_who_is_who(monkeypatch):
     assert distributed.detect_cluster() == ProcessInfo(7, 8, "localhost:8482")
 
 
-def test_a_pod_that_is_not_one_of_many_is_alone_and_asks_nobody(monkeypatch):
+def test_a_pod_without_an_index_is_one_process(monkeypatch):
     monkeypatch.setenv(distributed.KUBERNETES_MARKER, "10.0.0.1")
     assert distributed.detect_cluster() is None
 
 
 @pytest.mark.parametrize("told", [(1, None, None), (None, 2, None), (0, 2, None)])
-def test_half_of_what_must_be_said_is_refused(told):
+def test_incomplete_flags_are_refused(told):
     with pytest.raises(
         ClusterConfigError, match="--process and --coordinator go together"
     ):
@@ -101,15 +101,15 @@ def test_half_of_what_must_be_said_is_refused(told):
 
 
 @pytest.mark.parametrize("number", [-1, 2])
-def test_a_process_beyond_the_last_is_refused(number):
+def test_an_index_out_of_range_is_refused(number):
     with pytest.raises(
         ClusterConfigError, match=f"--process {number} of --processes 2: .* from 0"
     ):
         distributed.detect_cluster(number, 2, "node:1")
 
 
-def test_a_restart_is_asked_for_where_one_is_lost_or_late():
-    """What gloo said where one of two processes of SLURM compiled for a minute more."""
+def test_a_lost_or_late_process_exits_with_75():
+    """The error of gloo when one of two processes compiled for a minute longer."""
     late = (
         "UNKNOWN: Gloo context initialization failed: DEADLINE_EXCEEDED: GetKeyValue()"
         " timed out with key: cpu:gloo/0,2048/1 and duration: 29.999999959s"
@@ -120,7 +120,7 @@ def test_a_restart_is_asked_for_where_one_is_lost_or_late():
     assert distributed.exit_status(ValueError(late)) == 1
 
 
-def test_alone_the_first_is_asked_at_once_and_a_notice_is_read_back():
+def test_one_process_is_the_leader_and_reads_its_own_stop_signal():
     assert distributed.is_leader() and distributed.max_steps_in_flight() == 0
     assert distributed.broadcast_from_leader(lambda: {"a": 1}) == {"a": 1}
     notice = distributed.StopSignal()

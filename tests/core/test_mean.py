@@ -1,4 +1,4 @@
-"""Parts add up to the whole."""
+"""Means of parts add up to the mean of the whole."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from lmx.core.mean import Mean
 
 
-def test_parts_added_or_stacked_have_the_mean_of_the_whole():
+def test_added_or_concatenated_parts_have_the_mean_of_the_whole():
     values, weights = np.random.default_rng(0).random((2, 3, 5))
     parts = [
         Mean(jnp.sum(v * w), jnp.sum(w)) for v, w in zip(values, weights, strict=True)
@@ -26,7 +26,7 @@ def test_the_mean_of_parts_is_not_the_mean_of_their_means():
     assert (few.value + many.value) / 2 == pytest.approx(1.8)
 
 
-def test_nothing_weighs_nothing():
+def test_the_mean_of_weight_zero_is_zero():
     zero = jnp.zeros(())
     assert Mean(zero, zero).value == 0.0
     assert jnp.isfinite(jax.grad(lambda total: Mean(total, zero).value)(zero))

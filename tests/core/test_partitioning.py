@@ -1,4 +1,4 @@
-"""What layers learn of the mesh while they are traced: letters in, shares out."""
+"""Sharding constraints and per-device programs by letters, during tracing."""
 
 import re
 from functools import partial
@@ -34,7 +34,7 @@ def test_a_letter_is_split_over_the_axes_longer_than_one_that_its_rule_names():
     assert partitioning.mesh_axes("B") == ()  # outside, nothing is split
 
 
-def test_an_axis_is_left_to_the_first_letter_of_an_array_that_asks_for_it():
+def test_a_mesh_axis_splits_the_first_letter_that_names_it():
     found = {}
 
     def fn(x):
@@ -48,7 +48,7 @@ def test_an_axis_is_left_to_the_first_letter_of_an_array_that_asks_for_it():
     assert found == {"D": ("fsdp", "expert"), "EDF": ("fsdp",), "BTD": ()}
 
 
-def test_a_program_is_for_the_devices_of_its_mesh():
+def test_the_platform_is_that_of_the_mesh():
     class Far:
         id, platform = 0, "tpu"
 
@@ -57,7 +57,7 @@ def test_a_program_is_for_the_devices_of_its_mesh():
     assert (asked(), partitioning.platform()) == ("tpu", "cpu")
 
 
-def test_what_is_kept_lies_as_its_letters_say_and_is_the_same():
+def test_constrain_shards_by_letters_and_keeps_the_values():
     kept = traced(lambda x: partitioning.constrain(x + 1, "BTN"))(ROWS)
     assert kept.sharding.spec == PartitionSpec("data", "context", "tensor")
     np.testing.assert_array_equal(kept, ROWS + 1)
@@ -74,8 +74,8 @@ def test_what_is_kept_lies_as_its_letters_say_and_is_the_same():
     )
 
 
-def test_what_is_added_over_slices_is_what_all_rows_would_give():
-    """Within a slice its own rows are split over its own devices."""
+def test_the_sum_over_slices_is_the_function_of_all_rows():
+    """Within a slice, rows are sharded over its devices."""
     found = []
 
     def fn(x, scale):
@@ -84,7 +84,7 @@ def test_what_is_added_over_slices_is_what_all_rows_would_give():
 
     slices = Mesh(replica=2, data=2, tensor=2).build(jax.devices(), RULES)
     call = partitioning.with_partitioning(
-        slices, RULES, lambda *rows: partitioning.sum_over_slices(fn, *rows)
+        slices, RULES, lambda *rows: partitioning.sum_over_slices(fn)(*rows)
     )
     ones = np.ones((4, 1))
     got = jax.jit(call)(ROWS, ones)["sum"]
@@ -96,12 +96,12 @@ def test_what_is_added_over_slices_is_what_all_rows_would_give():
         )()
 
 
-def test_a_share_that_would_not_be_even_is_refused():
+def test_an_uneven_constraint_is_refused():
     with pytest.raises(ValueError, match="'length' of size 5 cannot be split evenly"):
         traced(lambda x: partitioning.constrain(x, "BTN"))(ROWS[:, :5])
 
 
-def test_by_device_sums_of_shares_are_the_sum_of_the_whole():
+def test_sums_of_shards_are_the_sum_of_the_whole():
     def share(x, scale):
         assert x.shape == (2, 3, 1)
         assert partitioning.mesh_axes("T") == ()  # within a device nothing is split
@@ -118,8 +118,8 @@ def test_by_device_sums_of_shares_are_the_sum_of_the_whole():
     np.testing.assert_array_equal(grad, np.full_like(ROWS, 3))
 
 
-def test_by_device_within_slices_and_stages_is_the_program_of_each_place():
-    """Gradients too, where a loop begins with what is the same at every place."""
+def test_shard_map_works_within_vmapped_slices_and_stages():
+    """Gradients too, with a loop whose carry starts out replicated."""
     mesh = Mesh(replica=2, data=1, context=2, stage=2).build(jax.devices(), RULES)
     x, weights = ROWS.reshape(2, 2, 6, 2), np.array([[1.0, 2.0], [3.0, 4.0]])
 
@@ -153,7 +153,7 @@ def test_by_device_within_slices_and_stages_is_the_program_of_each_place():
     np.testing.assert_allclose(of_x, np.broadcast_to(each, x.shape))
 
 
-def test_an_input_may_be_a_tree_or_nothing():
+def test_an_input_may_be_a_tree_or_none():
     def share(rows, nothing):
         assert nothing is None and partitioning.num_shards("T") == 1
         return rows["x"] + rows["y"]
@@ -167,12 +167,12 @@ def test_an_input_may_be_a_tree_or_nothing():
 
 
 class Chip:
-    """A device of a machine that is not here."""
+    """A device of another machine."""
 
     platform, process_index, id = "tpu", 0, 0
 
 
-def test_a_program_is_for_the_devices_of_its_mesh_and_not_for_those_at_hand():
+def test_the_platform_is_that_of_the_mesh_and_not_of_local_devices():
     names = MESH.build(jax.devices(), RULES).axis_names
     chips = np.array([Chip() for _ in range(2)]).reshape(1, 1, 1, 1, 2, 1, 1)
     mesh = jax.sharding.Mesh(chips, names)
@@ -188,8 +188,8 @@ def test_a_program_is_for_the_devices_of_its_mesh_and_not_for_those_at_hand():
     assert seen == ["cpu"]
 
 
-def test_collectives_in_turn_are_what_they_are_alone_and_wait_for_one_another():
-    """Their gradients too, the other way round."""
+def test_serialized_collectives_have_the_same_values_and_wait():
+    """Their gradients too, in reverse order."""
     moves = [(0, 1), (1, 0)]
 
     def share(x, y):

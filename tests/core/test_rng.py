@@ -1,4 +1,4 @@
-"""Randomness is a function of seed, step, purpose and row, and of nothing else."""
+"""Random keys depend on seed, step, purpose and row only."""
 
 import itertools
 
@@ -13,7 +13,7 @@ def bits(keys) -> np.ndarray:
     return np.asarray(jax.random.key_data(keys))
 
 
-def test_a_row_has_its_key_however_many_rows_there_are():
+def test_the_key_of_a_row_does_not_depend_on_the_number_of_rows():
     whole = bits(rng.fold(3, 5, "dropout", 8))
     for rows in (1, 3, 8):
         np.testing.assert_array_equal(
@@ -36,7 +36,7 @@ def test_keys_of_purposes_differ_from_each_other_and_between_seeds():
     assert len(keys) == 9
 
 
-def test_a_traced_step_draws_as_a_known_one_and_compiles_once():
+def test_a_traced_step_has_the_same_keys_and_compiles_once():
     fold = jax.jit(
         chex.assert_max_traces(
             lambda step: jax.random.key_data(rng.fold(0, step, "dropout", 2)), n=1

@@ -1,4 +1,4 @@
-"""How logical axes land on the mesh."""
+"""Sharding of logical axes over the mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def mesh():
     return over(Mesh(data=2, fsdp=2, tensor=2))
 
 
-def test_data_takes_every_device_that_the_other_axes_leave():
+def test_data_uses_all_devices_that_are_left():
     assert over(Mesh()).shape["data"] == 8
     assert over(Mesh(fsdp=2, tensor=2)).shape["data"] == 2
     assert over(Mesh(tensor=8)).shape["data"] == 1
@@ -40,7 +40,7 @@ def test_a_mesh_may_use_fewer_devices_than_there_are():
         (Mesh(tensor=3), "8 devices are not a multiple of 3.*Mesh.data=2 to use"),
     ],
 )
-def test_a_mesh_that_cannot_be_is_refused_with_its_cure(mesh, message):
+def test_an_impossible_mesh_is_refused_with_a_fix(mesh, message):
     with pytest.raises(ValueError, match=message):
         over(mesh)
 
@@ -52,7 +52,7 @@ def test_an_axis_that_no_rule_names_is_refused():
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_an_axis_without_devices_is_refused(size):
+def test_an_axis_size_below_one_is_refused(size):
     with pytest.raises(ValueError, match=f"'fsdp' needs 1 device or more, not {size}"):
         Mesh(fsdp=size)
 
@@ -69,12 +69,12 @@ def test_a_rule_with_an_unknown_name_is_refused_with_the_nearest(rule, message):
         over(Mesh(), dict(RULES) | rule)
 
 
-def test_a_matrix_is_split_as_the_rules_say(mesh):
+def test_a_matrix_is_sharded_by_the_rules(mesh):
     got = spec(("embed", "heads", "head_dim"), (8, 4, 3), mesh, RULES)
     assert got == PartitionSpec(("fsdp",), ("tensor",), None)
 
 
-def test_rows_are_split_over_every_axis_that_copies_the_model(mesh):
+def test_rows_are_sharded_over_all_data_axes(mesh):
     got = spec(("batch", "length"), (8, 3), mesh, RULES)
     assert got == PartitionSpec(("data", "fsdp"), None)
 
@@ -88,12 +88,12 @@ def test_an_axis_of_one_device_splits_nothing():
     assert spec(("embed", "mlp"), (3, 5), mesh, RULES) == PartitionSpec(None, None)
 
 
-def test_an_uneven_split_is_refused_with_its_cure(mesh):
+def test_an_uneven_split_is_refused_with_a_fix(mesh):
     with pytest.raises(ValueError, match="'kv_heads' of size 1 cannot be split.*whole"):
         spec(("embed", "kv_heads"), (8, 1), mesh, RULES)
 
 
-def test_a_shard_of_each_device_adds_up_to_the_parameter(mesh):
+def test_the_shards_of_all_devices_make_up_the_parameter(mesh):
     values = jnp.arange(32.0).reshape(8, 4)
     param = nnx.Param(values, axes=("embed", "mlp"), in_dims=("embed",))
     place = shardings({"w": param}, mesh, RULES)["w"]
@@ -103,14 +103,14 @@ def test_a_shard_of_each_device_adds_up_to_the_parameter(mesh):
         np.testing.assert_array_equal(shard.data, values[shard.index])
 
 
-def test_what_has_no_axes_is_copied_everywhere(mesh):
+def test_arrays_without_axes_are_replicated(mesh):
     tree = {"count": jnp.zeros(()), "bare": nnx.Param(jnp.zeros(3))}
     places = shardings(tree, mesh, RULES)
     assert {place.spec for place in places.values()} == {WHOLE}
 
 
 @pytest.mark.parametrize("optimizer", [optax.adam(0.1), optax.adafactor(0.1)])
-def test_an_optimizer_keeps_moments_where_their_parameters_are(mesh, optimizer):
+def test_moments_are_sharded_like_their_parameters(mesh, optimizer):
     params = {
         "w": nnx.Param(jnp.zeros((128, 256)), axes=("embed", "mlp")),
         "gain": nnx.Param(jnp.zeros(128), axes=("embed",)),
@@ -127,7 +127,7 @@ def test_an_optimizer_keeps_moments_where_their_parameters_are(mesh, optimizer):
         assert place.spec in (WHOLE, kept.get(shape))
 
 
-def test_what_an_optimizer_masks_has_a_place_too(mesh):
+def test_masked_state_of_an_optimizer_has_shardings_too(mesh):
     params = {"w": nnx.Param(jnp.zeros((8, 8)), axes=("embed", "mlp"))}
     init = optax.masked(optax.adam(0.1), {"w": False}).init
     places = shardings(jax.eval_shape(init, params), mesh, RULES)

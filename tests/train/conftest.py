@@ -58,6 +58,6 @@ def tiny():
 
 @pytest.fixture
 def x64():
-    """64 bits for the length of a test, and the overrides that make use of them."""
+    """Enables 64 bits during a test; the overrides that use them."""
     with jax.enable_x64(True):
         yield FLOAT64

@@ -1,4 +1,4 @@
-"""Data that remember, process by process, which rows were asked for."""
+"""A dataset that records which rows each process requests."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from lmx.data.dataset import DatasetWrapper, WrapperConfig
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class RecordingConfig(WrapperConfig):
-    """Another source; a line of `folder`/I for each question of process I."""
+    """A wrapped dataset; a line of `folder`/I for each request of process I."""
 
     folder: str
 

@@ -1,4 +1,4 @@
-"""A kernel is how a run is carried out, and is refused before it begins."""
+"""The attention backend is execution only, and is checked before a run starts."""
 
 import pytest
 
@@ -7,17 +7,17 @@ from lmx.config.registry import ConfigError
 CUDNN = ["Attention.backend=@CuDNNAttention()", "Attention.head_dim=8"]
 
 
-def test_a_kernel_does_not_name_the_run(tiny):
+def test_the_backend_does_not_change_the_run_id(tiny):
     assert tiny("Attention.backend=@XLAAttention()").run_id() == tiny().run_id()
 
 
-def test_a_kernel_that_cannot_run_here_is_refused_when_a_run_is_opened(tiny):
+def test_a_backend_of_another_platform_is_refused_when_a_run_is_opened(tiny):
     experiment = tiny(*CUDNN).build()
     with pytest.raises(ValueError, match="CuDNN runs on GPUs and this process is on"):
         experiment.open()
 
 
-def test_a_kernel_that_cannot_do_it_is_refused_with_the_lines_that_asked(tiny):
+def test_an_unsupported_feature_is_refused_with_its_config_lines(tiny):
     experiment = tiny(*CUDNN, "Attention.logit_cap=30.0").build
     with pytest.raises(ConfigError, match="cannot do what Attention.logit_cap") as told:
         experiment().open()
@@ -25,13 +25,13 @@ def test_a_kernel_that_cannot_do_it_is_refused_with_the_lines_that_asked(tiny):
     assert "backend = @CuDNNAttention() set by" in f"{told.value}"
 
 
-def test_splash_is_refused_where_no_tpu_is_when_a_run_is_opened(tiny):
+def test_splash_is_refused_without_a_tpu_when_a_run_is_opened(tiny):
     experiment = tiny("Attention.backend=@SplashAttention()").build()
     with pytest.raises(ValueError, match="Splash runs on TPUs and this program is for"):
         experiment.open()
 
 
-def test_a_length_that_a_ring_cannot_share_is_refused_when_a_run_is_opened(tiny):
+def test_a_length_that_a_ring_cannot_split_is_refused_when_a_run_is_opened(tiny):
     said = ["Attention.backend=@RingAttention()", "Mesh.data=1", "Mesh.context=4"]
     tiny(*said).build().open()
     with pytest.raises(ValueError, match="12 tokens among 4 devices: .*multiple of 8"):

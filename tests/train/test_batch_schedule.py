@@ -1,4 +1,4 @@
-"""Steps of several shapes: what a run counts, and what it does when it is cut short."""
+"""Runs whose batch shape changes: counts, compilation and resume."""
 
 import shutil
 
@@ -48,7 +48,7 @@ def staged(tiny, tmp_path_factory):
         yield staged
 
 
-def test_a_run_counts_what_each_of_its_steps_has(staged):
+def test_a_run_counts_the_tokens_and_flops_of_each_step(staged):
     run = staged().build().open()
     model = staged().build().shaped()
     tokens, cost = 0, 0.0
@@ -81,7 +81,7 @@ def test_it_compiles_once_for_each_shape_and_resumes_to_the_same_bits(staged, tm
     assert int(jax.device_get(state.step)) == 8
 
 
-def test_a_stage_that_the_run_does_not_reach_is_not_asked_about(staged):
+def test_a_stage_beyond_the_last_step_is_not_checked(staged):
     far = staged(
         "rows/PiecewiseConstant.values=(4, 7)", "rows/PiecewiseConstant.boundaries=(9,)"
     )
@@ -105,8 +105,6 @@ def test_a_stage_that_the_run_does_not_reach_is_not_asked_about(staged):
         ),
     ],
 )
-def test_a_later_stage_that_cannot_be_is_refused_when_a_run_is_opened(
-    staged, words, message
-):
+def test_an_invalid_later_stage_is_refused_when_a_run_is_opened(staged, words, message):
     with pytest.raises((ConfigError, ValueError), match=message):
         staged(*words).build().open()

@@ -1,4 +1,4 @@
-"""What passes between devices in a step, and how slices of them are told apart."""
+"""Collectives of a step, and the assignment of slices to a mesh."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ from tests.collectives import collectives
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_gradients_cross_slow_links_once_and_in_shards(tiny, parts):
-    """Added up within a slice before, where each device keeps its part of them."""
+    """They are reduce-scattered within a slice before."""
     said = [f"Mesh.{axis}" for axis in ("replica=2", "data=1", "fsdp=4")]
     run = (
         tiny(*said, f"Experiment.microbatches={parts}", "RepeatTask.batch_size=16")
@@ -50,8 +50,8 @@ def test_gradients_cross_slow_links_once_and_in_shards(tiny, parts):
 
 
 @pytest.mark.parametrize("sizes", [(2, 4, 1, 1), (1, 2, 2, 2)], ids=str)
-def test_no_device_gets_the_first_vectors_of_rows_that_are_not_its_own(tiny, sizes):
-    """Nor their gradients, though of the table it has only some of the width."""
+def test_embeddings_of_rows_are_not_gathered_on_other_devices(tiny, sizes):
+    """Nor are gradients, although the table is sharded along its width."""
     axes = zip(("data", "fsdp", "context", "tensor"), sizes, strict=True)
     mesh = Mesh(**dict(axes)).build(jax.devices(), RULES)
     born = tiny("Decoder.vocab=4096", "Decoder.width=32").build().model
@@ -73,7 +73,7 @@ def test_no_device_gets_the_first_vectors_of_rows_that_are_not_its_own(tiny, siz
 
 
 def made_devices(platform):
-    """Eight of two slices, which take turns."""
+    """Eight devices of two slices, interleaved."""
     told = dict(process_index=0, platform=platform, device_kind="x")
     return [SimpleNamespace(id=i, slice_index=i % 2, **told) for i in range(8)]
 
@@ -99,8 +99,8 @@ def test_slices_without_replicas_are_refused_on_tpus_alone():
 
 @pytest.mark.meshes
 @pytest.mark.parametrize("rounds", [1, 2])
-def test_stages_pass_streams_on_and_keep_their_weights(tiny, rounds):
-    """In one round. In more, each weight goes to its stage of the time, and is back."""
+def test_stages_send_hidden_states_and_keep_their_weights(tiny, rounds):
+    """In one round. In more, weights move to the stage that uses them, and back."""
     said = [
         "Decoder.pipeline=@PipelineSchedule()",
         f"PipelineSchedule.virtual_stages={rounds}",

@@ -1,4 +1,4 @@
-"""Replicas that learn apart: the algorithm, the mesh, and what passes between them."""
+"""DiLoCo: the algorithm, the mesh and the communication."""
 
 import re
 
@@ -23,7 +23,7 @@ ALONE = ["Mesh.data=1", "Experiment.steps=4"]
 
 
 def after(run, state, steps, part=lambda batch: batch):
-    """The state after some of the run's steps, and the losses on the way."""
+    """The state after some steps of the run, and their losses."""
     losses, begin = [], int(state.step)
     for step in range(begin, begin + steps):
         batch = jax.tree.map(part, run.data.batch_at(run.seed, step))
@@ -33,7 +33,7 @@ def after(run, state, steps, part=lambda batch: batch):
 
 
 def copied(tree):
-    """The same, that no step consumes."""
+    """A copy that no step donates."""
     return jax.tree.map(np.array, tree)
 
 
@@ -42,7 +42,7 @@ def close(one, other, rtol=1e-9):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-12)
 
 
-def test_one_replica_that_meets_itself_each_step_is_plain_training(tiny, x64):
+def test_one_replica_that_synchronizes_each_step_is_plain_training(tiny, x64):
     trivial = [f"DiLoCo.{said}" for said in ("replicas=1", "every=1", "rate=1.0")]
     said = ["Experiment.local_sgd=@DiLoCo()", *trivial, "DiLoCo.outer_momentum=0.0"]
     plain, outer = (
@@ -53,8 +53,8 @@ def test_one_replica_that_meets_itself_each_step_is_plain_training(tiny, x64):
     close(found.params, wanted.params)
 
 
-def test_meetings_are_nesterov_steps_along_the_mean_change_of_plain_runs(tiny, x64):
-    """By hand: two plain runs on half the rows each, from one meeting to the next."""
+def test_a_synchronization_is_a_nesterov_step_along_the_mean_change(tiny, x64):
+    """By hand: two plain runs on half the rows each, between synchronizations."""
     run = tiny(*x64, "Mesh.data=1", *PAIR).build().open()
     found, losses = after(run, run.init(), 4)
     plain = tiny(*x64, *ALONE).build().open()
@@ -91,9 +91,7 @@ def on_a_mesh(tiny):
     )
 
 
-def test_replicas_on_slices_of_their_own_learn_what_they_do_on_one_device(
-    tiny, x64, on_a_mesh
-):
+def test_replicas_on_slices_train_as_on_one_device(tiny, x64, on_a_mesh):
     alone = tiny(*x64, "Mesh.data=1", *PAIR).build().open()
     spread = on_a_mesh(*x64)
     (wanted, losses), (found, same) = (after(r, r.init(), 3) for r in (alone, spread))
@@ -103,8 +101,8 @@ def test_replicas_on_slices_of_their_own_learn_what_they_do_on_one_device(
     assert table.sharding.spec == PartitionSpec("replica", None, "fsdp")
 
 
-def test_between_meetings_only_numbers_pass_between_slices(on_a_mesh):
-    """In the compiled step: what is larger is in the branch of a meeting."""
+def test_between_synchronizations_only_scalars_cross_slices(on_a_mesh):
+    """In the compiled step, larger collectives are in the branch that synchronizes."""
     run = on_a_mesh()
     text = (
         run.step.lower(run.abstract_state(), run.data.batch_at(0, 0))
@@ -127,7 +125,7 @@ def test_between_meetings_only_numbers_pass_between_slices(on_a_mesh):
     assert half <= sum(sizes[True]) < half + 8
 
 
-def test_a_run_goes_on_from_between_two_meetings(tiny, on_a_mesh, tmp_path):
+def test_a_run_resumes_between_two_synchronizations(tiny, on_a_mesh, tmp_path):
     run = on_a_mesh()
     whole, _ = after(run, run.init(), 4)
     whole = copied(whole)
@@ -143,7 +141,7 @@ def test_a_run_goes_on_from_between_two_meetings(tiny, on_a_mesh, tmp_path):
     close(checkpoints.restore(1, like)["params"], copied(run.init().params))
 
 
-def test_what_cannot_be_is_refused(tiny):
+def test_impossible_settings_are_refused(tiny):
     for said, message in [
         (["Experiment.steps=5"], "5 steps do not end with a synchronization"),
         (["DiLoCo.replicas=3"], "8 rows cannot be split evenly over 3 replicas"),

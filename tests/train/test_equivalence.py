@@ -1,4 +1,4 @@
-"""However a batch is parted, spread or packed, its loss and gradient are the same.
+"""Microbatches, sharding and packing do not change the loss and gradient of a batch.
 
 In float64, where rounding cannot hide a fault, auxiliary losses included.
 """
@@ -57,7 +57,7 @@ def row(documents):
 
 
 def laid_out(layout):
-    """The documents, two in a row or each in its own."""
+    """The documents, two in a row or one in each."""
     every = [document(number) for number in range(DOCUMENTS)]
     each = 2 if layout == "packed" else 1
     rows = [row(every[at : at + each]) for at in range(0, DOCUMENTS, each)]
@@ -69,7 +69,7 @@ def laid_out(layout):
 
 @pytest.fixture(scope="module")
 def sums_of(tiny):
-    """The gradient of the total, the loss and its means, each found once."""
+    """The gradient of the total, the loss and its means, cached."""
 
     @functools.cache
     def sums_of(kind, layout, parts, width):
@@ -91,7 +91,7 @@ def sums_of(tiny):
 
 
 @pytest.mark.parametrize(("kind", "layout", "parts", "width"), CASES)
-def test_parts_and_devices_and_packing_change_nothing(
+def test_microbatches_devices_and_packing_do_not_change_the_gradient(
     sums_of, kind, layout, parts, width
 ):
     whole = sums_of(kind, "packed", 1, 1)
@@ -102,7 +102,7 @@ def test_parts_and_devices_and_packing_change_nothing(
     assert whole[1].total.dtype == np.float64 and "balance" in whole[2]
 
 
-def test_packed_rows_hold_the_documents_of_padded_ones():
+def test_packed_rows_have_the_documents_of_padded_ones():
     packed, padded = laid_out("packed"), laid_out("padded")
     assert len(padded.tokens) == 2 * len(packed.tokens)
     for one, other in zip(packed[:4], padded[:4], strict=True):

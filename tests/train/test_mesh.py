@@ -90,7 +90,7 @@ def listed(by_day, others):
 
 
 def packed(batch):
-    """With a document before the echo in every row, and padding behind it in some."""
+    """Adds a document before the sequence of every row, and padding after some."""
     B, T = batch.tokens.shape
     at_BT = np.tile(np.arange(T), (B, 1))
     begin_B1, end_B1 = 2 + np.arange(B)[:, None] % 3, T - np.arange(B)[:, None] % 4
@@ -104,7 +104,7 @@ def packed(batch):
 
 @pytest.fixture(scope="module")
 def numbers_of(tiny):
-    """The losses and gradient norms of a variant on a mesh, each run once."""
+    """The losses and gradient norms of a variant on a mesh, cached."""
 
     @functools.cache
     def numbers_of(mesh, kind, said, wide):
@@ -166,7 +166,7 @@ def test_many_devices_agree_with_one_to_1e_4_in_float32(numbers_of, mesh, kind, 
         ),
     ],
 )
-def test_a_program_for_other_devices_is_refused_by_name_at_start(
+def test_a_layer_of_another_platform_is_refused_by_name_at_start(
     tiny, choice, said, instead
 ):
     other = tiny(

@@ -1,4 +1,4 @@
-"""Every optimizer keeps the same contract; each is what its paper says."""
+"""One contract for every optimizer; each agrees with its paper."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def rate(count):
 
 
 def make_params():
-    """A table, a stack of matrices and a gain, marked as a model's are."""
+    """A table, a stack of matrices and a scale, annotated like those of a model."""
     init = Init(nnx.Rngs(0), FanIn(), depth=2)
     return nnx.State({
         "table": init.weight("VD", SIZES, in_dims="V", role="embed"),
@@ -44,7 +44,7 @@ def make_params():
 
 
 def gradients_like(params, step):
-    """Made-up gradients, another at each step."""
+    """Synthetic gradients that differ between steps."""
     leaves, tree = jax.tree.flatten(params)
     noise = np.random.default_rng(step)
     return tree.unflatten([
@@ -67,7 +67,7 @@ def plain(tree):
 
 
 def trained(optimizer, steps=4):
-    """Parameters after every step of a made-up history, beginning with step 0."""
+    """Parameters after every step of synthetic gradients, from step 0 on."""
     params = make_params()
     state = jax.jit(optimizer.init)(params)
     update = jax.jit(optimizer.update)
@@ -80,7 +80,7 @@ def trained(optimizer, steps=4):
 
 
 def made_up(step, clip=None):
-    """The gradients of that step in NumPy, no longer together than `clip`."""
+    """The gradients of that step in NumPy, clipped to a global norm."""
     grads = plain(gradients_like(make_params(), step))
     norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
     scale = min(1.0, clip / norm) if clip else 1.0
@@ -88,7 +88,7 @@ def made_up(step, clip=None):
 
 
 @CONTRACT
-def test_a_few_steps_come_nearer_to_the_bottom_of_a_bowl(kind):
+def test_a_few_steps_approach_the_minimum_of_a_quadratic(kind):
     optimizer, params = kind(rate), make_params()
     state = optimizer.init(params)
 
@@ -110,7 +110,7 @@ def test_a_few_steps_come_nearer_to_the_bottom_of_a_bowl(kind):
 
 
 @CONTRACT
-def test_decay_acts_on_matrices_and_embeddings_and_on_no_gain(kind):
+def test_weight_decay_applies_to_matrices_and_embeddings_only(kind):
     optimizer, params = kind(rate, weight_decay=0.5), make_params()
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = jax.jit(optimizer.update)(zeros, optimizer.init(params), params)
@@ -122,7 +122,7 @@ def test_decay_acts_on_matrices_and_embeddings_and_on_no_gain(kind):
 
 
 @CONTRACT
-def test_its_state_is_split_as_its_parameters_are(kind):
+def test_its_state_is_sharded_like_its_parameters(kind):
     optimizer, mesh = kind(rate), Mesh(data=2, fsdp=4).build(jax.devices(), RULES)
     params = make_params()
     places = sharding.shardings(
@@ -136,7 +136,7 @@ def test_its_state_is_split_as_its_parameters_are(kind):
         assert shard.size == leaf.size // 4, leaf.shape
 
 
-def test_factored_moments_are_small_and_copied_everywhere():
+def test_factored_moments_are_small_and_replicated():
     optimizer, params = optim.adafactor(rate, min_dim_size_to_factor=16), make_params()
     state = optimizer.init(params)
     mesh = Mesh(data=2, fsdp=4).build(jax.devices(), RULES)
@@ -149,7 +149,7 @@ def test_factored_moments_are_small_and_copied_everywhere():
 
 
 @CONTRACT
-def test_a_gradient_beyond_the_clip_counts_by_its_direction_only(kind):
+def test_a_clipped_gradient_keeps_its_direction(kind):
     params = make_params()
     grads = gradients_like(params, 0)
     far = jax.tree.map(lambda g: 1e3 * g, grads)
@@ -158,7 +158,7 @@ def test_a_gradient_beyond_the_clip_counts_by_its_direction_only(kind):
     chex.assert_trees_all_close(update(grads), update(far), rtol=2e-4, atol=1e-8)
 
 
-def test_adamw_is_the_loop_of_its_paper():
+def test_adamw_agrees_with_the_loop_of_its_paper():
     b1, b2, eps, decay, clip = 0.8, 0.9, 1e-3, 0.3, 5.0
     found = trained(
         optim.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=decay, clip=clip)
@@ -179,7 +179,7 @@ def test_adamw_is_the_loop_of_its_paper():
         chex.assert_trees_all_close(params, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_sgd_is_nesterovs_loop():
+def test_sgd_agrees_with_nesterovs_loop():
     found = trained(optim.sgd(rate, momentum=0.7, weight_decay=0.2, clip=None))
     params = found[0]
     trace = dict.fromkeys(params, 0.0)
@@ -207,7 +207,7 @@ def test_lion_is_the_sign_of_a_momentum():
 
 
 def newton_schulz(g):
-    """Five rounds of the quintic of Jordan 2024, matrix by matrix."""
+    """Five iterations of the quintic of Jordan 2024 on each matrix."""
     x = g / np.linalg.norm(g)
     x = x.T if x.shape[0] > x.shape[1] else x
     for _ in range(5):
@@ -227,7 +227,7 @@ def test_the_first_step_of_muon_is_newton_schulz_of_the_gradient():
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_an_update_of_muon_is_nearly_orthogonal_and_as_large_as_it_says():
+def test_an_update_of_muon_is_nearly_orthogonal_and_has_the_documented_size():
     first, then = trained(optim.muon(rate), steps=1)
     for name, (summed, made) in {"up": (16, 32), "down": (32, 16)}.items():
         for update in (first[name] - then[name]).reshape(-1, summed, made) / RATE:
@@ -238,7 +238,7 @@ def test_an_update_of_muon_is_nearly_orthogonal_and_as_large_as_it_says():
             assert rms == pytest.approx(scale / max(summed, made) ** 0.5, rel=0.25)
 
 
-def test_what_stands_outside_the_layers_takes_adam_under_muon():
+def test_muon_uses_adam_for_embeddings_head_and_norms():
     names = ("table", "head", "scale")
     muon = trained(
         optim.muon(
@@ -264,7 +264,7 @@ def test_what_stands_outside_the_layers_takes_adam_under_muon():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_of_them_opens_on_a_mesh_with_real_parameters(tiny, kind):
+def test_every_optimizer_opens_on_a_mesh(tiny, kind):
     mesh = ["Mesh.data=2", "Mesh.fsdp=2", "Mesh.tensor=2"]
     run = tiny(f"Experiment.optimizer=@{kind}", *mesh).build().open()
     assert jax.tree.leaves(run.abstract_state().opt_state)

@@ -1,4 +1,4 @@
-"""Real processes on one machine train as one process does, stop as one, and end as one.
+"""Several processes on one machine train, stop and exit like one.
 
 Each is an `lmx train` of its own; gloo carries what their devices tell one another.
 """
@@ -56,7 +56,7 @@ def mesh_words(mesh: str) -> list[str]:
 
 
 def port() -> int:
-    """One that is free now."""
+    """A free port."""
     with socket.create_server(("", 0)) as door:
         return door.getsockname()[1]
 
@@ -115,14 +115,14 @@ class Group:
 
 @pytest.fixture
 def work(tmp_path):
-    """An empty working folder but for `tiny.gin`."""
+    """A working folder with `tiny.gin` only."""
     shutil.copy(PAGE, tmp_path)
     return tmp_path
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The folder of the same run in one process on one device; each is made once."""
+    """The folder of the same run in one process on one device, cached."""
     made: dict[tuple[str, ...], Path] = {}
 
     def alone(*words: str) -> Path:
@@ -155,7 +155,7 @@ def check_trained(work, alone, processes, devices, mesh, kind, dtype, *words):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Where two processes have trained, and noted which rows they asked for."""
+    """A folder where two processes trained and recorded which rows they requested."""
     work = tmp_path_factory.mktemp("pair")
     for file in (PAGE, PAGE.with_name("asked.py")):
         shutil.copy(file, work)
@@ -165,7 +165,7 @@ def pair(tmp_path_factory):
     return work
 
 
-def test_two_processes_train_and_evaluate_as_one_does(pair, alone):
+def test_two_processes_train_and_evaluate_like_one(pair, alone):
     run = pair / "run"
     check_same(run, alone(*FLOAT64, *EVALUATE), CLOSE["float64"])
     assert [row["step"] for row in read_metrics(run) if "validation/nats" in row] == [
@@ -178,7 +178,7 @@ def test_two_processes_train_and_evaluate_as_one_does(pair, alone):
     assert not CheckpointReader(checkpoints.directory.step_path(10)).verify()
 
 
-def test_a_process_reads_its_own_rows_and_no_others(pair):
+def test_a_process_reads_only_the_rows_of_its_devices(pair):
     for process, own in enumerate(["0 4", "4 8"]):
         asked = (pair / str(process)).read_text().splitlines()
         assert asked[0] == "0 0 1"  # one row, to know the shapes
@@ -190,11 +190,11 @@ def test_a_process_reads_its_own_rows_and_no_others(pair):
 @pytest.mark.parametrize(
     "case", CASES, ids=lambda case: f"{case[0]} of {case[1]}, {' '.join(case[2:])}"
 )
-def test_many_processes_train_as_one_does(work, alone, case):
+def test_several_processes_train_like_one(work, alone, case):
     check_trained(work, alone, *case)
 
 
-def test_a_signal_to_one_of_four_stops_all_and_two_or_one_go_on(work, alone):
+def test_a_signal_to_one_of_four_stops_all_and_two_or_one_resume(work, alone):
     words = ["tiny.gin", *LONG, "CheckpointPolicy.every=90", *FLOAT64, "--run", "run"]
     group = Group(work, [*words, "Mesh.fsdp=2", "Mesh.tensor=2"], 4)
     group.reach(work / "run", 5)
@@ -214,7 +214,7 @@ def test_a_signal_to_one_of_four_stops_all_and_two_or_one_go_on(work, alone):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_is_killed_the_other_ends_with_75_and_a_restart_goes_on(
+def test_if_one_is_killed_the_other_exits_with_75_and_a_restart_resumes(
     work, alone, victim
 ):
     words = [
@@ -239,7 +239,7 @@ def test_when_one_is_killed_the_other_ends_with_75_and_a_restart_goes_on(
     check_same(work / "run", alone(*LONG, *FLOAT64), 1e-9)
 
 
-def test_a_fault_of_one_process_ends_all_with_its_words_and_its_status(work):
+def test_an_error_in_one_process_exits_all_with_its_message_and_status(work):
     words = ["tiny.gin", "Mesh.data=1", "--run", "run"]
     for status, _, moaned in Group(work, words, 2).end():
         assert status == 2
@@ -247,7 +247,7 @@ def test_a_fault_of_one_process_ends_all_with_its_words_and_its_status(work):
     assert not (work / "run").exists()
 
 
-def test_processes_that_do_not_come_are_named_and_nothing_is_begun(work):
+def test_missing_processes_are_named_and_nothing_is_written(work):
     words = ["tiny.gin", "--run", "run", "--processes", "3", "--process", "0"]
     words += ["--coordinator", f"localhost:{port()}", "--wait", "2"]
     done = subprocess.run(

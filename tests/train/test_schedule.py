@@ -1,4 +1,4 @@
-"""Learning rates against what a pencil says."""
+"""Learning rates against values computed by hand."""
 
 import math
 
@@ -31,7 +31,7 @@ CONTRACT = pytest.mark.parametrize(("schedule", "shape"), SHAPES.values(), ids=S
 
 
 @CONTRACT
-def test_the_rate_is_a_line_up_and_then_its_shape(schedule, shape):
+def test_the_learning_rate_is_a_linear_warmup_and_then_its_decay(schedule, shape):
     rate = schedule.build(STEPS)
     for count in range(STEPS):
         wanted = 2.0 * (count + 1) / (WARMUP + 1)
@@ -41,7 +41,7 @@ def test_the_rate_is_a_line_up_and_then_its_shape(schedule, shape):
 
 
 @CONTRACT
-def test_the_first_step_moves_and_the_peak_comes_after_the_warm_up(schedule, shape):
+def test_the_first_step_is_above_zero_and_the_peak_follows_the_warmup(schedule, shape):
     rate = schedule.build(STEPS)
     assert rate(0) == pytest.approx(2.0 / (WARMUP + 1))
     assert rate(WARMUP) == pytest.approx(2.0)
@@ -51,7 +51,7 @@ def test_the_first_step_moves_and_the_peak_comes_after_the_warm_up(schedule, sha
 
 
 @pytest.mark.parametrize("warmup", [10, 11])
-def test_a_warm_up_that_leaves_nothing_to_train_is_refused(warmup):
+def test_a_warmup_of_all_steps_is_refused(warmup):
     with pytest.raises(
         ConfigError, match="Cosine.warmup_steps must be below Experiment"
     ):
@@ -59,6 +59,6 @@ def test_a_warm_up_that_leaves_nothing_to_train_is_refused(warmup):
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.5])
-def test_a_decay_that_is_no_share_is_refused(decay):
+def test_a_decay_fraction_out_of_range_is_refused(decay):
     with pytest.raises(ConfigError, match=f"WSD.decay_fraction is {decay}: it must be"):
         WSD(peak_lr=1.0, decay_fraction=decay)

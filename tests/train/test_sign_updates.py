@@ -1,4 +1,4 @@
-"""Biases balance a router by the sign of its load, whatever else is being trained."""
+"""Router biases are updated by the sign of their load."""
 
 import chex
 import jax
@@ -22,19 +22,19 @@ STILL = (
 
 @pytest.fixture(scope="module")
 def run(tiny):
-    """An experiment in which nothing but biases learns."""
+    """An experiment that trains only biases."""
     return tiny(*STILL, kind="sigmoid").build().open()
 
 
 def bias(params):
-    """The biases of all layers, which the parameters have once."""
+    """The biases of all layers."""
     flat = nnx.to_flat_state(params)
     [found] = [p for path, p in flat if path[-2:] == ("router", "bias")]
     return found
 
 
 def loads(run, params, batch):
-    """How many tokens chose each expert of each layer, seen from inside the model."""
+    """Tokens of each expert of each layer, counted inside the model."""
     seen, route = [], SigmoidRouter.route
 
     def watched(router, scores, bias):
@@ -50,11 +50,11 @@ def loads(run, params, batch):
 
 
 def after(run, state):
-    """The state after one more step, and what the step tells."""
+    """The state after one more step, and its metrics."""
     return run.step(state, run.put_batch(run.data.batch_at(run.seed, int(state.step))))
 
 
-def test_a_step_moves_each_bias_by_the_rule_counted_by_hand(run):
+def test_a_step_moves_each_bias_by_the_sign_of_its_load(run):
     counts = loads(run, run.init().params, run.data.batch_at(run.seed, 0))
     assert counts.shape == (2, E) and counts.std() > 0
     moved = bias(after(run, run.init())[0].params)[...]
@@ -62,7 +62,7 @@ def test_a_step_moves_each_bias_by_the_rule_counted_by_hand(run):
     np.testing.assert_allclose(moved, want, rtol=1e-6)
 
 
-def test_biases_bring_a_skewed_router_to_balance(run):
+def test_biases_balance_a_skewed_router(run):
     state, batch = run.init(), run.data.batch_at(run.seed, 0)
     skewed = jnp.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
     bias(state.params).set_value(skewed)
@@ -74,15 +74,15 @@ def test_biases_bring_a_skewed_router_to_balance(run):
     assert np.abs(loads(run, state.params, batch) - even).max() < 0.5 * even
 
 
-def test_how_much_load_weighs_changes_nothing(run, tiny):
-    """Neither the clip nor any norm of gradients sees it."""
+def test_the_weight_of_the_load_changes_nothing(run, tiny):
+    """Neither clipping nor gradient norms include it."""
     more = "NextToken.aux={'balance': 0.01, 'load': 64.0}"
     other = tiny(*STILL, more, kind="sigmoid").build().open()
     chex.assert_trees_all_equal(after(run, run.init()), after(other, other.init()))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
-def test_what_has_a_sign_rate_steps_by_it_and_all_else_as_it_would(rate):
+def test_parameters_with_a_sign_rate_step_by_it_and_others_do_not_change(rate):
     init = Init(nnx.Rngs(0), FanIn(), depth=2)
     params = nnx.State({"gain": init.full("D", {"D": 3}, 1.0)})
     params["bias"] = SigmoidRouter(3, 4, init, top_k=1, bias_update_rate=rate).bias

@@ -1,4 +1,4 @@
-"""One step: a batch in pieces is the batch, and what has no weight teaches nothing."""
+"""One training step: microbatches, dropout, weights and norms."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from lmx.train.step import StepConfig, accumulate_gradients, compute_gradients
 
 
 def opened(tiny, kind, *overrides, parts=1):
-    """A recipe, parameters, an unevenly weighted batch and the keys of its rows."""
+    """A step config, parameters, an unevenly weighted batch and the keys of its rows."""
     experiment = tiny(*overrides, kind=kind).build()
     graph, params = nnx.split(experiment.model(nnx.Rngs(0)))
     rate = experiment.schedule.build(10)
@@ -35,7 +35,7 @@ def cached(jitted: Any) -> int:
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe with dropout", "sigmoid"])
-def test_a_batch_in_parts_has_the_gradient_and_loss_of_the_whole(tiny, kind, x64):
+def test_microbatches_have_the_gradient_and_loss_of_the_batch(tiny, kind, x64):
     found = []
     for parts in (1, 2, 4):
         recipe, params, batch, keys = opened(tiny, kind, *x64, parts=parts)
@@ -49,7 +49,7 @@ def test_a_batch_in_parts_has_the_gradient_and_loss_of_the_whole(tiny, kind, x64
 
 
 @pytest.mark.nightly
-def test_a_step_in_microbatches_is_the_step(tiny, x64):
+def test_a_step_in_microbatches_equals_the_step(tiny, x64):
     states = []
     for parts in (1, 4):
         page = tiny(*x64, f"Experiment.microbatches={parts}", "Mesh.data=1", kind="moe")
@@ -58,7 +58,7 @@ def test_a_step_in_microbatches_is_the_step(tiny, x64):
     chex.assert_trees_all_close(*states, rtol=1e-10, atol=1e-14)
 
 
-def test_dropout_draws_anew_each_step_and_the_same_at_the_same_step(tiny):
+def test_dropout_depends_on_the_step_only(tiny):
     run = tiny("Mesh.data=1", "Constant.peak_lr=0.0", kind="dropout").build().open()
     batch = run.put_batch(run.data.batch_at(0, 0))
     state, first = run.step(run.init(), batch)
@@ -67,7 +67,7 @@ def test_dropout_draws_anew_each_step_and_the_same_at_the_same_step(tiny):
     assert first["loss"] != second["loss"] and first["loss"] == again["loss"]
 
 
-def test_rows_without_weight_teach_nothing(tiny):
+def test_rows_without_weight_have_no_gradient(tiny):
     recipe, params, batch, _ = opened(tiny, "dense")
     take = jax.jit(lambda b: compute_gradients(recipe.graph, recipe.loss, params, b))
     half = np.arange(8)[:, None] < 4
@@ -81,7 +81,7 @@ def test_rows_without_weight_teach_nothing(tiny):
     assert float(none[1].value) == 0.0
 
 
-def test_a_model_learns_echo_and_compiles_once(tiny):
+def test_a_model_learns_the_repeat_task_and_compiles_once(tiny):
     page = tiny("Experiment.steps=60", "Constant.peak_lr=0.02", "Mesh.data=1")
     run = page.build().open()
     losses = []
@@ -97,7 +97,7 @@ def test_a_model_learns_echo_and_compiles_once(tiny):
     assert cached(run.step) == 1
 
 
-def test_norms_are_those_of_all_numbers_and_of_each_layer(tiny):
+def test_norms_agree_with_numpy_in_total_and_by_layer(tiny):
     params = nnx.split(tiny().build().model(nnx.Rngs(0)))[1]
     whole, layers = compute_norms(params)
     square, by_layer = 0.0, np.zeros(2)

@@ -1,4 +1,4 @@
-"""What guards do on the devices: steps left out, spikes told, copies compared."""
+"""Guards on the devices: skipped steps, spike detection, replica checks."""
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,12 @@ DILOCO = [
 
 
 def host(tree):
-    """The same, that no step consumes."""
+    """A copy that no step donates."""
     return jax.tree.map(np.array, tree)
 
 
 def poisoned(batch, rows=slice(None)):
-    """The batch with weights of some rows that are infinite."""
+    """The batch with infinite weights in some rows."""
     weights = batch.weights.copy()
     weights[rows] = np.inf
     return batch._replace(weights=weights)
@@ -42,8 +42,8 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("mesh", WAYS)
-def test_a_skipped_step_leaves_all_but_the_step_as_it_was(tiny, mesh):
-    """A step on bad data, between two good ones, is as if it had not been taken."""
+def test_a_skipped_step_changes_only_the_step_count(tiny, mesh):
+    """A step on bad data between two good ones has no effect."""
     run = tiny(*SKIP, *mesh).build().open()
     batch = [run.data.batch_at(0, step) for step in range(2)]
     before, _ = run.step(run.init(), run.put_batch(batch[0]))
@@ -60,7 +60,7 @@ def test_a_skipped_step_leaves_all_but_the_step_as_it_was(tiny, mesh):
 
 
 @pytest.mark.meshes
-def test_without_a_fault_skip_trains_as_abort_does(tiny):
+def test_without_faults_all_guards_train_the_same(tiny):
     ends = []
     for guard in ("AbortOnNonFinite", "SkipNonFinite", "Rewind"):
         more = ["CheckpointPolicy.keep=99"] if guard == "Rewind" else []
@@ -76,8 +76,8 @@ def test_without_a_fault_skip_trains_as_abort_does(tiny):
 
 
 @pytest.mark.meshes
-def test_a_replica_that_learns_apart_skips_alone_and_meets_the_others(tiny, x64):
-    """By hand: one step of one replica, while the other stays; then they meet."""
+def test_a_diloco_replica_skips_independently(tiny, x64):
+    """By hand: one step of one replica while the other skips; then they synchronize."""
     run = tiny(*x64, *SKIP, *DILOCO).build().open()
     start = host(run.init())
     batch = run.data.batch_at(0, 0)
@@ -101,7 +101,7 @@ def test_a_replica_that_learns_apart_skips_alone_and_meets_the_others(tiny, x64)
 
 
 def judged(spikes, losses, norm=1.0):
-    """Which losses are spikes, after one another, and by how many sigmas."""
+    """Which of consecutive losses are spikes, and their sigmas."""
     seen = RunningStats(jnp.zeros((), "int32"), jnp.zeros(()), jnp.zeros(()))
     found, judge = [], jax.jit(spikes.detect)
     for loss in losses:
@@ -110,7 +110,7 @@ def judged(spikes, losses, norm=1.0):
     return found, seen
 
 
-def test_a_spike_is_so_many_deviations_above_the_mean_of_those_before():
+def test_a_spike_is_sigma_deviations_above_the_mean():
     losses = np.random.default_rng(0).normal(2.0, 0.1, 20)
     mean, deviation = losses.mean(), losses.std()
     for times, is_spike in [(3.1, True), (2.9, False), (-9.0, False)]:
@@ -124,20 +124,20 @@ def test_a_spike_is_so_many_deviations_above_the_mean_of_those_before():
             np.testing.assert_allclose(seen.variance, deviation**2, rtol=1e-3)
 
 
-def test_what_is_not_finite_is_a_spike_from_the_first_step_on():
+def test_a_non_finite_loss_is_a_spike_from_the_first_step_on():
     found, seen = judged(SpikeDetector(), [2.0, np.nan, np.inf, 2.0])
     assert [faulty for faulty, _ in found] == [False, True, True, False]
     assert seen.count == 2 and seen.mean == 2.0
     assert judged(SpikeDetector(), [2.0], norm=np.nan)[0] == [(True, 0.0)]
 
 
-def test_older_losses_fade():
+def test_older_losses_decay():
     _, seen = judged(SpikeDetector(window=4, sigma=1e9), [9.0] * 4 + [1.0] * 60)
     np.testing.assert_allclose(seen.mean, 1.0, rtol=1e-5)
 
 
 def flipped(x, device, bit=7):
-    """The array, with a bit flipped in the copy that one device has."""
+    """The array with a bit flipped in the replica of one device."""
     blocks = []
     for shard in x.addressable_shards:
         block = np.array(shard.data).ravel()
@@ -147,7 +147,7 @@ def flipped(x, device, bit=7):
     return jax.make_array_from_single_device_arrays(x.shape, x.sharding, blocks)
 
 
-def test_one_flipped_bit_in_one_copy_is_found_with_its_tensor_and_device(tiny):
+def test_a_flipped_bit_is_found_with_its_tensor_and_device(tiny):
     run = tiny("Mesh.data=4", "Mesh.tensor=2").build().open()
     state = run.init()
     assert compare_replicas(state, run.mesh) == []
@@ -163,7 +163,7 @@ def test_one_flipped_bit_in_one_copy_is_found_with_its_tensor_and_device(tiny):
         assert found == [f"{name} on {device}"]
 
 
-def test_of_two_copies_that_differ_both_are_named(tiny):
+def test_two_replicas_that_differ_are_both_named(tiny):
     run = tiny("Mesh.data=2").build().open()
     state = run.init()
     device = run.mesh.devices.flat[1]
@@ -174,7 +174,7 @@ def test_of_two_copies_that_differ_both_are_named(tiny):
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "bfloat16", "float32", "float64"])
-def test_a_digest_changes_with_any_bit_and_any_exchange(dtype):
+def test_a_hash_changes_with_any_bit_and_any_swap(dtype):
     with jax.enable_x64(dtype == "float64"):
         x = np.arange(24).reshape(4, 6).astype(dtype)
         digests = {int(hash_array(jnp.array(x)))}
@@ -204,13 +204,13 @@ def test_a_digest_changes_with_any_bit_and_any_exchange(dtype):
         ),
     ],
 )
-def test_what_no_guard_can_do_is_refused(tiny, words, why):
+def test_invalid_settings_of_guards_are_refused(tiny, words, why):
     guard = "Rewind" if "Rewind" in words[0] else "SkipNonFinite"
     with pytest.raises(ConfigError, match=why):
         tiny(f"Experiment.guard=@{guard}()", "Mesh.data=1", *words).build().open()
 
 
-def test_data_of_later_steps_are_refused_where_shapes_hang_on_the_step():
+def test_rewind_refuses_shapes_that_change_with_the_step():
     course = BatchSchedule.build(
         "Tokens", PiecewiseConstant(values=(8, 16), boundaries=(5,)), 16
     )

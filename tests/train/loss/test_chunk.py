@@ -1,4 +1,4 @@
-"""The loss of a few tokens at a time is the loss, and all logits are never held."""
+"""The chunked loss equals the loss, without all logits in memory."""
 
 from functools import partial
 from typing import Any
@@ -67,7 +67,7 @@ def made(compute, **said: Any):
 
 
 def found(loss, model, mesh=None, batch=BATCH):
-    """The gradient, the loss and its means, perhaps on a mesh."""
+    """The gradient, the loss and its means, optionally on a mesh."""
     graph, params = nnx.split(model)
     take = partial(compute_gradients, graph, loss)
     if mesh is None:
@@ -79,7 +79,7 @@ def found(loss, model, mesh=None, batch=BATCH):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.nightly), 4])
-def test_a_loss_in_chunks_has_the_sums_and_gradient_of_the_whole(case, chunk):
+def test_a_chunked_loss_has_the_sums_and_gradient_of_the_whole(case, chunk):
     kind, model, said = CASES[case]
     model = made("float64", **model)
     whole = found(kind(**said), model)
@@ -88,7 +88,7 @@ def test_a_loss_in_chunks_has_the_sums_and_gradient_of_the_whole(case, chunk):
     assert float(whole[1].total) > 0
 
 
-def test_in_bfloat16_chunks_differ_by_the_rounding_of_gradients_alone():
+def test_in_bfloat16_chunks_differ_by_rounding_of_gradients_only():
     model = made("bfloat16")
     whole, parts = (found(NextToken(chunk=chunk), model) for chunk in (None, 4))
     chex.assert_trees_all_close(parts[1:], whole[1:], rtol=1e-6)
@@ -106,7 +106,7 @@ def test_chunks_on_eight_devices_agree_with_the_whole_on_one(sizes):
     chex.assert_trees_all_close(split, whole, rtol=1e-9, atol=1e-13)
 
 
-def test_no_more_logits_are_held_than_those_of_a_chunk():
+def test_the_program_has_only_the_logits_of_one_chunk():
     graph, params = nnx.split(made("float64"))
 
     def shapes(chunk):

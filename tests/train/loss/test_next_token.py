@@ -22,7 +22,7 @@ AUX = {"balance": Mean(jnp.array([3.0, 5.0]), jnp.array([2.0, 2.0]))}  # of two 
 
 
 def returning(aux):
-    """A model that has made up its mind."""
+    """A model with fixed logits."""
     said = dict(hidden_states=lambda *_: (jnp.asarray(LOGITS), aux), logits=lambda x: x)
     return types.SimpleNamespace(**said)
 
@@ -38,7 +38,7 @@ def by_hand():
     return nats, squares
 
 
-def test_nats_are_weighed_token_by_token():
+def test_nats_are_weighted_by_token():
     loss, means = NextToken()(returning({}), BATCH)
     nats, squares = by_hand()
     assert float(loss.total) == pytest.approx(nats, rel=1e-6)
@@ -48,7 +48,7 @@ def test_nats_are_weighed_token_by_token():
     assert float(means["log_z_squared"].total) == pytest.approx(squares, rel=1e-6)
 
 
-def test_the_z_loss_and_auxiliary_losses_are_added_by_their_scales():
+def test_z_loss_and_auxiliary_losses_are_added_by_their_weights():
     loss, means = NextToken(z_loss=0.1, aux={"balance": 0.5})(returning(AUX), BATCH)
     nats, squares = by_hand()
     wanted = nats + 0.1 * squares + 0.5 * (3.0 + 5.0) / 2
@@ -59,6 +59,6 @@ def test_the_z_loss_and_auxiliary_losses_are_added_by_their_scales():
 @pytest.mark.parametrize(
     ("weighed", "returned"), [({}, AUX), ({"balance": 1.0, "z": 1.0}, AUX)]
 )
-def test_auxiliary_losses_must_all_be_named_and_no_others(weighed, returned):
+def test_exactly_the_returned_auxiliary_losses_must_be_named(weighed, returned):
     with pytest.raises(ConfigError, match=r"has \[.*the model returns \['balance'\]"):
         NextToken(aux=weighed)(returning(returned), BATCH)
