@@ -16,7 +16,7 @@ from lmx.run.metadata import affects_bits, diff_metadata, sample_losses
 from lmx.run.run_dir import METADATA, read_metadata, read_metrics
 from lmx.run.schema import check_schema
 from lmx.train.experiment import Experiment
-from lmx.train.hooks.signals import StoppedError
+from lmx.train.hooks.shutdown import StoppedError
 from lmx.train.trainer import RunOptions, train_run
 
 MAX_BYTES = 256 * 2**20  # of a metadata file

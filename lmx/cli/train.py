@@ -146,7 +146,7 @@ def _train_here(args: argparse.Namespace, config: Config, folder: Path) -> int:
     from lmx.run.summary import format_summary
     from lmx.run.timing import read_process_start
     from lmx.train.guard.guard import FaultError
-    from lmx.train.hooks.signals import StoppedError
+    from lmx.train.hooks.shutdown import StoppedError
     from lmx.train.trainer import RunOptions, train_run
 
     allowed = tuple(args.allow_change)

@@ -22,14 +22,12 @@ from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import require_written
 from lmx.train.experiment import Experiment
 from lmx.train.guard.guard import GuardContext, MetricWatcher
-from lmx.train.guard.rewind import RewindError
 from lmx.train.guard.skipped_data import load_skipped, make_reader
+from lmx.train.guard.spikes import RewindError
 from lmx.train.guard.watchdog import Watchdog
-from lmx.train.hook import Hook, Order
+from lmx.train.hook import SAVE, Hook, HookRunner, Order, unique_names
 from lmx.train.hooks.log import MetricLogger
-from lmx.train.hooks.preemption import PreemptionWatcher
-from lmx.train.hooks.runner import SAVE, HookRunner, unique_names
-from lmx.train.hooks.signals import GracefulShutdown
+from lmx.train.hooks.shutdown import GracefulShutdown, PreemptionWatcher
 from lmx.train.loop import StepFn, train
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState

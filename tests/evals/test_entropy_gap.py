@@ -15,7 +15,7 @@ from lmx.evals.entropy_gap import estimate_mean, score_rows
 from lmx.infer.score import logprobs
 from lmx.run.run_dir import RunDir, read_last_metrics
 from lmx.run.timing import TimeAccounting
-from lmx.train.hooks.runner import HookRunner
+from lmx.train.hook import HookRunner
 from lmx.train.loop import train
 
 PAGES = Path(__file__).parents[2] / "experiments"

@@ -17,10 +17,9 @@ from lmx.run.timing import TimeAccounting
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.guard.skipped_data import make_reader
-from lmx.train.hook import Hook, Order, every_steps
-from lmx.train.hooks import signals as module
-from lmx.train.hooks.runner import SAVE, HookRunner
-from lmx.train.hooks.signals import GracefulShutdown, StoppedError
+from lmx.train.hook import SAVE, Hook, HookRunner, Order, every_steps
+from lmx.train.hooks import shutdown as module
+from lmx.train.hooks.shutdown import GracefulShutdown, StoppedError
 from lmx.train.step import TrainState
 from lmx.train.trainer import time_data
 

@@ -10,8 +10,7 @@ from lmx.run.ledger import read_ledger
 from lmx.run.run_dir import RunDir, read_metrics
 from lmx.run.timing import TimeAccounting, total_seconds
 from lmx.train.guard.guard import FaultError
-from lmx.train.hook import Hook, Order
-from lmx.train.hooks.runner import SAVE, HookRunner, unique_names
+from lmx.train.hook import SAVE, Hook, HookRunner, Order, unique_names
 from lmx.train.step import TrainState
 from lmx.train.trainer import train_run
 

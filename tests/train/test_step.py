@@ -10,9 +10,13 @@ import pytest
 from flax import nnx
 
 from lmx.core import rng
-from lmx.core.norms import compute_norms
 from lmx.train.loop import train
-from lmx.train.step import StepConfig, accumulate_gradients, compute_gradients
+from lmx.train.step import (
+    StepConfig,
+    accumulate_gradients,
+    compute_gradients,
+    compute_norms,
+)
 
 
 def opened(tiny, kind, *overrides, parts=1):

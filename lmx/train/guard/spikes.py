@@ -1,5 +1,6 @@
-"""Loss spike detection, and a guard that skips spikes."""
+"""Loss spikes: detection, and guards that skip them or rewind the run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,8 +9,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lmx.config.registry import ConfigError, configurable
-from lmx.train.guard.guard import SPIKE, Init
+from lmx.core import distributed
+from lmx.data.schedule import BatchSchedule
+from lmx.run.ledger import read_ledger
+from lmx.run.run_dir import RunDir
+from lmx.train.checkpoint.policy import CheckpointPolicy
+from lmx.train.guard.guard import (
+    SPIKE,
+    Guard,
+    GuardContext,
+    Init,
+    MetricCheck,
+    find_nonfinite,
+)
 from lmx.train.guard.nonfinite import SkipNonFinite, select_state
+from lmx.train.guard.skipped_data import REWIND, load_skipped, to_data_step
 from lmx.train.step import Metrics, TrainState, TrainStepFn
 
 
@@ -111,3 +125,100 @@ class SkipSpikes(SkipNonFinite):
             return select_state(metrics[SPIKE] > 0, new, state, metrics)
 
         return step
+
+
+class RewindError(Exception):
+    """Newer checkpoints were deleted; the run resumes from an older one."""
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Rewind(Guard):
+    """Rewinds to a checkpoint before a loss spike, and skips the data seen since.
+
+    It also skips `skip_beyond` data steps after the spike. The steps that follow read
+    the batches after the skipped ones. The ledger records what is skipped. The run
+    ends if a spike comes before it got past the last one, as the data are not its
+    cause. Chowdhery et al. 2022, arXiv:2204.02311, section 5.1.
+
+    Attributes:
+        steps_back: steps between the checkpoint and the spike, at least.
+        skip_beyond: data steps that are skipped after the spike.
+    """
+
+    detector: SpikeDetector = SpikeDetector()
+    steps_back: int = 100
+    skip_beyond: int = 100
+
+    def __post_init__(self):
+        if self.steps_back < 1 or self.skip_beyond < 0:
+            raise ConfigError(
+                "Rewind.steps_back must be 1 or more, Rewind.skip_beyond 0 or more."
+            )
+
+    def check(
+        self, batch_schedule: BatchSchedule, checkpoint: CheckpointPolicy
+    ) -> None:
+        if len(batch_schedule.stages) > 1:
+            raise ConfigError(
+                "@Rewind() gives a step the data of a later one, which does not work"
+                " if batch size or length change with the step: remove one of the two."
+            )
+        if (checkpoint.keep - 1) * checkpoint.every < self.steps_back:
+            raise ConfigError(
+                f"Rewind.steps_back is {self.steps_back}, and CheckpointPolicy keeps"
+                f" {checkpoint.keep} checkpoints, {checkpoint.every} steps apart:"
+                " (CheckpointPolicy.keep - 1) * CheckpointPolicy.every must be at"
+                " least Rewind.steps_back."
+            )
+
+    def wrap_init(self, init: Init) -> Init:
+        return self.detector.wrap_init(init)
+
+    def wrap_step(self, step_fn: TrainStepFn) -> TrainStepFn:
+        def step(*inputs: Any) -> Any:
+            return self.detector.run_step(step_fn, *inputs)
+
+        return step
+
+    def build(self, context: GuardContext) -> MetricCheck:
+        checkpoints, run_dir = context.checkpoints, context.run_dir
+
+        def check(step: int, values: Mapping[str, float]) -> None:
+            if not values[SPIKE] and not find_nonfinite(values):
+                return
+            checkpoints.wait()
+            steps = checkpoints.list_steps()
+            to = self._choose_checkpoint(steps, checkpoints.keep, step)
+            furthest = distributed.broadcast_from_leader(lambda: _last_spike(run_dir))
+            if to is None or step <= furthest:
+                raise context.make_fault(step, values)
+            self._rewind(context, to, step)
+
+        return check
+
+    def _choose_checkpoint(self, steps: list[int], keep: int, spike: int) -> int | None:
+        """The newest step that is early enough; None if its checkpoint was deleted."""
+        initial = [0] if len(steps) < keep else []  # no checkpoint was deleted yet
+        early = [step for step in steps if step <= spike - self.steps_back]
+        return max([*initial, *early], default=None)
+
+    def _rewind(self, context: GuardContext, to: int, spike: int) -> None:
+        """Deletes newer checkpoints. If killed here, a run does this again."""
+        skipped = load_skipped(context.run_dir.path)
+        begin = to_data_step(skipped, to)
+        end = to_data_step(skipped, spike - 1) + 1 + self.skip_beyond
+        for step in context.checkpoints.list_steps()[::-1]:
+            if step > to:
+                context.checkpoints.delete(step)
+        context.record(to, REWIND, "done", spike_step=spike, data=[begin, end])
+        raise RewindError(
+            f"step {spike} is a spike: rewinding to step {to}, and skipping the data of"
+            f" steps {begin} to {end - 1}"
+        )
+
+
+def _last_spike(run_dir: RunDir) -> int:
+    """The last step so far that caused a rewind; 0 for none."""
+    rows = read_ledger(run_dir.path)
+    return max((row["spike_step"] for row in rows if row["hook"] == REWIND), default=0)

@@ -1,8 +1,8 @@
 """The loss of pretraining: cross-entropy of the next token."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Key
 from lmx.config.registry import ConfigError, Execution, configurable
 from lmx.core.batch import Batch
 from lmx.core.mean import Mean
-from lmx.train.loss.chunk import sum_over_chunks
 
 Means = Mapping[str, Mean]
 
@@ -75,3 +74,29 @@ def sum_cross_entropy(logits: Float[Array, "B T V"], batch: Batch) -> tuple[Mean
     both = log_z_BT - target_BT1[:, :, 0], jnp.square(log_z_BT)
     nats, squares = (Mean((x * weights_BT).sum(), weights_BT.sum()) for x in both)
     return nats, squares
+
+
+Sums = TypeVar("Sums")
+
+
+def sum_over_chunks(fn: Callable[..., Sums], chunk: int | None, *arrays: Any) -> Sums:
+    """Sums `fn` over chunks of arrays whose dimensions start with B and T.
+
+    A chunk has `chunk` tokens of every row. The backward pass recomputes it. Chunk i
+    of n has tokens i, i + n, ..., so that each device keeps the tokens it has. None
+    calls `fn` once.
+    """
+    if chunk is None:
+        return fn(*arrays)
+    T = jax.tree.leaves(arrays)[0].shape[1]
+    if chunk < 1 or T % chunk:
+        raise ConfigError(
+            f"rows of {T} tokens cannot be split into chunks of {chunk}:"
+            " NextToken.chunk must divide the length of a row."
+        )
+    chunks = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(len(x), chunk, -1, *x.shape[2:]), 2, 0), arrays
+    )
+    remat = jax.checkpoint(fn, prevent_cse=False)  # a loop prevents it anyway
+    sums = jax.lax.map(lambda chunk: remat(*chunk), chunks)
+    return jax.tree.map(lambda x: x.sum(axis=0), sums)

@@ -9,8 +9,7 @@ from lmx.config.registry import ConfigError
 from lmx.data.schedule import BatchSchedule, PiecewiseConstant
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.guard.replica_check import compare_replicas, find_replicated, hash_array
-from lmx.train.guard.rewind import Rewind
-from lmx.train.guard.spikes import RunningStats, SpikeDetector
+from lmx.train.guard.spikes import Rewind, RunningStats, SpikeDetector
 
 SKIP = ["Experiment.guard=@SkipNonFinite()", "Experiment.steps=4"]
 WAYS = [

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lmx.train.guard.guard import MetricWatcher
-from lmx.train.guard.rewind import Rewind
 from lmx.train.guard.skipped_data import merge_ranges, to_data_step
+from lmx.train.guard.spikes import Rewind
 from lmx.train.step import TrainState
 
 STATE = TrainState(jnp.int32(0), {}, ())
