@@ -141,10 +141,9 @@ def _sample(
     emit: Callable[[str], object] = str,
 ) -> Iterator[dict[str, Any]]:
     """A sampled continuation of each prompt; `emit` receives its text in pieces."""
-    from lmx.infer.generate import get_stop_tokens
     from lmx.infer.stop_strings import StopStringFilter
 
-    stop = get_stop_tokens(tokenizer)
+    stop = tokenizer.stop_tokens
     for first in range(0, len(prompts), args.batch):
         batch = prompts[first : first + args.batch]
         texts = [StopStringFilter(tokenizer, args.stop) for _ in batch]
@@ -169,9 +168,7 @@ def _search_beams(
     prompts: Sequence[Sequence[int]],
 ) -> Iterator[dict[str, Any]]:
     """The beams after each prompt, and the text of the best one."""
-    from lmx.infer.generate import get_stop_tokens
-
-    stop = get_stop_tokens(tokenizer)
+    stop = tokenizer.stop_tokens
     for first in range(0, len(prompts), args.batch):
         for results in search(prompts[first : first + args.batch], args.tokens, stop):
             beams = [

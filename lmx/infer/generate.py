@@ -1,22 +1,22 @@
-"""Text out of a model, token by token, from a cache that stays on the device."""
+"""Text generation with a KV cache on the device."""
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import PyTree
 
 from lmx.config.registry import ConfigError
 from lmx.core import distributed
 from lmx.data.tokenizer.base import Tokenizer
-from lmx.infer.causal import check_causal
 from lmx.infer.decode import (
-    DecodeState,
+    CHUNK,
     Generated,
-    Prompts,
+    check_causal,
     check_prompts,
-    decode_step,
+    decode_chunk,
     pad_prompts,
     round_to_bucket,
     start_decoding,
@@ -24,39 +24,32 @@ from lmx.infer.decode import (
 )
 from lmx.infer.sample import Sampler
 
-CHUNK = 16  # tokens made by one jitted loop before the host looks at them
 
-
-def encode_prompt(codec: Tokenizer, text: str) -> list[int]:
-    """The tokens of a text that begins a document."""
-    begin = [] if codec.bos is None else [codec.bos]
-    prompt = [*begin, *map(int, codec.encode(text))]
+def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text at the start of a document."""
+    bos = [] if tokenizer.bos is None else [tokenizer.bos]
+    prompt = [*bos, *map(int, tokenizer.encode(text))]
     if not prompt:
         raise ConfigError(
-            "this model has no token that begins a document: give a prompt of a"
-            " character or more."
+            "this model has no token that starts a document: give a prompt of at least"
+            " one character."
         )
     return prompt
 
 
-def get_stop_tokens(codec: Tokenizer) -> set[int]:
-    """The tokens that end a document, if there are any."""
-    return set() if codec.eos is None else {codec.eos}
-
-
 class Generator:
-    """A model's parameters and the compiled functions that continue prompts."""
+    """A model's parameters, and the compiled functions that continue prompts."""
 
     def __init__(
         self, graph: nnx.GraphDef, params: PyTree, sampler: Sampler, seed: int
     ):
         model = nnx.merge(graph, params)
         check_causal(model)
-        self.graph, self.params = graph, params
-        self.sampler, self.seed = sampler, seed
-        self.max_length, self.vocab = model.max_length, model.vocab
-        self.start = jax.jit(self._begin, static_argnames="capacity")
-        self.decode = jax.jit(self._decode, donate_argnames="state")
+        self.params, self.max_length, self.vocab = params, model.max_length, model.vocab
+        self.start = jax.jit(partial(start_decoding, graph), static_argnames="capacity")
+        self.decode = jax.jit(
+            partial(decode_chunk, graph, sampler, seed), donate_argnames="state"
+        )
 
     def __call__(
         self,
@@ -65,32 +58,42 @@ class Generator:
         stop_tokens: Collection[int] = (),
         first_row_id: int = 0,
     ) -> Iterator[Generated]:
-        """That many tokens after each prompt, in pieces of up to `CHUNK`.
+        """Generates tokens after each prompt, in chunks of up to CHUNK.
 
-        Prompts are numbered from `first` on, and each draws by its number, whatever
-        others there are. A row stops after any of the `stop_tokens` tokens, and all does when
-        all rows have. A model with a limit goes on from the last half of what it can
-        see whenever that is full.
+        Prompts are numbered from `first_row_id`; the number selects the random stream
+        of a row, so that rows do not affect one another. A row stops after a stop
+        token, and generation ends when all rows have stopped. When the context of a
+        model with a maximum length is full, the last half of it is kept.
         """
         check_prompts(prompts, self.vocab)
-        stops_V = token_mask(stop_tokens, self.vocab)
+        stops_V, limit = token_mask(stop_tokens, self.vocab), self.max_length
         rows, left = [list(prompt) for prompt in prompts], max_new_tokens
-        while left > 0:
-            if limit := self.max_length:
+        while left > 0 and any(rows):
+            count = left
+            if limit:
                 rows = [row if len(row) < limit else row[-limit // 2 :] for row in rows]
-            fits = left if not limit else min(left, limit - max(map(len, rows)))
-            window = pad_prompts(rows, self.max_length, first_row_id)
-            for made in self._window(window, stops_V, fits, max_new_tokens - left):
-                yield made
-                left -= made.tokens.shape[1]
+                count = min(left, limit - max(map(len, rows)))
+            padded = pad_prompts(rows, limit, first_row_id)
+            width = padded.tokens.shape[1] + -(-count // CHUNK) * CHUNK
+            state = self.start(
+                self.params,
+                np.int32(max_new_tokens - left),
+                np.int32(count),
+                padded,
+                capacity=round_to_bucket(width),
+            )
+            left -= count
+            while count > 0 and any(rows):
+                state, chunk = self.decode(self.params, stops_V, state=state)
+                parts = (distributed.fetch_global(x).T[:, :count] for x in chunk)
+                yield (chunk := Generated(*parts))
+                count -= CHUNK
                 rows = [
-                    _extend_row(row, new[live].tolist(), stop_tokens)
-                    for row, new, live in zip(
-                        rows, made.tokens, made.active, strict=True
+                    _extend_row(row, new[active].tolist(), stop_tokens)
+                    for row, new, active in zip(
+                        rows, chunk.tokens, chunk.active, strict=True
                     )
                 ]
-                if not any(rows):
-                    return
 
     def stream(
         self,
@@ -98,50 +101,14 @@ class Generator:
         max_new_tokens: int,
         stop_tokens: Collection[int] = (),
     ) -> Iterator[int]:
-        """The tokens after one prompt, one by one, up to one that stops it."""
-        for made in self([prompt], max_new_tokens, stop_tokens):
-            for token in made.tokens[made.active].tolist():
+        """The tokens after one prompt, without the stop token."""
+        for chunk in self([prompt], max_new_tokens, stop_tokens):
+            for token in chunk.tokens[chunk.active].tolist():
                 if token in stop_tokens:
                     return
                 yield token
 
-    def _window(
-        self, prompts: Prompts, stops: Bool[np.ndarray, "V"], tokens: int, made: int
-    ) -> Iterator[Generated]:
-        """That many tokens, all within what the model can see at once."""
-        room = round_to_bucket(prompts.tokens.shape[1] + -(-tokens // CHUNK) * CHUNK)
-        ahead = np.int32(made), np.int32(tokens)
-        going = self.start(self.params, *ahead, prompts, capacity=room)
-        for start in range(0, tokens, CHUNK):
-            going, piece = self.decode(self.params, stops, state=going)
-            yield Generated(
-                *(distributed.fetch_global(x).T[:, : tokens - start] for x in piece)
-            )
-
-    def _begin(
-        self,
-        params: PyTree,
-        made: Int[Array, ""],
-        more: Int[Array, ""],
-        prompts: Prompts,
-        capacity: int,
-    ) -> DecodeState:
-        return start_decoding(
-            nnx.merge(self.graph, params), capacity, made, more, prompts
-        )
-
-    def _decode(
-        self, params: PyTree, stops: Bool[Array, "V"], state: DecodeState
-    ) -> tuple[DecodeState, Generated]:
-        """`CHUNK` tokens a row, time first."""
-        model = nnx.merge(self.graph, params)
-
-        def one(state: DecodeState, _: None) -> tuple[DecodeState, Generated]:
-            return decode_step(model, self.sampler, self.seed, stops, state)
-
-        return jax.lax.scan(one, state, None, length=CHUNK)
-
 
 def _extend_row(row: list[int], new: list[int], stop: Collection[int]) -> list[int]:
-    """The row with what is new; nothing once it has stopped."""
+    """The row with new tokens; empty once it has stopped."""
     return [] if not row or any(token in stop for token in new) else row + new

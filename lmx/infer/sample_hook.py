@@ -1,4 +1,4 @@
-"""Samples during training, to see what a loss sounds like."""
+"""Logs text samples during training."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from tqdm import tqdm
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.core import distributed
-from lmx.infer.causal import check_causal
-from lmx.infer.generate import Generator, encode_prompt, get_stop_tokens
+from lmx.infer.decode import check_causal
+from lmx.infer.generate import Generator, encode_prompt
 from lmx.infer.sample import Sampler
 from lmx.run.run_dir import Values
 from lmx.train.hook import Hook, HookConfig, every_steps
@@ -19,7 +19,7 @@ from lmx.train.step import Metrics, TrainState
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Sample(HookConfig):
-    """Continues a prompt every so many steps and at the end, by one seed."""
+    """Continues a prompt after each `every` steps and at the end, with the same seed."""
 
     prompt: str = ""
     tokens: int = 128
@@ -33,7 +33,6 @@ class Sample(HookConfig):
             raise ConfigError("@Sample() needs data that are text: remove the hook.")
         prompt = encode_prompt(tokenizer, self.prompt)
         check_causal(nnx.merge(run.graph, run.abstract_state().params))
-        stop_tokens = get_stop_tokens(tokenizer)
         generator: Generator | None = None
 
         def sample(step: int, state: TrainState, metrics: Metrics) -> Values:
@@ -42,7 +41,7 @@ class Sample(HookConfig):
             if generator is None:
                 generator = Generator(run.graph, state.params, self.sampler, self.seed)
             generator.params = state.params
-            tokens = generator.stream(prompt, self.tokens, stop_tokens)
+            tokens = generator.stream(prompt, self.tokens, tokenizer.stop_tokens)
             text = self.prompt + tokenizer.decode(tokens)
             generator.params = None  # the next step donates them
             if distributed.is_leader():

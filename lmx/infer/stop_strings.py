@@ -1,4 +1,4 @@
-"""A text as its tokens come, up to one of the texts that stop it."""
+"""Streams decoded text up to the first stop string."""
 
 from collections.abc import Collection
 from typing import SupportsFloat, SupportsIndex
@@ -8,58 +8,57 @@ from lmx.data.tokenizer.base import Tokenizer
 
 
 class StopStringFilter:
-    """Takes tokens one by one; what it has told never has to be taken back.
+    """Decodes tokens one by one; text once returned is final.
 
-    A stop text may begin in one token and end in another, and is not told.
+    A stop string may start in one token and end in another. It is not returned.
 
     Attributes:
-        over: whether a stop text has come, after which nothing is told or kept.
-        text: what has been told.
-        tokens: those it came in, the one that ended it with them.
-        logprobs: theirs.
+        stopped: whether a stop string was found; later tokens are ignored.
+        text: all text returned so far.
+        tokens: all tokens so far, the last one of the stop string included.
+        logprobs: their log-probabilities.
     """
 
-    def __init__(self, codec: Tokenizer, stops: Collection[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, stops: Collection[str] = ()):
         if "" in stops:
-            raise ConfigError("a stop text must have a character or more.")
-        self.stopped, self.text = False, ""
+            raise ConfigError("a stop string must have at least one character.")
+        self.stopped, self.text, self.stops = False, "", stops
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
-        self._decoder, self._stops = codec.stream(), stops
-        self._pending = ""  # perhaps the beginning of a stop text
+        self._decoder = tokenizer.stream()
+        self._pending = ""  # it may be the start of a stop string
 
     def __call__(self, token: SupportsIndex, logprob: SupportsFloat = 0.0) -> str:
-        """The text that this token makes certain."""
+        """Adds a token. Returns the text that is now final."""
         if self.stopped:
             return ""
         self.tokens.append(int(token))
         self.logprobs.append(float(logprob))
-        return self._emit(self._decoder(token))
+        return self._add(self._decoder(token))
 
     def flush(self) -> str:
-        """What stays when no token will come."""
-        told = "" if self.stopped else self._emit(self._decoder.flush())
-        return told + self._release(len(self._pending))
+        """Returns the remaining text after the last token."""
+        text = "" if self.stopped else self._add(self._decoder.flush())
+        return text + self._release(0)
 
-    def _emit(self, new: str) -> str:
-        self._pending += new
-        found = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+    def _add(self, text: str) -> str:
+        self._pending += text
+        found = [at for stop in self.stops if (at := self._pending.find(stop)) >= 0]
         if found:
             self.stopped, self._pending = True, self._pending[: min(found)]
-            return self._release(len(self._pending))
-        kept = max(
-            (_count_overlap(self._pending, stop) for stop in self._stops), default=0
-        )
-        return self._release(len(self._pending) - kept)
+            return self._release(0)
+        overlaps = (count_overlap(self._pending, stop) for stop in self.stops)
+        return self._release(max(overlaps, default=0))
 
-    def _release(self, characters: int) -> str:
-        """So many of the characters that were held."""
-        told, self._pending = self._pending[:characters], self._pending[characters:]
-        self.text += told
-        return told
+    def _release(self, keep: int) -> str:
+        """Returns the pending text without its last characters."""
+        end = len(self._pending) - keep
+        text, self._pending = self._pending[:end], self._pending[end:]
+        self.text += text
+        return text
 
 
-def _count_overlap(text: str, stop: str) -> int:
-    """How many of the last characters of the text are the first of the stop text."""
+def count_overlap(text: str, stop: str) -> int:
+    """The most characters at the end of the text that are the start of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next(n for n in range(longest, -1, -1) if text.endswith(stop[:n]))

@@ -12,7 +12,7 @@ from lmx.config.registry import ConfigError
 from lmx.data.sampling.prefetch import prefetch
 from lmx.data.synthetic.markov import Markov
 from lmx.evals.entropy_gap import estimate_mean, score_rows
-from lmx.infer.score import logprobs
+from lmx.infer.score import compute_logprobs
 from lmx.run.run_dir import RunDir, read_last_metrics
 from lmx.run.timing import TimeAccounting
 from lmx.train.hook import HookRunner
@@ -86,7 +86,9 @@ def test_rows_are_scored_as_the_model_scores_tokens():
     model, batch = run.init().params, run.data.batch_at(0, 0)
     nats, weights = jax.jit(score_rows, static_argnums=0)(run.graph, model, batch)
     said = np.concatenate([batch.tokens, batch.targets[:, -1:]], axis=1)
-    told = jax.jit(lambda p, t: logprobs(nnx.merge(run.graph, p), t))(model, said)
+    told = jax.jit(lambda p, t: compute_logprobs(nnx.merge(run.graph, p), t))(
+        model, said
+    )
     expected = -(np.asarray(told)[:, 1:] * batch.weights).sum(axis=1)
     np.testing.assert_allclose(nats, expected, rtol=2e-5)
     np.testing.assert_array_equal(weights, batch.weights.sum(axis=1))

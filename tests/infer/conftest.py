@@ -1,4 +1,4 @@
-"""The model of `tests/golden/infer/make.py`, whose weights follow from their names."""
+"""The model of `tests/golden/infer/make.py`, with weights given by their names."""
 
 import json
 import zlib
@@ -16,7 +16,7 @@ from lmx.models.decoder import Decoder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "infer"
 V, D, N, K, H, F, DEPTH = 13, 16, 4, 2, 4, 24, 2
-BLOCK = {  # what lmx calls a weight, its shape, and transformers' name for it
+BLOCK = {  # path in lmx, shape, and the name in transformers
     ("attention", "q", "w"): ((D, N, H), "self_attn.q_proj"),
     ("attention", "k", "w"): ((D, K, H), "self_attn.k_proj"),
     ("attention", "v", "w"): ((D, K, H), "self_attn.v_proj"),
@@ -29,7 +29,7 @@ BLOCK = {  # what lmx calls a weight, its shape, and transformers' name for it
 }
 
 
-def drawn(name, *shape):
+def sample_weight(name, *shape):
     noise = np.random.default_rng(zlib.crc32(f"{name}.weight".encode()))
     value = noise.normal(size=shape).astype(np.float32)
     return 1 + value / 8 if "norm" in name else value / 2
@@ -38,10 +38,10 @@ def drawn(name, *shape):
 def layer(at, shape, name):
     """One layer's weight, which transformers keeps as outputs times inputs."""
     if len(shape) == 1:
-        return drawn(f"model.layers.{at}.{name}", *shape)
+        return sample_weight(f"model.layers.{at}.{name}", *shape)
     into = shape[:-1] if name.endswith("o_proj") else shape[:1]
     rows, columns = int(np.prod(shape)) // int(np.prod(into)), int(np.prod(into))
-    return drawn(f"model.layers.{at}.{name}", rows, columns).T.reshape(shape)
+    return sample_weight(f"model.layers.{at}.{name}", rows, columns).T.reshape(shape)
 
 
 def weights():
@@ -51,18 +51,18 @@ def weights():
         for path, kind in BLOCK.items()
     }
     return found | {
-        ("embedding",): drawn("model.embed_tokens", V, D),
-        ("norm", "scale"): drawn("model.norm", D),
-        ("head", "out", "w"): drawn("lm_head", V, D).T,
+        ("embedding",): sample_weight("model.embed_tokens", V, D),
+        ("norm", "scale"): sample_weight("model.norm", D),
+        ("head", "out", "w"): sample_weight("lm_head", V, D).T,
     }
 
 
-PLACE = ("stack", "cycles", 0, "blocks", 0)
+BLOCK_PATH = ("stack", "cycles", 0, "blocks", 0)
 
 
 @pytest.fixture(scope="session")
 def llama():
-    """The graph and parameters of a Llama as small as can be."""
+    """The graph and parameters of a tiny Llama."""
     model = Decoder(
         nnx.Rngs(0),
         vocab=V,
@@ -73,7 +73,7 @@ def llama():
     )
     left = weights()
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        (end,) = [end for end in left if path in (end, (*PLACE, *end))]
+        (end,) = [end for end in left if path in (end, (*BLOCK_PATH, *end))]
         value = left.pop(end)
         assert value.shape == variable.shape
         variable.set_value(jnp.asarray(value))
@@ -83,7 +83,7 @@ def llama():
 
 @pytest.fixture(scope="session")
 def searches():
-    """What transformers generated from that model, and how it was told to."""
+    """The options and results of generation by transformers with that model."""
     return json.loads((GOLDEN / "searches.json").read_text())
 
 

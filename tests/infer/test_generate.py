@@ -1,4 +1,4 @@
-"""What the cache makes is what reading everything again would make."""
+"""Generation with a cache agrees with a full pass for every token."""
 
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ KINDS = {
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5]]
 
 
-def made(kind):
+def make_model(kind):
     """The graph and parameters of an untrained model."""
     words = ["Decoder.vocab=32", "RepeatTask.vocab=32", *KINDS[kind]]
     return nnx.split(lmx.load_experiment(TINY, words).build().model(nnx.Rngs(1)))
@@ -41,7 +41,7 @@ def made(kind):
 
 @pytest.fixture(scope="module", params=KINDS)
 def model(request):
-    return made(request.param)
+    return make_model(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -51,61 +51,56 @@ def greedy(model):
 
 
 @pytest.fixture(scope="module")
-def next_of(model):
-    """The likeliest next token, by one pass over a padded row and without a cache."""
+def most_likely(model):
+    """The most likely next token, by one pass over a padded row, without a cache."""
     graph, params = model
     forward = jax.jit(lambda params, row: nnx.merge(graph, params)(row))
 
-    def next_of(context):
+    def most_likely(context):
         width = LIMIT if nnx.merge(graph, params).max_length else 64
         row = np.zeros((1, width), np.int32)
         row[0, : len(context)] = context
         return int(forward(params, row)[0, len(context) - 1].argmax())
 
-    return next_of
+    return most_likely
 
 
-def joined(pieces):
-    return np.concatenate([made.tokens for made in pieces], axis=1)
+def join(chunks):
+    return np.concatenate([chunk.tokens for chunk in chunks], axis=1)
 
 
-def test_greedy_tokens_are_those_of_reading_everything_again(greedy, next_of):
+def test_greedy_tokens_equal_those_of_full_passes(greedy, most_likely):
     for prompt in PROMPTS[:2]:
-        context, wanted = list(prompt), []
-        for _ in range(
-            40
-        ):  # more than one piece, and past the limit where there is one
+        context, expected = list(prompt), []
+        for _ in range(40):  # several chunks, and more than the maximum length
             if greedy.max_length and len(context) >= greedy.max_length:
                 context = context[-greedy.max_length // 2 :]
-            wanted.append(next_of(context))
-            context.append(wanted[-1])
-        assert joined(greedy([prompt], 40))[0].tolist() == wanted
+            expected.append(most_likely(context))
+            context.append(expected[-1])
+        assert join(greedy([prompt], 40))[0].tolist() == expected
 
 
-def test_prompts_of_different_lengths_do_not_disturb_one_another(greedy):
-    few = (
-        12 if greedy.max_length else 20
-    )  # before the longest is full and the others not
-    together = joined(greedy(PROMPTS, few))
+def test_prompts_of_different_lengths_do_not_affect_one_another(greedy):
+    tokens = 12 if greedy.max_length else 20  # before the longest context is full
+    together = join(greedy(PROMPTS, tokens))
     for row, prompt in zip(together, PROMPTS, strict=True):
-        assert row.tolist() == joined(greedy([prompt], few))[0].tolist()
+        assert row.tolist() == join(greedy([prompt], tokens))[0].tolist()
 
 
-def test_it_stops_at_the_token_that_ends(greedy):
-    tokens = joined(greedy([PROMPTS[0]], 20))[0].tolist()
+def test_a_stream_ends_before_the_stop_token(greedy):
+    tokens = join(greedy([PROMPTS[0]], 20))[0].tolist()
     end = tokens[7]
     first = tokens.index(end)
     assert list(greedy.stream(PROMPTS[0], 20, {end})) == tokens[:first]
     assert list(greedy.stream(PROMPTS[0], 20)) == tokens
 
 
-def test_exactly_as_many_tokens_come_as_were_asked_for(greedy):
+def test_the_number_of_tokens_is_exact(greedy):
     for tokens in (1, 16, 17):
-        assert joined(greedy([PROMPTS[2]], tokens)).shape == (1, tokens)
+        assert join(greedy([PROMPTS[2]], tokens)).shape == (1, tokens)
 
 
-def cached(jitted: Any) -> int:
-    """How many programs were compiled for it."""
+def count_programs(jitted: Any) -> int:
     return jitted._cache_size()
 
 
@@ -113,58 +108,58 @@ def test_prompts_of_one_bucket_share_one_program(model):
     graph, params = model
     generator = Generator(graph, params, GREEDY, 0)
     for length in (1, 5, 8):
-        joined(generator([[1] * length], 10))
-    assert cached(generator.start) == cached(generator.decode) == 1
+        join(generator([[1] * length], 10))
+    assert count_programs(generator.start) == count_programs(generator.decode) == 1
 
 
-def test_a_seed_says_what_is_drawn():
-    graph, params = made("endless")
-    warm = Sampler(temperature=1.0)
-    one, other = (Generator(graph, params, warm, seed) for seed in (1, 2))
-    found = [joined(g([PROMPTS[0]], 20)).tolist() for g in (one, one, other)]
+def test_a_seed_determines_the_samples():
+    graph, params = make_model("endless")
+    sampler = Sampler(temperature=1.0)
+    one, other = (Generator(graph, params, sampler, seed) for seed in (1, 2))
+    found = [join(g([PROMPTS[0]], 20)).tolist() for g in (one, one, other)]
     assert found[0] == found[1] != found[2]
 
 
-def test_a_prompt_begins_as_a_document_does():
+def test_a_prompt_starts_like_a_document():
     assert encode_prompt(ByteTokenizer(), "a") == [256, 97]
     assert encode_prompt(ByteTokenizer(), "") == [256]
     assert encode_prompt(CharTokenizer(characters="ab"), "ba") == [1, 0]
-    with pytest.raises(ConfigError, match="give a prompt of a character or more"):
+    with pytest.raises(ConfigError, match="give a prompt of at least"):
         encode_prompt(CharTokenizer(characters="ab"), "")
 
 
-def test_a_row_that_stops_is_silent_and_changes_no_other(greedy):
-    free = joined(greedy(PROMPTS, 12))
+def test_a_row_that_stops_does_not_affect_the_others(greedy):
+    free = join(greedy(PROMPTS, 12))
     stop = {int(free[0, 3])}
-    pieces = list(greedy(PROMPTS, 12, stop))
-    tokens, live = (
-        np.concatenate([getattr(made, name) for made in pieces], axis=1)
+    chunks = list(greedy(PROMPTS, 12, stop))
+    tokens, active = (
+        np.concatenate([getattr(chunk, name) for chunk in chunks], axis=1)
         for name in ("tokens", "active")
     )
-    logprobs = np.concatenate([made.logprobs for made in pieces], axis=1)
-    for row, alive, wanted in zip(tokens, live, free.tolist(), strict=True):
-        stops = [at for at, token in enumerate(wanted, 1) if token in stop]
+    logprobs = np.concatenate([chunk.logprobs for chunk in chunks], axis=1)
+    for row, mask, expected in zip(tokens, active, free.tolist(), strict=True):
+        stops = [at for at, token in enumerate(expected, 1) if token in stop]
         count = stops[0] if stops else 12
-        assert row[alive].tolist() == wanted[:count]
-        assert alive.tolist() == [at < count for at in range(row.size)]
-    assert not tokens[~live].any() and not logprobs[~live].any()
+        assert row[mask].tolist() == expected[:count]
+        assert mask.tolist() == [at < count for at in range(row.size)]
+    assert not tokens[~active].any() and not logprobs[~active].any()
 
 
-def test_it_ends_when_all_rows_have_stopped(greedy):
-    free = joined(greedy(PROMPTS, 5))
-    pieces = list(greedy(PROMPTS, 1000, set(free[:, 2].tolist())))
-    assert sum(made.tokens.shape[1] for made in pieces) <= 16
+def test_generation_ends_when_all_rows_have_stopped(greedy):
+    free = join(greedy(PROMPTS, 5))
+    chunks = list(greedy(PROMPTS, 1000, set(free[:, 2].tolist())))
+    assert sum(chunk.tokens.shape[1] for chunk in chunks) <= 16
 
 
-def test_other_stops_need_no_other_program(model):
+def test_other_stop_tokens_need_no_other_program(model):
     graph, params = model
     generator = Generator(graph, params, GREEDY, 0)
     for stop in ((), {1}, {2, 3}):
-        joined(generator([[4, 5]], 3, stop))
-    assert cached(generator.start) == cached(generator.decode) == 1
+        join(generator([[4, 5]], 3, stop))
+    assert count_programs(generator.start) == count_programs(generator.decode) == 1
 
 
-def test_a_model_that_looks_ahead_is_refused():
+def test_a_model_that_is_not_causal_is_refused():
     model = Decoder(
         nnx.Rngs(0),
         vocab=8,
@@ -181,18 +176,19 @@ def test_a_model_that_looks_ahead_is_refused():
         BeamSearch(graph, params, BeamConfig())
 
 
-def test_a_prompt_of_nothing_or_of_unknown_tokens_is_refused(greedy):
-    with pytest.raises(ConfigError, match="prompt 1 has no token: give each at least"):
+def test_an_empty_prompt_and_unknown_tokens_are_refused(greedy):
+    with pytest.raises(ConfigError, match="prompt 1 has no token: each needs at least"):
         next(greedy([[1], []], 4))
-    with pytest.raises(ConfigError, match="token 32 is none of the 32 that the model"):
+    with pytest.raises(ConfigError, match="token 32 is not in the vocabulary of 32"):
         next(greedy([[1], [2, 32]], 4))
-    with pytest.raises(ConfigError, match="token -1 is none of the 32 that the model"):
+    with pytest.raises(ConfigError, match="token -1 is not in the vocabulary of 32"):
         next(greedy([[1]], 4, {-1}))
 
 
-def test_a_prompt_draws_by_its_number_whatever_others_there_are():
-    graph, params = made("endless")
+def test_the_samples_of_a_prompt_depend_on_its_row_id_alone():
+    graph, params = make_model("endless")
     generator = Generator(graph, params, Sampler(temperature=2.0), 0)
-    whole = joined(generator([PROMPTS[0]] * 3, 20)).tolist()
-    assert whole[0] != whole[1] != whole[2]
-    assert joined(generator([PROMPTS[0]] * 2, 20, first_row_id=1)).tolist() == whole[1:]
+    together = join(generator([PROMPTS[0]] * 3, 20)).tolist()
+    assert together[0] != together[1] != together[2]
+    last = join(generator([PROMPTS[0]] * 2, 20, first_row_id=1))
+    assert last.tolist() == together[1:]

@@ -1,4 +1,4 @@
-"""What is told of a text, whatever tokens it comes in."""
+"""Text is returned up to the first stop string, for any split into tokens."""
 
 import pytest
 
@@ -7,10 +7,10 @@ from lmx.data.tokenizer.base import ByteTokenizer
 from lmx.infer.stop_strings import StopStringFilter
 
 
-def told(text, stops):
-    """What is told of each byte, and at the end."""
-    telling = StopStringFilter(ByteTokenizer(), stops)
-    return [telling(byte) for byte in text.encode()], telling.flush(), telling.stopped
+def feed(text, stops):
+    """The text returned after each byte, and at the end."""
+    stream = StopStringFilter(ByteTokenizer(), stops)
+    return [stream(byte) for byte in text.encode()], stream.flush(), stream.stopped
 
 
 @pytest.mark.parametrize(
@@ -27,34 +27,34 @@ def told(text, stops):
         ("\n\n", ["\n\n"]),
     ],
 )
-def test_a_text_is_told_up_to_the_stop_that_is_complete_first(text, stops):
+def test_text_is_returned_up_to_the_first_complete_stop_string(text, stops):
     """Against looking at every beginning of the whole text."""
-    wanted = text
+    expected = text
     for end in range(len(text) + 1):
         found = [text[:end].find(stop) for stop in stops if stop in text[:end]]
         if found:
-            wanted = text[: min(found)]
+            expected = text[: min(found)]
             break
-    pieces, rest, over = told(text, stops)
-    assert "".join(pieces) + rest == wanted
-    assert over == any(stop in text for stop in stops)
+    pieces, rest, stopped = feed(text, stops)
+    assert "".join(pieces) + rest == expected
+    assert stopped == any(stop in text for stop in stops)
 
 
-def test_what_cannot_begin_a_stop_is_told_at_once():
-    pieces, rest, _ = told("xaya", ["ab"])
+def test_text_that_cannot_start_a_stop_string_is_returned_at_once():
+    pieces, rest, _ = feed("xaya", ["ab"])
     assert (pieces, rest) == (["x", "", "ay", ""], "a")
 
 
-def test_nothing_is_told_once_it_is_over():
-    pieces, rest, over = told("a.b.c", ["."])
-    assert (pieces, rest, over) == (["a", "", "", "", ""], "", True)
+def test_nothing_is_returned_after_a_stop_string():
+    pieces, rest, stopped = feed("a.b.c", ["."])
+    assert (pieces, rest, stopped) == (["a", "", "", "", ""], "", True)
 
 
-def test_a_character_cut_short_is_told_at_the_end():
-    telling = StopStringFilter(ByteTokenizer(), ["x"])
-    assert telling(0xC3) == "" and telling.flush() == "\ufffd"
+def test_an_incomplete_character_is_returned_at_the_end():
+    stream = StopStringFilter(ByteTokenizer(), ["x"])
+    assert stream(0xC3) == "" and stream.flush() == "\ufffd"
 
 
-def test_a_stop_of_nothing_is_refused():
-    with pytest.raises(ConfigError, match="must have a character or more"):
+def test_an_empty_stop_string_is_refused():
+    with pytest.raises(ConfigError, match="must have at least one character"):
         StopStringFilter(ByteTokenizer(), ["a", ""])

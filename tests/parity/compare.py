@@ -65,9 +65,10 @@ def compare_beams(trained: TrainedModel, results: Results) -> float:
     """The relative error of the scores; infinite if the tokens differ."""
     worst, end = 0.0, int(results["end"])
     for i, options in enumerate(SEARCHES):
-        until = "full" if options["early_stopping"] else "likely"
         beam = BeamConfig(
-            beams=4, length_penalty=options["length_penalty"], early_stopping=until
+            beams=4,
+            length_penalty=options["length_penalty"],
+            early_stopping=options["early_stopping"],
         )
         search = BeamSearch(trained.graph, trained.params, beam)
         found = sum(search(list_prompts(results), NEW, {end}), [])
