@@ -1,4 +1,4 @@
-"""How well a model predicts given texts, however long they are."""
+"""Scores texts of any length with a sliding window."""
 
 import re
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from jaxtyping import Float64, Int32
 
 from lmx.config.registry import ConfigError
 from lmx.core.batch import Batch
-from lmx.evals.perplexity import score_batch, score_batches
+from lmx.evals.perplexity import score_batches, score_rows
 from lmx.infer.decode import check_causal
 from lmx.models.trained_model import TrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindow:
-    """How a long text is read: in rows of `length` tokens, each `stride` further on.
+    """Rows of `length` tokens of a text, each `stride` tokens after the last.
 
-    Every token but the first is scored once, in the first row that has it, where it is
-    predicted from the length - stride + 1 tokens before it or more, if there are so
-    many. A `stride` of `length` reads each token once, as training and `Evaluate` do.
+    Every token but the first is scored once, in the first row that contains it. Its
+    context is at least length - stride + 1 tokens, or all tokens before it. With
+    `stride` equal to `length` each token is read once, as in training and `Evaluate`.
     """
 
     length: int
@@ -42,11 +42,11 @@ class SlidingWindow:
             )
 
     def count_rows(self, tokens: int) -> int:
-        """Rows of a text of so many tokens."""
+        """The number of rows of a text with that many tokens."""
         return 1 + max(0, -(-(tokens - 1 - self.length) // self.stride))
 
     def batch_at(self, stream: Int32[np.ndarray, " M"], step: int) -> Batch:
-        """The rows of that batch of the stream; past its end is padding."""
+        """A batch of rows of the stream, padded after its end."""
         row_B1 = (step * self.batch_size + np.arange(self.batch_size))[:, None]
         at_1T = np.arange(self.length, dtype=np.int32)[None]
         index_BT = row_B1 * self.stride + at_1T
@@ -63,7 +63,7 @@ class SlidingWindow:
 
 
 def find_training_length(trained: TrainedModel) -> int:
-    """The tokens of the longest rows in training, or else how many the model sees."""
+    """The longest sequence length of training, or else the maximum of the model."""
     known = [
         length
         for name, value in trained.config.flatten()
@@ -76,45 +76,47 @@ def find_training_length(trained: TrainedModel) -> int:
     )
     if not isinstance(length, int):
         raise ConfigError(
-            "this run does not say how many tokens its rows had: say how many to"
-            " read at once, as in --length 2048."
+            "the run has no sequence length: give the length of the window, as in"
+            " --length 2048."
         )
     return length
 
 
 class Scorer:
-    """What a run makes of texts, by one compiled program."""
+    """Scores texts with a trained model and one compiled program."""
 
     def __init__(self, trained: TrainedModel, window: SlidingWindow):
         if trained.tokenizer is None:
-            raise ConfigError("this run has learned no text: it has no tokenizer.")
+            raise ConfigError("the run was not trained on text: it has no tokenizer.")
         limit = trained.model.max_length
         if limit is not None and window.length > limit:
             raise ConfigError(
-                f"windows of {window.length} tokens do not fit the {limit} that the"
-                f" model sees: SlidingWindow.length must be at most {limit}."
+                f"windows of {window.length} tokens exceed the maximum length of the"
+                f" model: SlidingWindow.length must be at most {limit}."
             )
         check_causal(trained.model)
         self.tokenizer, self.window = trained.tokenizer, window
         self.params, self.token_bytes = trained.params, trained.tokenizer.token_bytes
-        self.score = jax.jit(partial(score_batch, trained.graph))
+        self.score = jax.jit(partial(score_rows, trained.graph))
 
     def __call__(self, text: str, name: str) -> Float64[np.ndarray, "3"]:
-        """Nats, tokens and UTF-8 bytes of what is scored, each in total.
+        """Total nats, tokens and UTF-8 bytes of a text.
 
-        A text is a document, between begin and end where the tokenizer has them.
-        Without begin nothing predicts its first token, which then does not count.
+        The text is one document, with bos and eos tokens if the tokenizer has them.
+        Without a bos token the first token has no context and is not scored.
         """
-        codec, windows = self.tokenizer, self.window
-        around = [[] if end is None else [end] for end in (codec.bos, codec.eos)]
-        stream = np.concatenate([around[0], codec.encode(text), around[1]])
+        tokenizer, window = self.tokenizer, self.window
+        bos, eos = (
+            [] if token is None else [token] for token in (tokenizer.bos, tokenizer.eos)
+        )
+        stream = np.concatenate([bos, tokenizer.encode(text), eos])
         if not text or len(stream) < 2:
             raise ConfigError(
-                f"{name} has {len(text)} characters: there is nothing to predict in it."
+                f"{name} has {len(text)} characters: it needs at least 2 tokens."
             )
         return score_batches(
             lambda batch: self.score(self.params, batch, self.token_bytes),
-            partial(windows.batch_at, stream.astype(np.int32)),
-            -(-windows.count_rows(len(stream)) // windows.batch_size),
+            partial(window.batch_at, stream.astype(np.int32)),
+            -(-window.count_rows(len(stream)) // window.batch_size),
             name,
-        )
+        ).sum(axis=1)

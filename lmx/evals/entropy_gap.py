@@ -1,38 +1,32 @@
-"""How far a model is from the best that there can be, where that is known."""
+"""The gap between a model's loss and the exact entropy of a synthetic language."""
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float
 
 from lmx.config.registry import ConfigError, configurable
-from lmx.core.batch import Batch
 from lmx.data.synthetic.base import SyntheticDataset
+from lmx.evals.perplexity import make_scorer, score_batches
 from lmx.run.run_dir import Values
 from lmx.train.hook import Hook, HookConfig, every_steps
-from lmx.train.program import RunContext, abstract_batch, batch_sharding
+from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class EntropyGap(HookConfig):
-    """Nats per target on fresh rows of a made language, beside its exact entropy.
+    """Nats per target on unseen rows of a synthetic language, minus its entropy.
 
-    The batches are those of steps that the run does not reach.
+    The batches are those of steps after the last one of the run.
 
     Attributes:
-        data: the language; where it is that of the run, `excess` is what is left to
-            learn.
-        every: steps between two measures; there is one at the end in any case.
-        batches: how many each time.
-        name: what the metrics are called, as in `fresh/excess`.
+        data: the language; if it is that of the run, `excess` can reach 0.
+        every: steps between measurements; the last step is always measured.
+        batches: number of batches of each measurement.
+        name: prefix of the metrics, as in `fresh/excess`.
     """
 
     data: SyntheticDataset
@@ -45,40 +39,24 @@ class EntropyGap(HookConfig):
             raise ConfigError(f"EntropyGap.batches is {self.batches}: at least 1.")
 
     def build(self, run: RunContext) -> Hook:
-        replicated = NamedSharding(run.mesh, PartitionSpec())
-        score = jax.jit(partial(score_rows, run.graph), out_shardings=replicated)
-        data: Any = self.data.open()
-        batch = abstract_batch(data)
-        # Fails now, not at the first measurement.
-        batch_sharding(batch.tokens.shape, run.mesh, run.rules)
-        jax.eval_shape(score, run.abstract_state().params, batch)
+        data = self.data.open()
+        score = make_scorer(run, data)
 
         def measure(step: int, state: TrainState, metrics: Metrics) -> Values:
             del step, metrics
-            unseen = range(run.steps, run.steps + self.batches)
-            batches = (run.load_batch(data, run.seed, step) for step in unseen)
-            rows = [score(state.params, batch) for batch in batches]
-            nats, weights = np.concatenate(np.asarray(rows, np.float64), 1)
+            nats, weights, _ = score_batches(
+                partial(score, state.params),
+                lambda index: run.load_batch(data, run.seed, run.steps + index),
+                self.batches,
+                self.name,
+            )
             mean, error = estimate_mean(nats, weights)
-            best = self.data.entropy
-            values = {"nats": mean, "entropy": best, "excess": mean - best}
+            entropy = self.data.entropy
+            values = {"nats": mean, "entropy": entropy, "excess": mean - entropy}
             values["standard_error"] = error
             return {f"{self.name}/{k}": v for k, v in values.items()}
 
         return Hook(call=measure, is_due=every_steps(self.every, run.steps))
-
-
-def score_rows(
-    graph: nnx.GraphDef, params: PyTree, batch: Batch
-) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """Nats and weights of the targets of each row, in total."""
-    logits_BTV, _ = nnx.merge(graph, params).forward(
-        batch.tokens, batch.positions, batch.segments
-    )
-    hit_BT1 = jnp.take_along_axis(logits_BTV, batch.targets[:, :, None], axis=-1)
-    nats_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - hit_BT1[:, :, 0]
-    weights_BT = batch.weights.astype(nats_BT.dtype)
-    return (nats_BT * weights_BT).sum(axis=1), weights_BT.sum(axis=1)
 
 
 def estimate_mean(

@@ -1,4 +1,4 @@
-"""How well a model predicts text that it has not seen."""
+"""Perplexity and bits per byte of held-out text."""
 
 import lzma
 import math
@@ -11,18 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float64, Int, PyTree
 from tqdm import tqdm
 
 from lmx.config.registry import configurable
 from lmx.core.batch import Batch
-from lmx.data.dataset import DatasetConfig
+from lmx.data.dataset import Dataset, DatasetConfig
 from lmx.data.text_dataset import TextDataset
 from lmx.run.run_dir import Values
 from lmx.train.hook import Hook, HookConfig, every_steps
-from lmx.train.loss.next_token import sum_cross_entropy
 from lmx.train.program import RunContext, abstract_batch, batch_sharding
 from lmx.train.step import Metrics, TrainState
+
+RowSums = tuple[Float[Array, "B"], Float[Array, "B"], Float[Array, "B"]]
 
 
 @configurable
@@ -31,10 +33,11 @@ class Evaluate(HookConfig):
     """Loss on held-out data: nats per token, perplexity, and bits per byte of text.
 
     Attributes:
-        data: what is evaluated; its order should be `@Sequential()`.
-        every: steps between evaluations; there is one at the end in any case.
-        batches: how many at each evaluation but the last, which takes all; None: all.
-        name: what the metrics are called, as in `validation/nats`.
+        data: the dataset; its order should be `@Sequential()`.
+        every: steps between evaluations; the last step is always evaluated.
+        batches: number of batches of each evaluation but the last, which uses all;
+            None: all.
+        name: prefix of the metrics, as in `validation/nats`.
     """
 
     data: DatasetConfig
@@ -44,76 +47,81 @@ class Evaluate(HookConfig):
 
     def build(self, run: RunContext) -> Hook:
         data = self.data.open()
-        score = jax.jit(partial(score_batch, run.graph))
-        sizes = data.info.token_bytes
-        batch = abstract_batch(data)
-        # Fails now, not at the first evaluation.
-        batch_sharding(batch.tokens.shape, run.mesh, run.rules)
-        jax.eval_shape(score, run.abstract_state().params, batch, sizes)
+        score = make_scorer(run, data)
 
         def evaluate(step: int, state: TrainState, metrics: Metrics) -> Values:
             del metrics
             count = data.info.steps or 1
             if step != run.steps:
                 count = min(count, self.batches or count)
-            total = score_batches(
-                lambda batch: score(state.params, batch, sizes),
-                partial(run.load_batch, data, 0),
-                count,
-                self.name,
+            batch_at = partial(run.load_batch, data, 0)
+            sums = score_batches(
+                partial(score, state.params), batch_at, count, self.name
             )
-            return {f"{self.name}/{k}": v for k, v in summarize(total).items()}
+            values = summarize(sums.sum(axis=1))
+            return {f"{self.name}/{k}": v for k, v in values.items()}
 
         return Hook(call=evaluate, is_due=every_steps(self.every, run.steps))
 
 
+def make_scorer(run: RunContext, data: Dataset) -> Callable[[PyTree, Batch], RowSums]:
+    """Compiles `score_rows` for a run, and checks that the mesh divides a batch."""
+    every_process = NamedSharding(run.mesh, PartitionSpec())
+    score = jax.jit(partial(score_rows, run.graph), out_shardings=every_process)
+    batch, token_bytes = abstract_batch(data), data.info.token_bytes
+    batch_sharding(batch.tokens.shape, run.mesh, run.rules)
+    jax.eval_shape(score, run.abstract_state().params, batch, token_bytes)
+    return lambda params, batch: score(params, batch, token_bytes)
+
+
+def score_rows(
+    graph: nnx.GraphDef,
+    params: PyTree,
+    batch: Batch,
+    token_bytes: Int[Array, "V"] | None = None,
+) -> RowSums:
+    """Nats, weights and UTF-8 bytes of the targets, summed over each row."""
+    model = nnx.merge(graph, params)
+    logits_BTV = model(batch.tokens, batch.positions, batch.segments)
+    target_BT1 = jnp.take_along_axis(logits_BTV, batch.targets[:, :, None], axis=-1)
+    nats_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT1[:, :, 0]
+    weights_BT = batch.weights.astype(nats_BT.dtype)
+    bytes_BT = 0 if token_bytes is None else token_bytes[batch.targets]
+    nats_B, weights_B, bytes_B = (
+        (x * weights_BT).sum(axis=1) for x in (nats_BT, 1, bytes_BT)
+    )
+    return nats_B, weights_B, bytes_B
+
+
 def score_batches(
-    score: Callable[[Batch], tuple[Array, Array, Array]],
+    score: Callable[[Batch], RowSums],
     batch_at: Callable[[int], Batch],
     count: int,
     name: str,
-) -> Float64[np.ndarray, "3"]:
-    """What `score_batch` finds in the first `count` batches, in total."""
-    total = np.zeros(3)
-    for index in tqdm(range(count), desc=name, leave=False, disable=None):
-        total += [float(part) for part in score(batch_at(index))]
-    return total
+) -> Float64[np.ndarray, "3 M"]:
+    """Nats, weights and bytes of all rows in the first batches."""
+    steps = tqdm(range(count), desc=name, leave=False, disable=None)
+    parts = [np.asarray(score(batch_at(step)), np.float64) for step in steps]
+    return np.concatenate(parts, axis=1)
 
 
 def summarize(total: Float64[np.ndarray, "3"]) -> dict[str, float]:
-    """Nats per token, perplexity and bits per byte, of nats, tokens and bytes."""
+    """Nats per token, perplexity and bits per byte, from nats, tokens and bytes."""
     nats, tokens, size = map(float, total)
-    found = {
+    values = {
         "nats": nats / tokens,
         "perplexity": math.exp(min(nats / tokens, 700.0)),
         "tokens": tokens,
     }
     if size:
-        found |= {"bits_per_byte": nats / math.log(2) / size, "bytes": size}
-    return found
-
-
-def score_batch(
-    graph: nnx.GraphDef,
-    params: PyTree,
-    batch: Batch,
-    token_bytes: Int[Array, "V"] | None,
-) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """Nats, targets and UTF-8 bytes of a batch, each in total."""
-    logits_BTV, _ = nnx.merge(graph, params).forward(
-        batch.tokens, batch.positions, batch.segments
-    )
-    nats, _ = sum_cross_entropy(logits_BTV, batch)
-    size = jnp.zeros(())
-    if token_bytes is not None:
-        size = jnp.sum(token_bytes[batch.targets] * batch.weights)
-    return nats.total, nats.weight, size
+        values |= {"bits_per_byte": nats / math.log(2) / size, "bytes": size}
+    return values
 
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class CompressionBaseline(HookConfig):
-    """What zlib and xz make of the same text, in bits per byte, for comparison."""
+    """Bits per byte of zlib and xz on the same text, for comparison."""
 
     data: TextDataset
     name: str = "validation"
@@ -131,7 +139,7 @@ class CompressionBaseline(HookConfig):
 
 
 def measure_compression(text: bytes) -> dict[str, float]:
-    """Bits per byte of zlib and xz, each at its best level, on the text as a whole."""
+    """Bits per byte of zlib and xz at their highest levels, on the whole text."""
     sizes = {
         "zlib": len(zlib.compress(text, 9)),
         "xz": len(lzma.compress(text, preset=9)),

@@ -19,7 +19,7 @@ from lmx.train.step import Metrics, TrainState
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Sample(HookConfig):
-    """Continues a prompt after each `every` steps and at the end, with the same seed."""
+    """Continues a prompt after each `every` steps and at the end, with one seed."""
 
     prompt: str = ""
     tokens: int = 128

@@ -23,7 +23,7 @@ SIZES = [
 
 
 def trained(codec, *words):
-    """An untrained run."""
+    """An untrained model as a run."""
     vocab = [f"Decoder.vocab={codec.vocab}", f"RepeatTask.vocab={codec.vocab}"]
     config = lmx.load_experiment(TINY, [*vocab, *words])
     graph, params = nnx.split(config.build().model(nnx.Rngs(0)))
@@ -41,7 +41,7 @@ def batches(windows, stream):
 
 
 @pytest.mark.parametrize(("size", "length", "stride"), SIZES)
-def test_every_token_but_the_first_is_scored_once_with_enough_before_it(
+def test_every_token_but_the_first_is_scored_once_with_enough_context(
     size, length, stride
 ):
     stream = np.arange(100, 100 + size, dtype=np.int32)
@@ -62,7 +62,7 @@ def test_every_token_but_the_first_is_scored_once_with_enough_before_it(
 
 
 @pytest.mark.parametrize("size", [2, 8, 9, 40])
-def test_windows_one_after_the_other_are_the_rows_of_training(size):
+def test_adjacent_windows_are_the_rows_of_training(size):
     stream = np.arange(1, size + 1, dtype=np.int32)
     store = Store(
         parts=[stream.astype(np.uint16)], part_offsets=np.array([0, size]), bytes=0,
@@ -71,13 +71,13 @@ def test_windows_one_after_the_other_are_the_rows_of_training(size):
     windows = SlidingWindow(length=8, stride=8, batch_size=2)
     for step, found in enumerate(batches(windows, stream)):
         offsets = (2 * step + np.arange(2)) * 8
-        wanted = fill_batch(store, slice_stream(store, offsets, 8), (2, 8))
-        for part, other in zip(found, wanted, strict=True):
+        expected = fill_batch(store, slice_stream(store, offsets, 8), (2, 8))
+        for part, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(part, other)
 
 
-def by_hand(run, stream, length, stride):
-    """Nats of every token, each from its own pass over what stands before it."""
+def score_by_hand(run, stream, length, stride):
+    """Nats of all tokens, each from its own pass over its context."""
     forward = jax.jit(lambda params, row: nnx.merge(run.graph, params)(row))
     nats = 0.0
     for at in range(1, len(stream)):
@@ -91,17 +91,17 @@ def by_hand(run, stream, length, stride):
 
 
 @pytest.mark.parametrize("stride", [16, 5])
-def test_nats_are_those_of_one_pass_for_each_token(run, stride):
+def test_nats_equal_those_of_one_pass_for_each_token(run, stride):
     found = Scorer(run, SlidingWindow(length=16, stride=stride, batch_size=3))(
         TEXT, "text"
     )
     stream = [256, *TEXT.encode(), 257]
     assert found[1:].tolist() == [len(stream) - 1, len(TEXT.encode())]
-    wanted = by_hand(run, stream, 16, stride)
-    np.testing.assert_allclose(found[0], wanted, 1e-5)
+    expected = score_by_hand(run, stream, 16, stride)
+    np.testing.assert_allclose(found[0], expected, 1e-5)
 
 
-def test_a_text_of_one_window_is_the_same_by_any_stride_and_batch(run):
+def test_stride_and_batch_size_do_not_affect_a_text_of_one_window(run):
     scores = [
         Scorer(run, SlidingWindow(length=64, stride=stride, batch_size=batch))(
             TEXT, "text"
@@ -120,13 +120,13 @@ def test_texts_of_all_lengths_share_one_program(run):
     assert compiled._cache_size() == 1
 
 
-def test_without_a_beginning_the_first_token_is_not_scored():
+def test_without_a_bos_token_the_first_token_is_not_scored():
     codec = CharTokenizer(characters="abé")
     score = Scorer(trained(codec), SlidingWindow(length=8, stride=8))
     assert score("éaé", "text")[1:].tolist() == [2, 3]
 
 
-def test_windows_are_as_long_as_rows_in_training(run):
+def test_the_default_window_is_the_sequence_length_of_training(run):
     assert find_training_length(run) == 16
     assert (
         find_training_length(trained(ByteTokenizer(), "RepeatTask.sequence_length=8"))
@@ -149,7 +149,7 @@ def test_windows_are_as_long_as_rows_in_training(run):
     assert find_training_length(run._replace(config=config)) == 32
 
 
-def test_what_cannot_be_scored_is_refused(run):
+def test_invalid_windows_texts_and_runs_are_refused(run):
     for wrong, message in {
         (8, 9): "windows of 8 tokens, each 9 after the last, leave tokens out",
         (0, 1): "SlidingWindow.length is 0: at least 1",
@@ -161,11 +161,11 @@ def test_what_cannot_be_scored_is_refused(run):
     with pytest.raises(ConfigError, match="empty.txt has 0 characters"):
         Scorer(run, eight)("", "empty.txt")
     characters = trained(CharTokenizer(characters="ab"))
-    with pytest.raises(ConfigError, match="one.txt has 1 characters: there is nothing"):
+    with pytest.raises(ConfigError, match="one.txt has 1 characters: it needs"):
         Scorer(characters, eight)("a", "one.txt")
-    learned = ["Decoder.position=@LearnedPosition", "LearnedPosition.max_length=16"]
-    few = trained(ByteTokenizer(), *learned)
-    with pytest.raises(ConfigError, match="windows of 17 tokens do not fit the 16"):
-        Scorer(few, SlidingWindow(length=17, stride=8))
+    words = ["Decoder.position=@LearnedPosition", "LearnedPosition.max_length=16"]
+    limited = trained(ByteTokenizer(), *words)
+    with pytest.raises(ConfigError, match="windows of 17 tokens exceed the maximum"):
+        Scorer(limited, SlidingWindow(length=17, stride=8))
     with pytest.raises(ConfigError, match="it has no tokenizer"):
         Scorer(run._replace(tokenizer=None), eight)

@@ -1,4 +1,4 @@
-"""Models trained to the best loss there can be, which none of them passes."""
+"""Models reach the entropy of their language, and their loss is not below it."""
 
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import lmx
 from lmx.config.registry import ConfigError
 from lmx.data.sampling.prefetch import prefetch
 from lmx.data.synthetic.markov import Markov
-from lmx.evals.entropy_gap import estimate_mean, score_rows
+from lmx.evals.entropy_gap import estimate_mean
+from lmx.evals.perplexity import score_rows
 from lmx.infer.score import compute_logprobs
 from lmx.run.run_dir import RunDir, read_last_metrics
 from lmx.run.timing import TimeAccounting
@@ -25,7 +26,7 @@ ONE = ["Mesh.data=1"]
 
 @pytest.fixture
 def trained(tmp_path):
-    """Trains a page under overrides; what its hook logged at the end."""
+    """Trains a config with overrides; returns the last logged metrics."""
 
     def trained(page, *words):
         experiment = lmx.load_experiment(page, [*ONE, *words]).build()
@@ -45,32 +46,32 @@ def trained(tmp_path):
 
 
 def check(found, share):
-    """Within that share of the entropy, and not below it but by chance."""
+    """The excess is below that share of the entropy, and not significantly negative."""
     excess, error = found["fresh/excess"], found["fresh/standard_error"]
     assert excess == pytest.approx(found["fresh/nats"] - found["fresh/entropy"])
     assert 0 < error < 0.004 * found["fresh/entropy"]
     assert -3 * error < excess < share * found["fresh/entropy"]
 
 
-def test_two_layers_reach_the_entropy_of_a_markov_source_and_do_not_pass_it(trained):
+def test_two_layers_reach_the_entropy_of_a_markov_chain(trained):
     check(trained(PAGE), 0.01)
 
 
-def test_two_layers_reach_the_entropy_of_a_grammar_and_do_not_pass_it(trained):
+def test_two_layers_reach_the_entropy_of_a_grammar(trained):
     check(trained(GRAMMAR), 0.03)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("language", range(3))
-def test_other_markov_sources_are_learned_as_well(trained, language):
+def test_other_markov_chains_are_learned(trained, language):
     words = ["Markov.vocab=8", "Decoder.vocab=8", f"Markov.language_seed={language}"]
     check(trained(PAGE, *words, "Markov.batch_size=32", "Experiment.steps=600"), 0.01)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(("language", "share"), [(0, 0.03), (1, 0.1), (2, 0.03)])
-def test_deeper_grammars_are_learned_as_well(trained, language, share):
-    """The second takes longer: 8% is left after 1,000 steps, 5% after 3,000."""
+def test_deeper_grammars_are_learned(trained, language, share):
+    """The second takes longer: the gap is 8% after 1,000 steps, 5% after 3,000."""
     words = [
         "Grammar.depth=4",
         f"Grammar.language_seed={language}",
@@ -79,25 +80,25 @@ def test_deeper_grammars_are_learned_as_well(trained, language, share):
     check(trained(GRAMMAR, *words, "Experiment.steps=1000"), share)
 
 
-def test_rows_are_scored_as_the_model_scores_tokens():
+def test_scores_of_rows_are_sums_of_token_logprobs():
     experiment = lmx.load_experiment(PAGE, ONE).build()
     run = experiment.open()
     assert isinstance(source := experiment.data, Markov)
     model, batch = run.init().params, run.data.batch_at(0, 0)
-    nats, weights = jax.jit(score_rows, static_argnums=0)(run.graph, model, batch)
+    nats, weights, _ = jax.jit(score_rows, static_argnums=0)(run.graph, model, batch)
     said = np.concatenate([batch.tokens, batch.targets[:, -1:]], axis=1)
-    told = jax.jit(lambda p, t: compute_logprobs(nnx.merge(run.graph, p), t))(
+    logprobs = jax.jit(lambda p, t: compute_logprobs(nnx.merge(run.graph, p), t))(
         model, said
     )
-    expected = -(np.asarray(told)[:, 1:] * batch.weights).sum(axis=1)
+    expected = -(np.asarray(logprobs)[:, 1:] * batch.weights).sum(axis=1)
     np.testing.assert_allclose(nats, expected, rtol=2e-5)
     np.testing.assert_array_equal(weights, batch.weights.sum(axis=1))
     mean, _ = estimate_mean(np.asarray(nats), np.asarray(weights))
     assert mean > np.log(6) - 0.05 > source.entropy + 0.25  # it knows nothing yet
 
 
-def test_the_error_is_that_of_many_draws():
-    """The spread of the mean over repeated samples is what one sample says it is."""
+def test_the_standard_error_agrees_with_repeated_samples():
+    """The deviation of the mean over samples is the error estimated from one."""
     noise = np.random.default_rng(0)
     means, errors = [], []
     for _ in range(2000):
@@ -110,6 +111,6 @@ def test_the_error_is_that_of_many_draws():
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.05)
 
 
-def test_no_batches_are_refused():
+def test_zero_batches_are_refused():
     with pytest.raises(ConfigError, match=r"EntropyGap.batches is 0: at least 1"):
         lmx.load_experiment(PAGE, ["EntropyGap.batches=0"]).build()

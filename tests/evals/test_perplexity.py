@@ -1,4 +1,4 @@
-"""Numbers about held-out text, against a plain loop over its windows."""
+"""Perplexity of held-out text, against a plain loop over its windows."""
 
 import lzma
 import math
@@ -48,7 +48,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def run_and_hooks(tmp_path_factory):
-    """An opened run on text, its state of step 0, and its hooks."""
+    """An opened run on text, its initial state, and its hooks."""
     folder = tmp_path_factory.mktemp("text")
     (folder / "text.txt").write_text(LINES)
     with pytest.MonkeyPatch.context() as patch:
@@ -62,7 +62,7 @@ def run_and_hooks(tmp_path_factory):
 
 @pytest.fixture
 def logged(run_and_hooks, tmp_path):
-    """Runs one of the hooks after some steps; every line it logged."""
+    """Runs one of the hooks after some steps; returns all logged lines."""
     run, state, hooks = run_and_hooks
 
     def logged(which, *steps):
@@ -98,7 +98,7 @@ def by_hand(run, state):
     return nats, targets
 
 
-def test_at_the_end_every_window_counts_once(run_and_hooks, logged):
+def test_the_last_evaluation_scores_every_window_once(run_and_hooks, logged):
     run, state, _ = run_and_hooks
     nats, targets = by_hand(run, state)
     (row,) = logged(0, 4)
@@ -111,12 +111,12 @@ def test_at_the_end_every_window_counts_once(run_and_hooks, logged):
     assert row["validation/bits_per_byte"] == pytest.approx(bits, rel=1e-5)
 
 
-def test_before_the_end_only_some_batches_are_read_when_due(logged):
+def test_earlier_evaluations_use_some_batches(logged):
     found = logged(0, 1, 2, 3)
     assert [(row["step"], row["validation/tokens"]) for row in found] == [(2, 128)]
 
 
-def test_the_compressors_are_those_of_python(logged):
+def test_the_baseline_agrees_with_zlib_and_lzma(logged):
     text = HELD_OUT.encode()
     (row,) = logged(1, 2, 4)
     assert row == {
@@ -129,7 +129,7 @@ def test_the_compressors_are_those_of_python(logged):
     assert measure_compression(bytes(10_000))["zlib_bits_per_byte"] < 0.1
 
 
-def test_samples_are_logged_when_due_and_are_those_of_the_state(
+def test_samples_are_logged_when_due_and_agree_with_full_passes(
     run_and_hooks, logged, capsys
 ):
     run, state, _ = run_and_hooks
@@ -138,30 +138,31 @@ def test_samples_are_logged_when_due_and_are_those_of_the_state(
     assert first["sample"] == final["sample"]
     said = capsys.readouterr().out
     assert "--- step 3 ---\nwall" in said
-    context = encode_prompt(run.data.tokenizer, "wall")
+    context = encode_prompt(run.data.info.tokenizer, "wall")
     params = jax.device_put(state.params, jax.devices()[0])
     forward = jax.jit(lambda row: nnx.merge(run.graph, params)(row))
     for _ in range(12):
         row = np.zeros((1, 32), np.int32)
         row[0, : len(context)] = context
         context.append(int(forward(row)[0, len(context) - 1].argmax()))
-    assert first["sample"] == run.data.tokenizer.decode(context)
+    assert first["sample"] == run.data.info.tokenizer.decode(context)
 
 
-def test_a_mean_is_of_all_batches_and_not_of_their_means(run_and_hooks):
+def test_the_mean_is_over_all_tokens_and_not_over_batches(run_and_hooks):
     run, _, _ = run_and_hooks
-    made = iter(jnp.array([[10.0, 4.0, 8.0], [1.0, 1.0, 0.0]]))
+    sums = iter(jnp.array([[[10.0], [4.0], [8.0]], [[1.0], [1.0], [0.0]]]))
 
     def score(batch):
-        nats, tokens, size = next(made)
+        nats, tokens, size = next(sums)
         return nats, tokens, size
 
-    found = summarize(score_batches(score, partial(run.data.batch_at, 0), 2, "made up"))
+    rows = score_batches(score, partial(run.data.batch_at, 0), 2, "test")
+    found = summarize(rows.sum(axis=1))
     assert found["nats"] == 11 / 5 and found["tokens"] == 5
     assert found["bits_per_byte"] == pytest.approx(11 / math.log(2) / 8)
 
 
-def test_what_can_never_be_evaluated_is_refused_before_the_run(run_and_hooks):
+def test_invalid_evaluations_are_refused_before_the_run(run_and_hooks):
     run, _, _ = run_and_hooks
     words = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@other/RepeatTask()"]
     for word, message in {
@@ -173,12 +174,12 @@ def test_what_can_never_be_evaluated_is_refused_before_the_run(run_and_hooks):
             hook.build(run)
 
 
-def test_the_newest_evaluation_is_what_a_summary_finds(logged, tmp_path):
+def test_a_summary_has_the_newest_evaluation(logged, tmp_path):
     logged(0, 2, 4)
     assert read_last_metrics(tmp_path)["step"] == 4
 
 
-def test_samples_need_text(run_and_hooks):
+def test_samples_need_a_tokenizer(run_and_hooks):
     run = lmx.load_experiment(TINY).build().open()
     (hook,) = lmx.load_experiment(TINY, ["Experiment.hooks=[@Sample()]"]).build().hooks
     with pytest.raises(ConfigError, match="needs data that are text: remove the hook"):

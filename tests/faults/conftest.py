@@ -1,4 +1,4 @@
-"""Real runs that tests disturb, ended with their test."""
+"""Runs that are killed at the end of their test."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Hooks at which a run waits for a test, fails as it is told, or loses the time."""
+"""Hooks that wait for a test, fail on request, or change the wall clock."""
 
 import time
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Gate(HookConfig):
             while not (folder / f"go-{done}").exists():
                 time.sleep(0.01)
             if "fail" in (folder / f"go-{done}").read_text():
-                raise ValueError("told to fail")
+                raise ValueError("requested by the test")
 
         return Hook(call=wait, is_due=lambda step: step in self.at)
 

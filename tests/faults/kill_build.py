@@ -1,7 +1,8 @@
 """Builds stores in processes that are killed.
 
-Usage: `kill_build.py CONFIG FOLDER MODE [BINDING ...]`. `random` kills 20 of them at random times; `renames` kills one before and one after each
-file gets its name. Prints the number of kills and stores, as JSON.
+Usage: `kill_build.py CONFIG FOLDER MODE [BINDING ...]`. `random` kills 20 of them at
+random times; `renames` kills one before and one after each rename of a file. Prints the
+number of kills and stores, as JSON.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Kills inside a save, and damage done to what was saved, in real processes."""
+"""Kills during a save, and damaged states, in real processes."""
 
 import json
 import shutil
@@ -36,22 +36,22 @@ def states(path: Path) -> CheckpointManager:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    return trainer.place(tmp_path_factory.mktemp("checkpoint"))
+    return trainer.copy_config(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
 def reference(work):
-    """The folder of a run that nobody disturbed, with all that it saved."""
-    status, moaned = trainer.ended(
+    """The folder of an undisturbed run with all its states."""
+    status, stderr = trainer.wait_for_exit(
         trainer.start(work, "reference", *WORDS, "CheckpointPolicy.keep=9")
     )
-    assert status == 0, moaned
+    assert status == 0, stderr
     return work / "reference"
 
 
 @pytest.fixture
 def again(work, reference, request):
-    """A copy of it that does not know that it came to its end."""
+    """A copy of it without the record that it is finished."""
     path = work / request.node.name
     shutil.copytree(reference, path)
     card = json.loads((path / "metadata.json").read_text())
@@ -71,7 +71,7 @@ def test_a_kill_at_any_point_of_a_save_loses_at_most_that_save(work, reference):
     for point, steps in points.items():
         program = ("-m", INJECTOR, f"{work / 'trace'}", json.dumps(asdict(point)))
         words = [*WORDS, "CheckpointPolicy.keep=2"]
-        status, stderr = trainer.ended(
+        status, stderr = trainer.wait_for_exit(
             trainer.start(work, "killed", *words, program=program)
         )
         assert status == -signal.SIGKILL, (point, stderr)
@@ -81,8 +81,8 @@ def test_a_kill_at_any_point_of_a_save_loses_at_most_that_save(work, reference):
             assert not reader.verify(), point
         uncommitted = [*(path / "checkpoints").glob("*tmp*")]
         assert bool(uncommitted) == (point.kind in (FIRST_ARRAY, BEFORE_COMMIT))
-    status, moaned = trainer.ended(trainer.start(work, "killed", *WORDS))
-    assert status == 0, moaned
+    status, stderr = trainer.wait_for_exit(trainer.start(work, "killed", *WORDS))
+    assert status == 0, stderr
     assert {p.name for p in (path / "checkpoints").iterdir()} == {
         "00000016",
         "00000020",
@@ -90,14 +90,12 @@ def test_a_kill_at_any_point_of_a_save_loses_at_most_that_save(work, reference):
     found = states(path).read_metadata(STEPS)
     assert found["root"] == states(reference).read_metadata(STEPS)["root"]
     parents = [a["parent"] and a["parent"]["step"] for a in found["lineage"]]
-    assert parents == [None, 4, 8, 16]  # of those whose states came to be
+    assert parents == [None, 4, 8, 16]  # of the attempts that saved a state
 
 
 @pytest.mark.parametrize("keep", [1, STEPS])
-def test_saves_slower_than_their_interval_go_one_by_one_and_are_true(
-    work, reference, keep
-):
-    """Each step is given, to write over, what the save of the one before it writes."""
+def test_slow_saves_run_one_at_a_time_and_are_correct(work, reference, keep):
+    """Each step donates the buffers that the save of the step before it writes."""
     words = [*WORDS[:2], "CheckpointPolicy.every=1", f"CheckpointPolicy.keep={keep}"]
     process = trainer.start(work, f"each-{keep}", *words)
     found, most, seen = states(work / f"each-{keep}"), 0, []
@@ -106,8 +104,10 @@ def test_saves_slower_than_their_interval_go_one_by_one_and_are_true(
         most = max(most, len(under_way))
         seen.append(any(found.folder.glob("[0-9]" * 8)))
         time.sleep(0.002)
-    assert trainer.ended(process)[0] == 0
-    assert most == 1 and all(seen[seen.index(True) :])  # one, and never none again
+    assert trainer.wait_for_exit(process)[0] == 0
+    assert most == 1 and all(
+        seen[seen.index(True) :]
+    )  # one at a time, and always a complete one
     assert found.list_steps() == [*range(STEPS - keep + 1, STEPS + 1)]
     for step in states(reference).list_steps()[-keep:]:
         assert (
@@ -117,26 +117,26 @@ def test_saves_slower_than_their_interval_go_one_by_one_and_are_true(
         assert not CheckpointReader(found.directory.step_path(step)).verify()
 
 
-def test_damaged_states_are_named_and_the_newest_whole_one_is_used(
+def test_damaged_states_are_named_and_the_newest_intact_one_is_used(
     work, reference, again
 ):
     shelf = states(again).directory
     flip(shelf.step_path(20), NAME)
     truncate(shelf.step_path(16), NAME)
     (shelf.step_path(12) / "meta" / "metadata").unlink()
-    status, moaned = trainer.ended(
+    status, stderr = trainer.wait_for_exit(
         trainer.start(work, again.name, *WORDS, "CheckpointPolicy.damaged=refuse")
     )
-    assert status == 2 and "00000020/state/" in moaned, moaned
-    assert f"{NAME} is not what was saved" in moaned
+    assert status == 2 and "00000020/state/" in stderr, stderr
+    assert f"{NAME} is not what was saved" in stderr
     assert states(again).list_steps() == [4, 8, 12, 16, 20]
-    status, moaned = trainer.ended(
+    status, stderr = trainer.wait_for_exit(
         trainer.start(work, again.name, *WORDS, "CheckpointPolicy.keep=9")
     )
-    assert status == 0, moaned
-    assert moaned.count("DAMAGED, set aside") == 3
-    assert "00000016/state/" in moaned and "cannot be read" in moaned
-    assert "00000012/meta/metadata: is missing" in moaned
+    assert status == 0, stderr
+    assert stderr.count("DAMAGED, set aside") == 3
+    assert "00000016/state/" in stderr and "cannot be read" in stderr
+    assert "00000012/meta/metadata: is missing" in stderr
     assert [p.name for p in shelf.list_quarantined()] == [
         f"{step:08d}.damaged" for step in (12, 16, 20)
     ]
@@ -149,15 +149,15 @@ def test_damaged_states_are_named_and_the_newest_whole_one_is_used(
     }
 
 
-def test_a_run_whose_states_are_all_damaged_does_not_begin_anew(work, again):
+def test_a_run_with_damaged_states_only_does_not_restart_from_step_0(work, again):
     for step in states(again).list_steps():
         truncate(states(again).directory.step_path(step), NAME)
-    status, moaned = trainer.ended(trainer.start(work, again.name, *WORDS))
-    assert status == 2 and "no whole state to go on from" in moaned, moaned
+    status, stderr = trainer.wait_for_exit(trainer.start(work, again.name, *WORDS))
+    assert status == 2 and "no whole state to go on from" in stderr, stderr
     assert states(again).list_steps() == [4, 8, 12, 16, 20]
 
 
-def test_two_processes_of_which_one_meets_the_damage_go_back_together(work, again):
+def test_two_processes_restore_the_same_state_if_one_detects_damage(work, again):
     flip(
         states(again).directory.step_path(20), NAME
     )  # in the half that the second one reads
@@ -166,7 +166,7 @@ def test_two_processes_of_which_one_meets_the_damage_go_back_together(work, agai
     words = [*WORDS[:1], "Mesh.fsdp=2", "CheckpointPolicy.keep=9", "--processes", "2"]
     words += ["--coordinator", meeting]
     found = [
-        trainer.ended(process)
+        trainer.wait_for_exit(process)
         for process in [
             trainer.start(work, again.name, *words, "--process", each) for each in "01"
         ]

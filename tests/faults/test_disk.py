@@ -1,4 +1,4 @@
-"""Disks that are full, and folders that cannot be written, under real processes."""
+"""Full disks and read-only folders under real processes."""
 
 import json
 import shutil
@@ -15,18 +15,18 @@ pytestmark = pytest.mark.faults
 
 STEPS = 12
 WORDS = [f"Experiment.steps={STEPS}", "Mesh.data=1"]
-ROOM = 48 << 10  # bytes that are left: less than a state has
+ROOM = 48 << 10  # bytes that stay free: less than a state needs
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    return trainer.place(tmp_path_factory.mktemp("disk"))
+    return trainer.copy_config(tmp_path_factory.mktemp("disk"))
 
 
 @pytest.fixture(scope="module")
 def reference(work):
-    """The folder of a run that nobody disturbed."""
-    status, moaned = trainer.ended(
+    """The folder of an undisturbed run."""
+    status, stderr = trainer.wait_for_exit(
         trainer.start(
             work,
             "reference",
@@ -35,13 +35,13 @@ def reference(work):
             "CheckpointPolicy.keep=9",
         )
     )
-    assert status == 0, moaned
+    assert status == 0, stderr
     return work / "reference"
 
 
 @pytest.fixture
 def tight(work, reference, request):
-    """A run at step 2, whose states are on a small disk of their own."""
+    """A run at step 2 with its states on a small disk."""
     path = work / request.node.name
     shutil.copytree(reference, path)
     card = json.loads((path / "metadata.json").read_text())
@@ -58,15 +58,15 @@ def tight(work, reference, request):
 
 
 def fill(path: Path) -> Path:
-    """Leaves little room on the disk of a run's states; the file that takes it."""
+    """Fills the disk of a run's states; returns the file that takes the space."""
     folder = path / "checkpoints"
-    ballast = folder / "00000000"  # a name that nobody takes for rubbish
+    ballast = folder / "00000000"  # not removed as an incomplete state
     free = shutil.disk_usage(folder).free
     ballast.write_bytes(bytes(free - ROOM))
     return ballast
 
 
-def test_a_full_disk_does_not_end_the_training_and_saves_are_tried_again(
+def test_training_continues_on_a_full_disk_and_saves_are_retried(
     work, reference, tight
 ):
     ballast = fill(tight)
@@ -82,8 +82,8 @@ def test_a_full_disk_does_not_end_the_training_and_saves_are_tried_again(
         if "SAVE FAILED" in line:
             break
     ballast.unlink()
-    status, moaned = trainer.ended(process)
-    assert status == 0, moaned
+    status, stderr = trainer.wait_for_exit(process)
+    assert status == 0, stderr
     assert "No space left" in line
     checkpoints = CheckpointManager(tight / "checkpoints")
     assert checkpoints.list_steps() == [STEPS - 1, STEPS]
@@ -94,30 +94,26 @@ def test_a_full_disk_does_not_end_the_training_and_saves_are_tried_again(
     )
 
 
-def test_a_disk_that_stays_full_ends_the_run_with_75_and_with_room_it_goes_on(
-    work, tight
-):
+def test_a_disk_that_stays_full_ends_the_run_with_75(work, tight):
     ballast, words = fill(tight), (tight.name, *WORDS, "CheckpointPolicy.every=1")
-    status, moaned = trainer.ended(trainer.start(work, *words))
-    assert status == 75, moaned
-    assert "SAVE FAILED, 3 of the 3" in moaned and "No space left" in moaned
+    status, stderr = trainer.wait_for_exit(trainer.start(work, *words))
+    assert status == 75, stderr
+    assert "SAVE FAILED, 3 of the 3" in stderr and "No space left" in stderr
     checkpoints = CheckpointManager(tight / "checkpoints")
     assert checkpoints.list_steps() == [2]
     assert not CheckpointReader(checkpoints.directory.step_path(2)).verify()
     ballast.unlink()
-    status, moaned = trainer.ended(trainer.start(work, *words))
-    assert status == 0, moaned
+    status, stderr = trainer.wait_for_exit(trainer.start(work, *words))
+    assert status == 0, stderr
     left = {path.name for path in checkpoints.folder.iterdir()}
     assert left == {f"{STEPS - 1:08d}", f"{STEPS:08d}"}
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_compiled(
-    work, tight
-):
+def test_a_read_only_folder_is_refused_before_compilation(work, tight):
     folder = f"{tight / 'checkpoints'}"
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-    status, moaned = trainer.ended(
+    status, stderr = trainer.wait_for_exit(
         trainer.start(work, tight.name, *WORDS, "CheckpointPolicy.every=1")
     )
-    assert status == 2, moaned
-    assert f"no state can be saved in {folder}: [Errno 30] Read-only" in moaned
+    assert status == 2, stderr
+    assert f"no state can be saved in {folder}: [Errno 30] Read-only" in stderr

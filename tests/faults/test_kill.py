@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves, and ends in the bits of one that never was."""
+"""A signal saves a run, and its result equals that of an undisturbed one."""
 
 import json
 import os
@@ -34,7 +34,7 @@ WORDS = [
     "Mesh.data=1",
 ]
 CLOCKS = ("seconds", "tokens_per_second", "mfu")
-PATIENCE = 300.0  # seconds, on a machine that has much else to do
+TIMEOUT = 300.0  # seconds, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -61,22 +61,22 @@ def start(work: Path, name: str) -> subprocess.Popen:
 def stopped(
     work: Path, name: str, signum: signal.Signals, when: Callable[[Path], bool]
 ) -> tuple[int, str]:
-    """Starts the run, sends a signal as soon as `when`; its status and last words."""
+    """Starts the run and sends a signal once `when` is true; exit status and stderr."""
     process = start(work, name)
-    patience = time.monotonic() + PATIENCE
+    patience = time.monotonic() + TIMEOUT
     while process.poll() is None and not when(work / name):
         assert time.monotonic() < patience
         time.sleep(0.001)
     assert process.poll() is None, process.communicate()
     process.send_signal(signum)
-    _, moaned = process.communicate(timeout=PATIENCE)
-    return process.returncode, moaned
+    _, stderr = process.communicate(timeout=TIMEOUT)
+    return process.returncode, stderr
 
 
-def ended(process: subprocess.Popen) -> str:
-    """What a run said that came to its end."""
-    said, moaned = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, moaned
+def wait_for_exit(process: subprocess.Popen) -> str:
+    """The stdout of a run that succeeds."""
+    said, stderr = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, stderr
     return said
 
 
@@ -89,7 +89,7 @@ def reached(step: int) -> Callable[[Path], bool]:
 
 def undisturbed(work: Path) -> Path:
     """The folder of a run from its first step to its last."""
-    ended(start(work, "reference"))
+    wait_for_exit(start(work, "reference"))
     return work / "reference"
 
 
@@ -97,29 +97,29 @@ def asked(work: Path) -> list[tuple[int, str, int, int]]:
     """Ctrl-C, SIGTERM, the rest; each status, last line, newest state and metrics."""
     found = []
     for signum, moment in [(signal.SIGINT, 10), (signal.SIGTERM, 50)]:
-        status, moaned = stopped(work, "asked", signum, reached(moment))
+        status, stderr = stopped(work, "asked", signum, reached(moment))
         state = CheckpointManager(work / "asked" / "checkpoints", 2).list_steps()[-1]
         row = measured(work / "asked")[-1]["step"]
-        found.append((status, moaned.strip().splitlines()[-1], state, row))
-    ended(start(work, "asked"))
+        found.append((status, stderr.strip().splitlines()[-1], state, row))
+    wait_for_exit(start(work, "asked"))
     return found
 
 
 @pytest.fixture(scope="module")
 def runs(work):
-    """What became of a run under each of these, two at a time."""
+    """Futures of these runs, two at a time."""
     with ThreadPoolExecutor(2) as pool:
         yield {f.__name__: pool.submit(f, work) for f in (asked, undisturbed)}
 
 
 @pytest.fixture
 def reference(runs):
-    """The folder of the run that nobody disturbed."""
+    """The folder of the undisturbed run."""
     return runs["undisturbed"].result()
 
 
 def measured(path: Path) -> list[dict]:
-    """Every line of metrics without what a clock decides."""
+    """All metrics except those of speed."""
     lines = (path / "metrics.jsonl").read_text().splitlines()
     return [
         {name: v for name, v in json.loads(line).items() if not name.startswith(CLOCKS)}
@@ -140,9 +140,7 @@ def check_same(work: Path, path: Path, other: Path) -> None:
     chex.assert_trees_all_equal(*map(jax.device_get, states))
 
 
-def test_a_run_asked_to_stop_saves_its_step_and_says_how_to_go_on(
-    work, runs, reference
-):
+def test_a_signal_saves_the_step_and_says_how_to_resume(work, runs, reference):
     how = "the same command goes on: asked"
     for found, status, name in zip(
         runs["asked"].result(), (130, 143), ("SIGINT", "SIGTERM"), strict=True
@@ -156,6 +154,6 @@ def test_a_run_asked_to_stop_saves_its_step_and_says_how_to_go_on(
 def test_a_finished_run_started_again_changes_nothing(work, reference):
     path = reference
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    assert f"{STEPS} steps" in ended(start(work, "reference"))
+    assert f"{STEPS} steps" in wait_for_exit(start(work, "reference"))
     after = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     assert before == after

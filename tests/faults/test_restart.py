@@ -1,4 +1,4 @@
-"""A supervisor brings a run back, alone or with its peers."""
+"""A supervisor restarts a run, alone or with its peers."""
 
 import os
 import signal
@@ -9,18 +9,18 @@ import pytest
 
 from lmx.run.run_dir import read_metrics
 from lmx.run.timing import read_timing, total_seconds
-from tests.faults.trainer import children, ended
+from tests.faults.trainer import children, wait_for_exit
 
 pytestmark = pytest.mark.faults
 
 
 def kill(process):
-    """Kills what a supervisor watches over."""
+    """Kills the run of a supervisor."""
     (child,) = children(process)
     os.kill(child, signal.SIGKILL)
 
 
-def test_a_killed_run_comes_back_and_its_account_adds_up(trainer, tmp_path):
+def test_a_killed_run_restarts_and_its_timing_adds_up(trainer, tmp_path):
     run = trainer.gated("--run", "a", "--restarts", 5, at="6, 10")
     trainer.wait(run, lambda: bool(children(run)))
     began = time.time()
@@ -29,10 +29,10 @@ def test_a_killed_run_comes_back_and_its_account_adds_up(trainer, tmp_path):
         trainer.wait(run, (tmp_path / "a" / "checkpoints" / f"{saved:08d}").exists)
         kill(run)
         trainer.go(step)
-    status, moaned = ended(run)
+    status, stderr = wait_for_exit(run)
     wall = (tmp_path / "a" / "timing.jsonl").stat().st_mtime - began
-    assert status == 0, moaned
-    assert moaned.count("killed by SIGKILL: starting again in 1 s") == 2
+    assert status == 0, stderr
+    assert stderr.count("killed by SIGKILL: starting again in 1 s") == 2
     assert [row["step"] for row in read_metrics(tmp_path / "a")] == list(range(1, 11))
     lines = read_timing(tmp_path / "a")
     assert [line["exit_status"] for line in lines if "exit_status" in line] == [-9, -9]
@@ -46,7 +46,7 @@ def test_a_killed_run_comes_back_and_its_account_adds_up(trainer, tmp_path):
     assert spent.keys() >= {"start", "restore", "compile", "step", "data", "save"}
 
 
-def test_a_killed_worker_ends_the_others_and_all_come_back(trainer, tmp_path):
+def test_a_killed_worker_ends_the_others_and_all_restart(trainer, tmp_path):
     with socket.create_server(("", 0)) as door:
         port = door.getsockname()[1]
     words = ["Experiment.steps=12", "Mesh.fsdp=2", "--restarts", 3]
@@ -56,23 +56,23 @@ def test_a_killed_worker_ends_the_others_and_all_come_back(trainer, tmp_path):
         for i in range(2)
     ]
     alone = trainer.start("Experiment.steps=12", "Mesh.data=1", "--run", "b")
-    assert ended(alone)[0] == 0
+    assert wait_for_exit(alone)[0] == 0
     trainer.reach(both[0], 6)
     kill(both[1])
     trainer.go(6)
-    (first, said), (second, moaned) = map(ended, both)
-    assert (first, second) == (0, 0), (said, moaned)
+    (first, said), (second, stderr) = map(wait_for_exit, both)
+    assert (first, second) == (0, 0), (said, stderr)
     assert "process 1 (" in said and "the run ended with 75: starting again" in said
-    assert "the run was killed by SIGKILL: starting again in 1 s" in moaned
+    assert "the run was killed by SIGKILL: starting again in 1 s" in stderr
     found, wanted = ([r["loss"] for r in read_metrics(tmp_path / run)] for run in "ab")
     assert found == pytest.approx(wanted, rel=1e-4) and len(found) == 12
 
 
-def test_a_signal_to_the_supervisor_saves_and_is_the_end(trainer, tmp_path):
+def test_a_signal_to_the_supervisor_saves_and_ends_the_run(trainer, tmp_path):
     run = trainer.gated("--run", "a", "--restarts", 5, at="6")
     trainer.reach(run, 6)
     run.send_signal(signal.SIGTERM)
     trainer.go(6)
-    status, moaned = ended(run)
-    assert status == 143 and "starting again" not in moaned
-    assert "stopped by SIGTERM after step" in moaned
+    status, stderr = wait_for_exit(run)
+    assert status == 143 and "starting again" not in stderr
+    assert "stopped by SIGTERM after step" in stderr

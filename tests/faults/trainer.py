@@ -1,4 +1,4 @@
-"""`lmx train` as processes of their own, which a test disturbs."""
+"""`lmx train` processes that a test interferes with."""
 
 import os
 import shutil
@@ -12,12 +12,12 @@ from pathlib import Path
 from tests.xla_flags import FLAGS
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300.0  # seconds, on a machine that has much else to do
+TIMEOUT = 300.0  # seconds, on a busy machine
 MAIN = ("-m", "lmx.cli.main")
 
 
-def place(work: Path) -> Path:
-    """The folder, with the page of the experiment in it."""
+def copy_config(work: Path) -> Path:
+    """Copies the config of the experiment to the folder."""
     shutil.copy(ROOT / "tests" / "train" / "tiny.gin", work)
     return work
 
@@ -26,10 +26,10 @@ def start(
     work: Path, name: str, *words: object, program: tuple[str, ...] = MAIN
 ) -> subprocess.Popen:
     """Trains the run of that name in the folder, on one device."""
-    return _launched(work, program, [*words, "--run", name], {})
+    return _launch(work, program, [*words, "--run", name], {})
 
 
-def _launched(
+def _launch(
     work: Path, program: Sequence[str], words: Sequence[object], more: dict[str, str]
 ) -> subprocess.Popen:
     return subprocess.Popen(
@@ -43,26 +43,26 @@ def _launched(
     )
 
 
-def ended(process: subprocess.Popen) -> tuple[int, str]:
-    """The status of a process that comes to its end, and what it moaned."""
-    _, moaned = process.communicate(timeout=PATIENCE)
-    return process.returncode, moaned
+def wait_for_exit(process: subprocess.Popen) -> tuple[int, str]:
+    """The exit status and stderr of a process, once it exits."""
+    _, stderr = process.communicate(timeout=TIMEOUT)
+    return process.returncode, stderr
 
 
 class Trainer:
-    """Starts runs of `tiny.gin` in a folder, with gates at steps that a test names."""
+    """Starts runs of `tiny.gin` in a folder, with gates at chosen steps."""
 
     def __init__(self, work: Path):
-        self.work, self.started = place(work), []
+        self.work, self.started = copy_config(work), []
         shutil.copy(ROOT / "tests" / "faults" / "gates.py", work)
 
     def start(self, *words: object, **environment: str) -> subprocess.Popen:
-        """`lmx train tiny.gin` with these words."""
-        self.started.append(_launched(self.work, MAIN, words, environment))
+        """Starts `lmx train tiny.gin` with these arguments."""
+        self.started.append(_launch(self.work, MAIN, words, environment))
         return self.started[-1]
 
     def gated(self, *words: object, at: str, **environment: str) -> subprocess.Popen:
-        """A run whose gates are at these steps, as in "4, 8"."""
+        """Starts a run with gates at these steps, as in "4, 8"."""
         gates = ["--import", "gates", "Experiment.hooks=[@Gate()]", "Gate.folder=."]
         return self.start(*gates, f"Gate.at=({at},)", *words, **environment)
 
@@ -71,19 +71,19 @@ class Trainer:
         (self.work / f"go-{step}").write_text(how)
 
     def reach(self, process: subprocess.Popen, step: int) -> None:
-        """Waits until a run stands at the gate."""
+        """Waits until a run reaches the gate."""
         self.wait(process, (self.work / f"at-{step}").exists)
 
     def wait(self, process: subprocess.Popen, when: Callable[[], bool]) -> None:
-        """Until something is so, the process being alive."""
-        late = time.monotonic() + PATIENCE
+        """Waits for a condition while the process is alive."""
+        late = time.monotonic() + TIMEOUT
         while not when():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < late
             time.sleep(0.01)
 
     def end(self) -> None:
-        """None of them is left, nor what a supervisor among them started."""
+        """Kills all processes, and those that a supervisor among them started."""
         for process in self.started:
             for pid in children(process):
                 os.kill(pid, signal.SIGKILL)
@@ -92,6 +92,6 @@ class Trainer:
 
 
 def children(process: subprocess.Popen) -> list[int]:
-    """The processes that another has started."""
+    """The child processes of a process."""
     listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(pid) for pid in listed.read_text().split()] if listed.exists() else []

@@ -121,9 +121,7 @@ def test_invalid_searches_are_refused(llama):
     )
     search = make_search(nnx.split(model), beams=2)
     assert len(search([[1, 2]], 14)[0][0].tokens) == 14
-    with pytest.raises(
-        ConfigError, match="2 tokens and 15 new ones exceed"
-    ):
+    with pytest.raises(ConfigError, match="2 tokens and 15 new ones exceed"):
         search([[1, 2]], 15)
     with pytest.raises(ConfigError, match="prompt 1 has no token"):
         make_search(llama)([[1], []], 3)
