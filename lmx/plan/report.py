@@ -31,7 +31,7 @@ def format_report(forecast: Forecast, better: dict[str, Forecast]) -> str:
         _format_memory(forecast),
         _format_collectives(forecast),
         _format_speed(forecast),
-        f"{forecast.method}. {COMPILED if forecast.compiled else ANALYTIC}",
+        f"{forecast.method}.\n{COMPILED if forecast.compiled else ANALYTIC}",
         *(f"Kernel {name} is counted as 0 s." for name in forecast.untimed_kernels),
         format_verdict(forecast, better),
     ]
