@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Int64
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.data.corpus.corpus import Split, check_fraction
 from lmx.data.stateless_random import RandomStream, hash_u64, permute, randint
-from lmx.data.synthetic.base import Generated, SyntheticDataset
+from lmx.data.synthetic.base import Column, Generated, SyntheticDataset
 
 Operation = Literal["add", "subtract", "multiply"]
 OPERATIONS: Mapping[Operation, Callable] = {
@@ -67,9 +66,7 @@ class Arithmetic(SyntheticDataset):
             return 0, held_out
         return held_out, total - held_out
 
-    def generate(
-        self, seed: int, step: Int64[np.ndarray, "B 1"], row: Int64[np.ndarray, "B 1"]
-    ) -> Generated:
+    def generate(self, seed: int, step: Column, row: Column) -> Generated:
         first, count = self.pairs
         equation = np.arange(self.sequence_length // EQUATION_TOKENS + 1)
         drawn = randint(count, seed, RandomStream.EQUATION, step, row, equation)

@@ -11,6 +11,7 @@ from lmx.core.batch import Batch
 from lmx.data.dataset import Dataset, DatasetConfig, DatasetInfo
 from lmx.data.schedule import BatchSchedule, RowRequest
 
+Column = Int64[np.ndarray, "B 1"]
 Generated = tuple[Int64[np.ndarray, "B _"], Bool[np.ndarray, "#B _"]]
 
 
@@ -31,9 +32,7 @@ class SyntheticDataset(DatasetConfig, Dataset):
         """Nats per weighted target of an optimal model, exactly."""
 
     @abstractmethod
-    def generate(
-        self, seed: int, step: Int64[np.ndarray, "B 1"], row: Int64[np.ndarray, "B 1"]
-    ) -> Generated:
+    def generate(self, seed: int, step: Column, row: Column) -> Generated:
         """At least T + 1 tokens of each row, and which of them are targets: those that
         can be predicted from the tokens before them. The rest is cut off."""
 

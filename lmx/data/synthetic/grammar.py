@@ -8,7 +8,7 @@ from jaxtyping import Int64
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.data.stateless_random import RandomStream, hash_u64, permute
-from lmx.data.synthetic.base import Generated, SyntheticDataset
+from lmx.data.synthetic.base import Column, Generated, SyntheticDataset
 from lmx.data.synthetic.markov_chain import MAX_STATES, MarkovChain, draw_u32
 
 MAX_RULE_FAN = 3  # rules have 0, 1, 2, 0, 1, ... children, so that every grammar nests
@@ -97,9 +97,7 @@ class Grammar(SyntheticDataset):
     def entropy(self) -> float:
         return float(self.chain.expected_entropies(self.sequence_length + 1)[1:].mean())
 
-    def generate(
-        self, seed: int, step: Int64[np.ndarray, "B 1"], row: Int64[np.ndarray, "B 1"]
-    ) -> Generated:
+    def generate(self, seed: int, step: Column, row: Column) -> Generated:
         index = np.arange(self.sequence_length + 1)
         draws = draw_u32(seed, RandomStream.GRAMMAR, step, row, index)
         tokens = self.chain.sample(np.zeros(len(row), np.uint64), draws)

@@ -4,11 +4,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int64
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.data.stateless_random import RandomStream
-from lmx.data.synthetic.base import Generated, SyntheticDataset
+from lmx.data.synthetic.base import Column, Generated, SyntheticDataset
 from lmx.data.synthetic.markov_chain import (
     MAX_STATES,
     MarkovChain,
@@ -61,9 +60,7 @@ class Markov(SyntheticDataset):
     def entropy(self) -> float:
         return float(self.chain.initial @ self.chain.state_entropies)
 
-    def generate(
-        self, seed: int, step: Int64[np.ndarray, "B 1"], row: Int64[np.ndarray, "B 1"]
-    ) -> Generated:
+    def generate(self, seed: int, step: Column, row: Column) -> Generated:
         index = np.arange(self.sequence_length + 2)
         draws = draw_u32(seed, RandomStream.MARKOV, step, row, index)
         tokens = self.chain.sample(draws[:, 0], draws[:, 1:])

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Int64
 
 from lmx.config.registry import configurable
 from lmx.data.stateless_random import RandomStream, randint
-from lmx.data.synthetic.base import Generated, SyntheticDataset
+from lmx.data.synthetic.base import Column, Generated, SyntheticDataset
 
 
 @configurable
@@ -33,9 +32,7 @@ class AssociativeRecall(SyntheticDataset):
     def vocab(self) -> int:
         return self.keys + self.values
 
-    def generate(
-        self, seed: int, step: Int64[np.ndarray, "B 1"], row: Int64[np.ndarray, "B 1"]
-    ) -> Generated:
+    def generate(self, seed: int, step: Column, row: Column) -> Generated:
         pair = np.arange(self.sequence_length // 2 + 1)
         key = randint(self.keys, seed, RandomStream.RECALL, step, row, pair, 0)
         value = randint(self.values, seed, RandomStream.RECALL, step, row, key, 1)

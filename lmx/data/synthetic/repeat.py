@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.data.stateless_random import RandomStream, randint
-from lmx.data.synthetic.base import Generated, SyntheticDataset
+from lmx.data.synthetic.base import Column, Generated, SyntheticDataset
 from lmx.data.synthetic.markov_chain import UNIT, draw_u32
 
 
@@ -28,9 +28,7 @@ class RepeatTask(SyntheticDataset):
     def __post_init__(self):
         self.require_at_least(vocab=1, batch_size=1, sequence_length=1)
 
-    def generate(
-        self, seed: int, step: Int64[np.ndarray, "B 1"], row: Int64[np.ndarray, "B 1"]
-    ) -> Generated:
+    def generate(self, seed: int, step: Column, row: Column) -> Generated:
         half = (self.sequence_length + 2) // 2
         tokens = randint(
             self.vocab, seed, RandomStream.REPEAT, step, row, np.arange(half)
@@ -66,9 +64,7 @@ class Copy(SyntheticDataset):
         others = (self.vocab - 2) * wrong * math.log(wrong) if wrong else 0.0
         return -right * math.log(right) - others
 
-    def generate(
-        self, seed: int, step: Int64[np.ndarray, "B 1"], row: Int64[np.ndarray, "B 1"]
-    ) -> Generated:
+    def generate(self, seed: int, step: Column, row: Column) -> Generated:
         half = (self.sequence_length + 1) // 2
         place, separator = np.arange(2 * half), self.vocab - 1
         drawn = randint(separator, seed, RandomStream.COPY, step, row, place)
