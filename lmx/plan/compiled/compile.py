@@ -2,8 +2,8 @@
 
 import dataclasses
 import importlib.util
+import json
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -80,7 +80,7 @@ def run_compiler(
             "slices": case.machine.groups,
             "batch_shape": (case.sequences, case.sequence_length),
         }
-        exchange.write_bytes(pickle.dumps(request))
+        exchange.write_text(json.dumps(request))
         done = subprocess.run(
             [sys.executable, "-m", "lmx.plan.compiled.worker", str(exchange)],
             env={"LIBTPU_INIT_ARGS": TPU_FLAGS} | os.environ | ENVIRONMENT,
@@ -88,7 +88,7 @@ def run_compiler(
             text=True,
         )
         if not done.returncode:
-            return pickle.loads(exchange.read_bytes())
+            return CompileResult.from_json(exchange.read_text())
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
     raise CompileError(
         f"compiling for {case.machine.name} failed: {lines[-1]} (`lmx plan --analytic`"

@@ -1,9 +1,10 @@
 """Time, kernels and collectives of a compiled program by its compiler."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 from lmx.plan.compiled.hlo import COLLECTIVES, HLOOp, HLOProgram, parse_group
@@ -62,6 +63,20 @@ class CompileResult:
     refusal: str | None = None
     memory: dict[str, int] = field(default_factory=dict)
     profile: StepProfile | None = None
+
+    def to_json(self) -> str:
+        """For the process that asked for the compilation."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "CompileResult":
+        """The inverse of `to_json`."""
+        fields = json.loads(text)
+        if fields["profile"]:
+            *counts, collectives = fields["profile"]
+            uses = [CollectiveUse(k, tuple(d), *rest) for k, d, *rest in collectives]
+            fields["profile"] = StepProfile(*counts, uses)
+        return cls(**fields)
 
 
 def measure(program: HLOProgram, slices: Sequence[int] = ()) -> StepProfile:

@@ -1,17 +1,18 @@
 """The compiling process, the only one that loads libtpu.
 
-`python -m lmx.plan.compiled.worker FILE` replaces the pickled arguments of
-`compile_step` in the file by the `CompileResult`.
+`python -m lmx.plan.compiled.worker FILE` replaces the arguments of `compile_step`
+in the file, as JSON, by the `CompileResult`.
 """
 
 import importlib
 import importlib.metadata
+import json
 import math
 import os
-import pickle
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def compile_step(
     imports: list[str],
     topology: str,
     slices: int,
-    batch_shape: tuple[int, int],
+    batch_shape: Sequence[int],
 ) -> CompileResult:
     """Compiles one training step of an experiment for devices that are not here.
 
@@ -92,4 +93,4 @@ def _find_version() -> str:
 
 if __name__ == "__main__":
     file = Path(sys.argv[1])
-    file.write_bytes(pickle.dumps(compile_step(**pickle.loads(file.read_bytes()))))
+    file.write_text(compile_step(**json.loads(file.read_text())).to_json())

@@ -1,7 +1,6 @@
 """The forecast from a result of the compiler, by hand."""
 
 import dataclasses
-import pickle
 
 import pytest
 
@@ -69,4 +68,4 @@ def test_an_unknown_refusal_is_an_error(forecast):
 
 def test_a_result_is_the_same_in_the_other_process():
     result = make_result()
-    assert pickle.loads(pickle.dumps(result)) == result
+    assert CompileResult.from_json(result.to_json()) == result
