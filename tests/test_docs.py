@@ -1,72 +1,66 @@
-"""Every example of the README and of docs/ runs, or is parsed and resolved."""
+"""Every config and every Python block of the README and of docs/ works."""
 
-import pathlib
+import contextlib
+import io
 import re
-import shlex
+from pathlib import Path
 
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
-from lmx.cli.main import COMMANDS, build_parser
+from lmx.cli.main import main
 from lmx.config.resolve import load
 from lmx.data.store.build import BuildTokenStore
 from lmx.train.experiment import Experiment
-from tests.llama import write_llama
 
-ROOT = pathlib.Path(__file__).parents[1]
-GENERATED = {"commands.md", "choices.md", "tree.md"}
+ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES = [page for page in PAGES if page.name not in GENERATED]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-def blocks(*languages):
+def find_blocks(language):
+    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
     return [
-        pytest.param(text, id=f"{page.name}-{index}")
+        pytest.param(text, id=f"{page.name} {index}")
         for page in PAGES
-        for index, (language, text) in enumerate(BLOCK.findall(page.read_text()))
-        if language in languages
+        for index, text in enumerate(pattern.findall(page.read_text()))
     ]
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A folder that has the experiments and the tests of this repository."""
+    """A working folder with the experiments and the tests of this repository."""
     for name in ("experiments", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("text", blocks("gin"))
-def test_configs_resolve_as_written(text, checkout):
+@pytest.mark.parametrize("text", find_blocks("gin"))
+def test_a_config_resolves_and_all_of_it_is_used(text, checkout):
     (checkout / "my.gin").write_text(text)
     root = BuildTokenStore if text.startswith("BuildTokenStore") else Experiment
     config = load(["my.gin"], root=root)
-    assert config.unused_bindings == ()
+    unused = [line for line in config.unused_bindings if line.startswith("my.gin")]
+    assert not unused
+    if root is Experiment:
+        config.build().abstract_model()
 
 
-def lines():
-    """Each `lmx ...` line of a shell block; with backslashes joined."""
-    for parameter in blocks("sh", "console"):
-        text = parameter.values[0].replace("\\\n", " ")
-        for line in re.findall(r"^(?:\$ )?(lmx .*)$", text, re.MULTILINE):
-            yield pytest.param(line, id=line)
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A run of one step."""
+    run = tmp_path_factory.mktemp("runs") / "quickstart"
+    config = str(ROOT / "tests" / "train" / "tiny.gin")
+    words = ["train", config, "Experiment.steps=1", "Mesh.data=1", "--run", str(run)]
+    with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 0
+    return run
 
 
-@pytest.mark.parametrize("line", lines())
-def test_command_lines_are_parsed_and_their_configs_resolve(line, checkout):
-    _, *words = shlex.split(line, comments=True)
-    args = build_parser().parse_args(words)
-    assert args.command in COMMANDS
-    if args.words[0].endswith(".gin") and (checkout / args.words[0]).exists():
-        overrides = [word for word in args.words if "=" in word]
-        load([args.words[0]], overrides, root=Experiment)
-
-
-@pytest.mark.parametrize("text", blocks("python"))
-def test_python_blocks_run(text, checkout, tiny_run, llama_folder):
+@pytest.mark.parametrize("text", find_blocks("python"))
+def test_a_python_block_runs(text, checkout, tiny_run, llama):
     (checkout / "runs").mkdir()
     (checkout / "runs" / "quickstart").symlink_to(tiny_run)
-    (checkout / "Llama-3.2-1B").symlink_to(llama_folder)
-    exec(text, {"tokens": np.zeros((1, 8), "int32")})
+    (checkout / "Llama-3.2-1B").symlink_to(llama())
+    exec(text, {"tokens": jnp.zeros((1, 4), "int32"), "__name__": "mymodule"})

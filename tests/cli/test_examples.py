@@ -1,4 +1,4 @@
-"""Every command line that the help shows works, on a model and texts made small.
+"""Every command line of the help, README and docs works, with small models and texts.
 
 What needs other hardware, or minutes, is only parsed and its config resolved; the table
 `ONLY_PARSED` says why. What compiles a run again is run by `make faults`.
@@ -88,11 +88,14 @@ FILES = {
 
 
 def find_examples():
-    """The command lines of all help texts, in order, without their remarks."""
+    """The command lines of all help texts and pages, in order, without their remarks."""
     parser = build_parser()
     texts = [parser.description, *(command.description for command in COMMANDS)]
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        blocks = re.findall(r"```(?:sh|console)\n(.*?)```", page.read_text(), re.DOTALL)
+        texts += re.findall(r"^(?:\$ )?(lmx .*)", "\n".join(blocks), re.MULTILINE)
     lines = "\n".join(filter(None, texts)).replace("\\\n", " ").splitlines()
-    found = [re.match(r"  (?:\w+   +(?:srun.*? )?)?(lmx .*)", line) for line in lines]
+    found = [re.match(r"(?:  )?(?:\w+   +(?:srun.*? )?)?(lmx .*)", x) for x in lines]
     examples = [re.split(r"(?<=\S)\s{2,}(?=[a-z])", m[1])[0] for m in found if m]
     return list(dict.fromkeys(" ".join(example.split()) for example in examples))
 
