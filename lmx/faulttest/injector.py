@@ -33,7 +33,7 @@ from lmx.faulttest.kill_point import (
     KillPoint,
 )
 from lmx.train import loop
-from lmx.train.checkpoint.digest import compute_checksums
+from lmx.train.checkpoint.digest import checksum_shards
 from lmx.train.checkpoint.manager import CheckpointManager
 
 COMMAND = "lmx.cli.main"
@@ -188,7 +188,7 @@ def fingerprint(batch: Batch) -> int:
         sum(
             (2 * field + 1) * int(part)
             for field, array in enumerate(batch)
-            for part in compute_checksums(array)
+            for part in checksum_shards(array)
         )
         % 2**64
     )

@@ -35,14 +35,13 @@ class Lock:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(self.file), os.stat(self.path)):
                     break
-                os.close(self.file)  # the process that had it has just removed the file
             except FileNotFoundError:
-                os.close(self.file)
+                pass  # the process that had it has just removed the file
             except OSError as error:
                 os.close(self.file)
-                if isinstance(error, BlockingIOError):
-                    raise _held(self.path) from None
-                raise
+                held = isinstance(error, BlockingIOError)
+                raise (_held(self.path) if held else error) from None
+            os.close(self.file)
         os.ftruncate(self.file, 0)
         os.write(self.file, json.dumps(_describe_self()).encode())
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -109,7 +110,7 @@ def describe_environment() -> dict[str, Any]:
         "processor": _get_processor(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: _get_version(name) for name in PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "flags": {n: os.environ[n] for n in COMPILER_FLAGS if n in os.environ},
         "command": sys.argv,
         **_describe_code(),
@@ -125,13 +126,6 @@ def _get_processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _get_version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _describe_code() -> dict[str, Any]:
     """The commit of the source of lmx, the changes to it, and new files.
 
@@ -139,12 +133,9 @@ def _describe_code() -> dict[str, Any]:
     """
 
     def git(*args: str) -> str | None:
-        command = ["git", "-C", f"{Path(__file__).parents[1]}", *args]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        command = shlex.join(["git", "-C", f"{Path(__file__).parents[1]}", *args])
+        status, output = subprocess.getstatusoutput(f"{command} 2>/dev/null")
+        return None if status else output.strip()
 
     new = git("ls-files", "--others", "--exclude-standard", "--", ".")
     return {

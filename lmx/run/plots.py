@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lmx.core.files import write_atomic
 from lmx.run.run_dir import read_metrics
 
@@ -67,11 +69,10 @@ def smooth(curve: Curve, fraction: float = 0.05) -> Curve:
     """A running mean over that fraction of the points."""
     steps, values = curve
     window = max(int(len(values) * fraction), 1)
-    means, total = [], 0.0
-    for index, value in enumerate(values):
-        total += value - (values[index - window] if index >= window else 0.0)
-        means.append(total / min(index + 1, window))
-    return steps, means
+    stops = np.arange(1, len(values) + 1)
+    starts = np.maximum(stops - window, 0)
+    sums = np.cumsum([0.0, *values])
+    return steps, ((sums[stops] - sums[starts]) / (stops - starts)).tolist()
 
 
 def _upper_limit(*curves: Curve) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lmx.data.tokenizer.base import TOKENIZER_DIR
 from lmx.run.run_dir import read_last_metrics, read_metadata
 from lmx.run.timing import total_seconds
 
@@ -40,7 +41,7 @@ def format_summary(path: Path) -> str:
         f"  checkpoints {path / 'checkpoints'}",
         f"  look back   {lmx} inspect|replay {path} --step N, {lmx} reproduce {path}",
     ]
-    if any(path.glob("tokenizer.*")):
+    if (path / TOKENIZER_DIR).is_dir():
         lines.append(f'  try         {lmx} generate {path} --prompt "def "')
     return "\n".join(lines)
 

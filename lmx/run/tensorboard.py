@@ -33,9 +33,8 @@ class TensorBoardWriter:
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds numbers, lists of numbers, and texts."""
         with self._disable_on_error():
-            for name, value in values.items():
-                for item in _make_summaries(name, value):
-                    self._write_event(step, summary=item)
+            for item in _make_summaries(values):
+                self._write_event(step, summary=item)
             if self.writer and time.monotonic() - self.flushed > FLUSH_INTERVAL:
                 self.writer.flush()
                 self.flushed = time.monotonic()
@@ -67,11 +66,10 @@ class TensorBoardWriter:
                     writer.close()
 
 
-def _make_summaries(name: str, value: Any) -> Iterator[Any]:
-    if isinstance(value, str):
-        yield summary.text(name, value)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield summary.scalar(f"{name}/{index}", item)
-    else:
-        yield summary.scalar(name, value)
+def _make_summaries(values: Mapping[str, Any]) -> Iterator[Any]:
+    for name, value in values.items():
+        if isinstance(value, list):
+            yield from _make_summaries({f"{name}/{n}": x for n, x in enumerate(value)})
+        else:
+            make = summary.text if isinstance(value, str) else summary.scalar
+            yield make(name, value)

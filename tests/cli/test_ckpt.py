@@ -84,7 +84,7 @@ def test_truncated_and_quarantined_checkpoints_are_marked(run, lmx):
     truncate(path_of(run, 8), "params.w")
     CheckpointManager(run / "checkpoints").directory.quarantine(4)
     out = lmx("ckpt", "list", f"{run}")[1]
-    assert out.count("NO") == 2 and "params.w is cut short or gone" in out
+    assert out.count("NO") == 2 and "params.w is truncated or missing" in out
     assert "00000004.damaged" in out
 
 

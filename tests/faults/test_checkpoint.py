@@ -123,7 +123,7 @@ def test_damaged_states_are_named_and_the_newest_intact_one_is_used(
     shelf = states(again).directory
     flip(shelf.step_path(20), NAME)
     truncate(shelf.step_path(16), NAME)
-    (shelf.step_path(12) / "meta" / "metadata").unlink()
+    (shelf.step_path(12) / "metadata" / "metadata.json").unlink()
     status, stderr = trainer.wait_for_exit(
         trainer.start(work, again.name, *WORDS, "CheckpointPolicy.damaged=refuse")
     )
@@ -134,9 +134,9 @@ def test_damaged_states_are_named_and_the_newest_intact_one_is_used(
         trainer.start(work, again.name, *WORDS, "CheckpointPolicy.keep=9")
     )
     assert status == 0, stderr
-    assert stderr.count("DAMAGED, set aside") == 3
+    assert stderr.count("DAMAGED, quarantined") == 3
     assert "00000016/state/" in stderr and "cannot be read" in stderr
-    assert "00000012/meta/metadata: is missing" in stderr
+    assert "00000012/metadata/metadata.json: is missing" in stderr
     assert [p.name for p in shelf.list_quarantined()] == [
         f"{step:08d}.damaged" for step in (12, 16, 20)
     ]
@@ -153,7 +153,7 @@ def test_a_run_with_damaged_states_only_does_not_restart_from_step_0(work, again
     for step in states(again).list_steps():
         truncate(states(again).directory.step_path(step), NAME)
     status, stderr = trainer.wait_for_exit(trainer.start(work, again.name, *WORDS))
-    assert status == 2 and "no whole state to go on from" in stderr, stderr
+    assert status == 2 and "no intact checkpoint to resume from" in stderr, stderr
     assert states(again).list_steps() == [4, 8, 12, 16, 20]
 
 
@@ -172,7 +172,7 @@ def test_two_processes_restore_the_same_state_if_one_detects_damage(work, again)
         ]
     ]
     assert [status for status, _ in found] == [0, 0], found
-    assert "DAMAGED, set aside" in found[0][1] and "DAMAGED" not in found[1][1]
+    assert "DAMAGED, quarantined" in found[0][1] and "DAMAGED" not in found[1][1]
     attempt = states(again).read_metadata(STEPS)["lineage"][-1]
     assert attempt["parent"]["step"] == 16 and attempt["processes"] == 2
     assert not CheckpointReader(states(again).directory.step_path(STEPS)).verify()

@@ -116,4 +116,4 @@ def test_a_read_only_folder_is_refused_before_compilation(work, tight):
         trainer.start(work, tight.name, *WORDS, "CheckpointPolicy.every=1")
     )
     assert status == 2, stderr
-    assert f"no state can be saved in {folder}: [Errno 30] Read-only" in stderr
+    assert f"no checkpoint can be saved in {folder}: [Errno 30] Read-only" in stderr

@@ -45,7 +45,8 @@ def read_json(path, name="metadata.json"):
 def test_a_new_folder_has_the_config_the_metadata_and_the_tokenizer(claim, tiny):
     path = claim(tokenizer=ByteTokenizer()).path
     assert list_files(path) == [
-        "experiment.gin", "experiment.json", "lock", "metadata.json", "tokenizer.json",
+        "experiment.gin", "experiment.json", "lock", "metadata.json",
+        "tokenizer", "tokenizer/lmx_tokenizer.json",
     ]  # fmt: skip
     assert read_json(path, "experiment.json") == json.loads(tiny().to_json())
     assert read_json(path) == INITIAL

@@ -1,4 +1,4 @@
-"""Two saved states side by side: which tensors differ, and how far."""
+"""Compares two checkpoints: which tensors differ, and by how much."""
 
 import math
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from lmx.train.checkpoint.reader import CheckpointReader, iter_chunks
 
 
 class TensorDiff(NamedTuple):
-    """How one tensor of two states differs.
+    """The difference between one tensor in checkpoints A and B.
 
     Attributes:
-        what: "equal" to the bit, "differs", "only in A", "only in B", or how dtypes or
-            shapes differ.
+        status: "equal" to the bit, "differs", "only in A", "only in B", or both dtypes
+            and shapes.
         norm: of the tensor in A.
-        distance: the norm of B minus A; None where there is no such thing.
+        distance: the norm of B - A; None if it is not defined.
     """
 
     tensor: str
@@ -26,18 +26,18 @@ class TensorDiff(NamedTuple):
 
     @property
     def relative(self) -> float | None:
-        """The distance over the norm; None where there is none."""
+        """The distance over the norm; None if it is not defined."""
         if self.distance is None or not self.norm:
             return None
         return self.distance / self.norm
 
 
 def diff_checkpoints(a: CheckpointReader, b: CheckpointReader) -> Iterator[TensorDiff]:
-    """Each tensor of either state, in the order of their names.
+    """Each tensor of either checkpoint, in the order of names.
 
-    Equal digests are taken for equal bits; other tensors are read, one chunk at a time.
+    Tensors with equal digests count as equal; others are read chunk by chunk.
     """
-    left, right = a.read_metadata()["digests"], b.read_metadata()["digests"]
+    left, right = (reader.read_metadata()["digests"] for reader in (a, b))
     for name in sorted({**left, **right}):
         if name not in right:
             yield TensorDiff(name, "only in A")
@@ -50,15 +50,14 @@ def diff_checkpoints(a: CheckpointReader, b: CheckpointReader) -> Iterator[Tenso
 
 
 def _diff_tensor(name: str, a: CheckpointReader, b: CheckpointReader) -> TensorDiff:
-    """A tensor that differs, in numbers of float64."""
+    """The difference between two tensors, in float64."""
     left, right = a.open_tensor(name), b.open_tensor(name)
     if (left.shape, left.dtype) != (right.shape, right.dtype):
-        shapes = f"{left.dtype.name} {left.shape}, {right.dtype.name} {right.shape}"
-        return TensorDiff(name, shapes)
+        kinds = f"{left.dtype.name} {left.shape}, {right.dtype.name} {right.shape}"
+        return TensorDiff(name, kinds)
     norm = distance = 0.0
     for index in iter_chunks(left):
-        here = a.read_part(name, left, index).astype(np.float64)
-        there = b.read_part(name, right, index).astype(np.float64)
-        norm += float(np.square(here).sum())
-        distance += float(np.square(there - here).sum())
+        old, new = (reader.read(name, index).astype(np.float64) for reader in (a, b))
+        norm += float(np.square(old).sum())
+        distance += float(np.square(new - old).sum())
     return TensorDiff(name, "differs", math.sqrt(norm), math.sqrt(distance))

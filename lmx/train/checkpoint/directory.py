@@ -1,8 +1,8 @@
-"""The folder that states lie in: which of them are there, and which have to go."""
+"""The folder with the checkpoints of a run: one folder a step."""
 
 import itertools
-import os
 import shutil
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
@@ -10,11 +10,11 @@ import orbax.checkpoint as ocp
 
 from lmx.core.files import remove_dir
 
-QUARANTINED = ".damaged"  # after the step, in the name of a state that is set aside
+QUARANTINED = ".damaged"  # ends the name of a checkpoint that is not used any more
 
 
 class CheckpointDir:
-    """One folder a step. Who is the first of many processes asks, and no other."""
+    """The checkpoints of a run by step. Only the leader changes them."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -24,50 +24,45 @@ class CheckpointDir:
         return self.folder / f"{step:08d}"
 
     def list_steps(self) -> list[int]:
-        """The steps whose commit is on disk now, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = [p for p in self.folder.iterdir() if p.name.isdigit()]
-        return sorted(
-            int(p.name) for p in found if ocp.utils.is_checkpoint_finalized(p)
-        )
+        """The steps that are committed, oldest first."""
+        folders = [path for path in self.folder.glob("*") if path.name.isdigit()]
+        committed = filter(ocp.utils.is_checkpoint_finalized, folders)
+        return sorted(int(path.name) for path in committed)
 
     def list_quarantined(self) -> list[Path]:
-        """The states that were set aside."""
+        """The damaged checkpoints."""
         return sorted(self.folder.glob(f"*{QUARANTINED}*"))
 
     def quarantine(self, step: int) -> None:
-        """Gives a damaged state a name under which nobody looks for one."""
-        names = (f"{step:08d}{QUARANTINED}{count or ''}" for count in itertools.count())
-        free = (self.folder / name for name in names)
-        self.step_path(step).rename(next(path for path in free if not path.exists()))
+        """Renames a damaged checkpoint, so that it is not found any more."""
+        names = (f"{step:08d}{QUARANTINED}{n or ''}" for n in itertools.count())
+        paths = (self.folder / name for name in names)
+        self.step_path(step).rename(next(path for path in paths if not path.exists()))
 
     def prune(self, keep: int, verified: Collection[int]) -> None:
-        """Takes away all but the newest few, if one of those is known to be whole."""
+        """Removes all but the newest checkpoints, if one of those is verified."""
         steps = self.list_steps()
         if not set(verified).isdisjoint(steps[-keep:]):
             for step in steps[:-keep]:
                 remove_dir(self.step_path(step))
 
     def clean(self) -> None:
-        """Takes away what was left half written or half removed, as far as it can.
+        """Removes what a save or a removal left unfinished, as far as possible.
 
-        Writes of a save that failed may still be under way: what they leave is taken
-        after the next save, or when the run is started again.
+        A failed save may still be writing: the rest is removed after the next save, or
+        when the run starts again.
         """
         for path in self.folder.glob("*"):
             if not path.name.isdigit() and QUARANTINED not in path.name:
                 shutil.rmtree(path, ignore_errors=True)
 
     def check_writable(self) -> str | None:
-        """Makes the folder and a file in it; why that fails, or None if it does not."""
-        probe = self.folder / ".probe"
+        """Creates the folder and writes to it; the reason if that fails."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.clean()
-            probe.mkdir()
-            (probe / "file").write_bytes(os.urandom(1))
-            shutil.rmtree(probe)
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.write(b"0")
         except OSError as error:
             return f"{error}"
         return None

@@ -1,14 +1,13 @@
-"""The states of a run on disk: saved beside the training, trusted once read again."""
+"""Saves the checkpoints of a run in the background, verifies them, restores them."""
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from lmx.config.registry import ConfigError
@@ -16,38 +15,39 @@ from lmx.core import distributed
 from lmx.core.console import print_line
 from lmx.core.files import remove_dir
 from lmx.core.rendezvous import PeerLostError
+from lmx.run.schema import SCHEMA
 from lmx.train.checkpoint import writer
 from lmx.train.checkpoint.digest import (
     Checksums,
+    Index,
+    add_checksums,
     combine_digests,
     flatten_by_path,
     format_digest,
 )
 from lmx.train.checkpoint.directory import CheckpointDir
 from lmx.train.checkpoint.reader import (
-    SCHEMA,
+    MISMATCH,
     CheckpointFault,
     CheckpointReader,
     DamageError,
-    Index,
 )
 
 State = TypeVar("State")
-SavedParts = dict[str, list[Index]]  # of the parts of arrays that a process saves
+SavedParts = dict[str, list[Index]]  # of the arrays that a process saves
 
-_save_ids = (
-    itertools.count()
-)  # of what processes tell the first, in the same order in all
+_message_ids = itertools.count()  # of messages to the leader; equal in all processes
 
 
 class SaveError(PeerLostError):
-    """States cannot be saved, again and again: a restart may help, or more room."""
+    """Checkpoints cannot be saved; a restart, or more disk space, may help."""
 
 
 class CheckpointManager:
-    """The states of one run, one folder a step, complete or not there at all.
+    """The checkpoints of one run: each is complete, or does not exist.
 
-    `origin` is what is told of whoever saves: run, commit, devices.
+    `origin` describes what saves them: run, commit, devices. `extra_metadata` goes into
+    the metadata of each.
     """
 
     def __init__(
@@ -57,101 +57,86 @@ class CheckpointManager:
         max_failures: int = 3,
         origin: Mapping[str, Any] | None = None,
     ):
-        self.folder, self.keep, self.max_failures = (
-            folder.absolute(),
-            keep,
-            max_failures,
-        )
+        self.folder = folder.absolute()
+        self.keep, self.max_failures = keep, max_failures
         self.directory = CheckpointDir(self.folder)
         self.lineage = [{**(origin or {}), "parent": None}]
         self.checkpointer = writer.make_checkpointer()
         self.buffers = writer.HostBuffers()
-        self.extra_metadata: dict[str, Any] = {}  # told with every state
-        self.verified: set[int] = set()  # steps that were read and found as saved
-        self.thread: threading.Thread | None = None
-        self.last_error: str | None = (
-            None  # why the last save failed; None if it did not
-        )
-        self.consecutive_failures = 0  # saves in a row
+        self.extra_metadata: dict[str, Any] = {}
+        self.verified: set[int] = set()  # steps that were read completely
+        self.thread: threading.Thread | None = None  # of the save in progress
+        self.last_error: str | None = None  # of the last save
+        self.consecutive_failures = 0
 
     def list_steps(self) -> list[int]:
-        """The steps whose commit is on disk now, oldest first.
-
-        Of many processes the first looks, so that all see the same.
-        """
+        """The steps that have a checkpoint, oldest first; equal in all processes."""
         return distributed.broadcast_from_leader(self.directory.list_steps)
 
     def read_metadata(self, step: int) -> dict[str, Any]:
-        """What the state of that step says of itself: `Reader.meta`."""
+        """The metadata of that checkpoint: `CheckpointReader.read_metadata`."""
         return CheckpointReader(self.directory.step_path(step)).read_metadata()
 
     def save(self, step: int, state: PyTree) -> None:
-        """Copies the state off the devices and returns; the rest happens meanwhile.
+        """Copies the state off the devices and returns; a thread does the rest.
 
-        Waits for the save before it, so that at most one is on its way, and one copy
-        in memory. A save counts, and makes older ones superfluous, once it was read
-        again. One that fails is told of and does not end the training; `SaveError`
-        is raised when so many failed in a row.
+        Waits for the save before it, so that there is one copy in memory. Old
+        checkpoints are removed once this one was read back. A save that fails is
+        reported and does not end the training; SaveError is raised after
+        `max_failures` in a row.
         """
         self.wait_pending()
-        named, word = self.buffers.copy(flatten_by_path(state)), next(_save_ids)
-        parts = writer.copy_to_host(named)
-        places = {name: [p.index for p in found] for name, found in parts.items()}
-        ask = partial(
-            self._make_metadata, step, named, parts, word, dict(self.extra_metadata)
-        )
+        arrays = self.buffers.copy(flatten_by_path(state))
+        shards, save_id = writer.copy_to_host(arrays), next(_message_ids)
+        parts = {
+            name: [shard.index for shard in found] for name, found in shards.items()
+        }
+        extra = dict(self.extra_metadata)
+        metadata = partial(self._make_metadata, step, arrays, shards, save_id, extra)
         write = partial(
             self.checkpointer.save,
             self.directory.step_path(step),
-            args=writer.make_save_args(named, ask),
+            args=writer.make_save_args(arrays, metadata),
             force=True,
         )
         copied = threading.Event()
-        # What it starts are daemons too: those that a failed save leaves behind wait
-        # for minutes, and nobody waits for them.
-        self.thread = threading.Thread(
-            target=self._write_and_verify,
-            args=(step, write, copied, places, word),
-            daemon=True,
-        )
+        # A daemon, as are the threads that it starts: those that a failed save leaves
+        # behind wait for minutes.
+        args = (step, write, copied, parts, save_id)
+        self.thread = threading.Thread(target=self._save, args=args, daemon=True)
         self.thread.start()
         copied.wait()
 
     def wait(self) -> None:
-        """Until the last save is on disk and read again, and only the newest are kept.
-
-        Raises SaveError if it failed.
-        """
+        """Waits until the last save is committed; raises SaveError if it failed."""
         self.wait_pending()
         if self.consecutive_failures:
             raise SaveError(
-                f"the last state could not be saved in {self.folder}: {self.last_error}. What"
-                " was saved before is as it was: make room, and start again."
+                f"the last checkpoint could not be saved in {self.folder}:"
+                f" {self.last_error}. Older checkpoints are intact: free some disk"
+                " space, and start the same command again."
             )
 
     def wait_pending(self) -> None:
-        """Until the save under way has come to its end, well or not."""
+        """Waits for the save in progress, whether it succeeds or fails."""
         if self.thread is None:
             return
         self.thread.join()
         self.thread = None
-        self.last_error = distributed.broadcast_from_leader(lambda: self.last_error)
-        self._record_result()
+        self._record_result(distributed.broadcast_from_leader(lambda: self.last_error))
 
     def record_failure(self, reason: str) -> None:
-        """Counts a save that could not even be begun, in all processes, as failed."""
+        """Counts a save that could not be started, in all processes, as failed."""
         self.wait_pending()
-        self.last_error = reason
-        self._record_result()
+        self._record_result(reason)
 
-    def _record_result(self) -> None:
-        self.consecutive_failures = (
-            self.consecutive_failures + 1 if self.last_error else 0
-        )
-        if self.last_error and distributed.is_leader():
+    def _record_result(self, error: str | None) -> None:
+        self.last_error = error
+        self.consecutive_failures = self.consecutive_failures + 1 if error else 0
+        if error and distributed.is_leader():
             print_line(
-                f"SAVE FAILED, {self.consecutive_failures} of the {self.max_failures} in a row that end"
-                f" the run: {self.last_error}. What was saved before is as it was."
+                f"SAVE FAILED, {self.consecutive_failures} of the {self.max_failures}"
+                f" in a row that end the run: {error}. Older checkpoints are intact."
             )
         if self.consecutive_failures >= self.max_failures:
             self.wait()
@@ -159,98 +144,92 @@ class CheckpointManager:
     def _make_metadata(
         self,
         step: int,
-        named: dict[str, Any],
-        parts: writer.HostShards,
+        arrays: Mapping[str, Any],
+        shards: writer.HostShards,
         save_id: int,
         extra: dict[str, Any],
     ) -> dict[str, Any]:
-        """What the state says of itself, in the first process."""
-        sums = writer.checksum_shards(named, parts)
-        said = distributed.gather_to_leader(f"saved/{save_id}", _to_json(sums)) or []
+        """The metadata of a checkpoint; complete in the leader."""
+        sums = _to_json(writer.checksum_host_shards(arrays, shards))
+        reports = distributed.gather_to_leader(f"saved/{save_id}", sums) or []
+        totals = _add_reports(reports).items()
         digests = {
-            name: format_digest(name, named[name], s)
-            for name, s in _add_checksums(said).items()
+            name: format_digest(name, arrays[name], sums) for name, sums in totals
         }
-        newest = self.lineage[-1]
+        origin = self.lineage[-1]
         return {
             "schema": SCHEMA,
             "step": step,
-            "run_id": newest.get("run_id"),
-            "parent": newest["parent"],
+            "run_id": origin.get("run_id"),
+            "parent": origin["parent"],
             "lineage": self.lineage,
             "extra": extra,
             "root": combine_digests(digests),
             "digests": digests,
         }
 
-    def _write_and_verify(
+    def _save(
         self,
         step: int,
         write: Callable[[], None],
         copied: threading.Event,
-        saved_parts: SavedParts,
+        parts: SavedParts,
         save_id: int,
     ) -> None:
-        """Has it written, reads what was committed, and keeps the newest few."""
-        fate, sums = None, {}
+        """Writes a checkpoint, and reads back what this process wrote of it."""
+        error, sums = None, {}
         try:
             try:
                 write()
             finally:
                 copied.set()
                 self.checkpointer.wait_until_finished()
-            sums = CheckpointReader(self.directory.step_path(step)).compute_checksums(
-                saved_parts
-            )
-        except Exception as error:
-            fate = _format_error(error)
+            path = self.directory.step_path(step)
+            sums = CheckpointReader(path).compute_checksums(parts)
+        except Exception as raised:
+            error = _format_error(raised)
+        report = (error, _to_json(sums))
         try:
-            said: Any = distributed.gather_to_leader(
-                f"read/{save_id}", [fate, _to_json(sums)]
-            )
-            if said is not None:
-                self.last_error = self._finish(step, said)
-        except Exception as error:
-            self.last_error = _format_error(error)
+            reports = distributed.gather_to_leader(f"read/{save_id}", report)
+            if reports is not None:
+                self.last_error = self._finish(step, reports)
+        except Exception as raised:
+            self.last_error = _format_error(raised)
 
-    def _finish(self, step: int, said: list[Any]) -> str | None:
-        """Why a save failed of which the processes say this; None if it did not."""
-        found = [fate for fate, _ in said if fate]
-        fate = found[0] if found else self._check(step, [sums for _, sums in said])
-        if fate is None:
+    def _finish(self, step: int, reports: Sequence[Any]) -> str | None:
+        """Prunes old checkpoints if the save succeeded; the reason if it failed."""
+        error = next((error for error, _ in reports if error), None)
+        if error is None:
+            reader = CheckpointReader(self.directory.step_path(step))
+            faults = _find_mismatches(reader, [sums for _, sums in reports])
+            error = "\n".join(map(str, faults)) or None
+        if error is None:
             self.verified.add(step)
             self.directory.prune(self.keep, self.verified)
         self.directory.clean()
-        if fate and step in self.directory.list_steps():
+        if error and step in self.directory.list_steps():
             self.directory.quarantine(step)
-        return fate
-
-    def _check(self, step: int, said: list[dict[str, list[int]]]) -> str | None:
-        """Why a state that was just written is none; None if it is as it should be."""
-        found = _compare_digests(
-            CheckpointReader(self.directory.step_path(step)), _add_checksums(said)
-        )
-        return "\n".join(map(str, found)) or None
+        return error
 
     def prepare(self) -> None:
-        """Takes away what a process that was killed left half written or removed.
+        """Removes what an interrupted save or removal left behind.
 
-        Raises ConfigError where no state could be written.
+        Raises ConfigError if no checkpoint can be written.
         """
-        trouble = distributed.broadcast_from_leader(self.directory.check_writable)
-        if trouble:
+        error = distributed.broadcast_from_leader(self.directory.check_writable)
+        if error:
             raise ConfigError(
-                f"no state can be saved in {self.folder}: {trouble}. Make it a folder"
-                " that can be written, or name another one for the run with --run."
+                f"no checkpoint can be saved in {self.folder}: {error}. Make the folder"
+                " writable, or name another one for the run with --run."
             )
 
     def restore_newest(
         self, abstract_state: State, on_damage: Callable[[DamageError], None]
     ) -> State | None:
-        """The newest whole state; None where nothing was ever saved.
+        """Restores the newest intact checkpoint; None if none was ever saved.
 
-        `past` hears of each newer one that is damaged, which is then set aside; what
-        it raises is raised. Where none is whole, all stay, and ConfigError is raised.
+        Calls `on_damage`, which may raise, for each newer one that is damaged, and
+        quarantines those. If all are damaged they stay, and ConfigError is raised.
         """
         damaged = []
         for step in reversed(self.list_steps()):
@@ -260,99 +239,92 @@ class CheckpointManager:
                 on_damage(error)
                 damaged.append(step)
                 continue
-            for other in damaged:
-                distributed.broadcast_from_leader(
-                    partial(self.directory.quarantine, other)
-                )
-            meta = self.read_metadata(step)
-            parent = {"step": step, "root": meta["root"]}
-            self.lineage = [*meta["lineage"], {**self.lineage[-1], "parent": parent}]
+            for newer in damaged:
+                quarantine = partial(self.directory.quarantine, newer)
+                distributed.broadcast_from_leader(quarantine)
+            metadata = self.read_metadata(step)
+            parent = {"step": step, "root": metadata["root"]}
+            self.lineage = [
+                *metadata["lineage"],
+                {**self.lineage[-1], "parent": parent},
+            ]
             return state
-        if damaged or distributed.broadcast_from_leader(
+        quarantined = distributed.broadcast_from_leader(
             lambda: bool(self.directory.list_quarantined())
-        ):
+        )
+        if damaged or quarantined:
             raise ConfigError(
-                f"{self.folder} has no whole state to go on from: bring one back, name"
-                " another folder with --run, or remove this one to begin anew."
+                f"{self.folder} has no intact checkpoint to resume from: bring one"
+                " back, name another folder with --run, or remove this one to start"
+                " from the beginning."
             )
         return None
 
     def delete(self, step: int) -> None:
-        """Takes the state of that step away."""
-        distributed.broadcast_from_leader(
-            lambda: remove_dir(self.directory.step_path(step))
-        )
+        """Removes the checkpoint of that step."""
+        path = self.directory.step_path(step)
+        distributed.broadcast_from_leader(lambda: remove_dir(path))
 
     def restore(self, step: int, abstract_state: State) -> State:
-        """The state of that step, in the shapes and on the devices of `like`.
+        """The checkpoint of that step, with the shapes and shardings given.
 
-        `like` may be a part of it, as in `{"params": shapes}`. Its digests are taken
-        as it is read: DamageError says which tensor of which file is not as saved.
+        `abstract_state` may be a part of what was saved, as in `{"params": shapes}`.
+        Raises DamageError, which names tensors and files, if what is read is not what
+        was saved.
         """
-        wanted, reader = (
-            flatten_by_path(abstract_state),
-            CheckpointReader(self.directory.step_path(step)),
-        )
-        word, digests = next(_save_ids), reader.read_metadata()["digests"]
-        if unknown := sorted(wanted.keys() - digests):
+        abstract = flatten_by_path(abstract_state)
+        reader = CheckpointReader(self.directory.step_path(step))
+        digests = reader.read_metadata()["digests"]
+        if unknown := sorted(abstract.keys() - digests.keys()):
             raise ConfigError(
-                f"{reader.path} has no {unknown[0]}: it is the state of another model"
-                " or optimizer."
+                f"{reader.path} has no {unknown[0]}: it is a checkpoint of another"
+                " model or optimizer."
             )
-        faults, arrays, sums = [], {}, {}
+        loaded, faults = {}, ()
         try:
-            arrays, sums = reader.load(wanted)
+            loaded = reader.load(abstract)
         except DamageError as error:
-            faults = list(error.faults)
-        said = (
-            distributed.gather_to_leader(f"restored/{word}", (faults, _to_json(sums)))
-            or []
-        )
-        faults = distributed.broadcast_from_leader(
-            partial(_combine_faults, reader, said)
-        )
-        if faults:
-            raise DamageError(
-                reader.path, *(CheckpointFault(*fault) for fault in faults)
-            )
-        if wanted.keys() == digests.keys():
+            faults = error.faults
+        sums = _to_json({name: found for name, (_, found) in loaded.items()})
+        message = f"restored/{next(_message_ids)}"
+        reports = distributed.gather_to_leader(message, (faults, sums)) or []
+        find_faults = partial(_find_faults, reader, reports)
+        if faults := distributed.broadcast_from_leader(find_faults):
+            raise DamageError(reader.path, *(CheckpointFault(*f) for f in faults))
+        if abstract.keys() == digests.keys():
             self.verified.add(step)
-        leaves = [arrays[name] for name in wanted]
+        leaves = [loaded[name][0] for name in abstract]
         return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
 
 
-def _combine_faults(reader: CheckpointReader, said: list[Any]) -> list[CheckpointFault]:
-    """What is wrong with a state of which the processes read this and found that."""
-    known = {
-        tuple(fault): CheckpointFault(*fault) for found, _ in said for fault in found
-    }
-    return list(known.values()) or _compare_digests(
-        reader, _add_checksums([sums for _, sums in said])
-    )
+def _find_faults(reader: CheckpointReader, reports: Sequence[Any]) -> list[Any]:
+    """The damage in a checkpoint, given the faults and checksums of all processes."""
+    faults = {tuple(fault): None for found, _ in reports for fault in found}
+    return [*faults] or _find_mismatches(reader, [sums for _, sums in reports])
 
 
-def _compare_digests(
-    reader: CheckpointReader, total: Mapping[str, Checksums]
+def _find_mismatches(
+    reader: CheckpointReader, reports: Sequence[Mapping[str, Any]]
 ) -> list[CheckpointFault]:
-    """The tensors whose sums are not those of what was saved."""
+    """The tensors whose checksums are not those of what was saved."""
     digests = reader.read_metadata()["digests"]
     return [
-        CheckpointFault(reader.find_file(name), name, "is not what was saved")
-        for name, sums in total.items()
+        CheckpointFault(reader.find_file(name), name, MISMATCH)
+        for name, sums in _add_reports(reports).items()
         if reader.format_digest(name, sums) != digests[name]
     ]
 
 
-def _to_json(sums: dict[str, Checksums]) -> dict[str, list[int]]:
+def _to_json(sums: Mapping[str, Checksums]) -> dict[str, list[int]]:
     return {name: found.tolist() for name, found in sums.items()}
 
 
-def _add_checksums(said: list[dict[str, list[int]]]) -> dict[str, Checksums]:
-    names = dict.fromkeys(name for sums in said for name in sums)
-    found = {name: [sums[name] for sums in said if name in sums] for name in names}
-    return {name: np.asarray(sums, np.uint64).sum(0) for name, sums in found.items()}
+def _add_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Checksums]:
+    """The checksums of tensors, given those of the parts that each process has."""
+    names = dict.fromkeys(name for sums in reports for name in sums)
+    return {n: add_checksums(sums[n] for sums in reports if n in sums) for n in names}
 
 
 def _format_error(error: Exception) -> str:
-    """An error in one line."""
+    """The error in one line."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -23,14 +23,14 @@ class CheckpointPolicy:
     Attributes:
         keep: number of newest checkpoints to keep.
         max_failures: saves that fail in a row before the run ends with status 75.
-        damaged: what to do if the newest checkpoint is damaged. `aside`: rename
+        damaged: what to do if the newest checkpoint is damaged. `quarantine`: rename
             it, and resume from the one before; `refuse`: do not start.
     """
 
     every: int = 1000  # steps
     keep: int = 2
     max_failures: int = 3
-    damaged: Literal["aside", "refuse"] = "aside"
+    damaged: Literal["quarantine", "refuse"] = "quarantine"
 
     def __post_init__(self):
         if min(self.every, self.keep, self.max_failures) < 1:
@@ -47,7 +47,7 @@ class CheckpointPolicy:
         if self.damaged == "refuse":
             raise error
         if distributed.is_leader():
-            print_line(f"DAMAGED, set aside; the state before it is used:\n{error}")
+            print_line(f"DAMAGED, quarantined; the one before it is used:\n{error}")
 
     def build(
         self, checkpoints: CheckpointManager, run_dir: RunDir, steps: int

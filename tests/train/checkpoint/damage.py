@@ -1,4 +1,4 @@
-"""What disks do to states."""
+"""Damages a tensor in a checkpoint, as disks do."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from lmx.train.checkpoint.reader import STATE, CheckpointReader
 
 
 def flip(path: Path, tensor: str) -> None:
-    """Turns one bit in the last half of a tensor of the state in that folder."""
+    """Flips a bit in the last half of a tensor of the checkpoint in that folder."""
     place = CheckpointReader(path).chunk_locations[tensor][0]
     with (path / STATE / place.file).open("r+b") as file:
         file.seek(place.offset + place.size * 3 // 4)
@@ -17,6 +17,6 @@ def flip(path: Path, tensor: str) -> None:
 
 
 def truncate(path: Path, tensor: str) -> None:
-    """Cuts the file of a tensor in its middle."""
+    """Truncates the file of a tensor in the middle of the tensor."""
     place = CheckpointReader(path).chunk_locations[tensor][0]
     os.truncate(path / STATE / place.file, place.offset + place.size * 3 // 4)

@@ -1,4 +1,4 @@
-"""A digest is a function of names, dtypes, shapes and elements, and of nothing else."""
+"""A digest is a function of the name, dtype, shape and elements of a tensor alone."""
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +9,34 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lmx.core.sharding import RULES, Mesh
 from lmx.train.checkpoint import digest
 from lmx.train.checkpoint.digest import (
+    checksum_part,
+    checksum_shards,
     combine_digests,
-    compute_checksums,
-    compute_digests,
+    flatten_by_path,
+    format_digest,
 )
 
 KINDS = ("float32", "bfloat16", "float16", "int32", "uint8", "bool", "float8_e4m3fn")
-PLACES = [(), ("fsdp",), (None, "fsdp"), ("data", "fsdp"), (("data", "fsdp"),)]
+SPECS = [(), ("fsdp",), (None, "fsdp"), ("data", "fsdp"), (("data", "fsdp"),)]
 
 
-def values(kind, shape=(16, 20, 12), seed=0):
+def make_values(kind, shape=(16, 20, 12), seed=0):
     noise = np.random.default_rng(seed).normal(size=shape) * 100
     return jnp.asarray(noise).astype(kind)
 
 
-def mixed(number):
+def checksum(x):
+    return checksum_part(np.asarray(x), (slice(None),) * np.ndim(x), np.shape(x))
+
+
+def compute_digests(state):
+    return {
+        name: format_digest(name, leaf, checksum(leaf))
+        for name, leaf in flatten_by_path(state).items()
+    }
+
+
+def splitmix64(number):
     """Steele, Lea and Flood 2014, figure 16, one number at a time."""
     number = (number + 1) * 0x9E3779B97F4A7C15 % 2**64
     number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 % 2**64
@@ -31,16 +44,16 @@ def mixed(number):
     return number ^ number >> 31
 
 
-def slow(x):
-    """The two sums, word by word, by the arithmetic of Python."""
+def checksum_slowly(x):
+    """The two sums, word by word, with Python's integers."""
     size = min(4, x.itemsize)
     words = np.asarray(x).reshape(-1).view(f"<u{size}").tolist()
     total = [0, 0]
     for place, word in enumerate(words):
         block, inner = divmod(place, digest.BLOCK_WORDS)
         for lane in range(2):
-            weight = mixed(inner) | 1
-            weight *= mixed(block ^ (lane + 1) << 60) | 1
+            weight = splitmix64(inner) | 1
+            weight *= splitmix64(block ^ (lane + 1) << 60) | 1
             total[lane] = (total[lane] + word * weight) % 2**64
     return total
 
@@ -51,60 +64,51 @@ def mesh():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sums_are_those_of_a_loop_over_words(kind):
-    x = values(kind)
-    np.testing.assert_array_equal(compute_checksums(x), slow(x))
+def test_checksums_equal_those_of_a_loop_over_words(kind):
+    x = make_values(kind)
+    np.testing.assert_array_equal(checksum(x), checksum_slowly(x))
 
 
-def test_words_of_64_bits_count_as_two(x64):
-    x = values("float64", (3, 5000))
-    np.testing.assert_array_equal(compute_checksums(x), slow(x))
+def test_a_word_of_64_bits_counts_as_two(x64):
+    x = make_values("float64", (3, 5000))
+    np.testing.assert_array_equal(checksum(x), checksum_slowly(x))
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-@pytest.mark.parametrize("place", PLACES, ids=str)
-def test_no_mesh_changes_a_digest(mesh, kind, place):
-    x = values(kind)
-    spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*place)))
-    assert compute_digests({"w": x}) == compute_digests({"w": spread})
-    np.testing.assert_array_equal(compute_checksums(x), compute_checksums(spread))
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_shards_on_any_mesh_add_up_to_the_same_checksums(mesh, kind, spec):
+    x = make_values(kind)
+    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+    np.testing.assert_array_equal(checksum(x), checksum_shards(sharded))
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (7, 1, 9)])
-def test_any_shape_has_a_digest(shape):
-    x = values("int32", shape)
-    np.testing.assert_array_equal(compute_checksums(x), slow(x))
+def test_any_shape_has_checksums(shape):
+    x = make_values("int32", shape)
+    np.testing.assert_array_equal(checksum(x), checksum_slowly(x))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("at_once", [50, 1 << 16])
-def test_sums_of_parts_add_up(monkeypatch, axis, at_once):
-    monkeypatch.setattr(digest, "AT_ONCE", at_once)
-    x = np.asarray(values("bfloat16"))
+@pytest.mark.parametrize("max_words", [50, 1 << 16])
+def test_checksums_of_parts_add_up(monkeypatch, axis, max_words):
+    monkeypatch.setattr(digest, "MAX_WORDS", max_words)
+    x = np.asarray(make_values("bfloat16"))
     total = np.zeros(2, np.uint64)
     for begin, end in [(0, 5), (5, 6), (6, x.shape[axis])]:
         index = [slice(None)] * 3
         index[axis] = slice(begin, end)
-        total += digest.checksum_part(x[tuple(index)], tuple(index), x.shape)
-    np.testing.assert_array_equal(compute_checksums(x), total)
+        total += checksum_part(x[tuple(index)], tuple(index), x.shape)
+    np.testing.assert_array_equal(checksum(x), total)
 
 
-def test_a_replica_that_is_not_the_first_adds_nothing(mesh):
-    x = jax.device_put(values("int32"), NamedSharding(mesh, PartitionSpec("fsdp")))
-    firsts = [s for s in x.addressable_shards if s.replica_id == 0]
-    parts = [digest.checksum_part(np.asarray(s.data), s.index, x.shape) for s in firsts]
-    assert len(firsts) == 4
-    np.testing.assert_array_equal(compute_checksums(x), sum(parts))
-
-
-def test_one_flipped_bit_anywhere_changes_it():
-    x = np.asarray(values("uint8", (20_000,)))
-    found = {tuple(compute_checksums(x))}
+def test_one_flipped_bit_anywhere_changes_the_checksums():
+    x = np.asarray(make_values("uint8", (20_000,)))
+    found = {tuple(checksum(x))}
     for place in range(0, x.size, 397):
         for bit in (0, 7):
             other = x.copy()
             other[place] ^= 1 << bit
-            found.add(tuple(compute_checksums(other)))
+            found.add(tuple(checksum(other)))
     assert len(found) == 1 + 2 * len(range(0, x.size, 397))
 
 
@@ -120,32 +124,28 @@ def test_one_flipped_bit_anywhere_changes_it():
         lambda x: x.at[5].set(0),
     ],
 )
-def test_signs_places_and_gaps_count(change):
-    x = values("float32", (16, 4000))
+def test_signs_places_and_missing_rows_change_the_digest(change):
+    x = make_values("float32", (16, 4000))
     assert compute_digests([x]) != compute_digests([change(x)])
 
 
-def test_name_dtype_and_shape_count():
+def test_name_dtype_and_shape_change_the_digest():
     x = jnp.zeros(6, "int32")
-    found = [{"w": x}, {"v": x}, {"w": x.reshape(2, 3)}, {"w": x.astype("uint32")}]
-    told = [*(d for state in found for d in compute_digests(state).values())]
-    assert len(set(told)) == 4 and all(len(d) == 32 for d in told)
+    states = [{"w": x}, {"v": x}, {"w": x.reshape(2, 3)}, {"w": x.astype("uint32")}]
+    found = [d for state in states for d in compute_digests(state).values()]
+    assert len(set(found)) == 4 and all(len(d) == 32 for d in found)
 
 
-def test_keys_count_by_their_bits():
-    keys = [jax.random.key(seed) for seed in (0, 0, 1)]
-    same, again, other = (compute_digests({"key": key}) for key in keys)
-    assert same == again != other
+def test_the_combined_digest_depends_on_names_and_digests_and_not_on_their_order():
+    digests = compute_digests({"a": make_values("int32"), "b": make_values("bool")})
+    swapped = {"a": digests["b"], "b": digests["a"]}
+    combined = combine_digests(digests)
+    assert combined == combine_digests(dict(reversed(digests.items())))
+    assert combined != combine_digests(swapped)
+    assert combined != combine_digests({"a": digests["a"]})
 
 
-def test_a_root_is_of_names_and_digests_in_any_order():
-    told = compute_digests({"a": values("int32"), "b": values("bool")})
-    assert combine_digests(told) == combine_digests(dict(reversed(told.items())))
-    assert combine_digests(told) != combine_digests({"a": told["b"], "b": told["a"]})
-    assert combine_digests(told) != combine_digests({"a": told["a"]})
-
-
-def test_digests_of_this_schema_stay_what_they_are():
+def test_digests_of_this_schema_do_not_change():
     x = np.arange(20_000, dtype="<f4").reshape(2, -1)
-    told = compute_digests({"w": x, "step": np.int32(7)})
-    assert combine_digests(told) == "c8a76f55445849b943d9a6013a3cc069"
+    digests = compute_digests({"w": x, "step": np.int32(7)})
+    assert combine_digests(digests) == "c8a76f55445849b943d9a6013a3cc069"
