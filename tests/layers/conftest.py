@@ -1,4 +1,4 @@
-"""What the layers under test are born with."""
+"""Fixtures of layer tests."""
 
 import chex
 import pytest

@@ -1,4 +1,4 @@
-"""A short causal convolution sees a few tokens back, and no other document."""
+"""Short causal convolution: causal, local and separate for each document."""
 
 import chex
 import jax
@@ -14,7 +14,7 @@ B, T, D, I = 2, 7, 3, 2
 
 
 def place(*lengths):
-    """Of a row that holds documents of these lengths, for every row."""
+    """Tokens of rows with documents of these lengths."""
     row = np.repeat(np.arange(1, len(lengths) + 1), lengths)
     segments = jnp.asarray(np.tile(row, (B, 1)))
     return describe_tokens(positions_from_segments(segments), segments)
@@ -69,7 +69,7 @@ def test_a_text_in_pieces_equals_the_complete_text(layer, x, pieces):
 
 @pytest.mark.parametrize("pads", [(0, 0, 1), (1, 0, 0), (0, 1, 1)])
 def test_padding_anywhere_is_skipped(layer, x, pads):
-    """Two tokens, then three of which some are padding, then two."""
+    """Two tokens, then three with some padding, then two."""
     unpadded = jnp.array([1, 1, *(1 - p for p in pads), 1, 1])
     segments = jnp.tile(unpadded[None], (B, 1))
     where, kept = jnp.cumsum(segments, axis=1) - 1, unpadded > 0

@@ -1,4 +1,4 @@
-"""Dropout is a function of one key a row."""
+"""Dropout is a function of one key per row."""
 
 import chex
 import jax

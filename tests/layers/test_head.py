@@ -1,4 +1,4 @@
-"""What every head must keep."""
+"""Contract of output heads."""
 
 import chex
 import jax

@@ -1,4 +1,4 @@
-"""How parameters are born."""
+"""Parameter initialization: scale, dtype and axis names."""
 
 from functools import partial
 
@@ -86,14 +86,14 @@ def test_a_truncated_normal_is_truncated_at_two_standard_deviations():
 
 
 def test_truncated_std_is_that_of_a_normal_truncated_at_two():
-    density = np.exp(-2.0) / np.sqrt(2 * np.pi)  # of the normal at 2
+    density = np.exp(-2.0) / np.sqrt(2 * np.pi)  # of the unit normal at 2
     assert TRUNCATED_STD == pytest.approx(
         np.sqrt(1 - 4 * density / 0.954499736103642), rel=1e-12
     )
 
 
 def test_experts_are_independent_matrices():
-    """Their count is no part of the fan-in, nor does it make them alike."""
+    """The number of experts is no part of the fan-in, and experts differ."""
     w = make_init().weight("EDF", SIZES, in_dims="D", out_dims="F")
     assert (w.in_dims, w.out_dims) == (("embed",), ("mlp",))
     np.testing.assert_allclose(w[...].std(axis=(1, 2)), 128**-0.5, rtol=0.03)

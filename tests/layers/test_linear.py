@@ -1,4 +1,4 @@
-"""The equation says all there is to say about a projection."""
+"""Learned einsums: shapes, axes, dtype and bias."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Who may attend to whom."""
+"""Attention mask and positions."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What every feed-forward layer must keep, and the formula of each."""
+"""Contract of feed-forward layers, and the formula of each."""
 
 import math
 

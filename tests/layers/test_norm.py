@@ -1,4 +1,4 @@
-"""What every norm must keep."""
+"""Contract of norms."""
 
 import chex
 import jax

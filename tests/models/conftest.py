@@ -1,4 +1,4 @@
-"""Small decoders of every make."""
+"""Small decoders with all kinds of layers."""
 
 from functools import partial
 
@@ -59,13 +59,13 @@ LATENT_ATTENTION = partial(MLA, heads=4, kv_rank=6, head_dim=4, rope_dim=2, valu
 
 
 def rotate(positions):
-    """A layer of each."""
+    """Attention with each position scheme."""
     return tuple(partial(ATTENTION, position=each) for each in positions)
 
 
 CONV = dict(conv=partial(ShortConv, reach=2))
 
-# Every two of block, feed-forward layer, position and convolution meet in one of them.
+# Covers all pairs of block, feed-forward layer, position and convolution.
 VARIANTS = {
     "pre rope dense conv": (PreNorm, ROPE, DENSE, CONV),
     "pre learned moe": (PreNorm, LEARNED, SPARSE, {}),
@@ -105,7 +105,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="session")
 def make():
-    """Makes a decoder of 3 layers, all dropout at `rate`, with what else is `said`."""
+    """Makes a decoder of 3 layers with dropout `rate` and other `options`."""
 
     def make(variant="pre rope dense conv", rate=0.0, **options):
         block, positions, mlp, conv = VARIANTS[variant]
@@ -122,7 +122,7 @@ def make():
 
 
 def randomize_convs(model: Decoder) -> Decoder:
-    """With convolutions that do something, which at birth they do not."""
+    """Replaces the initial zeros of convolutions by random weights."""
     [(block, _)] = model.stack.kinds()
     for conv in (block.attention_conv, block.mlp_conv):
         assert conv
@@ -138,6 +138,6 @@ def variant(request):
 
 @pytest.fixture(scope="module")
 def exact():
-    """In float64, where rounding cannot hide a fault."""
+    """Runs in float64, where rounding does not hide errors."""
     with jax.enable_x64(True):
         yield

@@ -1,4 +1,4 @@
-"""A decoder computes the same whatever kernel attends."""
+"""Decoders agree for all attention backends."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ SEGMENTS = jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 2, 2, 2, 0]], "int32")
 
 @pytest.fixture(scope="module")
 def decoders(make):
-    """The same numbers in three decoders, with windows in every other layer."""
+    """Three decoders with equal parameters, with windows in every other layer."""
     each = []
     for kernel in (ReferenceAttention(), XLAAttention(), RingAttention(block=2)):
         layer = partial(Attention, heads=4, kv_heads=2, head_dim=4, backend=kernel)
@@ -30,7 +30,7 @@ def decoders(make):
 
 
 def read(model, segments):
-    """All logits, through a cache that is filled in two pieces and then by one."""
+    """All logits, from a cache filled by pieces of 3, 2 and 1 tokens."""
     cache, start, logits = model.init_cache(2, 6), 0, []
     for length in (3, 2, 1):
         here = slice(start, start + length)

@@ -1,4 +1,4 @@
-"""Where norms stand in each kind of block, by its formula."""
+"""Norm placement of each kind of block, by its formula."""
 
 from functools import partial
 
@@ -44,7 +44,7 @@ def kind(request):
 
 @pytest.fixture
 def block(kind):
-    """A block whose norms are not alike."""
+    """A block with a random gain for each norm."""
     init = Init(nnx.Rngs(0), FanIn(), depth=2)
     attention = partial(Attention, heads=2, kv_heads=1, head_dim=4)
     block = find(kind, "a page")(D, init, attention, partial(SwiGLU, hidden=8), RMSNorm)

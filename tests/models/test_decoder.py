@@ -1,4 +1,4 @@
-"""What every language model must keep, whatever it is made of."""
+"""Contract of decoders, for all kinds of layers."""
 
 import chex
 import jax
@@ -23,7 +23,7 @@ def model(make, variant, exact):
 @pytest.fixture(scope="module")
 def forward(model):
     """Logits and auxiliary means; compiled once for all tests of a model."""
-    chex.clear_trace_counter()  # of the model before
+    chex.clear_trace_counter()  # of the previous model
     call = jax.jit(
         chex.assert_max_traces(lambda model, *inputs: model.forward(*inputs), n=1)
     )
@@ -61,7 +61,7 @@ def test_the_future_does_not_reach_the_past(forward, tokens):
 
 
 def test_the_past_reaches_the_future(forward, tokens):
-    """As far as three windows of three tokens reach."""
+    """Within the reach of three windows of three tokens."""
     changed = tokens.at[:, 1].set((tokens[:, 1] + 1) % V)
     change = jnp.abs(forward(tokens)[0] - forward(changed)[0])
     assert (change.max(axis=(0, 2))[1:] > 1e-6).all()

@@ -1,4 +1,4 @@
-"""Arithmetic counted by the model against arithmetic counted by hand."""
+"""FLOPs against counts by hand."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ def shape(make):
     "variant", ["post learned dense", "pre waves dense", "sandwich rope dense"]
 )
 def test_flops_of_a_dense_model_count_every_matrix(shape, variant):
-    """And with no row of a table that is looked up, nor with gains."""
+    """Neither embedding lookups nor gains count."""
     want = 6 * (ATTENTION + DENSE + D * V) + QUADRATIC
     assert flops.train_flops_per_token(shape(variant), T) == want
 

@@ -1,4 +1,4 @@
-"""A text read in pieces is read as the whole."""
+"""Decoding with a KV cache equals a full forward pass."""
 
 import chex
 import jax
@@ -16,7 +16,7 @@ TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (2, 8)), "int32")
 
 @jax.jit
 def full(model, *inputs):
-    """All logits at once."""
+    """All logits without a cache."""
     return model(*inputs)
 
 
@@ -28,7 +28,7 @@ def model(make, variant, exact):
 @pytest.fixture(scope="module")
 def read(model):
     """Reads tokens in pieces; compiled once for each length of a piece."""
-    chex.clear_trace_counter()  # of the model before
+    chex.clear_trace_counter()  # of the previous model
     extend = jax.jit(
         chex.assert_max_traces(lambda model, *args: model.decode(*args), n=3)
     )
@@ -49,7 +49,7 @@ def read(model):
 
 
 def test_cached_equals_full_with_and_without_padding_on_the_left(model, read):
-    """Prompts of 8 and 6 tokens that end together, in two pieces, then one by one."""
+    """Prompts of 8 and 6 tokens with the same end, in two pieces, then one by one."""
     pads = jnp.array(PADS)[:, None]
     place = jnp.arange(8)[None] - pads
     positions, segments = jnp.maximum(place, 0), (place >= 0).astype("int32")
@@ -62,7 +62,7 @@ def test_cached_equals_full_with_and_without_padding_on_the_left(model, read):
 
 
 def test_cached_equals_full_with_padding_on_the_right(model, read):
-    """Prompts of 5 and 3 tokens that begin together, then three tokens one by one."""
+    """Prompts of 5 and 3 tokens with the same start, then three tokens one by one."""
     place = np.arange(8)[None] - np.array([[0], [2]]) * (np.arange(8) >= 5)
     unpadded = (np.arange(8)[None] < np.array([[5], [3]])) | (np.arange(8) >= 5)
     tokens = jnp.take_along_axis(TOKENS, jnp.asarray(place), axis=1)
@@ -76,7 +76,7 @@ def test_cached_equals_full_with_padding_on_the_right(model, read):
 
 
 def test_packed_documents_are_cached_like_a_full_forward(model, read):
-    """One ends and another begins within a piece, with padding between or without."""
+    """A document ends and another starts within a piece, with or without padding."""
     segments = jnp.array([[1, 1, 1, 0, 2, 2, 2, 2], [1, 1, 1, 1, 1, 2, 2, 2]], "int32")
     positions = jnp.array([[0, 1, 2, 0, 0, 1, 2, 3], [0, 1, 2, 3, 4, 0, 1, 2]], "int32")
     want = full(model, TOKENS, positions, segments)
@@ -87,7 +87,7 @@ def test_packed_documents_are_cached_like_a_full_forward(model, read):
 
 
 def test_cached_equals_full_in_float32(make, variant):
-    """To its rounding: 5 tokens, then 3 one by one."""
+    """5 tokens, then 3 one by one."""
     model = make(variant, precision=Precision(params="float32", compute="float32"))
     extend = jax.jit(lambda model, *args: model.decode(*args))
     places = jnp.tile(jnp.arange(8, dtype="int32")[None], (2, 1))
@@ -103,7 +103,7 @@ def test_cached_equals_full_in_float32(make, variant):
 
 
 def test_cache_rows_can_be_selected_in_any_order(model, read):
-    """Row 1 twice and row 0 go on as they would have gone on alone."""
+    """Row 1 twice, and row 0, continue as before."""
     ones = jnp.ones_like(TOKENS)
     positions = jnp.tile(jnp.arange(8)[None], (2, 1))
     alone, _ = read(TOKENS, positions, ones, (5, 1, 1, 1))
@@ -116,7 +116,7 @@ def test_cache_rows_can_be_selected_in_any_order(model, read):
 
 
 def test_one_program_decodes_every_token(read):
-    """And another reads every piece of three."""
+    """Another one reads every piece of three."""
     positions = jnp.tile(jnp.arange(8)[None], (2, 1))
     for lengths in ((3, 1, 1, 1, 1, 1), (1, 3, 1, 3)):
         read(TOKENS, positions, jnp.ones_like(TOKENS), lengths)

@@ -1,4 +1,4 @@
-"""What comes out of a decoder, and in which dtype."""
+"""Decoder outputs and their dtypes."""
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,9 @@ def test_a_tied_head_has_one_parameter_less(make):
 def test_a_tied_embedding_gets_gradients_of_input_and_output(make):
     model = make(head=TiedLMHead)
     grad = gradient(model).embedding[...]
-    assert (jnp.abs(grad).sum(axis=1) > 0).all()  # of tokens never read, too
+    assert (
+        jnp.abs(grad).sum(axis=1) > 0
+    ).all()  # also of tokens that are not in the input
 
 
 def test_a_logit_cap_bounds_logits(make):

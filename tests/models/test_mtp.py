@@ -1,4 +1,4 @@
-"""Modules that predict further ahead keep what a language model must keep."""
+"""Multi-token prediction: causality, packing, loss and FLOPs."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ SEGMENTS = jnp.asarray([[1] * 8, [1, 1, 1, 1, 2, 2, 2, 2]], "int32")
 
 @jax.jit
 def run_mtp(model, tokens, segments):
-    """Logits of the next token, those of the ones after it, and auxiliary means."""
+    """Logits of the next token, of later tokens, and auxiliary means."""
     streams, aux = mtp_hidden_states(model, tokens, None, segments, None)
     first, *further = map(model.logits, streams)
     return first, further, aux
@@ -38,7 +38,7 @@ def model(make, exact):
 
 
 def batch_of(tokens, segments):
-    """Every token's target is the next; the last of a document weighs nothing."""
+    """Next-token targets; the last token of a document has weight zero."""
     targets = np.roll(tokens, -1, axis=1)
     inside = np.roll(segments, -1, axis=1) == segments
     inside[:, -1] = False
@@ -63,7 +63,7 @@ def test_mtp_of_a_packed_document_equals_the_document_alone(model):
     packed = run_mtp(model, TOKENS, SEGMENTS)[1]
     alone = run_mtp(model, jnp.roll(TOKENS, -4, axis=1), SEGMENTS)[1]
     for number, (one, other) in enumerate(zip(packed, alone, strict=True), 1):
-        last = 8 - number  # beyond, what is ahead is another document's
+        last = 8 - number  # later targets belong to another document
         np.testing.assert_allclose(one[1, 4:last], other[1, : last - 4], atol=1e-12)
 
 
@@ -104,7 +104,7 @@ def test_the_loss_equals_a_loop_over_targets(model):
 
 
 def test_a_module_that_copies_hidden_states_predicts_the_same_logits(make):
-    """A module that hands the stream on says what the decoder says."""
+    """The module returns the hidden states of the decoder."""
     model = make("pre waves dense", mtp=MultiTokenPrediction, precision=DOUBLE)
     [module] = model.mtp.modules
     module.projection.w.set_value(jnp.concatenate([jnp.eye(16), jnp.zeros((16, 16))]))
@@ -112,7 +112,7 @@ def test_a_module_that_copies_hidden_states_predicts_the_same_logits(make):
         part.w.set_value(jnp.zeros_like(part.w[...]))
     batch = batch_of(np.asarray(TOKENS), np.ones_like(TOKENS))
     logits, [further], _ = run_mtp(model, TOKENS, jnp.ones_like(TOKENS))
-    np.testing.assert_allclose(further, logits, atol=1e-5)  # but for an epsilon
+    np.testing.assert_allclose(further, logits, atol=1e-5)  # up to epsilon
     assert sum_cross_entropy(further, batch)[0].weight == 2 * (T - 1)
 
 

@@ -1,4 +1,4 @@
-"""Layers dealt out to stages are the same layers, and idle as often as is said."""
+"""Pipelined layers equal a loop over layers; bubbles and remat policies."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ from lmx.models.remat import POLICIES
 B, T, V, DEPTH = 8, 4, 12, 4
 DOUBLE = Precision(params="float64", compute="float64")
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), "int32")
-CYCLE = "lead window cope moe"  # two kinds of attention in turn
+CYCLE = "lead window cope moe"  # two alternating kinds of attention
 CASES = [
     (
         "stage=2",
@@ -51,7 +51,7 @@ MORE = [
 
 
 def on_mesh(sizes, fn):
-    """`fn` as traced for a mesh."""
+    """`fn`, compiled for a mesh."""
     sizes = dict(data=1) | {k: int(v) for k, v in (s.split("=") for s in sizes.split())}
     return jax.jit(
         partitioning.with_partitioning(
@@ -62,7 +62,7 @@ def on_mesh(sizes, fn):
 
 @pytest.fixture(scope="module")
 def make_with_dropout(make, exact):
-    """Makes a model with every kind of dropout, in float64."""
+    """Makes a float64 model with all kinds of dropout."""
     del exact
     options = dict(vocab=V, depth=DEPTH, rate=0.2, precision=DOUBLE)
 
@@ -76,7 +76,7 @@ def make_with_dropout(make, exact):
 
 
 def compute_loss(model, keys):
-    """The logits, and a scalar of them and of each layer's auxiliary means."""
+    """A scalar of the logits and of all auxiliary means, and the logits."""
     logits, aux = model.forward(TOKENS, keys=keys)
     extra = sum((m.total * (1 + jnp.arange(DEPTH))).sum() for m in aux.values())
     return jax.nn.logsumexp(logits, axis=-1).sum() + extra, logits
@@ -103,7 +103,7 @@ def test_pipeline_stages_equal_a_loop_over_layers(
 
 
 def test_an_idle_stage_gives_no_nan(make_with_dropout):
-    """Even where a norm divides by the length of what it is given."""
+    """Even if a norm without epsilon divides by the norm of its input."""
     staged = make_with_dropout("pre waves dense", norm=partial(RMSNorm, epsilon=0.0))
     for leaf in jax.tree.leaves(on_mesh("stage=4", gradient)(staged)):
         assert np.isfinite(leaf).all()
@@ -113,7 +113,7 @@ def test_an_idle_stage_gives_no_nan(make_with_dropout):
     "plan", [Timeline(4, 8, 1), Timeline(4, 4, 3), Timeline(3, 5, 2)]
 )
 def test_the_bubble_fraction_equals_a_simulated_schedule(plan):
-    """No stage has two parts at once, no part is at a stage before it left the last."""
+    """No stage has two microbatches at once, and no microbatch is at two stages."""
     stages, count, rounds = plan
     busy = np.zeros((plan.iterations, stages), int)
     for part in range(count):

@@ -1,4 +1,4 @@
-"""However the layers are run, they are the same layers."""
+"""Layer stacks: scan, unrolling, remat and cycles agree."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), "int32")
 
 @pytest.fixture(scope="module")
 def make_with_dropout(make, exact):
-    """Makes a model of experts, convolutions and every kind of dropout."""
+    """Makes a model with experts, convolutions and all kinds of dropout."""
     return partial(make, "post rope moe conv", depth=DEPTH, rate=0.2, precision=DOUBLE)
 
 
@@ -43,7 +43,7 @@ def keys(seed=0):
 
 @pytest.fixture(scope="module")
 def full(make_with_dropout):
-    """The loss and gradients of a plain loop over layers, with dropout."""
+    """Loss and gradients of a plain scan over layers, with dropout."""
     return loss_and_gradient(make_with_dropout(), TOKENS, keys())
 
 
@@ -88,7 +88,7 @@ def test_layers_have_independent_named_parameters(make_with_dropout):
 
 @pytest.mark.parametrize("cycle", [2, 3])
 def test_a_cycle_of_equal_layers_equals_the_layer(make, cycle):
-    """However the layers are stacked, they are born alike and do alike."""
+    """The grouping of layers affects neither parameters nor outputs."""
     run = jax.jit(lambda model: model(TOKENS))
     one = make("pre waves dense", precision=DOUBLE)
     other = make("pre waves dense", precision=DOUBLE, attention=(NO_POSITION,) * cycle)

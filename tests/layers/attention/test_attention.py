@@ -1,4 +1,4 @@
-"""What a layer of attention must keep."""
+"""Self-attention layer against slow attention, and its options."""
 
 from functools import partial
 
@@ -61,7 +61,7 @@ OPTIONS = {
 
 
 def with_numbers(layer):
-    """Where birth leaves ones and zeros, numbers that do something."""
+    """Random values instead of initial ones and zeros."""
     params = nnx.state(layer, nnx.Param)
     keys = iter(jax.random.split(jax.random.key(5), 20))
     moved = jax.tree.map(lambda x: x + jax.random.normal(next(keys), x.shape), params)
@@ -132,7 +132,7 @@ def test_a_sink_has_one_initial_logit_per_head(make):
 
 
 def test_only_positions_distinguish_the_order_of_tokens(make, x):
-    """The last query sees the same keys: only a position scheme can tell."""
+    """The last query sees the same keys in another order."""
     swapped = x[:, jnp.array([1, 0, 2, 3, 4])]
     for position, differs in ((None, False), (RoPE(), True)):
         layer = make(position=position)

@@ -1,4 +1,4 @@
-"""What every kernel of attention must keep, and what each refuses."""
+"""Attention backends without a cache, and what each refuses."""
 
 from dataclasses import replace
 from functools import partial
@@ -100,7 +100,7 @@ def test_a_layer_and_its_gradient_equal_the_reference(init, packing, window):
 
 
 class Unmasked(AttentionMask):
-    """Fails where a kernel asks for a dense mask."""
+    """Fails if a backend uses the dense mask."""
 
     @property
     def dense(self):
@@ -171,7 +171,7 @@ def test_cudnn_refuses_other_platforms():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A machine that says it has a GPU, and what cuDNN was asked for, done by XLA."""
+    """Pretends to be a GPU; XLA runs and records the calls to cuDNN."""
     calls, real = [], jax.nn.dot_product_attention
 
     def recorded(*inputs, **how):

@@ -1,4 +1,4 @@
-"""The one contract: whatever the kernel, its answers and gradients are `attend`'s."""
+"""Contract of attention backends: outputs and gradients equal the reference."""
 
 from functools import partial
 
@@ -31,7 +31,7 @@ CASES = {
 }
 PLAIN = [case for case, how in CASES.items() if not {"cap", "sink"} & set(how)]
 FINE, COARSE = RingAttention(block=5), RingAttention(block=64)
-# The case, the kernel, the length, the dtype it computes in, and how exact it is there.
+# Case, backend, length, dtype and tolerance.
 FAST = [(case, FINE, 24, "float64", 1e-9) for case in CASES]
 FAST += [("all of it", RingAttention(block=8), 24, "float32", 1e-5)]
 FAST += [("all of it", SplashAttention(block=128), 160, "float32", 1e-5)]
@@ -48,7 +48,7 @@ COUNTS += [
 
 @pytest.fixture
 def tpu(monkeypatch):
-    """A machine that says it has a TPU, whose Pallas programs are interpreted."""
+    """Pretends to be a TPU; Pallas kernels are interpreted."""
     kernels, made = splash.splash_attention_kernel, []
 
     def interpreted(*args, **how):
@@ -62,7 +62,7 @@ def tpu(monkeypatch):
 
 
 def place(length, packed):
-    """Two rows: one document, and three with padding behind them."""
+    """Two rows: one document, and three followed by padding."""
     segments = np.ones((B, length), "int32")
     if packed:
         segments[1, length // 3 :] = 2
@@ -80,7 +80,7 @@ def inputs(length, dtype, K, sink):
 
 
 def run_with_gradients(kernel, seen, inputs, **how):
-    """The answers to tokens, and the gradient of a sum of them by each input."""
+    """The output, and the gradients of a sum of it with respect to all inputs."""
     live = seen.query.unpadded[..., None, None]
 
     def total(inputs):
@@ -117,7 +117,7 @@ def test_outputs_and_gradients_equal_the_reference(
     "kernel", [RingAttention(block=4), SplashAttention(block=128)], ids=repr
 )
 def test_a_cache_may_have_its_tokens_in_any_order(kernel, caplog):
-    """Slots in any order, some empty, and queries behind them all."""
+    """Slots in random order, some empty, and queries after all keys."""
     splash._warn_about_cache.cache_clear()
     rng = np.random.default_rng(1)
     order = jnp.asarray(np.stack([rng.permutation(11) for _ in range(B)]), "int32")

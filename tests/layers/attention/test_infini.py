@@ -1,4 +1,4 @@
-"""What attention in segments, with a memory of those before, must keep."""
+"""Infini-attention against a loop over segments."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ DOCUMENTS = np.array([[1] * 9, [1] * 5 + [2] * 4])
 
 @pytest.fixture(scope="module", autouse=True)
 def exact():
-    """In float64, where rounding cannot hide a fault."""
+    """Runs in float64, where rounding does not hide errors."""
     with jax.enable_x64(True):
         yield
 
@@ -48,7 +48,7 @@ def run(layer, x, documents=DOCUMENTS, positions=None):
 
 
 def with_params_of(layer, other):
-    """`layer_kind` with the parameters of `other` that it has."""
+    """`layer` with the shared parameters of `other`."""
     for name in ("q", "k", "v", "out"):
         setattr(layer, name, getattr(other, name))
     return layer
@@ -59,7 +59,7 @@ def sigma(x):
 
 
 def one_segment_at_a_time(layer, x):
-    """The text of one document, by equations 2 to 6; heads one by one."""
+    """Equations 2 to 6 for one document, head by head."""
     w = {name: np.asarray(getattr(layer, name).w[...]) for name in ("q", "k", "v")}
     q, k, v = (np.einsum("TD,DNH->TNH", x, w[name]) for name in "qkv")
     at = jnp.arange(len(x))[None]
@@ -101,7 +101,7 @@ def test_one_segment_equals_plain_attention(make, x):
 
 
 def test_a_closed_gate_leaves_attention_within_segments_only(make, x):
-    """What is packed as a document for each segment; RoPE knows distances only."""
+    """Equals packed segments, since RoPE depends on distances only."""
     layer = make(segment_length=SEGMENT, gate=-1e9)
     plain = with_params_of(make(Attention), layer)
     one = np.tile(np.arange(T) // SEGMENT + 1, (B, 1))

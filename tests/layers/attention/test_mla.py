@@ -1,4 +1,4 @@
-"""Multi-head latent attention, made for every head or left as it is."""
+"""Multi-head latent attention, expanded and absorbed."""
 
 from functools import partial
 
@@ -40,7 +40,7 @@ def normalize(x):
 
 
 def turned(x, position):
-    """The two channels of `x` as one complex number, turned by one radian a token."""
+    """Rotates the two channels of `x` by one radian per token."""
     z = (x[0] + 1j * x[1]) * np.exp(1j * position)
     return np.array([z.real, z.imag])
 
@@ -73,7 +73,7 @@ def test_agrees_with_one_query_at_a_time(x, rank):
 
 
 def test_without_rotation_it_equals_multi_head_attention_to_expanded_latents(x):
-    """Queries whose turning part is zero see keys without position."""
+    """A zero rotary part of queries ignores positions."""
     layer = make_layer(scale=H**-0.5)
     assert isinstance(layer.query, Einsum)
     layer.query.w.set_value(layer.query.w[...].at[:, :, H:].set(0.0))

@@ -1,4 +1,4 @@
-"""What attention by dot products must keep, whatever its kernel."""
+"""Dot-product attention against a loop over queries, and its invariances."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""A row over several devices: the same numbers, and what is sent and held for them."""
+"""Ring attention: equal to one device, with bounded communication and memory."""
 
 import re
 
@@ -35,7 +35,7 @@ NIGHTLY = [
 def make_program(
     mesh, kernel, length, window=None, logit_cap=None, packed=False, sink=False
 ):
-    """Answers and gradients as a program of that mesh, and what it takes."""
+    """A program for outputs and gradients on a mesh, and its arguments."""
     rng = np.random.default_rng(0)
     shapes = [(B, length, heads, H) for heads in (N, K, K)] + [(N,)] * sink
     arrays = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
@@ -82,7 +82,7 @@ def test_a_sharded_row_equals_an_unsharded_one(mesh, length, how):
 
 
 def equations(jaxpr, times=1):
-    """Every equation of a program, and how often it is run."""
+    """Every equation of a program, and its number of executions."""
     for eqn in jaxpr.eqns:
         yield eqn, times
         inner = times * eqn.params.get("length", 1)
@@ -95,7 +95,7 @@ def equations(jaxpr, times=1):
 
 
 def count_sent(window):
-    """Numbers of keys and values that a device sends in the forward pass."""
+    """Elements of keys and values that a device sends in the forward pass."""
     mesh = Mesh(data=1, context=8).build(jax.devices(), RULES)
 
     def attend(q, k, v):
@@ -119,7 +119,7 @@ def count_sent(window):
 def test_keys_beyond_a_window_are_not_sent(monkeypatch):
     monkeypatch.setattr(
         partitioning, "platform", lambda: "tpu"
-    )  # which sends them as blocks
+    )  # where serialize_collective adds nothing
     each = 2 * B * (128 // 8) * K * H  # keys and values that a device has
     assert [count_sent(window) / each for window in (None, 1, 17, 18, 34)] == [
         7,

@@ -1,4 +1,4 @@
-"""Which blocks meet on which device: each pair that is seen, once, and evenly."""
+"""Ring schedules compute every visible pair once, with balanced work."""
 
 import itertools
 
@@ -16,7 +16,7 @@ SHAPES = [
 
 
 def tokens(course, device):
-    """The tokens of each block of a device, as a loop would deal them."""
+    """The tokens of each block of a device, by a loop."""
     return [
         [*range(begin, min(begin + course.block, (piece + 1) * course.chunk_length))]
         for piece in course.chunks[device]
@@ -49,7 +49,7 @@ def test_causal_work_is_balanced_over_devices_at_every_step(length, devices, blo
     unpadded = np.stack([step[..., 2].sum(axis=1) for step in steps])
     assert len(steps) == devices
     np.testing.assert_array_equal(unpadded, unpadded[:, :1].repeat(devices, axis=1))
-    blocks = length // block  # and no more than a triangle of blocks has
+    blocks = length // block  # the number in a triangle of blocks
     assert unpadded.sum() == blocks * (blocks + 1) // 2
 
 

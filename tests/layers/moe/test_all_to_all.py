@@ -1,4 +1,4 @@
-"""What every exchange must do, held against rows moved one by one."""
+"""All-to-all implementations against a loop over rows."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ X = np.random.default_rng(0).normal(size=(W, ROWS, D)).astype("float32")
 def reference_ragged_all_to_all(
     operand, output, begins, sizes, there, coming, *, axis_name
 ):
-    """`jax.lax.ragged_all_to_all` as its documentation has it, which XLA:CPU lacks."""
+    """`jax.lax.ragged_all_to_all` as documented, since XLA:CPU lacks it."""
     me, place = jax.lax.axis_index(axis_name), jnp.arange(len(output))
     operands, begins, sizes, there = (
         jax.lax.all_gather(x, axis_name) for x in (operand, begins, sizes, there)
@@ -42,7 +42,7 @@ def exchange(request, monkeypatch):
 
 
 def run_on_devices(fn, *arrays):
-    """What each device gets."""
+    """Runs `fn` on every device."""
     mesh = jax.make_mesh(
         (W,), PLAN.axes, axis_types=(AxisType.Auto,), devices=jax.devices()[:W]
     )
@@ -58,7 +58,7 @@ def run_on_devices(fn, *arrays):
 
 
 def count_moved(rows):
-    """What each device gets of what others have: row by row."""
+    """What each device receives, row by row."""
     got = np.zeros((W, W * CAPACITY, D), rows.dtype)
     for one in range(W):
         begin = 0

@@ -1,6 +1,6 @@
-"""Dropless experts are every expert evaluated on every token, and the chosen selected.
+"""Dropless dispatch equals all experts evaluated on all tokens and masked.
 
-Forward and gradient, on one device and with the experts on several.
+Outputs and gradients, on one device and with expert parallelism.
 """
 
 import functools
@@ -59,7 +59,7 @@ def run_dispatch(layer, x):
 
 
 def dense(layer, x):
-    """Every expert on every token, one expert after the other."""
+    """Every expert on every token, in a loop over experts."""
     routing, aux = layer.router(x, jnp.asarray(SEGMENTS))
     y_BTD = jnp.zeros_like(x)
     for e in range(E):
@@ -83,7 +83,7 @@ def weights(layer):
 
 
 def make_layer(kind, dtype):
-    """A layer whose offsets are not all alike, as parts."""
+    """Graph and parameters of a layer with random biases."""
     layer = KINDS[kind](
         D, Init(nnx.Rngs(0), FanIn(), depth=2, dtype=dtype), experts=E, hidden=F
     )
@@ -98,7 +98,7 @@ def make_layer(kind, dtype):
 
 @functools.cache
 def compiled(take, kind, dtype, sizes="data=1"):
-    """A program of the answers, auxiliary losses and gradients, and what it takes."""
+    """A program for outputs, auxiliary losses and gradients, and its arguments."""
     graph, params = make_layer(kind, dtype)
 
     def run(params, x):
@@ -125,7 +125,7 @@ def got(take, kind, dtype, *sizes):
 
 
 def assert_close(some, others, dtype):
-    """Each array as close as its largest number allows."""
+    """Compares each array relative to its largest element."""
     for one, other in zip(jax.tree.leaves(some), jax.tree.leaves(others), strict=True):
         limit = EXACT[dtype] * max(np.abs(other).max(), 1e-3)
         chex.assert_trees_all_close(one, other, rtol=0, atol=limit)
@@ -148,7 +148,7 @@ def test_dropless_equals_all_experts_on_any_mesh(sizes, kind, dtype):
 
 
 def count_moved(program, how):
-    """How many numbers each such collective of a program hands a device."""
+    """Elements that each collective of that kind gives a device."""
     got = re.findall(rf"= (.*) {how}\(", program.as_text())
     return [
         sum(math.prod(map(int, re.findall(r"\d+", size))) for size in sizes)
@@ -159,10 +159,10 @@ def count_moved(program, how):
 def test_tokens_are_sent_only_to_the_devices_of_their_experts():
     with jax.enable_x64(True):
         program, _ = compiled(run_dispatch, "top 2", "float64", "expert=8")
-    room = 8 * T * D  # for the row of every device, which may choose the same expert
+    room = 8 * T * D  # capacity for the row of every device
     assert (
         count_moved(program, "all-to-all") == [room] * 4
-    )  # forth, back, and gradients
+    )  # dispatch, combine and their gradients
     router, counts = D * E, 8 * E
     assert sorted(count_moved(program, "all-gather")) == [router, counts]
 

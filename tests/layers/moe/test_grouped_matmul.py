@@ -1,4 +1,4 @@
-"""Every grouped product is a loop over groups, forward and gradient."""
+"""Grouped matmuls equal a loop over groups, with gradients."""
 
 from functools import partial
 
@@ -18,14 +18,14 @@ PRODUCTS = {
 SIZES = [
     [40, 40, 40, 30],
     [1, 90, 7, 52],
-    [10, 0, 90, 7],  # an empty group, and rows beyond the last
+    [10, 0, 90, 7],  # an empty group, and rows without a group
     [0, 0, 0, 129],
     [0, 0, 0, 0],
 ]
 
 
 def loop(x, w, sizes, grad):
-    """The product, and its gradients in `x` and `w` under `grad`."""
+    """The product, and the gradients of `x` and `w` for `grad`."""
     y, dx, dw = np.zeros((len(x), w.shape[2])), np.zeros(x.shape), np.zeros(w.shape)
     begin = 0
     for e, size in enumerate(sizes):

@@ -1,4 +1,4 @@
-"""What a router tells the loss agrees with one text at a time, and texts add up."""
+"""Auxiliary losses of routers against a loop over documents; documents add up."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from lmx.layers.moe import loss
 balance, router_z = jax.jit(loss.balance_loss), jax.jit(loss.router_z_loss)
 
 B, T, E, C = 3, 7, 4, 2
-ONE = jnp.ones((B, T), int)  # document a row
+ONE = jnp.ones((B, T), int)  # one document per row
 PADDED = ONE.at[0, 4:].set(0).at[1].set(0)
 PACKED = ONE.at[0, 4:].set(2).at[1, 2:].set(9).at[1, 6:].set(0).at[2, 1:].set(2)
 ROWS = pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_packing_does_not_change_the_balance_loss():
 
 def test_balance_is_one_when_even_and_all_experts_when_not():
     one = jnp.ones((1, E), int)
-    even = jnp.eye(E)[None]  # token t wants expert t and no other
+    even = jnp.eye(E)[None]  # token t chooses expert t
     one_each = balance(even, jnp.arange(E)[None, :, None], one)
     assert one_each.value == pytest.approx(1.0)
     odd = jnp.broadcast_to(jnp.eye(E)[0], (1, E, E))

@@ -1,4 +1,4 @@
-"""What every mixture of experts must keep, and each against one token at a time."""
+"""Contract of MoE layers, and each against a loop over tokens."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from lmx.layers.moe.moe import ClampedMoE, ExpertChoice, MoE
 from lmx.layers.moe.router import SigmoidRouter, SoftmaxRouter, TopKRouter
 
 B, T, D, E, F = 3, 7, 8, 4, 6
-ONE = jnp.ones((B, T), int)  # document a row
+ONE = jnp.ones((B, T), int)  # one document per row
 PADDED = ONE.at[0, 4:].set(0).at[1].set(0)
 
 TOP = partial(TopKRouter, top_k=2)
@@ -47,7 +47,7 @@ CAUSAL = pytest.mark.parametrize("kind", [k for k in KINDS if k != "expert choic
 
 @pytest.fixture
 def make(init):
-    """A layer of that kind, whose every parameter does something."""
+    """A layer of that kind with random biases."""
 
     def make(kind):
         layer = KINDS[kind](D, init, experts=E, hidden=F)
@@ -82,7 +82,7 @@ def clamped(w, limit, slope, x):
 
 
 def expert(layer, e):
-    """The formula of expert `e`, of a vector."""
+    """Expert `e` as a function of a vector."""
     names = ("gate", "up", "down", "gate_b", "up_b", "down_b")
     w = {n: np.asarray(getattr(layer, n)[e]) for n in names if hasattr(layer, n)}
     if "gate_b" in w:
@@ -91,7 +91,7 @@ def expert(layer, e):
 
 
 def choices(layer, x, unpadded):
-    """Who answers what, and by how much: (row, position, expert, weight)."""
+    """The experts of each token: (row, position, expert, weight)."""
     if isinstance(layer, ExpertChoice):
         yield from choices_of_experts(layer, x, unpadded)
         return
@@ -158,7 +158,7 @@ def test_expert_choice_is_not_causal(make, x):
 
 @ALL
 def test_padding_changes_nothing(make, x, kind):
-    """Neither what stands there nor how much of it there is."""
+    """Neither its content nor its amount."""
     layer, segments = make(kind), ONE.at[0, 5:].set(0)
     y, aux = run(layer, x, segments)
     noise = jnp.where(segments[:, :, None] > 0, 0.0, 9.0)
@@ -217,11 +217,13 @@ def test_the_second_call_does_not_recompile(make, x, kind):
 
 def test_no_token_is_dropped_when_all_want_one_expert(make, x):
     layer = make("top 1")
-    layer.router.score.w.set_value(jnp.zeros((D, E)))  # a tie: everyone picks 0
+    layer.router.score.w.set_value(
+        jnp.zeros((D, E))
+    )  # a tie: all tokens choose expert 0
     routing, aux = run(layer.router, x)
     assert not routing.experts.any()
     assert (jnp.abs(run(layer, x)[0]).sum(axis=-1) > 0).all()
-    assert aux["balance"].value == pytest.approx(1.0)  # probabilities are even
+    assert aux["balance"].value == pytest.approx(1.0)  # equal probabilities
 
 
 def test_only_chosen_experts_have_a_gradient(make, x):
@@ -260,7 +262,7 @@ def test_one_expert_equals_its_feed_forward_layer(init, x, kind, options):
 
 
 def test_full_capacity_drops_nothing(make, x):
-    """With a capacity of every token, dispatch with dropping is dispatch without."""
+    """With capacity for all tokens, capacity dispatch equals dropless dispatch."""
     layer = make("top 2")
     want, aux = run(layer, x, PADDED)
     layer.dispatch = CapacityDispatch(capacity_factor=E / 2)
@@ -281,7 +283,6 @@ def test_the_fraction_of_dropped_choices_is_reported(make, x):
 
 
 def test_expert_choice_of_all_tokens_equals_token_choice_of_all_experts(init, x):
-    """A choice by experts of all tokens is one by tokens of all experts."""
     by_experts = ExpertChoice(D, init, experts=E, hidden=F, capacity_factor=E)
     router = SoftmaxRouter(D, E, init, top_k=E)
     router.score = by_experts.score

@@ -1,4 +1,4 @@
-"""Every router agrees with its paper's rule, one token at a time."""
+"""Routers against the rules of their papers, token by token."""
 
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,7 @@ from lmx.layers.moe.router import (
 
 B, T, D, E = 2, 5, 6, 8
 KINDS = [TopKRouter, SoftmaxRouter, SigmoidRouter, UnnormalizedSigmoidRouter]
-ONE = jnp.ones((B, T), int)  # document a row
+ONE = jnp.ones((B, T), int)  # one document per row
 PADDED = ONE.at[0, 3:].set(0)
 
 
@@ -63,7 +63,7 @@ def sigmoids_within_groups(score, choices, bias, groups, group_top_k, scale):
 
 
 def assert_agrees(router, x, rule):
-    """Whether the rule, token by token, is what the router does."""
+    """Compares the router with a rule, token by token."""
     routing, _ = run(router, x)
     w, b = np.asarray(router.score.w[...]), getattr(router.score, "b", None)
     scores = np.asarray(x) @ w + (0.0 if b is None else np.asarray(b[...]))

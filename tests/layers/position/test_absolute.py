@@ -1,4 +1,4 @@
-"""Positions that are added to embeddings."""
+"""Absolute positions."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""How attention fades with distance."""
+"""ALiBi: slopes, and agreement with a loop."""
 
 import jax
 import jax.numpy as jnp

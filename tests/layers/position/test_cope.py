@@ -1,4 +1,4 @@
-"""What positions that are counted by the context must keep."""
+"""CoPE against a loop over queries and keys."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ SEGMENTS = np.array([[1] * 6, [1, 1, 2, 2, 2, 2]])
 
 @pytest.fixture(autouse=True)
 def exact():
-    """In float64, where rounding cannot hide a fault."""
+    """Runs in float64, where rounding does not hide errors."""
     with jax.enable_x64(True):
         yield
 
@@ -86,7 +86,7 @@ def test_closed_gates_put_all_keys_at_position_zero(scheme, inputs, tokens):
 
 
 def test_the_order_of_keys_in_the_cache_does_not_matter(scheme, inputs, tokens):
-    """As in a ring, where the newest key may stand in any slot."""
+    """As in a ring buffer, where the newest key may be in any slot."""
     logits, q = inputs
     order = jnp.array([4, 5, 0, 1, 2, 3])
     moved = type(tokens)(*(x[:, order] for x in tokens))

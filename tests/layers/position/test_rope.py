@@ -1,4 +1,4 @@
-"""What every rotation must keep, and how the schemes differ."""
+"""Contract of RoPE schemes, and the formula of each."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_only_distance_matters(scheme):
 
 @SCHEMES
 def test_scores_of_equal_tokens_fall_with_distance(scheme):
-    """Up to half a turn, pi tokens, of the fastest pair."""
+    """Up to half a rotation of the fastest pair, pi tokens."""
     x = scheme.rotate(jnp.ones((1, 4, 1, H)), jnp.arange(4)[None])[0, :, 0]
     assert (jnp.diff(x @ x[0]) < 0).all()
 
