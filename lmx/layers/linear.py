@@ -23,11 +23,7 @@ class Einsum(nnx.Module):
     use_bias: ClassVar[bool] = False
 
     def __init__(
-        self,
-        equation: str,
-        sizes: Mapping[str, int],
-        init: Init,
-        role: Role = "hidden",
+        self, equation: str, sizes: Mapping[str, int], init: Init, role: Role = "hidden"
     ):
         x_dims, w_dims, y_dims = re.split(",|->", equation)
         in_dims = "".join(d for d in w_dims if d not in y_dims)

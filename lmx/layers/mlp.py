@@ -18,11 +18,6 @@ from lmx.layers.linear import Einsum
 gelu = partial(jax.nn.gelu, approximate=True)  # the tanh form, as in GPT-2
 
 
-def relu_squared(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """max(0, x)^2. So et al. 2021, arXiv:2109.08668 (Primer)."""
-    return jnp.square(jax.nn.relu(x))
-
-
 class FeedForward(nnx.Module):
     """Base class of layers that map each token to a vector, with auxiliary losses.
 
@@ -85,9 +80,9 @@ class GELU(MLP):
 
 @configurable
 class ReLU2(MLP):
-    """Squared ReLU. So et al. 2021, arXiv:2109.08668."""
+    """max(0, x)^2. So et al. 2021, arXiv:2109.08668 (Primer)."""
 
-    activation = staticmethod(relu_squared)
+    activation = staticmethod(lambda x: jnp.square(jax.nn.relu(x)))
 
 
 @configurable

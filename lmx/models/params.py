@@ -34,11 +34,6 @@ def list_parameters(model: nnx.Module) -> list[Parameter]:
     ]
 
 
-def count_parameters(model: nnx.Module) -> int:
-    """Number of parameters, tied ones counted once."""
-    return sum(parameter.count for parameter in list_parameters(model))
-
-
 def format_parameters(model: nnx.Module) -> str:
     """One line per parameter, and one for the total."""
     parameters = list_parameters(model)

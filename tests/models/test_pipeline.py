@@ -24,7 +24,7 @@ CASES = [
         PipelineSchedule(microbatches=4, virtual_stages=2),
         "keep_all",
         "post rope moe conv",
-    ),
+    )
 ]
 MORE = [
     ("fsdp=2 stage=4", PipelineSchedule(), "keep_weight_dots", "pre rope dense conv"),

@@ -6,18 +6,17 @@ recomputes the logits (Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4).
 """
 
 import math
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from lmx.core.precision import upcast
 from lmx.layers.attention.reference import MASKED, soft_cap
 from lmx.layers.mask import TokenInfo, make_attention_mask
 
-Tree = TypeVar("Tree")
 Pairs = Int[Array, "pairs 3"]  # query block, key block, 0 for a pair to ignore
 # Gradient of the output, logsumexp, and what is subtracted from the gradient of logits.
 OutputGrad = tuple[Array, Array, Array]
@@ -223,14 +222,14 @@ def _einsum(equation: str, x: Array, y: Array) -> Array:
     return jnp.einsum(equation, x, y, preferred_element_type=dtype)
 
 
-def _take_block(tree: Tree, index: Int[Array, ""]) -> Tree:
+def _take_block(tree: PyTree, index: Int[Array, ""]) -> PyTree:
     """One block of every array."""
     return jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree
     )
 
 
-def _put_block(tree: Tree, index: Int[Array, ""], new: Tree) -> Tree:
+def _put_block(tree: PyTree, index: Int[Array, ""], new: PyTree) -> PyTree:
     """The arrays with one block replaced."""
     return jax.tree.map(
         lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, index, 0), tree, new

@@ -170,8 +170,8 @@ class InfiniAttention(Attention):
         local_BTNH, local = self.attend(*qkv, inputs, cache and cache.local)
         memory_BTNJ, sums = self.read_and_update(*qkv, inputs, cache and cache.sums)
         y_BTNH = mix_memory(local_BTNH, memory_BTNJ, self.gate[...])
-        has_cache = local is not None and sums is not None
-        return self.out(y_BTNH), InfiniMemory(local, sums) if has_cache else None
+        new = None if local is None or sums is None else InfiniMemory(local, sums)
+        return self.out(y_BTNH), new
 
     def make_mask(
         self, query: TokenInfo, key: TokenInfo, single_document: bool

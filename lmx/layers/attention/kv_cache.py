@@ -5,15 +5,13 @@ may have different lengths, padded on either side, and a cache smaller than the 
 a ring buffer of the newest tokens.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Shaped
 
 from lmx.layers.mask import TokenInfo
-
-Tree = TypeVar("Tree")
 
 
 class CacheView(NamedTuple):
@@ -98,8 +96,8 @@ def write_slots(
 
 
 def update_cache(
-    cache: Tree | None, new: Tree, tokens: TokenInfo, view: CacheView | None
-) -> tuple[Tree, TokenInfo, Tree | None]:
+    cache: PyTree, new: PyTree, tokens: TokenInfo, view: CacheView | None
+) -> tuple[PyTree, TokenInfo, PyTree]:
     """Returns what can be attended to, its tokens, and the updated cache of a layer.
 
     `new` has arrays of dimensions B, T, ..., one vector for each of `tokens`.

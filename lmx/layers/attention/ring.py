@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, groupby
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from lmx.config.registry import configurable
 from lmx.core import partitioning
@@ -41,14 +41,11 @@ from lmx.layers.attention.ring_schedule import (
 )
 from lmx.layers.mask import TokenInfo
 
-Tree = TypeVar("Tree")
-Local = TypeVar("Local")
-Moving = TypeVar("Moving")
 Permutation = list[tuple[int, int]]  # source and destination devices
 
 
 class RingPlan(NamedTuple):
-    """The pairs of each step, the mesh axes of the ring, and options of the logits."""
+    """Pairs of each step, device axes of the ring, and options of the logits."""
 
     steps: Sequence[np.ndarray]
     axes: tuple[str, ...]
@@ -187,11 +184,11 @@ _attend.defvjp(_forward, _backward)
 
 def _rotate_kv(
     plan: RingPlan,
-    visit: Callable[[Local, Moving, Pairs, TokenInfo], tuple[Local, Moving]],
-    local: Local,
-    moving: Moving,
+    visit: Callable[[PyTree, PyTree, Pairs, TokenInfo], tuple[PyTree, PyTree]],
+    local: PyTree,
+    moving: PyTree,
     all_tokens: TokenInfo,
-) -> tuple[Local, Moving]:
+) -> tuple[PyTree, PyTree]:
     """Calls `visit` at every step; `moving` goes to the next device in between.
 
     What a visit does not change can be sent while the visit is computed. `all_tokens`
@@ -230,7 +227,7 @@ def _permute_sequentially(
     return received
 
 
-def _shift(tree: Tree, axes: tuple[str, ...], by: int) -> Tree:
+def _shift(tree: PyTree, axes: tuple[str, ...], by: int) -> PyTree:
     """Sends every array `by` devices ahead."""
     if not axes or not by:
         return tree

@@ -18,7 +18,7 @@ class AllToAllPlan:
     """Static shapes of an exchange.
 
     Attributes:
-        axes: mesh axes of the devices.
+        axes: device axes of the devices.
         rows: rows that each device has.
         capacity: maximum number of rows that one device sends to another.
     """

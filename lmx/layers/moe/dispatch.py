@@ -220,9 +220,9 @@ class ExpertSharding(NamedTuple):
     """How the weights of experts are sharded.
 
     Attributes:
-        experts: mesh axes that shard the experts.
-        hidden: mesh axes that shard the hidden units of every expert.
-        width: by weight, mesh axes that shard its D dimension until it is used.
+        experts: device axes that shard the experts.
+        hidden: device axes that shard the hidden units of every expert.
+        width: by weight, device axes that shard its D dimension until it is used.
         letters: by weight, its dimensions.
     """
 

@@ -23,7 +23,7 @@ class GroupedMatmul(ABC):
 
     Attributes:
         platforms, dtypes: where it runs, and what it computes in; empty: any.
-        check_vma: whether JAX can infer over which mesh axes the result varies.
+        check_vma: whether JAX can infer over which device axes the result varies.
     """
 
     platforms: ClassVar[tuple[str, ...]] = ()
@@ -46,10 +46,7 @@ class GroupedMatmul(ABC):
 
     @abstractmethod
     def __call__(
-        self,
-        x: Float[Array, "M D"],
-        w: Float[Array, "E D F"],
-        sizes: Int[Array, "E"],
+        self, x: Float[Array, "M D"], w: Float[Array, "E D F"], sizes: Int[Array, "E"]
     ) -> Float[Array, "M F"]:
         """The first `sizes[0]` rows times `w[0]`, and so on; 0 for rows of no group."""
 
@@ -73,7 +70,7 @@ def ragged_dot(
 ) -> Float[Array, "M F"]:
     """`jax.lax.ragged_dot`, sequential under `vmap`, where JAX has no gradient for it.
 
-    Rows and matrices must vary over the same mesh axes.
+    Rows and matrices must vary over the same device axes.
     """
     return _ragged_dot(x, w, sizes)
 
@@ -97,7 +94,7 @@ ragged_dot.defvjp(
 
 
 def _match_varying(x: Array, w: Array) -> tuple[Array, Array]:
-    """Casts both to vary over all mesh axes over which either varies."""
+    """Casts both to vary over all device axes over which either varies."""
     axes = jax.typeof(x).mat.varying | jax.typeof(w).mat.varying
 
     def cast(array: Array) -> Array:

@@ -70,8 +70,7 @@ def listed(cases, marks=()):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "length", "how"),
-    [*listed(CASES), *listed(NIGHTLY, pytest.mark.nightly)],
+    ("mesh", "length", "how"), [*listed(CASES), *listed(NIGHTLY, pytest.mark.nightly)]
 )
 def test_a_sharded_row_equals_an_unsharded_one(mesh, length, how):
     with jax.enable_x64(True):
