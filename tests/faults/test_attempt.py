@@ -185,14 +185,17 @@ def test_changes_are_listed_and_refused_unless_they_are_allowed(trainer, tmp_pat
     status, stderr = wait_for_exit(
         trainer.start(*more, "--allow-change", "Experiment.steps")
     )
-    assert status == 2 and "  data.batch: 8 there, 4 here" in stderr
+    assert status == 2 and "  data.batch_size: 8 before, 4 now" in stderr
     assert "steps: 10" not in stderr and "log_every" not in stderr
     accept = ["--allow-change", "Experiment.steps", "--allow-change", "data"]
     status, stderr = wait_for_exit(trainer.start(*more, *accept))
     assert status == 0, stderr
-    card = json.loads((tmp_path / "a" / "metadata.json").read_text())
-    assert {t["name"] for t in card["accepted"]} >= {"steps", "data.batch"}
-    assert card["final"]["step"] == 12
+    metadata = json.loads((tmp_path / "a" / "metadata.json").read_text())
+    assert {change["name"] for change in metadata["allowed_changes"]} >= {
+        "steps",
+        "data.batch_size",
+    }
+    assert metadata["final"]["step"] == 12
 
 
 def test_a_damaged_or_missing_shard_is_named_before_the_first_step(trainer, tmp_path):

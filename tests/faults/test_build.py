@@ -176,7 +176,7 @@ def test_a_parallel_build_that_is_stopped_and_killed_ends_in_the_same_bytes(
         if status:
             break
     assert status == 130
-    assert f"stopped; the same command goes on: {folder}" in stderr
+    assert f"interrupted\nthe same command resumes: {folder}" in stderr
     assert build_and_signal(config, folder, signal.SIGKILL, 5)[0] == -signal.SIGKILL
     stdout, stderr = (process := start_command(config, folder, "--json")).communicate()
     assert process.returncode == 0, stderr

@@ -54,9 +54,9 @@ def again(work, reference, request):
     """A copy of it without the record that it is finished."""
     path = work / request.node.name
     shutil.copytree(reference, path)
-    card = json.loads((path / "metadata.json").read_text())
-    del card["final"]
-    (path / "metadata.json").write_text(json.dumps(card))
+    metadata = json.loads((path / "metadata.json").read_text())
+    del metadata["final"]
+    (path / "metadata.json").write_text(json.dumps(metadata))
     return path
 
 

@@ -44,9 +44,9 @@ def tight(work, reference, request):
     """A run at step 2 with its states on a small disk."""
     path = work / request.node.name
     shutil.copytree(reference, path)
-    card = json.loads((path / "metadata.json").read_text())
-    del card["final"]
-    (path / "metadata.json").write_text(json.dumps(card))
+    metadata = json.loads((path / "metadata.json").read_text())
+    del metadata["final"]
+    (path / "metadata.json").write_text(json.dumps(metadata))
     folder = path / "checkpoints"
     shutil.rmtree(folder)
     folder.mkdir()

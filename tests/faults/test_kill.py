@@ -141,7 +141,7 @@ def check_same(work: Path, path: Path, other: Path) -> None:
 
 
 def test_a_signal_saves_the_step_and_says_how_to_resume(work, runs, reference):
-    how = "the same command goes on: asked"
+    how = "the same command resumes: asked"
     for found, status, name in zip(
         runs["asked"].result(), (130, 143), ("SIGINT", "SIGTERM"), strict=True
     ):

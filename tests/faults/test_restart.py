@@ -32,7 +32,7 @@ def test_a_killed_run_restarts_and_its_timing_adds_up(trainer, tmp_path):
     status, stderr = wait_for_exit(run)
     wall = (tmp_path / "a" / "timing.jsonl").stat().st_mtime - began
     assert status == 0, stderr
-    assert stderr.count("killed by SIGKILL: starting again in 1 s") == 2
+    assert stderr.count("killed by SIGKILL: restarting in 1 s") == 2
     assert [row["step"] for row in read_metrics(tmp_path / "a")] == list(range(1, 11))
     lines = read_timing(tmp_path / "a")
     assert [line["exit_status"] for line in lines if "exit_status" in line] == [-9, -9]
@@ -62,8 +62,8 @@ def test_a_killed_worker_ends_the_others_and_all_restart(trainer, tmp_path):
     trainer.go(6)
     (first, said), (second, stderr) = map(wait_for_exit, both)
     assert (first, second) == (0, 0), (said, stderr)
-    assert "process 1 (" in said and "the run ended with 75: starting again" in said
-    assert "the run was killed by SIGKILL: starting again in 1 s" in stderr
+    assert "process 1 (" in said and "the run exited with 75: restarting" in said
+    assert "the run was killed by SIGKILL: restarting in 1 s" in stderr
     found, wanted = ([r["loss"] for r in read_metrics(tmp_path / run)] for run in "ab")
     assert found == pytest.approx(wanted, rel=1e-4) and len(found) == 12
 
@@ -74,5 +74,5 @@ def test_a_signal_to_the_supervisor_saves_and_ends_the_run(trainer, tmp_path):
     run.send_signal(signal.SIGTERM)
     trainer.go(6)
     status, stderr = wait_for_exit(run)
-    assert status == 143 and "starting again" not in stderr
+    assert status == 143 and "restarting" not in stderr
     assert "stopped by SIGTERM after step" in stderr
