@@ -93,7 +93,6 @@ def _generate(args: argparse.Namespace) -> int:
         print_results(args, texts, _sample(args, tokenizer, generator, prompts))
         return 0
     emit = functools.partial(print, end="", flush=True)
-    emit(texts[0])
     list(_sample(args, tokenizer, generator, prompts, emit))
     print()
     return 0
@@ -140,13 +139,14 @@ def _sample(
     prompts: Sequence[Sequence[int]],
     emit: Callable[[str], object] = str,
 ) -> Iterator[dict[str, Any]]:
-    """A sampled continuation of each prompt; `emit` receives its text in pieces."""
+    """A sampled continuation of each prompt; `emit` receives all text in pieces."""
     from lmx.infer.stop_strings import StopStringFilter
 
     stop = tokenizer.stop_tokens
     for first in range(0, len(prompts), args.batch):
         batch = prompts[first : first + args.batch]
         texts = [StopStringFilter(tokenizer, args.stop) for _ in batch]
+        emit(args.prompt or "")
         for chunk in generator(batch, args.tokens, stop, first):
             for text, tokens, logprobs, active in zip(texts, *chunk, strict=True):
                 for token, logprob in zip(

@@ -56,7 +56,7 @@ def test_texts_that_cannot_be_scored_are_refused(trained, lmx, file, tmp_path):
         (): "write lmx eval RUN FILE ...",
         (str(tmp_path / "none.txt"),): "No such file or directory",
         (str(tmp_path / "empty.txt"),): "empty.txt has 0 characters",
-        (str(tmp_path / "latin.txt"),): "not UTF-8 at byte 0",
+        (str(tmp_path / "latin.txt"),): "not UTF-8 (0xe9) at byte 0",
         (file, "--stride", "17"): "windows of 16 tokens, each 17 after the last",
         (file, "--batch", "0"): "RandomWindows.batch is 0: at least 1",
     }.items():

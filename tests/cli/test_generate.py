@@ -100,7 +100,7 @@ def test_beams_come_best_first_and_the_first_is_the_text(trained, lmx, told):
         (["--prompt", "a", "--top-p", "2"], "top_p is 2.0: above 0 and at most 1"),
         (["--prompt", "a", "--temperature", "-1"], "temperature is -1.0: it must be 0"),
         ([], "this model has no token that begins a document: give a prompt"),
-        (["--prompt", "xyz"], "'x' (U+0078) is none of the"),
+        (["--prompt", "xyz"], "'x' (U+0078) is not one of the"),
         (
             ["--prompt", "a", "--beams", "0"],
             "BeamConfig.beams is 0: it must be 1 or more",

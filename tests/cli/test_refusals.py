@@ -9,6 +9,7 @@ import pytest
 
 from lmx import load_experiment as experiment
 from lmx.run.run_dir import RunDir
+from lmx.run.schema import SCHEMA
 
 ROOT = Path(__file__).parents[2]
 TEXT = [
@@ -37,7 +38,7 @@ FILES = {
     "echo.gin": b"include 'tiny.gin'\nAttention.heads = 5\n",
 }
 
-# What is wrong, the words after the verb, and what the message must hold: cause, cure.
+# The problem: the arguments, and the cause and the fix that the message names.
 CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
     "unknown binding": (["tiny.gin", "Attention.head=2"], "'head'", "'heads'"),
     "unknown class": (["tiny.gin", "Atention.heads=2"], "Atention", "'Attention'"),
@@ -87,12 +88,12 @@ CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
     "too many choices": (
         ["tiny.gin", *MOE, "TopKRouter.top_k=9"],
         "cannot choose 9 of 4 experts",
-        "at most MoE.experts",
+        "at most the number of experts",
     ),
     "all warm-up": (
         ["tiny.gin", "Constant.warmup_steps=10"],
         "a warmup of 10 steps leaves none of 10",
-        "schedule.warmup = 10\n    override 'Constant.warmup_steps=10'",
+        "schedule.warmup_steps = 10\n    override 'Constant.warmup_steps=10'",
     ),
     "no steps": (["tiny.gin", "Experiment.steps=0"], "steps is 0", "at least 1"),
     "no lines": (
@@ -113,7 +114,7 @@ CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
     "no heads": (["tiny.gin", "Attention.kv_heads=0"], "share 0", "multiple of"),
     "no width": (["tiny.gin", "Decoder.width=-8"], "'embed': -8", "must be 1 or more"),
 }
-RUNS = {  # these only training can see
+RUNS = {  # found only by training
     "aux loss not named": (
         ["tiny.gin", *MOE, "TopKRouter.top_k=2"],
         "the model returns ['balance', 'router_z']",
@@ -139,13 +140,13 @@ RUNS = {  # these only training can see
     ),
     "empty corpus": (
         ["tiny.gin", *TEXT, "Text.path=empty.txt"],
-        "the train split of",
-        "is empty: give more documents",
+        "no documents in the train split",
+        "1 empty text",
     ),
     "missing text": (
         ["tiny.gin", *TEXT, "Text.path=texd.txt"],
         "there is no texd.txt",
-        "did you mean text.txt?",
+        "did you mean 'text.txt'?",
     ),
     "one document by document": (
         ["tiny.gin", *TEXT, "Text.holdout=@HoldoutDocuments()"],
@@ -154,7 +155,7 @@ RUNS = {  # these only training can see
     ),
     "not UTF-8": (
         ["tiny.gin", *TEXT, "Text.path=latin.txt"],
-        "latin.txt: not UTF-8 at byte 3",
+        "latin.txt: not UTF-8 (0xe9) at byte 3",
         "save it as UTF-8",
     ),
     "shorter than a window": (
@@ -254,22 +255,22 @@ def check(outcome, *parts):
 
 @pytest.mark.parametrize(("words", "cause", "cure"), CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("verb", [["train"], ["config", "show"]], ids=" ".join)
-def test_a_page_that_cannot_be_meant(lmx, listed, verb, words, cause, cure):
+def test_an_invalid_config_is_refused(lmx, listed, verb, words, cause, cure):
     before = listed()
     check(lmx(*verb, *words), cause, cure)
     assert listed() == before
 
 
 @pytest.mark.parametrize(("words", "cause", "cure"), RUNS.values(), ids=RUNS)
-def test_a_run_that_cannot_begin(lmx, listed, words, cause, cure):
+def test_a_run_that_cannot_start_is_refused(lmx, listed, words, cause, cure):
     before = listed()
     check(lmx("train", *words), cause, cure)
     assert listed() == before
 
 
-def test_the_folder_of_another_experiment(lmx, listed, work):
+def test_the_folder_of_another_experiment_is_refused(lmx, listed, work):
     other = experiment("tiny.gin", ["Experiment.seed=7"])
-    RunDir.claim(work / "theirs", other, {"data": {}}, None).close()
+    RunDir.claim(work / "theirs", other, {"schema": SCHEMA, "data": {}}, None).close()
     before = listed()
     parts = (
         "theirs holds another run",
@@ -289,12 +290,12 @@ def test_the_folder_of_another_experiment(lmx, listed, work):
         (["config", "shwo", "tiny.gin"], "invalid choice: 'shwo'", "choose from"),
     ],
 )
-def test_an_unknown_verb(lmx, words, cause, cure):
+def test_an_unknown_command_is_refused(lmx, words, cause, cure):
     check(lmx(*words), cause, cure)
 
 
 @pytest.mark.parametrize("kind", ["unknown binding", "too many devices"])
-def test_as_a_process(listed, kind):
+def test_a_process_refuses_the_same(listed, kind):
     before = listed()
     words, *parts = {**CONFIGS, **RUNS}[kind]
     ran = subprocess.run(

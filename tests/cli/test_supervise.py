@@ -14,8 +14,8 @@ from lmx.cli.supervise import Supervisor
 from lmx.run.timing import read_timing
 
 ROOT = Path(__file__).parents[2]
-# Each time it is started it takes the first of the words that are left, which says how
-# it ends, and whether it saves before: `9s` saves and is killed, `75` only ends.
+# Each start takes the first word left in a file: the exit status or the signal, with an
+# `s` if it saves a checkpoint first: `-9s` saves and is killed, `75` only exits.
 MORTAL = """
 import os, sys
 from pathlib import Path
@@ -34,7 +34,7 @@ sys.exit(number)
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """How long it would have paused each time."""
+    """The pauses before restarts."""
     waited = []
 
     class Wake:
@@ -51,7 +51,7 @@ def pauses(monkeypatch):
 
 @pytest.fixture
 def end(tmp_path, monkeypatch, capsys):
-    """The status after processes that end so, what is left of them, what is out."""
+    """Runs processes that end so; returns the status, the words left, and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def end(*words, restarts=9):
@@ -63,26 +63,24 @@ def end(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("word", ["0", "1", "2", "130", "143"])
-def test_what_would_be_the_same_again_and_what_was_asked_for_is_the_end(
-    end, pauses, word
-):
+def test_a_deterministic_error_or_a_requested_stop_is_not_restarted(end, pauses, word):
     assert end(word, "0")[:2] == (int(word), ["0"]) and pauses == []
 
 
-def test_it_is_started_again_after_a_kill_a_crash_and_a_loss(end, pauses):
+def test_it_restarts_after_a_kill_a_crash_and_a_lost_peer(end, pauses):
     status, _, out = end("-9s", "75s", "-6s", "0")
     assert status == 0 and pauses == [1.0, 1.0, 1.0]
     assert "the run was killed by SIGKILL: restarting in 1 s, 9 left" in out
     assert "the run exited with 75: restarting in 1 s, 8 left" in out
 
 
-def test_pauses_double_while_nothing_is_saved_and_no_further_than_a_minute(end, pauses):
+def test_pauses_double_up_to_a_minute_while_nothing_is_saved(end, pauses):
     words = ["-9", "75"] * 4
     assert end(*words, "75s", "0")[0] == 0
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 1.0]
 
 
-def test_one_cause_twice_with_nothing_saved_between_is_the_end(end, pauses):
+def test_it_gives_up_after_the_same_death_twice_with_nothing_saved(end, pauses):
     status, left, out = end("-9s", "-9s", "-9", "0")
     assert (status, left) == (137, ["0"])
     assert "killed by SIGKILL, as before, and nothing was saved between" in out
@@ -94,7 +92,7 @@ def test_after_the_last_restart_it_gives_up(end, pauses):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on_once_and_is_the_end(tmp_path, signum):
+def test_a_signal_is_forwarded_once_and_not_restarted(tmp_path, signum):
     child = (
         "import signal, sys, time\n"
         "def stop(*_): print('told', flush=True); time.sleep(1); sys.exit(75)\n"
@@ -131,14 +129,14 @@ def test_the_supervisor_of_a_run_needs_no_jax():
     assert ran.stdout == "[]\n", ran.stderr
 
 
-def test_a_death_is_in_the_account_of_the_run_that_it_was_the_death_of(
+def test_a_dead_process_is_recorded_in_the_timing_of_its_run(
     tmp_path, monkeypatch, pauses
 ):
     child = (
         "import os; from pathlib import Path\n"
         "from lmx.run.timing import TimeAccounting\n"
         "from lmx.run.run_dir import RunDir\n"
-        "account = Account(); account.begin(Directory(Path('.')), 3)\n"
+        "account = TimeAccounting(); account.start_attempt(RunDir(Path('.')), 3)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     monkeypatch.chdir(tmp_path)
