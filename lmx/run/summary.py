@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -54,7 +55,7 @@ def _format_time(seconds: Mapping[str, float]) -> str:
     return f"{tqdm.format_interval(total)}: {parts}"
 
 
-def _format_bits(last: Mapping[str, float]) -> str:
+def _format_bits(last: Mapping[str, Any]) -> str:
     """The bits per byte of the model, and of compressors if they were measured."""
     text = f"{last['validation/bits_per_byte']:.4f} bits per byte"
     others = [

@@ -88,17 +88,17 @@ CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
     "too many choices": (
         ["tiny.gin", *MOE, "TopKRouter.top_k=9"],
         "cannot choose 9 of 4 experts",
-        "at most the number of experts",
+        "at most MoE.experts",
     ),
     "all warm-up": (
         ["tiny.gin", "Constant.warmup_steps=10"],
         "a warmup of 10 steps leaves none of 10",
         "schedule.warmup_steps = 10\n    override 'Constant.warmup_steps=10'",
     ),
-    "no steps": (["tiny.gin", "Experiment.steps=0"], "steps is 0", "at least 1"),
+    "no steps": (["tiny.gin", "Experiment.steps=0"], "steps is 0", "1 or more"),
     "no lines": (
         ["tiny.gin", "Experiment.log_every=0"],
-        "Experiment.log_every is 0: at least 1",
+        "Experiment.log_every is 0: it must be 1 or more",
         "override 'Experiment.log_every=0'",
     ),
     "no saves": (
@@ -118,7 +118,7 @@ RUNS = {  # found only by training
     "aux loss not named": (
         ["tiny.gin", *MOE, "TopKRouter.top_k=2"],
         "the model returns ['balance', 'router_z']",
-        "name each, with 0.0 for none",
+        "which may be 0.0",
     ),
     "longer than its positions": (
         [
@@ -184,12 +184,12 @@ RUNS = {  # found only by training
     "microbatches not dividing": (
         ["tiny.gin", "Experiment.microbatches=3"],
         "8 rows cannot be split into 3 equal parts",
-        "must divide the batch.\n  microbatches = 3\n    override",
+        "must divide the batch size.\n  microbatches = 3\n    override",
     ),
     "samples without text": (
         ["tiny.gin", "Experiment.hooks=[@Sample()]"],
         "needs data that are text",
-        "leave it out",
+        "remove the hook",
     ),
     "evaluation not divisible": (
         [
@@ -278,7 +278,7 @@ def test_the_folder_of_another_experiment_is_refused(lmx, listed, work):
         "--allow-change",
     )
     found = lmx("train", "tiny.gin", "--run", "theirs")
-    check(found, *parts, "seed: 7 there, 0 here")
+    check(found, *parts, "seed: 7 before, 0 now")
     assert listed() == before
 
 
