@@ -98,5 +98,5 @@ def test_concurrent_processes_build_the_same_store(corpus, cache, at_once):
 
 def test_a_cache_that_cannot_be_written_is_refused(corpus, monkeypatch, write):
     monkeypatch.setenv("LMX_CACHE", write("file", "") + "/below")
-    with pytest.raises(ConfigError, match="set LMX_CACHE to a folder that can be"):
+    with pytest.raises(ConfigError, match="set LMX_CACHE to a writable folder"):
         open_cached_store(corpus, ByteTokenizer().open(corpus), "train")
