@@ -8,7 +8,7 @@ import collections
 import pathlib
 import sys
 
-STATEMENTS, LINES, FUNCTION = 12_800, 24_000, 50
+STATEMENTS, LINES, FUNCTION = 14_450, 29_700, 50
 ROOT = pathlib.Path(__file__).parents[1] / "lmx"
 
 

@@ -27,7 +27,7 @@ IMPORT = """
 import sys
 from pathlib import Path
 import jax
-from lmx.train.import_hf import import_hf
+from lmx.train.checkpoint.import_hf import import_hf
 jax.devices()
 print("ready", flush=True)
 input()

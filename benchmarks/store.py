@@ -32,8 +32,8 @@ from lmx.data.store.executor import ProcessPool
 from lmx.data.store.shard_plan import BuildJob, ShardSpec
 from lmx.data.store.store import format_shard_name
 from lmx.data.tokenizer.base import ByteTokenizer, Tokenizer, TokenizerConfig
-from lmx.data.tokenizer.hf_json import TOKENIZER_JSON, HFTokenizer
 from lmx.data.tokenizer.sentencepiece import SentencePiece, SentencePieceTokenizer
+from lmx.data.tokenizer.tokenizer_json import TOKENIZER_JSON, HFTokenizer
 
 ROUNDS = 3
 BYTES = 100_000_000  # of text

@@ -1,4 +1,4 @@
-"""Language models in JAX, for research that can be read, checked and resumed."""
+"""A JAX and Flax research framework for language models."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def load_experiment(
     path: str | Path, overrides: Iterable[str] = ()
 ) -> "Config[Experiment]":
-    """The experiment of a `.gin` page under overrides, as in `"Attention.heads=8"`."""
+    """The experiment of a `.gin` config with overrides, as in `"Attention.heads=8"`."""
     from lmx.config.resolve import load  # here, so that `import lmx` imports no jax
     from lmx.train.experiment import Experiment
 
@@ -23,8 +23,8 @@ def load_experiment(
 
 
 def restore(run: str | Path) -> "TrainedModel":
-    """What the run in that folder has learned: `restore(run).model(tokens)`."""
-    from lmx.train import restore as trained
+    """The model in the newest checkpoint of a run: `restore(run).model(tokens)`."""
+    from lmx.train.checkpoint import restore as trained
 
     return trained.restore(run)
 

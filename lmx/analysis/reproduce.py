@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmx.config.format import to_gin
-from lmx.config.parse import parse, parse_text
+from lmx.config.gin import parse, parse_text
 from lmx.config.registry import ConfigError
 from lmx.config.resolve import from_json, resolve
 from lmx.config.value import Config, diff, explain_errors
@@ -16,7 +16,7 @@ from lmx.run.metadata import affects_bits, diff_metadata, sample_losses
 from lmx.run.run_dir import METADATA, read_metadata, read_metrics
 from lmx.run.schema import check_schema
 from lmx.train.experiment import Experiment
-from lmx.train.hooks.shutdown import StoppedError
+from lmx.train.hooks.preemption import StoppedError
 from lmx.train.trainer import RunOptions, train_run
 
 MAX_BYTES = 256 * 2**20  # of a metadata file

@@ -126,7 +126,7 @@ class Command:
 class Parser(argparse.ArgumentParser):
     """Takes positional arguments before, between and after options."""
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+    def parse_known_args(self, args=None, namespace=None):
         """As in argparse, which leaves positional arguments after an option unread."""
         args = [word.removeprefix("--gin.") for word in args or ()]
         space, rest = super().parse_known_args(args, namespace)

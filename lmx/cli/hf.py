@@ -34,7 +34,7 @@ def _import(args: argparse.Namespace) -> Output:
     import jax
 
     from lmx.core.precision import Dtype
-    from lmx.train.import_hf import import_hf
+    from lmx.train.checkpoint.import_hf import import_hf
 
     folder, run = map(Path, args.names)
     if args.dtype not in (None, *get_args(Dtype)):

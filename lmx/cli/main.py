@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lmx.cli import config, eval, generate, hf, launch, plan, train
+from lmx.cli import config, hf, launch, plan, train
 from lmx.cli.command import RAW, Parser
 from lmx.cli.data import build, curate, tokenizer
 from lmx.cli.data import inspect as inspect_data
-from lmx.cli.runs import ckpt, faulttest, inspect, replay, reproduce
+from lmx.cli.runs import ckpt, eval, faulttest, generate, inspect, replay, reproduce
 
 _ABOUT = """\
 Language models in JAX. An experiment is a .gin config; a run is a folder.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmx.core.console import print_line
-from lmx.run.timing import record_death
+from lmx.run.goodput import record_death
 
 FINAL = {0, 1, 2, 130, 143}  # finished, a deterministic error, or a requested stop
 FIRST, LONGEST = 1.0, 60.0  # seconds before the first restart, and at most

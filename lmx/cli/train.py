@@ -142,11 +142,11 @@ def _default_folder(config: str, run_id: str) -> Path:
 
 def _train_here(args: argparse.Namespace, config: Config, folder: Path) -> int:
     from lmx.core.distributed import is_leader
+    from lmx.run.goodput import read_process_start
     from lmx.run.run_dir import read_last_metrics
     from lmx.run.summary import format_summary
-    from lmx.run.timing import read_process_start
     from lmx.train.guard.guard import FaultError
-    from lmx.train.hooks.shutdown import StoppedError
+    from lmx.train.hooks.preemption import StoppedError
     from lmx.train.trainer import RunOptions, train_run
 
     allowed = tuple(args.allow_change)

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lmx.config.coerce import coerce_field
-from lmx.config.parse import Binding, BindingKey, Bindings, Location, Macro, parse
+from lmx.config.gin import Binding, BindingKey, Bindings, Location, Macro, parse
 from lmx.config.registry import (
     REQUIRED,
     ConfigError,

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lmx.faulttest.process_group import RunAttempt, RunRecord, Scenario
+from lmx.run.goodput import total_seconds
 from lmx.run.ledger import read_ledger
 from lmx.run.run_dir import RunDir
-from lmx.run.timing import total_seconds
 from lmx.train.checkpoint.compare import diff_checkpoints
 from lmx.train.checkpoint.directory import CheckpointDir
 from lmx.train.checkpoint.reader import CheckpointReader

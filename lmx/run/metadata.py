@@ -18,9 +18,9 @@ import jax
 from lmx.config.registry import find
 from lmx.config.value import Config, map_nodes
 from lmx.core import hardware
+from lmx.run.goodput import total_seconds
 from lmx.run.run_dir import read_last_metrics, read_metrics
 from lmx.run.schema import SCHEMA
-from lmx.run.timing import total_seconds
 
 PACKAGES = ("lmx", "jax", "jaxlib", "flax", "optax", "numpy")
 COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")

@@ -8,8 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from lmx.data.tokenizer.base import TOKENIZER_DIR
+from lmx.run.goodput import total_seconds
 from lmx.run.run_dir import read_last_metrics, read_metadata
-from lmx.run.timing import total_seconds
 
 
 def format_summary(path: Path) -> str:

@@ -7,14 +7,14 @@ from enum import IntEnum
 
 from lmx.config.registry import ConfigError
 from lmx.core import distributed
+from lmx.run.goodput import TimeAccounting
 from lmx.run.ledger import Ledger
 from lmx.run.run_dir import METRICS, RunDir, Values
-from lmx.run.timing import TimeAccounting
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 
 
-class Order(IntEnum):
+class HookOrder(IntEnum):
     """The order of hooks after one step."""
 
     OBSERVE = 0  # reads metrics; not recorded in the ledger
@@ -38,7 +38,7 @@ class Hook:
 
     call: Callable[[int, TrainState, Metrics], Values | None]
     is_due: Callable[[int], bool] = lambda step: True
-    order: Order = Order.ACT
+    order: HookOrder = HookOrder.ACT
     flush: Callable[[], None] = lambda: None
 
 
@@ -77,11 +77,11 @@ class HookRunner:
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         """Calls the hooks that are due after that step."""
         for hook in self.hooks.values():
-            if hook.order == Order.OBSERVE:
+            if hook.order == HookOrder.OBSERVE:
                 hook.call(step, state, metrics)
         self._call_recorded(self._find_due(step), step, state, metrics)
         for hook in self.hooks.values():
-            if hook.order == Order.STOP and hook.is_due(step):
+            if hook.order == HookOrder.STOP and hook.is_due(step):
                 self.flush()
                 hook.call(step, state, metrics)
 
@@ -104,7 +104,7 @@ class HookRunner:
         return [
             name
             for name, hook in self.hooks.items()
-            if Order.OBSERVE < hook.order < Order.STOP and hook.is_due(step)
+            if HookOrder.OBSERVE < hook.order < HookOrder.STOP and hook.is_due(step)
         ]
 
     def _call_recorded(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,11 +14,11 @@ from lmx.core import distributed
 from lmx.core.batch import Batch
 from lmx.core.console import print_line
 from lmx.data.sampling.prefetch import prefetch
+from lmx.run.goodput import TimeAccounting, now
 from lmx.run.metadata import describe_origin, final_metadata, initial_metadata
 from lmx.run.plots import plot_run
 from lmx.run.progress import RunProgress
 from lmx.run.run_dir import RunDir
-from lmx.run.timing import TimeAccounting, now
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import require_written
 from lmx.train.experiment import Experiment
@@ -25,9 +26,9 @@ from lmx.train.guard.guard import GuardContext, MetricWatcher
 from lmx.train.guard.skipped_data import load_skipped, make_reader
 from lmx.train.guard.spikes import RewindError
 from lmx.train.guard.watchdog import Watchdog
-from lmx.train.hook import SAVE, Hook, HookRunner, Order, unique_names
+from lmx.train.hook import SAVE, Hook, HookOrder, HookRunner, unique_names
 from lmx.train.hooks.log import MetricLogger
-from lmx.train.hooks.shutdown import GracefulShutdown, PreemptionWatcher
+from lmx.train.hooks.preemption import GracefulShutdown, PreemptionWatcher
 from lmx.train.loop import StepFn, train
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
@@ -106,10 +107,8 @@ class Trainer:
 
         def claim() -> None:
             metadata = initial_metadata(self.name, self.config, self.run.describe())
-            tokenizer, allowed = (
-                self.run.data.info.tokenizer,
-                self.options.allow_changes,
-            )
+            tokenizer = self.run.data.info.tokenizer
+            allowed = self.options.allow_changes
             run_dir = RunDir.claim(path, self.config, metadata, tokenizer, allowed)
             run_dirs.append(run_dir)
 
@@ -132,41 +131,35 @@ class Trainer:
         self, run_dir: RunDir, checkpoints: CheckpointManager, state: TrainState
     ) -> None:
         """Trains from the state to the last step."""
-        run, timing, options, step = (
-            self.run,
-            self.timing,
-            self.options,
-            int(state.step),
-        )
+        run, timing, step = self.run, self.timing, int(state.step)
         run_dir.truncate_after(step)
         timing.start_attempt(run_dir, step)
         skipped = load_skipped(run_dir.path)
         checkpoints.extra_metadata["skipped_data"] = skipped
-        progress = RunProgress(
-            self.name, step, run.steps, enabled=distributed.is_leader()
-        )
+        enabled = distributed.is_leader()
+        progress = RunProgress(self.name, step, run.steps, enabled=enabled)
+        stop = partial(GracefulShutdown, checkpoints, run_dir, timing)
         with (
             _finalize(run_dir, timing),
             closing(progress),
             closing(prefetch(make_reader(run, skipped), step, run.steps)) as batches,
-            closing(
-                GracefulShutdown(
-                    checkpoints, run_dir, timing, options.grace, options.stop_after
-                )
-            ) as shutdown,
+            closing(stop(self.options.grace, self.options.stop_after)) as shutdown,
             closing(PreemptionWatcher()),
         ):
-            logger = MetricLogger(
-                run, run_dir, timing, self.experiment.log_every, progress
-            )
+            log_every = self.experiment.log_every
+            logger = MetricLogger(run, run_dir, timing, log_every, progress)
             guard = self.experiment.guard.build(GuardContext(run, run_dir, checkpoints))
             watcher = MetricWatcher(guard)
             hooks = {
-                "log": Hook(call=logger, order=Order.OBSERVE, flush=logger.flush),
-                "guard": Hook(call=watcher, order=Order.OBSERVE, flush=watcher.flush),
+                "log": Hook(call=logger, order=HookOrder.OBSERVE, flush=logger.flush),
+                "guard": Hook(
+                    call=watcher, order=HookOrder.OBSERVE, flush=watcher.flush
+                ),
                 SAVE: self.experiment.checkpoint.build(checkpoints, run_dir, run.steps),
                 **self.hooks,
-                "stop": Hook(call=shutdown, is_due=shutdown.is_due, order=Order.STOP),
+                "stop": Hook(
+                    call=shutdown, is_due=shutdown.is_due, order=HookOrder.STOP
+                ),
             }
             runner = HookRunner(hooks, run_dir, timing)
             runner.call_pending(state)
@@ -182,9 +175,8 @@ class Trainer:
             require_written(run_dir)
             timing.record(run.steps)
             flops = run.count_flops(run.steps)
-            run_dir.update_metadata(
-                **final_metadata(run_dir.path, flops, run.mesh.size)
-            )
+            final = final_metadata(run_dir.path, flops, run.mesh.size)
+            run_dir.update_metadata(**final)
 
 
 @contextmanager

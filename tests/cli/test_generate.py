@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from lmx.cli.generate import read_prompts
+from lmx.cli.runs.generate import read_prompts
 
 GREEDY = ("--temperature", "0", "--tokens", "20")
 PROMPTS = ["a be", "faded", "b"]

@@ -11,7 +11,7 @@ import pytest
 
 from lmx.cli import supervise
 from lmx.cli.supervise import Supervisor
-from lmx.run.timing import read_timing
+from lmx.run.goodput import read_timing
 
 ROOT = Path(__file__).parents[2]
 # Each start takes the first word left in a file: the exit status or the signal, with an
@@ -134,7 +134,7 @@ def test_a_dead_process_is_recorded_in_the_timing_of_its_run(
 ):
     child = (
         "import os; from pathlib import Path\n"
-        "from lmx.run.timing import TimeAccounting\n"
+        "from lmx.run.goodput import TimeAccounting\n"
         "from lmx.run.run_dir import RunDir\n"
         "account = TimeAccounting(); account.start_attempt(RunDir(Path('.')), 3)\n"
         "os.kill(os.getpid(), 9)\n"

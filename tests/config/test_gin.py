@@ -14,7 +14,7 @@ import gin
 import pytest
 
 from lmx.config.format import to_gin
-from lmx.config.parse import parse
+from lmx.config.gin import parse
 from lmx.config.registry import configurable
 from lmx.config.resolve import from_json, load, resolve
 

@@ -14,8 +14,8 @@ from lmx.data.synthetic.markov import Markov
 from lmx.evals.entropy_gap import estimate_mean
 from lmx.evals.perplexity import score_rows
 from lmx.infer.score import compute_logprobs
+from lmx.run.goodput import TimeAccounting
 from lmx.run.run_dir import RunDir, read_last_metrics
-from lmx.run.timing import TimeAccounting
 from lmx.train.hook import HookRunner
 from lmx.train.loop import train
 

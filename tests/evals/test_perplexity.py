@@ -16,8 +16,8 @@ import lmx
 from lmx.config.registry import ConfigError
 from lmx.evals.perplexity import measure_compression, score_batches, summarize
 from lmx.infer.generate import encode_prompt
+from lmx.run.goodput import TimeAccounting
 from lmx.run.run_dir import RunDir, read_last_metrics, read_metrics
-from lmx.run.timing import TimeAccounting
 from lmx.train.hook import HookRunner
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from lmx.run.goodput import read_timing, total_seconds
 from lmx.run.run_dir import read_metrics
-from lmx.run.timing import read_timing, total_seconds
 from tests.faults.trainer import children, wait_for_exit
 
 pytestmark = pytest.mark.faults

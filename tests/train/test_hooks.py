@@ -12,14 +12,14 @@ import pytest
 from lmx.config.registry import ConfigError
 from lmx.data.sampling.prefetch import prefetch
 from lmx.data.synthetic.repeat import RepeatTask
+from lmx.run.goodput import TimeAccounting
 from lmx.run.run_dir import RunDir
-from lmx.run.timing import TimeAccounting
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.guard.skipped_data import make_reader
-from lmx.train.hook import SAVE, Hook, HookRunner, Order, every_steps
+from lmx.train.hook import SAVE, Hook, HookOrder, HookRunner, every_steps
 from lmx.train.hooks import shutdown as module
-from lmx.train.hooks.shutdown import GracefulShutdown, StoppedError
+from lmx.train.hooks.preemption import GracefulShutdown, StoppedError
 from lmx.train.step import TrainState
 from lmx.train.trainer import time_data
 
@@ -55,7 +55,7 @@ def test_the_state_is_saved_every_few_steps_and_at_the_last(checkpoints, run_dir
     saved = []
     log = Hook(
         call=lambda *_: None,
-        order=Order.OBSERVE,
+        order=HookOrder.OBSERVE,
         flush=lambda: saved.append(list_saved()),
     )
     save = CheckpointPolicy(every=3).build(checkpoints, run_dir, 8)
@@ -84,7 +84,7 @@ def test_a_signal_finishes_the_step_saves_and_stops(
     hook = Hook(
         call=shutdown,
         is_due=shutdown.is_due,
-        order=Order.STOP,
+        order=HookOrder.STOP,
         flush=lambda: flushed.append(True),
     )
     runner = HookRunner({"stop": hook}, run_dir, TimeAccounting())

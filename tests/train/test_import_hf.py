@@ -17,7 +17,7 @@ from lmx.core.sharding import Mesh
 from lmx.models.hf.api import load_model, save_hf
 from lmx.models.hf.checkpoint import HFCheckpoint
 from lmx.models.trained_model import TrainedModel
-from lmx.train.import_hf import import_hf
+from lmx.train.checkpoint.import_hf import import_hf
 
 
 def tensors(folder):

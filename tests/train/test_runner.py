@@ -6,11 +6,11 @@ import shutil
 import jax.numpy as jnp
 import pytest
 
+from lmx.run.goodput import TimeAccounting, total_seconds
 from lmx.run.ledger import read_ledger
 from lmx.run.run_dir import RunDir, read_metrics
-from lmx.run.timing import TimeAccounting, total_seconds
 from lmx.train.guard.guard import FaultError
-from lmx.train.hook import SAVE, Hook, HookRunner, Order, unique_names
+from lmx.train.hook import SAVE, Hook, HookOrder, HookRunner, unique_names
 from lmx.train.step import TrainState
 from lmx.train.trainer import train_run
 
@@ -51,7 +51,7 @@ def make_runner(tmp_path):
                 if name == fails:
                     raise ValueError("no such luck")
 
-            order = Order.SAVE if name == SAVE else Order.ACT
+            order = HookOrder.SAVE if name == SAVE else HookOrder.ACT
             return Hook(call=call, is_due=lambda step: step % 2 == 0, order=order)
 
         timing = TimeAccounting()
@@ -60,7 +60,7 @@ def make_runner(tmp_path):
         if flush:
             hooks["log"] = Hook(
                 call=lambda *_: None,
-                order=Order.OBSERVE,
+                order=HookOrder.OBSERVE,
                 flush=lambda: flush(run_dir),
             )
         return HookRunner(hooks, run_dir, timing)
@@ -97,10 +97,10 @@ def test_a_check_comes_before_the_save_of_its_step_and_may_prevent_it(tmp_path):
 
     hooks = {
         "Sample": Hook(call=lambda *_: calls.append("sample")),
-        SAVE: Hook(call=lambda *_: calls.append("save"), order=Order.SAVE),
-        "Check": Hook(call=fail, is_due=lambda step: step == 2, order=Order.CHECK),
-        "log": Hook(call=lambda *_: calls.append("log"), order=Order.OBSERVE),
-        "stop": Hook(call=lambda *_: calls.append("stop"), order=Order.STOP),
+        SAVE: Hook(call=lambda *_: calls.append("save"), order=HookOrder.SAVE),
+        "Check": Hook(call=fail, is_due=lambda step: step == 2, order=HookOrder.CHECK),
+        "log": Hook(call=lambda *_: calls.append("log"), order=HookOrder.OBSERVE),
+        "stop": Hook(call=lambda *_: calls.append("stop"), order=HookOrder.STOP),
     }
     runner = HookRunner(hooks, RunDir(tmp_path), TimeAccounting())
     runner(1, state_of(1), {})

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import lmx
+from lmx.run.goodput import read_timing, total_seconds
 from lmx.run.run_dir import read_last_metrics, read_metrics
 from lmx.run.summary import format_summary
-from lmx.run.timing import read_timing, total_seconds
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.trainer import train_run
 

@@ -67,7 +67,7 @@ def _load(
     source: str, overrides: Sequence[str]
 ) -> tuple[Config, Sequence[Config], Config]:
     """The whole config, its corpora and its tokenizer."""
-    from lmx.config.parse import parse
+    from lmx.config.gin import parse
     from lmx.config.resolve import load
     from lmx.data.store.build import BuildTokenStore
     from lmx.data.text_dataset import TextDataset

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -25,6 +26,8 @@ class SyntheticDataset(DatasetConfig, Dataset):
 
     batch_size: int  # B, rows over all devices
     sequence_length: int  # T, tokens
+    if TYPE_CHECKING:
+        vocab: int
 
     @property
     @abstractmethod
@@ -45,7 +48,7 @@ class SyntheticDataset(DatasetConfig, Dataset):
     def info(self) -> DatasetInfo:
         return DatasetInfo(
             schedule=self.schedule,
-            vocab=getattr(self, "vocab"),  # noqa: B009
+            vocab=self.vocab,
             fingerprint={"source": f"{self}"},
         )
 

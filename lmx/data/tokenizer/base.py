@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 from jaxtyping import Int32
@@ -99,7 +99,7 @@ class Tokenizer(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """The class and its fields without the files, as JSON."""
-        names = (field.name for field in fields(self) if field.name != "files")  # pyright: ignore
+        names = (f.name for f in fields(cast(Any, self)) if f.name != "files")
         return {"class": type(self).__name__} | {n: getattr(self, n) for n in names}
 
     @property

@@ -25,13 +25,13 @@ from lmx.data.tokenizer.base import (
     parse_json,
 )
 from lmx.data.tokenizer.bpe import BPEModel, Merge, Pair, encode_word, train_bpe
-from lmx.data.tokenizer.hf_json import BYTE_OF_LETTER, TOKENIZER_JSON
 from lmx.data.tokenizer.pretokenize import (
     PATTERNS,
     PretokenizerName,
     compile_pretokenizer,
 )
 from lmx.data.tokenizer.tiktoken import TIKTOKEN_FILE, derive_merges, parse_ranks
+from lmx.data.tokenizer.tokenizer_json import BYTE_OF_LETTER, TOKENIZER_JSON
 
 BOS_TEXT, EOS_TEXT = "<|begin_of_text|>", "<|end_of_text|>"
 TRAINER_VERSION = 1  # raise it when the same text and settings give other merges

@@ -6,13 +6,13 @@ from typing import Any
 
 from lmx.config.registry import ConfigError
 from lmx.data.tokenizer.base import FileTokenizer, parse_json
-from lmx.data.tokenizer.hf_json import TOKENIZER_JSON, HFTokenizer
 from lmx.data.tokenizer.sentencepiece import (
     ADDED_TOKENS,
     SENTENCEPIECE_FILE,
     TOKENIZER_CONFIG,
     SentencePieceTokenizer,
 )
+from lmx.data.tokenizer.tokenizer_json import TOKENIZER_JSON, HFTokenizer
 
 HF_FILES = (
     TOKENIZER_JSON, SENTENCEPIECE_FILE, TOKENIZER_CONFIG, ADDED_TOKENS,

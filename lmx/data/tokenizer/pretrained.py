@@ -17,10 +17,10 @@ from lmx.data.tokenizer.base import (
 )
 from lmx.data.tokenizer.byte_bpe import BPETokenizer
 from lmx.data.tokenizer.hf_folder import load_hf_folder
-from lmx.data.tokenizer.hf_json import TOKENIZER_JSON, HFTokenizer
 from lmx.data.tokenizer.pretokenize import PretokenizerName
 from lmx.data.tokenizer.sentencepiece import SENTENCEPIECE_FILE, SentencePieceTokenizer
 from lmx.data.tokenizer.tiktoken import TIKTOKEN_FILE, parse_ranks
+from lmx.data.tokenizer.tokenizer_json import TOKENIZER_JSON, HFTokenizer
 
 CLASSES: dict[str, type[Tokenizer]] = {
     kind.__name__: kind

@@ -14,9 +14,9 @@ from flax import nnx
 from lmx.config.registry import ConfigError
 from lmx.config.value import Config, explain_errors
 from lmx.models.decoder import Decoder
+from lmx.models.hf.dequantize import DequantizedFolder
 from lmx.models.hf.family import Family, find_family
 from lmx.models.hf.layout import TensorSlice, map_tensors
-from lmx.models.hf.quantized import DequantizedFolder
 from lmx.models.hf.safetensors import SafetensorsFolder
 from lmx.models.hf.weights import (
     check_tensors,

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmx.config.parse import Binding, BindingKey, Bindings, Location, parse_text
+from lmx.config.gin import Binding, BindingKey, Bindings, Location, parse_text
 from lmx.config.registry import ConfigError, config_fields, find, suggest
 from lmx.config.resolve import resolve
 from lmx.config.value import Config, diff, format_value, map_nodes, to_jsonable
-from lmx.models import families
 from lmx.models.hf.fields.field import FieldMap, Values
 from lmx.models.hf.layout import TensorMap
 
@@ -136,6 +135,7 @@ def _bind(bindings: Bindings, key: str, value: Any, where: str) -> None:
 @functools.cache
 def load_families() -> dict[str, Family]:
     """The family of each `model_type`."""
+    families = importlib.import_module("lmx.models.families")
     names = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
     modules = [importlib.import_module(f"{families.__name__}.{name}") for name in names]
     return {module.FAMILY.model_type: module.FAMILY for module in modules}

@@ -18,7 +18,7 @@ from lmx.core.console import print_line
 from lmx.core.rendezvous import EXIT_RESTART
 from lmx.train.checkpoint.digest import flatten_by_path
 from lmx.train.guard.guard import FaultError
-from lmx.train.hook import Hook, HookConfig, Order, every_steps
+from lmx.train.hook import Hook, HookConfig, HookOrder, every_steps
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 
@@ -57,7 +57,7 @@ class ReplicaCheck(HookConfig):
                 )
 
         is_due = every_steps(self.every, run.steps)
-        return Hook(call=check, is_due=is_due, order=Order.CHECK)
+        return Hook(call=check, is_due=is_due, order=HookOrder.CHECK)
 
 
 def compare_replicas(state: PyTree, mesh: Mesh) -> list[str]:

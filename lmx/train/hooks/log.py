@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from lmx.core import hardware
+from lmx.run.goodput import TimeAccounting
 from lmx.run.progress import RunProgress
 from lmx.run.run_dir import RunDir
-from lmx.run.timing import TimeAccounting
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 

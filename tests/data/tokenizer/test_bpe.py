@@ -20,9 +20,9 @@ from lmx.data.corpus.stdlib import Stdlib
 from lmx.data.corpus.text import Text
 from lmx.data.tokenizer.bpe import ALPHABET, encode_word, train_bpe
 from lmx.data.tokenizer.byte_bpe import BPE, BPETokenizer, to_tokenizer_json
-from lmx.data.tokenizer.hf_json import BYTE_OF_LETTER, TOKENIZER_JSON
 from lmx.data.tokenizer.pretokenize import PATTERNS, compile_pretokenizer
 from lmx.data.tokenizer.pretrained import Tiktoken, load_tokenizer
+from lmx.data.tokenizer.tokenizer_json import BYTE_OF_LETTER, TOKENIZER_JSON
 
 LETTER = {byte: letter for letter, byte in BYTE_OF_LETTER.items()}
 CHANCE = random.Random(0)

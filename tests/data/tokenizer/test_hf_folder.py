@@ -18,8 +18,8 @@ from tokenizers import (
 
 from lmx.config.registry import ConfigError
 from lmx.data.tokenizer.hf_folder import load_hf_folder
-from lmx.data.tokenizer.hf_json import HFTokenizer
 from lmx.data.tokenizer.pretrained import load_tokenizer
+from lmx.data.tokenizer.tokenizer_json import HFTokenizer
 
 TEXTS = ["def f(x):\n    return x  # ä 你好 🙂", "Hello world, hello!", "a", "  two  "]
 CORPUS = [*TEXTS, "the quick brown fox", "return hello world"] * 4

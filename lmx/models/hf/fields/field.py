@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from lmx.config.parse import Ref
+from lmx.config.gin import Ref
 from lmx.config.registry import ConfigError
 from lmx.config.value import Config, format_value, to_jsonable
 

@@ -11,8 +11,8 @@ from types import FrameType
 
 from lmx.core.console import print_line
 from lmx.core.distributed import StopSignal, max_steps_in_flight
+from lmx.run.goodput import TimeAccounting
 from lmx.run.run_dir import RunDir
-from lmx.run.timing import TimeAccounting
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import require_written
 from lmx.train.step import Metrics, TrainState

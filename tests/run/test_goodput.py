@@ -6,9 +6,7 @@ import time
 
 import pytest
 
-from lmx.run import timing
-from lmx.run.run_dir import RunDir
-from lmx.run.timing import (
+from lmx.run.goodput import (
     TimeAccounting,
     now,
     read_process_start,
@@ -16,6 +14,7 @@ from lmx.run.timing import (
     record_death,
     total_seconds,
 )
+from lmx.run.run_dir import RunDir
 
 
 @pytest.fixture

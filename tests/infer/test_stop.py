@@ -4,7 +4,7 @@ import pytest
 
 from lmx.config.registry import ConfigError
 from lmx.data.tokenizer.base import ByteTokenizer
-from lmx.infer.stop_strings import StopStringFilter
+from lmx.infer.stop import StopStringFilter
 
 
 def feed(text, stops):

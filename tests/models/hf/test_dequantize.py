@@ -15,13 +15,13 @@ from lmx.config.registry import ConfigError
 from lmx.core.sharding import Mesh
 from lmx.models.hf.api import load_model, save_hf
 from lmx.models.hf.checkpoint import HFCheckpoint
+from lmx.models.hf.dequantize import DequantizedFolder
 from lmx.models.hf.family import load_families
 from lmx.models.hf.layout import TensorMap, expand_map
-from lmx.models.hf.quantized import DequantizedFolder
 from lmx.models.hf.safetensors import SafetensorsFolder
 from lmx.models.hf.weights import read_slice
 from lmx.models.trained_model import TrainedModel
-from lmx.train.import_hf import import_hf
+from lmx.train.checkpoint.import_hf import import_hf
 from tests.llama import CONFIG, tensors_of
 from tests.parity.cases import CASES
 
@@ -191,7 +191,7 @@ def test_slices_of_heads_read_only_their_bytes(tmp_path):
 
 def test_dequantizing_in_slabs_changes_nothing(experts, monkeypatch):
     folder, want = experts
-    monkeypatch.setattr("lmx.models.hf.quantized.SLAB", 100)
+    monkeypatch.setattr("lmx.models.hf.dequantize.SLAB", 100)
     turned = read(folder, "up", lambda tensor: tensor.transpose(1, 2, 0))
     np.testing.assert_array_equal(turned, want["up"].transpose(1, 2, 0))
 

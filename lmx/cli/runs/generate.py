@@ -140,7 +140,7 @@ def _sample(
     emit: Callable[[str], object] = str,
 ) -> Iterator[dict[str, Any]]:
     """A sampled continuation of each prompt; `emit` receives all text in pieces."""
-    from lmx.infer.stop_strings import StopStringFilter
+    from lmx.infer.stop import StopStringFilter
 
     stop = tokenizer.stop_tokens
     for first in range(0, len(prompts), args.batch):
