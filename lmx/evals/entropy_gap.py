@@ -10,7 +10,7 @@ from lmx.config.registry import ConfigError, configurable
 from lmx.data.synthetic.base import SyntheticDataset
 from lmx.evals.perplexity import make_scorer, score_batches
 from lmx.run.run_dir import Values
-from lmx.train.hooks.hook import Hook, HookConfig, every_steps
+from lmx.train.hook import Hook, HookConfig, every_steps
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 

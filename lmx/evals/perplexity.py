@@ -20,7 +20,7 @@ from lmx.core.batch import Batch
 from lmx.data.dataset import Dataset, DatasetConfig
 from lmx.data.text_dataset import TextDataset
 from lmx.run.run_dir import Values
-from lmx.train.hooks.hook import Hook, HookConfig, every_steps
+from lmx.train.hook import Hook, HookConfig, every_steps
 from lmx.train.program import RunContext, abstract_batch, batch_sharding
 from lmx.train.step import Metrics, TrainState
 

@@ -13,7 +13,7 @@ from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.compare import diff_checkpoints
 from lmx.train.checkpoint.directory import CheckpointDir
 from lmx.train.checkpoint.reader import CheckpointReader
-from lmx.train.hooks.hook import SAVE
+from lmx.train.hook import SAVE
 
 TIMING_METRICS = ("seconds", "tokens_per_second", "mfu")  # they differ in every run
 MAX_SHOWN = 5  # differences of one kind in a report

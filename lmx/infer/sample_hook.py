@@ -11,7 +11,7 @@ from lmx.infer.decode import check_causal
 from lmx.infer.generate import Generator, encode_prompt
 from lmx.infer.sample import Sampler
 from lmx.run.run_dir import Values
-from lmx.train.hooks.hook import Hook, HookConfig, every_steps
+from lmx.train.hook import Hook, HookConfig, every_steps
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 

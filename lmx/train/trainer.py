@@ -26,7 +26,7 @@ from lmx.train.guard.guard import GuardContext, MetricWatcher
 from lmx.train.guard.skipped_data import load_skipped, make_reader
 from lmx.train.guard.spikes import RewindError
 from lmx.train.guard.watchdog import Watchdog
-from lmx.train.hooks.hook import SAVE, Hook, HookOrder, HookRunner, unique_names
+from lmx.train.hook import SAVE, Hook, HookOrder, HookRunner, unique_names
 from lmx.train.hooks.log import MetricLogger
 from lmx.train.hooks.preemption import GracefulShutdown, PreemptionWatcher
 from lmx.train.loop import StepFn, train

@@ -16,7 +16,7 @@ from lmx.evals.perplexity import score_rows
 from lmx.infer.score import compute_logprobs
 from lmx.run.goodput import TimeAccounting
 from lmx.run.run_dir import RunDir, read_last_metrics
-from lmx.train.hooks.hook import HookRunner
+from lmx.train.hook import HookRunner
 from lmx.train.loop import train
 
 PAGES = Path(__file__).parents[2] / "experiments"

@@ -18,7 +18,7 @@ from lmx.evals.perplexity import measure_compression, score_batches, summarize
 from lmx.infer.generate import encode_prompt
 from lmx.run.goodput import TimeAccounting
 from lmx.run.run_dir import RunDir, read_last_metrics, read_metrics
-from lmx.train.hooks.hook import HookRunner
+from lmx.train.hook import HookRunner
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 LINES = "".join(f"{n} é bottles of beer on the wall\n" for n in range(60))

@@ -13,7 +13,7 @@ import numpy as np
 from lmx.config.registry import configurable
 from lmx.core.batch import Batch
 from lmx.data.dataset import DatasetWrapper, WrapperConfig
-from lmx.train.hooks.hook import Hook, HookConfig
+from lmx.train.hook import Hook, HookConfig
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 

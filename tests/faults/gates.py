@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmx.config.registry import Execution, configurable
-from lmx.train.hooks.hook import Hook, HookConfig
+from lmx.train.hook import Hook, HookConfig
 from lmx.train.program import RunContext
 
 DAY = 86400.0  # seconds

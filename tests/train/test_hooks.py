@@ -17,8 +17,8 @@ from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.guard.skipped_data import make_reader
+from lmx.train.hook import SAVE, Hook, HookOrder, HookRunner, every_steps
 from lmx.train.hooks import preemption as module
-from lmx.train.hooks.hook import SAVE, Hook, HookOrder, HookRunner, every_steps
 from lmx.train.hooks.preemption import GracefulShutdown, StoppedError
 from lmx.train.step import TrainState
 from lmx.train.trainer import time_data

@@ -11,7 +11,7 @@ from lmx.core.console import print_line
 from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.manager import CheckpointManager, SaveError
 from lmx.train.checkpoint.reader import DamageError
-from lmx.train.hooks.hook import Hook, HookOrder, every_steps
+from lmx.train.hook import Hook, HookOrder, every_steps
 from lmx.train.step import Metrics, TrainState
 
 
