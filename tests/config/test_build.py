@@ -1,4 +1,4 @@
-"""What a configuration builds, and who is to blame when it cannot."""
+"""Building a config: objects, factories, and errors with their provenance."""
 
 import pickle
 from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ class Cart:
 
 @pytest.fixture
 def cart(tmp_path, monkeypatch):
-    """Loads a page that starts with the spokes of all wheels."""
+    """Loads a config that starts with the spokes of all wheels."""
     monkeypatch.chdir(tmp_path)
 
     def cart(text="", *overrides):
@@ -55,23 +55,23 @@ def cart(tmp_path, monkeypatch):
     return cart
 
 
-def test_a_factory_takes_what_its_caller_knows(cart):
+def test_a_factory_takes_the_arguments_of_its_caller(cart):
     make = cart("Pair.wheel = @Wheel")["pair.wheel"].build()
     assert (make(3).width, make(width=4).width, make(3, spokes=4).spokes) == (3, 4, 4)
 
 
-def test_two_calls_of_a_factory_share_nothing(cart):
+def test_two_calls_of_a_factory_share_no_object(cart):
     make = cart().build().pair
     assert make().axle is not make().axle
     assert make().wheels[0] is not make().wheels[1]
 
 
-def test_factories_of_equal_configurations_are_equal_and_can_be_keys(cart):
+def test_factories_of_equal_configs_are_equal_and_hashable(cart):
     one, two, other = (cart("", *w).build().pair for w in ((), (), ["Axle.length=3"]))
     assert one == two and hash(one) == hash(two) and one != other
 
 
-def test_a_factory_and_a_configuration_survive_pickling(cart):
+def test_factories_and_configs_can_be_pickled(cart):
     config = cart("Cart.load = {'hay': 2}")
     again = pickle.loads(pickle.dumps(config))
     assert again == config and again.provenance == config.provenance
@@ -79,7 +79,7 @@ def test_a_factory_and_a_configuration_survive_pickling(cart):
     assert make == config.build().pair and make().wheels[0].spokes == 8
 
 
-def test_a_mapping_arrives_as_a_dict_and_the_configuration_keeps_its_own(cart):
+def test_a_mapping_is_passed_as_a_new_dict(cart):
     config = cart("Cart.load = {'hay': 2}")
     config.build().load["hay"] = 3.0
     assert config.build().load == {"hay": 2.0}
@@ -87,7 +87,7 @@ def test_a_mapping_arrives_as_a_dict_and_the_configuration_keeps_its_own(cart):
         config["load"]["hay"] = 3.0
 
 
-def test_what_a_constructor_refuses_is_told_with_the_lines_that_set_it(cart):
+def test_an_error_of_a_constructor_shows_the_lines_that_set_its_fields(cart):
     with pytest.raises(ConfigError) as error:
         cart("\nPair.wheel = @Wheel", "Wheel.spokes=7").build().pair()
     assert str(error.value).splitlines() == [
@@ -97,7 +97,7 @@ def test_what_a_constructor_refuses_is_told_with_the_lines_that_set_it(cart):
     ]
 
 
-def test_a_macro_on_the_way_to_a_refused_value_is_told(cart):
+def test_an_error_shows_the_macro_of_a_value(cart):
     with pytest.raises(ConfigError) as error:
         cart("P = 3\nWheel.pairs = %P").build().pair()
     assert str(error.value).splitlines()[1:] == [
@@ -106,7 +106,7 @@ def test_a_macro_on_the_way_to_a_refused_value_is_told(cart):
     ]
 
 
-def test_a_refusal_that_names_no_field_is_told_with_all_that_were_set(cart):
+def test_an_error_that_names_no_field_shows_all_bound_fields(cart):
     with pytest.raises(ConfigError) as error:
         cart("Axle.length = 10").build()
     assert str(error.value) == (
@@ -115,7 +115,7 @@ def test_a_refusal_that_names_no_field_is_told_with_all_that_were_set(cart):
     assert isinstance(error.value.__cause__, ValueError)
 
 
-def test_a_configuration_from_json_names_the_fields_without_their_lines(cart):
+def test_an_error_of_a_recorded_config_names_fields_without_lines(cart):
     config = from_json(cart("Axle.length = 10").to_json())
     with pytest.raises(ConfigError) as error:
         config.build()
@@ -128,7 +128,7 @@ def test_a_configuration_from_json_names_the_fields_without_their_lines(cart):
     )
 
 
-def test_only_the_innermost_configuration_tells_its_lines(cart):
+def test_only_the_innermost_config_shows_its_lines(cart):
     with pytest.raises(ConfigError) as error:
         cart("Axle.length = 10\nCart.axles = ()").build().pair()
     assert str(error.value).count("\n") == 1

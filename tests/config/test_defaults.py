@@ -1,4 +1,4 @@
-"""Defaults that are configurable themselves, and what does not name a run."""
+"""Defaults that are configurable, and the fields that are not part of the run id."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class Route:
 
 @pytest.fixture
 def route(tmp_path, monkeypatch):
-    """Loads a page and overrides."""
+    """Loads a config text and overrides."""
     monkeypatch.chdir(tmp_path)
 
     def route(text="", *overrides):
@@ -59,20 +59,20 @@ def route(tmp_path, monkeypatch):
     return route
 
 
-def test_without_a_word_the_configuration_builds_what_the_signature_says(route):
+def test_an_empty_config_builds_the_defaults_of_the_signature(route):
     built, plain = route().build(), Route()
     for name in ("start", "stops", "named", "crew", "harbour", "flag"):
         assert getattr(built, name) == getattr(plain, name)
     assert built.chart(7).scale == 1.0
 
 
-def test_a_default_instance_can_be_bound_though_no_page_references_it(route):
+def test_a_default_instance_can_be_bound_without_a_reference_to_it(route):
     config = route("Port.keeper = 'Bob'")
     assert config["start.keeper"] == config["named.home.keeper"] == "Bob"
     assert config["stops.1.keeper"] == config["harbour.keeper"] == "Bob"
 
 
-def test_what_a_default_instance_says_is_its_default(route):
+def test_fields_of_a_default_instance_are_defaults(route):
     assert route()["start.depth"] == 9
     assert route()["stops.0.depth"] == 5
     assert route("Port.depth = 3")["start.depth"] == 3
@@ -85,23 +85,23 @@ def test_a_default_class_or_function_can_be_bound(route):
     assert config["steered.speed"] == 1
 
 
-def test_a_default_replaced_by_a_reference_has_the_defaults_of_its_class(route):
+def test_a_reference_has_the_defaults_of_its_class(route):
     assert route("Route.start = @Port()")["start.depth"] == 5
 
 
-def test_a_default_has_the_scope_of_the_place_that_it_is_the_default_of(route):
+def test_a_default_has_the_scope_of_the_field_that_holds_it(route):
     config = route(
         "Route.steered = @far/steer\nRoute.start = @far/Port()", "Port.depth=1"
     )
     assert config["start.depth"] == 1
 
 
-def test_setting_a_default_to_what_it_is_changes_nothing(route):
+def test_setting_a_field_to_its_default_changes_nothing(route):
     config = route("Route.crew = 4\nRoute.chart = @Chart\nChart.scale = 1.0")
     assert config == route() and config.digest() == route().digest()
 
 
-def test_defaults_come_back_from_json_and_from_the_page(route):
+def test_defaults_round_trip_through_json_and_gin(route):
     config = route("Route.start = @Port()")
     assert from_json(config.to_json()) == config
     assert route(to_gin(config)) == config
@@ -120,7 +120,7 @@ def test_a_default_that_hides_how_it_was_made_is_refused(route, tmp_path):
     assert message in str(error.value)
 
 
-def test_a_default_that_no_page_could_write_is_refused():
+def test_a_default_that_a_config_cannot_express_is_refused():
     @configurable
     @dataclass(frozen=True, kw_only=True)
     class Sum:
@@ -159,11 +159,11 @@ def test_what_changes_the_mathematics_changes_the_run_id(route, words):
 
 
 def test_the_identity_has_no_field_of_execution_at_any_depth(route):
-    told = route().identity().to_json()
-    assert not any(word in told for word in ("crew", "harbour", "flag", '"by"'))
+    text = route().identity().to_json()
+    assert not any(word in text for word in ("crew", "harbour", "flag", '"by"'))
     assert from_json(route().to_json()).run_id() == route().run_id()
 
 
-def test_a_run_id_is_twelve_letters_and_stays_what_it_was(route):
+def test_a_run_id_is_twelve_digits_and_stable(route):
     assert route().run_id() == route().run_id()
     assert len(route().run_id()) == 12

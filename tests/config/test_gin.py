@@ -1,6 +1,6 @@
-"""We read `.gin` files as gin does: the two agree on thousands of random pages.
+"""lmx reads `.gin` files as gin does: both agree on thousands of random files.
 
-The pages hold what the two mean alike. Where they differ on purpose is a table:
+The files use only what has the same meaning in both. The intended differences are in
 `tests/config/test_gin_differences.py`.
 """
 
@@ -52,8 +52,8 @@ MACROS = ["%M", "%N", "%Oak_tree"]
 GAPS = [" ", " ", "\n      ", "  # why\n    "]
 
 
-class Scribbler:
-    """Writes random pages: every construct, in random order and to random depth."""
+class RandomSource:
+    """Writes random files: every construct, in random order and to random depth."""
 
     def __init__(self, seed: int):
         self.rng = random.Random(seed)
@@ -118,7 +118,7 @@ def named(thing: type) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Lists and tuples alike, objects opened, factories called, types told apart."""
+    """Lists as tuples, objects as fields, factories called, values with their types."""
     if dataclasses.is_dataclass(value) and not callable(value):
         fields = dataclasses.fields(value)
         return type(value).__name__, [plain(getattr(value, f.name)) for f in fields]
@@ -142,26 +142,26 @@ def gins_trunk():
 
 @pytest.fixture
 def pages(tmp_path, monkeypatch):
-    """Endless random `page.gin`, some of it in files that it includes."""
+    """Random `page.gin` files, partly in included files."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "middle.gin").write_text("include 'inner.gin'\n")
 
     def pages(seed: int):
-        scribbler, rng = Scribbler(seed), random.Random(seed)
+        source, rng = RandomSource(seed), random.Random(seed)
         for _ in range(200):
-            lines = scribbler.page()
+            lines = source.page()
             cut, end = sorted(rng.sample(range(len(lines) + 1), 2))
             (tmp_path / "inner.gin").write_text("\n".join(lines[cut:end]))
             lines[cut:end] = ["include 'middle.gin'"]
             (tmp_path / "page.gin").write_text("\n".join(lines))
-            (tmp_path / "more.gin").write_text("\n".join(scribbler.page()[:2]))
+            (tmp_path / "more.gin").write_text("\n".join(source.page()[:2]))
             yield ["page.gin", "more.gin"]
 
     return pages
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_thousands_of_random_pages_mean_what_they_mean_to_gin(gins_trunk, pages, seed):
+def test_random_files_have_the_same_meaning_as_in_gin(gins_trunk, pages, seed):
     for files in pages(seed):
         gin.clear_config()
         gin.parse_config_files_and_bindings(files, [])
@@ -170,7 +170,7 @@ def test_thousands_of_random_pages_mean_what_they_mean_to_gin(gins_trunk, pages,
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_random_configuration_comes_back_from_json_and_from_its_page(pages, seed):
+def test_a_random_config_round_trips_through_json_and_gin(pages, seed):
     for thing in KINDS:
         configurable(thing)
     for files in pages(seed):

@@ -1,4 +1,4 @@
-"""Where a page means something else than under gin's runtime, on purpose."""
+"""The intended differences between a config and gin's own runtime."""
 
 import dataclasses
 from collections.abc import Callable
@@ -54,7 +54,7 @@ SCOPED = "Pond.x = @s/Snail()\ns/Shell.age = 1\n"
 
 # What differs: (the page, the pond that gin makes, the pond that lmx makes).
 DIFFER: dict[str, tuple[str, Any, Any]] = {
-    "a list is a tuple, since configurations are immutable": (
+    "a list is a tuple, since configs are immutable": (
         "Pond.x = [1, [2]]",
         Pond(x=[1, [2]]),
         Pond(x=(1, (2,))),
@@ -64,7 +64,7 @@ DIFFER: dict[str, tuple[str, Any, Any]] = {
         Pond(x=Snail(shell=Shell(age=0))),
         Pond(x=Snail(shell=Shell(age=1))),
     ),
-    "a macro is as if written out, and opens no scope of its own name": (
+    "a macro opens no scope of its own name": (
         SCOPED + "M = @Shell()\ns/Snail.shell = %M",
         Pond(x=Snail(shell=Shell(age=0))),
         Pond(x=Snail(shell=Shell(age=1))),
@@ -84,7 +84,7 @@ DIFFER: dict[str, tuple[str, Any, Any]] = {
         Pond(x=dataclasses.replace(Snail(), **{"size": "big"})),
         Refused("page.gin:2: Snail.size must be float, got 'big'"),
     ),
-    "what JSON could not keep is no value": (
+    "a value that JSON cannot store is an error": (
         "Pond.x = b'a'",
         Pond(x=b"a"),
         Refused("page.gin:1: Pond.x must be a plain value, got b'a'"),
@@ -94,7 +94,7 @@ DIFFER: dict[str, tuple[str, Any, Any]] = {
         Pond(x={(1, 2): 3}),
         Refused("page.gin:1: Pond.x must be a plain value, got {(1, 2): 3}"),
     ),
-    "a binding that reaches nothing is an error": (
+    "a binding that nothing uses is an error": (
         "Snail.size = 2.0",
         Pond(),
         Refused("page.gin:1: nothing under @Pond() uses Snail.size"),
@@ -104,47 +104,47 @@ DIFFER: dict[str, tuple[str, Any, Any]] = {
         Pond(),
         Refused("page.gin:1: nothing under @Pond() uses M"),
     ),
-    "what is required must be given, also where no caller asks for it": (
+    "a required value must be given, even if no caller needs it": (
         "Pond.x = 1\nPond.y = %gin.REQUIRED",
         None,  # gin hands on a marker
         Refused("page.gin:2: Pond.y is required: add Pond.y=VALUE"),
     ),
-    "a name has no module, since a name is unique": (
+    "a name has no module, since names are unique": (
         f"Pond.x = @{__name__}.Shell()",
         Pond(x=Shell()),
         Refused("did you mean 'Shell'?"),
     ),
-    "what the caller gives is not for a page to say": (
+    "a parameter of the calling code cannot be set": (
         "Pond.x = @pebble()\npebble.weight = 3",
         Pond(x=3),
         Refused("pebble has no parameter 'weight' to set: the calling code"),
     ),
-    "a constant of the program is not in the page, so no page can name it": (
+    "a constant of the program cannot be named": (
         "Pond.x = %GRAVITY",
         Pond(x=9.81),
         Refused("page.gin:1: no macro GRAVITY is defined"),
     ),
-    "nothing is shared behind the page's back": (
+    "there are no singletons": (
         "Pond.x = @a/gin.singleton()\na/gin.singleton.constructor = @Shell",
         Pond(x=Shell()),
         Refused("nothing configurable is named 'gin.singleton'"),
     ),
-    "a page runs only the modules of lmx": (
+    "a config imports only modules of lmx": (
         "import json",
         Pond(),
         Refused("page.gin:1: a config can import modules of lmx only"),
     ),
-    "a circle of macros is told as one": (
+    "a circle of macros is an error": (
         "M = %N\nN = %M\nPond.x = %M",
         Refused("maximum recursion depth"),
         Refused("is defined by itself"),
     ),
-    "a circle of references is told as one": (
+    "a circle of references is an error": (
         "Pond.x = @Snail()\nSnail.shell = @Snail()",
         Refused("maximum recursion depth"),
         Refused("page.gin:2: @Snail contains itself"),
     ),
-    "an included file stands beside the page that includes it": (
+    "an include is relative to the file that includes it": (
         "include 'deep/outer.gin'",
         Refused("Unable to open file: inner.gin"),
         Pond(x=1),
@@ -187,7 +187,7 @@ def test_differs_from_gin_on_purpose(what, gins, tmp_path, monkeypatch):
             assert got == wanted
 
 
-def test_only_what_is_built_from_a_page_hears_it(gins, tmp_path):
+def test_other_code_does_not_use_the_config(gins, tmp_path):
     (tmp_path / "page.gin").write_text("Pond.x = @Shell()\nShell.age = 3")
     gin.clear_config()
     gin.parse_config_file(str(tmp_path / "page.gin"))
@@ -197,7 +197,7 @@ def test_only_what_is_built_from_a_page_hears_it(gins, tmp_path):
 
 
 @pytest.mark.parametrize("page", ["Pond.x = 1 + 1", "Pond.x = @Shell(age=1)"])
-def test_neither_computes_nor_calls_with_arguments(page, gins, tmp_path):
+def test_neither_supports_arithmetic_or_calls_with_arguments(page, gins, tmp_path):
     (tmp_path / "page.gin").write_text(page)
     with pytest.raises(SyntaxError):
         gin.parse_config(page)

@@ -1,4 +1,4 @@
-"""What files and flags say before they are resolved: includes, imports, overrides."""
+"""Parsing files and overrides: includes, imports, quotes and error locations."""
 
 import pytest
 
@@ -60,11 +60,11 @@ WORDS = {
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_a_word_on_the_command_line_needs_no_quotes_of_its_own(bell, word):
+def test_text_on_the_command_line_needs_no_quotes(bell, word):
     assert bell("", word)["tone"] == WORDS[word]
 
 
-def test_values_on_the_command_line_are_those_of_a_page(bell):
+def test_values_on_the_command_line_are_as_in_a_file(bell):
     config = bell("R = 1", "Bell.rings=%R", "R=3", "Bell.parts=['rope', 'yoke']")
     assert (config["rings"], config["parts"]) == (3, ("rope", "yoke"))
 
@@ -91,10 +91,10 @@ def test_values_on_the_command_line_are_those_of_a_page(bell):
         ("import os", "write it as Name.parameter=value"),
     ],
 )
-def test_a_refused_override_is_named(bell, override, message):
-    told = refusal(bell, "", override)
-    assert told.startswith(f"override {override!r}: ")
-    assert message in told
+def test_an_error_names_the_override(bell, override, message):
+    error = refusal(bell, "", override)
+    assert error.startswith(f"override {override!r}: ")
+    assert message in error
 
 
 @pytest.mark.parametrize(
@@ -124,44 +124,44 @@ def test_a_refused_override_is_named(bell, override, message):
         ("M = %M\nBell.rings = %M", 1, "%M is defined by itself"),
     ],
 )
-def test_a_fault_is_told_with_its_line(bell, text, line, message):
-    told = refusal(bell, text)
-    assert told.startswith(f"bell.gin:{line}")
-    assert message in told
+def test_an_error_has_its_line(bell, text, line, message):
+    error = refusal(bell, text)
+    assert error.startswith(f"bell.gin:{line}")
+    assert message in error
 
 
-def test_a_fault_of_an_included_file_is_told_with_its_own_line(bell):
+def test_an_error_in_an_included_file_has_the_line_of_that_file(bell):
     write(outer="include 'inner.gin'", inner="\n\nBell.rings = 'x'")
     assert refusal(bell, "include 'outer.gin'").startswith("inner.gin:3: Bell.rings")
     write(inner="\nBell.rings = [")
     assert refusal(bell, "include 'outer.gin'").startswith("inner.gin:2: ")
 
 
-def test_a_macro_to_blame_is_named_beside_the_binding(bell):
+def test_an_error_names_the_macro_and_the_binding(bell):
     write(inner="R = 1\nBell.rings = %R")
-    told = refusal(bell, "include 'inner.gin'", "R=many")
-    assert told.startswith("inner.gin:2 with %R from override 'R=many': Bell.rings")
+    error = refusal(bell, "include 'inner.gin'", "R=many")
+    assert error.startswith("inner.gin:2 with %R from override 'R=many': Bell.rings")
 
 
-def test_a_file_that_is_not_there_is_told_with_the_nearest(bell, tmp_path):
+def test_a_missing_file_is_reported_with_the_nearest_name(bell, tmp_path):
     write(tenor="", treble="")
-    told = refusal(bell, files=["tenr.gin"])
-    assert told == "there is no file tenr.gin; did you mean 'tenor.gin'?"
-    told = refusal(bell, "include 'trebel.gin'")
-    assert told.endswith("there is no file trebel.gin; did you mean 'treble.gin'?")
+    error = refusal(bell, files=["tenr.gin"])
+    assert error == "there is no file tenr.gin; did you mean 'tenor.gin'?"
+    error = refusal(bell, "include 'trebel.gin'")
+    assert error.endswith("there is no file trebel.gin; did you mean 'treble.gin'?")
     assert "there is no file nowhere/x.gin" in refusal(bell, files=["nowhere/x.gin"])
     assert "is a folder" in refusal(bell, files=[tmp_path])
 
 
-def test_a_file_that_is_no_text_is_told(bell, tmp_path):
+def test_a_binary_file_is_refused(bell, tmp_path):
     (tmp_path / "noise.gin").write_bytes(b"\xff\xfe\x00")
     assert "noise.gin is not text" in refusal(bell, files=["noise.gin"])
 
 
-def test_files_that_include_each_other_are_told_with_both_lines(bell):
+def test_files_that_include_each_other_are_refused_with_both_lines(bell):
     write(one="\ninclude 'two.gin'", two="\n\ninclude 'one.gin'")
-    told = refusal(bell, files=["one.gin"])
-    assert told == ("two.gin:3: including one.gin makes a circle, through one.gin:2")
+    error = refusal(bell, files=["one.gin"])
+    assert error == ("two.gin:3: including one.gin makes a circle, through one.gin:2")
     write(self="include 'self.gin'")
     assert refusal(bell, files=["self.gin"]).startswith(
         "self.gin:1: including self.gin"
@@ -173,7 +173,7 @@ def test_two_files_may_include_the_same_one(bell):
     assert bell("include 'left.gin'\ninclude 'right.gin'")["rings"] == 1
 
 
-def test_an_include_stands_beside_its_page(bell, tmp_path):
+def test_an_include_is_relative_to_its_file(bell, tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/base.gin").write_text("Bell.rings = 4")
     (tmp_path / "deep/x.gin").write_text("include 'base.gin'")
@@ -181,7 +181,7 @@ def test_an_include_stands_beside_its_page(bell, tmp_path):
     assert config.explain("rings").splitlines()[1] == "  deep/base.gin:1"
 
 
-def test_a_required_value_is_free_to_be_given_or_not_reached(bell):
+def test_a_required_value_can_be_overridden(bell):
     assert bell("Bell.rings = %gin.REQUIRED", "Bell.rings=5")["rings"] == 5
     assert bell("R = %gin.REQUIRED\nBell.rings = %R", "R=5")["rings"] == 5
 

@@ -1,4 +1,4 @@
-"""What a `.gin` file means, and what it is told when it means nothing."""
+"""Resolving a `.gin` file, and the errors of invalid ones."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -61,13 +61,13 @@ def sail(tmp_path, monkeypatch):
     return sail
 
 
-def test_builds_what_is_called_and_waits_with_what_is_not(sail):
+def test_called_references_are_built_and_uncalled_ones_are_factories(sail):
     ship = sail().build()
     assert ship.crew == Crew(hands=7)
     assert ship.sail(3, nnx.Rngs(0)).size == (3, 10.0, "red")
 
 
-def test_a_class_stays_the_class_it_was():
+def test_a_configurable_class_is_returned_unchanged():
     assert isinstance(Sail, type) and Sail.__module__ == __name__
 
 
@@ -87,17 +87,17 @@ def test_a_scope_reaches_the_reference_that_names_it(sail):
     assert (config["crew.hands"], config["mate.hands"]) == (7, 1)
 
 
-def test_two_configurations_live_side_by_side(sail):
+def test_configs_are_independent_of_each_other(sail):
     configs = [sail(BASE, f"HANDS={n}") for n in (1, 2, 4)]
     assert [c["crew.hands"] for c in configs] == [1, 2, 4]
     assert len({c.digest() for c in configs}) == 3
 
 
-def test_where_a_value_was_set_does_not_change_what_it_is(sail):
+def test_provenance_does_not_affect_equality(sail):
     assert sail(BASE) == sail(BASE, "HANDS=7", "Sail.area=10.0")
 
 
-def test_a_configuration_cannot_be_changed(sail):
+def test_a_config_is_immutable(sail):
     with pytest.raises(TypeError):
         sail().fields["ports"] = ("Hull",)
 
@@ -118,7 +118,7 @@ def test_diff_names_what_differs(sail):
     assert diff(sail(), sail(BASE, "HANDS=8")) == {"crew.hands": (7, 8)}
 
 
-def test_why_follows_macros_and_what_was_replaced(sail):
+def test_explain_follows_macros_and_replaced_bindings(sail):
     config = sail("include 'base.gin'", "HANDS=9")
     assert config.explain("crew.hands").splitlines() == [
         "crew.hands = 9",
@@ -127,12 +127,12 @@ def test_why_follows_macros_and_what_was_replaced(sail):
     ]
 
 
-def test_show_says_who_decided_each_value(sail):
+def test_show_has_the_provenance_of_each_value(sail):
     lines = show(sail()).splitlines()
-    told = {line.partition("  ")[0]: line.rpartition("  ")[2] for line in lines}
-    assert told["crew.hands = 7"] == "base.gin:8 with %HANDS from base.gin:2"
-    assert told["sail.area = 10.0"] == "base.gin:7"
-    assert told["ports = ()"] == "default"
+    origins = {line.partition("  ")[0]: line.rpartition("  ")[2] for line in lines}
+    assert origins["crew.hands = 7"] == "base.gin:8 with %HANDS from base.gin:2"
+    assert origins["sail.area = 10.0"] == "base.gin:7"
+    assert origins["ports = ()"] == "default"
 
 
 REFUSED = {
@@ -158,14 +158,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("override", REFUSED)
-def test_an_override_that_cannot_be_meant_is_refused(sail, override):
+def test_an_invalid_override_is_refused(sail, override):
     with pytest.raises(ConfigError) as error:
         sail("include 'base.gin'", override)
     assert str(error.value).startswith(f"override {override!r}: ")
     assert REFUSED[override] in str(error.value)
 
 
-def test_a_mistake_in_a_file_is_told_with_its_line(sail):
+def test_an_error_in_a_file_has_its_line(sail):
     for line, message in [
         ("Crew.hand = 3", "trip.gin:2: Crew has no parameter 'hand'; did you mean"),
         ("Crew.hands = = 3", "trip.gin:2: Unable to parse value."),
@@ -178,23 +178,23 @@ def test_a_mistake_in_a_file_is_told_with_its_line(sail):
         assert str(error.value).startswith(message)
 
 
-def test_a_choice_that_nobody_made_is_asked_for(sail):
+def test_a_missing_required_field_is_named(sail):
     with pytest.raises(ConfigError, match=r"trip.gin:4: @Sail needs Sail.area: set it"):
         sail(BASE.replace("Sail.area = 10", ""))
 
 
-def test_a_swapped_class_leaves_lines_behind_without_complaint(sail):
+def test_bindings_of_a_replaced_class_are_accepted(sail):
     text = "include 'base.gin'\nShip.mate = @Crew()\nShip.crew = @old/Crew()"
     config = sail(text + "\nold/Crew.hands = 3", "Ship.crew=@Crew()")
     assert config.unused_bindings == ("trip.gin:4: nothing uses old/Crew.hands",)
 
 
-def test_two_things_cannot_share_a_name():
+def test_names_are_unique():
     with pytest.raises(ConfigError, match="'Sail' already names"):
         configurable(type("Sail", (), {"__module__": "elsewhere"}))
 
 
-def test_every_annotation_can_be_read():
+def test_every_annotation_can_be_evaluated():
     for thing in list(_REGISTRY.values()):
         assert all(
             choice.annotation is not jax.Array

@@ -1,4 +1,4 @@
-"""What an annotation lets an experiment say, and which annotations say nothing."""
+"""The values that each annotation accepts, and unsupported annotations."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import (
@@ -118,7 +118,7 @@ TAKES: list[tuple[Any, list[Any], list[Any]]] = [
 
 
 @pytest.mark.parametrize(("hint", "good", "bad"), TAKES, ids=lambda x: str(x)[:40])
-def test_an_annotation_takes_what_it_says_and_nothing_else(hint, good, bad):
+def test_an_annotation_accepts_its_values_and_no_others(hint, good, bad):
     assert unsupported_reason(hint) is None
     for value in good:
         assert coerce(value, hint) == value
@@ -152,7 +152,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("hint", REFUSED, ids=str)
-def test_an_annotation_that_nothing_can_satisfy_is_refused_at_once(hint):
+def test_an_unsupported_annotation_is_refused_at_once(hint):
     def grow(*, height: Any): ...
 
     grow.__annotations__["height"] = hint
@@ -162,14 +162,14 @@ def test_an_annotation_that_nothing_can_satisfy_is_refused_at_once(hint):
     assert REFUSED[hint] in str(error.value)
 
 
-def test_a_choice_without_annotation_is_refused():
+def test_a_field_without_annotation_is_refused():
     def sow(*, seed=3): ...
 
     with pytest.raises(ConfigError, match="sow.seed has no annotation"):
         configurable(sow)
 
 
-def test_what_the_caller_gives_may_have_any_annotation():
+def test_parameters_of_the_caller_may_have_any_annotation():
     @configurable
     def press(
         fruits: list[Fruit], *rest: bytes, hard: Annotated[bool, "?"] = False
@@ -209,14 +209,14 @@ def test_a_name_that_is_defined_later_is_checked_when_first_used(monkeypatch):
         ((1, "a"), tuple[int, ...], "x must be tuple[int, ...], got (1, 'a')"),
     ],
 )
-def test_a_refusal_says_what_would_do(value, hint, message):
+def test_an_error_suggests_a_value(value, hint, message):
     with pytest.raises(ConfigError) as error:
         coerce_field(value, hint, "x", "here")
     assert str(error.value).startswith("here: x must be ")
     assert message in str(error.value)
 
 
-def test_annotations_are_told_in_words():
+def test_annotations_are_formatted_as_text():
     assert format_type(Mapping[str, int | None]) == "Mapping[str, int or None]"
     assert format_type(Callable[..., Apple]) == "Callable[..., Apple]"
     assert format_type(Callable) == "Callable"

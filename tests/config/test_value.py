@@ -1,4 +1,4 @@
-"""How a configuration is shown, drawn, compared, asked, stored and written back."""
+"""Showing, drawing, comparing, explaining and storing a config."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class House:
 
 @pytest.fixture
 def house(tmp_path, monkeypatch):
-    """Loads a page and overrides."""
+    """Loads a config text and overrides."""
     monkeypatch.chdir(tmp_path)
 
     def house(text="", *overrides):
@@ -79,13 +79,13 @@ def test_a_path_reaches_into_tuples_and_mappings(house):
         ("lamps.x", "has no field 'lamps.x'"),
     ],
 )
-def test_a_path_that_is_not_there_is_told_with_the_nearest(house, path, message):
+def test_an_unknown_path_is_reported_with_the_nearest(house, path, message):
     with pytest.raises(ConfigError) as error:
         house(FULL)[path]
     assert message in str(error.value)
 
 
-def test_every_place_of_a_class_is_found_by_its_label(house):
+def test_all_paths_of_a_class_parameter_are_found(house):
     config = house(FULL)
     assert config.find_paths("Lamp.watts") == [
         "door.lamp.watts",
@@ -99,7 +99,7 @@ def test_every_place_of_a_class_is_found_by_its_label(house):
         config.find_paths("Lamp.wats")
 
 
-def test_why_tells_what_a_scope_hides(house):
+def test_explain_shows_what_a_scope_hides(house):
     config = house(FULL + "Lamp.watts = 60")
     assert config.explain("lamps.1.watts").splitlines()[1:] == [
         "  house.gin:4",
@@ -118,14 +118,14 @@ def test_an_override_that_every_scope_hides_is_refused(house):
     assert house(text, "d/Lamp.watts=9")["door.lamp.watts"] == 9.0
 
 
-def test_a_scope_misspelt_is_told_with_those_there_are(house):
+def test_an_unknown_scope_is_reported_with_the_known_ones(house):
     with pytest.raises(
         ConfigError, match=r"dimm/Lamp.watts; there is @Lamp, @dim/Lamp"
     ):
         house(FULL, "dimm/Lamp.watts=3")
 
 
-def test_the_tree_shows_references_and_what_is_no_default(house):
+def test_the_tree_shows_references_and_values_that_are_not_defaults(house):
     assert draw_tree(house(FULL, "House.limit=2")).splitlines() == [
         "@House()",
         "├─ door: @Door",
@@ -149,7 +149,7 @@ def test_the_tree_of_a_recorded_configuration_is_the_same(house):
     assert "recorded" in show(from_json(config.to_json()))
 
 
-def test_two_configurations_differ_by_path_and_absence_is_no_value(house):
+def test_configs_differ_by_path_and_missing_fields_are_absent(house):
     changed = diff(house(), house("House.lamps = [@Lamp()]\nLamp.watts = 41"))
     assert changed == {
         "door.lamp.watts": (40.0, 41.0),
@@ -173,14 +173,14 @@ STORED = [
 
 
 @pytest.mark.parametrize("value", STORED)
-def test_every_value_comes_back_from_json_and_from_its_page(house, value):
+def test_every_value_round_trips_through_json_and_gin(house, value):
     config = house(f"House.lamps = [@Lamp()]\nLamp.tags = {value}")
     assert from_json(config.to_json()) == config
     assert from_json(config.to_json(indent=2)).digest() == config.digest()
     assert house(to_gin(config)) == config
 
 
-def test_the_page_names_a_scope_after_the_place_where_one_class_is_set_twice(house):
+def test_a_scope_is_named_after_the_path_of_a_class_with_two_settings(house):
     assert to_gin(house(FULL)).split("\n\n") == [
         "House:\n  door = @Door\n  lamps = (@door_lamp/Lamp(), @lamps_1/Lamp())\n"
         "  rooms = {'hall': @door_lamp/Lamp(), 'attic room': @lamps_1/Lamp()}\n"
@@ -191,21 +191,21 @@ def test_the_page_names_a_scope_after_the_place_where_one_class_is_set_twice(hou
     ]
 
 
-def test_a_root_that_holds_its_own_kind_can_be_written(house):
+def test_a_class_that_contains_itself_can_be_written(house):
     text = "House.other = @b/House()\nb/House.other = None\nb/House.limit = 3"
     config = house(text)
     assert (config["limit"], config["other.limit"]) == (1.0, 3.0)
     assert house(to_gin(config)) == config
 
 
-def test_places_whose_names_run_together_get_different_scopes(house):
+def test_paths_with_the_same_letters_get_different_scopes(house):
     rooms = "{'a b': @x/Lamp(), 'a_b': @y/Lamp(), '\u00e4': @z/Lamp()}"
     scopes = "\n".join(f"{s}/Lamp.watts = {n}" for n, s in enumerate("xyz"))
     config = house(f"House.rooms = {rooms}\n{scopes}")
     assert house(to_gin(config)) == config
 
 
-def test_a_page_of_defaults_still_says_them_all(house):
+def test_defaults_are_written_too(house):
     assert "limit = 1.0" in to_gin(house())
 
 
@@ -222,7 +222,7 @@ def test_a_page_of_defaults_still_says_them_all(house):
         ('{"@House()": {"lamp": 1}}', "@House has no field 'lamp'; did you mean"),
     ],
 )
-def test_json_that_cannot_be_meant_is_refused(text, message):
+def test_invalid_json_is_refused(text, message):
     with pytest.raises(ConfigError) as error:
         from_json(text)
     assert message in str(error.value)
