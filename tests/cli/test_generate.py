@@ -97,7 +97,10 @@ def test_beams_come_best_first_and_the_first_is_the_text(trained, lmx, told):
     [
         (["--prompt", "a", "--tokens", "0"], "--tokens is 0: it must be 1 or more"),
         (["--prompt", "a", "--batch", "0"], "--batch is 0: it must be 1 or more"),
-        (["--prompt", "a", "--top-p", "2"], "top_p is 2.0: it must be above 0 and at most 1"),
+        (
+            ["--prompt", "a", "--top-p", "2"],
+            "top_p is 2.0: it must be above 0 and at most 1",
+        ),
         (["--prompt", "a", "--temperature", "-1"], "temperature is -1.0: it must be 0"),
         ([], "this model has no token that starts a document: give a prompt"),
         (["--prompt", "xyz"], "'x' (U+0078) is not one of the"),
@@ -108,7 +111,10 @@ def test_beams_come_best_first_and_the_first_is_the_text(trained, lmx, told):
         (["--beams", "2", "--top-k", "3"], "remove --top-k, or --beams"),
         (["--beams", "2", "--stop", "a"], "remove --stop, or --beams"),
         (["--length-penalty", "1"], "--length-penalty is for beam search"),
-        (["--prompt", "a", "--stop", ""], "a stop string must have at least one character"),
+        (
+            ["--prompt", "a", "--stop", ""],
+            "a stop string must have at least one character",
+        ),
         (["--file", "none.txt"], "No such file or directory: 'none.txt'"),
     ],
 )
