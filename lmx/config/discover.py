@@ -37,7 +37,7 @@ def import_declaring(name: str) -> None:
 def find_experiments() -> dict[str, Path]:
     """The files of the shipped experiments by name, such as `families/llama3_8b`.
 
-    They are in the package in a wheel, and beside it in a checkout.
+    A wheel has them in the package, a checkout in the folder that holds the package.
     """
     folders = (_LMX / "experiments", _LMX.parent / "experiments")
     folder = next(filter(Path.is_dir, folders), folders[0])

@@ -91,7 +91,7 @@ def resolve(bindings: Bindings, root: str, *, strict: bool = True) -> Config[Any
 
 
 def _explain_unused(key: BindingKey, root: str, resolver: "Resolver") -> str:
-    """Why nothing uses a binding, and what may have been meant."""
+    """Why nothing uses a binding, and the nearest names that are used."""
     if key in resolver.reached:
         hiding = sorted(k for k in resolver.deciding if k[1:] == key[1:])
         found = ", ".join(f"{k} ({resolver.bindings[k].location})" for k in hiding)

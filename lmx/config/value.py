@@ -268,7 +268,7 @@ def format_value(value: Any, format_ref: Callable[[Any], str] = str) -> str:
 
 
 class Absent:
-    """Stands in `diff` for a field that only the other configuration has."""
+    """The value in `diff` of a field that only the other configuration has."""
 
     def __repr__(self) -> str:
         return "absent"

@@ -19,8 +19,8 @@ one process with another mesh, where the devices allow it (CPUs do).
 
 It compares the loss of every step, every logged value, every batch, all hooks that ran,
 and the digests of parameters and optimizer state. OUT/report.json says which values
-must be equal to the bit (same mesh) and which are within a tolerance (another mesh),
-and the runs are beside it. Exit status: 0 passed, 1 failed, 2 invalid arguments.
+must be equal to the bit (same mesh) and which are within a tolerance (another mesh);
+OUT also has the runs. Exit status: 0 passed, 1 failed, 2 invalid arguments.
 
   lmx faulttest quickstart --steps 100 Decoder.depth=2
   lmx faulttest quickstart --steps 100 --kills 16 --seed 1 --out proof
