@@ -192,7 +192,8 @@ def shrink(words, args, tmp_path, llama):
     }
     more = [word for start, x in extra.items() if texts.startswith(start) for word in x]
     words = [word.replace("Mesh.data=32", "Mesh.data=8") for word in words]
-    return [*words, *more, *SMALL.get(name, [])]
+    end = len(words) - (words[-1] == "--plan")  # which takes the next word as its value
+    return [*words[:end], *more, *SMALL.get(name, []), *words[end:]]
 
 
 @pytest.mark.parametrize("example", [*map(mark, EXAMPLES)])
