@@ -30,7 +30,7 @@ MODEL = [
 DATA = [
     *["TextDataset.corpus=@Text()", "TextDataset.tokenizer=@ByteTokenizer()"],
     *["TextDataset.sequence_length=16", "train/TextDataset.batch_size=8"],
-    *["Text.path=texts", "Text.holdout=@HoldoutDocuments()"],
+    *["Text.path=texts", "Text.holdout=@HoldoutDocuments()", "Text.suffixes=('.txt',)"],
 ]
 RUN = [
     *["Experiment.steps=2", "Experiment.hooks=[]", "CheckpointPolicy.every=1"],
@@ -88,7 +88,7 @@ FILES = {
 
 
 def find_examples():
-    """The command lines of all help texts and pages, in order, without their remarks."""
+    """The command lines of all help texts and docs, in order, without their remarks."""
     parser = build_parser()
     texts = [parser.description, *(command.description for command in COMMANDS)]
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
