@@ -205,7 +205,7 @@ def test_a_damaged_or_missing_shard_is_named_before_the_first_step(trainer, tmp_
 BuildTokenStore:
   sources = {{'a': @Text()}}
   tokenizer = @ByteTokenizer()
-  engine = @ProcessPool()
+  executor = @ProcessPool()
 ProcessPool.workers = 1
 Text.path = '{text}'
 Text.holdout = @HoldoutDocuments()
