@@ -1,15 +1,19 @@
 """Progress bars and lines on stderr."""
 
 import sys
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 BAR_DELAY = 1.0  # seconds before a bar appears
 LINE_INTERVAL = 10.0  # seconds between lines without a terminal
 
 
-def byte_progress(title: str, total: int | None = None) -> tqdm:
+def byte_progress(title: str, total: int | None = None) -> "tqdm":
     """A progress bar of bytes on a terminal; nothing elsewhere."""
+    from tqdm import tqdm  # layers and models import without it
+
     return tqdm(
         desc=title,
         total=total,
@@ -22,4 +26,6 @@ def byte_progress(title: str, total: int | None = None) -> tqdm:
 
 def print_line(text: str) -> None:
     """Prints a line on stderr, above any progress bar."""
+    from tqdm import tqdm
+
     tqdm.write(text, file=sys.stderr)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from lmx.run import goodput
 from lmx.run.goodput import (
     TimeAccounting,
     now,
@@ -29,7 +30,7 @@ def clock(monkeypatch):
             self.seconds += seconds
 
     clock = Clock()
-    monkeypatch.setattr(timing, "now", lambda: clock.seconds)
+    monkeypatch.setattr(goodput, "now", lambda: clock.seconds)
     monkeypatch.setattr(time, "time", lambda: float(next(clock.wall_times)))
     return clock
 
