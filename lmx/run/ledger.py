@@ -1,4 +1,4 @@
-"""What was due at each step of a run beside the training, and what was done."""
+"""The ledger: which hooks were due at each step of a run, and which have run."""
 
 from pathlib import Path
 from typing import Any
@@ -8,22 +8,22 @@ from lmx.run.run_dir import LEDGER, RunDir
 
 
 class Ledger:
-    """`ledger.jsonl` of a run: one thing, its step and what became of it, a line.
+    """`ledger.jsonl` of a run: one line for each change of a hook's status at a step.
 
-    A thing is `due`, then `done` or `consecutive_failures`; a save is `begun`, and whether it was
-    finished stands in `checkpoints/`. Of many processes the first writes.
+    A hook is `due`, then `done` or `failed`; a save is `started`, and is finished if its
+    checkpoint exists. Only the leader writes.
     """
 
     def __init__(self, run_dir: RunDir):
         self.run_dir = run_dir
 
     def record(self, step: int, hook: str, status: str, **facts: Any) -> None:
-        """Adds a line at once."""
+        """Appends a line."""
         line = {"step": step, "hook": hook, "status": status, **facts}
         self.run_dir.append(LEDGER, line)
 
     def list_done(self, step: int) -> list[str]:
-        """What was due after that step and is done."""
+        """The hooks that were due after that step and have run."""
         return [
             row["hook"]
             for row in read_ledger(self.run_dir.path)

@@ -65,7 +65,7 @@ def final_metadata(path: Path, flops: float, devices: int) -> dict[str, Any]:
 
 
 def sample_losses(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, float | str]]:
-    """Some logged losses, each with its step: the first ones and the last among them."""
+    """Some logged losses, each with its step; the first ones and the last included."""
     losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     sampled = losses[:DENSE_LOSSES]
     for pair in losses[DENSE_LOSSES:]:

@@ -10,7 +10,7 @@ from lmx.core.console import LINE_INTERVAL, print_line
 
 
 class RunProgress:
-    """Shows steps done, the newest metrics and the time left; nothing if not enabled."""
+    """Shows steps, the newest metrics and the time left; nothing if not enabled."""
 
     def __init__(self, name: str, done: int, steps: int, *, enabled: bool = True):
         self.name, self.steps, self.enabled = name, steps, enabled

@@ -62,7 +62,8 @@ def texts(rows) -> list[str]:
 @pytest.mark.parametrize("name", [*NAMES, None])
 def test_a_pass_reads_the_documents_of_its_source_and_no_other(folder, name):
     stored = TokenStoreDataset(
-        path=str(folder), source=name, batch_size=4, sequence_length=128, order=Sequential(),
+        path=str(folder), source=name, batch_size=4, sequence_length=128,
+        order=Sequential(),
         packing=BestFitPacking(),
     )  # fmt: skip
     rows = stored.open()
@@ -125,7 +126,8 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
 
 def test_a_page_can_mix_the_sources_of_a_store(folder):
     page = [
-        "Mixture.components={'web': @web/MixtureComponent(), 'code': @code/MixtureComponent()}",
+        "Mixture.components={'web': @web/MixtureComponent(),"
+        " 'code': @code/MixtureComponent()}",
         "web/MixtureComponent.source=@web/TokenStoreDataset()",
         "code/MixtureComponent.source=@code/TokenStoreDataset()",
         "web/MixtureComponent.weight=0.75",

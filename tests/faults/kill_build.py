@@ -79,7 +79,7 @@ def kill_self_at_rename(count: int) -> None:
 
 
 def kill_at_renames(build: BuildTokenStore, root: Path) -> dict[str, int]:
-    """Builds a store for each side of each rename, and kills its first process there."""
+    """Builds a store for each side of each rename, and kills its process there."""
     stores = 0
     while wait_killed(
         start(build, root / f"{stores}", partial(kill_self_at_rename, stores))

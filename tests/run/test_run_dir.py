@@ -17,7 +17,7 @@ NOISE = {**INITIAL, "run_id": "new", "data": {"source": "noise"}}
 
 @pytest.fixture
 def claim(tmp_path, tiny):
-    """Claims `runs/a` for the tiny experiment with overrides; closes the claim before."""
+    """Claims `runs/a` for the tiny experiment; closes the claim before."""
     claimed = []
 
     def claim(*overrides, metadata=INITIAL, tokenizer=None, path="runs/a", allow=()):

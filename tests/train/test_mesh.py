@@ -17,7 +17,10 @@ STEPS = 20
 PARTS = "Experiment.microbatches=2"
 UNROLLED = "Decoder.unroll=4"
 CHUNKS = "NextToken.chunk=4"
-ROUNDS = "Decoder.pipeline=@PipelineSchedule() PipelineSchedule.microbatches=4 PipelineSchedule.virtual_stages=2"
+ROUNDS = (
+    "Decoder.pipeline=@PipelineSchedule() PipelineSchedule.microbatches=4"
+    " PipelineSchedule.virtual_stages=2"
+)
 RING = "Attention.backend=@RingAttention() RingAttention.block=2"
 # Other models than those of `conftest.py`: what sees a few tokens, what shifts a row.
 MODELS = {

@@ -20,7 +20,7 @@ from lmx.train.step import (
 
 
 def opened(tiny, kind, *overrides, parts=1):
-    """A step config, parameters, an unevenly weighted batch and the keys of its rows."""
+    """A step config, parameters, an unevenly weighted batch and its keys."""
     experiment = tiny(*overrides, kind=kind).build()
     graph, params = nnx.split(experiment.model(nnx.Rngs(0)))
     rate = experiment.schedule.build(10)

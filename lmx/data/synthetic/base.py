@@ -26,8 +26,11 @@ class SyntheticDataset(DatasetConfig, Dataset):
 
     batch_size: int  # B, rows over all devices
     sequence_length: int  # T, tokens
+
     if TYPE_CHECKING:
-        vocab: int
+
+        @property
+        def vocab(self) -> int: ...
 
     @property
     @abstractmethod

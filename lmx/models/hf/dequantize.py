@@ -164,7 +164,7 @@ class DequantizedFolder(SafetensorsFolder):
             raise ConfigError(
                 f"{path}: quantization_config.quant_method = {method!r} is not"
                 f" supported{suggest(method, FORMATS)}: save the model in bfloat16,"
-                " with transformers (from_pretrained, dequantized, and save_pretrained)."
+                " with transformers (from_pretrained, dequantize, save_pretrained)."
             )
         for name in sorted(config.keys() - KNOWN_FIELDS):
             raise ConfigError(

@@ -109,7 +109,7 @@ def _find_files(path: Path) -> list[Path]:
         return [path / SINGLE]
     if len(files) > 1:
         raise ConfigError(
-            f"{path} has {len(files)} files of weights and no {INDEX}, which lists those"
+            f"{path} has {len(files)} files of weights and no {INDEX}, which lists them"
             " of the model: fetch it too."
         )
     pickles = sorted(file.name for each in PICKLES for file in path.glob(each))
@@ -146,8 +146,8 @@ def _iter_tensors(file: Path) -> Iterator[tuple[TensorInfo, np.ndarray]]:
         start, stop = entry["data_offsets"]
         if stop - start != tensor.bytes or not 0 <= start <= stop <= len(content):
             raise ConfigError(
-                f"{file}: {name} has {tensor.bytes} bytes, and offsets {start} to {stop}"
-                f" of {len(content)}: the file is cut short or damaged, fetch it again."
+                f"{file}: {name} has {tensor.bytes} bytes, and offsets {start} to"
+                f" {stop} of {len(content)}: the file is cut short or damaged, fetch it again."
             )
         yield tensor, content[start:stop]
 

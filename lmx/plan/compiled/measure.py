@@ -73,9 +73,9 @@ class CompileResult:
         """The inverse of `to_json`."""
         fields = json.loads(text)
         if fields["profile"]:
-            *counts, collectives = fields["profile"]
-            uses = [CollectiveUse(k, tuple(d), *rest) for k, d, *rest in collectives]
-            fields["profile"] = StepProfile(*counts, uses)
+            profile = StepProfile(*fields["profile"])
+            uses = [CollectiveUse(k, tuple(d), *rest) for k, d, *rest in profile[3]]
+            fields["profile"] = profile._replace(collectives=uses)
         return cls(**fields)
 
 

@@ -180,7 +180,7 @@ class CheckpointReader:
     def _iter_pieces(
         self, name: str, tensor: ts.TensorStore, index: Index
     ) -> Iterator[tuple[Index, np.ndarray]]:
-        """Reads a part by as many rows as stay in a cache; each is valid until the next.
+        """Reads a part in cache-sized blocks of rows; each is valid until the next.
 
         A part that is one chunk is read directly from its file, in a fifth of the time
         that tensorstore takes, since no new memory is touched.

@@ -37,15 +37,15 @@ HostShards = dict[str, list[HostShard]]  # by name of the array
 class HostBuffers:
     """Copies of arrays on CPU devices, in memory that the next checkpoint reuses.
 
-    On a CPU Orbax refers to the memory of arrays, and JAX does not donate memory that is
-    referred to. Buffers are kept because new memory is slow to touch.
+    On a CPU Orbax refers to the memory of arrays, and JAX does not donate such memory.
+    Buffers are kept because new memory is slow to touch.
     """
 
     def __init__(self):
         self.buffers: dict[tuple[str, str], np.ndarray] = {}
 
     def copy(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Copies arrays on CPUs and returns others; the copies before become invalid."""
+        """Copies arrays on CPUs, returns others; earlier copies become invalid."""
         return {
             name: self._copy(name, array) if _is_on_cpu(array) else array
             for name, array in arrays.items()

@@ -208,7 +208,7 @@ def _add_decay(rate: optax.Schedule, decay: float) -> optax.GradientTransformati
 
 
 def zero_sign_grads(grads: PyTree) -> PyTree:
-    """Zeroes gradients of parameters with a `sign_rate`, so that clipping ignores them."""
+    """Zeroes gradients of parameters with a `sign_rate`: clipping ignores them."""
 
     def zero(g: Any) -> Any:
         return g if _sign_rate(g) is None else g.replace(jnp.zeros_like(g[...]))

@@ -1,6 +1,7 @@
 """Tests of fill-in-the-middle and span corruption, which can be undone."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,8 +196,9 @@ def test_a_document_that_fills_a_row_has_room_for_its_sentinels(
         batch = transformed.batch_at(0, step)
         full = batch.segments[:, 400] > 0
         assert ((batch.tokens >= VOCAB).any(axis=1) | ~full).all()
-    size = transformed.config.source_length(512)
-    sentinels = 2 * transformed.config.count_spans(size)[1] + 1
+    config: Any = transformed.config
+    size = config.source_length(512)
+    sentinels = 2 * config.count_spans(size)[1] + 1
     assert 512 - 3 <= size + sentinels <= 512
 
 
