@@ -179,8 +179,8 @@ def parse_step(path: Any) -> int | None:
     return int(folder.name) if is_state else None
 
 
-def fingerprint(batch: Batch) -> int:
-    """64 bits of what this process holds of a batch.
+def fingerprint(batch: Any) -> int:
+    """64 bits of what this process holds of the arrays of a batch.
 
     The sum over all processes, modulo 2**64, is the same for any split of the batch.
     """

@@ -10,8 +10,8 @@ from lmx.run.run_dir import LEDGER, RunDir
 class Ledger:
     """`ledger.jsonl` of a run: one line for each change of a hook's status at a step.
 
-    A hook is `due`, then `done` or `failed`; a save is `started`, and is finished if its
-    checkpoint exists. Only the leader writes.
+    A hook is `due`, then `done` or `failed`; a save is `started`, and is finished if
+    its checkpoint exists. Only the leader writes.
     """
 
     def __init__(self, run_dir: RunDir):

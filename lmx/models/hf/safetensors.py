@@ -147,7 +147,8 @@ def _iter_tensors(file: Path) -> Iterator[tuple[TensorInfo, np.ndarray]]:
         if stop - start != tensor.bytes or not 0 <= start <= stop <= len(content):
             raise ConfigError(
                 f"{file}: {name} has {tensor.bytes} bytes, and offsets {start} to"
-                f" {stop} of {len(content)}: the file is cut short or damaged, fetch it again."
+                f" {stop} of {len(content)}: the file is cut short or damaged, fetch it"
+                " again."
             )
         yield tensor, content[start:stop]
 

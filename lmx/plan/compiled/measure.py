@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lmx.plan.compiled.hlo import COLLECTIVES, HLOOp, HLOProgram, parse_group
 
@@ -74,7 +74,8 @@ class CompileResult:
         fields = json.loads(text)
         if fields["profile"]:
             profile = StepProfile(*fields["profile"])
-            uses = [CollectiveUse(k, tuple(d), *rest) for k, d, *rest in profile[3]]
+            collectives: list[Any] = profile.collectives
+            uses = [CollectiveUse(k, tuple(d), *rest) for k, d, *rest in collectives]
             fields["profile"] = profile._replace(collectives=uses)
         return cls(**fields)
 
