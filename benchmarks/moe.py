@@ -3,7 +3,8 @@
 Compares two programs for the gradient of a mixture of experts on 8 virtual devices:
 `one` sorts all tokens in one program that XLA partitions, `each` is a program per
 device that exchanges rows. Prints temporary memory per device, bytes moved by
-collectives, and milliseconds, interleaved. Virtual devices share the cores, so a collective is a copy.
+collectives, and milliseconds, interleaved. Virtual devices share the cores, so a
+collective is a copy.
 """
 
 import math
