@@ -80,7 +80,7 @@ def test_a_diloco_replica_skips_independently(tiny, x64):
     run = tiny(*x64, *SKIP, *DILOCO).build().open()
     start = host(run.init())
     batch = run.data.batch_at(0, 0)
-    rows = batch.count_tokens.shape[0] // 2
+    rows = batch.tokens.shape[0] // 2
     after, metrics = run.step(run.init(), run.put_batch(poisoned(batch, slice(rows))))
     assert metrics["skipped"] == 0.5 and not np.isfinite(metrics["loss"])
     apart, before = host(after.opt_state), start.opt_state
