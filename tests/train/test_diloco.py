@@ -43,7 +43,9 @@ def close(one, other, rtol=1e-9):
 
 
 def test_one_replica_that_synchronizes_each_step_is_plain_training(tiny, x64):
-    trivial = [f"DiLoCo.{said}" for said in ("replicas=1", "sync_every=1", "outer_lr=1.0")]
+    trivial = [
+        f"DiLoCo.{said}" for said in ("replicas=1", "sync_every=1", "outer_lr=1.0")
+    ]
     said = ["Experiment.local_sgd=@DiLoCo()", *trivial, "DiLoCo.outer_momentum=0.0"]
     plain, outer = (
         tiny(*x64, *ALONE, *more, kind="dropout").build().open() for more in ([], said)
