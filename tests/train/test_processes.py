@@ -157,11 +157,12 @@ def check_trained(work, alone, processes, devices, mesh, kind, dtype, *words):
 def pair(tmp_path_factory):
     """A folder where two processes trained and recorded which rows they requested."""
     work = tmp_path_factory.mktemp("pair")
-    for file in (PAGE, PAGE.with_name("asked.py")):
+    for file in (PAGE, PAGE.with_name("recording_dataset.py")):
         shutil.copy(file, work)
-    words = ["Experiment.data=@Asked()", "Asked.source=@RepeatTask()", "Asked.folder=."]
+    words = ["Experiment.data=@RecordingConfig()", "RecordingConfig.folder=."]
+    words += ["RecordingConfig.source=@RepeatTask()"]
     run = ["tiny.gin", *words, *FLOAT64, *EVALUATE, "Mesh.fsdp=2", "Mesh.tensor=2"]
-    Group(work, [*run, "--import", "asked", "--run", "run"], 2, devices=2).done()
+    Group(work, [*run, "--import", "recording_dataset", "--run", "run"], 2, devices=2).done()
     return work
 
 
