@@ -162,7 +162,9 @@ def pair(tmp_path_factory):
     words = ["Experiment.data=@RecordingConfig()", "RecordingConfig.folder=."]
     words += ["RecordingConfig.source=@RepeatTask()"]
     run = ["tiny.gin", *words, *FLOAT64, *EVALUATE, "Mesh.fsdp=2", "Mesh.tensor=2"]
-    Group(work, [*run, "--import", "recording_dataset", "--run", "run"], 2, devices=2).done()
+    Group(
+        work, [*run, "--import", "recording_dataset", "--run", "run"], 2, devices=2
+    ).done()
     return work
 
 
