@@ -64,14 +64,11 @@ class PipelineSchedule:
         inputs: AttentionInputs,
         remat: Remat,
     ) -> tuple[Float[Array, "B T D"], Aux, PyTree]:
-        """Calls `apply_layers` on the other arguments, pipelined if layers are sharded.
+        """Calls `apply_layers` on the other arguments, pipelined over the stages.
 
-        A call with a cache, the last of `iterations`, is not pipelined. Raises
-        ConfigError where layers or rows do not divide evenly.
+        Raises ConfigError where layers or rows do not divide evenly.
         """
         stages, rounds = num_shards("L"), self.virtual_stages
-        if stages == 1 or iterations[-1] is not None:
-            return apply_layers(iterations, x, inputs, remat)
         count = self.microbatches or max(x.shape[0] // num_shards("B"), 1)
         timeline = Timeline(stages, count, rounds)
         timeline.check(jax.tree.leaves(iterations)[0].shape[0], x.shape[0])

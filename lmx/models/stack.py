@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from lmx.core import dims
 from lmx.core.mean import Aux, merge_aux
-from lmx.core.partitioning import constrain
+from lmx.core.partitioning import constrain, num_shards
 from lmx.layers.attention.attention import SelfAttention
 from lmx.layers.attention.inputs import AttentionInputs
 from lmx.layers.init import Init
@@ -176,7 +176,10 @@ class Stack(nnx.Module):
             layers = jnp.asarray(cycle.group.layers)
             iterations = params, layers, cache and cache[number]
             scan = partial(self._scan_layers, graphs)
-            x, aux, new = self.pipeline(scan, iterations, x, inputs, self.remat)
+            if num_shards("L") == 1 or cache is not None:
+                x, aux, new = scan(iterations, x, inputs, self.remat)
+            else:
+                x, aux, new = self.pipeline(scan, iterations, x, inputs, self.remat)
             auxes.append(aux)
             caches.append(new)
         return x, merge_aux(auxes), cache and tuple(caches)

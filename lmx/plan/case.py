@@ -15,7 +15,7 @@ from lmx.core.sharding import RULES, Rules, is_variable
 from lmx.data.dataset import DatasetConfig
 from lmx.data.schedule import Stage
 from lmx.layers.attention.attention import Attention
-from lmx.layers.attention.backend import ReferenceAttention
+from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.moe.dispatch import DroplessDispatch
 from lmx.layers.moe.moe import MoE
 from lmx.models.decoder import Decoder

@@ -14,13 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from lmx.config.registry import Execution, configurable
-from lmx.layers.attention.backend import (
-    AttentionBackend,
-    AttentionMask,
-    ReferenceAttention,
-)
+from lmx.layers.attention.backend import AttentionBackend, AttentionMask
 from lmx.layers.attention.inputs import AttentionInputs
 from lmx.layers.attention.kv_cache import update_cache
+from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum

@@ -17,8 +17,9 @@ from jaxtyping import Array, Bool, Float
 
 from lmx.config.registry import configurable
 from lmx.core import partitioning
-from lmx.layers.attention.reference import ModifyLogits, attend
 from lmx.layers.mask import TokenInfo, make_attention_mask
+
+ModifyLogits = Callable[[Float[Array, "B K G T S"]], Float[Array, "B K G T S"]]
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,6 @@ class AttentionBackend(ABC):
         dropout: Callable[[Array], Array] | None = None,
     ) -> Float[Array, "B T N H"]:
         """The result of `reference.attend` for these arguments."""
-
-
-@configurable
-@dataclass(frozen=True)
-class ReferenceAttention(AttentionBackend):
-    """`reference.attend`: supports everything everywhere, and stores all logits."""
-
-    supports = frozenset(("position", "sink", "logit_cap", "dropout"))
-
-    def __call__(self, q, k, v, mask, **options):
-        return attend(q, k, v, mask.dense, **options)
 
 
 @configurable

@@ -5,18 +5,19 @@ Ainslie et al. 2023, arXiv:2305.13245.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from lmx.config.registry import configurable
 from lmx.core.precision import upcast
+from lmx.layers.attention.backend import AttentionBackend, ModifyLogits
 
 # Finite, so that the softmax of a fully masked row is not NaN.
 MASKED = -1e30
-
-ModifyLogits = Callable[[Float[Array, "B K G T S"]], Float[Array, "B K G T S"]]
 
 
 def attend(
@@ -77,3 +78,14 @@ def soft_cap(logits: Float[Array, "*dims"], cap: float) -> Float[Array, "*dims"]
     if cap <= 0.0:
         raise ValueError(f"logit cap is {cap}: it must be above 0.")
     return cap * jnp.tanh(logits / cap)
+
+
+@configurable
+@dataclass(frozen=True)
+class ReferenceAttention(AttentionBackend):
+    """`attend`: supports everything everywhere, and stores all logits."""
+
+    supports = frozenset(("position", "sink", "logit_cap", "dropout"))
+
+    def __call__(self, q, k, v, mask, **options):
+        return attend(q, k, v, mask.dense, **options)
