@@ -105,10 +105,9 @@ def build(job: BuildJob, executor: Executor, title: str) -> None:
             if missing:
                 executor.run(job, missing, progress.update)
         commit(job, specs)
-    for path in job.folder.glob(".*"):  # incomplete files of a killed build
-        if path.is_file():
-            path.unlink(missing_ok=True)
     shutil.rmtree(job.work_dir, ignore_errors=True)
+    for path in job.folder.rglob(".*"):  # incomplete files of a killed build
+        path.unlink()
 
 
 class BuildProgress:
