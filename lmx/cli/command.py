@@ -1,6 +1,7 @@
 """The frame of every command: arguments, help, errors, exit status and output."""
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,15 +10,19 @@ from typing import Any, NamedTuple
 
 from lmx.config.registry import ConfigError
 
+Options = Mapping[str, Mapping[str, Any]]  # arguments of `add_argument` by flag
+
 OVERRIDES = "Name.parameter=value"
 RAW = argparse.RawDescriptionHelpFormatter
-_JSON = {"action": "store_true", "help": "print JSON"}
-_IMPORT = {
-    "dest": "imports",
-    "metavar": "MODULE",
-    "action": "append",
-    "default": [],
-    "help": "import a module of yours whose classes the config names (repeatable)",
+_JSON: Options = {"--json": {"action": "store_true", "help": "print JSON"}}
+_IMPORT: Options = {
+    "--import": {
+        "dest": "imports",
+        "metavar": "MODULE",
+        "action": "append",
+        "default": [],
+        "help": "import a module of yours whose classes the config names (repeatable)",
+    }
 }
 
 
@@ -29,18 +34,24 @@ class Output(NamedTuple):
     status: int = 0
 
 
-@dataclass(frozen=True)
+def option(
+    help: str, type: Any = str, default: Any = None, metavar: str | None = None
+) -> dict[str, Any]:
+    """An option with a value."""
+    return {"help": help, "type": type, "default": default, "metavar": metavar}
+
+
+@dataclass
 class Command:
-    """One command of `lmx`.
+    """Makes a function a command of `lmx`, whose help is the docstring.
+
+    In the function, `args.names` are the positional arguments and `args.overrides` the
+    overrides. It returns the exit status if it has printed its result itself.
 
     Attributes:
         name: its words, as in "ckpt list"; all but the last name a group.
         arguments: its positional arguments, as in "RUN FILE ..."; dots repeat the last.
         summary: one line for the list of commands.
-        description: what it does, and examples as lines that start with "  lmx ".
-        run: does it. `args.names` are the positional arguments and `args.overrides`
-            the overrides. Returns the exit status if it has printed its result itself.
-        options: the keyword arguments of `ArgumentParser.add_argument` by flag.
         takes_overrides: whether it takes Name.parameter=value and --import.
         errors: exceptions that mean invalid input: exit status 2. Any other exception
             with an `exit_status` ends with that status.
@@ -51,12 +62,21 @@ class Command:
     name: str
     arguments: str
     summary: str
-    description: str
-    run: Callable[[argparse.Namespace], Output | int]
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     takes_overrides: bool = False
     errors: tuple[type[Exception], ...] = (ValueError, OSError)
     hint: str = ""
+    run: Callable[[argparse.Namespace], Output | int] = field(init=False)
+
+    def __call__(self, run: Callable[[argparse.Namespace], Output | int]) -> "Command":
+        """Decorates the function that runs the command."""
+        self.run = run
+        return self
+
+    @property
+    def description(self) -> str:
+        """What it does, and examples as lines that start with "  lmx "."""
+        return inspect.getdoc(self.run) or self.summary
 
     @property
     def usage(self) -> str:
@@ -64,7 +84,7 @@ class Command:
         words = [f"lmx {self.name} {self.arguments}"]
         words += [f"[{OVERRIDES} ...]"] if self.takes_overrides else []
         required = {flag: x for flag, x in self.options.items() if x.get("required")}
-        words += [f"{flag} {options['metavar']}" for flag, options in required.items()]
+        words += [f"{flag} {x['metavar']}" for flag, x in required.items()]
         return " ".join((*words, "[options]"))
 
     def add_to(self, commands: Any) -> None:
@@ -80,10 +100,8 @@ class Command:
         first, *_ = self.arguments.split()
         count = "*" if first[0] == "[" else "+"
         parser.add_argument("words", nargs=count, metavar=first, help=argparse.SUPPRESS)
-        options = {**self.options, "--json": _JSON}
-        if self.takes_overrides:
-            options["--import"] = _IMPORT
-        for flag, keywords in options.items():
+        imports = _IMPORT if self.takes_overrides else {}
+        for flag, keywords in {**self.options, **_JSON, **imports}.items():
             parser.add_argument(flag, **keywords)
 
     def execute(self, args: argparse.Namespace) -> int:
@@ -138,12 +156,8 @@ def format_table(
     header: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1
 ) -> str:
     """Columns under a header, the first `left` aligned left, the others right."""
-    lines = [list(header), *(list(map(str, row)) for row in rows)]
+    lines = [[*map(str, row)] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = ["<"] * left + [">"] * (len(widths) - left)
-    return "\n".join(
-        "  ".join(
-            f"{c:{s}{w}}" for c, s, w in zip(x, sides, widths, strict=True)
-        ).rstrip()
-        for x in lines
-    )
+    sides = "<" * left + ">" * (len(widths) - left)
+    template = "  ".join(f"{{:{s}{w}}}" for s, w in zip(sides, widths, strict=True))
+    return "\n".join(template.format(*line).rstrip() for line in lines)

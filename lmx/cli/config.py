@@ -27,45 +27,6 @@ lists the parameters that can be set. These commands resolve a config with its i
 macros, scopes, defaults and overrides, and run nothing. In place of a file, the name of
 a shipped experiment or the folder of a run works too.
 """
-_SHOW = """\
-One line per value: its path, the value, and the line of the file or the override that
-set it. The last line identifies the run; the run id ignores execution settings (mesh,
-logging, paths).
-
-  lmx config show quickstart
-  lmx config show experiments/quickstart.gin Attention.kv_heads=2 Experiment.seed=1
-  lmx config show runs/quickstart-...
-"""
-_EXPLAIN = """\
-Where a value was set, which values it replaced, and which macros it came through. Name
-the value by its path, or by Class.parameter for every use of the class.
-
-  lmx config explain quickstart model.attention.heads
-  lmx config explain quickstart Attention.heads Attention.heads=2
-"""
-_DIFF = """\
-The values that differ between two configs or runs, as old -> new. Overrides apply to
-both.
-
-  lmx config diff quickstart gqa
-  lmx config diff runs/quickstart-... experiments/quickstart.gin
-"""
-_TREE = """\
-The classes and the values that are not defaults, as a tree; then every model parameter
-with its size and axes, and their total.
-
-  lmx config tree quickstart
-  lmx config tree quickstart Decoder.mlp=@GeGLU GeGLU.hidden=256
-"""
-_LIST = """\
-The classes and functions that a config can name, by module. With a name, its
-parameters with types, defaults and documentation. `experiments` lists the experiments
-that ship with lmx and the question that each one answers.
-
-  lmx config list
-  lmx config list Attention
-  lmx config list experiments
-"""
 
 
 def _resolve(name: str, args: argparse.Namespace) -> Config:
@@ -75,9 +36,24 @@ def _resolve(name: str, args: argparse.Namespace) -> Config:
     return config
 
 
-def _show(args: argparse.Namespace) -> Output:
+@Command(
+    "config show", "CONFIG.gin", "every value, and what set it", takes_overrides=True
+)
+def show_config(args: argparse.Namespace) -> Output:
+    """One line per value: its path, the value, and the line or override that set it.
+
+    The last line identifies the run; the run id ignores execution settings (mesh,
+    logging, paths).
+
+      lmx config show quickstart
+      lmx config show experiments/quickstart.gin Attention.kv_heads=2 Experiment.seed=1
+      lmx config show runs/quickstart-...
+    """
     config = _resolve(args.names[0], args)
-    _check(config)
+    with explain_errors(config):
+        experiment = config.build()
+        if config.name == "Experiment":
+            experiment.abstract_model()  # some errors need the shapes of the model
     fields = {
         path: {"value": to_jsonable(value), "from": config.find_provenance(path)[0]}
         for path, value in config.flatten()
@@ -87,17 +63,17 @@ def _show(args: argparse.Namespace) -> Output:
     return Output(text, {**ids, "fields": fields, "notes": config.unused_bindings})
 
 
-def _check(config: Config) -> None:
-    """Raises the errors that appear only when the model is built and shaped."""
-    from lmx.train.experiment import Experiment
+@Command(
+    "config explain", "CONFIG.gin PATH ...", "what set a value", takes_overrides=True
+)
+def explain(args: argparse.Namespace) -> Output:
+    """Where a value was set, which values it replaced, and the macros it came through.
 
-    with explain_errors(config):
-        experiment = config.build()
-        if isinstance(experiment, Experiment):
-            experiment.abstract_model()
+    Name the value by its path, or by Class.parameter for every use of the class.
 
-
-def _explain(args: argparse.Namespace) -> Output:
+      lmx config explain quickstart model.attention.heads
+      lmx config explain quickstart Attention.heads Attention.heads=2
+    """
     config, labels = _resolve(args.names[0], args), args.names[1:]
     paths = dict.fromkeys(path for label in labels for path in config.find_paths(label))
     data = {
@@ -110,29 +86,49 @@ def _explain(args: argparse.Namespace) -> Output:
     return Output("\n".join(map(config.explain, paths)), data)
 
 
-def _diff(args: argparse.Namespace) -> Output:
+@Command("config diff", "A B", "the values that differ", takes_overrides=True)
+def show_diff(args: argparse.Namespace) -> Output:
+    """The values that differ between two configs or runs, as old -> new.
+
+    Overrides apply to both.
+
+      lmx config diff quickstart gqa
+      lmx config diff runs/quickstart-... experiments/quickstart.gin
+    """
     old, new = (_resolve(name, args) for name in args.names)
     changes = diff(old, new)
     lines = [f"{path}: {_side(a)} -> {_side(b)}" for path, (a, b) in changes.items()]
-    same = old.run_id() == new.run_id()
-    lines.append(
-        f"the same run id, {old.run_id()}"
-        if same
-        else f"run id {old.run_id()} -> {new.run_id()}"
-    )
-    sides = {path: {"old": a, "new": b} for path, (a, b) in changes.items()}
+    ids = dict.fromkeys((old.run_id(), new.run_id()))
+    same = "the same run id," if len(ids) == 1 else "run id"
     data = {
-        path: {side: to_jsonable(v) for side, v in pair.items() if v is not ABSENT}
-        for path, pair in sides.items()
+        path: {
+            side: to_jsonable(value)
+            for side, value in zip(("old", "new"), pair, strict=True)
+            if value is not ABSENT
+        }
+        for path, pair in changes.items()
     }
-    return Output("\n".join(lines), data)
+    return Output("\n".join([*lines, f"{same} {' -> '.join(ids)}"]), data)
 
 
 def _side(value: Any) -> str:
     return value if isinstance(value, str) and value[:1] == "@" else format_value(value)
 
 
-def _tree(args: argparse.Namespace) -> Output:
+@Command(
+    "config tree",
+    "CONFIG.gin",
+    "the classes and the model parameters",
+    takes_overrides=True,
+)
+def show_tree(args: argparse.Namespace) -> Output:
+    """The classes and the values that are not defaults, as a tree.
+
+    Then every model parameter with its size and axes, and their total.
+
+      lmx config tree quickstart
+      lmx config tree quickstart Decoder.mlp=@GeGLU GeGLU.hidden=256
+    """
     from lmx.models import params
 
     config = _resolve(args.names[0], args)
@@ -156,7 +152,19 @@ def _abstract_model(config: Config) -> Any:
         return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
 
 
-def _list(args: argparse.Namespace) -> Output:
+@Command(
+    "config list", "[NAME]", "the names that a config can use", takes_overrides=True
+)
+def list_names(args: argparse.Namespace) -> Output:
+    """The classes and functions that a config can name, by module.
+
+    With a name, its parameters with types, defaults and documentation. `experiments`
+    lists the experiments that ship with lmx and the question that each one answers.
+
+      lmx config list
+      lmx config list Attention
+      lmx config list experiments
+    """
     name, *_ = (*args.names, "")
     if name == "experiments":
         files = find_experiments().items()
@@ -180,15 +188,3 @@ def _default(value: Any) -> str:
     if value is REQUIRED:
         return "required"
     return format_value(Resolver({}).resolve_default(value, (), "default"))
-
-
-COMMANDS = tuple(
-    Command(f"config {name}", arguments, summary, about, run, takes_overrides=True)
-    for name, arguments, summary, about, run in (
-        ("show", "CONFIG.gin", "every value, and what set it", _SHOW, _show),
-        ("explain", "CONFIG.gin PATH ...", "what set a value", _EXPLAIN, _explain),
-        ("diff", "A B", "the values that differ", _DIFF, _diff),
-        ("tree", "CONFIG.gin", "the classes and the model parameters", _TREE, _tree),
-        ("list", "[NAME]", "the names that a config can use", _LIST, _list),
-    )
-)

@@ -9,28 +9,26 @@ from typing import get_args
 from lmx.cli.command import Command, Output
 from lmx.config.registry import ConfigError
 
-_IMPORT = """\
-Makes a run of a model in a folder of Hugging Face transformers (config.json, weights in
-*.safetensors, tokenizer files), so that every command on runs works on it. No tensor is
-dropped or left at random values: names that do not match are an error that lists them.
-Pickled weights (*.bin, *.pt) are refused, since reading them executes code.
 
-  lmx import hf Llama-3.2-1B runs/llama
-  lmx import hf Llama-3.2-1B runs/llama --dtype float32
-  lmx generate runs/llama --prompt "The capital of France is"
-  lmx config show runs/llama                         the config of the model
-"""
-_EXPORT = """\
-Writes the latest checkpoint of a run as a folder that transformers reads with
-AutoModelForCausalLM.from_pretrained. The run may be imported, or trained with lmx. A
-model that no supported family can express is refused, and the message names the reason:
-the short convolutions of quickstart, for example.
+@Command(
+    "import hf",
+    "FOLDER RUN",
+    "a Hugging Face model as a run",
+    {"--dtype": {"help": "dtype of the parameters (as in the files)"}},
+)
+def import_model(args: argparse.Namespace) -> Output:
+    """Makes a run of a model in a folder of Hugging Face transformers.
 
-  lmx export hf runs/llama exported/llama
-"""
+    The folder has config.json, weights in *.safetensors, and tokenizer files. Every
+    command on runs then works on it. No tensor is dropped or left at random values:
+    names that do not match are an error that lists them. Pickled weights (*.bin, *.pt)
+    are refused, since reading them executes code.
 
-
-def _import(args: argparse.Namespace) -> Output:
+      lmx import hf Llama-3.2-1B runs/llama
+      lmx import hf Llama-3.2-1B runs/llama --dtype float32
+      lmx generate runs/llama --prompt "The capital of France is"
+      lmx config show runs/llama                         the config of the model
+    """
     import jax
 
     from lmx.core.precision import Dtype
@@ -52,14 +50,23 @@ def _import(args: argparse.Namespace) -> Output:
         "seconds": time.monotonic() - started,
     }
     vocab = f"{data['tokens']:,} tokens" if data["tokens"] else "no tokenizer"
-    return Output(
+    text = (
         f"{run}: {data['family']}, {data['parameters']:,} parameters in"
-        f" {data['dtype']}, {vocab}, {data['seconds']:.0f} s",
-        data,
+        f" {data['dtype']}, {vocab}, {data['seconds']:.0f} s"
     )
+    return Output(text, data)
 
 
-def _export(args: argparse.Namespace) -> Output:
+@Command("export hf", "RUN FOLDER", "a run as a Hugging Face model")
+def export_model(args: argparse.Namespace) -> Output:
+    """Writes the latest checkpoint of a run as a folder of Hugging Face transformers.
+
+    AutoModelForCausalLM.from_pretrained reads it. The run may be imported, or trained
+    with lmx. A model that no supported family can express is refused, and the message
+    names the reason: the short convolutions of quickstart, for example.
+
+      lmx export hf runs/llama exported/llama
+    """
     import jax
 
     import lmx
@@ -75,19 +82,3 @@ def _export(args: argparse.Namespace) -> Output:
     text = f"{folder}: {trained.num_parameters:,} parameters of step {trained.step}"
     data = {"folder": str(folder), "step": trained.step, "files": files}
     return Output(text, data)
-
-
-_DTYPE = {"--dtype": {"help": "dtype of the parameters (as in the files)"}}
-COMMANDS = (
-    Command(
-        "import hf",
-        "FOLDER RUN",
-        "a Hugging Face model as a run",
-        _IMPORT,
-        _import,
-        _DTYPE,
-    ),
-    Command(
-        "export hf", "RUN FOLDER", "a run as a Hugging Face model", _EXPORT, _export
-    ),
-)

@@ -4,13 +4,16 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmx.config.gin import parse
 from lmx.config.registry import ConfigError
-from lmx.config.resolve import load
+from lmx.config.resolve import resolve
 from lmx.config.value import Config
+
+ROOT = "Experiment"  # the root of a config, but for those of `lmx data`
 
 
 def load_config(
@@ -22,7 +25,7 @@ def load_config(
     """
     import_modules(imports)
     if not (Path(name) / "experiment.json").is_file():
-        return load([name], overrides, root=_import_root())
+        return resolve(parse([name], overrides), ROOT)
     if overrides:
         raise ConfigError(
             f"override {overrides[0]!r}: {name} is a run, whose config is fixed: start"
@@ -34,21 +37,21 @@ def load_config(
 
 
 def load_experiment(args: argparse.Namespace, extra: Sequence[str] = ()) -> Config[Any]:
-    """The experiment that a command names first, and jax set up for its precision."""
+    """The experiment that a command names first, and jax set up for it."""
     config = load_config(args.names[0], [*args.overrides, *extra], args.imports)
-    if config.name != "Experiment":
+    if config.name != ROOT:
         raise ConfigError(
             f"{args.names[0]} is @{config.name}, which has a model but no training"
-            " recipe: name a config whose root is Experiment."
+            f" recipe: name a config whose root is {ROOT}."
         )
-    enable_float64(config)
+    set_up_jax(config)
     return config
 
 
-def load_root(args: argparse.Namespace, root: Callable[..., Any]) -> Config[Any]:
-    """The config that a command names first, whose root is not an experiment."""
+def load_root(args: argparse.Namespace, root: str) -> Config[Any]:
+    """The config that a command names first, with another root."""
     import_modules(args.imports)
-    return load(args.names[:1], args.overrides, root=root)
+    return resolve(parse(args.names[:1], args.overrides), root)
 
 
 def import_modules(modules: Iterable[str]) -> None:
@@ -62,24 +65,12 @@ def import_modules(modules: Iterable[str]) -> None:
             raise ConfigError(f"--import {module}: {error}") from error
 
 
-def set_tpu_flags() -> None:
-    """Sets the compiler flags of libtpu before it is loaded, unless they are set."""
-    from lmx.core.hardware import TPU_FLAGS
-
-    os.environ.setdefault("LIBTPU_INIT_ARGS", TPU_FLAGS)
-
-
-def enable_float64(config: Config) -> None:
-    """Enables 64-bit types in jax, before anything is built, if a config uses them."""
+def set_up_jax(config: Config) -> None:
+    """Sets the flags of the TPU compiler, unless they are set, and 64-bit types."""
     import jax
 
-    precision = config["model.precision"]
-    if "float64" in precision.fields.values():
+    from lmx.core.hardware import TPU_FLAGS
+
+    os.environ.setdefault("LIBTPU_INIT_ARGS", TPU_FLAGS)  # before libtpu is loaded
+    if "float64" in config["model.precision"].fields.values():
         jax.config.update("jax_enable_x64", True)
-
-
-def _import_root() -> Callable[..., Any]:
-    """The root of every experiment; imported late, since it imports jax."""
-    from lmx.train.experiment import Experiment
-
-    return Experiment

@@ -5,11 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lmx.cli import config, hf, launch, plan, train
-from lmx.cli.command import RAW, Parser
-from lmx.cli.data import build, curate, tokenizer
-from lmx.cli.data import inspect as inspect_data
-from lmx.cli.runs import ckpt, eval, faulttest, generate, inspect, replay, reproduce
+from lmx.cli import config, data, hf, plan, train
+from lmx.cli.command import RAW, Command, Parser
+from lmx.cli.runs import ckpt, eval, faulttest, generate, inspect, replay
 
 _ABOUT = """\
 Language models in JAX. An experiment is a .gin config; a run is a folder.
@@ -28,14 +26,9 @@ Language models in JAX. An experiment is a .gin config; a run is a folder.
 such as experiments/mine.gin names a config of yours. Exit status: 0 success, 1 a check
 failed, 2 invalid arguments or inputs, 75 a restart may help, 130 Ctrl-C, 143 SIGTERM.
 """
-
 _GROUPS = {
     "config": ("read a config without running it", config.ABOUT),
-    "data": (
-        "prepare text for training",
-        "Prepares text for training. Inputs are never changed; results go to a new"
-        " folder.\n",
-    ),
+    "data": ("prepare text for training", data.ABOUT),
     "ckpt": (
         "the checkpoints of a run: list, verify, diff, lineage",
         "Reads the checkpoints of a run, and changes none.\n",
@@ -43,33 +36,34 @@ _GROUPS = {
     "import": ("a model of another library as a run", "Imports a model as a run.\n"),
     "export": ("a run as a model of another library", "Exports a run.\n"),
 }
-
 _MODULES = (
-    *(train, generate, eval, config, build, inspect_data, tokenizer, curate, plan),
-    *(launch, hf, ckpt, inspect, replay, reproduce, faulttest),
+    *(train, generate, eval, config, data, plan, hf, ckpt, inspect, replay, faulttest),
 )
-COMMANDS = tuple(command for module in _MODULES for command in module.COMMANDS)
+COMMANDS = tuple(
+    command
+    for module in _MODULES
+    for command in vars(module).values()
+    if isinstance(command, Command)
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser("lmx", description=_ABOUT, formatter_class=RAW)
-    parsers = {"": parser}
     subparsers = {"": _add_subparsers(parser)}
     for command in COMMANDS:
-        *words, _ = command.name.split()
-        group = " ".join(words)
+        group = command.name.rpartition(" ")[0]
         if group not in subparsers:
             summary, about = _GROUPS[group]
             commands = [c for c in COMMANDS if c.name.startswith(f"{group} ")]
             examples = "\n".join(_first_example(c.description) for c in commands)
-            parsers[group] = subparsers[""].add_parser(
+            group_parser = subparsers[""].add_parser(
                 group,
                 help=summary,
                 description=f"{about}\n{examples}",
                 formatter_class=RAW,
             )
-            subparsers[group] = _add_subparsers(parsers[group])
+            subparsers[group] = _add_subparsers(group_parser)
         command.add_to(subparsers[group])
     return parser
 
@@ -79,8 +73,8 @@ def _add_subparsers(parser: argparse.ArgumentParser) -> Any:
 
 
 def _first_example(description: str) -> str:
-    lines = (line for line in description.split("\n") if line.startswith("  lmx "))
-    return next(lines)
+    lines = description.split("\n")
+    return next((line for line in lines if line.startswith("  lmx ")), "")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,79 +1,44 @@
-"""`lmx train`: trains an experiment, or resumes it."""
+"""`lmx train`: trains an experiment, or resumes it; `lmx launch`: does so elsewhere."""
 
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from lmx.cli.command import Command
-from lmx.cli.load import load_experiment, set_tpu_flags
+from lmx.cli.command import Command, Output, option
+from lmx.cli.load import load_experiment
 from lmx.cli.plan import LOCAL, predict
 from lmx.config.registry import ConfigError
 from lmx.config.value import Config
 
-_ABOUT = """\
-Trains an experiment in a folder of its own, runs/NAME-ID, where ID is a digest of all
-settings that affect the result. The same command resumes a stopped run, with the same
-result to the bit; a resumed run may use another mesh. Ctrl-C saves a checkpoint first.
-
-  lmx train quickstart                             an experiment that ships with lmx
-  lmx train quickstart Experiment.seed=1 Decoder.depth=6
-  lmx train experiments/shakespeare_char.gin Text.path=input.txt --run runs/bard
-  lmx train gpt2_124m Text.path=fineweb --plan     refuses what does not fit in memory
-  lmx train quickstart --restarts 20               restarts whenever the process dies
-  lmx config show quickstart                       all settings, and what set them
-
-Several processes train one run if each is started with the same command and the run's
-folder is on a shared disk. SLURM, TPU pods and Kubernetes are detected (outside TPU
-nodes, Kubernetes needs `pip install "jax[k8s]"`); elsewhere, number the processes:
-
-  SLURM   srun -N 4 --ntasks-per-node=1 lmx train X.gin Mesh.fsdp=8 --run /shared/x
-  TPU     gcloud compute tpus tpu-vm ssh POD --worker=all --command="lmx train ..."
-  GKE     a Job with completionMode: Indexed, parallelism and completions: 4, and
-          command: [lmx, train, X.gin, --run, /shared/x]
-  flags   lmx train X.gin --processes 2 --process 0 --coordinator node1:4321
-          lmx train X.gin --processes 2 --process 1 --coordinator node1:4321
-
-Training starts when all processes are present. Process 0 writes files and shows
-progress; a signal to one process stops all; if one dies, the others exit with 75. With
---restarts in each, all of them restart and resume: a process that dies is restarted
-after 1, 2, 4, ... 60 s, until it dies twice in the same way with nothing saved between.
-
-SIGTERM, Ctrl-C and a cloud's maintenance notice finish the step, save, and exit with
-143 or 130; a second signal exits at once. launch/slurm.sh is a SLURM job that requeues
-itself until the run is finished, and `lmx launch` submits it. There srun returns the
-highest exit status of all processes: 137 if one process was killed, not 75.
-"""
-OPTIONS = {
-    "--run": {"dest": "folder", "type": Path, "help": "folder of the run"},
+_OPTIONS = {
+    "--run": option("folder of the run", Path) | {"dest": "folder"},
     "--plan": {
         "nargs": "?",
         "const": LOCAL,
         "metavar": "MACHINE",
         "help": "refuse an experiment that does not fit MACHINE, or this machine",
     },
-    "--processes": {"type": int, "metavar": "N", "help": "number of processes"},
-    "--process": {"type": int, "metavar": "I", "help": "index of this process, from 0"},
-    "--coordinator": {"metavar": "HOST:PORT", "help": "where process 0 listens"},
-    "--wait": {
-        "type": float,
-        "default": 300.0,
-        "metavar": "SECONDS",
-        "help": "how long to wait for the other processes at the start (300)",
-    },
-    "--restarts": {
-        "type": int,
-        "default": 0,
-        "metavar": "N",
-        "help": "restart up to N times when the process dies or a restart may help",
-    },
-    "--grace": {
-        "type": float,
-        "metavar": "SECONDS",
-        "help": "exit this long after a signal, saved or not (default: once saved)",
-    },
+    "--processes": option("number of processes", int, metavar="N"),
+    "--process": option("index of this process, from 0", int, metavar="I"),
+    "--coordinator": option("where process 0 listens", metavar="HOST:PORT"),
+    "--wait": option(
+        "how long to wait for the other processes at the start (300)",
+        float,
+        300.0,
+        "SECONDS",
+    ),
+    "--restarts": option(
+        "restart up to N times when the process dies or a restart may help", int, 0, "N"
+    ),
+    "--grace": option(
+        "exit this long after a signal, saved or not (default: once saved)",
+        float,
+        metavar="SECONDS",
+    ),
     "--allow-change": {
         "action": "append",
         "default": [],
@@ -84,16 +49,99 @@ OPTIONS = {
 }
 
 
-def _train(args: argparse.Namespace) -> int:
-    if args.restarts:
-        return _supervise(args)
+@Command(
+    "train",
+    "CONFIG.gin",
+    "train an experiment, or resume it",
+    _OPTIONS,
+    takes_overrides=True,
+    errors=(ConfigError,),
+)
+def train(args: argparse.Namespace) -> Output | int:
+    """Trains an experiment in a folder of its own, or resumes it.
+
+    The folder is runs/NAME-ID, where ID is a digest of all settings that affect the
+    result. The same command resumes a stopped run, with the same result to the bit; a
+    resumed run may use another mesh. Ctrl-C saves a checkpoint first.
+
+      lmx train quickstart                             an experiment that ships with lmx
+      lmx train quickstart Experiment.seed=1 Decoder.depth=6
+      lmx train experiments/shakespeare_char.gin Text.path=input.txt --run runs/bard
+      lmx train gpt2_124m Text.path=fineweb --plan     refuses what exceeds the memory
+      lmx train quickstart --restarts 20               restarts when the process dies
+      lmx config show quickstart                       all settings, and what set them
+
+    Several processes train one run if each is started with the same command and the
+    run's folder is on a shared disk. SLURM, TPU pods and Kubernetes are detected
+    (outside TPU nodes, Kubernetes needs `pip install "jax[k8s]"`); elsewhere, number
+    the processes:
+
+      SLURM   srun -N 4 --ntasks-per-node=1 lmx train X.gin Mesh.fsdp=8 --run /shared/x
+      TPU     gcloud compute tpus tpu-vm ssh POD --worker=all --command="lmx train ..."
+      GKE     a Job with completionMode: Indexed, parallelism and completions: 4, and
+              command: [lmx, train, X.gin, --run, /shared/x]
+      flags   lmx train X.gin --processes 2 --process 0 --coordinator node1:4321
+              lmx train X.gin --processes 2 --process 1 --coordinator node1:4321
+
+    Training starts when all processes are present. Process 0 writes files and shows
+    progress; a signal to one process stops all; if one dies, the others exit with 75.
+    With --restarts in each, all of them restart and resume: a process that dies is
+    restarted after 1, 2, 4, ... 60 s, until it dies twice in the same way with nothing
+    saved between.
+
+    SIGTERM, Ctrl-C and a cloud's maintenance notice finish the step, save, and exit
+    with 143 or 130; a second signal exits at once. launch/slurm.sh is a SLURM job that
+    requeues itself until the run is finished, and `lmx launch` submits it. There srun
+    returns the highest exit status of all processes: 137 if one was killed, not 75.
+    """
+    return _supervise(args) if args.restarts else _train(args)
+
+
+def _train(args: argparse.Namespace) -> Output | int:
+    """Trains as one of several processes, or alone."""
+    from lmx.core import distributed
+
     config = load_experiment(args)
-    set_tpu_flags()
     folder = args.folder or _default_folder(args.names[0], config.run_id())
-    return _train_distributed(args, config, folder)
+    info = distributed.detect_cluster(args.process, args.processes, args.coordinator)
+    must_match = {"config": config.digest()}
+    with distributed.distributed_session(
+        info, must_match, args.wait, usage_errors=ConfigError
+    ):
+        if args.plan and not _check_plan(config, args.plan):
+            return 1
+        _enable_compilation_cache()
+        return _run(args, config, folder)
 
 
-def check_plan(config: Config, machine: str) -> bool:
+def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int:
+    """Trains or resumes the run; process 0 has the output."""
+    from lmx.core.distributed import is_leader
+    from lmx.run.goodput import read_process_start
+    from lmx.run.run_dir import read_last_metrics
+    from lmx.run.summary import format_summary
+    from lmx.train.guard.guard import FaultError
+    from lmx.train.hooks.preemption import StoppedError
+    from lmx.train.trainer import RunOptions, train_run
+
+    allowed = tuple(args.allow_change)
+    options = RunOptions(read_process_start(), args.grace, allowed)
+    try:
+        train_run(Path(args.names[0]).stem, config, folder, options)
+    except (StoppedError, FaultError) as error:
+        message = f"error: {error}"
+        if isinstance(error, StoppedError):
+            message = f"{error}; the same command resumes: {folder}"
+        if is_leader():
+            print(message, file=sys.stderr)
+        return error.exit_status
+    if not is_leader():
+        return 0
+    data = {"run": str(folder), **read_last_metrics(folder)}
+    return Output(format_summary(folder), data)
+
+
+def _check_plan(config: Config, machine: str) -> bool:
     """Whether the arithmetic of `lmx plan` says that it fits; prints what would."""
     from lmx.plan import report, search
 
@@ -102,21 +150,6 @@ def check_plan(config: Config, machine: str) -> bool:
         verdict = report.format_verdict(forecast, search.suggest(forecast))
         print(verdict, file=sys.stderr)
     return forecast.fits
-
-
-def _train_distributed(args: argparse.Namespace, config: Config, folder: Path) -> int:
-    """Trains as one of several processes, or alone."""
-    from lmx.core import distributed
-
-    info = distributed.detect_cluster(args.process, args.processes, args.coordinator)
-    facts = {"config": config.digest()}
-    with distributed.distributed_session(
-        info, facts, args.wait, usage_errors=ConfigError
-    ):
-        if args.plan and not check_plan(config, args.plan):
-            return 1
-        _enable_compilation_cache()
-        return _train_here(args, config, folder)
 
 
 def _supervise(args: argparse.Namespace) -> int:
@@ -140,39 +173,6 @@ def _default_folder(config: str, run_id: str) -> Path:
     return Path("runs") / f"{Path(config).stem}-{run_id}"
 
 
-def _train_here(args: argparse.Namespace, config: Config, folder: Path) -> int:
-    from lmx.core.distributed import is_leader
-    from lmx.run.goodput import read_process_start
-    from lmx.run.run_dir import read_last_metrics
-    from lmx.run.summary import format_summary
-    from lmx.train.guard.guard import FaultError
-    from lmx.train.hooks.preemption import StoppedError
-    from lmx.train.trainer import RunOptions, train_run
-
-    allowed = tuple(args.allow_change)
-    options = RunOptions(read_process_start(), args.grace, allowed)
-    message = ""
-    try:
-        train_run(Path(args.names[0]).stem, config, folder, options)
-        status = 0
-    except StoppedError as stopped:
-        message, status = (
-            f"{stopped}; the same command resumes: {folder}",
-            stopped.exit_status,
-        )
-    except FaultError as fault:
-        message, status = f"error: {fault}", fault.exit_status
-    if not is_leader():
-        return status
-    if status:
-        print(message, file=sys.stderr)
-    elif args.json:
-        print(json.dumps({"run": str(folder), **read_last_metrics(folder)}))
-    else:
-        print(format_summary(folder))
-    return status
-
-
 def _enable_compilation_cache() -> None:
     """Caches compiled programs for the next start, unless the user set a cache.
 
@@ -189,15 +189,51 @@ def _enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-COMMANDS = (
-    Command(
-        "train",
-        "CONFIG.gin",
-        "train an experiment, or resume it",
-        _ABOUT,
-        _train,
-        OPTIONS,
-        takes_overrides=True,
-        errors=(ConfigError,),
-    ),
+@Command(
+    "launch",
+    "COMMAND CONFIG.gin",
+    "train an experiment on other machines",
+    _OPTIONS,
+    takes_overrides=True,
+    errors=(ConfigError,),
 )
+def launch(args: argparse.Namespace) -> int:
+    """Runs a command that trains elsewhere, with the arguments of `lmx train` after it.
+
+    The config is resolved first, and with --plan checked against the machine, so that
+    no job waits in a queue to end with an error or too little memory:
+
+      lmx launch 'sbatch -N 4 --gpus-per-node=8 launch/slurm.sh' experiments/x.gin \\
+        Mesh.data=32 --run /shared/x --plan h100-8x4
+      lmx launch 'echo sbatch -N 4 launch/slurm.sh' quickstart    prints the command
+
+    launch/slurm.sh is a SLURM job: one process per node; it saves before its time limit
+    and requeues itself until the run is finished. Copy it, and change what your cluster
+    needs. The command is split as by a shell and is not run by one. Exit status: that
+    of the command; 1 the plan does not fit; 2 invalid arguments.
+    """
+    program = _split(args.names.pop(0))
+    config = load_experiment(args)
+    if args.plan == LOCAL:
+        raise ConfigError(
+            "--plan: the devices of this machine are not those that will train: name"
+            " the machine, as in --plan h100-8x4."
+        )
+    if args.plan and not _check_plan(config, args.plan):
+        return 1
+    command = [*program, *(word for word in args.argv[1:] if word != args.words[0])]
+    print(f"+ {shlex.join(command)}", file=sys.stderr, flush=True)
+    try:
+        return subprocess.run(command).returncode
+    except OSError as error:
+        raise ConfigError(f"cannot run {program[0]}: {error}") from error
+
+
+def _split(command: str) -> list[str]:
+    try:
+        program = shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"{command!r}: {error}.") from error
+    if not program:
+        raise ConfigError(f"{command!r} has no program: write 'sbatch job.sh'.")
+    return program

@@ -37,7 +37,7 @@ class Book:
 def lmx(tmp_path, monkeypatch, capsys):
     """Runs `lmx config ...` beside config files; returns status, output and errors."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(load, "_import_root", lambda: Book)
+    monkeypatch.setattr(load, "ROOT", "Book")
     (tmp_path / "a.gin").write_text("Book.title = 'A'\nP = 5\nChapter.pages = %P")
     (tmp_path / "b.gin").write_text("include 'a.gin'\nBook.title = 'B'\n")
     (tmp_path / "run").mkdir()

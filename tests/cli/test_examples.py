@@ -77,7 +77,7 @@ FILES = {
     "X.gin": TINY,
     "experiments/x.gin": TINY + "RepeatTask.batch_size = 32\n",
     "prices.txt": "v5e 1\n",
-    "logs.jsonl": "".join(f'{{"body": "line {n} of a log"}}\n' for n in range(99)),
+    "a.jsonl": "".join(f'{{"body": "line {n} of a log"}}\n' for n in range(99)),
     "web.jsonl": "".join(f'{{"text": "page {n} of the web"}}\n' for n in range(9)),
     "quiz.jsonl": '{"text": "which page of the web is it"}\n',
     "mine.py": "",
@@ -187,7 +187,7 @@ def shrink(words, args, tmp_path, llama):
         run("data", "build", "books.gin", "stores/books", *SMALL["data build"])
     extra = {
         "data tokenizer quickstart": [*DATA[:1], *DATA[4:]],
-        "data tokenizer logs.jsonl": ["SentencePiece.vocab=280"],
+        "data tokenizer a.jsonl": ["SentencePiece.vocab=280"],
         "reproduce": ["--run", str(tmp_path / "out")],
     }
     more = [word for start, x in extra.items() if texts.startswith(start) for word in x]

@@ -51,7 +51,7 @@ def test_an_error_of_the_program_keeps_its_traceback(work, monkeypatch):
 
     monkeypatch.setattr(train, "load_experiment", fail)
     with pytest.raises(ZeroDivisionError):
-        train.COMMANDS[0].execute(build_parser().parse_args(["train", "tiny.gin"]))
+        train.train.execute(build_parser().parse_args(["train", "tiny.gin"]))
 
 
 def test_help_imports_no_jax():

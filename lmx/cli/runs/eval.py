@@ -3,30 +3,34 @@
 import argparse
 from pathlib import Path
 
-from lmx.cli.command import Command, Output, format_table
-
-_ABOUT = """\
-Scores text files with the latest checkpoint of a run and the run's own tokenizer: nats
-per token, perplexity (their exponential), and bits per byte of UTF-8, which compares
-runs with different tokenizers. Each file is one document.
-
-A long text is read in windows of --length tokens that start --stride tokens apart.
-Every token is scored once, in the first window that contains it, with at least length -
-stride tokens before it: a smaller stride gives more context and takes more time.
-Evaluation during training uses a stride equal to the length.
-
-  lmx eval runs/quickstart-... essay.txt
-  lmx eval runs/quickstart-... *.txt --length 512 --stride 64
-  lmx eval runs/quickstart-... essay.txt --json
-"""
-_OPTIONS = {
-    "--length": {"type": int, "help": "tokens per window (as in training)"},
-    "--stride": {"type": int, "help": "tokens between windows (half a window)"},
-    "--batch": {"type": int, "default": 8, "help": "windows per batch (8)"},
-}
+from lmx.cli.command import Command, Output, format_table, option
 
 
-def _eval(args: argparse.Namespace) -> Output:
+@Command(
+    "eval",
+    "RUN FILE ...",
+    "how well a run predicts texts",
+    {
+        "--length": option("tokens per window (as in training)", int),
+        "--stride": option("tokens between windows (half a window)", int),
+        "--batch": option("windows per batch (8)", int, 8),
+    },
+)
+def evaluate(args: argparse.Namespace) -> Output:
+    """Scores text files with the latest checkpoint of a run and its tokenizer.
+
+    Nats per token, perplexity (their exponential), and bits per byte of UTF-8, which
+    compares runs with different tokenizers. Each file is one document.
+
+    A long text is read in windows of --length tokens that start --stride tokens apart.
+    Every token is scored once, in the first window that contains it, with at least
+    length - stride tokens before it: a smaller stride gives more context and takes more
+    time. Evaluation during training uses a stride equal to the length.
+
+      lmx eval runs/quickstart-... essay.txt
+      lmx eval runs/quickstart-... *.txt --length 512 --stride 64
+      lmx eval runs/quickstart-... essay.txt --json
+    """
     import numpy as np
 
     import lmx
@@ -44,29 +48,24 @@ def _eval(args: argparse.Namespace) -> Output:
     totals = {file: score(text, file) for file, text in texts.items()}
     results = {file: summarize(total) for file, total in totals.items()}
     every = summarize(np.sum(list(totals.values()), axis=0))
-    settings = {"step": trained.step, "length": length, "stride": stride}
     head = f"{folder} at step {trained.step:,}, {length} tokens every {stride}"
-    rows = results | ({"all": every} if len(results) > 1 else {})
-    table = format_table(
-        ("text", "nats/token", "perplexity", "bits/byte", "tokens", "bytes"),
-        [
-            (
-                name,
-                f"{row['nats']:.4f}",
-                f"{row['perplexity']:.2f}",
-                f"{row['bits_per_byte']:.4f}",
-                f"{row['tokens']:,.0f}",
-                f"{row['bytes']:,.0f}",
-            )
-            for name, row in rows.items()
-        ],
-    )
+    table = _format(results | ({"all": every} if len(results) > 1 else {}))
+    settings = {"step": trained.step, "length": length, "stride": stride}
     data = {"run": folder, **settings, "files": results, "all": every}
     return Output(f"{head}\n{table}", data)
 
 
-COMMANDS = (
-    Command(
-        "eval", "RUN FILE ...", "how well a run predicts texts", _ABOUT, _eval, _OPTIONS
-    ),
-)
+def _format(results: dict[str, dict[str, float]]) -> str:
+    formats = {
+        "nats": "{:.4f}",
+        "perplexity": "{:.2f}",
+        "bits_per_byte": "{:.4f}",
+        "tokens": "{:,.0f}",
+        "bytes": "{:,.0f}",
+    }
+    rows = [
+        (name, *(form.format(row[key]) for key, form in formats.items()))
+        for name, row in results.items()
+    ]
+    header = ("text", "nats/token", "perplexity", "bits/byte", "tokens", "bytes")
+    return format_table(header, rows)

@@ -4,40 +4,43 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmx.cli.command import Command, Output, format_table
-from lmx.cli.runs.replay import STEP_OPTIONS, open_recorded_run
+from lmx.cli.command import Command, Output, format_table, option
+from lmx.cli.runs.replay import STEP, open_recorded_run
 
 if TYPE_CHECKING:
     from lmx.analysis.batch_report import BatchReport, WorstToken
     from lmx.analysis.history import RecordedRun
 
-_ABOUT = """\
-Shows step N of a run, as numbered in metrics.jsonl: the documents in its batch and
-where each part of them starts; the loss of each token in nats under the parameters
-before the step, which are recomputed from the latest earlier checkpoint; and the norms
-of gradients, updates and parameters by layer. Writes nothing but the --html file.
-
-  lmx inspect runs/quickstart-... --step 1200
-  lmx inspect runs/quickstart-... --step 1200 --top 30
-  lmx inspect runs/quickstart-... --step 1200 --html batch.html    shaded by loss
-  lmx inspect runs/quickstart-... --step 1200 --json     all documents and tokens
-  lmx inspect runs/quickstart-... --step 1200 Mesh.fsdp=1    on fewer devices
-
-Run it in the folder where the run was started if its config has relative paths.
-"""
-_OPTIONS = STEP_OPTIONS | {
-    "--top": {
-        "type": int,
-        "default": 10,
-        "metavar": "K",
-        "help": "documents and tokens to show (10)",
-    },
-    "--html": {"type": Path, "metavar": "FILE", "help": "write the texts as HTML"},
-}
 _WIDTH = 48  # characters of a text
 
 
-def _inspect(args: argparse.Namespace) -> Output:
+@Command(
+    "inspect",
+    "RUN",
+    "the batch and losses of one step of a run",
+    STEP
+    | {
+        "--top": option("documents and tokens to show (10)", int, 10, "K"),
+        "--html": option("write the texts as HTML", Path, metavar="FILE"),
+    },
+    takes_overrides=True,
+)
+def inspect_batch(args: argparse.Namespace) -> Output:
+    """Shows step N of a run, as numbered in metrics.jsonl.
+
+    The documents in its batch and where each part of them starts; the loss of each
+    token in nats under the parameters before the step, which are recomputed from the
+    latest earlier checkpoint; and the norms of gradients, updates and parameters by
+    layer. Writes nothing but the --html file.
+
+      lmx inspect runs/quickstart-... --step 1200
+      lmx inspect runs/quickstart-... --step 1200 --top 30
+      lmx inspect runs/quickstart-... --step 1200 --html batch.html    shaded by loss
+      lmx inspect runs/quickstart-... --step 1200 --json     all documents and tokens
+      lmx inspect runs/quickstart-... --step 1200 Mesh.fsdp=1    on fewer devices
+
+    Run it in the folder where the run was started if its config has relative paths.
+    """
     run = open_recorded_run(args)
     from lmx.analysis.batch_report import inspect_step
     from lmx.analysis.html import render
@@ -90,13 +93,10 @@ def _format(run: "RecordedRun", report: "BatchReport", top: int) -> str:
             f"{run.folder}, step {report.step}: {len(report.documents)} documents or"
             f" parts of them, {targets:,} targets, {report.nats:.6f} nats each"
             f" ({logged} logged)",
-            f"parameters from the checkpoint of step {report.start_step}",
-            "",
-            _format_norms(report),
-            "",
+            f"parameters from the checkpoint of step {report.start_step}\n",
+            f"{_format_norms(report)}\n",
             "documents with the highest loss",
-            format_table(header, rows, 2),
-            "",
+            f"{format_table(header, rows, 2)}\n",
             "tokens with the highest loss, in their context",
             *(_format_token(token, report) for token in report.worst_tokens(top)),
         )
@@ -118,23 +118,10 @@ def _format_token(token: "WorstToken", report: "BatchReport") -> str:
     before = _one_line(report.decode(document.tokens[: index + 1]), end=True)
     after = _one_line(report.decode(document.targets[index + 1 :]))
     text = _one_line(report.decode(document.targets[index : index + 1]))
-    place = f"row {document.origin.row}, token {document.start + index + 1}"
-    return f"{token.nats:8.4f}  {place:<20}  {before} [{text}] {after}"
+    position = f"row {document.origin.row}, token {document.start + index + 1}"
+    return f"{token.nats:8.4f}  {position:<20}  {before} [{text}] {after}"
 
 
 def _one_line(text: str, *, end: bool = False) -> str:
     """The start or the end of a text, escaped to fit one line."""
     return repr(text[-_WIDTH:] if end else text[:_WIDTH])[1:-1]
-
-
-COMMANDS = (
-    Command(
-        "inspect",
-        "RUN",
-        "the batch and losses of one step of a run",
-        _ABOUT,
-        _inspect,
-        _OPTIONS,
-        takes_overrides=True,
-    ),
-)
