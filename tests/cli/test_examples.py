@@ -1,7 +1,8 @@
 """Every command line of the help, README and docs works, with small models and texts.
 
-What needs other hardware, or minutes, is only parsed and its config resolved; the table
-`ONLY_PARSED` says why. What compiles a run again is run by `make faults`.
+What needs other hardware, or minutes, is never run (`NEVER_RUN`), and what compiles a
+model is run by `make nightly` only (`RUN_NIGHTLY`). Of both the arguments are parsed
+and the config is resolved; the tables say which test runs the command.
 """
 
 import contextlib
@@ -16,6 +17,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from lmx.analysis.history import load_run_config
+from lmx.analysis.reproduce import RunMetadata, apply_overrides
 from lmx.cli.load import load_config
 from lmx.cli.main import COMMANDS, build_parser, main
 from tests.data.tokenizer.test_hf_folder import by_bytes
@@ -59,17 +62,22 @@ NAMES = {  # what an example names, and what stands for it here
     "1200": "2",
     "100": "2",
 }
-ONLY_PARSED = {  # by a part of the example
+NEVER_RUN = {  # by a part of the example
     "--processes 2": "two processes: tests/train/test_processes.py runs them",
     "X.gin Mesh.fsdp=8": "SLURM or Kubernetes",
     "--restarts 20": "starts processes: tests/cli/test_supervise.py runs it",
     "@RayExecutor()": "a Ray cluster",
     "lmx faulttest": "minutes: tests/faults/test_soak.py runs it",
 }
-COMPILES = (  # compile a step of training, by a part of the example
-    *("lmx inspect", "lmx replay", "lmx reproduce", "Experiment.seed=1 Decoder"),
-    *("shakespeare_char", "gpt2_124m Text.path", "--search 2"),
-)
+RUN_NIGHTLY = {  # by command: the tests that run it with all of its options
+    "train": "tests/cli/test_train.py",
+    "generate": "tests/cli/test_generate.py",
+    "eval": "tests/cli/test_eval.py",
+    "plan": "tests/cli/test_plan.py",
+    "inspect": "tests/cli/test_replay_commands.py",
+    "replay": "tests/cli/test_replay_commands.py",
+    "reproduce": "tests/cli/test_replay_commands.py",
+}
 FILES = {
     "essay.txt": "a bead faded in the dark\n" * 40,
     "input.txt": "to be or not to be\n" * 40,
@@ -165,11 +173,14 @@ def parse(example):
 
 
 EXAMPLES = find_examples()
-
-
-def mark(example):
-    slow = any(part in example for part in COMPILES)
-    return pytest.param(example, marks=[pytest.mark.faults] if slow else [], id=example)
+ALWAYS_RUN, NIGHTLY, PARSED = [], [], []
+for example in EXAMPLES:
+    if any(part in example for part in NEVER_RUN):
+        PARSED.append(example)
+    elif example.split()[1] in RUN_NIGHTLY:
+        NIGHTLY.append(example)
+    else:
+        ALWAYS_RUN.append(example)
 
 
 def shrink(words, args, tmp_path, llama):
@@ -196,16 +207,33 @@ def shrink(words, args, tmp_path, llama):
     return [*words[:end], *more, *SMALL.get(name, []), *words[end:]]
 
 
-@pytest.mark.parametrize("example", [*map(mark, EXAMPLES)])
-def test_an_example_of_the_help_works(example, place, tmp_path, llama):
+def check_run(example, tmp_path, llama):
     words, args = parse(example)
-    if any(part in example for part in ONLY_PARSED):
-        if args.command.takes_overrides and not args.command.name.startswith("data"):
-            assert load_config(args.names[0], args.overrides).name == "Experiment"
-        return
     status, _ = run(*shrink(words, args, tmp_path, llama))
     no_fit = args.command.name == "plan"  # status 1: the experiment does not fit
     assert status in ((0, 1) if no_fit else (0,))
+
+
+@pytest.mark.parametrize("example", ALWAYS_RUN)
+def test_an_example_runs(example, place, tmp_path, llama):
+    check_run(example, tmp_path, llama)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("example", NIGHTLY)
+def test_an_example_that_compiles_a_model_runs(example, place, tmp_path, llama):
+    check_run(example, tmp_path, llama)
+
+
+@pytest.mark.parametrize("example", [*NIGHTLY, *PARSED])
+def test_an_example_is_parsed_and_its_config_resolved(example, place):
+    _, args = parse(example)
+    if args.command.name in ("train", "plan", "faulttest"):
+        assert load_config(args.names[0], args.overrides).name == "Experiment"
+    elif args.command.name in ("inspect", "replay"):
+        load_run_config(Path(args.names[0]), args.overrides)
+    elif args.command.name == "reproduce":
+        apply_overrides(RunMetadata.load(Path(args.names[0])), args.overrides)
 
 
 def test_each_command_has_an_example():
@@ -214,6 +242,7 @@ def test_each_command_has_an_example():
         assert any(f"{name} ".startswith(f"{command.name} ") for name in names)
 
 
-def test_each_reason_to_only_parse_is_of_an_example():
-    for part in ONLY_PARSED:
+def test_each_reason_not_to_run_is_of_an_example():
+    for part in (*NEVER_RUN, *(f"lmx {name} " for name in RUN_NIGHTLY)):
         assert any(part in example for example in EXAMPLES)
+    assert all((ROOT / test).is_file() for test in RUN_NIGHTLY.values())
