@@ -76,7 +76,7 @@ def export_model(args: argparse.Namespace) -> Output:
         trained = lmx.restore(run)
         lmx.save_hf(trained, folder)
     files = sorted(file.name for file in folder.iterdir())
-    if trained.tokenizer and not trained.tokenizer.hf_files:
+    if trained.tokenizer and not trained.tokenizer.files:
         note = f"note: transformers has no equivalent of the tokenizer of {run}"
         print(f"{note}, which is not exported", file=sys.stderr)
     text = f"{folder}: {trained.num_parameters:,} parameters of step {trained.step}"

@@ -33,7 +33,7 @@ class Tokenizer(ABC):
     settings that JSON can hold.
 
     Attributes:
-        files: by name, as in a Hugging Face folder.
+        files: by name, as in a Hugging Face folder, whose library can read them.
         bos: the token before every document; None: none.
         eos: the token after every document; None: none.
         stop_tokens: tokens at which generation ends.
@@ -60,16 +60,6 @@ class Tokenizer(ABC):
     def strip_leading_space(self) -> bool:
         """Whether `encode` adds a space before a text, which `decode` removes."""
         return False
-
-    @property
-    def hf_files(self) -> Mapping[str, bytes]:
-        """The files that Hugging Face transformers can read."""
-        return self.files
-
-    @property
-    def prefix_tokens(self) -> tuple[int, ...]:
-        """The tokens that its files put before every text."""
-        return ()
 
     def token_to_id(self, text: str) -> int | None:
         """The token with that spelling, special ones included; None: there is none."""
@@ -168,6 +158,18 @@ class FileTokenizer(Tokenizer):
 
     def __post_init__(self):
         _ = self.vocab_bytes  # refuses damaged files now
+
+    @property
+    @abstractmethod
+    def prefix_tokens(self) -> tuple[int, ...]:
+        """The tokens that its files put before every text."""
+
+
+def read_tokenizer_file(path: Path) -> bytes:
+    """The content of a file; refuses a missing one."""
+    if not path.is_file():
+        raise ConfigError("there is no such file.")
+    return path.read_bytes()
 
 
 def list_vocab(bytes_of: Mapping[int, bytes]) -> tuple[bytes, ...]:

@@ -1,136 +1,219 @@
-"""Byte-pair encoding: training of merges, and encoding of a word.
+"""Byte-level BPE: training of merges, and vocabularies of tiktoken.
 
-Sennrich et al. 2016, arXiv:1508.07909, on bytes as in GPT-2. Merges and tokens equal
-those of the library `tokenizers`.
+Sennrich et al. 2016, arXiv:1508.07909, on bytes as in GPT-2.
 """
 
-import heapq
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import NamedTuple
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
-PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-# The bytes in GPT-2's order.
-ALPHABET = (*PRINTABLE, *sorted({*range(256)} - {*PRINTABLE}))
-Pair = tuple[int, int]
-NONE = -1  # no neighbor, and no token
+from lmx.config.registry import ConfigError, Execution, configurable
+from lmx.core.console import print_line
+from lmx.data.corpus.corpus import Corpus
+from lmx.data.optional import import_optional
+from lmx.data.tokenizer.base import (
+    BYTES,
+    Tokenizer,
+    TokenizerConfig,
+    encode_utf8,
+    load_or_train,
+    read_tokenizer_file,
+)
+from lmx.data.tokenizer.tokenizer_json import (
+    BYTE_OF_LETTER,
+    TOKENIZER_JSON,
+    HFTokenizer,
+    format_byte_bpe,
+    load_json,
+)
+
+BOS_TEXT, EOS_TEXT = "<|begin_of_text|>", "<|end_of_text|>"
+PretokenizerName = Literal["gpt2", "cl100k", "o200k", "qwen2"]
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS: Mapping[PretokenizerName, str] = {  # of words, as published
+    "gpt2": GPT2,
+    "cl100k": CL100K,  # of GPT-4, and of Llama 3
+    "o200k": O200K,  # of GPT-4o, and of gpt-oss
+    "qwen2": CL100K.replace(r"\p{N}{1,3}", r"\p{N}"),
+}
 
 
-class Merge(NamedTuple):
-    """The rank of a pair's merge, and the token that replaces the pair."""
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class BPE(TokenizerConfig):
+    """Byte-pair encoding: the most frequent pairs of bytes are merged, within words.
 
-    rank: int
-    token: int
-
-
-class BPEModel(NamedTuple):
-    """The bytes of each token, and the merges in order.
-
-    Two merges can give the same token, such as `a bc` and `ab c`.
+    Trained on the train split by the library `tokenizers` and cached. Special tokens
+    spelled in text are encoded as other words.
     """
 
-    vocab: list[bytes]
-    merges: list[tuple[Pair, int]]
+    vocab: int = 4096  # V, including the bytes, BOS and EOS
+    pretokenizer: PretokenizerName = "gpt2"
 
-    @property
-    def merge_ranks(self) -> dict[Pair, Merge]:
-        """The merges by pair. Of two merges of one pair the later one counts."""
-        return {pair: Merge(n, token) for n, (pair, token) in enumerate(self.merges)}
+    def __post_init__(self):
+        if self.vocab < (least := len(BYTES) + 2):
+            raise ConfigError(
+                f"BPE.vocab is {self.vocab}: it must be at least {least}, for the"
+                " bytes, BOS and EOS."
+            )
+
+    def open(self, corpus: Corpus) -> HFTokenizer:
+        """Loads it from the cache, or trains it on the train split."""
+        library = import_optional("tokenizers", "hf", "for BPE")
+        trainer = f"tokenizers {library.__version__}"
+        data = load_or_train(corpus, (f"{self}", trainer), self._train)
+        bos, eos = self.vocab - 2, self.vocab - 1
+        return HFTokenizer(
+            files={TOKENIZER_JSON: data},
+            bos=bos,
+            eos=eos,
+            stop_tokens=(eos,),
+            split_special_tokens=True,
+        )
+
+    def _train(self, corpus: Corpus) -> bytes:
+        library = import_optional("tokenizers", "hf", "for BPE")
+        print_line(f"training BPE ({self.vocab} tokens)")
+        pattern = PATTERNS[self.pretokenizer]
+        tokenizer = load_json(format_byte_bpe({}, [], pattern, {}).decode(), "for BPE")
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=self.vocab - 2,
+            initial_alphabet=[*BYTE_OF_LETTER],
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(_read_texts(corpus), trainer)
+        model = json.loads(tokenizer.to_str())["model"]
+        size = len(model["vocab"])
+        if size < self.vocab - 2:
+            raise ConfigError(
+                f"the text has too few repetitions for {self.vocab} tokens: set"
+                f" BPE.vocab to {size + 2} or less, or add text."
+            )
+        special_tokens = {BOS_TEXT: size, EOS_TEXT: size + 1}
+        return format_byte_bpe(model["vocab"], model["merges"], pattern, special_tokens)
 
 
-def train_bpe(words: Mapping[bytes, int], size: int) -> BPEModel:
-    """Merges the most frequent pairs until there are `size` tokens or no pair is left.
+def _read_texts(corpus: Corpus) -> Iterator[str]:
+    for document in corpus.read_nonempty("train"):
+        encode_utf8(document.text)
+        yield document.text
 
-    `words` has the count of each word; merges do not cross words. Of equally frequent
-    pairs the one with the smallest tokens is merged.
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Tiktoken(TokenizerConfig):
+    """A `.tiktoken` file of byte strings by rank, and what it does not contain.
+
+    It is stored as a tokenizer.json. Special tokens spelled in text are encoded as
+    other words.
+
+    Attributes:
+        pretokenizer: how text is split into words, as the model's publisher says.
+        special_tokens: their numbers by name.
+        bos: the special token before each document; None: none.
+        eos: the special token after each document; None: none.
     """
-    vocab = [bytes([byte]) for byte in ALPHABET]
-    token_of = {data: token for token, data in enumerate(vocab)}
-    texts = [[token_of[bytes([byte])] for byte in word] for word in words]
-    word_counts = list(words.values())
-    counts, places = Counter[Pair](), defaultdict[Pair, set[int]](set)
-    for index, (text, count) in enumerate(zip(texts, word_counts, strict=True)):
-        for pair in pairwise(text):
-            counts[pair] += count
-            places[pair].add(index)
-    queue = [(-counts[pair], pair, indices) for pair, indices in places.items()]
-    heapq.heapify(queue)
-    merges = []
-    while len(vocab) < size and queue:
-        negative_count, pair, indices = heapq.heappop(queue)
-        if negative_count != -counts[pair]:  # other merges have reduced the count
-            heapq.heappush(queue, (-counts[pair], pair, indices))
+
+    path: Execution[str]
+    pretokenizer: PretokenizerName
+    special_tokens: Mapping[str, int] = field(default_factory=dict)
+    bos: str | None = None
+    eos: str | None = None
+
+    def open(self, corpus: Corpus) -> Tokenizer:
+        """Reads its file. The corpus is not used."""
+        path = Path(self.path).expanduser()
+        try:
+            content = self._convert(read_tokenizer_file(path))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        bos, eos = (self.special_tokens.get(n or "") for n in (self.bos, self.eos))
+        return HFTokenizer(
+            files={TOKENIZER_JSON: content},
+            bos=bos,
+            eos=eos,
+            stop_tokens=() if eos is None else (eos,),
+            split_special_tokens=True,
+        )
+
+    def _convert(self, data: bytes) -> bytes:
+        """The tokenizer.json of a file. Refuses special tokens that do not fit it."""
+        for name, value in (("bos", self.bos), ("eos", self.eos)):
+            if value is not None and value not in self.special_tokens:
+                raise ConfigError(
+                    f"Tiktoken.{name} is {value!r}, which is not one of"
+                    f" Tiktoken.special_tokens: {', '.join(self.special_tokens)}."
+                )
+        ranks = parse_ranks(data)
+        letters = {byte: letter for letter, byte in BYTE_OF_LETTER.items()}
+        texts = {key: "".join(map(letters.__getitem__, key)) for key in ranks}
+        vocab = {texts[key]: rank for key, rank in ranks.items()}
+        used = {*vocab.values()}
+        for name, token in self.special_tokens.items():
+            if token in used or token < 0 or name in vocab:
+                raise ConfigError(
+                    f"the special token {name!r} has the number {token}, which must be"
+                    f" at least 0 and not in use, as must its name: the file uses"
+                    f" numbers up to {max(used)}."
+                )
+        return format_byte_bpe(
+            {**vocab, **self.special_tokens},
+            [[texts[left], texts[right]] for left, right in derive_merges(ranks)],
+            PATTERNS[self.pretokenizer],
+            self.special_tokens,
+            ignore_merges=True,
+        )
+
+
+def parse_ranks(file: bytes) -> dict[bytes, int]:
+    """The byte strings and their tokens. Errors name the line."""
+    ranks: dict[bytes, int] = {}
+    tokens: set[int] = set()
+    for number, line in enumerate(file.splitlines(), 1):
+        if not line.strip():
             continue
-        if not negative_count:
-            break
-        data = vocab[pair[0]] + vocab[pair[1]]
-        token = token_of.setdefault(data, len(vocab))
-        vocab += [data] * (token == len(vocab))
-        merges.append((pair, token))
-        places.clear()
-        for index in indices:
-            texts[index], changes = merge_pair(texts[index], pair, token)
-            for changed, change in changes:
-                counts[changed] += change * word_counts[index]
-                if change > 0:
-                    places[changed].add(index)
-        for changed, indices in places.items():
-            heapq.heappush(queue, (-counts[changed], changed, indices))
-    return BPEModel(vocab, merges)
+        try:
+            text, rank = line.split()
+            data, token = base64.b64decode(text, validate=True), int(rank)
+        except (ValueError, binascii.Error):
+            raise ConfigError(
+                f"line {number}: {line[:40]!r} must be a base64 string, a space and a"
+                " number: the file is damaged or of another kind."
+            ) from None
+        if not data or token < 0 or data in ranks or token in tokens:
+            raise ConfigError(
+                f"line {number}: {line[:40]!r} is empty, or repeats the string or the"
+                " number of an earlier line: the file is damaged."
+            )
+        ranks[data] = token
+        tokens.add(token)
+    if missing := [byte[0] for byte in BYTES if byte not in ranks]:
+        raise ConfigError(
+            f"{len(missing)} of the 256 bytes have no token, first 0x{missing[0]:02x}:"
+            " the file is truncated or of another kind."
+        )
+    return ranks
 
 
-def merge_pair(
-    text: Sequence[int], pair: Pair, token: int
-) -> tuple[list[int], list[tuple[Pair, int]]]:
-    """The text with `token` for each `pair`, from the left, and changes of pair counts.
-
-    Changes are +1 and -1 for the neighbors of each merge, not for the merged pair.
-    """
-    left, right = pair
-    merged: list[int] = []
-    changes: list[tuple[Pair, int]] = []
-    index = 0
-    while index < len(text):
-        if text[index] != left or tuple(text[index : index + 2]) != pair:
-            merged.append(text[index])
-            index += 1
-            continue
-        if merged:
-            changes += [((merged[-1], left), -1), ((merged[-1], token), 1)]
-        if index + 2 < len(text):
-            following = text[index + 2]
-            changes += [((right, following), -1), ((token, following), 1)]
-        merged.append(token)
-        index += 2
-    return merged, changes
-
-
-def encode_word(word: Iterable[int], merge_ranks: Mapping[Pair, Merge]) -> list[int]:
-    """Applies merges to the tokens of a word: least rank first, then leftmost.
-
-    Takes O(n log n) time for n tokens.
-    """
-    tokens = list(word)
-    previous = list(range(-1, len(tokens) - 1))
-    following = [*range(1, len(tokens)), NONE]
-    pair_merges = [merge_ranks.get(pair) for pair in pairwise(tokens)]
-    queue = [(m.rank, index, m.token) for index, m in enumerate(pair_merges) if m]
-    heapq.heapify(queue)
-    while queue:
-        _, index, token = heapq.heappop(queue)
-        right = following[index]
-        if tokens[index] == NONE or right == NONE:
-            continue
-        merge = merge_ranks.get((tokens[index], tokens[right]))
-        if merge is None or merge.token != token:  # a neighbor has been merged
-            continue
-        tokens[index], tokens[right] = token, NONE
-        following[index] = following[right]
-        if following[index] != NONE:
-            previous[following[index]] = index
-        for left in (previous[index], index):
-            if left != NONE and following[left] != NONE:
-                if merge := merge_ranks.get((tokens[left], tokens[following[left]])):
-                    heapq.heappush(queue, (merge.rank, left, merge.token))
-    return [token for token in tokens if token != NONE]
+def derive_merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """Every pair of tokens that makes a token, in the order of that token's rank."""
+    pairs = [
+        (data[:split], data[split:])
+        for data in sorted(ranks, key=ranks.__getitem__)
+        for split in range(1, len(data))
+    ]
+    return [(left, right) for left, right in pairs if left in ranks and right in ranks]

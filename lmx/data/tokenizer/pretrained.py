@@ -1,8 +1,9 @@
 """Loads tokenizers: of a run or a token store, or trained elsewhere."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lmx.config.registry import ConfigError, Execution, configurable
 from lmx.data.corpus.corpus import Corpus
@@ -11,27 +12,29 @@ from lmx.data.tokenizer.base import (
     TOKENIZER_DIR,
     ByteTokenizer,
     CharTokenizer,
+    FileTokenizer,
     Tokenizer,
     TokenizerConfig,
     parse_json,
+    read_tokenizer_file,
 )
-from lmx.data.tokenizer.byte_bpe import BPETokenizer
-from lmx.data.tokenizer.hf_folder import load_hf_folder
-from lmx.data.tokenizer.pretokenize import PretokenizerName
-from lmx.data.tokenizer.sentencepiece import SENTENCEPIECE_FILE, SentencePieceTokenizer
-from lmx.data.tokenizer.tiktoken import TIKTOKEN_FILE, parse_ranks
+from lmx.data.tokenizer.sentencepiece import (
+    ADDED_TOKENS,
+    SENTENCEPIECE_FILE,
+    TOKENIZER_CONFIG,
+    SentencePieceTokenizer,
+)
 from lmx.data.tokenizer.tokenizer_json import TOKENIZER_JSON, HFTokenizer
 
 CLASSES: dict[str, type[Tokenizer]] = {
     kind.__name__: kind
-    for kind in (
-        ByteTokenizer,
-        CharTokenizer,
-        BPETokenizer,
-        HFTokenizer,
-        SentencePieceTokenizer,
-    )
+    for kind in (ByteTokenizer, CharTokenizer, HFTokenizer, SentencePieceTokenizer)
 }
+HF_FILES = (
+    TOKENIZER_JSON, SENTENCEPIECE_FILE, TOKENIZER_CONFIG, ADDED_TOKENS,
+    "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "chat_template.json",
+)  # fmt: skip
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -52,6 +55,49 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     files = {name: (path / name).read_bytes() for name in settings.pop("files", ())}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     return CLASSES[name](**values, **({"files": files} if files else {}))
+
+
+def load_hf_folder(path: Path, model_config: Mapping[str, Any]) -> FileTokenizer | None:
+    """The tokenizer of a Hugging Face folder; None if it has none.
+
+    `eos_token_id` of the model's config adds stop tokens, and is EOS if the tokenizer's
+    files name none.
+    """
+    paths = [path / name for name in HF_FILES]
+    files = {p.name: p.read_bytes() for p in paths if p.is_file()}
+    if not files.keys() & {TOKENIZER_JSON, SENTENCEPIECE_FILE}:
+        if "vocab.json" in files:
+            raise ConfigError(
+                f"{path} has a tokenizer in an old format, without {TOKENIZER_JSON}:"
+                " load and save it with AutoTokenizer of transformers."
+            )
+        return None
+    tokenizer, config = _load_files(files), parse_json(files, TOKENIZER_CONFIG)
+    bos = tokenizer.bos
+    if "add_bos_token" in config:
+        adds_bos = config["add_bos_token"]
+        bos = _find_token(tokenizer, config.get("bos_token")) if adds_bos else None
+    ids = model_config.get("eos_token_id")
+    stops = tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+    eos = _find_token(tokenizer, config.get("eos_token"))
+    eos = stops[0] if eos is None else eos
+    stop_tokens = sorted({token for token in (eos, *stops) if token is not None})
+    return replace(tokenizer, bos=bos, eos=eos, stop_tokens=tuple(stop_tokens))
+
+
+def _load_files(files: Mapping[str, bytes]) -> FileTokenizer:
+    """A tokenizer with the BOS that its files put before every text."""
+    kind = HFTokenizer if TOKENIZER_JSON in files else SentencePieceTokenizer
+    tokenizer = kind(files=files)
+    return replace(tokenizer, bos=next(iter(tokenizer.prefix_tokens), None))
+
+
+def _find_token(
+    tokenizer: FileTokenizer, entry: str | Mapping[str, Any] | None
+) -> int | None:
+    """The token of an entry of tokenizer_config.json, a text or an object with one."""
+    text = entry["content"] if isinstance(entry, Mapping) else entry
+    return None if text is None else tokenizer.token_to_id(text)
 
 
 @configurable
@@ -95,87 +141,21 @@ class PretrainedTokenizer(TokenizerConfig):
         return tokenizer
 
     def _load_file(self, path: Path) -> Tokenizer:
-        data = _read(path)
-        kinds = {
-            ".json": (TOKENIZER_JSON, HFTokenizer),
-            ".model": (SENTENCEPIECE_FILE, SentencePieceTokenizer),
-        }
-        if path.suffix not in kinds:
+        data = read_tokenizer_file(path)
+        names = {".json": TOKENIZER_JSON, ".model": SENTENCEPIECE_FILE}
+        if path.suffix not in names:
             raise ConfigError(
-                f"a tokenizer file ends in {' or '.join(kinds)}; for .tiktoken use"
+                f"a tokenizer file ends in {' or '.join(names)}; for .tiktoken use"
                 " @Tiktoken()."
             )
-        name, kind = kinds[path.suffix]
-        plain = kind(files={name: data})
-        bos = next(iter(plain.prefix_tokens), None)
-        if self.bos is not None:
-            bos = _find_token(plain, self.bos)
-        eos = None if self.eos is None else _find_token(plain, self.eos)
-        stop_tokens = () if eos is None else (eos,)
-        return kind(files=plain.files, bos=bos, eos=eos, stop_tokens=stop_tokens)
-
-
-@configurable
-@dataclass(frozen=True, kw_only=True)
-class Tiktoken(TokenizerConfig):
-    """A `.tiktoken` file of byte strings by rank, and what it does not contain.
-
-    Attributes:
-        pretokenizer: how text is split into words, as the model's publisher says.
-        special_tokens: their numbers by name.
-        bos: the special token before each document; None: none.
-        eos: the special token after each document; None: none.
-    """
-
-    path: Execution[str]
-    pretokenizer: PretokenizerName
-    special_tokens: Mapping[str, int] = field(default_factory=dict)
-    bos: str | None = None
-    eos: str | None = None
-
-    def open(self, corpus: Corpus) -> Tokenizer:
-        """Reads its file. The corpus is not used."""
-        path = Path(self.path).expanduser()
-        try:
-            return self._load(_read(path))
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-
-    def _load(self, data: bytes) -> Tokenizer:
-        for name, value in (("bos", self.bos), ("eos", self.eos)):
-            if value is not None and value not in self.special_tokens:
-                raise ConfigError(
-                    f"Tiktoken.{name} is {value!r}, which is not one of"
-                    f" Tiktoken.special_tokens: {', '.join(self.special_tokens)}."
-                )
-        bos, eos = (
-            self.special_tokens.get(name or "") for name in (self.bos, self.eos)
-        )
-        tokens = {*parse_ranks(data).values()}
-        for name, token in self.special_tokens.items():
-            if token in tokens or token < 0:
-                raise ConfigError(
-                    f"the special token {name!r} has the number {token}, which must be"
-                    f" at least 0 and not in use: the file uses numbers up to"
-                    f" {max(tokens)}."
-                )
-        return BPETokenizer(
-            files={TIKTOKEN_FILE: data},
-            pretokenizer=self.pretokenizer,
-            special_tokens=dict(self.special_tokens),
-            bos=bos,
+        tokenizer = _load_files({names[path.suffix]: data})
+        for text in (self.bos, self.eos):
+            if text is not None and tokenizer.token_to_id(text) is None:
+                raise ConfigError(f"the file has no token {text!r}.")
+        bos, eos = _find_token(tokenizer, self.bos), _find_token(tokenizer, self.eos)
+        return replace(
+            tokenizer,
+            bos=tokenizer.bos if bos is None else bos,
             eos=eos,
             stop_tokens=() if eos is None else (eos,),
         )
-
-
-def _find_token(tokenizer: Tokenizer, text: str) -> int:
-    if (token := tokenizer.token_to_id(text)) is None:
-        raise ConfigError(f"the file has no token {text!r}.")
-    return token
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise ConfigError("there is no such file.")
-    return path.read_bytes()

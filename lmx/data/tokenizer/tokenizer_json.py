@@ -1,7 +1,8 @@
-"""Reads tokenizer.json of Hugging Face. Only encoding needs `tokenizers`."""
+"""Reads and writes tokenizer.json of Hugging Face. Only encoding needs `tokenizers`."""
 
 import functools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,12 @@ from lmx.data.tokenizer.base import (
     list_vocab,
     parse_json,
 )
-from lmx.data.tokenizer.bpe import ALPHABET, PRINTABLE
 from lmx.data.tokenizer.sentencepiece import SPACE_SYMBOL
 
 TOKENIZER_JSON = "tokenizer.json"
 # GPT-2's alphabet: printable bytes are themselves, the others are U+0100 and on.
+PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+ALPHABET = (*PRINTABLE, *sorted({*range(256)} - {*PRINTABLE}))
 BYTE_OF_LETTER = {chr(byte): byte for byte in PRINTABLE} | {
     chr(0x100 + n): byte for n, byte in enumerate(ALPHABET[len(PRINTABLE) :])
 }
@@ -28,7 +30,14 @@ BYTE_OF_LETTER = {chr(byte): byte for byte in PRINTABLE} | {
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class HFTokenizer(FileTokenizer):
-    """A tokenizer.json. Special tokens spelled in text are encoded as such."""
+    """A tokenizer.json.
+
+    Attributes:
+        split_special_tokens: whether special tokens spelled in text are encoded as
+            other words. By default they are encoded as such.
+    """
+
+    split_special_tokens: bool = False
 
     @functools.cached_property
     def vocab_bytes(self) -> tuple[bytes, ...]:
@@ -75,14 +84,13 @@ class HFTokenizer(FileTokenizer):
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
-        purpose = f"to encode with a {TOKENIZER_JSON}"
-        library = import_optional("tokenizers", "hf", purpose)
-        try:
-            tokenizer = library.Tokenizer.from_str(self.files[TOKENIZER_JSON].decode())
-        except Exception as error:  # the library raises no class of its own
-            raise ConfigError(
-                f"the library tokenizers cannot read {TOKENIZER_JSON}: {error}"
-            ) from None
+        content = self.files[TOKENIZER_JSON].decode()
+        if self.split_special_tokens:
+            added = {token["content"] for token in self._config["added_tokens"]}
+            vocab = {k: v for k, v in self._vocab.items() if k not in added}
+            model = {**self._config["model"], "vocab": vocab}
+            content = json.dumps({**self._config, "added_tokens": [], "model": model})
+        tokenizer = load_json(content, f"to encode with a {TOKENIZER_JSON}")
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
@@ -104,6 +112,54 @@ class HFTokenizer(FileTokenizer):
         added = self._config.get("added_tokens", ())
         ids = {token["content"]: token["id"] for token in added}
         return ids.get(text, self._vocab.get(text))
+
+
+def load_json(content: str, purpose: str) -> Any:
+    """The tokenizer of the library `tokenizers` that a tokenizer.json defines."""
+    library = import_optional("tokenizers", "hf", purpose)
+    try:
+        return library.Tokenizer.from_str(content)
+    except Exception as error:  # the library raises no class of its own
+        raise ConfigError(
+            f"the library tokenizers cannot read {TOKENIZER_JSON}: {error}"
+        ) from None
+
+
+def format_byte_bpe(
+    vocab: Mapping[str, int],
+    merges: Sequence[Sequence[str]],
+    pattern: str,
+    special_tokens: Mapping[str, int],
+    *,
+    ignore_merges: bool = False,
+) -> bytes:
+    """A tokenizer.json of byte-level BPE.
+
+    Texts are in GPT-2's alphabet, and `pattern` matches the words that merges do not
+    cross. With `ignore_merges`, a word that is a token is never split.
+    """
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    steps = [split, {**byte_level, "use_regex": False}]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    model = {"type": "BPE", "vocab": vocab, "merges": merges}
+    content = {
+        "version": "1.0",
+        **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")),
+        "added_tokens": [
+            {"id": token, "content": name, "special": True} | flags
+            for name, token in sorted(special_tokens.items(), key=lambda item: item[1])
+        ],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "decoder": {**byte_level, "use_regex": True},
+        "model": model | ({"ignore_merges": True} if ignore_merges else {}),
+    }
+    return json.dumps(content, ensure_ascii=False).encode()
 
 
 def _iter_steps(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from lmx.core.console import byte_progress
 from lmx.core.files import create_dir
 from lmx.core.precision import Dtype
 from lmx.core.sharding import RULES, Mesh, Rules
-from lmx.data.tokenizer.hf_folder import load_hf_folder
+from lmx.data.tokenizer.pretrained import load_hf_folder
 from lmx.models.hf.checkpoint import CONFIG, GENERATION, HFCheckpoint, init_abstract
 from lmx.models.hf.family import match_family
 from lmx.models.hf.layout import group_by_tensor, map_tensors
@@ -110,7 +110,7 @@ def save_hf(
         "model_type": family.model_type,
         "dtype": trained.config["model.precision.params"],
     }
-    files = trained.tokenizer.hf_files if trained.tokenizer else {}
+    files = trained.tokenizer.files if trained.tokenizer else {}
 
     def fill(new: Path) -> None:
         write_json(new / CONFIG, config)

@@ -17,8 +17,7 @@ from tokenizers import (
 )
 
 from lmx.config.registry import ConfigError
-from lmx.data.tokenizer.hf_folder import load_hf_folder
-from lmx.data.tokenizer.pretrained import load_tokenizer
+from lmx.data.tokenizer.pretrained import load_hf_folder, load_tokenizer
 from lmx.data.tokenizer.tokenizer_json import HFTokenizer
 
 TEXTS = ["def f(x):\n    return x  # ä 你好 🙂", "Hello world, hello!", "a", "  two  "]
@@ -139,7 +138,7 @@ def test_a_saved_tokenizer_is_loaded(fast, tmp_path):
     run.mkdir()
     codec.save(run)
     again = load_tokenizer(run)
-    assert again.digest == codec.digest and again.hf_files == codec.hf_files
+    assert again.digest == codec.digest and again.files == codec.files
     for name in ("bos", "eos", "stop_tokens", "strip_leading_space"):
         assert getattr(again, name) == getattr(codec, name)
     np.testing.assert_array_equal(again.encode(TEXTS[0]), codec.encode(TEXTS[0]))
@@ -148,7 +147,7 @@ def test_a_saved_tokenizer_is_loaded(fast, tmp_path):
 def test_chat_templates_are_stored(fast, tmp_path):
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     codec = codec_of(tmp_path)
-    assert codec.hf_files["chat_template.jinja"] == b"{{ messages }}"
+    assert codec.files["chat_template.jinja"] == b"{{ messages }}"
 
 
 def test_a_special_token_in_text_is_encoded_as_such():

@@ -22,9 +22,9 @@ from lmx.data.corpus.corpus import HoldoutTail
 from lmx.data.corpus.stdlib import Stdlib
 from lmx.data.corpus.text import Text
 from lmx.data.tokenizer.base import ByteTokenizer, CharTokenizer
-from lmx.data.tokenizer.bpe import ALPHABET
-from lmx.data.tokenizer.byte_bpe import BPE
-from lmx.data.tokenizer.pretrained import PretrainedTokenizer, Tiktoken
+from lmx.data.tokenizer.bpe import BPE, Tiktoken
+from lmx.data.tokenizer.pretrained import PretrainedTokenizer
+from lmx.data.tokenizer.tokenizer_json import ALPHABET
 
 PLAIN = "def f(x): return x  # the quick brown fox " * 20
 HARD = [

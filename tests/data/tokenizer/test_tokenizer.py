@@ -17,7 +17,7 @@ from lmx.data.tokenizer.base import (
     Tokenizer,
     TokenizerConfig,
 )
-from lmx.data.tokenizer.byte_bpe import BPE
+from lmx.data.tokenizer.bpe import BPE
 from lmx.data.tokenizer.pretrained import load_tokenizer
 from lmx.data.tokenizer.sentencepiece import SentencePiece
 
