@@ -7,9 +7,14 @@ from typing import Any
 
 from lmx.cli.command import Command, Output, format_table
 from lmx.cli.load import import_modules, load_config
-from lmx.config.discover import find_declarations, find_experiments
 from lmx.config.format import draw_tree, show
-from lmx.config.registry import REQUIRED, config_fields, find
+from lmx.config.registry import (
+    REQUIRED,
+    config_fields,
+    find,
+    find_declarations,
+    find_experiments,
+)
 from lmx.config.resolve import Resolver
 from lmx.config.types import format_type
 from lmx.config.value import (

@@ -9,9 +9,8 @@ from typing import Any
 
 from lmx.cli.command import Command, Output, option
 from lmx.cli.load import import_modules, load_root
-from lmx.config.discover import locate_config
 from lmx.config.gin import parse
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, locate_config
 from lmx.config.resolve import resolve
 from lmx.config.value import Config, explain_errors, walk
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lmx.config.discover import find_experiments, locate_config
 from lmx.config.registry import (
     ConfigError,
     Ref,
     config_fields,
     find,
+    find_experiments,
     get_parameters,
+    locate_config,
     suggest,
 )
 
@@ -34,15 +35,10 @@ class Location(NamedTuple):
     def __str__(self) -> str:
         return f"{self.source}:{self.line}" if self.line else self.source
 
-
-@dataclass(frozen=True, repr=False)
-class Macro:
-    """`%NAME`."""
-
-    name: str
-
-    def __repr__(self) -> str:
-        return f"%{self.name}"
+    @property
+    def is_override(self) -> bool:
+        """Whether it is on the command line."""
+        return not self.line
 
 
 class BindingKey(NamedTuple):
@@ -56,16 +52,40 @@ class BindingKey(NamedTuple):
         return "/".join((*self.scope, f"{self.name}.{self.parameter}".rstrip(".")))
 
 
+@dataclass(frozen=True, repr=False)
+class Macro:
+    """`%scope/NAME`, with the key of the binding that defines it."""
+
+    key: BindingKey
+
+    def __repr__(self) -> str:
+        return f"%{self.key}"
+
+
 class Binding(NamedTuple):
     """A value as written, before references and macros are resolved."""
 
     value: Any
     location: Location
     included: bool  # from a file that another file includes
-    previous: "Binding | None"  # the binding that this one replaces
+    replaced: tuple["Binding", ...]  # by this one, the latest first
 
 
 Bindings = dict[BindingKey, Binding]
+
+
+def bind(
+    bindings: Bindings,
+    key: BindingKey,
+    value: Any,
+    location: Location,
+    *,
+    included: bool = False,
+) -> None:
+    """Adds a binding, which replaces an earlier one of the key."""
+    old = bindings.get(key)
+    replaced = (old, *old.replaced) if old else ()
+    bindings[key] = Binding(value, location, included, replaced)
 
 
 class _Delegate:
@@ -76,14 +96,8 @@ class _Delegate:
         return Ref(tuple(scope), name, evaluate)
 
     def macro(self, macro_name: str):
-        return Macro(macro_name)
-
-
-def _import_gin_parser() -> Any:
-    """Gin's parser, imported at first use: library code without configs needs none."""
-    from gin import config_parser
-
-    return config_parser
+        *scope, name = macro_name.split("/")
+        return Macro(BindingKey(tuple(scope), name, ""))
 
 
 def parse(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Bindings:
@@ -93,7 +107,7 @@ def parse(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Binding
     """
     bindings: Bindings = {}
     for file in files:
-        _read_file(locate_config(file), bindings, {})
+        _add_file(locate_config(file), bindings, ())
     for override in overrides:
         location = Location(f"override {override!r}", 0)
         _add_text(_add_quotes(override, location), location, bindings)
@@ -107,41 +121,13 @@ def parse_text(text: str, source: str) -> Bindings:
     return bindings
 
 
-def _add_text(text: str, location: Location, bindings: Bindings) -> None:
-    for statement, place in _parse_statements(text, location):
-        _add_binding(statement, place, bindings, included=False)
-
-
-def _read_file(file: Path, bindings: Bindings, parents: dict[Path, Location]) -> None:
-    """Adds the bindings of a file and of those it includes, in the order written.
-
-    `parents` maps each including file to the line of its include statement.
-    """
-    gin, path = _import_gin_parser(), file.resolve()
-    text = _read_text(file, next(reversed(parents.values()), None))
-    for statement, location in _parse_statements(text, Location(str(file), 1)):
-        if isinstance(statement, gin.IncludeStatement):
-            target = file.parent / statement.filename
-            if target.resolve() in {path, *parents}:
-                chain = ", ".join(map(str, parents.values()))
-                raise ConfigError(
-                    f"{location}: including {target} makes a circle"
-                    + (f", through {chain}" if chain else "")
-                )
-            _read_file(target, bindings, {**parents, path: location})
-        elif isinstance(statement, gin.ImportStatement):
-            _import_module(statement.module, location)
-        else:
-            _add_binding(statement, location, bindings, included=bool(parents))
-
-
-def _read_text(file: Path, includer: Location | None) -> str:
-    """The text of a file, or an error that says why it cannot be read."""
-    prefix = f"{includer}: " if includer else ""
+def _add_file(file: Path, bindings: Bindings, includes: tuple[Location, ...]) -> None:
+    """Adds the bindings of a file, which the last of these lines includes."""
+    prefix = "".join(f"{line}: " for line in includes[-1:])
     if file.is_dir():
         raise ConfigError(f"{prefix}{file} is a folder: name the .gin file in it")
     try:
-        return file.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         near = _suggest_file(file)
         raise ConfigError(f"{prefix}there is no file {file}{near}") from None
@@ -149,11 +135,12 @@ def _read_text(file: Path, includer: Location | None) -> str:
         raise ConfigError(f"{prefix}{file} is not text: {error}") from error
     except OSError as error:
         raise ConfigError(f"{prefix}{file}: {error.strerror}") from error
+    _add_text(text, Location(str(file), 1), bindings, includes)
 
 
 def _suggest_file(file: Path) -> str:
     """The nearest .gin file in the folder of a missing one or among the experiments."""
-    files = {page.stem: str(page) for page in sorted(file.parent.glob("*.gin"))}
+    files = {path.stem: str(path) for path in sorted(file.parent.glob("*.gin"))}
     if not file.suffix:
         files = {name: name for name in find_experiments()} | files
     # Compared without the suffix, which would make any two names look similar.
@@ -162,33 +149,35 @@ def _suggest_file(file: Path) -> str:
     return f"; there are {', '.join(files.values())}" if 0 < len(files) <= 12 else ""
 
 
-def _import_module(module: str, location: Location) -> None:
-    if module.partition(".")[0] != "lmx":
-        raise ConfigError(
-            f"{location}: a config can import modules of lmx only: remove this line,"
-            f" and add --import {module} to the command"
-        )
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{location}: {error}") from error
-
-
-def _add_binding(
-    statement: Any, location: Location, bindings: Bindings, *, included: bool
+def _add_text(
+    text: str,
+    source: Location,
+    bindings: Bindings,
+    includes: tuple[Location, ...] | None = None,
 ) -> None:
-    """Adds the binding of a statement, if its class and parameter exist."""
-    gin = _import_gin_parser()
-    if isinstance(statement, gin.BlockDeclaration):
-        find(statement.selector, location)
-        return  # its bindings follow
-    if not isinstance(statement, gin.BindingStatement):
-        raise ConfigError(f"{location}: write it as Name.parameter=value")
-    scope = tuple(filter(None, statement.scope.split("/")))
-    key = BindingKey(scope, statement.selector, statement.arg_name or "")
-    if key.parameter:
-        _check_parameter(key, location)
-    bindings[key] = Binding(statement.value, location, included, bindings.get(key))
+    """Adds the bindings of a text; without `includes` it may not include or import.
+
+    Bindings of included files are added in the order written.
+    """
+    from gin import config_parser  # here: library code without configs needs no gin
+
+    for statement, location in _parse_statements(text, source):
+        if isinstance(statement, config_parser.BindingStatement):
+            scope = tuple(filter(None, statement.scope.split("/")))
+            key = BindingKey(scope, statement.selector, statement.arg_name or "")
+            if key.parameter:
+                _check_parameter(key, location)
+            bind(bindings, key, statement.value, location, included=bool(includes))
+        elif isinstance(statement, config_parser.BlockDeclaration):
+            find(statement.selector, location)  # its bindings follow
+        elif includes is None:
+            raise ConfigError(f"{location}: write it as Name.parameter=value")
+        elif isinstance(statement, config_parser.ImportStatement):
+            _import_module(statement.module, location)
+        else:
+            target = Path(location.source).parent / statement.filename
+            _check_include(target, (*includes, location))
+            _add_file(target, bindings, (*includes, location))
 
 
 def _check_parameter(key: BindingKey, location: Location) -> None:
@@ -203,14 +192,35 @@ def _check_parameter(key: BindingKey, location: Location) -> None:
         )
 
 
+def _check_include(target: Path, includes: tuple[Location, ...]) -> None:
+    if target.resolve() in {Path(line.source).resolve() for line in includes}:
+        *chain, location = map(str, includes)
+        through = f", through {', '.join(chain)}" if chain else ""
+        raise ConfigError(f"{location}: including {target} makes a circle{through}")
+
+
+def _import_module(module: str, location: Location) -> None:
+    if module.partition(".")[0] != "lmx":
+        raise ConfigError(
+            f"{location}: a config can import modules of lmx only: remove this line,"
+            f" and add --import {module} to the command"
+        )
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{location}: {error}") from error
+
+
 def _parse_statements(text: str, location: Location) -> Iterator[tuple[Any, Location]]:
     """The statements of `text` with their lines; errors become ConfigErrors.
 
     `location` is an override, or any line of the file that has the text.
     """
+    from gin import config_parser
+
     start, parser = 1, None
     try:
-        parser = _import_gin_parser().ConfigParser(text, _Delegate())
+        parser = config_parser.ConfigParser(text, _Delegate())
         while statement := parser.parse_statement():
             line = statement.location.line_num if location.line else 0
             yield statement, location._replace(line=line)
@@ -219,7 +229,9 @@ def _parse_statements(text: str, location: Location) -> Iterator[tuple[Any, Loca
     except SyntaxError as error:
         line, message = error.lineno or start, error.msg
     except tokenize.TokenError:
-        line = _first_statement_line(text, start)
+        rest = map(str.strip, text.splitlines()[start - 1 :])
+        code = (n for n, x in enumerate(rest, start) if x and x[0] != "#")
+        line = next(code, start)
         message = "a bracket or quote of this statement is never closed"
     except (TypeError, ValueError) as error:  # as of {[1]: 2}
         line, message = _current_line(parser), str(error)
@@ -232,12 +244,6 @@ def _parse_statements(text: str, location: Location) -> Iterator[tuple[Any, Loca
 def _current_line(parser: Any) -> int:
     token = parser.current_token if parser else None
     return token.start[0] if token else 1
-
-
-def _first_statement_line(text: str, line: int) -> int:
-    """The first line from `line` on that is not blank or a comment."""
-    rest = map(str.strip, text.splitlines()[line - 1 :])
-    return next((n for n, x in enumerate(rest, line) if x and x[0] != "#"), line)
 
 
 def _add_quotes(override: str, location: Location) -> str:

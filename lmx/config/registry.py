@@ -1,4 +1,4 @@
-"""The classes and functions that a `.gin` file can name, and their parameters.
+"""What a `.gin` file can name: classes, functions, their parameters, and experiments.
 
 A signature is the schema. Parameters left of the star are supplied by the calling code;
 parameters right of it are set by the config:
@@ -10,11 +10,13 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
-from lmx.config.discover import find_declarations, import_declaring
 from lmx.config.types import Execution as Execution
 from lmx.config.types import is_execution, unsupported_reason
 
@@ -22,6 +24,11 @@ Thing = TypeVar("Thing", bound=Callable[..., Any])
 
 REQUIRED = inspect.Parameter.empty
 
+_LMX = Path(__file__).parents[1]
+_DECLARATION = re.compile(
+    r"^@configurable\n(?:@.*\n)*(?:class|def) (\w+)|^configurable\((\w+)\)",
+    re.MULTILINE,
+)
 _REGISTRY: dict[str, Callable[..., Any]] = {}  # filled by imports, never by configs
 
 
@@ -75,7 +82,8 @@ def find(name: str, where: object, parameter: str = "") -> Callable[..., Any]:
     """
     if name not in _REGISTRY:
         try:
-            import_declaring(name)
+            for module in find_declarations().get(name, ()):
+                importlib.import_module(module)
         except ImportError as error:
             raise ConfigError(f"{where}: cannot import {name}: {error}") from error
     if name in _REGISTRY:
@@ -90,6 +98,38 @@ def find(name: str, where: object, parameter: str = "") -> Callable[..., Any]:
 def is_registered(name: str) -> bool:
     """Whether a configurable of that name is imported."""
     return name in _REGISTRY
+
+
+@functools.cache
+def find_declarations() -> Mapping[str, tuple[str, ...]]:
+    """The modules that declare each configurable name of lmx.
+
+    They are read as text and not imported, so that a config needs no imports for what
+    ships with lmx, and no package imports another only to register its names.
+    """
+    modules: dict[str, tuple[str, ...]] = {}
+    for file in sorted(_LMX.rglob("*.py")):
+        module = ".".join(("lmx", *file.relative_to(_LMX).with_suffix("").parts))
+        for names in _DECLARATION.findall(file.read_text(encoding="utf-8")):
+            modules["".join(names)] = (*modules.get("".join(names), ()), module)
+    return modules
+
+
+def find_experiments() -> dict[str, Path]:
+    """The files of the shipped experiments by name, such as `families/llama3_8b`.
+
+    A wheel has them in the package, a checkout in the folder that holds the package.
+    """
+    folders = (_LMX / "experiments", _LMX.parent / "experiments")
+    folder = next(filter(Path.is_dir, folders), folders[0])
+    files = sorted(folder.rglob("*.gin"))
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
+def locate_config(name: str | Path) -> Path:
+    """The path of a config: a shipped experiment if the name is not a file."""
+    path = Path(name)
+    return path if path.is_file() else find_experiments().get(str(name), path)
 
 
 def find_owners(parameter: str) -> list[str]:

@@ -6,34 +6,17 @@ bindings wins. Every value has the type of its annotation. A binding or macro th
 nothing uses is an error, unless an include supplied it, or an override replaced the
 class that it was for.
 
-A config differs from gin's own runtime on purpose in these cases:
-
-| In a config | gin | lmx |
-|---|---|---|
-| a list | a list | a tuple |
-| a value of the wrong type | is passed on | an error |
-| bytes, complex numbers; keys that are not scalars | are passed on | an error |
-| a binding or macro that nothing uses | is ignored | an error |
-| `%gin.REQUIRED` that nothing replaced | is passed on | an error |
-| `@X`, uncalled and without scope | scope of the call | scope of its reference |
-| `@X()` in a macro `M` | scope `M` | scope of the reference to `%M` |
-| `%s/M` | `s/M`, else `s` | `s/M` |
-| a default that is configurable | cannot be bound | is bound like a reference |
-| parameters left of the star | can be bound | an error |
-| `module.X`, constants, singletons | work | an error: names are unique |
-| `include` | relative to the working folder | relative to the file |
-| `import` | any module | modules of lmx |
-| a circle of macros or references | infinite recursion | an error |
-| `X()` called by other code | uses the config | does not |
+Where a config differs from gin's own runtime on purpose, docs/config.md says how.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lmx.config.coerce import coerce_field
-from lmx.config.gin import Binding, BindingKey, Bindings, Location, Macro, parse
+from lmx.config.gin import BindingKey, Bindings, Macro, parse
 from lmx.config.registry import (
     REQUIRED,
     ConfigError,
@@ -57,7 +40,7 @@ from lmx.config.value import (
 T = TypeVar("T")
 Scope = tuple[str, ...]
 
-REQUIRED_MACRO = Macro("gin.REQUIRED")  # a value that must be overridden
+REQUIRED_MACRO = Macro(BindingKey((), "gin.REQUIRED", ""))  # to be overridden
 
 
 def load(
@@ -74,20 +57,20 @@ def resolve(bindings: Bindings, root: str, *, strict: bool = True) -> Config[Any
     """The configuration of `root()` from bindings; not strict accepts unused ones."""
     resolver = Resolver(bindings)
     config = resolver.resolve_ref(Ref((), root, called=True), (), "command line")
-    overrides = [b.value for b in bindings.values() if is_override(b.location)]
+    overrides = [b.value for b in bindings.values() if b.location.is_override]
     swapped = any(find_refs(value, Ref) for value in overrides)
-    used = resolver.reached | resolver.mentioned_macros()
+    used = resolver.reached | resolver.find_macro_keys()
     unused = []
     for key, binding in bindings.items():
-        location, override = binding.location, is_override(binding.location)
+        override = binding.location.is_override
         hidden = bool(key.parameter) and key not in resolver.deciding
         if key in used and not (override and hidden):
             continue
         if strict and not binding.included and (override or not swapped):
             reason = _explain_unused(key, root, resolver)
-            raise ConfigError(f"{location}: {reason}")
-        unused.append(f"{location}: nothing uses {key}")
-    return Config(config.name, True, config.fields, config.provenance, tuple(unused))
+            raise ConfigError(f"{binding.location}: {reason}")
+        unused.append(f"{binding.location}: nothing uses {key}")
+    return dataclasses.replace(config, unused_bindings=tuple(unused))
 
 
 def _explain_unused(key: BindingKey, root: str, resolver: "Resolver") -> str:
@@ -104,7 +87,7 @@ def _explain_unused(key: BindingKey, root: str, resolver: "Resolver") -> str:
         return f"{reason}; there is {', '.join(alike)}" if alike else reason + near
     if is_registered(key.name):
         return f"{reason}: write {key.name}.parameter=value"
-    macros = [f"{k}" for k in resolver.mentioned_macros() if k != key]
+    macros = [f"{k}" for k in resolver.find_macro_keys() if k != key]
     near = suggest(key.name, macros, near_only=True)
     if not near and (owners := find_owners(key.name)):
         near = f"; there is {', '.join(owners)}"
@@ -170,7 +153,8 @@ class Resolver:
         for name, field in known.items():
             label = f"{ref.name}.{name}"
             if keys := self._matching_keys(scope, ref.name, name):
-                binding = self._require_value(self.bindings[keys[0]], keys[0])
+                self._check_required(keys[0])
+                binding = self.bindings[keys[0]]
                 value = self.resolve_value(binding.value, scope, binding.location)
                 provenance[name] = tuple(self._trace(keys))
             else:
@@ -208,13 +192,11 @@ class Resolver:
         pronoun = "it" if len(missing) == 1 else "them"
         return f"@{name} needs {', '.join(missing)}: set {pronoun}"
 
-    def _require_value(self, binding: Binding, name: object) -> Binding:
-        """`binding`, unless it is `%gin.REQUIRED`."""
-        if binding.value == REQUIRED_MACRO:
-            raise ConfigError(
-                f"{binding.location}: {name} is required: add {name}=VALUE"
-            )
-        return binding
+    def _check_required(self, key: BindingKey) -> None:
+        """Refuses `%gin.REQUIRED`."""
+        value, location, *_ = self.bindings[key]
+        if value == REQUIRED_MACRO:
+            raise ConfigError(f"{location}: {key} is required: add {key}=VALUE")
 
     def resolve_value(
         self, value: Any, scope: Scope, where: object, macros: tuple[Macro, ...] = ()
@@ -226,12 +208,7 @@ class Resolver:
         if isinstance(value, Ref):
             return self.resolve_ref(value, scope, where)
         if isinstance(value, Macro):
-            binding = self.find_macro(value, where)
-            if value in macros:
-                raise ConfigError(f"{binding.location}: {value} is defined by itself")
-            self._require_value(binding, value.name)
-            macros = (*macros, value)
-            return self.resolve_value(binding.value, scope, binding.location, macros)
+            return self._resolve_macro(value, scope, where, macros)
         items = map_items(value, lambda x: self.resolve_value(x, scope, where, macros))
         if not isinstance(value, dict):
             return items
@@ -241,6 +218,22 @@ class Resolver:
         except TypeError:
             shown = format_value(value)
             raise ConfigError(f"{where}: a key must be a scalar: {shown}") from None
+
+    def _resolve_macro(
+        self, macro: Macro, scope: Scope, where: object, macros: tuple[Macro, ...]
+    ) -> Any:
+        if macro == REQUIRED_MACRO:
+            raise ConfigError(f"{where}: {macro} must be the whole value")
+        if macro.key not in self.bindings:
+            defined = [f"{key}" for key in self.bindings if not key.parameter]
+            near = suggest(f"{macro.key}", defined)
+            raise ConfigError(f"{where}: no macro {macro.key} is defined{near}")
+        binding = self.bindings[macro.key]
+        if macro in macros:
+            raise ConfigError(f"{binding.location}: {macro} is defined by itself")
+        self._check_required(macro.key)
+        macros = (*macros, macro)
+        return self.resolve_value(binding.value, scope, binding.location, macros)
 
     def resolve_default(self, value: Any, scope: Scope, where: str) -> Any:
         """A default, with its configurables resolved as if the config named them."""
@@ -252,25 +245,13 @@ class Resolver:
             return self.resolve_ref(reference, scope, where)
         return map_items(value, lambda x: self.resolve_default(x, scope, where))
 
-    def find_macro(self, macro: Macro, where: object) -> Binding:
-        """The binding that defines a macro."""
-        if macro == REQUIRED_MACRO:
-            raise ConfigError(f"{where}: {REQUIRED_MACRO} must be the whole value")
-        key = macro_key(macro)
-        if key not in self.bindings:
-            near = suggest(
-                macro.name, [f"{k}" for k in self.bindings if not k.parameter]
-            )
-            raise ConfigError(f"{where}: no macro {macro.name} is defined{near}")
-        return self.bindings[key]
-
-    def mentioned_macros(self) -> set[BindingKey]:
+    def find_macro_keys(self) -> set[BindingKey]:
         """The macros that any binding names, including unused and replaced ones."""
         return {
-            macro_key(macro)
+            macro.key
             for binding in self.bindings.values()
-            for old in iter_history(binding)
-            for macro in find_refs(old.value, Macro)
+            for value in (binding.value, *(old.value for old in binding.replaced))
+            for macro in find_refs(value, Macro)
         }
 
     def _trace(self, keys: list[BindingKey]) -> Iterator[str]:
@@ -286,28 +267,15 @@ class Resolver:
         """The location of a binding, and those of the macros in it."""
         binding = self.bindings[key]
         macros = dict.fromkeys(find_refs(binding.value, Macro))
-        origins = [f"{m} from {self._format_origin(macro_key(m))}" for m in macros]
+        origins = [f"{macro} from {self._format_origin(macro.key)}" for macro in macros]
         return f"{binding.location}{' with ' * bool(origins)}{', '.join(origins)}"
 
     def _trace_replaced(self, key: BindingKey) -> Iterator[str]:
-        binding, *previous = iter_history(self.bindings[key])
-        for old in previous:
+        binding = self.bindings[key]
+        for old in binding.replaced:
             yield f"replaces {format_value(old.value)} of {old.location}"
         for macro in dict.fromkeys(find_refs(binding.value, Macro)):
-            yield from self._trace_replaced(macro_key(macro))
-
-
-def macro_key(macro: Macro) -> BindingKey:
-    """The key of the binding that defines a macro."""
-    *scope, name = macro.name.split("/")
-    return BindingKey(tuple(scope), name, "")
-
-
-def iter_history(binding: Binding | None) -> Iterator[Binding]:
-    """A binding, then those it replaced, the latest first."""
-    while binding is not None:
-        yield binding
-        binding = binding.previous
+            yield from self._trace_replaced(macro.key)
 
 
 def find_refs(value: Any, kind: type[T]) -> list[T]:
@@ -318,8 +286,3 @@ def find_refs(value: Any, kind: type[T]) -> list[T]:
         value = [*value, *value.values()]
     items = value if isinstance(value, list | tuple) else ()
     return [ref for item in items for ref in find_refs(item, kind)]
-
-
-def is_override(location: Location) -> bool:
-    """Whether a binding was given on the command line."""
-    return not location.line

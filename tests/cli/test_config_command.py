@@ -10,7 +10,7 @@ import pytest
 
 from lmx.cli import load
 from lmx.cli.main import main
-from lmx.config import discover
+from lmx.config import registry
 from lmx.config.registry import ConfigError, Execution, configurable, find
 from lmx.config.resolve import from_json
 from lmx.run.run_dir import METADATA
@@ -170,10 +170,10 @@ def test_names_of_lmx_need_no_import(tmp_path, monkeypatch):
         "from lmx.config.registry import configurable\n\n\n"
         "@configurable\nclass Shipped:\n    pass\n\n\nconfigurable(Other)\n"
     )
-    monkeypatch.setattr(discover, "_LMX", tmp_path)
-    discover.find_declarations.cache_clear()
+    monkeypatch.setattr(registry, "_LMX", tmp_path)
+    registry.find_declarations.cache_clear()
     try:
-        assert discover.find_declarations() == {
+        assert registry.find_declarations() == {
             "Shipped": ("lmx.layer",),
             "Other": ("lmx.layer",),
         }
@@ -182,7 +182,7 @@ def test_names_of_lmx_need_no_import(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match="cannot import Shipped: No module"):
             find("Shipped", "here")
     finally:
-        discover.find_declarations.cache_clear()
+        registry.find_declarations.cache_clear()
 
 
 @pytest.mark.parametrize("place", ["wheel/lmx", "checkout"])
@@ -193,9 +193,9 @@ def test_shipped_experiments_are_found_in_a_wheel_and_in_a_checkout(
     (folder / "families").mkdir(parents=True)
     for name in ("one", "families/two"):
         (folder / f"{name}.gin").write_text("Book.title = 'x'")
-    monkeypatch.setattr(discover, "_LMX", tmp_path / place.partition("/")[0] / "lmx")
-    assert list(discover.find_experiments()) == ["families/two", "one"]
-    assert discover.locate_config("families/two") == folder / "families" / "two.gin"
+    monkeypatch.setattr(registry, "_LMX", tmp_path / place.partition("/")[0] / "lmx")
+    assert list(registry.find_experiments()) == ["families/two", "one"]
+    assert registry.locate_config("families/two") == folder / "families" / "two.gin"
 
 
 def test_reading_a_config_needs_no_jax():

@@ -11,9 +11,8 @@ from typing import Any
 from flax import nnx
 
 import lmx
-from lmx.config.discover import find_declarations
 from lmx.config.format import to_gin
-from lmx.config.registry import REQUIRED, config_fields, find
+from lmx.config.registry import REQUIRED, config_fields, find, find_declarations
 from lmx.config.resolve import Resolver
 from lmx.config.value import Config, format_value, iter_fields, map_nodes, to_jsonable
 from lmx.models import params

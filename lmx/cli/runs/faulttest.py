@@ -5,8 +5,7 @@ from pathlib import Path
 
 from lmx.cli.command import Command, Output, option
 from lmx.cli.load import load_experiment
-from lmx.config.discover import locate_config
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, locate_config
 
 
 @Command(

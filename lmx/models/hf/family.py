@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmx.config.gin import Binding, BindingKey, Bindings, Location, parse_text
+from lmx.config.gin import BindingKey, Bindings, Location, bind, parse_text
 from lmx.config.registry import ConfigError, config_fields, find, suggest
 from lmx.config.resolve import resolve
 from lmx.config.value import Config, diff, format_value, map_nodes, to_jsonable
@@ -128,8 +128,7 @@ class Family:
 def _bind(bindings: Bindings, key: str, value: Any, where: str) -> None:
     scoped, _, parameter = key.rpartition(".")
     *scope, name = scoped.split("/")
-    at = BindingKey(tuple(scope), name, parameter)
-    bindings[at] = Binding(value, Location(where, 0), False, bindings.get(at))
+    bind(bindings, BindingKey(tuple(scope), name, parameter), value, Location(where, 0))
 
 
 @functools.cache
