@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial, wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,7 @@ from lmx.core import sharding
 from lmx.core.dims import logical
 from lmx.core.sharding import AnyMesh, Rules
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 REPLICA = "replica"  # the mesh axis of slices of devices, which slow links connect
 
@@ -44,27 +43,19 @@ _ONE_DEVICE = PartitionContext(AbstractMesh((1,), (REPLICA,)), {})
 _CONTEXT: ContextVar[PartitionContext] = ContextVar("partitioning", default=_ONE_DEVICE)
 
 
-def with_partitioning(
-    mesh: AnyMesh, rules: Rules, fn: Callable[P, R]
-) -> Callable[P, R]:
-    """`fn`, traced with this mesh and these rules."""
-
-    @wraps(fn, updated=())
-    def traced(*args: P.args, **kwargs: P.kwargs) -> R:
-        with use(PartitionContext(mesh, rules)):
-            return fn(*args, **kwargs)
-
-    return traced
-
-
 @contextmanager
 def use(context: PartitionContext) -> Iterator[None]:
-    """Traces its body with this mesh and these rules."""
+    """Traces its body, or the function that it decorates, with mesh and rules."""
     token = _CONTEXT.set(context)
     try:
         yield
     finally:
         _CONTEXT.reset(token)
+
+
+def with_partitioning(mesh: AnyMesh, rules: Rules, fn: F) -> F:
+    """`fn`, traced with this mesh and these rules."""
+    return use(PartitionContext(mesh, rules))(fn)
 
 
 def mesh_axes(letter: str, within: str = "") -> tuple[str, ...]:
@@ -131,12 +122,8 @@ def vmap_over_axes(
         name: tuple(axis for axis in onto if axis not in axes)
         for name, onto in context.rules.items()
     }
-
-    def vmapped(*args: Any) -> Any:
-        with use(PartitionContext(context.mesh, rules, context.vmapped_axes + axes)):
-            return fn(*args)
-
-    return jax.vmap(vmapped, in_axes, spmd_axis_name=axes)
+    inner = PartitionContext(context.mesh, rules, context.vmapped_axes + axes)
+    return jax.vmap(use(inner)(fn), in_axes, spmd_axis_name=axes)
 
 
 def vmap_over_replicas(fn: Callable[..., Any], count: int) -> Callable[..., Any]:
@@ -191,10 +178,7 @@ def shard_map(
     context = _CONTEXT.get()
     if context.mesh.size == 1:
         return fn
-
-    def local(*args: Any) -> Any:
-        with use(context._replace(mesh=_single_device_mesh(context.mesh))):
-            return fn(*args)
+    local = use(context._replace(mesh=_single_device_mesh(context.mesh)))(fn)
 
     def input_spec(letters: str, x: Array) -> PartitionSpec:
         return context.spec(letters, x.shape if letters else ())

@@ -75,8 +75,8 @@ class Rendezvous:
     with its status, or with 75 if the process could not send one.
     """
 
-    def __init__(self, info: ProcessInfo, connections: dict[Peer, socket.socket]):
-        self.info, self.connections = info, connections
+    def __init__(self, info: ProcessInfo, peers: dict[socket.socket, Peer]):
+        self.info, self.peers = info, peers
         self.all_left = threading.Event()
         self.exit_lock = threading.Lock()
         threading.Thread(target=self._monitor, daemon=True).start()
@@ -90,18 +90,10 @@ class Rendezvous:
         Raises PeerLostError if one does not join in time, ClusterConfigError if
         processes disagree about their number, their indices or `must_match`.
         """
-        me = Peer(
-            info.process_id,
-            info.num_processes,
-            socket.gethostname(),
-            os.getpid(),
-            must_match,
-        )
-        connect = _connect_to_leader if info.process_id else _accept_peers
-        connections = connect(me, info.coordinator, timeout)
-        for connection in connections.values():
-            _enable_keepalive(connection)
-        return cls(info, connections)
+        process, processes = info.process_id, info.num_processes
+        me = Peer(process, processes, socket.gethostname(), os.getpid(), must_match)
+        connect = _connect_to_leader if process else _accept_peers
+        return cls(info, connect(me, info.coordinator, timeout))
 
     def leave(self) -> None:
         """Waits until all processes leave."""
@@ -129,137 +121,144 @@ class Rendezvous:
             os._exit(status)
 
     def _broadcast(self, **message: Any) -> None:
-        for connection in self.connections.values():
+        for connection in self.peers:
             _send(connection, **message)
 
     def _monitor(self) -> None:
         """Aborts when a process disconnects, aborts or is silent for too long."""
         interval = min(HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT / 10)
         sent = time.monotonic()
-        heard = dict.fromkeys(self.connections, sent)
+        heard = dict.fromkeys(self.peers, sent)
         while heard:
-            peers: dict[Any, Peer] = {self.connections[peer]: peer for peer in heard}
-            for connection in wait(peers, interval):
-                peer = peers[connection]
-                message = _receive(self.connections[peer])
-                heard[peer] = time.monotonic()
+            for connection in wait([*heard], interval):
+                message = _receive(connection)
+                heard[connection] = time.monotonic()
                 if message.get("bye"):
-                    del heard[peer]
+                    del heard[connection]
                 elif not message.get("alive"):
-                    reason = message.get("reason", f"{peer} died")
+                    reason = message.get("reason", f"{self.peers[connection]} died")
                     self.abort(message.get("status", EXIT_RESTART), reason, show=True)
             if time.monotonic() - sent >= interval:
                 self._broadcast(alive=True)
                 sent = time.monotonic()
-            for peer, at in heard.items():
+            for connection, at in heard.items():
                 if sent - at > HEARTBEAT_TIMEOUT:
-                    reason = f"{peer} sent nothing for {HEARTBEAT_TIMEOUT:.0f} s"
+                    silence = f"sent nothing for {HEARTBEAT_TIMEOUT:.0f} s"
+                    reason = f"{self.peers[connection]} {silence}"
                     self.abort(EXIT_RESTART, reason, show=True)
         self.all_left.set()
 
     def _wait_for_exits(self) -> None:
         deadline = time.monotonic() + LEADER_LINGER
-        for connection in self.connections.values():
+        for connection in self.peers:
             with contextlib.suppress(OSError):
-                connection.settimeout(max(deadline - time.monotonic(), 0.01))
+                connection.settimeout(_remaining(deadline))
                 while connection.recv(4096):
                     pass
 
 
-def _accept_peers(me: Peer, address: str, timeout: float) -> dict[Peer, socket.socket]:
+def _remaining(deadline: float) -> float:
+    """Seconds to the deadline, as a timeout of a socket."""
+    return max(deadline - time.monotonic(), 0.01)
+
+
+def _accept_peers(me: Peer, address: str, timeout: float) -> dict[socket.socket, Peer]:
     """Connections to all other processes; each is sent the leader or an error."""
-    connections: dict[Peer, socket.socket] = {}
-    error: tuple[int, str] | None = None
+    peers: dict[socket.socket, Peer] = {}
+    error: PeerLostError | ClusterConfigError | None = None
     deadline = time.monotonic() + timeout
     with _listen(address, me.num_processes) as listener:
-        while len(connections) < me.num_processes - 1 and not error:
-            listener.settimeout(max(deadline - time.monotonic(), 0.01))
+        while len(peers) < me.num_processes - 1 and not error:
+            joined = [me, *peers.values()]
             try:
+                listener.settimeout(_remaining(deadline))
                 connection, _ = listener.accept()
             except TimeoutError:
-                error = EXIT_RESTART, _describe_missing([me, *connections], timeout)
+                error = PeerLostError(_describe_missing(joined, timeout))
                 break
             connection.settimeout(HANDSHAKE_TIMEOUT)
             try:
-                peer = Peer(**_receive(connection))
+                peers[connection] = peer = Peer(**_receive(connection))
+                _check_match(joined, peer)
             except TypeError:  # not a process of lmx
                 connection.close()
-                continue
-            error = _find_mismatch([me, *connections], peer)
-            connections[peer] = connection
-    for connection in connections.values():
+            except ClusterConfigError as mismatch:
+                error = mismatch
+    for connection in peers:
         connection.settimeout(None)
-        _send(connection, leader=asdict(me), error=error)
+        _enable_keepalive(connection)
+        reason = error and (error.exit_status, f"{error}")
+        _send(connection, leader=asdict(me), error=reason)
         if error:
             connection.close()
     if error:
-        raise _to_error(*error)
-    return connections
+        raise error
+    return peers
 
 
 def _connect_to_leader(
     me: Peer, address: str, timeout: float
-) -> dict[Peer, socket.socket]:
+) -> dict[socket.socket, Peer]:
     """The connection to the leader, once all processes have joined."""
     target, deadline = _split_address(address), time.monotonic() + timeout
     while True:
-        left = max(deadline - time.monotonic(), RETRY_INTERVAL)
         try:
-            connection = socket.create_connection(target, timeout=left)
-        except OSError as error:
-            reason = error.strerror or f"{error}"
-        else:
+            connection = socket.create_connection(target, _remaining(deadline))
             connection.settimeout(None)
-            _enable_keepalive(connection)
+            _enable_keepalive(connection)  # the leader may die before it answers
             _send(connection, **asdict(me))
-            if (reply := _receive(connection)).get("error") is None and reply:
-                return {Peer(**reply["leader"]): connection}
+            if reply := _receive(connection):
+                break
             connection.close()
-            if reply:
-                raise _to_error(*reply["error"])
-            reason = "it closed the connection"
+            problem = "it closed the connection"
+        except OSError as error:
+            problem = error.strerror or f"{error}"
         if time.monotonic() > deadline:
             raise PeerLostError(
                 f"process {me.process_id} cannot reach process 0 at {address} within"
-                f" {timeout:.0f} s ({reason}): start process 0, and check that this"
+                f" {timeout:.0f} s ({problem}): start process 0, and check that this"
                 " machine can connect to it."
             )
         time.sleep(RETRY_INTERVAL)
+    if reply["error"]:
+        connection.close()
+        status, reason = reply["error"]
+        raise {EXIT_RESTART: PeerLostError}.get(status, ClusterConfigError)(reason)
+    return {connection: Peer(**reply["leader"])}
 
 
 def _describe_missing(joined: list[Peer], timeout: float) -> str:
     joined = sorted(joined, key=lambda peer: peer.process_id)
     missing = sorted({*range(joined[0].num_processes)} - {p.process_id for p in joined})
-    shown = ", ".join(map(str, missing[:20])) + (", ..." if missing[20:] else "")
+    first = ", ".join(map(str, missing[:20])) + (", ..." if missing[20:] else "")
     return (
         f"{len(missing)} of {joined[0].num_processes} processes did not join within"
-        f" {timeout:.0f} s: {shown}. Joined: {', '.join(map(str, joined[:20]))}"
+        f" {timeout:.0f} s: {first}. Joined: {', '.join(map(str, joined[:20]))}"
     )
 
 
-def _find_mismatch(joined: list[Peer], peer: Peer) -> tuple[int, str] | None:
-    """Exit status and error message if the peer disagrees with those that joined."""
+def _check_match(joined: list[Peer], peer: Peer) -> None:
+    """Raises ClusterConfigError if the peer disagrees with those that joined."""
     leader = joined[0]
     if peer.num_processes != leader.num_processes:
-        return 2, (
+        raise ClusterConfigError(
             f"{peer} was started with {peer.num_processes} processes, {leader} with"
             f" {leader.num_processes}: give all the same --processes."
         )
     for other in joined:
         if other.process_id == peer.process_id:
-            return 2, f"{peer} and {other} have the same index: set --process in each."
+            raise ClusterConfigError(
+                f"{peer} and {other} have the same index: set --process in each."
+            )
     differences = [
         f"{name} is {peer.must_match.get(name)} instead of {value}"
         for name, value in leader.must_match.items()
         if peer.must_match.get(name) != value
     ]
     if differences:
-        return 2, f"{peer} differs from {leader}: {'; '.join(differences)}."
-    return None
-
-
-def _to_error(status: int, reason: str) -> Exception:
-    return (PeerLostError if status == EXIT_RESTART else ClusterConfigError)(reason)
+        raise ClusterConfigError(
+            f"{peer} differs from {leader}: {'; '.join(differences)}."
+        )
 
 
 def _split_address(address: str) -> tuple[str, int]:

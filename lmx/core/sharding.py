@@ -29,7 +29,6 @@ gather all keys, unless `Attention.backend=@RingAttention()` rotates them
 cross `replica`, the slow links between slices (`core/partitioning.py`).
 """
 
-import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +42,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PyTree
 
+from lmx.config.registry import suggest
 from lmx.core.dims import LOGICAL
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -154,8 +154,7 @@ def arrange_hybrid_devices(
 def _check_name(kind: str, name: str, names: Collection[str]) -> None:
     """Refuses a rule for a name that does not exist."""
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise ValueError(f"no {kind} is named {name!r}; did you mean {near!r}?")
+        raise ValueError(f"no {kind} is named {name!r}{suggest(name, names)}")
 
 
 def format_mesh(sizes: Mapping[str, int]) -> str:
