@@ -9,8 +9,8 @@ import argparse
 from typing import NamedTuple
 
 import lmx
-from lmx.plan import case, price, topology
-from lmx.plan.compiled.compile import compile_forecast
+from lmx.plan import case, topology
+from lmx.plan.compile import compile_forecast
 from lmx.plan.forecast import Forecast, make_forecast
 
 TOLERANCE = 0.2  # relative, of an accurate prediction
@@ -76,8 +76,8 @@ def predict(row: Row, *, compiled: bool) -> Forecast:
     config = lmx.load_experiment(
         f"experiments/families/{row.experiment}.gin", row.overrides
     )
-    scenario = case.build_case(config.build(), topology.parse_machine(row.machine))
-    forecast = make_forecast(scenario, price.load_price(scenario.machine.kind))
+    planned = case.build_case(config.build(), topology.parse_machine(row.machine))
+    forecast = make_forecast(planned, topology.load_price(planned.machine.kind))
     return compile_forecast(config, forecast) if compiled else forecast
 
 

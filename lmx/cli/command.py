@@ -4,7 +4,7 @@ import argparse
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -150,14 +150,3 @@ class Parser(argparse.ArgumentParser):
         space, rest = super().parse_known_args(args, namespace)
         space.words += [word for word in rest if not word.startswith("-")]
         return space, [word for word in rest if word.startswith("-")]
-
-
-def format_table(
-    header: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1
-) -> str:
-    """Columns under a header, the first `left` aligned left, the others right."""
-    lines = [[*map(str, row)] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = "<" * left + ">" * (len(widths) - left)
-    template = "  ".join(f"{{:{s}{w}}}" for s, w in zip(sides, widths, strict=True))
-    return "\n".join(template.format(*line).rstrip() for line in lines)

@@ -5,7 +5,7 @@ import inspect
 import sys
 from typing import Any
 
-from lmx.cli.command import Command, Output, format_table
+from lmx.cli.command import Command, Output
 from lmx.cli.load import import_modules, load_config
 from lmx.config.format import draw_tree, show
 from lmx.config.registry import (
@@ -25,6 +25,7 @@ from lmx.config.value import (
     format_value,
     to_jsonable,
 )
+from lmx.core.console import format_table
 
 ABOUT = """\
 An experiment is a .gin file. It sets parameters of classes; the constructor of a class

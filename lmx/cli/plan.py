@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from lmx.cli.command import Command, Output, option
 from lmx.cli.load import load_experiment
 from lmx.config.value import Config, explain_errors
-from lmx.plan.price import DEFAULT_PRICES
 
 if TYPE_CHECKING:
     from lmx.plan.forecast import Forecast
@@ -25,7 +24,7 @@ _PRICES = "US dollars per hour of each chip, a line each (lmx/plan/prices.txt)"
         "--on": option("such as v5p-128", metavar="MACHINE") | {"required": True},
         "--analytic": {"action": "store_true", "help": "arithmetic only, in a second"},
         "--search": option(_SEARCH, int, metavar="N"),
-        "--prices": option(_PRICES, Path, DEFAULT_PRICES, "FILE"),
+        "--prices": option(_PRICES, Path, metavar="FILE"),
         "--png": option("also plot the prediction", Path, metavar="FILE"),
     },
     takes_overrides=True,
@@ -47,8 +46,8 @@ def plan(args: argparse.Namespace) -> Output:
     h100-8x4 and h200-8 (servers of 8), and cpu. Exit status: 0 it fits, 1 it does not
     fit, and the output says which settings would; 2 invalid arguments or inputs.
     """
-    from lmx.plan import plot, report, search
-    from lmx.plan.compiled.compile import compile_forecast
+    from lmx.plan import report, search
+    from lmx.plan.compile import compile_forecast
 
     config = load_experiment(args)
     asked = predict(config, args.on, args.prices)
@@ -59,7 +58,7 @@ def plan(args: argparse.Namespace) -> Output:
     forecast = best[0] if best else asked
     fixes = {} if forecast.fits else search.suggest(forecast)
     if args.png:
-        plot.plot_forecast(forecast, args.png)
+        report.plot_forecast(forecast, args.png)
     text = report.format_report(forecast, fixes)
     if args.search:
         text = f"{report.format_ranking(asked, best)}\n\n{text}"
@@ -72,9 +71,9 @@ def plan(args: argparse.Namespace) -> Output:
     return Output(text, data, 0 if forecast.fits else 1)
 
 
-def predict(config: Config, name: str, prices: Path = DEFAULT_PRICES) -> "Forecast":
+def predict(config: Config, name: str, prices: Path | None = None) -> "Forecast":
     """The analytic forecast of an experiment on a machine, or on `LOCAL`."""
-    from lmx.plan import price, topology
+    from lmx.plan import topology
     from lmx.plan.case import build_case
     from lmx.plan.forecast import make_forecast
 
@@ -82,4 +81,4 @@ def predict(config: Config, name: str, prices: Path = DEFAULT_PRICES) -> "Foreca
         local = name == LOCAL
         machine = topology.detect_machine() if local else topology.parse_machine(name)
         case = build_case(config.build(), machine)
-        return make_forecast(case, price.load_price(case.machine.kind, prices))
+        return make_forecast(case, topology.load_price(case.machine.kind, prices))

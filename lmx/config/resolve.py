@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lmx.config.coerce import coerce_field
-from lmx.config.gin import BindingKey, Bindings, Macro, parse
+from lmx.config.format import to_gin
+from lmx.config.gin import BindingKey, Bindings, Macro, parse, parse_text
 from lmx.config.registry import (
     REQUIRED,
     ConfigError,
@@ -51,6 +52,14 @@ def load(
 ) -> Config[T]:
     """The configuration of `root()` from files and then overrides."""
     return resolve(parse(files, overrides), root.__name__)
+
+
+def apply_overrides(config: Config[T], overrides: Iterable[str]) -> Config[T]:
+    """The configuration with overrides."""
+    changes = parse([], overrides)
+    if not changes:
+        return config
+    return resolve(parse_text(to_gin(config), "config") | changes, config.name)
 
 
 def resolve(bindings: Bindings, root: str, *, strict: bool = True) -> Config[Any]:

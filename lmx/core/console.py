@@ -1,6 +1,7 @@
-"""Progress bars and lines on stderr."""
+"""Progress bars and lines on stderr, and tables of text."""
 
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,3 +30,13 @@ def print_line(text: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stderr)
+
+
+def format_table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1
+) -> str:
+    """Columns under a header, the first `left` aligned left, the others right."""
+    lines = [list(header), *(list(map(str, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    cells = [f"{{:{'<' if n < left else '>'}{w}}}" for n, w in enumerate(widths)]
+    return "\n".join("  ".join(cells).format(*line).rstrip() for line in lines)

@@ -12,8 +12,6 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from lmx.config.registry import ConfigError
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Rules, is_variable
-from lmx.data.dataset import DatasetConfig
-from lmx.data.schedule import Stage
 from lmx.layers.attention.attention import Attention
 from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.moe.dispatch import DroplessDispatch
@@ -46,9 +44,14 @@ class PlannedTensor(NamedTuple):
         return math.prod(self.shape) * self.itemsize
 
     @property
+    def local_size(self) -> int:
+        """Numbers on one device."""
+        return math.prod(self.local_shape)
+
+    @property
     def local_bytes(self) -> int:
         """Bytes on one device."""
-        return math.prod(self.local_shape) * self.itemsize
+        return self.local_size * self.itemsize
 
     @property
     def is_stacked(self) -> bool:
@@ -64,7 +67,7 @@ class PlannedTensor(NamedTuple):
     @property
     def mesh_axes(self) -> set[str]:
         """The mesh axes that shard it."""
-        return {axis for part in self.spec for axis in _list_axes(part)}
+        return set(jax.tree.leaves(tuple(self.spec)))
 
     @property
     def gathered_axes(self) -> set[str]:
@@ -72,15 +75,16 @@ class PlannedTensor(NamedTuple):
 
         Experts are not gathered.
         """
-        if "experts" not in self.logical_axes:
-            return self.mesh_axes
-        dim = self.logical_axes.index("experts")
-        return self.mesh_axes - _list_axes(self.spec[dim])
+        pairs = zip(self.spec, self.logical_axes, strict=False)
+        experts = [part for part, axis in pairs if axis == "experts"]
+        return self.mesh_axes - {*jax.tree.leaves(experts)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """What is planned; `dataclasses.replace` makes variants.
+
+    Raises ConfigError for a mesh that does not divide the batch or a parameter.
 
     Attributes:
         sizes: devices along each mesh axis, slowest first.
@@ -103,6 +107,7 @@ class Case:
     def __post_init__(self):
         shape = (self.sequences, self.sequence_length)
         sharding.spec(("batch", "length"), shape, self.mesh, self.rules)
+        sharding.shardings(self.state.params, self.mesh, self.rules)
         if self.microbatches < 1 or self.sequences % self.microbatches:
             raise ConfigError(
                 f"{self.sequences} sequences do not divide into {self.microbatches}"
@@ -170,11 +175,6 @@ class Case:
         return tensors
 
 
-def _list_axes(part: str | tuple[str, ...] | None) -> set[str]:
-    """The mesh axes that shard a dimension."""
-    return {part} if isinstance(part, str) else set(part or ())
-
-
 def build_case(experiment: Experiment, machine: Machine) -> Case:
     """The experiment with the settings of its config. Reads no data."""
     model = experiment.abstract_model()
@@ -187,7 +187,8 @@ def build_case(experiment: Experiment, machine: Machine) -> Case:
             block.mlp.dispatch = DroplessDispatch()
     optimizer = experiment.optimizer(experiment.schedule.build(experiment.steps))
     rules = dict(RULES) | dict(experiment.rules)
-    largest = _find_largest_stage(experiment.data, experiment.steps)
+    stages = experiment.data.schedule.truncate(experiment.steps).stages
+    largest = max(stages, key=lambda stage: stage.batch_size * stage.sequence_length)
     return Case(
         machine=machine,
         model=model,
@@ -201,9 +202,3 @@ def build_case(experiment: Experiment, machine: Machine) -> Case:
         remat=model.stack.remat,
         loss_chunk=getattr(experiment.loss, "chunk", None),
     )
-
-
-def _find_largest_stage(data: DatasetConfig, steps: int) -> Stage:
-    """The stage with the most tokens per step."""
-    stages = data.schedule.truncate(steps).stages
-    return max(stages, key=lambda stage: stage.batch_size * stage.sequence_length)

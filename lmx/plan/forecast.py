@@ -1,21 +1,20 @@
 """Predicted memory, time and cost of a case."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from lmx.core.sharding import format_mesh
-from lmx.plan.analytic import memory, roofline, traffic
-from lmx.plan.analytic.memory import MemoryUse
-from lmx.plan.analytic.roofline import Flops, StepTime
-from lmx.plan.analytic.traffic import Collective
 from lmx.plan.case import Case, PlannedTensor
-
-
-class CompileCost(NamedTuple):
-    """Seconds of compilation, and bytes of memory of the compiling process."""
-
-    seconds: float
-    peak_memory: int
+from lmx.plan.memory import MemoryUse, estimate_memory
+from lmx.plan.roofline import (
+    Collective,
+    Flops,
+    StepTime,
+    count_flops,
+    estimate_time,
+    list_collectives,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +23,9 @@ class Forecast:
 
     Attributes:
         method: where memory, collectives and seconds come from.
-        untimed_kernels: kernels of unknown time, counted as 0 seconds.
         price: US dollars for an hour of one chip.
+        compile_cost: seconds and peak bytes of memory of the compiler, if it was used.
+        untimed_kernels: kernels of unknown time, counted as 0 seconds.
     """
 
     method: str
@@ -35,7 +35,7 @@ class Forecast:
     collectives: tuple[Collective, ...]
     seconds: StepTime
     price: float
-    compiled: CompileCost | None = None
+    compile_cost: Mapping[str, float] | None = None
     untimed_kernels: tuple[str, ...] = ()
 
     @property
@@ -85,7 +85,7 @@ class Forecast:
         case = self.case
         return {
             "method": self.method,
-            "compile_cost": self.compiled and self.compiled._asdict(),
+            "compile_cost": self.compile_cost,
             "untimed_kernels": self.untimed_kernels,
             "machine": case.machine.name,
             "devices": case.machine.devices,
@@ -123,14 +123,14 @@ class Forecast:
 
 def make_forecast(case: Case, price: float) -> Forecast:
     """The analytic forecast of a case, at a price of a chip for an hour."""
-    flops = roofline.count_flops(case.model, case.sequence_length, case.remat)
-    collectives = tuple(traffic.list_collectives(case))
+    flops = count_flops(case.model, case.sequence_length, case.remat)
+    collectives, memory = tuple(list_collectives(case)), estimate_memory(case)
     return Forecast(
         method="Analytic",
         case=case,
         flops=flops,
-        memory=memory.estimate_memory(case),
+        memory=memory,
         collectives=collectives,
-        seconds=roofline.estimate_time(case, flops, collectives),
+        seconds=estimate_time(case, flops, memory, collectives),
         price=price,
     )

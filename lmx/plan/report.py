@@ -1,12 +1,14 @@
-"""A forecast as text."""
+"""A forecast as text, and as a bar chart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from lmx.core.console import format_table
 from lmx.plan.forecast import Forecast
 from lmx.plan.search import format_overrides
 from lmx.plan.topology import GIB
 
-Rows = list[tuple[str, ...]]
 ANALYTIC = """\
 Nothing was compiled or run. Assumptions: a fused attention kernel that saves no scores
 and skips masked tokens, at 50% of the peak; other matmuls at 81% of it; gathers of
@@ -31,7 +33,7 @@ def format_report(forecast: Forecast, better: dict[str, Forecast]) -> str:
         _format_memory(forecast),
         _format_collectives(forecast),
         _format_speed(forecast),
-        f"{forecast.method}.\n{COMPILED if forecast.compiled else ANALYTIC}",
+        f"{forecast.method}.\n{COMPILED if forecast.compile_cost else ANALYTIC}",
         *(f"Kernel {name} is counted as 0 s." for name in forecast.untimed_kernels),
         format_verdict(forecast, better),
     ]
@@ -40,8 +42,7 @@ def format_report(forecast: Forecast, better: dict[str, Forecast]) -> str:
 
 def format_ranking(forecast: Forecast, best: Sequence[Forecast]) -> str:
     """Settings in order, each with its prediction."""
-    rows: Rows = [("settings", "GiB", "seconds", "MFU", "bound by", "")]
-    rows += [
+    rows = [
         (
             format_overrides(forecast, each) or "unchanged",
             f"{each.memory.total / GIB:.1f}",
@@ -52,7 +53,7 @@ def format_ranking(forecast: Forecast, best: Sequence[Forecast]) -> str:
         )
         for each in best
     ]
-    return _format_table(rows)
+    return format_table(("settings", "GiB", "seconds", "MFU", "bound by", ""), rows)
 
 
 def format_verdict(forecast: Forecast, better: dict[str, Forecast]) -> str:
@@ -69,17 +70,8 @@ def format_verdict(forecast: Forecast, better: dict[str, Forecast]) -> str:
     return "\n".join(lines)
 
 
-def _format_table(rows: Rows) -> str:
-    """Aligned columns, the first to the left, others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligns = ["<", *(">" for _ in widths[1:])]
-    form = "  ".join(f"{{:{a}{w}}}" for a, w in zip(aligns, widths, strict=True))
-    return "\n".join(form.format(*row).rstrip() for row in rows)
-
-
 def _format_tensors(forecast: Forecast) -> str:
-    rows: Rows = [("tensor", "shape", "sharded over", "MiB", "MiB a device")]
-    rows += [
+    rows = [
         (
             tensor.name,
             " ".join(map(str, tensor.shape)) or "1",
@@ -89,18 +81,18 @@ def _format_tensors(forecast: Forecast) -> str:
         )
         for tensor in forecast.tensors
     ]
-    return _format_table(rows)
+    header = ("tensor", "shape", "sharded over", "MiB", "MiB a device")
+    return format_table(header, rows)
 
 
 def _format_memory(forecast: Forecast) -> str:
     parts = {**forecast.memory.parts, "total": forecast.memory.total}
     rows = [(name, f"{part / GIB:.3f}") for name, part in parts.items()]
-    return _format_table([("a device, in the largest phase", "GiB"), *rows])
+    return format_table(("a device, in the largest phase", "GiB"), rows)
 
 
 def _format_collectives(forecast: Forecast) -> str:
-    rows: Rows = [("collective", "over", "of", "GiB sent", "seconds", "")]
-    rows += [
+    rows = [
         (
             each.kind,
             each.axis,
@@ -111,14 +103,15 @@ def _format_collectives(forecast: Forecast) -> str:
         )
         for each in forecast.collectives
     ]
-    return _format_table(rows) if forecast.collectives else "no collectives"
+    header = ("collective", "over", "of", "GiB sent", "seconds", "")
+    return format_table(header, rows) if rows else "no collectives"
 
 
 def _format_speed(forecast: Forecast) -> str:
     time, flops = forecast.seconds, forecast.flops
-    return _format_table(
+    return format_table(
+        ("FLOPs of weights per token (6N)", f"{flops.weights:.4g}"),
         [
-            ("FLOPs of weights per token (6N)", f"{flops.weights:.4g}"),
             ("with attention", f"{flops.attention:.4g}"),
             ("with causal attention", f"{flops.causal:.4g}"),
             ("executed, with recomputation", f"{flops.executed:.4g}"),
@@ -136,5 +129,33 @@ def _format_speed(forecast: Forecast) -> str:
                 f"US dollars, at {forecast.price:g} per chip and hour",
                 f"{forecast.dollars:,.0f}",
             ),
-        ]
+        ],
     )
+
+
+def plot_forecast(forecast: Forecast, target: Path) -> None:
+    """Writes a PNG with a bar for each part of a device's memory and of a step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained", dpi=120)
+    left, right = figure.subplots(1, 2)
+    memory, time = forecast.memory, forecast.seconds
+    parts = {name: part / GIB for name, part in memory.parts.items()}
+    verdict = "fits" if forecast.fits else "does not fit"
+    left.set(xlabel="GiB a device", title=f"{memory.total / GIB:.1f} GiB: {verdict}")
+    _draw_bars(left, parts, forecast.case.machine.chip.memory / GIB, "GiB a device")
+    names = ("compute", "memory", "network, overlapped", "network, exposed")
+    title = f"bound by {time.bound}, MFU {forecast.mfu:.1%}"
+    right.set(xlabel="seconds of a step", title=title)
+    _draw_bars(right, dict(zip(names, time, strict=True)), time.step, "s a step")
+    machine = forecast.case.machine.name
+    figure.suptitle(f"{machine}: {forecast.settings}\n{forecast.method}")
+    figure.savefig(target, format="png")
+
+
+def _draw_bars(axes: Any, parts: Mapping[str, float], limit: float, unit: str) -> None:
+    axes.barh(list(parts), list(parts.values()))
+    axes.axvline(limit, color="tab:red", linestyle="--", label=f"{limit:.3g} {unit}")
+    axes.legend()
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3, axis="x")

@@ -2,13 +2,13 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, get_args
 
 from lmx.models.remat import Remat
-from lmx.plan.analytic import traffic
 from lmx.plan.case import Case
 from lmx.plan.forecast import Forecast, make_forecast
+from lmx.plan.roofline import count_expert_visits
 from lmx.plan.topology import Machine
 
 TENSOR_SIZES = (1, 2, 4, 8)  # within one host
@@ -23,21 +23,32 @@ def rank_settings(forecast: Forecast) -> list[Forecast]:
     which cost more than they save if there are many rows; all remat policies; and
     several numbers of microbatches.
     """
-    case, fitting = forecast.case, []
-    for sizes in _list_meshes(case):
-        if not (mesh_case := _vary(case, sizes=sizes)):
+    case = forecast.case
+    cases = _list_variants(case, _list_meshes(case), get_args(Remat), MICROBATCHES)
+    every = [make_forecast(each, forecast.price) for each in cases]
+    return sorted((e for e in every if e.fits), key=lambda e: e.seconds.step)
+
+
+def _list_variants(
+    case: Case,
+    meshes: Iterable[dict[str, int]],
+    remats: Sequence[Remat],
+    microbatches: Sequence[int],
+) -> Iterator[Case]:
+    """The case with each valid combination of these settings."""
+    for sizes, remat, parts in itertools.product(meshes, remats, microbatches):
+        try:
+            yield dataclasses.replace(
+                case, sizes=sizes, remat=remat, microbatches=parts
+            )
+        except ValueError:
             continue
-        for remat, parts in itertools.product(get_args(Remat), MICROBATCHES):
-            if variant := _vary(mesh_case, remat=remat, microbatches=parts):
-                each = make_forecast(variant, forecast.price)
-                fitting += [each] if each.fits else []
-    return sorted(fitting, key=lambda each: each.seconds.step)
 
 
 def _list_meshes(case: Case) -> Iterator[dict[str, int]]:
     """The sizes of all meshes of powers of two that use every device."""
     machine = case.machine
-    experts = machine.group if traffic.count_expert_visits(case) else 1
+    experts = machine.group if count_expert_visits(case) else 1
     for tensor, expert in itertools.product(TENSOR_SIZES, _list_powers(experts)):
         rows, rest = divmod(machine.group, tensor * expert)
         if rest:
@@ -60,33 +71,25 @@ def suggest(forecast: Forecast) -> dict[str, Forecast]:
     and these together; if none fits, the smallest larger machine on which they do.
     """
     case = forecast.case
+    mesh, shard = [case.sizes], [case.sizes, *_list_shardings(case)]
+    remat: list[Remat] = [case.remat]
+    recompute: list[Remat] = [case.remat, "keep_none"]
+    parts = [case.microbatches]
+    split = [case.microbatches * n for n in _list_powers(case.sequences)]
     variants = {
-        "recompute": _list_variants(case, recompute=True),
-        "split the batch": _list_variants(case, split=True),
-        "shard": _list_variants(case, shard=True),
-        "together": _list_variants(case, recompute=True, split=True, shard=True),
+        "recompute": _list_variants(case, mesh, recompute, parts),
+        "split the batch": _list_variants(case, mesh, remat, split),
+        "shard": _list_variants(case, shard, remat, parts),
+        "together": _list_variants(case, shard, recompute, split),
+        "a larger machine": _list_larger(case, split),
     }
-    found = {name: _find_first_fit(forecast, each) for name, each in variants.items()}
-    fixes = {name: each for name, each in found.items() if each}
-    if len(fixes) > 1:
-        fixes.pop("together", None)
-    if not fixes and (larger := _find_first_fit(forecast, _list_larger(case))):
-        return {"a larger machine": larger}
+    fixes: dict[str, Forecast] = {}
+    for name, cases in variants.items():
+        if fixes and name in ("together", "a larger machine"):
+            break
+        if each := _find_first_fit(forecast, cases):
+            fixes[name] = each
     return fixes
-
-
-def format_overrides(forecast: Forecast, better: Forecast) -> str:
-    """The command-line arguments that change one forecast into the other."""
-    old, new = forecast.case, better.case
-    changed = {
-        f"Mesh.{axis}": size for axis, size in new.sizes.items() if axis != "data"
-    }
-    changed |= {"Decoder.remat": new.remat, "Experiment.microbatches": new.microbatches}
-    before = {f"Mesh.{axis}": size for axis, size in old.sizes.items()}
-    before |= {"Decoder.remat": old.remat, "Experiment.microbatches": old.microbatches}
-    words = [f"{k}={value}" for k, value in changed.items() if value != before[k]]
-    on = [f"--on {new.machine.name}"] if new.machine != old.machine else []
-    return " ".join(on + words)
 
 
 def _find_first_fit(forecast: Forecast, cases: Iterable[Case]) -> Forecast | None:
@@ -100,26 +103,6 @@ def _find_first_fit(forecast: Forecast, cases: Iterable[Case]) -> Forecast | Non
     return None
 
 
-def _list_variants(
-    case: Case, *, recompute: bool = False, split: bool = False, shard: bool = False
-) -> Iterator[Case]:
-    """The case with these kinds of change: none at first, then more and more."""
-    remats: tuple[Remat, ...] = (
-        (case.remat, "keep_none") if recompute else (case.remat,)
-    )
-    for sizes in (case.sizes, *(_list_shardings(case) if shard else ())):
-        for remat in remats:
-            variant = _vary(case, sizes=sizes, remat=remat)
-            while variant:
-                yield variant
-                parts = 2 * variant.microbatches
-                rows = parts * case.sequence_length * variant.devices
-                fewest = rows > 2 * case.tokens  # a microbatch has a row a device
-                variant = _vary(variant, microbatches=parts)
-                if not split or fewest:
-                    break
-
-
 def _list_shardings(case: Case) -> Iterator[dict[str, int]]:
     """Meshes without `data` and with more and more `tensor`, the rest in `fsdp`."""
     free = case.machine.devices
@@ -130,7 +113,7 @@ def _list_shardings(case: Case) -> Iterator[dict[str, int]]:
             yield case.sizes | {"data": 1, "fsdp": free // tensor, "tensor": tensor}
 
 
-def _list_larger(case: Case) -> Iterator[Case]:
+def _list_larger(case: Case, microbatches: Sequence[int]) -> Iterator[Case]:
     """Machines of twice the chips each, everything sharded over all of them."""
     kind, chip = case.machine.kind, case.machine.chip
     group, groups = case.machine.group, case.machine.groups
@@ -143,15 +126,22 @@ def _list_larger(case: Case) -> Iterator[Case]:
         if groups > 1:
             name = f"{name}x{groups}" if chip.torus_dims == 1 else f"{groups}x{name}"
         machine = Machine(name=name, kind=kind, group=group, groups=groups)
-        grown = dataclasses.replace(case, machine=machine, remat="keep_none")
-        yield from _list_variants(grown, split=True, shard=True)
+        grown = dataclasses.replace(case, machine=machine)
+        meshes = _list_shardings(grown)
+        yield from _list_variants(grown, meshes, ("keep_none",), microbatches)
 
 
-def _vary(case: Case, **changes) -> Case | None:
-    """The case with the changes, if they are valid."""
-    try:
-        new = dataclasses.replace(case, **changes)
-        new.tensors("params")
-    except ValueError:
-        return None
-    return new
+def format_overrides(forecast: Forecast, better: Forecast) -> str:
+    """The command-line arguments that change one forecast into the other."""
+    old, new = (_list_settings(each.case) for each in (forecast, better))
+    words = [f"{name}={value}" for name, value in new.items() if value != old[name]]
+    if better.case.machine != forecast.case.machine:
+        words.insert(0, f"--on {better.case.machine.name}")
+    return " ".join(words)
+
+
+def _list_settings(case: Case) -> dict[str, Any]:
+    """The settings that a search changes, by their names in a config."""
+    sizes = {f"Mesh.{axis}": n for axis, n in case.sizes.items() if axis != "data"}
+    other = {"Decoder.remat": case.remat, "Experiment.microbatches": case.microbatches}
+    return sizes | other

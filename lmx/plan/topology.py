@@ -1,15 +1,17 @@
-"""Machines by name: the specifications of chips and their networks."""
+"""Machines by name: the specifications of chips and their networks, and prices."""
 
 import difflib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax
 
 from lmx.core.hardware import PEAK_FLOPS
 
 GIB = 2.0**30
+PRICES = Path(__file__).with_name("prices.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,17 @@ class Chip:
     mxu_size: int = 128
 
 
+# NVIDIA H100 SXM data sheet: 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways; DGX H100:
+# 400 Gbit/s of network for each.
+_H100 = Chip(
+    flops=PEAK_FLOPS["NVIDIA H100 80GB HBM3"],
+    memory=80e9,
+    bandwidth=3.35e12,
+    link_bandwidth=450e9,
+    torus_dims=1,
+    max_group=8,
+    network_bandwidth=50e9,
+)
 # A clock is the peak over what all multipliers do in a cycle: 4 of 128 x 128 on v5e, 8
 # on v5p, and 4 times 65536 products on v6e, whose multipliers are 256 x 256.
 CHIPS = {
@@ -82,26 +95,10 @@ CHIPS = {
         clock=1.75e9,
         mxu_size=256,
     ),
-    # NVIDIA H100 SXM data sheet: 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways; DGX H100:
-    # 400 Gbit/s of network for each.
-    "h100": Chip(
-        flops=PEAK_FLOPS["NVIDIA H100 80GB HBM3"],
-        memory=80e9,
-        bandwidth=3.35e12,
-        link_bandwidth=450e9,
-        torus_dims=1,
-        max_group=8,
-        network_bandwidth=50e9,
-    ),
+    "h100": _H100,
     # NVIDIA H200 SXM data sheet: 141 GB, 4.8 TB/s; the rest as H100.
-    "h200": Chip(
-        flops=PEAK_FLOPS["NVIDIA H200"],
-        memory=141e9,
-        bandwidth=4.8e12,
-        link_bandwidth=450e9,
-        torus_dims=1,
-        max_group=8,
-        network_bandwidth=50e9,
+    "h200": replace(
+        _H100, flops=PEAK_FLOPS["NVIDIA H200"], memory=141e9, bandwidth=4.8e12
     ),
     # Two cores of an AMD EPYC with 24 GiB: 130 GFLOP/s of float32 measured with XLA;
     # the bandwidths are a guess of what such a share of a machine has.
@@ -116,7 +113,6 @@ CHIPS = {
         compute_dtype="float32",
     ),
 }
-
 
 # By jax's device_kind.
 DEVICE_KINDS = {
@@ -232,3 +228,23 @@ def parse_machine(name: str) -> Machine:
             f" at most {chip.max_group}: use several, as in {several!r}."
         )
     return Machine(name=name, kind=kind, group=group, groups=groups)
+
+
+def load_price(kind: str, file: Path | None = None) -> float:
+    """US dollars for an hour of a chip, from that file or from prices.txt."""
+    file = file or PRICES
+    prices = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        match line.split("#")[0].split():
+            case []:
+                continue
+            case [name, price] if price.replace(".", "", 1).isdigit():
+                prices[name] = float(price)
+            case _:
+                raise ValueError(
+                    f"{file}:{number}: {line!r} is not a price: a line is a chip and US"
+                    " dollars for an hour of one, as in 'v5p 4.20'."
+                )
+    if kind not in prices:
+        raise ValueError(f"{file} has no price of {kind}: add a line like '{kind} 1'.")
+    return prices[kind]

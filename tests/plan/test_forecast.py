@@ -6,10 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from lmx.plan import search
-from lmx.plan.analytic import memory, traffic
-from lmx.plan.analytic.roofline import count_flops
+from lmx.plan import memory, search
 from lmx.plan.forecast import make_forecast
+from lmx.plan.roofline import count_flops, list_collectives
 from tests.plan.conftest import MOE
 
 D, L, V, T, F = 16, 2, 8, 16, 32
@@ -59,36 +58,37 @@ def test_fsdp_divides_memory(make_case, fsdp):
 
 def test_keep_none_saves_the_input_of_every_layer(make_case):
     case = make_case("Mesh.data=1", on="v5e-1", remat="keep_none")
-    [(kept, layers)] = memory.list_saved(case, "keep_none")
-    assert layers == L and kept.replicated == BF16 * D
+    [(block, layers)] = case.model.stack.kinds()
+    replicated, _ = memory.measure_saved(block, D, case.compute_dtype, "keep_none")
+    assert layers == L and replicated == BF16 * D
 
 
 def test_remat_policies_save_less_and_less(make_case):
     case = make_case("Mesh.data=1", on="v5e-1")
     kept = [
-        sum(part.count_local_bytes(case) for part, _ in memory.list_saved(case, remat))
+        sum(size for size, _ in memory.list_saved(case, remat))
         for remat in ("keep_all", "keep_dots", "keep_weight_dots", "keep_none")
     ]
     assert kept == sorted(kept, reverse=True) and kept[0] > kept[-1] > 0
 
 
 def test_gathers_of_weights_equal_a_count_by_hand(make_case):
-    gather, sums = traffic.list_collectives(make_case("Mesh.fsdp=8"))
+    gather, sums = list_collectives(make_case("Mesh.fsdp=8"))
     assert (gather.kind, sums.kind) == ("all-gather", "all-reduce")
     assert gather.bytes == sums.bytes == 2 * BF16 * NUMBERS * 7 / 8
     assert gather.overlapped and not sums.overlapped
-    gather, scatter = traffic.list_collectives(make_case("Mesh.fsdp=8", on="h100-8"))
+    gather, scatter = list_collectives(make_case("Mesh.fsdp=8", on="h100-8"))
     assert (gather.kind, scatter.kind) == ("all-gather", "reduce-scatter")
     assert gather.bytes == 2 * scatter.bytes and scatter.overlapped
 
 
 def test_gradients_of_replicas_are_reduced_once(make_case):
-    [one] = traffic.list_collectives(make_case("Mesh.data=8"))
+    [one] = list_collectives(make_case("Mesh.data=8"))
     assert one.kind == "all-reduce" and one.bytes == 2 * BF16 * NUMBERS * 7 / 8
 
 
 def test_tensor_parallel_layers_reduce_twice_forward_and_twice_backward(make_case):
-    *_, last = traffic.list_collectives(make_case("Mesh.tensor=2", "Mesh.data=4"))
+    *_, last = list_collectives(make_case("Mesh.tensor=2", "Mesh.data=4"))
     stream = 2 * T * D * BF16  # of the 2 rows of a device
     assert (last.kind, last.axis, last.overlapped) == ("all-reduce", "tensor", False)
     assert last.bytes == 4 * L * 2 * stream / 2
@@ -96,7 +96,7 @@ def test_tensor_parallel_layers_reduce_twice_forward_and_twice_backward(make_cas
 
 def test_tokens_are_sent_to_experts_and_back_for_each_choice(make_case):
     rules = "Experiment.rules={'batch': ['replica', 'data', 'fsdp', 'expert']}"
-    *_, last = traffic.list_collectives(make_case("Mesh.expert=4", rules, *MOE))
+    *_, last = list_collectives(make_case("Mesh.expert=4", rules, *MOE))
     stream = T * D * BF16  # of the one row of a device
     assert (last.kind, last.axis) == ("all-to-all", "expert")
     assert last.bytes == 2 * 2 * L * 2 * stream * 3 / 4
@@ -179,9 +179,7 @@ def test_experts_are_not_gathered_and_all_other_weights_are(make_case):
     model = case.tensors("params")
     others = sum(tensor.bytes for tensor in model) / 4 - experts
     fsdp, expert = (
-        each.bytes
-        for each in traffic.list_collectives(case)
-        if each.kind == "all-gather"
+        each.bytes for each in list_collectives(case) if each.kind == "all-gather"
     )
     assert fsdp == 2 * BF16 * (others + experts / 4) / 2
     assert expert == 2 * BF16 * others / 2 * 3 / 4

@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmx.cli.command import Command, Output, format_table, option
+from lmx.cli.command import Command, Output, option
 from lmx.config.registry import ConfigError
+from lmx.core.console import format_table
 
 if TYPE_CHECKING:
     from lmx.train.checkpoint.directory import CheckpointDir

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from lmx.cli.command import Command, Output, format_table, option
+from lmx.cli.command import Command, Output, option
+from lmx.core.console import format_table
 
 
 @Command(

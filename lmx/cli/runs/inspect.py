@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmx.cli.command import Command, Output, format_table, option
+from lmx.cli.command import Command, Output, option
 from lmx.cli.runs.replay import STEP, open_recorded_run
+from lmx.core.console import format_table
 
 if TYPE_CHECKING:
     from lmx.analysis.batch_report import BatchReport, WorstToken

@@ -6,9 +6,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from lmx.cli.command import Command, Output, format_table, option
+from lmx.cli.command import Command, Output, option
 from lmx.cli.load import import_modules, set_up_jax
 from lmx.config.registry import ConfigError
+from lmx.core.console import format_table
 
 if TYPE_CHECKING:
     from lmx.analysis.history import RecordedRun

@@ -1,27 +1,37 @@
-"""Compiles a case with the compiler of its machine and refines the forecast with it."""
+"""Compiles a case with the compiler of its machine and refines the forecast with it.
+
+`python -m lmx.plan.compile FILE` is the compiling process, the only one that loads
+libtpu. It replaces the arguments of `compile_step` in the file by its result, as JSON.
+"""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import topologies
 
-from lmx.config.format import to_gin
+from lmx.config.resolve import apply_overrides, from_json
 from lmx.config.value import Config
 from lmx.core.hardware import TPU_FLAGS
-from lmx.plan.analytic import roofline
-from lmx.plan.analytic.memory import MemoryUse
-from lmx.plan.analytic.traffic import Collective
+from lmx.plan import roofline
 from lmx.plan.case import Case
-from lmx.plan.compiled.measure import CollectiveUse, CompileResult
-from lmx.plan.forecast import CompileCost, Forecast
+from lmx.plan.forecast import Forecast
+from lmx.plan.hlo import CollectiveUse, CompileResult, measure, parse_hlo
+from lmx.plan.memory import MemoryUse
 
 # libtpu asks no metadata server and looks for no chip, and two may compile at a time.
 ENVIRONMENT = {
@@ -29,13 +39,10 @@ ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+CHIPS_PER_HOST = 4  # as the compiler assumes
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # Matmuls for each tile in the kernels of jax's splash attention.
 MATMULS_PER_KERNEL = {"fwd": 2, "dq": 3, "dkv": 4}
-
-
-class CompileError(ValueError):
-    """The compiler failed for another reason than memory."""
 
 
 def compile_forecast(
@@ -62,38 +69,102 @@ def run_compiler(
 ) -> CompileResult:
     """Compiles the training step of a case in a process of its own.
 
-    Takes minutes, and gigabytes of memory.
+    Takes minutes, and gigabytes of memory. Raises ValueError if the compiler fails for
+    another reason than memory.
     """
+    overrides = [
+        *(f"Mesh.{axis}={size}" for axis, size in case.sizes.items()),
+        f"Decoder.remat={case.remat}",
+        f"Experiment.microbatches={case.microbatches}",
+        f"Precision.compute={case.compute_dtype}",
+    ]
+    request = {
+        "config": apply_overrides(config, overrides).to_json(),
+        "imports": list(imports),
+        "topology": case.machine.topology,
+        "slices": case.machine.groups,
+        "batch_shape": (case.sequences, case.sequence_length),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        page, exchange = Path(folder) / "experiment.gin", Path(folder) / "exchange"
-        page.write_text(to_gin(config), encoding="utf-8")
-        request = {
-            "config": str(page),
-            "overrides": [
-                *(f"Mesh.{axis}={size}" for axis, size in case.sizes.items()),
-                f"Decoder.remat={case.remat}",
-                f"Experiment.microbatches={case.microbatches}",
-                f"Precision.compute={case.compute_dtype}",
-            ],
-            "imports": list(imports),
-            "topology": case.machine.topology,
-            "slices": case.machine.groups,
-            "batch_shape": (case.sequences, case.sequence_length),
-        }
+        exchange = Path(folder) / "exchange"
         exchange.write_text(json.dumps(request))
         done = subprocess.run(
-            [sys.executable, "-m", "lmx.plan.compiled.worker", str(exchange)],
+            [sys.executable, "-m", "lmx.plan.compile", str(exchange)],
             env={"LIBTPU_INIT_ARGS": TPU_FLAGS} | os.environ | ENVIRONMENT,
             capture_output=True,
             text=True,
         )
         if not done.returncode:
-            return CompileResult.from_json(exchange.read_text())
+            result = json.loads(exchange.read_text())
+            hlo, first = result.pop("hlo"), range(0, case.devices, case.machine.group)
+            profile = measure(parse_hlo(hlo), first) if hlo else None
+            return CompileResult(**result, profile=profile)
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    raise CompileError(
+    raise ValueError(
         f"compiling for {case.machine.name} failed: {lines[-1]} (`lmx plan --analytic`"
         " compiles nothing)."
     )
+
+
+def compile_step(
+    *,
+    config: str,
+    imports: Iterable[str],
+    topology: str,
+    slices: int,
+    batch_shape: Sequence[int],
+) -> dict[str, Any]:
+    """Compiles one training step of an experiment for devices that are not here.
+
+    `config` is JSON; `topology` has the chips of one slice, as in `v5e:16x16`;
+    `batch_shape` is that of the global batch. Returns the fields of `CompileResult`,
+    and the program as HLO text in place of its profile.
+    """
+    for module in imports:
+        importlib.import_module(module)
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    sides = [int(side) for side in topology.split(":")[1].split("x")]
+    if math.prod(sides) < CHIPS_PER_HOST:
+        options["chips_per_host_bounds"] = [*sides, 1][:3]
+    devices = topologies.get_topology_desc(topology, platform="tpu", **options).devices
+    program = from_json(config).build().build_program(devices)
+    lowered = program.lower(*batch_shape)
+    start, refusal, memory, hlo = time.monotonic(), "", {}, None
+    try:
+        compiled = lowered.compile()
+        memory, hlo = _describe_memory(compiled.memory_analysis()), compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        refusal = str(error)
+    return {
+        "compiler": f"libtpu {_find_version()}",
+        "seconds": time.monotonic() - start,
+        "peak_memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "memory": memory,
+        "refusal": refusal,
+        "hlo": hlo,
+    }
+
+
+def _describe_memory(analysis: Any) -> dict[str, float]:
+    """Bytes on a device; outputs that alias inputs count once."""
+    new_outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return {
+        "state and batch": float(analysis.argument_size_in_bytes),
+        "new outputs": float(new_outputs),
+        "temporaries": float(analysis.temp_size_in_bytes),
+        "program": float(analysis.generated_code_size_in_bytes),
+    }
+
+
+def _find_version() -> str:
+    """The version of libtpu, installed as a package or in TPU_LIBRARY_PATH."""
+    library = os.environ.get("TPU_LIBRARY_PATH")
+    if library is None:
+        return importlib.metadata.version("libtpu")
+    packages = Path(library).parents[1].glob("libtpu-*.dist-info")
+    return next((path.stem.split("-")[1] for path in packages), library)
 
 
 def refine(forecast: Forecast, result: CompileResult) -> Forecast:
@@ -106,7 +177,7 @@ def refine(forecast: Forecast, result: CompileResult) -> Forecast:
         return dataclasses.replace(
             forecast,
             method=f"Refused by {result.compiler}; all but memory is analytic",
-            memory=MemoryUse(_parse_refusal(forecast, result.refusal or ""), {"": {}}),
+            memory=MemoryUse(_parse_refusal(forecast, result.refusal), {"": {}}),
         )
     uses = (_to_collective(forecast.case, use) for use in profile.collectives)
     collectives = tuple(sorted(uses, key=lambda each: -each.seconds))
@@ -116,14 +187,14 @@ def refine(forecast: Forecast, result: CompileResult) -> Forecast:
     return dataclasses.replace(
         forecast,
         method=f"Compiled by {result.compiler} in {result.seconds:.0f} s",
-        memory=MemoryUse({k: float(v) for k, v in result.memory.items()}, {"": {}}),
+        memory=MemoryUse(result.memory, {"": {}}),
         collectives=collectives,
-        seconds=roofline.add_network(
+        seconds=roofline.StepTime.build(
             profile.matmul_cycles / clock + kernels,
             profile.other_cycles / clock,
             collectives,
         ),
-        compiled=CompileCost(result.seconds, result.peak_memory),
+        compile_cost={"seconds": result.seconds, "peak_memory": result.peak_memory},
         untimed_kernels=tuple(k for k in profile.kernels if not _count_matmuls(k)),
     )
 
@@ -143,7 +214,7 @@ def _count_matmuls(name: str) -> int:
     return MATMULS_PER_KERNEL[found[1]] if found else 0
 
 
-def _to_collective(case: Case, use: CollectiveUse) -> Collective:
+def _to_collective(case: Case, use: CollectiveUse) -> roofline.Collective:
     """The axes are those along which the devices lie; the time is that of the links."""
     count = len(use.devices)
     positions = np.unravel_index(use.devices, tuple(case.sizes.values()))
@@ -152,7 +223,7 @@ def _to_collective(case: Case, use: CollectiveUse) -> Collective:
     stride = min(np.diff(sorted(use.devices)).tolist(), default=1)
     gathers = {"all-reduce": 2.0, "reduce-scatter": float(count)}.get(use.kind, 1.0)
     size = gathers * use.bytes
-    return Collective(
+    return roofline.Collective(
         kind=use.kind,
         axis="+".join(axes) or "itself",
         payload=f"{use.runs:,} times",
@@ -175,3 +246,8 @@ def _parse_refusal(forecast: Forecast, refusal: str) -> dict[str, float]:
         temporaries = float(found[1]) * UNITS[found[2]]
         return {"state": _count_state(forecast), "temporaries": temporaries}
     raise ValueError(f"the compiler's refusal has an unknown form: {refusal[:200]}")
+
+
+if __name__ == "__main__":
+    file = Path(sys.argv[1])
+    file.write_text(json.dumps(compile_step(**json.loads(file.read_text()))))

@@ -1,8 +1,9 @@
-"""Parses HLO text: operations, trip counts of loops, groups of collectives."""
+"""Reads a compiled program as HLO text: its cycles, kernels and collectives."""
 
 import math
 import re
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,10 @@ COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
+MATMULS = ("convolution", "dot")  # on a TPU, matmuls are convolutions
+PALLAS_KERNEL = 'custom_call_target="tpu_custom_call"'
+# The host sends data to other slices, for this collective.
+CROSS_SLICE = r'megascale_runtime".*transfer_rendezvous="([a-z-]+)'
 
 _HEADER = re.compile(r"(ENTRY )?%([\w.-]+) \(")
 # A shape can have spaces, but no word in lower case before a parenthesis.
@@ -41,15 +46,17 @@ class HLOOp(NamedTuple):
     @property
     def bytes(self) -> int:
         """Bytes of all results, without the scratch space of an asynchronous one."""
-        return sum(
-            _array_bytes(*array)
-            for array in re.findall(r"(\w+)\[([\d,]*)\]", self.shape)
-        )
+        total = 0
+        for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", self.shape):
+            digits = re.search(r"\d+", kind)
+            bits = BITS.get(kind) or (int(digits[0]) if digits else 0)
+            total += math.prod(_parse_ints(dims)) * bits // 8
+        return total
 
     @property
-    def channel(self) -> str:
-        """The identifier that the parts of one collective share."""
-        return self.search(r"channel_id=(\d+)") or self.name
+    def cross_slice(self) -> str:
+        """The kind of collective between slices for which it sends data, if any."""
+        return self.search(CROSS_SLICE) if self.kind == "send" else ""
 
     def find_computation(self, key: str) -> str:
         """The name of its `body`, `calls` or similar computation, or an empty text."""
@@ -73,43 +80,39 @@ class HLOProgram:
     ) -> Iterator[tuple[HLOOp, int]]:
         """Each operation of the entry and of its loops, and how often it runs.
 
-        A fusion is one operation.
+        A fusion is one operation. Of a conditional, the slowest branch runs.
         """
         for op in self.computations[name or self.entry]:
             if op.kind == "while":
                 trips = times * self.count_trips(op)
                 yield from self.iter_executed(op.find_computation("body"), trips)
             elif op.kind == "conditional":
-                yield from self._iter_branch(op, times)
+                listed = op.search(r"branch_computations=\{([^}]*)\}")
+                names = re.findall(r"%([\w.-]+)", listed)
+                names += re.findall(r"\b(?:true|false)_computation=%([\w.-]+)", op.rest)
+                branches = [list(self.iter_executed(name, times)) for name in names]
+                yield from max(
+                    branches, key=lambda ops: sum(o.cycles * n for o, n in ops)
+                )
             else:
                 yield op, times
 
     def count_trips(self, loop: HLOOp) -> int:
         """How often a loop runs: the bound in its condition."""
         ops = self.computations[loop.find_computation("condition")]
-        numbers = {}
-        for op in ops:
-            operands = op.rest.split(")")[0]
-            if op.kind == "constant" and operands.isdigit():
-                numbers[op.name] = int(operands)
+        operands = {op.name: op.rest.split(")")[0] for op in ops}
+        constants = {op.name for op in ops if op.kind == "constant"}
         for op in ops:
             if op.kind == "compare" and "direction=LT" in op.rest:
-                _, *bounds = re.findall(r"%([\w.-]+)", op.rest.split(")")[0])
-                if known := [numbers[name] for name in bounds if name in numbers]:
-                    return known[0]
+                _, *bounds = re.findall(r"%([\w.-]+)", operands[op.name])
+                for name in bounds:
+                    if name in constants and operands[name].isdigit():
+                        return int(operands[name])
         raise ValueError(f"the HLO has no trip count for the loop {loop.name}.")
 
     def list_fused(self, op: HLOOp) -> list[HLOOp]:
         """The operations that one operation fuses or wraps."""
         return self.computations.get(op.find_computation("calls"), [])
-
-    def _iter_branch(self, op: HLOOp, times: int) -> Iterator[tuple[HLOOp, int]]:
-        """The operations of the slowest branch."""
-        listed = op.search(r"branch_computations=\{([^}]*)\}")
-        names = re.findall(r"%([\w.-]+)", listed)
-        names += re.findall(r"\b(?:true|false)_computation=%([\w.-]+)", op.rest)
-        branches = [list(self.iter_executed(name, times)) for name in names]
-        yield from max(branches, key=lambda ops: sum(o.cycles * n for o, n in ops))
 
 
 def parse_hlo(text: str) -> HLOProgram:
@@ -184,8 +187,108 @@ def _parse_ints(text: str | None) -> tuple[int, ...]:
     return tuple(int(each) for each in text.split(",")) if text else ()
 
 
-def _array_bytes(kind: str, dims: str) -> int:
-    """Bytes of an array."""
-    found = re.search(r"\d+", kind)
-    bits = BITS.get(kind) or (int(found[0]) if found else 0)
-    return math.prod(_parse_ints(dims)) * bits // 8
+class CollectiveUse(NamedTuple):
+    """Collectives of one kind among the same devices, in one step.
+
+    Attributes:
+        devices: the positions in the program of the devices of one group.
+        bytes: gathered, summed or exchanged by one device.
+        overlapped: whether other work runs at the same time.
+    """
+
+    kind: str
+    devices: tuple[int, ...]
+    bytes: float
+    runs: int
+    overlapped: bool
+
+
+class StepProfile(NamedTuple):
+    """One step on one device.
+
+    Attributes:
+        matmul_cycles: of operations with matmuls.
+        other_cycles: of all others.
+        kernels: how often each Pallas kernel runs, whose cycles are unknown.
+    """
+
+    matmul_cycles: int
+    other_cycles: int
+    kernels: dict[str, int]
+    collectives: list[CollectiveUse]
+
+
+class CompileResult(NamedTuple):
+    """The result of a compilation.
+
+    Attributes:
+        seconds: of compilation.
+        peak_memory: bytes that the compiling process used.
+        memory: bytes on a device, by purpose.
+        refusal: the compiler's message if the program does not fit.
+    """
+
+    compiler: str
+    seconds: float
+    peak_memory: int
+    memory: dict[str, float]
+    profile: StepProfile | None = None
+    refusal: str = ""
+
+
+def measure(program: HLOProgram, slices: Sequence[int] = ()) -> StepProfile:
+    """Adds up what the program executes.
+
+    `slices` has the position of one device of each slice.
+    """
+    cycles: Counter[bool] = Counter()
+    kernels: Counter[str] = Counter()
+    for op, runs in program.iter_executed():
+        kinds = {part.kind for part in (op, *program.list_fused(op))}
+        cycles[not kinds.isdisjoint(MATMULS)] += runs * op.cycles
+        if PALLAS_KERNEL in op.rest:
+            kernels[re.sub(r"[.\d]+$", "", op.name)] += runs
+    sizes: defaultdict[tuple[str, tuple[int, ...], bool], float] = defaultdict(float)
+    counts: Counter[tuple[str, tuple[int, ...], bool]] = Counter()
+    seen: set[tuple[str, int]] = set()
+    for op, runs, overlapped in _iter_collectives(program):
+        part = (op.search(r"channel_id=(\d+)") or op.name, runs)
+        if overlapped and part in seen:
+            continue  # part of a collective that is spread over operations
+        seen.add(part)
+        kind = op.cross_slice or op.kind.removesuffix("-start")
+        devices = tuple(slices) if op.cross_slice else tuple(parse_group(op))
+        sizes[kind, devices, overlapped] += runs * _count_payload(op)
+        counts[kind, devices, overlapped] += runs
+    uses = [
+        CollectiveUse(*key[:2], size, counts[key], key[2])
+        for key, size in sizes.items()
+    ]
+    return StepProfile(cycles[True], cycles[False], dict(kernels), uses)
+
+
+def _iter_collectives(program: HLOProgram) -> Iterator[tuple[HLOOp, int, bool]]:
+    """Each collective, how often it runs, and whether it is overlapped.
+
+    Communication between slices is assumed to be exposed.
+    """
+    for op, runs in program.iter_executed():
+        if op.kind in COLLECTIVES or op.cross_slice:
+            yield op, runs, False
+        elif op.kind.removesuffix("-start") in COLLECTIVES:
+            yield op, runs, True
+        for part in program.list_fused(op):
+            if part.kind in COLLECTIVES:
+                yield part, runs, True
+
+
+def _count_payload(op: HLOOp) -> float:
+    """Bytes of the results; a started collective lists its operands too."""
+    if op.kind == "send":
+        return op.bytes - 4.0  # a number accompanies the array
+    if op.kind == "collective-permute-start":
+        return op.bytes / 2
+    if op.kind == "all-gather-start":
+        count = len(parse_group(op))
+        return op.bytes * count / (count + 1)
+    return float(op.bytes)

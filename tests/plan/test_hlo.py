@@ -2,8 +2,7 @@
 
 import pytest
 
-from lmx.plan.compiled.hlo import HLOOp, parse_group, parse_hlo
-from lmx.plan.compiled.measure import measure
+from lmx.plan.hlo import HLOOp, measure, parse_group, parse_hlo
 
 # As the compiler of TPUs prints it: layouts, comments in shapes, attributes with line
 # breaks, a loop within a loop, one collective spread over three operations.

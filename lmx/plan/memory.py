@@ -1,6 +1,7 @@
 """Memory of one device, by purpose."""
 
 import math
+from collections import defaultdict
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -17,30 +18,15 @@ PROBE_LENGTH = 257  # tokens of a traced row: no other dimension has this size
 LOGIT_BYTES = 2 * 4  # a float32 logit and its gradient
 
 
-class SavedActivations(NamedTuple):
-    """Bytes per token that one layer saves for its backward pass.
-
-    Attributes:
-        replicated: arrays as wide as the model, which `tensor` does not shard.
-        sharded: heads and feed-forward channels, which it shards.
-    """
-
-    replicated: float
-    sharded: float
-
-    def count_local_bytes(self, case: Case) -> float:
-        """Bytes on one device, for its tokens of a microbatch."""
-        each = self.replicated + self.sharded / case.sizes["tensor"]
-        return case.local_tokens * each
-
-
 @lru_cache(maxsize=64)
 def measure_saved(
     block: Block, width: int, dtype: jnp.dtype, remat: Remat
-) -> SavedActivations:
-    """What a block of stacked parameters saves under a policy, by tracing it.
+) -> tuple[float, float]:
+    """Bytes per token that a block of stacked parameters saves for its backward pass.
 
-    Scores of pairs of tokens are left out, as by a fused kernel.
+    The first are of arrays as wide as the model, the second of heads and feed-forward
+    channels, which `tensor` shards. Scores of pairs of tokens are left out, as by a
+    fused kernel.
     """
     one, two = (_trace_residuals(block, rows, width, dtype, remat) for rows in (1, 2))
     replicated = sharded = 0.0
@@ -50,7 +36,7 @@ def measure_saved(
             replicated += growth
         elif more.shape.count(PROBE_LENGTH) <= 1:
             sharded += growth
-    return SavedActivations(replicated, sharded)
+    return replicated, sharded
 
 
 def _trace_residuals(
@@ -73,13 +59,14 @@ def _trace_residuals(
     return jax.tree.leaves(jax.eval_shape(backward, tokens, one, x_BTD))
 
 
-def list_saved(case: Case, remat: Remat) -> list[tuple[SavedActivations, int]]:
-    """What a layer of each kind saves, and the number of such layers."""
-    width = case.model.embedding.shape[1]
-    return [
-        (measure_saved(block, width, case.compute_dtype, remat), layers)
-        for block, layers in case.model.stack.kinds()
-    ]
+def list_saved(case: Case, remat: Remat) -> list[tuple[float, int]]:
+    """Bytes that a layer saves on one device, and the number of layers, by kind."""
+    width, saved = case.model.embedding.shape[1], []
+    for block, layers in case.model.stack.kinds():
+        parts = measure_saved(block, width, case.compute_dtype, remat)
+        each = parts[0] + parts[1] / case.sizes["tensor"]
+        saved.append((case.local_tokens * each, layers))
+    return saved
 
 
 def count_gathered_bytes(case: Case) -> dict[str, float]:
@@ -87,15 +74,14 @@ def count_gathered_bytes(case: Case) -> dict[str, float]:
 
     Gathering is over axes of the batch only; `tensor` and `expert` stay sharded.
     """
-    gathered: dict[str, float] = {}
+    gathered: defaultdict[str, float] = defaultdict(float)
     for tensor in case.tensors("params"):
         axes = tensor.gathered_axes & set(case.batch_axes)
         shards = math.prod(case.sizes[axis] for axis in axes)
         if shards > 1:
             layers = tensor.shape[0] if tensor.is_stacked else 1
-            size = math.prod(tensor.local_shape) * case.compute_dtype.itemsize
-            kind = tensor.layer_kind
-            gathered[kind] = gathered.get(kind, 0.0) + shards * size / layers
+            size = tensor.local_size * case.compute_dtype.itemsize
+            gathered[tensor.layer_kind] += shards * size / layers
     return gathered
 
 
@@ -111,18 +97,14 @@ class MemoryUse(NamedTuple):
     phases: dict[str, dict[str, float]]
 
     @property
-    def peak_phase(self) -> str:
-        """The phase that needs most."""
-        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
-
-    @property
     def parts(self) -> dict[str, float]:
-        """All bytes in that phase, by purpose."""
-        return self.persistent | self.phases[self.peak_phase]
+        """All bytes in the largest phase, by purpose."""
+        largest = max(self.phases.values(), key=lambda phase: sum(phase.values()))
+        return self.persistent | largest
 
     @property
     def total(self) -> float:
-        """All bytes in that phase."""
+        """All bytes in the largest phase."""
         return sum(self.parts.values())
 
 
@@ -137,9 +119,7 @@ def estimate_memory(case: Case) -> MemoryUse:
         sum((tensor.local_bytes for tensor in case.tensors(part)), 0.0)
         for part in ("params", "opt_state")
     )
-    saved = list_saved(case, case.remat)
     recomputed = [] if case.remat == "keep_all" else list_saved(case, "keep_all")
-    current = [part.count_local_bytes(case) for part, _ in recomputed]
     gathered = count_gathered_bytes(case)
     layers = [size for name, size in gathered.items() if "." in name]
     others = [size for name, size in gathered.items() if "." not in name]
@@ -150,7 +130,7 @@ def estimate_memory(case: Case) -> MemoryUse:
             "parameters": params,
             "optimizer state": state,
             "gradients": params * (2 if case.microbatches > 1 else 1),
-            "activations": sum(n * part.count_local_bytes(case) for part, n in saved),
+            "activations": sum(size * n for size, n in list_saved(case, case.remat)),
         },
         {
             "logits": {
@@ -158,7 +138,7 @@ def estimate_memory(case: Case) -> MemoryUse:
                 "gathered weights": max(others, default=0.0),
             },
             "layer": {
-                "recomputed layer": max(current, default=0.0),
+                "recomputed layer": max((size for size, _ in recomputed), default=0.0),
                 "gathered weights": 2 * max(layers, default=0.0),
             },
         },
