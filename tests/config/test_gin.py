@@ -1,4 +1,4 @@
-"""lmx reads `.gin` files as gin does: both agree on thousands of random files.
+"""lmx reads `.gin` files as gin does: both agree on random files.
 
 The files use only what has the same meaning in both. The intended differences are in
 `tests/config/test_gin_differences.py`.
@@ -160,7 +160,10 @@ def pages(tmp_path, monkeypatch):
     return pages
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize(
+    "seed",
+    [0, 1, 2, *(pytest.param(n, marks=pytest.mark.nightly) for n in range(3, 16))],
+)
 def test_random_files_have_the_same_meaning_as_in_gin(gins_trunk, pages, seed):
     for files in pages(seed):
         gin.clear_config()
@@ -169,7 +172,7 @@ def test_random_files_have_the_same_meaning_as_in_gin(gins_trunk, pages, seed):
         assert plain(ours) == plain(gins_trunk())
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_random_config_round_trips_through_json_and_gin(pages, seed):
     for thing in KINDS:
         configurable(thing)

@@ -57,6 +57,7 @@ def test_two_layers_reach_the_entropy_of_a_markov_chain(trained):
     check(trained(PAGE), 0.01)
 
 
+@pytest.mark.nightly
 def test_two_layers_reach_the_entropy_of_a_grammar(trained):
     check(trained(GRAMMAR), 0.03)
 
