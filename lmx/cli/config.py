@@ -14,9 +14,9 @@ from lmx.config.registry import (
     find,
     find_declarations,
     find_experiments,
+    format_type,
 )
 from lmx.config.resolve import Resolver
-from lmx.config.types import format_type
 from lmx.config.value import (
     ABSENT,
     Config,

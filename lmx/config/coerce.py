@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lmx.config.registry import ConfigError, find, suggest
-from lmx.config.types import SCALARS, UNIONS, format_type
+from lmx.config.registry import SCALARS, UNIONS, ConfigError, find, format_type, suggest
 from lmx.config.value import Config, format_value
 
 
@@ -30,22 +29,23 @@ def coerce(value: Any, kind: Any) -> Any:
     (`Callable[..., X]`). Raises TypeError for any other value.
     """
     origin, args = get_origin(kind) or kind, get_args(kind)
-    if kind is Any:
-        return _coerce_any(value)
     if isinstance(value, Config):
         if not _is_instance(value, kind):
             raise TypeError
         return value
     if origin in UNIONS:
         return _coerce_union(value, args)
-    if origin is tuple and isinstance(value, tuple | list):
+    if origin in (tuple, Any) and isinstance(value, tuple | list):
         kinds = args or (Any, ...)
         kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
         if len(kinds) == len(value):
             return tuple(map(coerce, value, kinds))
-    if origin is Mapping and isinstance(value, Mapping):
+    if origin in (Mapping, Any) and isinstance(value, Mapping):
         keys, items = args or (Any, Any)
-        return {_as_key(coerce(k, keys)): coerce(v, items) for k, v in value.items()}
+        coerced = {coerce(k, keys): coerce(v, items) for k, v in value.items()}
+        return {_coerce_scalar(k, type(k)): v for k, v in coerced.items()}
+    if kind is Any:
+        kind = type(value)
     return _coerce_scalar(value, args if origin is Literal else kind)
 
 
@@ -59,21 +59,6 @@ def _coerce_scalar(value: Any, kind: Any) -> Any:
     elif kind is not float and kind in SCALARS and type(value) is kind:
         return value
     raise TypeError
-
-
-def _coerce_any(value: Any) -> Any:
-    """A value of any type that JSON can store."""
-    if isinstance(value, Config):
-        return value
-    if isinstance(value, Mapping):
-        return {_as_key(key): _coerce_any(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(map(_coerce_any, value))
-    return _as_key(value)
-
-
-def _as_key(value: Any) -> Any:
-    return _coerce_scalar(value, type(value))
 
 
 def _coerce_union(value: Any, kinds: tuple[Any, ...]) -> Any:
@@ -92,7 +77,7 @@ def _is_instance(config: Config, kind: Any) -> bool:
         return is_assignable(return_type(config), kind)
     if get_origin(kind) in UNIONS:
         return any(_is_instance(config, each) for each in get_args(kind))
-    is_factory = (get_origin(kind) or kind) is Callable
+    is_factory = (get_origin(kind) or kind) in (Callable, Any)
     return is_factory and is_assignable(return_type(config), _result_of(kind))
 
 

@@ -1,7 +1,7 @@
 """Formats a configuration: as a table, as a tree, or as one flat `.gin` file."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from lmx.config.registry import REQUIRED, config_fields, find
 from lmx.config.value import Config, format_value, iter_fields, to_jsonable, walk
@@ -64,16 +64,10 @@ def to_gin(root: Config) -> str:
     for _, config in _iter_nodes(root):
         key = f"{scopes[config]}{config.name}"
         if config.fields and key not in blocks:
-            blocks[key] = "\n".join(_format_block(key, config, format_ref))
+            fields = config.fields.items()
+            lines = (f"  {k} = {format_value(v, format_ref)}" for k, v in fields)
+            blocks[key] = "\n".join((f"{key}:", *lines))
     return "\n\n".join(blocks.values()) + "\n"
-
-
-def _format_block(
-    key: str, config: Config, format_ref: Callable[[Config], str]
-) -> Iterator[str]:
-    yield f"{key}:"
-    for name, value in config.fields.items():
-        yield f"  {name} = {format_value(value, format_ref)}"
 
 
 def _iter_nodes(root: Config) -> Iterator[tuple[str, Config]]:
@@ -86,18 +80,11 @@ def _assign_scopes(root: Config) -> dict[Config, str]:
     variants: dict[str, dict[Config, str]] = {}
     for path, config in _iter_nodes(root):
         variants.setdefault(config.name, {}).setdefault(config, path)
-    scopes, used = {root: ""}, set()
+    scopes = {root: ""}
     for paths in variants.values():
         for config, path in paths.items():
-            if config not in scopes:
-                scopes[config] = f"{_new_scope(path, used)}/" if len(paths) > 1 else ""
+            scope = re.sub(r"\W", "_", path, flags=re.ASCII)
+            while f"{scope}/" in scopes.values():
+                scope = f"{scope}_"
+            scopes.setdefault(config, f"{scope}/" if len(paths) > 1 else "")
     return scopes
-
-
-def _new_scope(path: str, used: set[str]) -> str:
-    """A scope name made of a path, different from those in `used`."""
-    name = re.sub(r"\W", "_", path, flags=re.ASCII)
-    while name in used:
-        name = f"{name}_"
-    used.add(name)
-    return name

@@ -1,6 +1,7 @@
 """A resolved configuration: an immutable value to build, compare and store."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -115,9 +116,7 @@ class Config(Generic[T]):
             for name, value in self.fields.items()
             if not known[name].execution
         }
-        return Config(
-            self.name, self.called, fields, self.provenance, self.unused_bindings
-        )
+        return dataclasses.replace(self, fields=fields)
 
     def run_id(self) -> str:
         """Twelve hexadecimal digits that identify `identity()`."""
@@ -167,22 +166,17 @@ def instantiate(config: Config, /, *args: Any, **kwargs: Any) -> Any:
         raise ConfigError("\n  ".join((f"{error}", *origins))) from error
 
 
-def _list_origins(config: Config, message: str) -> list[str]:
+def _list_origins(config: Config, message: str) -> Iterator[str]:
     """Where the fields named in an error were set; if it names none, all bound ones."""
     words = set(re.findall(r"\w+", message))
-    named = [name for name in config.fields if name in words]
-    unbound = (DEFAULT, RECORDED)
-    bound = [n for n in config.fields if config.field_provenance(n) not in unbound]
-    return [_format_origin(config, name) for name in named or bound]
-
-
-def _format_origin(config: Config, name: str) -> str:
-    provenance = config.field_provenance(name)
-    preposition = "by" if provenance[0].startswith("override") else "at"
-    origin = {DEFAULT: " by default", RECORDED: ""}.get(
-        provenance, f" set {preposition} {provenance[0]}"
-    )
-    return f"{config.name}.{name} = {format_value(config.fields[name])}{origin}"
+    origins = {DEFAULT: " by default", RECORDED: ""}
+    bound = [n for n in config.fields if config.field_provenance(n) not in origins]
+    for name in [name for name in config.fields if name in words] or bound:
+        provenance = config.field_provenance(name)
+        preposition = "by" if provenance[0].startswith("override") else "at"
+        setting = f" set {preposition} {provenance[0]}"
+        value = format_value(config.fields[name])
+        yield f"{config.name}.{name} = {value}{origins.get(provenance, setting)}"
 
 
 def _freeze(value: Any) -> Any:

@@ -14,8 +14,14 @@ from typing import (
 import pytest
 
 from lmx.config.coerce import coerce, coerce_field
-from lmx.config.registry import ConfigError, Execution, config_fields, configurable
-from lmx.config.types import format_type, unsupported_reason
+from lmx.config.registry import (
+    ConfigError,
+    Execution,
+    config_fields,
+    configurable,
+    format_type,
+    unsupported_reason,
+)
 from lmx.config.value import Config
 
 T = TypeVar("T")
