@@ -22,10 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmx.train.checkpoint.digest import flatten_by_path
+from lmx.train.checkpoint.digest import flatten_by_path, get_local_parts
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.reader import PARALLEL_TENSORS, CheckpointReader
-from lmx.train.checkpoint.writer import copy_to_host
 
 ARRAYS, SIZE = 12, 25_000_000  # float32: 1.2 GB
 WIDTH, PRODUCTS = 1024, 24  # of matrices that a step multiplies
@@ -91,7 +90,7 @@ def blocking(state: Any, checkpoints: CheckpointManager) -> tuple[Any, float]:
             begun = time.perf_counter()
             state = jax.block_until_ready(step(state))
             plain.append(time.perf_counter() - begun)
-        kept = copy_to_host(
+        kept = get_local_parts(
             checkpoints.buffers.copy(flatten_by_path(state))
         )  # as a save keeps it
         begun = time.perf_counter()

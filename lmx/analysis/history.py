@@ -17,7 +17,7 @@ from lmx.run.run_dir import RunDir, read_config, read_metadata, read_metrics
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.reader import DamageError
 from lmx.train.experiment import Experiment
-from lmx.train.guard.skipped_data import (
+from lmx.train.guard.guard import (
     SkippedRanges,
     load_skipped,
     make_reader,

@@ -13,8 +13,7 @@ from lmx.config.registry import ConfigError
 from lmx.config.resolve import from_json, resolve
 from lmx.config.value import Config, diff, explain_errors
 from lmx.run.metadata import affects_bits, diff_metadata, sample_losses
-from lmx.run.run_dir import METADATA, read_metadata, read_metrics
-from lmx.run.schema import check_schema
+from lmx.run.run_dir import METADATA, check_schema, read_metadata, read_metrics
 from lmx.train.experiment import Experiment
 from lmx.train.hooks.preemption import StoppedError
 from lmx.train.trainer import RunOptions, train_run

@@ -13,6 +13,7 @@ import runpy
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,11 +30,13 @@ from lmx.faulttest.kill_point import (
     FIRST_ARRAY,
     SAVE_COPIED,
     SAVE_REQUESTED,
+    STARTUP,
     STEP,
+    TIMER,
     KillPoint,
 )
 from lmx.train import loop
-from lmx.train.checkpoint.digest import checksum_shards
+from lmx.train.checkpoint.digest import checksum_parts, get_local_parts
 from lmx.train.checkpoint.manager import CheckpointManager
 
 COMMAND = "lmx.cli.main"
@@ -48,9 +51,7 @@ class Injector:
     def __init__(self, trace: Path, kill_point: KillPoint | None):
         self.trace_file = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self.kill_point = kill_point or KillPoint("never")
-        self.pending_loss: tuple[int, Any] | None = (
-            None  # the newest step, and its loss
-        )
+        self.pending_loss: tuple[int, Any] | None = None  # of the newest step
 
     def record(self, **event: Any) -> None:
         """Appends one line to the trace at once, so that a kill cannot lose it."""
@@ -73,6 +74,14 @@ class Injector:
                 raise TimeoutError(f"not reached in {COMMIT_TIMEOUT:g} s: {kind}")
             time.sleep(POLL_INTERVAL)
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def start_timer(self, kind: str) -> None:
+        """Kills this process after a delay, if the kill point is of that kind."""
+        if self.kill_point.kind == kind:
+            kill = (os.getpid(), signal.SIGKILL)
+            timer = threading.Timer(self.kill_point.delay, os.kill, kill)
+            timer.daemon, self.kill_point = True, KillPoint("started")
+            timer.start()
 
     def wrap_train(self, train: Callable[..., Any]) -> Callable[..., Any]:
         """The training loop; each step is recorded with its batch and its loss."""
@@ -107,6 +116,7 @@ class Injector:
             step, loss = self.pending_loss
             self.record(done=step, loss=float(np.asarray(loss)).hex())
             self.pending_loss = None
+            self.start_timer(TIMER)
 
     def before_save(self, manager: CheckpointManager, step: int, *_: Any) -> None:
         """Called before the checkpoint manager's `save`."""
@@ -184,14 +194,9 @@ def fingerprint(batch: Any) -> int:
 
     The sum over all processes, modulo 2**64, is the same for any split of the batch.
     """
-    return (
-        sum(
-            (2 * field + 1) * int(part)
-            for field, array in enumerate(batch)
-            for part in checksum_shards(array)
-        )
-        % 2**64
-    )
+    parts = get_local_parts(batch._asdict())
+    sums = [checksum_parts(parts[name], x.shape) for name, x in batch._asdict().items()]
+    return sum((2 * field + 1) * sum(pair) for field, pair in enumerate(sums)) % 2**64
 
 
 def main() -> None:
@@ -200,6 +205,7 @@ def main() -> None:
     fields = json.loads(kill_point)
     injector = Injector(Path(trace), KillPoint(**fields) if fields else None)
     injector.install()
+    injector.start_timer(STARTUP)
     sys.argv = [COMMAND, *arguments]
     try:
         runpy.run_module(COMMAND, run_name="__main__", alter_sys=True)

@@ -14,7 +14,7 @@ DESCRIPTIONS = {
     "after commit": "after the state of step {step} is committed",
     "before prune": "after the save of step {step}, before an old state is removed",
     "before hooks": "between the save of step {step} and the hooks of that step",
-    "startup": "{delay:.2f} s after the process starts",
+    "startup": "{delay:.2f} s after the command starts",
     "timer": "{delay:.2f} s after the first step",
 }
 (

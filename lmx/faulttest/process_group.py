@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lmx.config.value import Config, explain_errors
 from lmx.core.console import print_line
 from lmx.core.rendezvous import EXIT_RESTART
-from lmx.faulttest.kill_point import MAX_DELAY, STARTUP, KillPoint
+from lmx.faulttest.kill_point import MAX_DELAY, KillPoint
 from lmx.run.jsonl import read_jsonl
 from lmx.run.run_dir import read_metrics
 from lmx.train.experiment import Experiment
@@ -102,15 +102,16 @@ class RunAttempt:
     """One attempt of a run, from start to exit.
 
     Attributes:
-        process: index of the process that `kill_point` is for.
+        run: the folder of the run.
+        kill_point: of the last process.
         traces: the events of each process, written by `injector`.
         metrics: lines of metrics.jsonl at its end.
         started, ended: seconds of a monotonic clock.
     """
 
+    run: Path
     topology: Topology
     kill_point: KillPoint | None
-    process: int
     command: list[str]
     statuses: list[int]
     traces: list[list[dict[str, Any]]]
@@ -121,7 +122,7 @@ class RunAttempt:
     @property
     def killed(self) -> bool:
         """Whether the kill point was reached."""
-        return self.statuses[self.process] == SIGKILLED
+        return self.statuses[-1] == SIGKILLED
 
     @property
     def start_step(self) -> int | None:
@@ -141,20 +142,13 @@ class RunAttempt:
 
     @property
     def batches(self) -> dict[int, int]:
-        """A fingerprint of every batch, summed over all processes.
-
-        Steps that not every process started are left out.
-        """
+        """A fingerprint of each batch that every process read, summed over them."""
         each = [
             {x["step"]: int(x["batch"], 16) for x in trace if "batch" in x}
             for trace in self.traces
         ]
-        last = min(max(parts, default=0) for parts in each)
-        return {
-            step: sum(parts[step] for parts in each) % 2**64
-            for step in each[0]
-            if step <= last
-        }
+        steps = sorted(set.intersection(*map(set, each)))
+        return {step: sum(parts[step] for parts in each) % 2**64 for step in steps}
 
     def to_json(self) -> dict[str, Any]:
         """For the report."""
@@ -164,18 +158,10 @@ class RunAttempt:
             "last_step": max(self.batches, default=None),
             "killed": f"{self.kill_point}" if self.killed else None,
             "kill_point": asdict(self.kill_point) if self.kill_point else None,
-            "process": self.process,
             "statuses": self.statuses,
             "seconds": round(self.ended - self.started, 3),
             "command": self.command,
         }
-
-
-class RunRecord(NamedTuple):
-    """A run and its attempts, in order."""
-
-    folder: Path
-    attempts: list[RunAttempt]
 
 
 def run_attempt(
@@ -183,9 +169,8 @@ def run_attempt(
     run: str,
     topology: Topology,
     kill_point: KillPoint | None = None,
-    process: int = 0,
 ) -> RunAttempt:
-    """Starts or resumes the run; kills that process at the kill point, if any.
+    """Starts or resumes the run; kills its last process at the kill point, if any.
 
     Raises UnexpectedExitError if a process exits with any other status than it should.
     """
@@ -193,18 +178,18 @@ def run_attempt(
     folder = scenario.folder / "traces" / f"{run}-{number:03d}"
     folder.mkdir(parents=True)
     command, started = scenario.build_command(run, topology), time.monotonic()
-    points = [kill_point if n == process else None for n in range(topology.processes)]
+    points = [*[None] * (topology.processes - 1), kill_point]
     group = _start_processes(folder, command, scenario.build_env(topology), points)
     try:
-        _wait(group, process, kill_point, folder)
+        _wait(group)
     finally:
         for member in group:
             member.kill()
             member.wait()
     attempt = RunAttempt(
+        run=scenario.folder / run,
         topology=topology,
         kill_point=kill_point,
-        process=process,
         command=["lmx", *command],
         statuses=[member.returncode for member in group],
         traces=[read_jsonl(folder / f"{n}.jsonl") for n in range(len(group))],
@@ -224,14 +209,14 @@ def _start_processes(
     env: dict[str, str],
     kill_points: Sequence[KillPoint | None],
 ) -> list[subprocess.Popen]:
-    """One process for each kill point. `_wait` kills at timed ones."""
+    """One process for each kill point."""
     count, group = len(kill_points), []
     with socket.create_server(("localhost", 0)) as server:
         address = f"localhost:{server.getsockname()[1]}"
     cluster = ["--processes", f"{count}", "--coordinator", address, "--process"]
     for index, point in enumerate(kill_points):
-        fields = asdict(point) if point and point.kind not in MAX_DELAY else None
-        arguments = [f"{folder / f'{index}.jsonl'}", json.dumps(fields), *command]
+        fields = json.dumps(asdict(point) if point else None)
+        arguments = [f"{folder / f'{index}.jsonl'}", fields, *command]
         arguments += [*cluster, f"{index}"] if count > 1 else []
         with (folder / f"{index}.log").open("w") as log:
             group.append(
@@ -246,42 +231,24 @@ def _start_processes(
     return group
 
 
-def _wait(
-    group: list[subprocess.Popen],
-    process: int,
-    kill_point: KillPoint | None,
-    folder: Path,
-) -> None:
-    """Waits until all processes exit. Kills one at a timed kill point."""
-    deadline = kill_at = None
-    point = kill_point if kill_point and kill_point.kind in MAX_DELAY else None
-    while any(member.poll() is None for member in group):
-        now = time.monotonic()
-        if deadline is None and any(member.poll() is not None for member in group):
-            deadline = now + EXIT_TIMEOUT
-        if deadline is not None and now > deadline:
-            message = f"a process of {folder} did not exit in {EXIT_TIMEOUT:.0f} s"
-            raise UnexpectedExitError(message, None)
-        if point and (point.kind == STARTUP or _finished_step(folder, process)):
-            kill_at, point = now + point.delay, None
-        if kill_at is not None and now >= kill_at:
-            group[process].kill()
-            kill_at = None
-        time.sleep(
-            POLL_INTERVAL if kill_at is None else min(POLL_INTERVAL, kill_at - now)
-        )
-
-
-def _finished_step(folder: Path, process: int) -> bool:
-    """Whether the process is past its first step, which compiles."""
-    return any("done" in event for event in read_jsonl(folder / f"{process}.jsonl"))
+def _wait(group: Sequence[subprocess.Popen]) -> None:
+    """Waits until all processes exit, some time after the first one at the latest."""
+    while all(member.poll() is None for member in group):
+        time.sleep(POLL_INTERVAL)
+    for member in group:
+        try:
+            member.wait(EXIT_TIMEOUT)
+        except subprocess.TimeoutExpired as error:
+            raise UnexpectedExitError(
+                f"a process did not exit: {error}", None
+            ) from None
 
 
 def _check_statuses(attempt: RunAttempt, folder: Path) -> None:
     point = attempt.kill_point
     for index, status in enumerate(attempt.statuses):
-        allowed = {SIGKILLED if index == attempt.process else EXIT_RESTART}
-        allowed = allowed if point else {0}
+        is_last = index == len(attempt.statuses) - 1
+        allowed = {SIGKILLED if is_last else EXIT_RESTART} if point else {0}
         if point and point.kind in MAX_DELAY:
             allowed.add(0)
         if status not in allowed:

@@ -6,10 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lmx.faulttest.process_group import RunAttempt, RunRecord, Scenario
+from lmx.faulttest.process_group import RunAttempt, Scenario
 from lmx.run.goodput import total_seconds
-from lmx.run.ledger import read_ledger
-from lmx.run.run_dir import RunDir
+from lmx.run.run_dir import RunDir, read_ledger
 from lmx.train.checkpoint.compare import diff_checkpoints
 from lmx.train.checkpoint.directory import CheckpointDir
 from lmx.train.checkpoint.reader import CheckpointReader
@@ -28,23 +27,26 @@ LABELS = {
 
 
 def compare_runs(
-    run: RunRecord, baseline: RunRecord, scenario: Scenario, rtol: float = 0.0
+    attempts: Sequence[RunAttempt],
+    baseline: RunAttempt,
+    scenario: Scenario,
+    rtol: float = 0.0,
 ) -> dict[str, Any]:
-    """What a killed run has in common with the undisturbed one.
+    """What the attempts of a killed run have in common with the undisturbed run.
 
     With `rtol` 0 everything must be equal to the bit. Otherwise losses must be that
     close, those of evaluations too; other metrics are not compared, and of the state
     only names and shapes must be equal.
     """
-    attempts, (reference,) = run.attempts, baseline.attempts
+    run, experiment = attempts[0].run, scenario.experiment
     metrics = [select_metrics(attempt.metrics, rtol) for attempt in attempts]
-    expected, experiment = select_metrics(reference.metrics, rtol), scenario.experiment
+    expected = select_metrics(baseline.metrics, rtol)
     checks = {
-        "losses": ([a.losses for a in attempts], reference.losses, rtol),
+        "losses": ([a.losses for a in attempts], baseline.losses, rtol),
         "metrics": (metrics, expected, rtol),
         "final_metrics": (metrics[-1:], expected, rtol),
-        "batches": ([a.batches for a in attempts], reference.batches),
-        "hooks": ([read_hooks(run.folder)], read_hooks(baseline.folder)),
+        "batches": ([a.batches for a in attempts], baseline.batches),
+        "hooks": ([read_hooks(run)], read_hooks(baseline.run)),
     }
     optional = [name for name in checks if name not in ("losses", "batches")]
     started = next(a.started for a in attempts if a.start_step is not None)
@@ -55,10 +57,10 @@ def compare_runs(
             for name, check in checks.items()
             if check[1] or name not in optional
         },
-        "state": compare_states(run.folder, baseline.folder, experiment.steps, rtol),
+        "state": compare_states(run, baseline.run, experiment.steps, rtol),
         "replayed": count_replayed(attempts, experiment.checkpoint.every),
         "timing": {
-            "seconds": total_seconds(run.folder),
+            "seconds": total_seconds(run),
             "wall": attempts[-1].finished_at - started,
         },
     }

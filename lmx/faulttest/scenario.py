@@ -13,7 +13,7 @@ from lmx.core.sharding import Mesh
 from lmx.faulttest import report
 from lmx.faulttest.kill_point import STEP, KillPoint
 from lmx.faulttest.process_group import (
-    RunRecord,
+    RunAttempt,
     Scenario,
     Topology,
     UnexpectedExitError,
@@ -45,12 +45,12 @@ def run_faulttest(
     """
     started, config = time.monotonic(), scenario.config
     baseline, same_mesh = compare_killed(scenario, kill_points)
-    metadata = read_metadata(baseline.folder)
+    metadata = read_metadata(baseline.run)
     other_mesh, refused = None, []
     if rounds := other_topologies(scenario.experiment.mesh, metadata):
         resharded, refused = run_resharded(scenario, rounds)
         rtol = default_rtol(config["model.precision"].fields["compute"], metadata)
-        if len({attempt.topology for attempt in resharded.attempts}) > 1:
+        if len({attempt.topology for attempt in resharded}) > 1:
             other_mesh = report.compare_runs(resharded, baseline, scenario, rtol)
     compared = [*same_mesh, *([other_mesh] if other_mesh else [])]
     content = {
@@ -73,53 +73,48 @@ def run_faulttest(
 
 def compare_killed(
     scenario: Scenario, kill_points: Sequence[KillPoint]
-) -> tuple[RunRecord, list[dict[str, Any]]]:
+) -> tuple[RunAttempt, list[dict[str, Any]]]:
     """The undisturbed run, and the comparison with it of runs killed at these points.
 
     If a killed run finishes before it reached all of them, another one gets the rest.
     """
     topology = default_topology(scenario.experiment.mesh)
-    baseline = RunRecord(scenario.folder / BASELINE, [])
-    baseline.attempts.append(run_attempt(scenario, BASELINE, topology))
-    runs, remaining = [], list(kill_points)
-    while not runs or remaining or runs[-1].attempts[-1].killed:
-        if not runs or not runs[-1].attempts[-1].killed:
-            folder = scenario.folder / f"{KILLED}-{len(runs) + 1}"
-            runs.append(RunRecord(folder, []))
-        run, point = runs[-1], next(iter(remaining), None)
-        run.attempts.append(run_attempt(scenario, run.folder.name, topology, point))
-        if run.attempts[-1].killed:
-            remaining.pop(0)
-    return baseline, [report.compare_runs(run, baseline, scenario) for run in runs]
+    baseline = run_attempt(scenario, BASELINE, topology)
+    comparisons, remaining = [], list(kill_points)
+    while remaining or not comparisons:
+        name, attempts = f"{KILLED}-{len(comparisons) + 1}", []
+        while not attempts or attempts[-1].killed:
+            point = next(iter(remaining), None)
+            attempts.append(run_attempt(scenario, name, topology, point))
+            if attempts[-1].killed:
+                remaining.pop(0)
+        comparisons.append(report.compare_runs(attempts, baseline, scenario))
+    return baseline, comparisons
 
 
 def run_resharded(
     scenario: Scenario, rounds: Sequence[Sequence[Topology]]
-) -> tuple[RunRecord, list[str]]:
+) -> tuple[list[RunAttempt], list[str]]:
     """A run that is killed and resumed on one topology of each round.
 
     The last process of each is killed. Returns also why a topology was refused.
     """
     original = default_topology(scenario.experiment.mesh)
-    run, refused = RunRecord(scenario.folder / RESHARDED, []), []
-    steps = scenario.experiment.steps
+    attempts, refused, steps = [], [], scenario.experiment.steps
     stops = [steps * (n + 1) // (len(rounds) + 1) for n in range(len(rounds))]
     points = [*(KillPoint(STEP, max(stop, 1), 0.5) for stop in stops), None]
     for candidates, point in zip([[original], *rounds], points, strict=True):
         for topology in candidates:
-            last = topology.processes - 1
             try:
-                attempt = run_attempt(scenario, RESHARDED, topology, point, last)
+                attempts.append(run_attempt(scenario, RESHARDED, topology, point))
+                break
             except UnexpectedExitError as error:
                 if error.status != CONFIG_ERROR:
                     raise
                 refused.append(f"{topology}: {error}")
-            else:
-                run.attempts.append(attempt)
-                break
-    if run.attempts[-1].killed:
-        run.attempts.append(run_attempt(scenario, RESHARDED, original))
-    return run, refused
+    if attempts[-1].killed:
+        attempts.append(run_attempt(scenario, RESHARDED, original))
+    return attempts, refused
 
 
 def default_topology(mesh: Mesh) -> Topology:

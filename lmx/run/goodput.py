@@ -18,6 +18,7 @@ from lmx.run.run_dir import TIMING, RunDir
 # and unlike the wall clock it is never set.
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
+TRAINING_PHASES = ("step", "data", "log")  # utilization is measured over these
 FIXED_COSTS = {"start", "restore", "compile"}  # of each attempt, whatever it achieves
 
 

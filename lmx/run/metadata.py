@@ -18,15 +18,13 @@ import jax
 from lmx.config.registry import find
 from lmx.config.value import Config, map_nodes
 from lmx.core import hardware
-from lmx.run.goodput import total_seconds
-from lmx.run.run_dir import read_last_metrics, read_metrics
-from lmx.run.schema import SCHEMA
+from lmx.run.goodput import TRAINING_PHASES, total_seconds
+from lmx.run.run_dir import SCHEMA, read_last_metrics, read_metrics
 
 PACKAGES = ("lmx", "jax", "jaxlib", "flax", "optax", "numpy")
 COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # Losses in the metadata: the first ones, then one each time the step grew by this.
 DENSE_LOSSES, LOSS_SPACING = 64, 1.05
-TRAINING = ("step", "data", "log")  # the phases that utilization is measured over
 # The fields that two runs are compared by; the first ones affect the bits of results.
 AFFECTS_BITS = ("devices", "processes", "processor", "mesh", "versions", "flags")
 INFORMATIVE = ("imports", "python", "system", "commit", "uncommitted", "untracked")
@@ -55,7 +53,7 @@ def final_metadata(path: Path, flops: float, devices: int) -> dict[str, Any]:
     share of the peak FLOPs of the devices, in the steps that were not repeated.
     """
     seconds, peak = total_seconds(path), hardware.peak_flops(devices)
-    training = sum(seconds.get(phase, 0.0) for phase in TRAINING)
+    training = sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)
     return {
         "final": read_last_metrics(path),
         "losses": sample_losses(read_metrics(path)),

@@ -15,9 +15,9 @@ from lmx.core.files import create_dir, write_atomic
 from lmx.data.tokenizer.base import Tokenizer
 from lmx.run.jsonl import JsonlWriter, read_jsonl
 from lmx.run.lock import Lease, Lock, acquire_lock
-from lmx.run.schema import check_schema
 from lmx.run.tensorboard import TensorBoardWriter
 
+SCHEMA = 4  # of all files; raised by changes that other readers cannot handle
 METRICS, LEDGER, TIMING = "metrics.jsonl", "ledger.jsonl", "timing.jsonl"
 METADATA, CONFIG = "metadata.json", "experiment.json"
 Value = int | float | str | list[float]
@@ -62,15 +62,14 @@ class RunDir:
             if changes := _check_same_run(path, config, metadata, allow_change):
                 run_dir.update_metadata(**metadata, allowed_changes=changes)
             _write_config(path, config)
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             run_dir.close()
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(
                 f"no run can be written at {path}: {error.strerror} ({error.filename});"
                 " name another folder with --run."
             ) from None
-        except ConfigError:
-            run_dir.close()
-            raise
         return run_dir
 
     @property
@@ -92,7 +91,7 @@ class RunDir:
             return
         sizes = [
             row["metrics"]
-            for row in read_jsonl(self.path / LEDGER)
+            for row in read_ledger(self.path)
             if row["step"] == step and "metrics" in row
         ]
         for name, size in ((METRICS, sizes[-1] if sizes else None), (LEDGER, None)):
@@ -124,16 +123,21 @@ class RunDir:
                 return f"{writer.path}: {error.strerror}"
         return None
 
-    def file_size(self, name: str) -> int:
-        """Bytes of that file, pending lines included; 0 if it is not written here."""
-        return self._writers[name].size if self.writable else 0
-
     def log_metrics(self, step: int, values: Values) -> None:
         """Appends a line of metrics, and passes them to TensorBoard."""
         line = {name: encode_non_finite(value) for name, value in values.items()}
         self.append(METRICS, {"step": step} | line)
         if self._board:
             self._board.add(step, values)
+
+    @property
+    def metrics_size(self) -> int:
+        """Bytes of metrics so far; 0 in a process that does not write them."""
+        return self._writers[METRICS].size if self.writable else 0
+
+    def record_hook(self, step: int, hook: str, status: str, **facts: Any) -> None:
+        """Appends a line to the ledger: see `read_ledger`."""
+        self.append(LEDGER, {"step": step, "hook": hook, "status": status, **facts})
 
     def update_metadata(self, **facts: Any) -> None:
         """Adds or replaces fields of the metadata."""
@@ -149,6 +153,17 @@ class RunDir:
         if self._lock:
             self._lock.release()
             self._lock = None
+
+
+def check_schema(path: Path, schema: Any) -> None:
+    """Raises ConfigError unless the files at `path` have the schema of this lmx."""
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        raise ConfigError(
+            f"{path} was written by {'a newer' if newer else 'an older'} lmx (schema"
+            f" {schema}; this lmx reads schema {SCHEMA}): use that version of lmx, or"
+            " start a new run in another folder."
+        )
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -172,6 +187,15 @@ def read_config(path: Path) -> Config:
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of metrics of a run."""
     return iter(read_jsonl(path / METRICS))
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """The ledger of a run: one line for each change of a hook's status at a step.
+
+    A hook is `due`, then `done` or `failed`; a save is `started`, and is finished if
+    its checkpoint exists.
+    """
+    return read_jsonl(path / LEDGER)
 
 
 def read_last_metrics(path: Path) -> dict[str, Any]:

@@ -14,14 +14,13 @@ from tensorboardX.record_writer import RecordWriter
 from lmx.core.console import print_line
 
 _PROTO: Any = event_pb2  # its classes are created at import
-FLUSH_INTERVAL = 120.0  # seconds
 
 
 class TensorBoardWriter:
     """One event file of a run. Values of `step` and later in older files are void."""
 
     def __init__(self, folder: Path, step: int):
-        self.folder, self.flushed = folder, time.monotonic()
+        self.folder = folder
         self.writer: RecordWriter | None = None
         name = f"events.out.tfevents.{time.time():.0f}.{os.uname().nodename}"
         with self._disable_on_error():
@@ -35,9 +34,8 @@ class TensorBoardWriter:
         with self._disable_on_error():
             for item in _make_summaries(values):
                 self._write_event(step, summary=item)
-            if self.writer and time.monotonic() - self.flushed > FLUSH_INTERVAL:
+            if self.writer:
                 self.writer.flush()
-                self.flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes the file."""

@@ -8,8 +8,7 @@ from enum import IntEnum
 from lmx.config.registry import ConfigError
 from lmx.core import distributed
 from lmx.run.goodput import TimeAccounting
-from lmx.run.ledger import Ledger
-from lmx.run.run_dir import METRICS, RunDir, Values
+from lmx.run.run_dir import RunDir, Values, read_ledger
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 
@@ -72,7 +71,7 @@ class HookRunner:
         self, hooks: Mapping[str, Hook], run_dir: RunDir, timing: TimeAccounting
     ):
         self.hooks = dict(sorted(hooks.items(), key=lambda item: item[1].order))
-        self.run_dir, self.timing, self.ledger = run_dir, timing, Ledger(run_dir)
+        self.run_dir, self.timing = run_dir, timing
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         """Calls the hooks that are due after that step."""
@@ -91,7 +90,13 @@ class HookRunner:
         The state itself is saved.
         """
         step = int(state.step)
-        done = distributed.broadcast_from_leader(lambda: self.ledger.list_done(step))
+
+        def find_done() -> list[str]:
+            rows = read_ledger(self.run_dir.path)
+            at_step = [row for row in rows if row["step"] == step]
+            return [row["hook"] for row in at_step if row["status"] == "done"]
+
+        done = distributed.broadcast_from_leader(find_done)
         due = self._find_due(step) if step else []
         self._call_recorded([n for n in due if n not in (SAVE, *done)], step, state, {})
 
@@ -123,7 +128,7 @@ class HookRunner:
                         self.run_dir.log_metrics(step, values)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
-                self.ledger.record(step, name, "failed", reason=reason)
+                self.run_dir.record_hook(step, name, "failed", reason=reason)
                 error.add_note(f"@{name} failed after step {step}, and is still due.")
                 raise
             self._record(step, name, "started" if name == SAVE else "done")
@@ -131,8 +136,8 @@ class HookRunner:
 
     def _record(self, step: int, name: str, status: str) -> None:
         # Metrics beyond this size are not of this hook.
-        size = self.run_dir.file_size(METRICS)
-        self.ledger.record(step, name, status, metrics=size)
+        size = self.run_dir.metrics_size
+        self.run_dir.record_hook(step, name, status, metrics=size)
 
 
 def unique_names(configs: Sequence[HookConfig]) -> dict[str, HookConfig]:

@@ -1,7 +1,7 @@
 """Trains a run: opens it or resumes it, calls its steps and hooks, and finishes it."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,7 @@ from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import require_written
 from lmx.train.experiment import Experiment
-from lmx.train.guard.guard import GuardContext, MetricWatcher
-from lmx.train.guard.skipped_data import load_skipped, make_reader
+from lmx.train.guard.guard import GuardContext, load_skipped, make_reader
 from lmx.train.guard.spikes import RewindError
 from lmx.train.guard.watchdog import Watchdog
 from lmx.train.hook import SAVE, Hook, HookOrder, HookRunner, unique_names
@@ -98,7 +97,14 @@ class Trainer:
             policy = self.experiment.checkpoint
             checkpoints = policy.open(run_dir.checkpoint_folder, origin)
             if not self._is_finished(run_dir, checkpoints):
-                self._train(run_dir, checkpoints, self._restore(checkpoints))
+                state = self._restore(checkpoints)
+                try:
+                    self._train(run_dir, checkpoints, state)
+                finally:
+                    self.timing.switch("stop")
+                    if distributed.is_leader():
+                        plot_run(run_dir.path)
+                    self.timing.finish()
         return run_dir
 
     def _claim_dir(self, path: Path) -> RunDir:
@@ -140,21 +146,23 @@ class Trainer:
         progress = RunProgress(self.name, step, run.steps, enabled=enabled)
         stop = partial(GracefulShutdown, checkpoints, run_dir, timing)
         with (
-            _finalize(run_dir, timing),
             closing(progress),
             closing(prefetch(make_reader(run, skipped), step, run.steps)) as batches,
             closing(stop(self.options.grace, self.options.stop_after)) as shutdown,
             closing(PreemptionWatcher()),
         ):
-            log_every = self.experiment.log_every
-            logger = MetricLogger(run, run_dir, timing, log_every, progress)
-            guard = self.experiment.guard.build(GuardContext(run, run_dir, checkpoints))
-            watcher = MetricWatcher(guard)
+            logger = MetricLogger(
+                run,
+                run_dir,
+                timing,
+                progress,
+                check=self.experiment.guard.build(
+                    GuardContext(run, run_dir, checkpoints)
+                ),
+                log_every=self.experiment.log_every,
+            )
             hooks = {
                 "log": Hook(call=logger, order=HookOrder.OBSERVE, flush=logger.flush),
-                "guard": Hook(
-                    call=watcher, order=HookOrder.OBSERVE, flush=watcher.flush
-                ),
                 SAVE: self.experiment.checkpoint.build(checkpoints, run_dir, run.steps),
                 **self.hooks,
                 "stop": Hook(
@@ -164,11 +172,13 @@ class Trainer:
             runner = HookRunner(hooks, run_dir, timing)
             runner.call_pending(state)
             timing.switch("step")
-            step_fn, batches = (
+            train(
                 time_compile(timing, run.step),
+                state,
                 time_data(timing, batches),
+                steps=run.steps,
+                hooks=[runner],
             )
-            train(step_fn, state, batches, steps=run.steps, hooks=[runner])
             timing.switch("stop")
             checkpoints.wait()
             runner.flush()
@@ -177,18 +187,6 @@ class Trainer:
             flops = run.count_flops(run.steps)
             final = final_metadata(run_dir.path, flops, run.mesh.size)
             run_dir.update_metadata(**final)
-
-
-@contextmanager
-def _finalize(run_dir: RunDir, timing: TimeAccounting) -> Iterator[None]:
-    """Plots the metrics and finishes the timing, however training ends."""
-    try:
-        yield
-    finally:
-        timing.switch("stop")
-        if distributed.is_leader():
-            plot_run(run_dir.path)
-        timing.finish()
 
 
 def _check_same_data(run: RunContext) -> None:
@@ -217,10 +215,9 @@ def time_compile(timing: TimeAccounting, step_fn: StepFn) -> StepFn:
     compiled: set[tuple[int, ...]] = set()
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        if batch.tokens.shape in compiled:
-            return step_fn(state, batch)
+        phase = "step" if batch.tokens.shape in compiled else "compile"
         compiled.add(batch.tokens.shape)
-        with timing.measure("compile"):
+        with timing.measure(phase):
             return step_fn(state, batch)
 
     return step

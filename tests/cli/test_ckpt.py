@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmx import load_experiment
-from lmx.run.schema import SCHEMA
+from lmx.run.run_dir import SCHEMA
 from lmx.train.checkpoint.compare import diff_checkpoints
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.reader import CheckpointReader

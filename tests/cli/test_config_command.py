@@ -13,8 +13,7 @@ from lmx.cli.main import main
 from lmx.config import registry
 from lmx.config.registry import ConfigError, Execution, configurable, find
 from lmx.config.resolve import from_json
-from lmx.run.run_dir import METADATA
-from lmx.run.schema import SCHEMA
+from lmx.run.run_dir import METADATA, SCHEMA
 
 
 @configurable

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmx import load_experiment as experiment
-from lmx.run.run_dir import RunDir
-from lmx.run.schema import SCHEMA
+from lmx.run.run_dir import SCHEMA, RunDir
 
 ROOT = Path(__file__).parents[2]
 TEXT = [

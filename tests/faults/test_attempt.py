@@ -14,8 +14,7 @@ import pytest
 from lmx.config.resolve import load
 from lmx.data.store.build import BuildTokenStore
 from lmx.run.goodput import total_seconds
-from lmx.run.ledger import read_ledger
-from lmx.run.run_dir import METRICS, read_metrics
+from lmx.run.run_dir import METRICS, read_ledger, read_metrics
 from lmx.train.checkpoint.manager import CheckpointManager
 from tests.faults.trainer import wait_for_exit
 

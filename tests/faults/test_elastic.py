@@ -52,7 +52,7 @@ def test_a_run_of_two_killed_processes_resumes_on_four(
         folder=tmp_path,
     )
     one = run_attempt(scenario, "one", Topology(mesh=(("data", 1),)))
-    two = run_attempt(scenario, "resharded", TWO, KillPoint(STEP, 11, 0.5), process=1)
+    two = run_attempt(scenario, "resharded", TWO, KillPoint(STEP, 11, 0.5))
     four = run_attempt(scenario, "resharded", FOUR)
     assert two.statuses == [75, -9] and four.statuses == [0] * 4
     assert two.start_step == 0 and four.start_step in (4, 8)

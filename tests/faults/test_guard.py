@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lmx.run.ledger import read_ledger
-from lmx.run.run_dir import read_metrics
+from lmx.run.run_dir import read_ledger, read_metrics
 from lmx.train.checkpoint.manager import CheckpointManager
 from tests.xla_flags import FLAGS
 

@@ -1,5 +1,7 @@
 """The tiny experiment of `tests/train`, and attempts of a run that never ran."""
 
+from pathlib import Path
+
 import pytest
 
 from lmx.faulttest.process_group import RunAttempt, Topology
@@ -12,9 +14,9 @@ def attempt():
 
     def attempt(*traces):
         return RunAttempt(
+            run=Path("run"),
             topology=Topology(len(traces)),
             kill_point=None,
-            process=0,
             command=[],
             statuses=[0],
             traces=[list(trace) for trace in traces],

@@ -8,8 +8,13 @@ import pytest
 from lmx.config.registry import ConfigError
 from lmx.data.tokenizer.base import ByteTokenizer
 from lmx.run import run_dir
-from lmx.run.run_dir import RunDir, read_config, read_last_metrics, read_metrics
-from lmx.run.schema import SCHEMA
+from lmx.run.run_dir import (
+    SCHEMA,
+    RunDir,
+    read_config,
+    read_last_metrics,
+    read_metrics,
+)
 
 INITIAL = {"schema": SCHEMA, "name": "tiny", "data": {"source": "echo"}}
 NOISE = {**INITIAL, "run_id": "new", "data": {"source": "noise"}}

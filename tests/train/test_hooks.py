@@ -13,12 +13,14 @@ from lmx.config.registry import ConfigError
 from lmx.data.sampling.prefetch import prefetch
 from lmx.data.synthetic.repeat import RepeatTask
 from lmx.run.goodput import TimeAccounting
+from lmx.run.progress import RunProgress
 from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import CheckpointPolicy
-from lmx.train.guard.skipped_data import make_reader
+from lmx.train.guard.guard import make_reader
 from lmx.train.hook import SAVE, Hook, HookOrder, HookRunner, every_steps
 from lmx.train.hooks import preemption as module
+from lmx.train.hooks.log import MetricLogger
 from lmx.train.hooks.preemption import GracefulShutdown, StoppedError
 from lmx.train.step import TrainState
 from lmx.train.trainer import time_data
@@ -147,9 +149,13 @@ def test_the_wait_for_batches_is_measured():
     assert waited >= 0.06 > timing.sum_seconds("data") - waited
 
 
-def test_batches_are_on_their_devices_before_their_step(tiny):
+@pytest.fixture(scope="module")
+def run(tiny):
+    return tiny("Mesh.data=4").build().open()
+
+
+def test_batches_are_on_their_devices_before_their_step(run):
     """They are loaded by other threads than the one that trains."""
-    run = tiny("Mesh.data=4").build().open()
     load, threads = run.load_batch, []
 
     def load_batch(*arguments):
@@ -164,3 +170,21 @@ def test_batches_are_on_their_devices_before_their_step(tiny):
         assert (jax.device_get(field) == expected).all()
     list(batches)
     assert len(threads) == 8 and threading.get_ident() not in threads
+
+
+def test_a_step_is_checked_after_the_next_or_at_a_flush(run, run_dir):
+    checked = []
+    logger = MetricLogger(
+        run,
+        run_dir,
+        TimeAccounting(),
+        RunProgress("tiny", 0, 10, enabled=False),
+        check=lambda step, values: checked.append((step, values)),
+        log_every=10,
+    )
+    for step in (1, 2):
+        logger(step, state_of(step), {"loss": jnp.float32(step), "else": jnp.ones(3)})
+    assert checked == [(1, {"loss": 1.0})]
+    logger.flush()
+    logger.flush()
+    assert checked == [(1, {"loss": 1.0}), (2, {"loss": 2.0})]

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from lmx.run.goodput import TimeAccounting, total_seconds
-from lmx.run.ledger import read_ledger
-from lmx.run.run_dir import RunDir, read_metrics
+from lmx.run.run_dir import RunDir, read_ledger, read_metrics
 from lmx.train.guard.guard import FaultError
 from lmx.train.hook import SAVE, Hook, HookOrder, HookRunner, unique_names
 from lmx.train.step import TrainState

@@ -1,16 +1,18 @@
 """Digests of tensors that do not depend on how they are sharded."""
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree, UInt64
+from jaxtyping import PyTree
 
-Checksums = UInt64[np.ndarray, "2"]  # of a tensor or of a part of it: parts add up
+Checksums = list[int]  # two, of a tensor or a part: those of parts add up mod 2**64
 Index = tuple[slice, ...]
+Parts = list[tuple[Index, np.ndarray]]  # of a tensor, each with its index
 
 BLOCK_WORDS = 1 << 13  # a block and its weights fit into the cache of a core
 MAX_WORDS = 1 << 16  # words of scattered rows to weight at a time
@@ -33,7 +35,7 @@ def format_digest(name: str, tensor: Any, checksums: Checksums) -> str:
     construct, and very unlikely to occur.
     """
     head = f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode()
-    content = head + checksums.astype("<u8").tobytes()
+    content = head + np.array(checksums, "<u8").tobytes()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
@@ -43,21 +45,33 @@ def combine_digests(digests: Mapping[str, str]) -> str:
     return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
 
 
-def add_checksums(checksums: Iterable[Any]) -> Checksums:
+def add_checksums(checksums: Iterable[Checksums]) -> Checksums:
     """The checksums of parts together."""
-    return sum((np.asarray(c, np.uint64) for c in checksums), np.zeros(2, np.uint64))
+    return [sum(lane) % 2**64 for lane in zip((0, 0), *checksums, strict=True)]
 
 
-def checksum_shards(array: jax.Array) -> Checksums:
-    """The checksums of the shards in this process that are first replicas.
+def get_local_parts(arrays: Mapping[str, jax.Array]) -> dict[str, Parts]:
+    """The shards in this process that are first replicas, in host memory.
 
-    Those of all processes add up to the checksums of the array.
+    Those of all processes are all elements, once.
     """
-    return add_checksums(
-        checksum_part(np.asarray(shard.data), shard.index, array.shape)
-        for shard in array.addressable_shards
-        if shard.replica_id == 0
-    )
+    shards = {
+        name: [shard for shard in array.addressable_shards if shard.replica_id == 0]
+        for name, array in arrays.items()
+    }
+    for shard in itertools.chain(*shards.values()):
+        shard.data.copy_to_host_async()
+    return {
+        name: [(shard.index, np.asarray(shard.data)) for shard in found]
+        for name, found in shards.items()
+    }
+
+
+def checksum_parts(
+    parts: Iterable[tuple[Index, np.ndarray]], shape: tuple[int, ...]
+) -> Checksums:
+    """The checksums of parts of a tensor of that shape, together."""
+    return add_checksums(checksum_part(part, index, shape) for index, part in parts)
 
 
 def checksum_part(part: np.ndarray, index: Index, shape: tuple[int, ...]) -> Checksums:
@@ -68,37 +82,32 @@ def checksum_part(part: np.ndarray, index: Index, shape: tuple[int, ...]) -> Che
     in lane 0, and of one of its block, in lane 1 or 2.
     """
     if not part.size:
-        return np.zeros(2, np.uint64)
+        return [0, 0]
     count, kind = max(1, part.itemsize // 4), f"<u{min(4, part.itemsize)}"
     starts, run = _find_runs(index, shape)
     words = np.ascontiguousarray(part).reshape(len(starts), run).view(kind)
     if len(starts) == 1:
-        return _checksum_run(words[0], int(starts[0]) * count)
-    return _checksum_rows(words, starts * count)
-
-
-def normalize(index: Index, shape: tuple[int, ...]) -> Index:
-    """The index with a start and a stop in each dimension."""
-    bounds = zip(index, shape, strict=True)
-    return tuple(slice(*s.indices(size)[:2]) for s, size in bounds)
+        return _checksum_run(words[0], int(starts[0]) * count).tolist()
+    return _checksum_rows(words, starts * count).tolist()
 
 
 def _find_runs(index: Index, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
     """Where runs of adjacent elements of a part start in the tensor; their length."""
     starts, run, stride = np.zeros(1, np.int64), 1, 1
     complete = True  # all dimensions so far: then a run continues in the next row
-    for s, size in reversed([*zip(normalize(index, shape), shape, strict=True)]):
+    for dim, size in reversed([*zip(index, shape, strict=True)]):
+        start, stop, _ = dim.indices(size)
         if complete:
-            starts, run = starts + s.start * stride, run * (s.stop - s.start)
+            starts, run = starts + start * stride, run * (stop - start)
         else:
-            rows = np.arange(s.start, s.stop) * stride
+            rows = np.arange(start, stop) * stride
             starts = (rows[:, None] + starts).reshape(-1)
-        complete = complete and (s.start, s.stop) == (0, size)
+        complete = complete and (start, stop) == (0, size)
         stride *= size
     return starts, run
 
 
-def _checksum_run(words: np.ndarray, start: int) -> Checksums:
+def _checksum_run(words: np.ndarray, start: int) -> np.ndarray:
     """The checksums of adjacent words, the first of which is number `start`."""
     total, end = np.zeros(2, np.uint64), start + len(words)
     first = start // BLOCK_WORDS
@@ -112,7 +121,7 @@ def _checksum_run(words: np.ndarray, start: int) -> Checksums:
     return total
 
 
-def _checksum_rows(words: np.ndarray, starts: np.ndarray) -> Checksums:
+def _checksum_rows(words: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """The checksums of rows of adjacent words, each with its own start."""
     total = np.zeros(2, np.uint64)
     first = int(starts[0]) // BLOCK_WORDS

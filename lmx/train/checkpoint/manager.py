@@ -15,15 +15,18 @@ from lmx.core import distributed
 from lmx.core.console import print_line
 from lmx.core.files import remove_dir
 from lmx.core.rendezvous import PeerLostError
-from lmx.run.schema import SCHEMA
+from lmx.run.run_dir import SCHEMA
 from lmx.train.checkpoint import writer
 from lmx.train.checkpoint.digest import (
     Checksums,
     Index,
+    Parts,
     add_checksums,
+    checksum_parts,
     combine_digests,
     flatten_by_path,
     format_digest,
+    get_local_parts,
 )
 from lmx.train.checkpoint.directory import CheckpointDir
 from lmx.train.checkpoint.reader import (
@@ -87,10 +90,8 @@ class CheckpointManager:
         """
         self.wait_pending()
         arrays = self.buffers.copy(flatten_by_path(state))
-        shards, save_id = writer.copy_to_host(arrays), next(_message_ids)
-        parts = {
-            name: [shard.index for shard in found] for name, found in shards.items()
-        }
+        shards, save_id = get_local_parts(arrays), next(_message_ids)
+        parts = {name: [index for index, _ in found] for name, found in shards.items()}
         extra = dict(self.extra_metadata)
         metadata = partial(self._make_metadata, step, arrays, shards, save_id, extra)
         write = partial(
@@ -145,12 +146,12 @@ class CheckpointManager:
         self,
         step: int,
         arrays: Mapping[str, Any],
-        shards: writer.HostShards,
+        shards: Mapping[str, Parts],
         save_id: int,
         extra: dict[str, Any],
     ) -> dict[str, Any]:
         """The metadata of a checkpoint; complete in the leader."""
-        sums = _to_json(writer.checksum_host_shards(arrays, shards))
+        sums = {n: checksum_parts(p, arrays[n].shape) for n, p in shards.items()}
         reports = distributed.gather_to_leader(f"saved/{save_id}", sums) or []
         totals = _add_reports(reports).items()
         digests = {
@@ -188,9 +189,8 @@ class CheckpointManager:
             sums = CheckpointReader(path).compute_checksums(parts)
         except Exception as raised:
             error = _format_error(raised)
-        report = (error, _to_json(sums))
         try:
-            reports = distributed.gather_to_leader(f"read/{save_id}", report)
+            reports = distributed.gather_to_leader(f"read/{save_id}", (error, sums))
             if reports is not None:
                 self.last_error = self._finish(step, reports)
         except Exception as raised:
@@ -285,7 +285,7 @@ class CheckpointManager:
             loaded = reader.load(abstract)
         except DamageError as error:
             faults = error.faults
-        sums = _to_json({name: found for name, (_, found) in loaded.items()})
+        sums = {name: found for name, (_, found) in loaded.items()}
         message = f"restored/{next(_message_ids)}"
         reports = distributed.gather_to_leader(message, (faults, sums)) or []
         find_faults = partial(_find_faults, reader, reports)
@@ -304,7 +304,7 @@ def _find_faults(reader: CheckpointReader, reports: Sequence[Any]) -> list[Any]:
 
 
 def _find_mismatches(
-    reader: CheckpointReader, reports: Sequence[Mapping[str, Any]]
+    reader: CheckpointReader, reports: Sequence[Mapping[str, Checksums]]
 ) -> list[CheckpointFault]:
     """The tensors whose checksums are not those of what was saved."""
     digests = reader.read_metadata()["digests"]
@@ -315,11 +315,7 @@ def _find_mismatches(
     ]
 
 
-def _to_json(sums: Mapping[str, Checksums]) -> dict[str, list[int]]:
-    return {name: found.tolist() for name, found in sums.items()}
-
-
-def _add_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Checksums]:
+def _add_reports(reports: Sequence[Mapping[str, Checksums]]) -> dict[str, Checksums]:
     """The checksums of tensors, given those of the parts that each process has."""
     names = dict.fromkeys(name for sums in reports for name in sums)
     return {n: add_checksums(sums[n] for sums in reports if n in sums) for n in names}

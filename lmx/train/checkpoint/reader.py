@@ -14,12 +14,11 @@ import numpy as np
 import tensorstore as ts
 
 from lmx.config.registry import ConfigError
-from lmx.run.schema import check_schema
+from lmx.run.run_dir import check_schema
 from lmx.train.checkpoint.digest import (
     Checksums,
     Index,
-    add_checksums,
-    checksum_part,
+    checksum_parts,
     combine_digests,
     format_digest,
 )
@@ -159,9 +158,8 @@ class CheckpointReader:
             tensor.shape, abstract.sharding, shards
         )
         firsts = [s.index for s in array.addressable_shards if s.replica_id == 0]
-        return array, add_checksums(
-            checksum_part(parts[f"{index}"], index, tensor.shape) for index in firsts
-        )
+        read = ((index, parts[f"{index}"]) for index in firsts)
+        return array, checksum_parts(read, tensor.shape)
 
     def compute_checksums(
         self, parts: Mapping[str, Sequence[Index] | None]
@@ -170,20 +168,21 @@ class CheckpointReader:
         sums = {}
         for name, indices in parts.items():
             tensor = self.open_tensor(name)
-            sums[name] = add_checksums(
-                checksum_part(piece, inner, tensor.shape)
+            pieces = (
+                piece
                 for index in (iter_chunks(tensor) if indices is None else indices)
-                for inner, piece in self._iter_pieces(name, tensor, index)
+                for piece in self._iter_pieces(name, tensor, index)
             )
+            sums[name] = checksum_parts(pieces, tensor.shape)
         return sums
 
     def _iter_pieces(
         self, name: str, tensor: ts.TensorStore, index: Index
     ) -> Iterator[tuple[Index, np.ndarray]]:
-        """Reads a part in cache-sized blocks of rows; each is valid until the next.
+        """Reads a part in blocks of rows that stay in a cache.
 
         A part that is one chunk is read directly from its file, in a fifth of the time
-        that tensorstore takes, since no new memory is touched.
+        that tensorstore takes, since little new memory is touched.
         """
         shape, dtype = tensor[index].shape, tensor.dtype.numpy_dtype
         place = self._find_raw_chunk(name, tensor, index)
@@ -191,20 +190,17 @@ class CheckpointReader:
             yield index, self._read_part(name, tensor, index)
             return
         row = place.size // shape[0]
-        rows = min(shape[0], max(1, PIECE_BYTES // row))
-        memory = np.empty(rows * row, np.uint8)
+        rows = max(1, PIECE_BYTES // row)
+        begin, end, _ = index[0].indices(tensor.shape[0])
         try:
             with open(self.path / STATE / place.file, "rb") as file:
                 file.seek(place.offset)
-                for first in range(0, shape[0], rows):
-                    count = min(rows, shape[0] - first)
-                    piece = memory[: count * row]
-                    if file.readinto(piece.data) < piece.size:
-                        raise OSError("the file is too short")
-                    begin = (index[0].start or 0) + first
-                    inner = (slice(begin, begin + count), *index[1:])
-                    yield inner, piece.view(dtype).reshape(count, *shape[1:])
-        except OSError as error:
+                for first in range(begin, end, rows):
+                    inner = slice(first, min(first + rows, end))
+                    size = (inner.stop - first) * row
+                    piece = np.fromfile(file, np.uint8, size).view(dtype)
+                    yield (inner, *index[1:]), piece.reshape(-1, *shape[1:])
+        except (ValueError, OSError) as error:  # the former if the file is too short
             raise self._read_error(name, error) from None
 
     def _find_raw_chunk(

@@ -1,37 +1,22 @@
 """Writes checkpoints through Orbax, with metadata that is computed meanwhile."""
 
-import dataclasses
-import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_registry
 
-from lmx.core import distributed
-from lmx.train.checkpoint.digest import Checksums, Index, add_checksums, checksum_part
 from lmx.train.checkpoint.reader import METADATA, STATE, empty_aligned
 
 FOLDER, FILE = METADATA.split("/")
 
 # Orbax leaves such coroutines when it cannot write.
 warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-
-
-class HostShard(NamedTuple):
-    """A shard of an array in host memory, and its index in the array."""
-
-    index: Index
-    data: np.ndarray
-
-
-HostShards = dict[str, list[HostShard]]  # by name of the array
 
 
 class HostBuffers:
@@ -77,70 +62,19 @@ def _is_on_cpu(array: jax.Array) -> bool:
     return next(iter(array.sharding.device_set)).platform == "cpu"
 
 
-def copy_to_host(arrays: Mapping[str, jax.Array]) -> HostShards:
-    """What this process writes: the first replica of each element, in host memory."""
-    shards = {
-        name: [shard for shard in array.addressable_shards if shard.replica_id == 0]
-        for name, array in arrays.items()
-    }
-    for shard in (shard for found in shards.values() for shard in found):
-        shard.data.copy_to_host_async()
-    return {
-        name: [HostShard(shard.index, np.asarray(shard.data)) for shard in found]
-        for name, found in shards.items()
-    }
+class DeferredMetadata(ocp.JsonCheckpointHandler):
+    """Writes metadata that is computed while the arrays are being written.
 
+    All processes compute it; the leader writes it.
+    """
 
-def checksum_host_shards(
-    arrays: Mapping[str, Any], shards: HostShards
-) -> dict[str, Checksums]:
-    """The checksums of what this process writes."""
-    return {
-        name: add_checksums(
-            checksum_part(shard.data, shard.index, arrays[name].shape)
-            for shard in found
-        )
-        for name, found in shards.items()
-    }
-
-
-class DeferredMetadata(ocp.AsyncCheckpointHandler):
-    """Writes metadata that is computed while the arrays are being written."""
-
-    async def async_save(
-        self, directory: epath.Path, args: "DeferredMetadataArgs"
-    ) -> list[Any]:
-        """Computes it in the background in all processes; the leader writes it."""
-        write = _write_deferred(directory, args.make_metadata)
-        return [CommitFutureAwaitingContractedSignals(write)]
-
-    def save(self, directory: epath.Path, args: "DeferredMetadataArgs") -> None:
-        """The same, synchronously."""
-        _write_metadata(directory, args.make_metadata())
-
-    def restore(self, directory: epath.Path, args: Any = None) -> dict[str, Any]:
-        """The metadata."""
-        del args
-        return json.loads((directory / FILE).read_text())
+    async def _save_fn(self, x: Callable[[], Any], directory: epath.Path) -> None:
+        await super()._save_fn(x(), directory)
 
 
 @ocp.args.register_with_handler(DeferredMetadata, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class DeferredMetadataArgs(ocp.args.CheckpointArgs):
+class DeferredMetadataArgs(ocp.args.JsonSave):
     """The function that computes the metadata."""
-
-    make_metadata: Callable[[], dict[str, Any]]
-
-
-async def _write_deferred(
-    directory: epath.Path, make_metadata: Callable[[], dict[str, Any]]
-) -> None:
-    _write_metadata(directory, make_metadata())
-
-
-def _write_metadata(directory: epath.Path, metadata: dict[str, Any]) -> None:
-    if distributed.is_leader():
-        (directory / FILE).write_text(json.dumps(metadata))
 
 
 def make_checkpointer() -> ocp.AsyncCheckpointer:
@@ -157,7 +91,7 @@ def make_checkpointer() -> ocp.AsyncCheckpointer:
         use_compression=False,
         type_handler_registry=create_type_handler_registry((jax.Array, arrays)),
     )
-    handlers = {STATE: state, FOLDER: DeferredMetadata()}
+    handlers = {STATE: state, FOLDER: DeferredMetadata(FILE)}
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
 
 

@@ -1,27 +1,35 @@
-"""Guards: policies for steps with non-finite numbers or loss spikes."""
+"""Guards: policies for steps with non-finite numbers, and the data that a run skips."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
+from lmx.config.registry import ConfigError, configurable
+from lmx.core import distributed
+from lmx.core.batch import Batch
+from lmx.core.console import print_line
 from lmx.data.dataset import DocumentSpan
 from lmx.data.schedule import BatchSchedule
-from lmx.run.ledger import Ledger
-from lmx.run.run_dir import RunDir
+from lmx.run.run_dir import RunDir, read_ledger
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import CheckpointPolicy
-from lmx.train.guard.skipped_data import load_skipped, to_data_step
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState, TrainStepFn
 
 Init = Callable[[], TrainState]
 MetricCheck = Callable[[int, Mapping[str, float]], None]  # of a step and its metrics
+SkippedRanges = Sequence[tuple[int, int]]  # sorted, disjoint [begin, end) of data steps
+REWIND = "Rewind"  # a hook of the ledger
 SKIPPED, SPIKE = "skipped", "spike"  # metrics of guards: above 0 where a step is that
-WATCHED_METRICS = ("loss", "grad_norm", "update_norm", "param_norm")
+FINITE_METRICS = ("loss", "grad_norm", "update_norm", "param_norm")
+WATCHED_METRICS = (*FINITE_METRICS, SKIPPED, SPIKE)
 MAX_DOCUMENTS = 8  # that a message names
 
 
@@ -41,10 +49,6 @@ class GuardContext:
     run_dir: RunDir
     checkpoints: CheckpointManager
 
-    def record(self, step: int, name: str, status: str, **facts: Any) -> None:
-        """Adds a line to the ledger."""
-        Ledger(self.run_dir).record(step, name, status, **facts)
-
     def make_fault(self, step: int, values: Mapping[str, float]) -> FaultError:
         """An error that names what is wrong with a step, and its documents.
 
@@ -59,7 +63,7 @@ class GuardContext:
         documents = "; ".join(map(_format_span, spans[:MAX_DOCUMENTS]))
         if len(spans) > MAX_DOCUMENTS:
             documents += f"; and {len(spans) - MAX_DOCUMENTS} more"
-        self.record(step, "Guard", "failed", reason=reason)
+        self.run_dir.record_hook(step, "Guard", "failed", reason=reason)
         return FaultError(
             f"step {step} has {reason}. Its batch: {documents}. The newest checkpoint"
             f" is that of step {newest}. The same command fails at the same step again:"
@@ -71,11 +75,9 @@ class GuardContext:
 class Guard(ABC):
     """A policy for steps with wrong numbers."""
 
-    def check(
-        self, batch_schedule: BatchSchedule, checkpoint: CheckpointPolicy
-    ) -> None:
+    def check(self, schedule: BatchSchedule, checkpoint: CheckpointPolicy) -> None:
         """Refuses a run that this guard does not support."""
-        del batch_schedule, checkpoint
+        del schedule, checkpoint
 
     def wrap_init(self, init: Init) -> Init:
         """Adds the state of the guard to the state of step 0."""
@@ -87,38 +89,90 @@ class Guard(ABC):
 
     @abstractmethod
     def build(self, context: GuardContext) -> MetricCheck:
-        """The check of the metrics of each step, which may end the run."""
+        """The check of `WATCHED_METRICS` of each step, which may end the run."""
 
 
-class MetricWatcher:
-    """Passes the metrics of each step to a check, one step late.
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class AbortOnNonFinite(Guard):
+    """Ends the run at a non-finite number, before such a state is saved.
 
-    Called after `MetricLogger`, which waits for the step before, it waits for nothing.
+    Checks the loss and the norms of gradient, update and parameters; a norm that
+    overflows counts as infinite.
     """
 
-    def __init__(self, check: MetricCheck):
-        self.check = check
-        self.pending: tuple[int, Metrics] | None = None
+    def build(self, context: GuardContext) -> MetricCheck:
+        def check(step: int, values: Mapping[str, float]) -> None:
+            if find_nonfinite(values):
+                raise context.make_fault(step, values)
 
-    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        del state
-        self.flush()
-        self.pending = (step, metrics)
+        return check
 
-    def flush(self) -> None:
-        """Checks the newest step too, as before its state is saved."""
-        if self.pending is None:
-            return
-        (step, metrics), self.pending = self.pending, None
-        names = (*WATCHED_METRICS, SKIPPED, SPIKE)
-        watched = {name: metrics[name] for name in names if name in metrics}
-        values = jax.device_get(watched)
-        self.check(step, {name: float(x) for name, x in values.items()})
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class SkipNonFinite(Guard):
+    """Skips the update of a step with a non-finite loss or gradient.
+
+    Parameters and optimizer state stay the same to the bit; the step counts as done,
+    and its data are not used again. Its metric `skipped` is 1, and it is recorded in
+    the ledger. Replicas of `DiLoCo` skip independently. A run that `AbortOnNonFinite`
+    ended can resume with this guard.
+
+    Attributes:
+        max_consecutive: steps in a row; one more ends the run.
+    """
+
+    max_consecutive: int = 10
+
+    def __post_init__(self):
+        if self.max_consecutive < 1:
+            name = f"{type(self).__name__}.max_consecutive"
+            raise ConfigError(f"{name} must be 1 or more.")
+
+    def wrap_step(self, step_fn: TrainStepFn) -> TrainStepFn:
+        def step(config: Any, state: TrainState, *rows: Any) -> Any:
+            new, metrics = step_fn(config, state, *rows)
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            return select_state(~finite, new, state, metrics)
+
+        return step
+
+    def build(self, context: GuardContext) -> MetricCheck:
+        consecutive = 0
+
+        def check(step: int, values: Mapping[str, float]) -> None:
+            nonlocal consecutive
+            consecutive = consecutive + 1 if values[SKIPPED] else 0
+            if consecutive > self.max_consecutive or (
+                find_nonfinite(values) and not consecutive
+            ):
+                raise context.make_fault(step, values)
+            if not consecutive:
+                return
+            shown = {name: f"{value:g}" for name, value in values.items()}
+            context.run_dir.record_hook(step, "Skip", "done", **shown)
+            if distributed.is_leader():
+                print_line(
+                    f"step {step} was skipped: its loss is {shown['loss']}, its"
+                    f" gradient norm {shown['grad_norm']}"
+                )
+
+        return check
+
+
+def select_state(
+    skip: Bool[Array, ""], new: TrainState, old: TrainState, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+    """The new state, or the old one at the next step; adds the metric `skipped`."""
+    kept = jax.tree.map(lambda new, old: jnp.where(skip, old, new), new, old)
+    metrics = metrics | {SKIPPED: skip.astype("float32")}
+    return kept._replace(step=new.step), metrics
 
 
 def find_nonfinite(values: Mapping[str, Any]) -> dict[str, float]:
-    """The watched metrics that are not finite."""
-    return {n: values[n] for n in WATCHED_METRICS if not np.isfinite(values.get(n, 0))}
+    """The metrics that must be finite and are not."""
+    return {n: values[n] for n in FINITE_METRICS if not np.isfinite(values.get(n, 0))}
 
 
 def _format_span(span: DocumentSpan) -> str:
@@ -126,3 +180,37 @@ def _format_span(span: DocumentSpan) -> str:
     if document is None or offset is None:
         return f"row {row} of {source}"
     return f"row {row} {source} document {document} [{offset}, {offset + length})"
+
+
+def load_skipped(path: Path) -> SkippedRanges:
+    """The data that a run skips, by its ledger; equal in all processes."""
+
+    def read() -> SkippedRanges:
+        rows = [row for row in read_ledger(path) if row["hook"] == REWIND]
+        return merge_ranges(row["data"] for row in rows)
+
+    return distributed.broadcast_from_leader(read)
+
+
+def merge_ranges(ranges: Iterable[Sequence[int]]) -> SkippedRanges:
+    """The union of ranges, sorted and without neighbours that touch."""
+    merged: list[tuple[int, int]] = []
+    for begin, end in sorted(map(tuple, ranges)):
+        if merged and begin <= merged[-1][1]:
+            begin, previous_end = merged.pop()
+            end = max(end, previous_end)
+        merged.append((begin, end))
+    return merged
+
+
+def to_data_step(skipped: SkippedRanges, step: int) -> int:
+    """The data step that a training step reads."""
+    for begin, end in skipped:
+        if step >= begin:
+            step += end - begin
+    return step
+
+
+def make_reader(run: RunContext, skipped: SkippedRanges) -> Callable[[int], Batch]:
+    """A function that loads the batch of a training step."""
+    return lambda step: run.load_batch(run.data, run.seed, to_data_step(skipped, step))

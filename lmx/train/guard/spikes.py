@@ -11,19 +11,21 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from lmx.config.registry import ConfigError, configurable
 from lmx.core import distributed
 from lmx.data.schedule import BatchSchedule
-from lmx.run.ledger import read_ledger
-from lmx.run.run_dir import RunDir
+from lmx.run.run_dir import RunDir, read_ledger
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.guard.guard import (
+    REWIND,
     SPIKE,
     Guard,
     GuardContext,
     Init,
     MetricCheck,
+    SkipNonFinite,
     find_nonfinite,
+    load_skipped,
+    select_state,
+    to_data_step,
 )
-from lmx.train.guard.nonfinite import SkipNonFinite, select_state
-from lmx.train.guard.skipped_data import REWIND, load_skipped, to_data_step
 from lmx.train.step import Metrics, TrainState, TrainStepFn
 
 
@@ -156,10 +158,8 @@ class Rewind(Guard):
                 "Rewind.steps_back must be 1 or more, Rewind.skip_beyond 0 or more."
             )
 
-    def check(
-        self, batch_schedule: BatchSchedule, checkpoint: CheckpointPolicy
-    ) -> None:
-        if len(batch_schedule.stages) > 1:
+    def check(self, schedule: BatchSchedule, checkpoint: CheckpointPolicy) -> None:
+        if len(schedule.stages) > 1:
             raise ConfigError(
                 "@Rewind() gives a step the data of a later one, which does not work"
                 " if batch size or length change with the step: remove one of the two."
@@ -211,7 +211,9 @@ class Rewind(Guard):
         for step in context.checkpoints.list_steps()[::-1]:
             if step > to:
                 context.checkpoints.delete(step)
-        context.record(to, REWIND, "done", spike_step=spike, data=[begin, end])
+        context.run_dir.record_hook(
+            to, REWIND, "done", spike_step=spike, data=[begin, end]
+        )
         raise RewindError(
             f"step {spike} is a spike: rewinding to step {to}, and skipping the data of"
             f" steps {begin} to {end - 1}"

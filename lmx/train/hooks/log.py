@@ -1,4 +1,4 @@
-"""Logs metrics and throughput to the run directory and the progress bar."""
+"""Reads the metrics of each step: the guard checks all, some are logged and shown."""
 
 from typing import Any
 
@@ -6,19 +6,18 @@ import jax
 import numpy as np
 
 from lmx.core import hardware
-from lmx.run.goodput import TimeAccounting
+from lmx.run.goodput import TRAINING_PHASES, TimeAccounting
 from lmx.run.progress import RunProgress
 from lmx.run.run_dir import RunDir
+from lmx.train.guard.guard import WATCHED_METRICS, MetricCheck
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 
-TRAINING_PHASES = ("step", "data", "log")  # throughput is measured over these
-
 
 class MetricLogger:
-    """Logs metrics every few steps, and shows the newest.
+    """Checks the metrics of each step, logs them every few steps, shows the newest.
 
-    Reads them one step late, so that the device does not wait for the reader.
+    Reads them one step late: at most one step runs ahead, and the device does not wait.
     """
 
     def __init__(
@@ -26,42 +25,44 @@ class MetricLogger:
         run: RunContext,
         run_dir: RunDir,
         timing: TimeAccounting,
-        log_every: int,
         progress: RunProgress,
+        *,
+        check: MetricCheck,
+        log_every: int,
     ):
-        self.run, self.run_dir, self.log_every = run, run_dir, log_every
-        self.timing, self.progress = timing, progress
+        self.run, self.run_dir, self.timing = run, run_dir, timing
+        self.progress, self.check, self.log_every = progress, check, log_every
         self.peak = hardware.peak_flops(run.mesh.size)
         self.pending: tuple[int, Metrics] | None = None
         # Steps done, seconds and seconds of waiting at the last measurement.
         self.last_lap: tuple[int, float, float] | None = None
-        self.newest: Metrics = {}
         self.done = 0
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         del state
-        jax.block_until_ready(self.newest)  # at most one step runs ahead
-        self.newest, self.done = metrics, step
+        self.done = step
         self.flush()
         self.progress.update(step)
         if self.last_lap is None:  # excludes the first step, which warms up
             jax.block_until_ready(metrics["loss"])
             self._measure_throughput(step)
-        if step % self.log_every == 0 or step == self.run.steps:
-            self.pending = (step, metrics)
+        self.pending = (step, metrics)
         if step == self.run.steps:
             self.flush()
 
     def flush(self) -> None:
-        """Reads and writes metrics that are still on the device."""
+        """Reads the metrics of the newest step, as before its state is saved."""
         if self.pending is None:
             return
         (step, metrics), self.pending = self.pending, None
         with self.timing.measure("step"):
             jax.block_until_ready(metrics)
-        with self.timing.measure("log"):
-            self._write(step, metrics)
-            self.timing.record(self.done)
+        if step % self.log_every == 0 or step == self.run.steps:
+            with self.timing.measure("log"):
+                self._write(step, metrics)
+                self.timing.record(self.done)
+        watched = {name: metrics[name] for name in WATCHED_METRICS if name in metrics}
+        self.check(step, {n: float(x) for n, x in jax.device_get(watched).items()})
 
     def _write(self, step: int, metrics: Metrics) -> None:
         values = {name: to_python(value) for name, value in metrics.items()}
@@ -83,9 +84,7 @@ class MetricLogger:
         previous, self.last_lap = self.last_lap, lap
         if previous is None or previous[0] == step:
             return {}
-        steps, seconds, waiting = (
-            new - old for new, old in zip(lap, previous, strict=True)
-        )
+        steps, seconds, waiting = np.subtract(lap, previous).tolist()
         tokens = self.run.count_tokens(step) - self.run.count_tokens(previous[0])
         speed = {
             "seconds/step": seconds / steps,

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.config.registry import ConfigError
 from lmx.core.sharding import RULES, Mesh
-from lmx.run import schema
+from lmx.run import run_dir
 from lmx.train.checkpoint import manager, reader
 from lmx.train.checkpoint.digest import combine_digests
 from lmx.train.checkpoint.manager import CheckpointManager, SaveError
@@ -150,8 +150,8 @@ def test_a_checkpoint_of_another_schema_is_refused(
     checkpoints, monkeypatch, offset, age
 ):
     with monkeypatch.context() as other:
-        other.setattr(manager, "SCHEMA", schema.SCHEMA + offset)
-        other.setattr(schema, "SCHEMA", schema.SCHEMA + offset)
+        other.setattr(manager, "SCHEMA", run_dir.SCHEMA + offset)
+        other.setattr(run_dir, "SCHEMA", run_dir.SCHEMA + offset)
         save(checkpoints, 1)
     with pytest.raises(ConfigError, match=f"written by {age} lmx .schema .*reads sch"):
         checkpoints.restore(1, abstract(make_state(1)))
@@ -184,7 +184,7 @@ def test_the_metadata_has_digests_and_lineage(tmp_path):
     first.save(3, make_state(3))
     first.wait()
     metadata = first.read_metadata(3)
-    assert metadata["schema"] == schema.SCHEMA and metadata["step"] == 3
+    assert metadata["schema"] == run_dir.SCHEMA and metadata["step"] == 3
     assert metadata["run_id"] == "abc" and metadata["parent"] is None
     assert metadata["digests"] == compute_digests(make_state(3))
     assert metadata["root"] == combine_digests(metadata["digests"])

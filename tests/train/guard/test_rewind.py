@@ -1,17 +1,12 @@
-"""The data that each step reads, and when a guard checks metrics."""
+"""The data that each step reads, and the checkpoint that a rewind chooses."""
 
 import itertools
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.train.guard.guard import MetricWatcher
-from lmx.train.guard.skipped_data import merge_ranges, to_data_step
+from lmx.train.guard.guard import merge_ranges, to_data_step
 from lmx.train.guard.spikes import Rewind
-from lmx.train.step import TrainState
-
-STATE = TrainState(jnp.int32(0), {}, ())
 
 
 def test_steps_read_the_data_that_are_not_skipped_in_order():
@@ -24,17 +19,6 @@ def test_steps_read_the_data_that_are_not_skipped_in_order():
         skipped = merge_ranges(ranges)
         assert [to_data_step(skipped, step) for step in range(200)] == left[:200]
         assert all(a[1] < b[0] for a, b in itertools.pairwise(skipped))
-
-
-def test_a_step_is_checked_after_the_next_or_at_a_flush():
-    seen = []
-    watcher = MetricWatcher(lambda step, values: seen.append((step, values["loss"])))
-    for step in (1, 2):
-        watcher(step, STATE, {"loss": jnp.float32(step), "else": jnp.ones(3)})
-    assert seen == [(1, 1.0)]
-    watcher.flush()
-    watcher.flush()
-    assert seen == [(1, 1.0), (2, 2.0)]
 
 
 @pytest.mark.parametrize(
