@@ -33,7 +33,7 @@ from lmx.layers.norm import LayerNorm
 from lmx.layers.position.absolute import LearnedPosition
 from lmx.models import flops
 from lmx.models.decoder import Decoder
-from lmx.train.loss.next_token import Means, NextToken
+from lmx.train.loss import Means, NextToken
 from lmx.train.optim.optimizer import adamw
 from lmx.train.step import StepConfig, init_state, train_step
 

@@ -19,7 +19,7 @@ from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.diloco import DiLoCo
 from lmx.train.guard.guard import AbortOnNonFinite, Guard
 from lmx.train.hook import HookConfig
-from lmx.train.loss.next_token import NextToken
+from lmx.train.loss import NextToken
 from lmx.train.optim.schedule import Schedule
 from lmx.train.program import RunContext, StepProgram, abstract_batch, batch_sharding
 from lmx.train.step import StepConfig, init_state, train_step

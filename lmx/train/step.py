@@ -14,7 +14,7 @@ from lmx.core import partitioning, rng
 from lmx.core.batch import Batch
 from lmx.core.mean import Mean
 from lmx.core.sharding import is_variable
-from lmx.train.loss.next_token import Means
+from lmx.train.loss import Means
 from lmx.train.optim.optimizer import apply_sign_updates, zero_sign_grads
 
 Metrics = dict[str, Float[Array, "..."]]  # scalars, or one number a layer

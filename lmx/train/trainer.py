@@ -151,34 +151,15 @@ class Trainer:
             closing(stop(self.options.grace, self.options.stop_after)) as shutdown,
             closing(PreemptionWatcher()),
         ):
-            logger = MetricLogger(
-                run,
-                run_dir,
-                timing,
-                progress,
-                check=self.experiment.guard.build(
-                    GuardContext(run, run_dir, checkpoints)
-                ),
-                log_every=self.experiment.log_every,
-            )
-            hooks = {
-                "log": Hook(call=logger, order=HookOrder.OBSERVE, flush=logger.flush),
-                SAVE: self.experiment.checkpoint.build(checkpoints, run_dir, run.steps),
-                **self.hooks,
-                "stop": Hook(
-                    call=shutdown, is_due=shutdown.is_due, order=HookOrder.STOP
-                ),
-            }
+            hooks = self._make_hooks(run_dir, checkpoints, progress, shutdown)
             runner = HookRunner(hooks, run_dir, timing)
             runner.call_pending(state)
             timing.switch("step")
-            train(
+            step_fn, batches = (
                 time_compile(timing, run.step),
-                state,
                 time_data(timing, batches),
-                steps=run.steps,
-                hooks=[runner],
             )
+            train(step_fn, state, batches, steps=run.steps, hooks=[runner])
             timing.switch("stop")
             checkpoints.wait()
             runner.flush()
@@ -187,6 +168,27 @@ class Trainer:
             flops = run.count_flops(run.steps)
             final = final_metadata(run_dir.path, flops, run.mesh.size)
             run_dir.update_metadata(**final)
+
+    def _make_hooks(
+        self,
+        run_dir: RunDir,
+        checkpoints: CheckpointManager,
+        progress: RunProgress,
+        stop: GracefulShutdown,
+    ) -> dict[str, Hook]:
+        """The hooks of the config, and those of every run."""
+        run, log_every = self.run, self.experiment.log_every
+        context = GuardContext(run, run_dir, checkpoints)
+        check = self.experiment.guard.build(context)
+        log = MetricLogger(
+            run, run_dir, self.timing, progress, check=check, log_every=log_every
+        )
+        return {
+            "log": Hook(call=log, order=HookOrder.OBSERVE, flush=log.flush),
+            SAVE: self.experiment.checkpoint.build(checkpoints, run_dir, run.steps),
+            **self.hooks,
+            "stop": Hook(call=stop, is_due=stop.is_due, order=HookOrder.STOP),
+        }
 
 
 def _check_same_data(run: RunContext) -> None:

@@ -12,8 +12,7 @@ from lmx.core.batch import Batch
 from lmx.core.precision import Precision
 from lmx.models import flops
 from lmx.models.mtp import MultiTokenPrediction, mtp_hidden_states
-from lmx.train.loss.multi_token import MultiToken
-from lmx.train.loss.next_token import NextToken, sum_cross_entropy
+from lmx.train.loss import MultiToken, NextToken, sum_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("exact")
 

@@ -196,10 +196,10 @@ class CheckpointReader:
             with open(self.path / STATE / place.file, "rb") as file:
                 file.seek(place.offset)
                 for first in range(begin, end, rows):
-                    inner = slice(first, min(first + rows, end))
-                    size = (inner.stop - first) * row
-                    piece = np.fromfile(file, np.uint8, size).view(dtype)
-                    yield (inner, *index[1:]), piece.reshape(-1, *shape[1:])
+                    count = min(rows, end - first)
+                    piece = np.fromfile(file, np.uint8, count * row).view(dtype)
+                    inner = (slice(first, first + count), *index[1:])
+                    yield inner, piece.reshape(count, *shape[1:])
         except (ValueError, OSError) as error:  # the former if the file is too short
             raise self._read_error(name, error) from None
 

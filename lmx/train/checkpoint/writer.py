@@ -1,5 +1,6 @@
 """Writes checkpoints through Orbax, with metadata that is computed meanwhile."""
 
+import dataclasses
 import logging
 import warnings
 from collections.abc import Callable, Mapping
@@ -73,8 +74,11 @@ class DeferredMetadata(ocp.JsonCheckpointHandler):
 
 
 @ocp.args.register_with_handler(DeferredMetadata, for_save=True, for_restore=True)
-class DeferredMetadataArgs(ocp.args.JsonSave):
+@dataclasses.dataclass
+class DeferredMetadataArgs(ocp.args.CheckpointArgs):
     """The function that computes the metadata."""
+
+    item: Callable[[], dict[str, Any]]
 
 
 def make_checkpointer() -> ocp.AsyncCheckpointer:

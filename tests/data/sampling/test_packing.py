@@ -15,7 +15,7 @@ from lmx.data.sampling.packing import (
     fill_batch,
     slice_stream,
 )
-from lmx.train.loss.next_token import sum_cross_entropy
+from lmx.train.loss import sum_cross_entropy
 
 PACKINGS = pytest.mark.parametrize(
     "packing", [ConcatAndSplit(), BestFitPacking()], ids=str

@@ -1,4 +1,4 @@
-"""The loss of pretraining: cross-entropy of the next token."""
+"""Losses of pretraining: cross-entropy of the next token, and of later ones."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 from lmx.config.registry import ConfigError, Execution, configurable
 from lmx.core.batch import Batch
 from lmx.core.mean import Mean
+from lmx.models.mtp import mtp_hidden_states
 
 Means = Mapping[str, Mean]
 
@@ -66,6 +67,42 @@ class NextToken:
         return loss, {"nats": nats, "log_z_squared": log_z, **aux}
 
 
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class MultiToken(NextToken):
+    """`NextToken`, plus the cross-entropy of later tokens, predicted by `Decoder.mtp`.
+
+    DeepSeek-AI 2024, arXiv:2412.19437, section 2.2, equations 24 and 25.
+
+    Attributes:
+        mtp_weight: weight of the mean cross-entropy of the later tokens.
+    """
+
+    mtp_weight: float = 0.3
+
+    def __call__(
+        self, model: Any, batch: Batch, keys: Key[Array, "B"] | None = None
+    ) -> tuple[Mean, Means]:
+        """The loss, and the means of its terms; `nats_2` is of the token after next.
+
+        Later tokens of another document have weight 0.
+        """
+        if model.mtp is None:
+            raise ConfigError(
+                "MultiToken needs a model with multi-token prediction: set Decoder.mtp"
+                " = @MultiTokenPrediction, or Experiment.loss = @NextToken()."
+            )
+        inputs = (batch.tokens, batch.positions, batch.segments, keys)
+        (x_BTD, *later), aux = mtp_hidden_states(model, *inputs)
+        loss, means = self.combine(*self.sum_targets(model, x_BTD, batch), aux)
+        for number, x_BTD in enumerate(later, 1):
+            nats, _ = self.sum_targets(model, x_BTD, shift_targets(batch, number))
+            means = {**means, f"nats_{number + 1}": nats}
+            share = self.mtp_weight / len(later)
+            loss = loss._replace(total=loss.total + share * nats.total)
+        return loss, means
+
+
 def sum_cross_entropy(logits: Float[Array, "B T V"], batch: Batch) -> tuple[Mean, Mean]:
     """Weighted sums of the nats of targets and of squared log-denominators."""
     log_z_BT = jax.nn.logsumexp(logits, axis=-1)
@@ -100,3 +137,15 @@ def sum_over_chunks(fn: Callable[..., Sums], chunk: int | None, *arrays: Any) ->
     remat = jax.checkpoint(fn, prevent_cse=False)  # a loop prevents it anyway
     sums = jax.lax.map(lambda chunk: remat(*chunk), chunks)
     return jax.tree.map(lambda x: x.sum(axis=0), sums)
+
+
+def shift_targets(batch: Batch, offset: int) -> Batch:
+    """The batch with targets `offset` tokens later, of the same document."""
+    T = batch.tokens.shape[1]
+    rolled = [
+        jnp.roll(x, -offset, axis=1)
+        for x in (batch.targets, batch.weights, batch.segments)
+    ]
+    inside_BT = (rolled[2] == batch.segments) & (jnp.arange(T) < T - offset)[None]
+    weights_BT = jnp.where(inside_BT, rolled[1], 0)
+    return batch._replace(targets=rolled[0], weights=weights_BT)

@@ -20,8 +20,7 @@ from lmx.layers.moe.moe import MoE
 from lmx.layers.moe.router import TopKRouter
 from lmx.models.decoder import Decoder
 from lmx.models.mtp import MultiTokenPrediction
-from lmx.train.loss.multi_token import MultiToken
-from lmx.train.loss.next_token import NextToken
+from lmx.train.loss import MultiToken, NextToken
 from lmx.train.program import batch_sharding
 from lmx.train.step import compute_gradients
 

@@ -9,7 +9,7 @@ import pytest
 from lmx.config.registry import ConfigError
 from lmx.core.batch import Batch
 from lmx.core.mean import Mean
-from lmx.train.loss.next_token import NextToken
+from lmx.train.loss import NextToken
 
 B, T, V = 2, 3, 5
 NOISE = np.random.default_rng(0)
