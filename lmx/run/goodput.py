@@ -56,10 +56,9 @@ def timestamp() -> dict[str, Any]:
 class TimeAccounting:
     """A clock with one current phase; phases nest, and no second counts twice.
 
-    The phases are `start`, `restore` (or the initialization of step 0), `compile` (the
-    first step of each shape), `data` (waiting for a batch), `step`, `log`, the hooks by
-    name, and `stop`. Each `record` appends to `timing.jsonl`; a kill loses the seconds
-    after the last one.
+    Phases: `start`, `restore` (or initialization), `compile` (the first step of each
+    shape), `data` (waiting for it), `step`, `log`, hooks by name, and `stop`. Each
+    `record` appends to `timing.jsonl`; a kill loses the seconds after the last one.
     """
 
     def __init__(self, since: float | None = None):
@@ -81,9 +80,9 @@ class TimeAccounting:
 
     def switch(self, phase: str) -> str:
         """Starts the phase; returns the one that it replaces."""
-        time_now = now()
-        self.seconds[self.phase] += time_now - self.since
-        previous, self.phase, self.since = self.phase, phase, time_now
+        previous, started, self.since = self.phase, self.since, now()
+        self.seconds[previous] += self.since - started
+        self.phase = phase
         return previous
 
     def get_state(self) -> tuple[str, float]:
@@ -129,7 +128,7 @@ def read_timing(path: Path) -> list[dict[str, Any]]:
 
 
 def record_death(path: Path, pid: int, status: int) -> None:
-    """Records that the process of this machine with the last attempt just exited."""
+    """Records the exit of the last attempt, if it was that process of this machine."""
     started = [row for row in read_timing(path) if "started" in row][-1:]
     for row in started:
         if (row["host"], row["pid"]) == (socket.gethostname(), pid):
@@ -142,10 +141,9 @@ def record_death(path: Path, pid: int, status: int) -> None:
 def total_seconds(path: Path) -> dict[str, float]:
     """Seconds of the whole run by phase, over all its attempts.
 
-    `lost` is work that a later attempt repeated, and the time between the last record
-    and the exit of a process that its supervisor saw; `down` is the time between
-    attempts. Each second from the start of the first attempt to the last record is in
-    one phase.
+    `lost` is work that a later attempt repeated, and time from the last record to an
+    exit that the supervisor saw; `down` is the time between attempts. Each second from
+    the first start to the last record is in one phase.
     """
     seconds: defaultdict[str, float] = defaultdict(float)
     rows = read_timing(path)

@@ -52,12 +52,11 @@ class Lock:
 
 
 class Lease:
-    """A file that names the process that writes, and that this process keeps renewing.
+    """A file that its owner keeps renewing, for file systems without shared locks.
 
-    For file systems without locks, or whose locks other machines do not see, such as
-    mounted buckets. No clocks are compared: a process that wants the folder watches the
-    file for `duration` seconds, and takes it over if nothing changes. A process whose
-    lease was taken over, or that cannot renew it for half that time, exits with 75.
+    No clocks are compared: another process watches the file for `duration` seconds,
+    and takes it over if nothing changes. A process whose lease was taken over, or that
+    cannot renew it for half that time, exits with 75.
     """
 
     def __init__(self, folder: Path, duration: float = LEASE_SECONDS):
@@ -79,18 +78,15 @@ class Lease:
             return
         except FileExistsError:
             print_line(f"{_held(self.path)}\nwaiting {self.duration:.0f} s for it")
-        seen, deadline = self._read(), time.monotonic() + self.duration
+        holder, deadline = _read_holder(self.path), time.monotonic() + self.duration
         while time.monotonic() < deadline:
             time.sleep(self.duration / 40)
-            if self._read() != seen:
+            if _read_holder(self.path) != holder:
                 raise _held(self.path)
         self._write()
         time.sleep(self.duration / 20)  # another process may have waited as long
         if not self._is_owner():
             raise _held(self.path)
-
-    def _read(self) -> bytes:
-        return self.path.read_bytes() if self.path.exists() else b""
 
     def _is_owner(self) -> bool:
         return _read_holder(self.path).get("token") == self.contents["token"]

@@ -44,11 +44,10 @@ class RunDir:
         tokenizer: Tokenizer | None,
         allow_change: Iterable[str] = (),
     ) -> "RunDir":
-        """Creates the folder of a run, or opens it to resume the run.
+        """Creates the folder of a run, or opens and locks it to resume the run.
 
-        No other process can claim it until it is closed. Refuses another config or
-        other data than the run started with, except for what `allow_change` names,
-        which is recorded in the metadata.
+        Refuses another config or other data than the run started with, except for what
+        `allow_change` names, which is recorded in the metadata.
         """
         run_dir = cls(path)
         try:
@@ -83,10 +82,7 @@ class RunDir:
         return "final" in read_metadata(self.path)
 
     def truncate_after(self, step: int) -> None:
-        """Drops what was logged after that step, to resume from it.
-
-        Also drops what hooks logged that were due after that step and did not finish.
-        """
+        """Drops what was logged after that step, and by its unfinished hooks."""
         if not self.writable:
             return
         sizes = [

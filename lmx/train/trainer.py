@@ -94,8 +94,10 @@ class Trainer:
             closing(Watchdog(self.timing.get_state, timeout, run_dir.path)),
         ):
             origin = describe_origin(self.config, self.run.mesh)
-            policy = self.experiment.checkpoint
-            checkpoints = policy.open(run_dir.checkpoint_folder, origin)
+            policy, folder = self.experiment.checkpoint, run_dir.checkpoint_folder
+            checkpoints = CheckpointManager(
+                folder, policy.keep, policy.max_failures, origin
+            )
             if not self._is_finished(run_dir, checkpoints):
                 state = self._restore(checkpoints)
                 try:
@@ -155,10 +157,8 @@ class Trainer:
             runner = HookRunner(hooks, run_dir, timing)
             runner.call_pending(state)
             timing.switch("step")
-            step_fn, batches = (
-                time_compile(timing, run.step),
-                time_data(timing, batches),
-            )
+            step_fn = time_compile(timing, run.step)
+            batches = time_data(timing, batches)
             train(step_fn, state, batches, steps=run.steps, hooks=[runner])
             timing.switch("stop")
             checkpoints.wait()

@@ -57,7 +57,8 @@ def _diff_tensor(name: str, a: CheckpointReader, b: CheckpointReader) -> TensorD
         return TensorDiff(name, kinds)
     norm = distance = 0.0
     for index in iter_chunks(left):
-        old, new = (reader.read(name, index).astype(np.float64) for reader in (a, b))
+        old = a.read_part(name, left, index).astype(np.float64)
+        new = b.read_part(name, right, index).astype(np.float64)
         norm += float(np.square(old).sum())
         distance += float(np.square(new - old).sum())
     return TensorDiff(name, "differs", math.sqrt(norm), math.sqrt(distance))

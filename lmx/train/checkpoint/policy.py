@@ -1,9 +1,7 @@
 """How often a run saves a checkpoint, and how many it keeps."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.core import distributed
@@ -38,10 +36,6 @@ class CheckpointPolicy:
                 "CheckpointPolicy.every, keep and max_failures must be 1 or more."
             )
 
-    def open(self, folder: Path, origin: Mapping[str, Any]) -> CheckpointManager:
-        """The checkpoints in the folder; `origin` describes what saves more of them."""
-        return CheckpointManager(folder, self.keep, self.max_failures, origin)
-
     def handle_damage(self, error: DamageError) -> None:
         """Reports a damaged checkpoint, or refuses to resume."""
         if self.damaged == "refuse":
@@ -52,10 +46,9 @@ class CheckpointPolicy:
     def build(
         self, checkpoints: CheckpointManager, run_dir: RunDir, steps: int
     ) -> Hook:
-        """Saves every so many steps, and at the last.
+        """The hook that saves, unless metrics cannot be written: that counts as failed.
 
-        If metrics cannot be written, the save counts as failed: no checkpoint exists
-        without the metrics of its step.
+        No checkpoint exists without the metrics of its step.
         """
 
         def save(step: int, state: TrainState, metrics: Metrics) -> None:

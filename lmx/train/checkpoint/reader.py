@@ -109,14 +109,8 @@ class CheckpointReader:
         except (ValueError, OSError) as error:
             raise self._read_error(name, error) from None
 
-    def read(self, name: str, index: Index = ()) -> np.ndarray:
-        """A tensor, or the part at that index, in memory that a device can take over.
-
-        A dimension that the index lacks is read completely.
-        """
-        return self._read_part(name, self.open_tensor(name), index)
-
-    def _read_part(self, name: str, tensor: ts.TensorStore, index: Index) -> np.ndarray:
+    def read_part(self, name: str, tensor: ts.TensorStore, index: Index) -> np.ndarray:
+        """The part of a tensor at that index, in memory that a device can take over."""
         part = tensor[index]
         array = empty_aligned(part.shape, part.dtype.numpy_dtype)
         try:
@@ -149,7 +143,7 @@ class CheckpointReader:
             )
         devices = abstract.sharding.addressable_devices_indices_map(tensor.shape)
         indices = {f"{index}": index for index in devices.values()}
-        parts = {key: self._read_part(name, tensor, i) for key, i in indices.items()}
+        parts = {key: self.read_part(name, tensor, i) for key, i in indices.items()}
         shards = [
             jax.device_put(parts[f"{i}"].astype(abstract.dtype, copy=False), device)
             for device, i in devices.items()
@@ -187,7 +181,7 @@ class CheckpointReader:
         shape, dtype = tensor[index].shape, tensor.dtype.numpy_dtype
         place = self._find_raw_chunk(name, tensor, index)
         if place is None:
-            yield index, self._read_part(name, tensor, index)
+            yield index, self.read_part(name, tensor, index)
             return
         row = place.size // shape[0]
         rows = max(1, PIECE_BYTES // row)

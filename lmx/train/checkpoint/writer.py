@@ -28,39 +28,28 @@ class HostBuffers:
     """
 
     def __init__(self):
-        self.buffers: dict[tuple[str, str], np.ndarray] = {}
+        # By name of the array, index, shape and dtype of the shard.
+        self.buffers: dict[tuple[str, str, Any, Any], np.ndarray] = {}
 
     def copy(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Copies arrays on CPUs, returns others; earlier copies become invalid."""
-        return {
-            name: self._copy(name, array) if _is_on_cpu(array) else array
-            for name, array in arrays.items()
-        }
+        return {name: self._copy(name, array) for name, array in arrays.items()}
 
     def _copy(self, name: str, array: jax.Array) -> jax.Array:
-        copies: dict[str, np.ndarray] = {}
+        if next(iter(array.sharding.device_set)).platform != "cpu":
+            return array
+        copied, shards = set(), []
         for shard in array.addressable_shards:
-            index = f"{shard.index}"
-            if index not in copies:
-                copies[index] = self._get_buffer(name, index, shard.data)
-                copies[index][...] = np.asarray(shard.data)
-        shards = [
-            jax.device_put(copies[f"{shard.index}"], shard.device)
-            for shard in array.addressable_shards
-        ]
+            key = (name, f"{shard.index}", shard.data.shape, shard.data.dtype)
+            if key not in self.buffers:
+                self.buffers[key] = empty_aligned(*key[2:])
+            if key not in copied:
+                self.buffers[key][...] = np.asarray(shard.data)
+                copied.add(key)
+            shards.append(jax.device_put(self.buffers[key], shard.device))
         return jax.make_array_from_single_device_arrays(
             array.shape, array.sharding, shards
         )
-
-    def _get_buffer(self, name: str, index: str, like: jax.Array) -> np.ndarray:
-        buffer = self.buffers.get((name, index))
-        if buffer is None or (buffer.shape, buffer.dtype) != (like.shape, like.dtype):
-            buffer = self.buffers[name, index] = empty_aligned(like.shape, like.dtype)
-        return buffer
-
-
-def _is_on_cpu(array: jax.Array) -> bool:
-    return next(iter(array.sharding.device_set)).platform == "cpu"
 
 
 class DeferredMetadata(ocp.JsonCheckpointHandler):

@@ -52,11 +52,11 @@ def test_tensors_are_restored_on_another_mesh_unchanged(
         3, arrays | {"columns": jax.device_put(arrays["columns"], sharding)}
     )
     checkpoints.wait()
-    by_tensorstore, read = [], CheckpointReader._read_part
+    by_tensorstore, read = [], CheckpointReader.read_part
     with monkeypatch.context() as patch:
         patch.setattr(
             CheckpointReader,
-            "_read_part",
+            "read_part",
             lambda *args: by_tensorstore.append(args[1]) or read(*args),
         )
         sums = reader_of(checkpoints, 3).compute_checksums(dict.fromkeys(arrays))
