@@ -33,7 +33,7 @@ from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit, Packing
 from lmx.data.store.build import BuildTokenStore
 from lmx.data.store.executor import ProcessPool
 from lmx.data.store.store import Store
-from lmx.data.store_dataset import TokenStoreDataset
+from lmx.data.text_dataset import TokenStoreDataset
 from lmx.data.tokenizer.base import ByteTokenizer
 
 ROUNDS, BATCHES = 7, 40

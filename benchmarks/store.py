@@ -27,9 +27,9 @@ from lmx.data.corpus.stdlib import Stdlib
 from lmx.data.corpus.text import Text
 from lmx.data.store.build import BuildTokenStore
 from lmx.data.store.checksum import compute_checksum
-from lmx.data.store.commit import commit
 from lmx.data.store.executor import ProcessPool
 from lmx.data.store.shard_plan import BuildJob, ShardSpec
+from lmx.data.store.shard_writer import commit
 from lmx.data.store.store import format_shard_name
 from lmx.data.tokenizer.base import ByteTokenizer, Tokenizer, TokenizerConfig
 from lmx.data.tokenizer.sentencepiece import SentencePiece, SentencePieceTokenizer

@@ -11,7 +11,7 @@ from lmx.config.registry import ConfigError
 from lmx.config.resolve import load
 from lmx.config.value import Config, diff, explain_errors
 from lmx.core.console import print_line
-from lmx.data.sampling.prefetch import prefetch
+from lmx.data.dataset import prefetch
 from lmx.run.metadata import describe_environment, diff_metadata, mesh_axes
 from lmx.run.run_dir import RunDir, read_config, read_metadata, read_metrics
 from lmx.train.checkpoint.manager import CheckpointManager

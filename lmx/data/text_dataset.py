@@ -1,12 +1,16 @@
-"""Datasets of tokenized text: one split of a corpus, packed into sequences."""
+"""Datasets of tokenized text: a corpus, or a token store, packed into sequences."""
 
+import dataclasses
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, Execution, configurable, suggest
 from lmx.core.batch import Batch
 from lmx.data.corpus.corpus import Corpus, Split
 from lmx.data.dataset import Dataset, DatasetConfig, DatasetInfo, DocumentSpan
@@ -18,8 +22,8 @@ from lmx.data.sampling.packing import (
     fill_batch,
 )
 from lmx.data.schedule import BatchSchedule, PiecewiseConstant, RowRequest
-from lmx.data.store.cached import open_cached_store
-from lmx.data.store.store import Store
+from lmx.data.store.build import open_cached_store
+from lmx.data.store.store import Store, load_store_tokenizer, open_store, read_manifest
 from lmx.data.tokenizer.base import Tokenizer, TokenizerConfig
 
 
@@ -134,3 +138,64 @@ class TokenDataset(Dataset):
             packed = self.packing.pack(self.store, self.order, length)
             self._packings[length] = packed
         return self._packings[length]
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class TokenStoreDataset(PackedDataset):
+    """A token store, or one source of it.
+
+    The path is not part of a run's identity: the digests in the run metadata are.
+
+    Attributes:
+        source: name of a source in the store; None: all sources, in their stored order.
+    """
+
+    path: Execution[str]
+    source: str | None = None
+
+    def open_store(self) -> tuple[Store, Tokenizer]:
+        """Maps the store into memory, after it has verified its tokenizer."""
+        folder = Path(self.path).expanduser()
+        store, tokenizer = open_store(folder), load_store_tokenizer(folder)
+        if self.source is not None:
+            store = select_source(store, folder, self.source)
+        return store, tokenizer
+
+
+def select_source(store: Store, folder: Path, name: str) -> Store:
+    """A store with the documents of one source. Needs 8 bytes of memory a document."""
+    if name not in store.sources:
+        hint = suggest(name, store.sources)
+        raise ConfigError(f"the store in {folder} has no source {name!r}{hint}.")
+    shards = read_manifest(folder)["shards"]
+    numbers = [n for n, shard in enumerate(shards) if shard["source"] == name]
+    sizes = np.diff(store.part_offsets)[numbers]
+    lengths = [
+        np.diff(store.starts[documents.start : documents.stop + 1])
+        for documents in store.sources[name]
+    ]
+    starts = np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum()
+    return dataclasses.replace(
+        store,
+        parts=SubsetParts(store.parts, numbers),
+        part_offsets=np.cumsum([0, *sizes], dtype=np.int64),
+        starts=starts,
+        bytes=sum(shards[n]["bytes"] for n in numbers),
+        fingerprint={**store.fingerprint, "source": name},
+        sources={name: (range(len(starts) - 1),)},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SubsetParts(Sequence[np.ndarray]):
+    """Some of the parts of a store."""
+
+    parts: Sequence[np.ndarray]
+    numbers: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.parts[self.numbers[number]]

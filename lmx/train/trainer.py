@@ -13,7 +13,7 @@ from lmx.config.value import Config, explain_errors
 from lmx.core import distributed
 from lmx.core.batch import Batch
 from lmx.core.console import print_line
-from lmx.data.sampling.prefetch import prefetch
+from lmx.data.dataset import prefetch
 from lmx.run.goodput import TimeAccounting, now
 from lmx.run.metadata import describe_origin, final_metadata, initial_metadata
 from lmx.run.plots import plot_run

@@ -11,7 +11,7 @@ import hashlib
 from lmx.data.corpus.corpus import HoldoutDocuments, HoldoutTail
 from lmx.data.corpus.text import Text
 from lmx.data.tokenizer.sentencepiece import SentencePiece
-from lmx.data.store.cached import open_cached_store
+from lmx.data.store.build import open_cached_store
 from lmx.data.tokenizer.base import ByteTokenizer
 """
 

@@ -16,7 +16,7 @@ from lmx.data.sampling.mixture import Mixture, MixtureComponent
 from lmx.data.sampling.packing import BestFitPacking
 from lmx.data.store.build import BuildTokenStore
 from lmx.data.store.executor import ProcessPool
-from lmx.data.store_dataset import TokenStoreDataset
+from lmx.data.text_dataset import TokenStoreDataset
 from lmx.data.tokenizer.base import ByteTokenizer
 
 SOURCES = {"books": 60_000, "code": 20_000, "web": 120_000}

@@ -9,7 +9,7 @@ from flax import nnx
 
 import lmx
 from lmx.config.registry import ConfigError
-from lmx.data.sampling.prefetch import prefetch
+from lmx.data.dataset import prefetch
 from lmx.data.synthetic.markov import Markov
 from lmx.evals.entropy_gap import estimate_mean
 from lmx.evals.perplexity import score_rows

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.data.sampling.prefetch import prefetch
-from lmx.data.synthetic.repeat import RepeatTask
+from lmx.data.dataset import prefetch
+from lmx.data.synthetic.task import RepeatTask
 from lmx.run.goodput import TimeAccounting
 from lmx.run.progress import RunProgress
 from lmx.run.run_dir import RunDir

@@ -35,7 +35,7 @@ def evaluate(args: argparse.Namespace) -> Output:
     import numpy as np
 
     import lmx
-    from lmx.data.corpus.file_corpus import decode_utf8
+    from lmx.data.corpus.corpus import decode_utf8
     from lmx.evals.documents import Scorer, SlidingWindow, find_training_length
     from lmx.evals.perplexity import summarize
 

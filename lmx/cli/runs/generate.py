@@ -185,7 +185,7 @@ def _search_beams(
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file: its lines, or those of the JSON objects of a `.jsonl`."""
-    from lmx.data.corpus.file_corpus import decode_utf8
+    from lmx.data.corpus.corpus import decode_utf8
 
     prompts = []
     lines = decode_utf8(path.read_bytes(), path).split("\n")

@@ -15,8 +15,8 @@ from lmx.data.corpus.corpus import (
     Split,
     check_fraction,
     is_selected,
+    read_stamp,
 )
-from lmx.data.corpus.file_corpus import read_stamp
 
 TOPICS = "pydoc_data/topics.py"
 EXCLUDED_DIRS = frozenset({

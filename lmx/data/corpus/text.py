@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lmx.config.registry import ConfigError, configurable
-from lmx.data.corpus.corpus import HoldoutDocuments, Items, Span
-from lmx.data.corpus.file_corpus import (
+from lmx.data.corpus.corpus import (
     EntryParser,
     FileCorpus,
+    HoldoutDocuments,
+    Items,
+    Span,
     divide_range,
     read_stamp,
 )

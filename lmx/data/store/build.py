@@ -1,7 +1,11 @@
-"""Builds token stores from corpora."""
+"""Builds token stores from corpora: of a config, or in the cache."""
 
 import contextlib
+import dataclasses
 import fcntl
+import hashlib
+import json
+import logging
 import os
 import shutil
 import sys
@@ -12,9 +16,9 @@ from pathlib import Path
 
 from lmx.config.registry import ConfigError, Execution, configurable
 from lmx.core import console
+from lmx.core.files import create_dir_once, get_cache_dir, remove_dir
 from lmx.data.corpus.corpus import Corpus, Document, Span, Split
 from lmx.data.curate.filter import Filter
-from lmx.data.store.commit import commit
 from lmx.data.store.executor import Executor, ProcessPool
 from lmx.data.store.shard_plan import (
     WORK_DIR,
@@ -23,9 +27,15 @@ from lmx.data.store.shard_plan import (
     find_missing,
     plan_shards,
 )
-from lmx.data.store.shard_writer import ShardCounts
-from lmx.data.store.store import MANIFEST_FILE, Store, open_store
-from lmx.data.tokenizer.base import TokenizerConfig
+from lmx.data.store.shard_writer import ShardCounts, commit
+from lmx.data.store.store import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    Store,
+    StoreDamageError,
+    open_store,
+)
+from lmx.data.tokenizer.base import Tokenizer, TokenizerConfig
 
 
 @configurable
@@ -175,3 +185,33 @@ def _lock_folder(folder: Path) -> Iterator[None]:
         raise ConfigError(f"{folder} is being built by another process.") from None
     finally:
         os.close(handle)
+
+
+ATTEMPTS = 3  # another process may remove what this one has just built
+
+
+def open_cached_store(corpus: Corpus, tokenizer: Tokenizer, split: Split) -> Store:
+    """Opens the tokens of a split; builds them if they are missing or damaged."""
+    digests = {"corpus": corpus.compute_digest(), "tokenizer": tokenizer.digest}
+    fingerprint = {**digests, "split": split}
+    key = json.dumps([FORMAT_VERSION, *fingerprint.values()]).encode()
+    path = get_cache_dir("stores") / hashlib.sha256(key).hexdigest()[:32]
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        job = BuildJob(
+            folder=folder, sources={"corpus": corpus}, tokenizer=tokenizer, split=split
+        )
+        build(job, ProcessPool(workers=1), f"tokenizing {split}")
+
+    for _ in range(ATTEMPTS):
+        if not path.is_dir():
+            create_dir_once(path, fill)
+        try:
+            return dataclasses.replace(open_store(path), fingerprint=fingerprint)
+        except StoreDamageError as damage:
+            logging.getLogger(__name__).warning("%s: rebuilding", damage)
+            remove_dir(path)
+    raise ConfigError(
+        f"{path} is damaged again after each build: set LMX_CACHE to another disk."
+    )

@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from lmx.config.registry import ConfigError, configurable
 from lmx.data.stateless_random import RandomStream, hash_u64, permute
 from lmx.data.synthetic.base import Column, Generated, SyntheticDataset
-from lmx.data.synthetic.markov_chain import MAX_STATES, MarkovChain, draw_u32
+from lmx.data.synthetic.markov import MAX_STATES, MarkovChain, draw_u32
 
 MAX_RULE_FAN = 3  # rules have 0, 1, 2, 0, 1, ... children, so that every grammar nests
 Pending = tuple[tuple[int, int], ...]  # (category, depth) still to come, in order

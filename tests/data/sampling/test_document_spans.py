@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from lmx.data.dataset import Dataset, DocumentSpan
-from lmx.data.sampling.fim import FillInTheMiddle
+from lmx.data.sampling.infilling import FillInTheMiddle, SpanCorruption
 from lmx.data.sampling.mixture import Mixture, MixtureComponent
 from lmx.data.sampling.order import RandomOffset, RandomWindows, Sequential, Shuffled
 from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
 from lmx.data.sampling.pause_tokens import PauseTokens
-from lmx.data.sampling.span_corruption import SpanCorruption
 from lmx.data.schedule import PiecewiseConstant
 from lmx.data.store.store import Store
-from lmx.data.synthetic.repeat import RepeatTask
+from lmx.data.synthetic.task import RepeatTask
 
 SIZES = [3, 1, 9, 40, 2, 7, 1, 25, 5, 5, 12, 90, 6]
 FIRST = 1000  # tokens are offsets in the stream plus this; sentinels are smaller

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.data.sampling.interleave import WeightedInterleave, integer_ratio
+from lmx.data.sampling.mixture import WeightedInterleave, integer_ratio
 
 WEIGHTS = pytest.mark.parametrize(
     "weights",

@@ -14,7 +14,7 @@ from lmx.data.sampling.mixture import Mixture, MixtureComponent, MixtureDataset
 from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
 from lmx.data.sampling.pause_tokens import PauseTokens
 from lmx.data.schedule import PiecewiseConstant, RowRequest
-from lmx.data.synthetic.repeat import RepeatTask
+from lmx.data.synthetic.task import RepeatTask
 from lmx.data.tokenizer.base import CharTokenizer
 
 SIZES = {"books": 150, "code": 90, "web": 400}

@@ -8,11 +8,10 @@ import pytest
 
 from lmx.config.registry import ConfigError
 from lmx.data.dataset import Dataset, DatasetConfig
-from lmx.data.sampling.fim import FillInTheMiddle
+from lmx.data.sampling.infilling import FillInTheMiddle, SpanCorruption
 from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
-from lmx.data.sampling.span_corruption import SpanCorruption
 from lmx.data.sampling.transform import split_documents
-from lmx.data.synthetic.repeat import RepeatTask
+from lmx.data.synthetic.task import RepeatTask
 from lmx.data.tokenizer.base import CharTokenizer
 
 BOS, EOS, VOCAB = 256, 257, 258

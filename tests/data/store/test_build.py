@@ -139,7 +139,7 @@ def test_a_store_is_intact_for_readers_during_an_append(tmp_path, write, monkeyp
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lmx.data.store.commit.write_atomic", stop)  # of the manifest
+    monkeypatch.setattr("lmx.data.store.shard_writer._write_manifest", stop)
     with pytest.raises(KeyboardInterrupt):
         make_config(tmp_path / "texts").write(tmp_path / "store")
     assert read_texts(open_store(tmp_path / "store")) == ["a"]

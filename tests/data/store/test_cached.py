@@ -8,7 +8,7 @@ import pytest
 from lmx.config.registry import ConfigError
 from lmx.data.corpus.corpus import HoldoutDocuments
 from lmx.data.corpus.text import Text
-from lmx.data.store.cached import open_cached_store
+from lmx.data.store.build import open_cached_store
 from lmx.data.store.store import MANIFEST_FILE, STARTS_FILE, format_shard_name
 from lmx.data.tokenizer.base import ByteTokenizer, CharTokenizer
 

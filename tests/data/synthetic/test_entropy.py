@@ -8,7 +8,7 @@ import pytest
 
 from lmx.data.synthetic.grammar import Grammar
 from lmx.data.synthetic.markov import Markov
-from lmx.data.synthetic.repeat import Copy
+from lmx.data.synthetic.task import Copy
 
 MARKOVS = [
     Markov(vocab=3, order=1, batch_size=1, sequence_length=5),

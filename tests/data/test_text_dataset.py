@@ -17,7 +17,7 @@ from lmx.data.sampling.order import Sequential
 from lmx.data.sampling.packing import BestFitPacking
 from lmx.data.store.build import BuildTokenStore
 from lmx.data.store.executor import ProcessPool
-from lmx.data.store_dataset import TokenStoreDataset
+from lmx.data.text_dataset import TokenStoreDataset
 from lmx.data.tokenizer.base import SETTINGS, TOKENIZER_DIR, CharTokenizer
 
 NAMES = ("books", "code", "web")

@@ -12,8 +12,8 @@ import chex
 import pytest
 
 from lmx.core.batch import Batch
-from lmx.data.sampling.prefetch import BUFFER_SIZE, prefetch
-from lmx.data.synthetic.repeat import RepeatTask
+from lmx.data.dataset import BUFFER_SIZE, prefetch
+from lmx.data.synthetic.task import RepeatTask
 
 TASK = RepeatTask(vocab=9, batch_size=2, sequence_length=4)
 BATCH_AT = functools.partial(TASK.batch_at, 0)
@@ -82,8 +82,8 @@ def test_an_interrupt_ends_the_process():
     code = (
         "import signal\n"
         "from functools import partial\n"
-        "from lmx.data.sampling.prefetch import prefetch\n"
-        "from lmx.data.synthetic.repeat import RepeatTask\n"
+        "from lmx.data.dataset import prefetch\n"
+        "from lmx.data.synthetic.task import RepeatTask\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "task = RepeatTask(vocab=9, batch_size=2, sequence_length=4)\n"
         "for number, _ in enumerate(prefetch(partial(task.batch_at, 0), 0, 10**9)):\n"

@@ -4,10 +4,15 @@ import pytest
 
 from lmx.config.registry import ConfigError
 from lmx.data.corpus.corpus import Document
-from lmx.data.curate.filter import FilterDocuments, LengthFilter
-from lmx.data.curate.fineweb import FineWeb
-from lmx.data.curate.gopher import Gopher, GopherRepetition, count_repeated_chars
-from lmx.data.curate.pii import MaskPII
+from lmx.data.curate.filter import (
+    FilterDocuments,
+    FineWeb,
+    Gopher,
+    GopherRepetition,
+    LengthFilter,
+    MaskPII,
+    count_repeated_chars,
+)
 from lmx.data.curate.quality import QualityClassifier
 
 PROSE = (

@@ -13,9 +13,8 @@ import zstandard
 from pyarrow import parquet
 
 from lmx.config.registry import ConfigError
-from lmx.data.corpus.array_record import ArrayRecord
 from lmx.data.corpus.corpus import SPLITS, Corpus, HoldoutDocuments, InvalidDocument
-from lmx.data.corpus.table import HuggingFaceDataset, Parquet
+from lmx.data.corpus.format import ArrayRecord, HuggingFaceDataset, Parquet
 from lmx.data.corpus.text import Text, open_binary
 
 ALL = HoldoutDocuments(fraction=0.0)
