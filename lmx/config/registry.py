@@ -58,6 +58,14 @@ class ConfigError(ValueError):
     """Invalid configuration; the message has the location, the problem and the fix."""
 
 
+def check_fields(config: object, **checks: tuple[bool, str]) -> None:
+    """Refuses a field whose check is False. Its text says what the field must be."""
+    for name, (is_valid, bound) in checks.items():
+        if not is_valid:
+            owner, value = type(config).__name__, getattr(config, name)
+            raise ConfigError(f"{owner}.{name} is {value}: it must be {bound}.")
+
+
 class ConfigField(NamedTuple):
     """One parameter that a config may set.
 

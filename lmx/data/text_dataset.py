@@ -2,11 +2,9 @@
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +21,14 @@ from lmx.data.sampling.packing import (
 )
 from lmx.data.schedule import BatchSchedule, PiecewiseConstant, RowRequest
 from lmx.data.store.build import open_cached_store
-from lmx.data.store.store import Store, load_store_tokenizer, open_store, read_manifest
+from lmx.data.store.store import (
+    MappedShards,
+    Store,
+    format_shard_name,
+    load_store_tokenizer,
+    open_store,
+    read_manifest,
+)
 from lmx.data.tokenizer.base import Tokenizer, TokenizerConfig
 
 
@@ -168,7 +173,8 @@ def select_source(store: Store, folder: Path, name: str) -> Store:
     if name not in store.sources:
         hint = suggest(name, store.sources)
         raise ConfigError(f"the store in {folder} has no source {name!r}{hint}.")
-    shards = read_manifest(folder)["shards"]
+    manifest = read_manifest(folder)
+    shards, dtype = manifest["shards"], np.dtype(manifest["dtype"])
     numbers = [n for n, shard in enumerate(shards) if shard["source"] == name]
     sizes = np.diff(store.part_offsets)[numbers]
     lengths = [
@@ -178,24 +184,10 @@ def select_source(store: Store, folder: Path, name: str) -> Store:
     starts = np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum()
     return dataclasses.replace(
         store,
-        parts=SubsetParts(store.parts, numbers),
+        parts=MappedShards([folder / format_shard_name(n) for n in numbers], dtype),
         part_offsets=np.cumsum([0, *sizes], dtype=np.int64),
         starts=starts,
         bytes=sum(shards[n]["bytes"] for n in numbers),
         fingerprint={**store.fingerprint, "source": name},
         sources={name: (range(len(starts) - 1),)},
     )
-
-
-@dataclass(frozen=True, eq=False)
-class SubsetParts(Sequence[np.ndarray]):
-    """Some of the parts of a store."""
-
-    parts: Sequence[np.ndarray]
-    numbers: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, number: Any) -> Any:
-        return self.parts[self.numbers[number]]

@@ -10,7 +10,7 @@ from lmx.core.batch import Batch
 from lmx.data.corpus.corpus import HoldoutDocuments, HoldoutTail
 from lmx.data.corpus.text import Text
 from lmx.data.dataset import Dataset
-from lmx.data.sampling.order import RandomWindows, Sequential, Shuffled, TokenStream
+from lmx.data.sampling.order import RandomWindows, Sequential, Shuffled
 from lmx.data.text_dataset import TextDataset, TokenDataset
 from lmx.data.tokenizer.base import ByteTokenizer, CharTokenizer
 
@@ -31,9 +31,7 @@ def tokens(tmp_path, write) -> TextDataset:
 
 def find_offsets(rows: TokenDataset, seed: int, step: int) -> np.ndarray:
     wanted = rows.schedule.request(seed, step, slice(None))
-    return rows.order.find_offsets(
-        wanted, TokenStream(rows.store.size, rows.schedule.stages[0].sequence_length)
-    )
+    return rows.order.find_offsets(wanted, rows.store.size)
 
 
 def build_reference(rows: TokenDataset, seed: int, step: int) -> list[list[list[int]]]:

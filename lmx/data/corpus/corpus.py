@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
-from lmx.config.registry import ConfigError, Execution, configurable, suggest
+from lmx.config.registry import (
+    ConfigError,
+    Execution,
+    check_fields,
+    configurable,
+    suggest,
+)
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -103,10 +109,10 @@ def is_selected(name: str, fraction: float) -> bool:
     return int.from_bytes(head, "big") < fraction * 2**64
 
 
-def check_fraction(label: str, fraction: float) -> None:
+def check_fraction(config: object, name: str) -> None:
     """Refuses a fraction to hold out that leaves nothing to train on."""
-    if not 0 <= fraction < 1:
-        raise ConfigError(f"{label} is {fraction}: at least 0 and less than 1.")
+    is_valid = 0 <= getattr(config, name) < 1
+    check_fields(config, **{name: (is_valid, "at least 0 and less than 1")})
 
 
 class Holdout(ABC):
@@ -125,7 +131,7 @@ class HoldoutDocuments(Holdout):
     fraction: float = 0.04
 
     def __post_init__(self):
-        check_fraction("HoldoutDocuments.fraction", self.fraction)
+        check_fraction(self, "fraction")
 
     def select(self, document: Document, split: Split) -> Document | None:
         held_out = is_selected(document.name, self.fraction)
@@ -140,7 +146,7 @@ class HoldoutTail(Holdout):
     fraction: float = 0.1
 
     def __post_init__(self):
-        check_fraction("HoldoutTail.fraction", self.fraction)
+        check_fraction(self, "fraction")
 
     def select(self, document: Document, split: Split) -> Document | None:
         name, text = document

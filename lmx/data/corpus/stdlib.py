@@ -40,7 +40,7 @@ class Stdlib(Corpus):
     holdout_fraction: float = 0.04  # of the modules, for validation
 
     def __post_init__(self):
-        check_fraction("Stdlib.holdout_fraction", self.holdout_fraction)
+        check_fraction(self, "holdout_fraction")
 
     def list_spans(self, size: int) -> Sequence[Span]:
         root = _find_root()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import UInt64
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import check_fields, configurable
 from lmx.data.corpus.corpus import Corpus, Document
 from lmx.data.curate.document_pass import DocumentPass, DocumentWriter, read_all_splits
 from lmx.data.curate.ngrams import (
@@ -46,10 +46,9 @@ class MinHash:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("ngram_size", "bands", "rows"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ConfigError(f"MinHash.{name} is {value}: at least 1.")
+        names = ("ngram_size", "bands", "rows")
+        checks = {name: (getattr(self, name) >= 1, "at least 1") for name in names}
+        check_fields(self, **checks)
 
     def compute_signatures(self, texts: list[str]) -> UInt64[np.ndarray, "texts bands"]:
         """Returns one hash for each band of each text."""
@@ -87,10 +86,8 @@ class Dedup(DocumentPass):
     minhash: MinHash | None = field(default_factory=MinHash)
 
     def __post_init__(self):
-        if not 0 < self.threshold <= 1:
-            raise ConfigError(
-                f"Dedup.threshold is {self.threshold}: above 0, and at most 1."
-            )
+        is_valid = 0 < self.threshold <= 1
+        check_fields(self, threshold=(is_valid, "above 0, and at most 1"))
 
     def process(self, writer: DocumentWriter) -> None:
         shared_bands, index = self._find_shared_bands(), _KeptDocuments(self)

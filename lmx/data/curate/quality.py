@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, check_fields, configurable
 from lmx.core.console import print_line
 from lmx.data.corpus.corpus import Corpus, Document
 from lmx.data.curate.document_pass import read_all_splits
@@ -32,11 +32,8 @@ class QualityClassifier(Filter):
     min_probability: float = 0.5
 
     def __post_init__(self):
-        if not 0 < self.min_probability < 1:
-            raise ConfigError(
-                f"QualityClassifier.min_probability is {self.min_probability}: between"
-                " 0 and 1."
-            )
+        is_valid = 0 < self.min_probability < 1
+        check_fields(self, min_probability=(is_valid, "between 0 and 1"))
 
     def __call__(self, document: Document) -> Document | str:
         probability = self.classifier.predict_proba([document.text])[0, 1]

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import check_fields, configurable
 from lmx.data.sampling.transform import WEIGHTED_TOKEN, DocumentTransform, RandomKey
 from lmx.data.stateless_random import hash_u64, randint
 
@@ -41,17 +41,15 @@ class FillInTheMiddle(DocumentTransform):
     loss_on: Literal["all", "middle"] = "all"
 
     def __post_init__(self):
-        for name in ("rate", "spm_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"FillInTheMiddle.{name} is {getattr(self, name)}: it must be a"
-                    " fraction from 0 to 1."
-                )
-        if self.reserved_tokens < 3:
-            raise ConfigError(
-                f"FillInTheMiddle.reserved_tokens is {self.reserved_tokens}: it must be"
-                " at least 3, since a document needs 3 sentinels."
-            )
+        check_fields(
+            self,
+            rate=(0 <= self.rate <= 1, "a fraction from 0 to 1"),
+            spm_rate=(0 <= self.spm_rate <= 1, "a fraction from 0 to 1"),
+            reserved_tokens=(
+                self.reserved_tokens >= 3,
+                "at least 3, since a document needs 3 sentinels",
+            ),
+        )
 
     @property
     def sentinel_names(self) -> tuple[str | int | None, ...]:
@@ -111,18 +109,13 @@ class SpanCorruption(DocumentTransform):
     loss_on: Literal["all", "spans"] = "spans"
 
     def __post_init__(self):
-        checks = {
-            "noise_density": (0 < self.noise_density < 1, "above 0 and below 1"),
-            "mean_span_length": (self.mean_span_length >= 1, "at least 1"),
-            "reserved_tokens": (self.reserved_tokens >= 0, "at least 0"),
-            "sentinels": (len(self.sentinel_names) >= 2, "at least 2 tokens"),
-        }
-        for name, (is_valid, bound) in checks.items():
-            if not is_valid:
-                raise ConfigError(
-                    f"SpanCorruption.{name} is {getattr(self, name)}: it must be"
-                    f" {bound}."
-                )
+        check_fields(
+            self,
+            noise_density=(0 < self.noise_density < 1, "above 0 and below 1"),
+            mean_span_length=(self.mean_span_length >= 1, "at least 1"),
+            reserved_tokens=(self.reserved_tokens >= 0, "at least 0"),
+            sentinels=(len(self.sentinel_names) >= 2, "at least 2 tokens"),
+        )
 
     @property
     def sentinel_names(self) -> tuple[str | int | None, ...]:

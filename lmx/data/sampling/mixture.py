@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, check_fields, configurable
 from lmx.core.batch import Batch
 from lmx.data.dataset import (
     Dataset,
@@ -126,13 +126,14 @@ class MixtureComponent:
 
     def __post_init__(self):
         weights = [value_at(self.weight, step) for step in list_changes(self.weight)]
-        for name, values in (("weight", weights), ("loss_weight", [self.loss_weight])):
-            for value in values:
-                if not 0 <= value < math.inf:
-                    raise ConfigError(
-                        f"MixtureComponent.{name} is {value}: it must be 0 or more, and"
-                        " finite."
-                    )
+        check_fields(
+            self,
+            weight=(
+                all(0 <= weight < math.inf for weight in weights),
+                "0 or more, and finite",
+            ),
+            loss_weight=(0 <= self.loss_weight < math.inf, "0 or more, and finite"),
+        )
 
 
 @configurable

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -12,30 +11,16 @@ from lmx.data.schedule import RowRequest
 from lmx.data.stateless_random import RandomStream, hash_u64, permute, randint
 
 
-class TokenStream(NamedTuple):
-    """Size of a token stream and of its rows."""
-
-    tokens: int
-    sequence_length: int
-
-    @property
-    def rows(self) -> int:
-        """Rows in which every token but the first is a target once."""
-        return -(-(self.tokens - 1) // self.sequence_length)
-
-
 class Order(ABC):
     """Maps a row request to offsets in a stream, as a pure function."""
 
     @abstractmethod
-    def count_rows(self, stream: TokenStream) -> int | None:
-        """Rows in one pass over the stream; None if there are no passes."""
+    def count_rows(self, tokens: int, length: int) -> int | None:
+        """Rows of a length in one pass over that many tokens; None: no passes."""
 
     @abstractmethod
-    def find_offsets(
-        self, request: RowRequest, stream: TokenStream
-    ) -> Int64[np.ndarray, " M"]:
-        """The offset of the first token of each requested row."""
+    def find_offsets(self, request: RowRequest, tokens: int) -> Int64[np.ndarray, " M"]:
+        """The offset of the first token of each requested row of a stream."""
 
 
 class RowOrder(Order):
@@ -45,13 +30,12 @@ class RowOrder(Order):
     def select_rows(self, request: RowRequest, count: int) -> Int64[np.ndarray, " M"]:
         """The index of each requested row, of `count`; `count` or more is padding."""
 
-    def count_rows(self, stream: TokenStream) -> int | None:
-        return stream.rows
+    def count_rows(self, tokens: int, length: int) -> int:
+        return -(-(tokens - 1) // length)  # all tokens but the first are targets once
 
-    def find_offsets(
-        self, request: RowRequest, stream: TokenStream
-    ) -> Int64[np.ndarray, " M"]:
-        return self.select_rows(request, stream.rows) * stream.sequence_length
+    def find_offsets(self, request: RowRequest, tokens: int) -> Int64[np.ndarray, " M"]:
+        length = request.sequence_length
+        return self.select_rows(request, self.count_rows(tokens, length)) * length
 
 
 @configurable
@@ -91,16 +75,13 @@ class Sequential(RowOrder):
 class RandomWindows(Order):
     """Windows at random offsets, drawn with replacement, as in nanoGPT."""
 
-    def count_rows(self, stream: TokenStream) -> int | None:
-        _check_window(stream)
+    def count_rows(self, tokens: int, length: int) -> int | None:
+        _check_window(tokens, length)
         return None
 
-    def find_offsets(
-        self, request: RowRequest, stream: TokenStream
-    ) -> Int64[np.ndarray, " M"]:
-        bound = stream.tokens - stream.sequence_length
-        stream_id = RandomStream.WINDOW
-        return randint(bound, request.seed, stream_id, request.step, request.rows)
+    def find_offsets(self, request: RowRequest, tokens: int) -> Int64[np.ndarray, " M"]:
+        bound, stream = tokens - request.sequence_length, RandomStream.WINDOW
+        return randint(bound, request.seed, stream, request.step, request.rows)
 
 
 @configurable
@@ -111,28 +92,25 @@ class RandomOffset(Order):
     The windows of an epoch come in random order, each once.
     """
 
-    def count_rows(self, stream: TokenStream) -> int | None:
+    def count_rows(self, tokens: int, length: int) -> int:
         """Windows that fit at any offset below the sequence length."""
-        _check_window(stream)
-        length = stream.sequence_length
-        return max((stream.tokens - length) // length, 1)
+        _check_window(tokens, length)
+        return max((tokens - length) // length, 1)
 
-    def find_offsets(
-        self, request: RowRequest, stream: TokenStream
-    ) -> Int64[np.ndarray, " M"]:
-        windows = self.count_rows(stream) or 0
+    def find_offsets(self, request: RowRequest, tokens: int) -> Int64[np.ndarray, " M"]:
+        length = request.sequence_length
+        windows = self.count_rows(tokens, length)
         epoch, index = np.divmod(request.indices, windows)
-        bound = stream.tokens - stream.sequence_length * windows
+        bound = tokens - length * windows
         offset = randint(bound, request.seed, RandomStream.OFFSET, epoch)
         key = hash_u64(request.seed, RandomStream.SHUFFLE, epoch)
-        return offset + permute(index, windows, key) * stream.sequence_length
+        return offset + permute(index, windows, key) * length
 
 
-def _check_window(stream: TokenStream) -> None:
+def _check_window(tokens: int, length: int) -> None:
     """Refuses a stream that is shorter than a window and its last target."""
-    if stream.tokens <= stream.sequence_length:
+    if tokens <= length:
         raise ConfigError(
-            f"{stream.tokens} tokens are too few for a window of"
-            f" {stream.sequence_length} and its next token: set sequence_length to"
-            f" {stream.tokens - 1} or less."
+            f"{tokens} tokens are too few for a window of {length} and its next token:"
+            f" set sequence_length to {tokens - 1} or less."
         )

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import check_fields, configurable
 from lmx.core.batch import Batch
 from lmx.data.dataset import (
     DatasetInfo,
@@ -39,10 +39,8 @@ class PauseTokens(WrapperConfig):
     rate: float = 0.1
 
     def __post_init__(self):
-        if not 0.0 <= self.rate < float("inf"):
-            raise ConfigError(
-                f"PauseTokens.rate is {self.rate}: it must be 0 or more, and finite."
-            )
+        is_valid = 0.0 <= self.rate < float("inf")
+        check_fields(self, rate=(is_valid, "0 or more, and finite"))
 
     def open(self) -> "PauseTokensDataset":
         """Opens the source."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmx.config.registry import ConfigError, Execution, configurable
+from lmx.config.registry import ConfigError, Execution, check_fields, configurable
 from lmx.core import console
 from lmx.core.files import create_dir_once, get_cache_dir, remove_dir
 from lmx.data.corpus.corpus import Corpus, Document, Span, Split
@@ -63,14 +63,16 @@ class BuildTokenStore:
     executor: Execution[Executor] = ProcessPool()
 
     def __post_init__(self):
-        name = type(self).__name__
         if not self.sources:
-            raise ConfigError(f"{name}.sources names no corpus: {{'books': @Text()}}")
-        if self.shard_bytes < 1:
-            raise ConfigError(f"{name}.shard_bytes is {self.shard_bytes}: at least 1.")
-        for field in ("max_invalid_fraction", "max_empty_fraction"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise ConfigError(f"{name}.{field} is {getattr(self, field)}: 0 to 1.")
+            raise ConfigError(
+                "BuildTokenStore.sources names no corpus: {'books': @Text()}"
+            )
+        check_fields(
+            self,
+            shard_bytes=(self.shard_bytes >= 1, "at least 1"),
+            max_invalid_fraction=(0 <= self.max_invalid_fraction <= 1, "0 to 1"),
+            max_empty_fraction=(0 <= self.max_empty_fraction <= 1, "0 to 1"),
+        )
 
     def write(self, folder: Path) -> Store:
         """Builds the store, resumes a stopped build, or adds what is new.

@@ -12,7 +12,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, check_fields, configurable
 from lmx.data.optional import import_optional
 from lmx.data.store.shard_plan import BuildJob, ShardSpec
 from lmx.data.store.shard_writer import ShardCounts, write_shard
@@ -44,8 +44,8 @@ class ProcessPool(Executor):
     workers: int | None = None
 
     def __post_init__(self):
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"ProcessPool.workers is {self.workers}: at least 1.")
+        is_valid = self.workers is None or self.workers >= 1
+        check_fields(self, workers=(is_valid, "at least 1"))
 
     def run(
         self, job: BuildJob, specs: Sequence[ShardSpec], on_progress: OnProgress

@@ -68,31 +68,13 @@ class Store:
         """Documents."""
         return len(self.starts) - 1
 
-    def take(self, index: Int64[np.ndarray, "..."]) -> UInt[np.ndarray, "..."]:
-        """Returns the tokens at these positions of the stream."""
-        if not index.size:
-            return self.parts[0][:0].reshape(index.shape)
-        if index.min() < 0 or index.max() >= self.size:
-            raise IndexError(f"{index} of a stream of {self.size} tokens")
-        part = np.searchsorted(self.part_offsets, index, side="right") - 1
-        first, last = int(part.min()), int(part.max())
-        if first == last:
-            return self.parts[first][index - self.part_offsets[first]]
-        tokens = np.empty(index.shape, self.parts[first].dtype)
-        for number in np.flatnonzero(np.bincount(part.ravel())).tolist():
-            chosen = part == number
-            local = index[chosen] - self.part_offsets[number]
-            tokens[chosen] = self.parts[number][local]
-        return tokens
-
     def read(self, begin: int, end: int) -> UInt[np.ndarray, " _"]:
         """Returns a range of the stream: a view if it is within one part."""
         if not 0 <= begin <= end <= self.size:
             raise IndexError(f"[{begin}, {end}) of a stream of {self.size} tokens")
-        ends = [begin, max(begin, end - 1)]
-        places = np.searchsorted(self.part_offsets, ends, "right")
-        first, last = (np.minimum(places, len(self.parts)) - 1).tolist()
         offsets = self.part_offsets
+        parts = np.searchsorted(offsets, [begin, max(begin, end - 1)], "right")
+        first, last = (np.minimum(parts, len(self.parts)) - 1).tolist()
         pieces = [
             self.parts[n][max(0, begin - offsets[n]) : end - offsets[n]]
             for n in range(first, last + 1)
@@ -153,8 +135,8 @@ def open_store(folder: Path) -> Store:
             found = path.stat().st_size if path.is_file() else 0
             if found < size:
                 raise _truncation_error(path, found, size)
-        hashes = [manifest["dtype"], manifest["starts"]["sha256"]]
-        hashes += [shard["sha256"] for shard in manifest["shards"]]
+        shard_hashes = [shard["sha256"] for shard in manifest["shards"]]
+        hashes = [manifest["dtype"], manifest["starts"]["sha256"], *shard_hashes]
         tokens = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
         store = Store(
             parts=MappedShards(paths, dtype),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, check_fields
 from lmx.core.batch import Batch
 from lmx.data.dataset import Dataset, DatasetConfig, DatasetInfo
 from lmx.data.schedule import BatchSchedule, RowRequest
@@ -80,9 +80,8 @@ class SyntheticDataset(DatasetConfig, Dataset):
 
     def require_at_least(self, **bounds: int) -> None:
         """Refuses fields that are less than their bound."""
-        for name, bound in bounds.items():
-            if (value := getattr(self, name)) < bound:
-                raise ConfigError(
-                    f"{type(self).__name__}.{name} is {value}: it must be at least"
-                    f" {bound}."
-                )
+        checks = {
+            name: (getattr(self, name) >= bound, f"at least {bound}")
+            for name, bound in bounds.items()
+        }
+        check_fields(self, **checks)

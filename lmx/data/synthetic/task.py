@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Bool
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, check_fields, configurable
 from lmx.data.corpus.corpus import Split, check_fraction
 from lmx.data.stateless_random import RandomStream, hash_u64, permute, randint
 from lmx.data.synthetic.base import Column, Generated, SyntheticDataset
@@ -88,8 +88,7 @@ class Copy(SyntheticDataset):
 
     def __post_init__(self):
         self.require_at_least(vocab=2, batch_size=1, sequence_length=2)
-        if not 0.0 <= self.noise <= 1.0:
-            raise ConfigError(f"Copy.noise is {self.noise}: it must be from 0 to 1.")
+        check_fields(self, noise=(0.0 <= self.noise <= 1.0, "from 0 to 1"))
 
     @property
     def entropy(self) -> float:
@@ -155,7 +154,7 @@ class Arithmetic(SyntheticDataset):
         self.require_at_least(
             modulus=2, batch_size=1, sequence_length=EQUATION_TOKENS - 1
         )
-        check_fraction("Arithmetic.held_out", self.held_out)
+        check_fraction(self, "held_out")
         if not self.pairs[1]:
             raise ConfigError(
                 f"Arithmetic.held_out is {self.held_out}, which leaves no equation for"

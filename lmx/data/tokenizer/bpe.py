@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lmx.config.registry import ConfigError, Execution, configurable
+from lmx.config.registry import ConfigError, Execution, check_fields, configurable
 from lmx.core.console import print_line
 from lmx.data.corpus.corpus import Corpus
 from lmx.data.optional import import_optional
@@ -65,11 +65,9 @@ class BPE(TokenizerConfig):
     pretokenizer: PretokenizerName = "gpt2"
 
     def __post_init__(self):
-        if self.vocab < (least := len(BYTES) + 2):
-            raise ConfigError(
-                f"BPE.vocab is {self.vocab}: it must be at least {least}, for the"
-                " bytes, BOS and EOS."
-            )
+        least = len(BYTES) + 2
+        bound = f"at least {least}, for the bytes, BOS and EOS"
+        check_fields(self, vocab=(self.vocab >= least, bound))
 
     def open(self, corpus: Corpus) -> HFTokenizer:
         """Loads it from the cache, or trains it on the train split."""

@@ -134,8 +134,11 @@ def test_an_existing_folder_is_not_overwritten(make_corpus, run_pass, tmp_path):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Dedup(sources={}, threshold=1.5), "Dedup.threshold is 1.5: above 0"),
-        (lambda: MinHash(bands=0), "MinHash.bands is 0: at least 1"),
+        (
+            lambda: Dedup(sources={}, threshold=1.5),
+            "threshold is 1.5: it must be above 0",
+        ),
+        (lambda: MinHash(bands=0), "MinHash.bands is 0: it must be at least 1"),
     ],
 )
 def test_invalid_settings_are_refused(make, message):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.data.sampling.best_fit import load_or_pack, pack_best_fit, pack_documents
+from lmx.data.sampling.packing import load_or_pack, pack_best_fit, pack_documents
 
 
 def pack_one_by_one(sizes, length) -> list[int]:
@@ -78,7 +78,7 @@ def test_parts_of_a_long_document_repeat_one_token():
 def test_packing_is_cached_per_documents_and_length(cache, monkeypatch):
     starts = find_starts([5, 9, 3])
     packed = load_or_pack(starts, {"a": "b"}, 8)
-    monkeypatch.setattr("lmx.data.sampling.best_fit.pack_documents", refuse_to_pack)
+    monkeypatch.setattr("lmx.data.sampling.packing.pack_documents", refuse_to_pack)
     for cached, array in zip(load_or_pack(starts, {"a": "b"}, 8), packed, strict=True):
         assert cached.tolist() == array.tolist()
     for other in (({"a": "c"}, 8), ({"a": "b"}, 9)):

@@ -280,9 +280,12 @@ def test_an_indivisible_corpus_is_one_shard(tmp_path):
     ("fields", "message"),
     [
         ({"sources": {}}, "BuildTokenStore.sources names no corpus"),
-        ({"shard_bytes": 0}, "BuildTokenStore.shard_bytes is 0: at least 1"),
-        ({"max_invalid_fraction": 1.5}, "max_invalid_fraction is 1.5: 0 to 1"),
-        ({"max_empty_fraction": -0.1}, "max_empty_fraction is -0.1: 0 to 1"),
+        ({"shard_bytes": 0}, "shard_bytes is 0: it must be at least 1"),
+        (
+            {"max_invalid_fraction": 1.5},
+            "invalid_fraction is 1.5: it must be 0 to 1",
+        ),
+        ({"max_empty_fraction": -0.1}, "max_empty_fraction is -0.1: it must be 0 to 1"),
     ],
 )
 def test_invalid_settings_are_refused_at_once(fields, message):
@@ -293,5 +296,5 @@ def test_invalid_settings_are_refused_at_once(fields, message):
 def test_invalid_filters_and_executors_are_refused():
     with pytest.raises(ConfigError, match="min_chars is 3 and LengthFilter.max_chars"):
         LengthFilter(min_chars=3, max_chars=2)
-    with pytest.raises(ConfigError, match="ProcessPool.workers is 0: at least 1"):
+    with pytest.raises(ConfigError, match="workers is 0: it must be at least 1"):
         ProcessPool(workers=0)

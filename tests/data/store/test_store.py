@@ -46,15 +46,6 @@ def test_every_range_is_read_across_parts(sizes):
             np.testing.assert_array_equal(store.read(begin, end), tokens[begin:end])
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 0), (1, 1, 1)])
-def test_tokens_are_taken_at_any_positions_in_any_shape(sizes, shape):
-    store, tokens = make_store(sizes)
-    if len(tokens) or 0 in shape:
-        index = np.random.default_rng(1).integers(0, max(1, len(tokens)), shape)
-        np.testing.assert_array_equal(store.take(index), tokens[index])
-
-
 def test_a_range_within_one_shard_is_not_copied():
     store, tokens = make_store((2, 4, 2))
     assert np.shares_memory(store.read(3, 6), tokens)
@@ -64,8 +55,6 @@ def test_a_range_within_one_shard_is_not_copied():
 @pytest.mark.parametrize("position", [-1, 8])
 def test_positions_outside_the_stream_are_refused(position):
     store, _ = make_store((3, 5))
-    with pytest.raises(IndexError, match="8 tokens"):
-        store.take(np.array([0, position]))
     with pytest.raises(IndexError, match="8 tokens"):
         store.read(*sorted((position, 9)))
 
