@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 
 from lmx.data.corpus.text import Text
-from lmx.data.curate.dedup import Dedup
-from lmx.data.curate.ngrams import hash_ngram_set, jaccard_index
+from lmx.data.curate.dedup import Dedup, hash_ngram_set, jaccard_index
 
 WORDS = 200  # per document
 VOCAB = 50_000

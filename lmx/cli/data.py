@@ -183,7 +183,7 @@ def train_tokenizer(args: argparse.Namespace) -> Output:
             corpus = parts[0] if len(parts) == 1 else ConcatCorpus(parts)
             tokenizer = tokenizer_config.build().open(corpus)
             stats = compute_stats(tokenizer, corpus.read_nonempty("validation"))
-        data.update(digest=tokenizer.digest, **stats._asdict())
+        data.update(digest=tokenizer.digest, **stats)
         tokenizer.save(folder)
         (folder / REPORT).write_text(json.dumps(data, indent=2) + "\n")
 

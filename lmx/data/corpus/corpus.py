@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -176,6 +177,7 @@ class SpanCorpus(Corpus):
 
 
 NOT_UTF8_ADVICE = "save it as UTF-8 or leave it out."
+HIDDEN = re.compile(r"/\.")  # a file or a folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,27 +210,27 @@ class FileCorpus(SpanCorpus):
         root = Path(self.path).expanduser()
         return self.read_file(root if root.is_file() else root / span.file, span)
 
-    def _list_files(self) -> Iterator[tuple[Path, str]]:
-        """Yields each file and its name within the corpus, in order."""
-        root, found = Path(self.path).expanduser(), False
+    def _list_files(self) -> Sequence[tuple[Path, str]]:
+        """Returns each file and its name within the corpus, in order."""
+        root = Path(self.path).expanduser()
+        if root.is_file():
+            return [(root, self.single_name)]
         if not root.exists():
             folder = root.parent
             names = [path.name for path in folder.iterdir()] if folder.is_dir() else ()
             raise ConfigError(f"there is no {root}{suggest(root.name, names)}")
-        if root.is_file():
-            yield root, self.single_name
-            return
-        for path in sorted(root.rglob("*")):
-            name = path.relative_to(root)
-            hidden = any(part.startswith(".") for part in name.parts)
-            if path.name.endswith(self.suffixes) and path.is_file() and not hidden:
-                found = True
-                yield path, name.as_posix()
-        if not found:
+        found = [p for p in sorted(root.rglob("*")) if p.name.endswith(self.suffixes)]
+        files = [
+            (path, path.relative_to(root).as_posix())
+            for path in found
+            if path.is_file() and not HIDDEN.search(f"/{path.relative_to(root)}")
+        ]
+        if not files:
             raise ConfigError(
                 f"no file of {root} ends in {' or '.join(self.suffixes)}: set"
                 f" {type(self).__name__}.suffixes to the suffixes of its files."
             )
+        return files
 
 
 def divide_range(
@@ -320,8 +322,9 @@ def decode_utf8(raw: bytes, path: Path) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        reason = f"not UTF-8 (0x{raw[error.start]:02x})"
-        parser = EntryParser(path, "", "byte", "")
-        raise parser.reject(
-            reason, 0, error.start, NOT_UTF8_ADVICE
-        ).to_error() from None
+        reason, location = (
+            f"not UTF-8 (0x{raw[error.start]:02x})",
+            f"byte {error.start}",
+        )
+        entry = InvalidDocument("invalid", reason, path, location, NOT_UTF8_ADVICE)
+        raise entry.to_error() from None

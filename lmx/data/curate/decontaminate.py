@@ -7,9 +7,9 @@ import numpy as np
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.core.console import print_line
-from lmx.data.corpus.corpus import Corpus, Document
-from lmx.data.curate.document_pass import DocumentPass, DocumentWriter, read_all_splits
-from lmx.data.curate.ngrams import hash_text, split_words
+from lmx.data.corpus.corpus import Corpus
+from lmx.data.curate.dedup import hash_text, split_words
+from lmx.data.curate.document_pass import DocumentPass, DocumentWriter, read_valid
 
 
 @configurable
@@ -47,16 +47,12 @@ class Decontaminate(DocumentPass):
         for source, document in self.read_documents(writer):
             words = split_words(document.text)
             for size, known in arrays.items():
-                if len(words) < size:
-                    continue
-                own = hash_text(words, size)
-                hits = np.flatnonzero(np.isin(own, known))
-                if len(hits):
-                    first = int(hits[0])
-                    name = index[size][int(own[first])]
+                own = hash_text(words, size) if len(words) >= size else known[:0]
+                hits = np.flatnonzero(np.isin(own, known)).tolist()
+                if hits:
+                    name = index[size][int(own[hits[0]])]
+                    details = {"of": name, "words": " ".join(words[hits[0] :][:size])}
                     reason = f"shares words with {name.split('/')[0]}"
-                    shared = " ".join(words[first : first + size])
-                    details = {"of": name, "words": shared}
                     writer.remove(source, document.name, reason, **details)
                     break
             else:
@@ -67,16 +63,15 @@ class Decontaminate(DocumentPass):
         index: dict[int, dict[int, str]] = {}
         short = 0
         for name, corpus in self.against.items():
-            for item in read_all_splits(corpus):
-                if isinstance(item, Document):
-                    words = split_words(item.text)
-                    size = min(len(words), self.ngram_size)
-                    if size < self.min_words:
-                        short += 1
-                        continue
-                    for ngram in hash_text(words, size).tolist():
-                        known = index.setdefault(size, {})
-                        known.setdefault(ngram, f"{name}/{item.name}")
+            for document in read_valid(corpus):
+                words = split_words(document.text)
+                size = min(len(words), self.ngram_size)
+                if size < self.min_words:
+                    short += 1
+                    continue
+                for ngram in hash_text(words, size).tolist():
+                    names = index.setdefault(size, {})
+                    names.setdefault(ngram, f"{name}/{document.name}")
         if short:
             print_line(
                 f"{short:,} texts of fewer than {self.min_words} words are ignored"

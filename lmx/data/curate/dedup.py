@@ -1,25 +1,78 @@
-"""Removal of duplicate and near-duplicate documents."""
+"""Removal of duplicate and near-duplicate documents, by word n-grams."""
 
+import functools
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import UInt64
+from jaxtyping import Int64, UInt64
 
 from lmx.config.registry import check_fields, configurable
-from lmx.data.corpus.corpus import Corpus, Document
-from lmx.data.curate.document_pass import DocumentPass, DocumentWriter, read_all_splits
-from lmx.data.curate.ngrams import (
-    hash_ngram_set,
-    hash_ngrams,
-    hash_words,
-    jaccard_index,
-    split_words,
-)
+from lmx.data.corpus.corpus import Corpus
+from lmx.data.curate.document_pass import DocumentPass, DocumentWriter, read_valid
 from lmx.data.optional import import_optional
 from lmx.data.stateless_random import hash_u64
+
+WORD = re.compile(r"\w+")
+CACHED_WORDS = 2**20
+
+
+def split_words(text: str) -> list[str]:
+    """Returns the words of a text in lower case, without punctuation."""
+    return WORD.findall(text.lower())
+
+
+def hash_words(words: Sequence[str]) -> UInt64[np.ndarray, " _"]:
+    """Returns 64 bits for each word."""
+    return np.fromiter(map(_hash_word, words), np.uint64, len(words))
+
+
+@functools.lru_cache(CACHED_WORDS)
+def _hash_word(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+
+
+def hash_ngrams(
+    hashes: UInt64[np.ndarray, " _"], ends: Int64[np.ndarray, " texts"], size: int
+) -> tuple[UInt64[np.ndarray, " ngrams"], Int64[np.ndarray, " texts"]]:
+    """Returns 64 bits for each n-gram of each text, and where those of each text end.
+
+    `hashes` are of the words of all texts, and `ends` is where the words of each text
+    end. A text of fewer words is one n-gram; a text without words has none.
+    """
+    lengths = np.diff(ends, prepend=0)
+    counts = np.where(lengths == 0, 0, np.maximum(lengths - size + 1, 1))
+    last = np.repeat(ends, counts)
+    skipped = (lengths - counts).cumsum() - (lengths - counts)  # words that begin none
+    first = np.arange(counts.sum()) + np.repeat(skipped, counts)
+    columns = []
+    for offset in range(size):
+        at = np.minimum(first + offset, max(len(hashes) - 1, 0))
+        columns.append(np.where(first + offset < last, hashes[at], np.uint64(0)))
+    return hash_u64(*columns), counts.cumsum()
+
+
+def hash_text(words: Sequence[str], size: int) -> UInt64[np.ndarray, " _"]:
+    """Returns the n-grams of the words of one text, in order."""
+    hashes = hash_words(words)
+    return hash_ngrams(hashes, np.array([len(hashes)]), size)[0]
+
+
+def hash_ngram_set(text: str, size: int) -> UInt64[np.ndarray, " _"]:
+    """Returns the distinct n-grams of one text, sorted."""
+    return np.unique(hash_text(split_words(text), size))
+
+
+def jaccard_index(
+    one: UInt64[np.ndarray, " _"], other: UInt64[np.ndarray, " _"]
+) -> float:
+    """Returns intersection over union of two sorted sets."""
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    return shared / max(len(one) + len(other) - shared, 1)
+
 
 BATCH_DOCUMENTS = 1000  # hashed at a time
 
@@ -96,9 +149,8 @@ class Dedup(DocumentPass):
             name, bands = f"{source}/{document.name}", next(shared_bands, [])
             digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
             same = first.setdefault(digest, name)
-            if same is not name:
-                reason, match = "same text", (same, 1.0)
-            else:
+            reason, match = "same text", (same, 1.0)
+            if same is name:
                 reason = "near duplicate"
                 match = index.match_or_add(document.text, name, bands)
             if match:
@@ -111,8 +163,8 @@ class Dedup(DocumentPass):
         """Yields, for each document in order, its bands that others have as well."""
         if self.minhash is None:
             return
-        items = itertools.chain(*map(read_all_splits, self.sources.values()))
-        texts = (item.text for item in items if isinstance(item, Document))
+        corpora = self.sources.values()
+        texts = (document.text for c in corpora for document in read_valid(c))
         batches = [np.empty((0, self.minhash.bands), np.uint64)]
         while batch := list(itertools.islice(texts, BATCH_DOCUMENTS)):
             batches.append(self.minhash.compute_signatures(batch))
@@ -143,9 +195,8 @@ class _KeptDocuments:
         if not bands:
             return None
         own = hash_ngram_set(text, self._size)
-        for number in sorted(
-            {n for band in bands for n in self._members.get(band, ())}
-        ):
+        candidates = {n for band in bands for n in self._members.get(band, ())}
+        for number in sorted(candidates):
             sizes = sorted((len(own), len(self._ngrams[number])))
             if sizes[0] < self._threshold * sizes[1]:
                 continue  # the index is at most the ratio of the sizes

@@ -1,5 +1,6 @@
 """Passes over documents that write a new folder: what is kept, what is not, and why."""
 
+import itertools
 import json
 import re
 from abc import ABC, abstractmethod
@@ -28,11 +29,14 @@ EMPTY_REASON = "no text"
 def read_all_splits(corpus: Corpus) -> Items:
     """Yields the documents of both splits, and invalid entries."""
     if isinstance(corpus, SpanCorpus):
-        for span in corpus.list_spans(SPAN_BYTES):
-            yield from corpus.read_all(span)
-    else:
-        for split in SPLITS:
-            yield from corpus.read(split)
+        spans = corpus.list_spans(SPAN_BYTES)
+        return itertools.chain.from_iterable(map(corpus.read_all, spans))
+    return itertools.chain.from_iterable(map(corpus.read, SPLITS))
+
+
+def read_valid(corpus: Corpus) -> Iterator[Document]:
+    """Yields the documents of both splits."""
+    return (item for item in read_all_splits(corpus) if isinstance(item, Document))
 
 
 class DocumentPass(ABC):

@@ -5,7 +5,6 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,13 +24,9 @@ from lmx.data.schedule import RowRequest
 WEIGHTED_TOKEN = np.dtype([("token", np.int32), ("weight", np.float32)])
 
 
-class RandomKey(NamedTuple):
-    """Key of the random numbers of one document. No two documents of a run share it."""
-
-    seed: int
-    step: int
-    row: int
-    segment: int
+# Key of the random numbers of a document, unique in a run: the seed, the step, the row
+# and the segment.
+RandomKey = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +89,7 @@ class TransformedDataset(DatasetWrapper):
             room, start = request.sequence_length - shorter.sequence_length, 0
             documents = split_documents(source, index).values()
             for segment, document in enumerate(documents, 1):
-                key = RandomKey(request.seed, request.step, row, segment)
+                key = (request.seed, request.step, row, segment)
                 transformed = self._transform(document, key)
                 if len(transformed) - len(document) > room:
                     transformed = document

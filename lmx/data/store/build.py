@@ -132,29 +132,22 @@ class BuildProgress:
         self, title: str, specs: Sequence[ShardSpec], missing: Sequence[ShardSpec]
     ):
         self._title = title
-        self._expected = {spec.number: spec.bytes for spec in specs}
-        self._total = sum(self._expected.values())
+        self._bytes = {spec.number: spec.bytes for spec in specs}
+        self._total = sum(self._bytes.values())
         self._initial = self._total - sum(spec.bytes for spec in missing)
         self._shards: dict[int, ShardCounts] = {}
         self._started = self._printed = time.monotonic()
         self._bar = console.byte_progress(title, self._total)
         self._bar.update(self._initial)
         self._bar.unpause()
-
-    def close(self) -> None:
-        """Leaves the bar as it is."""
-        self._bar.close()
+        self.close = self._bar.close
 
     def update(self, counts: ShardCounts) -> None:
         """Shows the progress of a shard."""
         self._shards[counts.shard] = counts
         shards, now = self._shards.values(), time.monotonic()
-        done = sum(
-            self._expected[shard.shard]
-            if shard.done
-            else min(shard.bytes, self._expected[shard.shard])
-            for shard in shards
-        )
+        sizes = [(self._bytes[shard.shard], shard) for shard in shards]
+        done = sum(n if shard.done else min(shard.bytes, n) for n, shard in sizes)
         seconds = max(now - self._started, 1e-3)
         rates = (
             f"{sum(shard.documents for shard in shards):,} documents,"

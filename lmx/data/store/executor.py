@@ -1,6 +1,5 @@
 """Executors that build the shards of a store: local processes, or a Ray cluster."""
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -8,7 +7,6 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -50,18 +48,14 @@ class ProcessPool(Executor):
     def run(
         self, job: BuildJob, specs: Sequence[ShardSpec], on_progress: OnProgress
     ) -> None:
-        workers = min(self.workers or count_cores(), len(specs))
+        has_affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        workers = min(self.workers or cores, len(specs))
         if workers > 1:
             _run_parallel(job, specs, on_progress, workers)
-        else:
-            for spec in specs:
-                write_shard(job, spec, on_progress)
-
-
-def count_cores() -> int:
-    """Returns how many cores this process may use."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+            return
+        for spec in specs:
+            write_shard(job, spec, on_progress)
 
 
 def _run_parallel(
@@ -126,7 +120,7 @@ def _run_worker(
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class RayExecutor(Executor):
-    """Ray Data: a task per shard, retried if a machine fails.
+    """A Ray task per shard, which is retried if a machine fails.
 
     Every machine of the cluster must see the store and the corpora at the same paths.
 
@@ -143,31 +137,16 @@ class RayExecutor(Executor):
         self, job: BuildJob, specs: Sequence[ShardSpec], on_progress: OnProgress
     ) -> None:
         ray = import_optional("ray", "cluster", "to build on a cluster")
-        data = import_optional("ray.data", "cluster", "to build on a cluster")
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         ray.init(self.address, ignore_reinit_error=True, **quiet)
-        data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        items = [{"index": index} for index in range(len(specs))]
-        rows = data.from_items(items, override_num_blocks=len(specs))
-        task = partial(_write_remote, ray.put((job, tuple(specs))))
+        write = ray.remote(num_cpus=self.cpus_per_shard)(write_shard)
+        shared_job = ray.put(job)
+        tasks = [write.remote(shared_job, spec) for spec in specs]
         try:
-            for row in rows.map(task, num_cpus=self.cpus_per_shard).iter_rows():
-                if error := row.pop("error"):
-                    raise ConfigError(error)
-                on_progress(ShardCounts(**row))
+            while tasks:
+                [task], tasks = ray.wait(tasks)
+                on_progress(ray.get(task))
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ConfigError):
+                raise ConfigError(f"{error.cause}") from None
             raise WorkerError(f"{error}") from error
-
-
-def _write_remote(shared: Any, row: dict[str, Any]) -> dict[str, Any]:
-    """Writes one shard. Returns its sizes, and the message of a refusal."""
-    job, specs = import_optional("ray", "cluster", "to build on a cluster").get(shared)
-    spec, error = specs[row["index"]], ""
-    counts = ShardCounts(spec.number)
-    try:
-        counts = write_shard(job, spec, lambda _: None)
-    except ConfigError as refusal:
-        error = f"{refusal}"
-    sizes = ("shard", "documents", "bytes", "tokens", "done")
-    return {**{name: getattr(counts, name) for name in sizes}, "error": error}

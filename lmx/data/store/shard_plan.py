@@ -1,6 +1,8 @@
 """Planning of a build: which spans of the sources make up which shard."""
 
+import itertools
 import json
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,10 +105,8 @@ def plan_shards(job: BuildJob) -> list[ShardSpec]:
 
 
 def _group_by_file(spans: Iterable[list]) -> dict[str, list[list]]:
-    files: dict[str, list[list]] = {}
-    for span in spans:
-        files.setdefault(span[0], []).append(span)
-    return files
+    groups = itertools.groupby(spans, operator.itemgetter(0))
+    return {file: list(group) for file, group in groups}
 
 
 def _group_by_size(spans: Iterable[Span], size: int) -> Iterator[tuple[Span, ...]]:

@@ -49,7 +49,9 @@ class ShardCounts:
 
 
 def write_shard(
-    job: BuildJob, spec: ShardSpec, on_progress: Callable[[ShardCounts], None]
+    job: BuildJob,
+    spec: ShardSpec,
+    on_progress: Callable[[ShardCounts], None] = lambda _: None,
 ) -> ShardCounts:
     """Writes the tokens, the lengths of documents and the record of a shard.
 
@@ -73,13 +75,14 @@ def write_shard(
 
     path = job.folder / format_shard_name(spec.number)
     checksum = write_checksummed(path, encode())
-    write_atomic(
-        job.get_path(spec.number, "lengths"), np.array(lengths, "<i8").tobytes()
-    )
+    data = np.array(lengths, "<i8").tobytes()
+    write_atomic(job.get_path(spec.number, "lengths"), data)
     counts.done = True
-    record = {"source": spec.source, **vars(counts), "checksum": checksum}
-    record["spans"] = [span[:-1] for span in spec.spans]
-    record["resume"] = {"recipe": job.describe(), "spans": spec.spans}
+    record = {
+        **{"source": spec.source, **vars(counts), "checksum": checksum},
+        "spans": [span[:-1] for span in spec.spans],
+        "resume": {"recipe": job.describe(), "spans": spec.spans},
+    }
     write_atomic(job.get_path(spec.number, "json"), json.dumps(record).encode())
     on_progress(counts)
     return counts
@@ -167,21 +170,24 @@ def commit(job: BuildJob, specs: Sequence[ShardSpec]) -> None:
                 f"source {name!r} has no documents in the {job.split} split:"
                 f" {', '.join(reasons) or 'it is empty'}."
             )
-    _check_limits(job, _summarize(new))
+    _check_limits(job, new)
     job.tokenizer.save(job.folder)
     lines = ((json.dumps(record) + "\n").encode() for record in records)
-    shards = ("source", "documents", "tokens", "bytes")
+    sizes = ("documents", "tokens", "bytes")
     manifest = {
         "version": FORMAT_VERSION,
         "dtype": job.dtype,
-        **{n: sum(record[n] for record in records) for n in shards[1:]},
+        **{name: sum(record[name] for record in records) for name in sizes},
         "tokenizer": job.tokenizer.digest,
         "recipe": {**old_recipe, **job.describe()},
         "records": write_checksummed(job.folder / SHARDS_FILE, lines),
         "starts": _write_starts(job, sum(r["documents"] for r in old), specs),
         "excluded": excluded,
         "shards": [
-            {**{n: record[n] for n in shards}, "sha256": record["checksum"]["sha256"]}
+            {
+                **{name: record[name] for name in ("source", *sizes)},
+                "sha256": record["checksum"]["sha256"],
+            }
             for record in records
         ],
     }
@@ -206,19 +212,15 @@ def _write_starts(
     return write_checksummed(path, read())
 
 
-def _check_limits(job: BuildJob, sources: Summary) -> None:
+def _check_limits(job: BuildJob, records: Iterable[Record]) -> None:
     """Refuses a build with too many invalid or empty documents."""
-    rejected: dict[str, dict[str, Any]] = {}
-    total = 0
-    for source in sources.values():
-        total += source["documents"] + sum(source["filtered"].values())
-        for reason, entry in source["rejected"].items():
-            total += entry["count"]
-            add_rejected(rejected, reason, **entry)
+    [counts] = _summarize({**record, "source": ""} for record in records).values()
+    sizes = [entry["count"] for entry in counts["rejected"].values()]
+    total = counts["documents"] + counts["filtered"].total() + sum(sizes)
     for kind in ("invalid", "empty"):
-        name = f"max_{kind}_fraction"
-        entries = {r: entry for r, entry in rejected.items() if entry["kind"] == kind}
-        count, limit = sum(e["count"] for e in entries.values()), getattr(job, name)
+        entries = {r: e for r, e in counts["rejected"].items() if e["kind"] == kind}
+        count = sum(entry["count"] for entry in entries.values())
+        limit = getattr(job, f"max_{kind}_fraction")
         if count > limit * total:
             locations = "".join(
                 f"\n  {entry['count']:,} {reason}: {'; '.join(entry['locations'])}"
@@ -226,8 +228,8 @@ def _check_limits(job: BuildJob, sources: Summary) -> None:
             )
             raise ConfigError(
                 f"{count:,} of {total:,} documents are {kind}, more than"
-                f" BuildTokenStore.{name} = {limit} allows: repair them, or raise the"
-                f" limit (the shards in {job.folder} are kept).{locations}"
+                f" BuildTokenStore.max_{kind}_fraction = {limit} allows: repair them,"
+                f" or raise the limit (the shards in {job.folder} are kept).{locations}"
             )
 
 

@@ -3,6 +3,7 @@
 import codecs
 import functools
 import hashlib
+import itertools
 import json
 import operator
 import time
@@ -37,12 +38,15 @@ class Tokenizer(ABC):
         bos: the token before every document; None: none.
         eos: the token after every document; None: none.
         stop_tokens: tokens at which generation ends.
+        strip_leading_space: whether `encode` adds a space before a text, which `decode`
+            removes.
     """
 
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes] = MappingProxyType({})
     bos: int | None = None
     eos: int | None = None
     stop_tokens: tuple[int, ...] = ()
+    strip_leading_space: bool = False
 
     @property
     @abstractmethod
@@ -55,11 +59,6 @@ class Tokenizer(ABC):
 
         Text with an unpaired surrogate is refused, since it has no UTF-8 form.
         """
-
-    @property
-    def strip_leading_space(self) -> bool:
-        """Whether `encode` adds a space before a text, which `decode` removes."""
-        return False
 
     def token_to_id(self, text: str) -> int | None:
         """The token with that spelling, special ones included; None: there is none."""
@@ -127,8 +126,7 @@ class StreamDecoder:
 
 def token_to_bytes(token: SupportsIndex, vocab_bytes: tuple[bytes, ...]) -> bytes:
     """The bytes of a token; empty for tokens that only the model has."""
-    in_vocab = operator.index(token) < len(vocab_bytes)
-    return vocab_bytes[token] if in_vocab else b""
+    return vocab_bytes[token] if operator.index(token) < len(vocab_bytes) else b""
 
 
 def encode_utf8(text: str) -> bytes:
@@ -217,7 +215,6 @@ class TokenizerConfig(ABC):
 class ByteTokenizer(TokenizerConfig, Tokenizer):
     """The 256 bytes of UTF-8, then BOS, then EOS."""
 
-    files = MappingProxyType({})
     bos = len(BYTES)
     eos = len(BYTES) + 1
     stop_tokens = (len(BYTES) + 1,)
@@ -248,8 +245,6 @@ class CharTokenizer(TokenizerConfig, Tokenizer):
 
     characters: str | None = None
 
-    files = MappingProxyType({})
-
     def __post_init__(self):
         characters = self.characters
         if characters is not None and "".join(sorted({*characters})) != characters:
@@ -262,10 +257,8 @@ class CharTokenizer(TokenizerConfig, Tokenizer):
         """Reads the whole corpus, unless `characters` is set."""
         if self.characters is not None:
             return self
-        characters: set[str] = set()
-        for split in SPLITS:
-            for _, text in corpus.read(split):
-                characters.update(text)
+        texts = (text for split in SPLITS for _, text in corpus.read(split))
+        characters = {*itertools.chain.from_iterable(texts)}
         if not characters:
             raise ConfigError(f"{corpus} is empty: it has no characters.")
         return replace(self, characters="".join(sorted(characters)))

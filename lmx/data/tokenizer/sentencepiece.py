@@ -52,10 +52,8 @@ class SentencePieceTokenizer(FileTokenizer):
 
     @functools.cached_property
     def vocab_bytes(self) -> tuple[bytes, ...]:
-        count = self._processor.vocab_size()
-        bytes_of = {
-            token: piece_bytes(self._processor, token) for token in range(count)
-        }
+        model = self._processor
+        bytes_of = {n: piece_bytes(model, n) for n in range(model.vocab_size())}
         for text, (token, is_special) in self._added_tokens.items():
             bytes_of.setdefault(token, b"" if is_special else text.encode())
         return list_vocab(bytes_of)
@@ -89,8 +87,8 @@ class SentencePieceTokenizer(FileTokenizer):
 
     @functools.cached_property
     def _space_symbol_tokens(self) -> list[int]:
-        pieces = [f"<0x{byte:02X}>" for byte in SPACE_SYMBOL.encode()]
-        return [self._processor.PieceToId(piece) for piece in pieces]
+        bytes_of_symbol = SPACE_SYMBOL.encode()
+        return self._processor.PieceToId([f"<0x{b:02X}>" for b in bytes_of_symbol])
 
     @property
     def prefix_tokens(self) -> tuple[int, ...]:

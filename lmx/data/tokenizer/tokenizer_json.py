@@ -1,6 +1,7 @@
 """Reads and writes tokenizer.json of Hugging Face. Only encoding needs `tokenizers`."""
 
 import functools
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class HFTokenizer(FileTokenizer):
 
     @functools.cached_property
     def _decoders(self) -> dict[str, dict[str, Any]]:
-        return {step["type"]: step for step in _iter_steps(self._config.get("decoder"))}
+        return {step["type"]: step for step in _list_steps(self._config.get("decoder"))}
 
     @functools.cached_property
     def _vocab(self) -> dict[str, int]:
@@ -103,7 +104,7 @@ class HFTokenizer(FileTokenizer):
 
     @property
     def prefix_tokens(self) -> tuple[int, ...]:
-        for step in _iter_steps(self._config.get("post_processor")):
+        for step in _list_steps(self._config.get("post_processor")):
             if step["type"] == "TemplateProcessing":
                 return tuple(_iter_prefix_tokens(step))
         return ()
@@ -162,15 +163,14 @@ def format_byte_bpe(
     return json.dumps(content, ensure_ascii=False).encode()
 
 
-def _iter_steps(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+def _list_steps(step: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The steps of a pipeline: none, one, or those of a sequence."""
     if step is None:
-        return
+        return []
     children = step.get("decoders") or step.get("processors")
     if children is None:
-        yield step
-    for child in children or ():
-        yield from _iter_steps(child)
+        return [step]
+    return list(itertools.chain.from_iterable(map(_list_steps, children)))
 
 
 def _iter_prefix_tokens(template: dict[str, Any]) -> Iterator[int]:

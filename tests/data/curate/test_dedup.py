@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.data.curate.dedup import Dedup, MinHash
-from lmx.data.curate.ngrams import (
+from lmx.data.curate.dedup import (
+    Dedup,
+    MinHash,
     hash_ngram_set,
     hash_ngrams,
     hash_words,

@@ -11,9 +11,9 @@ from lmx.data.curate.filter import (
     GopherRepetition,
     LengthFilter,
     MaskPII,
+    QualityClassifier,
     count_repeated_chars,
 )
-from lmx.data.curate.quality import QualityClassifier
 
 PROSE = (
     "It was the first time that anyone in the village had seen such a machine, and"

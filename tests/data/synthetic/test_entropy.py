@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from lmx.data.synthetic.grammar import Grammar
-from lmx.data.synthetic.markov import Markov
+from lmx.data.synthetic.markov import Grammar, Markov
 from lmx.data.synthetic.task import Copy
 
 MARKOVS = [

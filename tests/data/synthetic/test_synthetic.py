@@ -7,8 +7,7 @@ import pytest
 from lmx.config.registry import ConfigError
 from lmx.data.dataset import Dataset
 from lmx.data.stateless_random import RandomStream
-from lmx.data.synthetic.grammar import Grammar
-from lmx.data.synthetic.markov import Markov
+from lmx.data.synthetic.markov import Grammar, Markov
 from lmx.data.synthetic.task import Arithmetic, AssociativeRecall, Copy, RepeatTask
 
 REPEAT = RepeatTask(vocab=32, batch_size=4, sequence_length=10)
