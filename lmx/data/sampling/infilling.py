@@ -65,17 +65,13 @@ class FillInTheMiddle(DocumentTransform):
         if drawn[0] >= self.rate:
             return document
         cuts = randint(len(document) + 1, *key, FIM_STREAM, np.arange(2, 4))
-        _, middle, _ = np.split(document, np.sort(cuts))
-        weight = np.float32(self.loss_on == "all")
-        document = document.copy()
-        document["weight"] *= weight
-        before, _, after = np.split(document, np.sort(cuts))
-        prefix, suffix, comes = np.array(
-            [[(token, weight)] for token in sentinels], WEIGHTED_TOKEN
-        )
-        if drawn[1] < self.spm_rate:
-            return np.concatenate([prefix, suffix, after, comes, before, middle])
-        return np.concatenate([prefix, before, suffix, after, comes, middle])
+        before, middle, after = np.split(document, np.sort(cuts))
+        marks = np.array([[(token, 1)] for token in sentinels], WEIGHTED_TOKEN)
+        psm = [marks[0], before, marks[1], after, marks[2]]
+        spm = [marks[0], marks[1], after, marks[2], before]
+        context = np.concatenate(spm if drawn[1] < self.spm_rate else psm)
+        context["weight"] *= np.float32(self.loss_on == "all")
+        return np.concatenate([context, middle])
 
 
 CORRUPTION_STREAM = 8  # separates its random numbers from those of FillInTheMiddle

@@ -53,16 +53,16 @@ class PauseTokensDataset(DatasetWrapper):
 
     rate: float
 
+    @property
+    def pause_token(self) -> int:
+        """The token after those of the source."""
+        return self.source.info.vocab
+
     @cached_property
     def info(self) -> DatasetInfo:
         info = self.source.info
         fingerprint = {**info.fingerprint, "PauseTokens": f"{self.rate}"}
         return dataclasses.replace(info, vocab=info.vocab + 1, fingerprint=fingerprint)
-
-    @property
-    def pause_token(self) -> int:
-        """The token after those of the source."""
-        return self.source.info.vocab
 
     def read(self, request: RowRequest) -> Batch:
         rows, length = request.rows[:, None], request.sequence_length

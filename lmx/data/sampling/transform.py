@@ -70,16 +70,13 @@ class TransformedDataset(DatasetWrapper):
     @cached_property
     def info(self) -> DatasetInfo:
         info, config = self.source.info, self.config
-        settings = {
-            field.name: getattr(config, field.name)
-            for field in dataclasses.fields(config)
-            if field.name != "source"
-        }
-        words = f"{settings | {'sentinels': self.sentinels}}"
+        names = [f.name for f in dataclasses.fields(config) if f.name != "source"]
+        settings = {name: getattr(config, name) for name in names}
+        settings["sentinels"] = self.sentinels
         return dataclasses.replace(
             info,
             vocab=max(info.vocab, *(token + 1 for token in self.sentinels)),
-            fingerprint={**info.fingerprint, type(config).__name__: words},
+            fingerprint={**info.fingerprint, type(config).__name__: f"{settings}"},
         )
 
     def read(self, request: RowRequest) -> Batch:
@@ -123,11 +120,10 @@ class TransformedDataset(DatasetWrapper):
 
     def _transform(self, document: np.ndarray, key: RandomKey) -> np.ndarray:
         """Transforms what is between BOS and EOS."""
-        if tokenizer := self.info.tokenizer:
-            low = int(document["token"][0] == tokenizer.bos)
-            high = len(document) - int(document["token"][-1] == tokenizer.eos)
-        else:
-            low, high = 0, len(document)
+        low, high, tokenizer = 0, len(document), self.info.tokenizer
+        if tokenizer is not None:
+            low += int(document["token"][0] == tokenizer.bos)
+            high -= int(document["token"][-1] == tokenizer.eos)
         inner = self.config.transform(document[low:high], key, self.sentinels)
         return np.concatenate([document[:low], inner, document[high:]])
 
@@ -171,14 +167,10 @@ def find_sentinels(
     vocab, tokenizer = source.info.vocab, source.info.tokenizer
     tokens = []
     for name in names:
-        token = name
-        if name is None:
-            token = vocab + len(tokens)
-        elif isinstance(name, str):
+        token = vocab + len(tokens) if name is None else name
+        if isinstance(name, str):
             token = tokenizer.token_to_id(name) if tokenizer else None
-        if not isinstance(token, int) or (
-            name is not None and token not in range(vocab)
-        ):
+        if token is None or name is not None and token not in range(vocab):
             raise ConfigError(
                 f"{label}.sentinels names {name!r}, which is no token of the source:"
                 " name tokens of its tokenizer, or unset sentinels to add new tokens."

@@ -42,7 +42,7 @@ class Tokenizer(ABC):
             removes.
     """
 
-    files: Mapping[str, bytes] = MappingProxyType({})
+    files: Mapping[str, bytes]
     bos: int | None = None
     eos: int | None = None
     stop_tokens: tuple[int, ...] = ()
@@ -215,6 +215,7 @@ class TokenizerConfig(ABC):
 class ByteTokenizer(TokenizerConfig, Tokenizer):
     """The 256 bytes of UTF-8, then BOS, then EOS."""
 
+    files = MappingProxyType({})
     bos = len(BYTES)
     eos = len(BYTES) + 1
     stop_tokens = (len(BYTES) + 1,)
@@ -244,6 +245,8 @@ class CharTokenizer(TokenizerConfig, Tokenizer):
     """
 
     characters: str | None = None
+
+    files = MappingProxyType({})
 
     def __post_init__(self):
         characters = self.characters
