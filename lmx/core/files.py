@@ -1,6 +1,8 @@
 """Atomic creation of files and folders, and the cache folder."""
 
 import contextlib
+import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -23,6 +25,12 @@ def get_cache_dir(name: str) -> Path:
             " writable folder."
         ) from None
     return root / name
+
+
+def get_cache_path(name: str, *identity: object) -> Path:
+    """The path in a folder of the cache for what that identity, as JSON, determines."""
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return get_cache_dir(name) / digest[:32]
 
 
 def write_atomic(path: Path, content: bytes) -> None:

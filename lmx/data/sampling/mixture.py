@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -46,10 +47,8 @@ class WeightedInterleave:
     def __init__(self, weights: Sequence[int | float]):
         self.ratio = integer_ratio(weights)
         self.cycle = np.array(_build_cycle(self.ratio), np.int64)
-        self.turns_of = [np.flatnonzero(self.cycle == i) for i in range(len(weights))]
-        self.nth = np.zeros(len(self.cycle), np.int64)
-        for turns in self.turns_of:
-            self.nth[turns] = np.arange(len(turns))
+        is_turn = self.cycle[:, None] == np.arange(len(weights))
+        self.before = is_turn.cumsum(axis=0) - is_turn  # turns of each source, earlier
 
     def assign(
         self, turns: Int64[np.ndarray, " M"]
@@ -57,15 +56,14 @@ class WeightedInterleave:
         """The source of each turn, and the number of turns that source had before."""
         periods, turn = np.divmod(turns, len(self.cycle))
         source = self.cycle[turn]
-        return source, periods * np.array(self.ratio)[source] + self.nth[turn]
+        return source, periods * np.array(self.ratio)[source] + self.before[
+            turn, source
+        ]
 
-    def count_before(self, turn: int) -> list[int]:
+    def count_before(self, turn: int) -> Int64[np.ndarray, " sources"]:
         """How many turns each source has before this one."""
         periods, turn = divmod(turn, len(self.cycle))
-        return [
-            periods * share + int(np.searchsorted(turns, turn))
-            for share, turns in zip(self.ratio, self.turns_of, strict=True)
-        ]
+        return periods * np.array(self.ratio) + self.before[turn]
 
 
 def integer_ratio(weights: Sequence[int | float]) -> list[int]:
@@ -217,7 +215,6 @@ class MixtureStage(NamedTuple):
     batch_size: int
     sequence_length: int
     interleave: WeightedInterleave
-    rows_before: list[int]  # of this sequence length, from each component
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -231,13 +228,10 @@ class MixtureDataset(Dataset):
     def info(self) -> DatasetInfo:
         infos = {name: dataset.info for name, dataset in self.datasets.items()}
         fingerprint = {}
-        for name, info in infos.items():
-            component = self.components[name]
-            entries = {
-                f"{name}.{key}": value for key, value in info.fingerprint.items()
-            }
+        for name, component in self.components.items():
             weights = f"{component.weight} loss {component.loss_weight}"
-            fingerprint |= {**entries, f"{name}.weight": weights}
+            entries = {**infos[name].fingerprint, "weight": weights}
+            fingerprint |= {f"{name}.{key}": text for key, text in entries.items()}
         return dataclasses.replace(
             next(iter(infos.values())),
             vocab=max(info.vocab for info in infos.values()),
@@ -251,20 +245,11 @@ class MixtureDataset(Dataset):
         schedule = self.info.schedule
         weights = [component.weight for component in self.components.values()]
         first_steps = {stage.first_step for stage in schedule.stages}
-        stages, rows_before = [], {}
-        for first_step in sorted(first_steps | {*list_changes(*weights)}):
-            if stages:
-                last = stages[-1]
-                rows = (first_step - last.first_step) * last.batch_size
-                added = last.interleave.count_before(rows)
-                total = map(sum, zip(last.rows_before, added, strict=True))
-                rows_before[last.sequence_length] = list(total)
-            _, batch_size, length = schedule.stage_at(first_step)
-            interleave = WeightedInterleave([value_at(w, first_step) for w in weights])
-            before = rows_before.get(length, [0] * len(weights))
-            stages.append(
-                MixtureStage(first_step, batch_size, length, interleave, before)
-            )
+        stages = []
+        for step in sorted(first_steps | {*list_changes(*weights)}):
+            _, batch_size, length = schedule.stage_at(step)
+            interleave = WeightedInterleave([value_at(w, step) for w in weights])
+            stages.append(MixtureStage(step, batch_size, length, interleave))
         return stages
 
     def read(self, request: RowRequest) -> Batch:
@@ -290,25 +275,27 @@ class MixtureDataset(Dataset):
     ) -> Iterator[tuple[str, Bool[np.ndarray, " M"], RowRequest]]:
         """Each component that has some of the rows, which rows, and its request."""
         seed, step, rows = request.seed, request.step, request.rows
-        stage = next(s for s in reversed(self.stages) if s.first_step <= step)
+        reached = [stage for stage in self.stages if stage.first_step <= step]
+        stage = reached[-1]
         first = (step - stage.first_step) * stage.batch_size
         key = hash_u64(seed, RandomStream.POSITION, step).repeat(len(rows))
         turns = first + permute(rows, stage.batch_size, key)
         component, nth = stage.interleave.assign(turns)
         before = stage.interleave.count_before(first)
+        earlier = np.zeros_like(before)  # rows of this length from earlier stages
+        for one, following in pairwise(reached):
+            if one.sequence_length == stage.sequence_length:
+                steps = following.first_step - one.first_step
+                earlier += one.interleave.count_before(steps * one.batch_size)
         for index, name in enumerate(self.components):
             is_own = component == index
             if not is_own.any():
                 continue
-            offset, name_hash = stage.rows_before[index], zlib.crc32(name.encode())
-            own_seed = hash_u64(seed, RandomStream.COMPONENT, name_hash)
-            yield (
-                name,
-                is_own,
-                request._replace(
-                    seed=int(own_seed[0]),
-                    rows=rows[is_own],
-                    rows_before=offset + before[index],
-                    indices=offset + nth[is_own],
-                ),
+            name_hash = zlib.crc32(name.encode())
+            own_request = request._replace(
+                seed=int(hash_u64(seed, RandomStream.COMPONENT, name_hash)[0]),
+                rows=rows[is_own],
+                rows_before=int(earlier[index] + before[index]),
+                indices=earlier[index] + nth[is_own],
             )
+            yield name, is_own, own_request

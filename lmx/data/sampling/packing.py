@@ -2,7 +2,6 @@
 
 import bisect
 import hashlib
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +14,12 @@ from jaxtyping import Int64, Integer
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.core.batch import Batch
-from lmx.core.files import get_cache_dir, write_atomic
+from lmx.core.files import get_cache_path, write_atomic
 from lmx.data.sampling.order import Order, RowOrder
 from lmx.data.schedule import RowRequest
 from lmx.data.store.store import Store
 
 FORMAT_VERSION = 2  # raise it when the files or their contents change
-MAX_HASHED_BYTES = 64 * 2**20  # larger files are not hashed when they are opened
 
 
 class Segments(NamedTuple):
@@ -153,9 +151,7 @@ def load_or_pack(
 
     A damaged file is replaced.
     """
-    identity = json.dumps([FORMAT_VERSION, dict(fingerprint), length])
-    key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    path = get_cache_dir("rows") / f"{key}.bin"
+    path = get_cache_path("rows", FORMAT_VERSION, dict(fingerprint), length)
     if path.exists():
         try:
             return _read(path)
@@ -168,16 +164,12 @@ def load_or_pack(
 
 
 def _read(path: Path) -> PackedRows:
-    """Maps packed rows into memory. A small file must match its hash."""
+    """Maps packed rows into memory. They must match their hash."""
     array = np.asarray(np.memmap(path, np.int64, mode="r"))
     digest, count, data = array[:4], array[4], array[5:]
-    row_starts, starts, lengths = np.split(data, [count, (len(data) + count) // 2])
-    is_small = array.nbytes <= MAX_HASHED_BYTES
-    if len(starts) != row_starts[-1] or (
-        is_small and (_hash(array[4:]) != digest).any()
-    ):
+    if (_hash(array[4:]) != digest).any():
         raise ValueError("the file is damaged")
-    return PackedRows(row_starts, starts, lengths)
+    return PackedRows(*np.split(data, [count, (len(data) + count) // 2]))
 
 
 def _hash(data: Int64[np.ndarray, " _"]) -> Int64[np.ndarray, "4"]:

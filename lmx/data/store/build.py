@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -16,7 +14,7 @@ from pathlib import Path
 
 from lmx.config.registry import ConfigError, Execution, check_fields, configurable
 from lmx.core import console
-from lmx.core.files import create_dir_once, get_cache_dir, remove_dir
+from lmx.core.files import create_dir_once, get_cache_path, remove_dir
 from lmx.data.corpus.corpus import Corpus, Document, Span, Split
 from lmx.data.curate.filter import Filter
 from lmx.data.store.executor import Executor, ProcessPool
@@ -189,8 +187,7 @@ def open_cached_store(corpus: Corpus, tokenizer: Tokenizer, split: Split) -> Sto
     """Opens the tokens of a split; builds them if they are missing or damaged."""
     digests = {"corpus": corpus.compute_digest(), "tokenizer": tokenizer.digest}
     fingerprint = {**digests, "split": split}
-    key = json.dumps([FORMAT_VERSION, *fingerprint.values()]).encode()
-    path = get_cache_dir("stores") / hashlib.sha256(key).hexdigest()[:32]
+    path = get_cache_path("stores", FORMAT_VERSION, *fingerprint.values())
 
     def fill(folder: Path) -> None:
         folder.mkdir()

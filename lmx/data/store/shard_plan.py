@@ -83,8 +83,7 @@ def plan_shards(job: BuildJob) -> list[ShardSpec]:
     """
     records = read_records(job.folder) if (job.folder / MANIFEST_FILE).is_file() else []
     if records:
-        recipe = read_manifest(job.folder)["recipe"]
-        check_recipe(job.describe(), recipe, job.folder)
+        check_recipe(job.describe(), read_manifest(job.folder)["recipe"], job.folder)
     specs: list[ShardSpec] = []
     for name, corpus in job.sources.items():
         of_source = [record["spans"] for record in records if record["source"] == name]

@@ -73,8 +73,7 @@ def write_shard(
                 reported = time.monotonic()
                 on_progress(counts)
 
-    path = job.folder / format_shard_name(spec.number)
-    checksum = write_checksummed(path, encode())
+    checksum = write_checksummed(job.folder / format_shard_name(spec.number), encode())
     data = np.array(lengths, "<i8").tobytes()
     write_atomic(job.get_path(spec.number, "lengths"), data)
     counts.done = True
@@ -116,8 +115,7 @@ def add_rejected(
     locations: list[str],
 ) -> None:
     """Adds rejected documents to the counts by reason, with the first locations."""
-    new = {"kind": kind, "count": 0, "locations": []}
-    entry = rejected.setdefault(reason, new)
+    entry = rejected.setdefault(reason, {"kind": kind, "count": 0, "locations": []})
     entry["count"] += count
     entry["locations"] = [*entry["locations"], *locations][:MAX_LOCATIONS]
 

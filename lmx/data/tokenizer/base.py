@@ -19,7 +19,7 @@ from jaxtyping import Int32
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.core.console import print_line
-from lmx.core.files import get_cache_dir, write_atomic
+from lmx.core.files import get_cache_path, write_atomic
 from lmx.data.corpus.corpus import SPLITS, Corpus
 
 BYTES = tuple(bytes([value]) for value in range(256))
@@ -193,8 +193,7 @@ def load_or_train(
     corpus: Corpus, settings: tuple[str, ...], train: Callable[[Corpus], bytes]
 ) -> bytes:
     """The file of a tokenizer, from the cache or trained on the train split."""
-    identity = json.dumps((corpus.compute_digest(), *settings)).encode()
-    path = get_cache_dir("tokenizers") / hashlib.sha256(identity).hexdigest()[:32]
+    path = get_cache_path("tokenizers", corpus.compute_digest(), *settings)
     if not path.is_file():
         start = time.monotonic()
         write_atomic(path, train(corpus))

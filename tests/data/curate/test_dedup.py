@@ -1,5 +1,6 @@
 """Removal of duplicates, compared with looking at every pair."""
 
+import functools
 import random
 
 import numpy as np
@@ -31,6 +32,7 @@ def replace_words(rng, text, fraction):
     )
 
 
+@functools.cache
 def list_ngrams(text, size):
     words = split_words(text)
     count = max(len(words) - size + 1, 1) if words else 0
