@@ -202,9 +202,7 @@ class FileCorpus(SpanCorpus):
         """Yields the documents of a span of that file, and invalid entries."""
 
     def list_spans(self, size: int) -> Sequence[Span]:
-        return [
-            span for file in self._list_files() for span in self.divide(*file, size)
-        ]
+        return [s for file in self._list_files() for s in self.divide(*file, size)]
 
     def read_all(self, span: Span) -> Items:
         root = Path(self.path).expanduser()

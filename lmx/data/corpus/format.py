@@ -40,26 +40,21 @@ class Parquet(FileCorpus):
 
     def divide(self, path: Path, name: str, size: int) -> Iterator[Span]:
         with self._open(self._parser(path, name)) as file:
-            count = file.num_row_groups
-            sizes = [self._text_bytes(file.metadata.row_group(n)) for n in range(count)]
-        first, bytes = 0, 0
-        for end, group_bytes in enumerate(sizes, 1):
-            bytes += group_bytes
-            if bytes >= size or end == count:
-                yield Span(name, first, end, bytes, read_stamp(path))
-                first, bytes = end, 0
+            groups = [file.metadata.row_group(n) for n in range(file.num_row_groups)]
+        bytes = sum(map(self._text_bytes, groups))
+        return divide_range(name, len(groups), bytes, size, read_stamp(path))
 
     def read_file(self, path: Path, span: Span) -> Items:
         parser = self._parser(path, span.file)
         groups, columns = range(span.begin, span.end), [self.text_field]
         with self._open(parser) as file:
-            row = sum(file.metadata.row_group(n).num_rows for n in range(span.begin))
-            for batch in file.iter_batches(BATCH_ROWS, groups, columns, False):
-                for cell in batch.column(0):
-                    is_text = cell.is_valid and hasattr(cell, "as_buffer")
-                    raw = cell.as_buffer().to_pybytes() if is_text else cell.as_py()
-                    yield parser.parse(raw, row)
-                    row += 1
+            first = sum(file.metadata.row_group(n).num_rows for n in range(span.begin))
+            batches = file.iter_batches(BATCH_ROWS, groups, columns, False)
+            cells = (cell for batch in batches for cell in batch.column(0))
+            for row, cell in enumerate(cells, first):
+                is_text = cell.is_valid and hasattr(cell, "as_buffer")
+                raw = cell.as_buffer().to_pybytes() if is_text else cell.as_py()
+                yield parser.parse(raw, row)
 
     def _parser(self, path: Path, name: str) -> EntryParser:
         return EntryParser(path, name, "row", "Parquet", self.text_field)

@@ -109,8 +109,8 @@ def open_binary(path: Path) -> Iterator[io.BufferedReader]:
         except OSError as error:
             raise ConfigError(
                 f"{path}: damaged or truncated ({error}) after byte {file.tell()} of"
-                f" its content, before byte {source.tell()} of the file: replace it with an"
-                " intact copy."
+                f" its content, before byte {source.tell()} of the file: replace it by"
+                " an intact copy."
             ) from None
 
 

@@ -10,6 +10,8 @@ from lmx.config.registry import ConfigError, configurable
 from lmx.data.schedule import RowRequest
 from lmx.data.stateless_random import RandomStream, hash_u64, permute, randint
 
+Rows = Int64[np.ndarray, " M"]  # one number for each requested row
+
 
 class Order(ABC):
     """Maps a row request to offsets in a stream, as a pure function."""
@@ -19,7 +21,7 @@ class Order(ABC):
         """Rows of a length in one pass over that many tokens; None: no passes."""
 
     @abstractmethod
-    def find_offsets(self, request: RowRequest, tokens: int) -> Int64[np.ndarray, " M"]:
+    def find_offsets(self, request: RowRequest, tokens: int) -> Rows:
         """The offset of the first token of each requested row of a stream."""
 
 
@@ -27,13 +29,13 @@ class RowOrder(Order):
     """An order of fixed rows. Rows of packed documents need one."""
 
     @abstractmethod
-    def select_rows(self, request: RowRequest, count: int) -> Int64[np.ndarray, " M"]:
+    def select_rows(self, request: RowRequest, count: int) -> Rows:
         """The index of each requested row, of `count`; `count` or more is padding."""
 
     def count_rows(self, tokens: int, length: int) -> int:
         return -(-(tokens - 1) // length)  # all tokens but the first are targets once
 
-    def find_offsets(self, request: RowRequest, tokens: int) -> Int64[np.ndarray, " M"]:
+    def find_offsets(self, request: RowRequest, tokens: int) -> Rows:
         length = request.sequence_length
         return self.select_rows(request, self.count_rows(tokens, length)) * length
 
@@ -46,7 +48,7 @@ class Shuffled(RowOrder):
     An epoch can end in the middle of a batch.
     """
 
-    def select_rows(self, request: RowRequest, count: int) -> Int64[np.ndarray, " M"]:
+    def select_rows(self, request: RowRequest, count: int) -> Rows:
         epoch, index = np.divmod(request.indices, count)
         key = hash_u64(request.seed, RandomStream.SHUFFLE, epoch)
         return permute(index, count, key)
@@ -60,7 +62,7 @@ class Sequential(RowOrder):
     The seed has no effect.
     """
 
-    def select_rows(self, request: RowRequest, count: int) -> Int64[np.ndarray, " M"]:
+    def select_rows(self, request: RowRequest, count: int) -> Rows:
         if request.rows_before >= count:
             raise ConfigError(
                 f"there is no batch {request.step} in sequential order:"
@@ -79,7 +81,7 @@ class RandomWindows(Order):
         _check_window(tokens, length)
         return None
 
-    def find_offsets(self, request: RowRequest, tokens: int) -> Int64[np.ndarray, " M"]:
+    def find_offsets(self, request: RowRequest, tokens: int) -> Rows:
         bound, stream = tokens - request.sequence_length, RandomStream.WINDOW
         return randint(bound, request.seed, stream, request.step, request.rows)
 
@@ -97,7 +99,7 @@ class RandomOffset(Order):
         _check_window(tokens, length)
         return max((tokens - length) // length, 1)
 
-    def find_offsets(self, request: RowRequest, tokens: int) -> Int64[np.ndarray, " M"]:
+    def find_offsets(self, request: RowRequest, tokens: int) -> Rows:
         length = request.sequence_length
         windows = self.count_rows(tokens, length)
         epoch, index = np.divmod(request.indices, windows)

@@ -15,6 +15,7 @@ from lmx.data.optional import import_optional
 from lmx.data.store.shard_plan import BuildJob, ShardSpec
 from lmx.data.store.shard_writer import ShardCounts, write_shard
 
+Specs = Sequence[ShardSpec]
 OnProgress = Callable[[ShardCounts], None]
 
 
@@ -28,9 +29,7 @@ class Executor(ABC):
     """Builds shards, in any order. Their bytes do not depend on the executor."""
 
     @abstractmethod
-    def run(
-        self, job: BuildJob, specs: Sequence[ShardSpec], on_progress: OnProgress
-    ) -> None:
+    def run(self, job: BuildJob, specs: Specs, on_progress: OnProgress) -> None:
         """Writes the shard of each spec, and reports progress."""
 
 
@@ -45,9 +44,7 @@ class ProcessPool(Executor):
         is_valid = self.workers is None or self.workers >= 1
         check_fields(self, workers=(is_valid, "at least 1"))
 
-    def run(
-        self, job: BuildJob, specs: Sequence[ShardSpec], on_progress: OnProgress
-    ) -> None:
+    def run(self, job: BuildJob, specs: Specs, on_progress: OnProgress) -> None:
         has_affinity = hasattr(os, "sched_getaffinity")
         cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
         workers = min(self.workers or cores, len(specs))
@@ -59,7 +56,7 @@ class ProcessPool(Executor):
 
 
 def _run_parallel(
-    job: BuildJob, specs: Sequence[ShardSpec], on_progress: OnProgress, count: int
+    job: BuildJob, specs: Specs, on_progress: OnProgress, count: int
 ) -> None:
     """Writes the shards in worker processes, all of which end before this returns."""
     context = multiprocessing.get_context("spawn")
@@ -97,7 +94,7 @@ def _run_parallel(
 
 
 def _run_worker(
-    job: BuildJob, specs: Sequence[ShardSpec], next_index: Any, sender: Connection
+    job: BuildJob, specs: Specs, next_index: Any, sender: Connection
 ) -> None:
     """Builds shards until none is left. Ends if the parent process is dead."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
@@ -133,9 +130,7 @@ class RayExecutor(Executor):
     address: str | None = None
     cpus_per_shard: float = 1.0
 
-    def run(
-        self, job: BuildJob, specs: Sequence[ShardSpec], on_progress: OnProgress
-    ) -> None:
+    def run(self, job: BuildJob, specs: Specs, on_progress: OnProgress) -> None:
         ray = import_optional("ray", "cluster", "to build on a cluster")
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         ray.init(self.address, ignore_reinit_error=True, **quiet)
