@@ -23,14 +23,12 @@ import numpy as np
 
 from lmx.core.files import write_atomic
 from lmx.data.corpus.corpus import HoldoutDocuments
-from lmx.data.corpus.stdlib import Stdlib
-from lmx.data.corpus.text import Text
+from lmx.data.corpus.text import Stdlib, Text
 from lmx.data.store.build import BuildTokenStore
-from lmx.data.store.checksum import compute_checksum
 from lmx.data.store.executor import ProcessPool
 from lmx.data.store.shard_plan import BuildJob, ShardSpec
 from lmx.data.store.shard_writer import commit
-from lmx.data.store.store import format_shard_name
+from lmx.data.store.store import compute_checksum, format_shard_name
 from lmx.data.tokenizer.base import ByteTokenizer, Tokenizer, TokenizerConfig
 from lmx.data.tokenizer.sentencepiece import SentencePiece, SentencePieceTokenizer
 from lmx.data.tokenizer.tokenizer_json import TOKENIZER_JSON, HFTokenizer

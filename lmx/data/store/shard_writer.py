@@ -17,7 +17,6 @@ from lmx.config.registry import ConfigError
 from lmx.core.files import write_atomic
 from lmx.data.corpus.corpus import Document
 from lmx.data.curate.filter import apply_filters
-from lmx.data.store.checksum import write_checksummed
 from lmx.data.store.shard_plan import BuildJob, ShardSpec
 from lmx.data.store.store import (
     FORMAT_VERSION,
@@ -27,6 +26,7 @@ from lmx.data.store.store import (
     format_shard_name,
     read_manifest,
     read_records,
+    write_checksummed,
 )
 from lmx.data.tokenizer.base import Tokenizer
 

@@ -13,7 +13,8 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 from jaxtyping import Int64, UInt
 
 from lmx.config.registry import ConfigError
-from lmx.data.store.checksum import find_mismatches, read_checksum
+from lmx.core.files import open_atomic
 from lmx.data.tokenizer.base import Tokenizer
 from lmx.data.tokenizer.pretrained import load_tokenizer
 
@@ -31,6 +32,7 @@ VERIFY_BYTES = (
     64 * 2**20
 )  # stores up to this size are verified whenever they are opened
 MAX_MAPPED_FILES = 256  # each is an open file, of which a process may have few
+BLOCK_BYTES = 2**20  # with a CRC-32 of their own
 MANIFEST_FILE, STARTS_FILE, SHARDS_FILE = "manifest.json", "starts.bin", "shards.jsonl"
 
 
@@ -246,3 +248,45 @@ def _truncation_error(path: Path, found: int, size: int) -> StoreDamageError:
         f"{path} ends at byte {found} but had {size} bytes: build the store again, or"
         " restore that file."
     )
+
+
+def compute_checksum(chunks: Iterable[bytes]) -> dict[str, Any]:
+    """Returns the size, the SHA-256 and the CRC-32 of each block, as JSON."""
+    sha, blocks, size = hashlib.sha256(), [], 0
+    for chunk in chunks:
+        sha.update(chunk)
+        view = memoryview(chunk)
+        while view:
+            if size % BLOCK_BYTES == 0:
+                blocks.append(0)
+            part = view[: BLOCK_BYTES - size % BLOCK_BYTES]
+            blocks[-1] = zlib.crc32(part, blocks[-1])
+            size += len(part)
+            view = view[len(part) :]
+    hexadecimal = [f"{crc:08x}" for crc in blocks]
+    return {"bytes": size, "sha256": sha.hexdigest(), "blocks": hexadecimal}
+
+
+def write_checksummed(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
+    """Writes a file, which appears once it is complete. Returns its checksum."""
+    with open_atomic(path) as file:
+        return compute_checksum(chunk for chunk in chunks if file.write(chunk) >= 0)
+
+
+def read_checksum(path: Path, size: int) -> dict[str, Any]:
+    """Returns the checksum of the first `size` bytes of a file, or of all it has."""
+    with path.open("rb") as file:
+        sizes = (min(BLOCK_BYTES, size - n) for n in range(0, size, BLOCK_BYTES))
+        return compute_checksum(map(file.read, sizes))
+
+
+def find_mismatches(
+    found: Mapping[str, Any], expected: Mapping[str, Any]
+) -> Iterator[tuple[int, int]]:
+    """Yields the byte ranges [begin, end) in which two files of one size differ."""
+    pairs = zip(found["blocks"], expected["blocks"], strict=True)
+    begins = [n * BLOCK_BYTES for n, (a, b) in enumerate(pairs) if a != b]
+    for begin in begins:
+        yield begin, min(begin + BLOCK_BYTES, expected["bytes"])
+    if not begins and found["sha256"] != expected["sha256"]:
+        yield 0, expected["bytes"]

@@ -13,8 +13,7 @@ from lmx.data.corpus.corpus import (
     HoldoutDocuments,
     HoldoutTail,
 )
-from lmx.data.corpus.stdlib import TOPICS, Stdlib
-from lmx.data.corpus.text import Text
+from lmx.data.corpus.text import TOPICS, Stdlib, Text
 
 
 def read_splits(corpus: Corpus) -> tuple[list[Document], list[Document]]:

@@ -3,8 +3,7 @@
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.data.curate.decontaminate import Decontaminate
-from lmx.data.curate.dedup import split_words
+from lmx.data.curate.dedup import Decontaminate, split_words
 from tests.data.curate.conftest import read_documents
 
 QUESTION = (

@@ -10,7 +10,7 @@ from lmx.data.sampling.infilling import FillInTheMiddle, SpanCorruption
 from lmx.data.sampling.mixture import Mixture, MixtureComponent
 from lmx.data.sampling.order import RandomOffset, RandomWindows, Sequential, Shuffled
 from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
-from lmx.data.sampling.pause_tokens import PauseTokens
+from lmx.data.sampling.transform import PauseTokens
 from lmx.data.schedule import PiecewiseConstant
 from lmx.data.store.store import Store
 from lmx.data.synthetic.task import RepeatTask

@@ -12,7 +12,7 @@ from lmx.core.batch import Batch
 from lmx.data.dataset import Dataset, DatasetWrapper
 from lmx.data.sampling.mixture import Mixture, MixtureComponent, MixtureDataset
 from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
-from lmx.data.sampling.pause_tokens import PauseTokens
+from lmx.data.sampling.transform import PauseTokens
 from lmx.data.schedule import PiecewiseConstant, RowRequest
 from lmx.data.synthetic.task import RepeatTask
 from lmx.data.tokenizer.base import CharTokenizer

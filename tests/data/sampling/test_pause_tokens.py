@@ -8,7 +8,7 @@ from lmx.config.registry import ConfigError
 from lmx.data.corpus.corpus import HoldoutDocuments
 from lmx.data.corpus.text import Text
 from lmx.data.dataset import Dataset, DatasetConfig
-from lmx.data.sampling.pause_tokens import PauseTokens
+from lmx.data.sampling.transform import PauseTokens
 from lmx.data.synthetic.task import RepeatTask
 from lmx.data.text_dataset import TextDataset
 from lmx.data.tokenizer.base import ByteTokenizer

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.data.store.checksum import BLOCK_BYTES, compute_checksum, find_mismatches
 from lmx.data.store.store import (
+    BLOCK_BYTES,
     MANIFEST_FILE,
     SHARDS_FILE,
     STARTS_FILE,
     Store,
+    compute_checksum,
+    find_mismatches,
     format_shard_name,
     open_store,
     verify,

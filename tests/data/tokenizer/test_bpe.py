@@ -16,8 +16,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from lmx.config.registry import ConfigError
 from lmx.data.corpus.corpus import HoldoutTail
-from lmx.data.corpus.stdlib import Stdlib
-from lmx.data.corpus.text import Text
+from lmx.data.corpus.text import Stdlib, Text
 from lmx.data.tokenizer.bpe import BPE, PATTERNS, Tiktoken
 from lmx.data.tokenizer.pretrained import load_tokenizer
 from lmx.data.tokenizer.tokenizer_json import (

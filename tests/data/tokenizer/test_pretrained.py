@@ -19,8 +19,7 @@ from tokenizers import (
 
 from lmx.config.registry import ConfigError
 from lmx.data.corpus.corpus import HoldoutTail
-from lmx.data.corpus.stdlib import Stdlib
-from lmx.data.corpus.text import Text
+from lmx.data.corpus.text import Stdlib, Text
 from lmx.data.tokenizer.base import ByteTokenizer, CharTokenizer
 from lmx.data.tokenizer.bpe import BPE, Tiktoken
 from lmx.data.tokenizer.pretrained import PretrainedTokenizer
