@@ -99,7 +99,7 @@ def read_lines(parser: EntryParser, span: Span) -> Items:
 
 
 @contextmanager
-def open_binary(path: Path) -> Iterator[io.BufferedReader]:
+def open_binary(path: Path) -> Iterator[BinaryIO]:
     """Opens a file for reading; decompresses it if its name ends in `.zst`.
 
     Refuses damaged and truncated files, then or while reading.
@@ -122,7 +122,7 @@ def open_binary(path: Path) -> Iterator[io.BufferedReader]:
             ) from None
 
 
-def _skip_line(file: io.BufferedReader) -> int:
+def _skip_line(file: BinaryIO) -> int:
     """Reads past the next newline. Returns the number of bytes read."""
     size = 0
     while line := file.readline(READ_BYTES):

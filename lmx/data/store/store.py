@@ -28,9 +28,7 @@ from lmx.data.tokenizer.base import Tokenizer
 from lmx.data.tokenizer.pretrained import load_tokenizer
 
 FORMAT_VERSION = 3  # increased when the files change
-VERIFY_BYTES = (
-    64 * 2**20
-)  # stores up to this size are verified whenever they are opened
+VERIFY_BYTES = 64 * 2**20  # stores up to this size are verified when they are opened
 MAX_MAPPED_FILES = 256  # each is an open file, of which a process may have few
 BLOCK_BYTES = 2**20  # with a CRC-32 of their own
 MANIFEST_FILE, STARTS_FILE, SHARDS_FILE = "manifest.json", "starts.bin", "shards.jsonl"

@@ -130,7 +130,8 @@ def test_training_merges_the_most_frequent_pair(trained):
     to_bytes = {letter: bytes([byte]) for letter, byte in BYTE_OF_LETTER.items()}
     assert len(merges) > 50
     assert merges == [
-        tuple(b"".join(map(to_bytes.get, part)) for part in pair) for pair in stored
+        tuple(b"".join(map(to_bytes.__getitem__, part)) for part in pair)
+        for pair in stored
     ]
     token_of = {data: token for token, data in enumerate(vocab)}
     for text in [*texts[:3], *mixed(5, seed=2), " " * 500, "ab" * 500, ""]:
