@@ -83,7 +83,6 @@ class Dataset(ABC):
     def locate_at(
         self, seed: int, step: int, rows: slice = slice(None)
     ) -> list[DocumentSpan]:
-        """The documents of rows of the batch of a step."""
         return self.locate(self.info.schedule.request(seed, step, rows))
 
 

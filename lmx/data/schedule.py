@@ -39,7 +39,6 @@ class PiecewiseConstant:
             )
 
     def __call__(self, step: int) -> int | float:
-        """The value at a step."""
         return self.values[bisect.bisect_right(self.boundaries, step)]
 
 
@@ -106,7 +105,6 @@ class BatchSchedule:
         return BatchSchedule(tuple(stages))
 
     def stage_at(self, step: int) -> Stage:
-        """The stage of a step."""
         return self.stages[bisect.bisect_right(self._first_steps, step) - 1]
 
     @cached_property

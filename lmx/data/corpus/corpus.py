@@ -39,7 +39,6 @@ class InvalidDocument(NamedTuple):
     advice: str = "repair it or leave it out."
 
     def to_error(self) -> ConfigError:
-        """Returns an error with the file, the reason and the location."""
         return ConfigError(
             f"{self.path}: {self.reason} at {self.location}: {self.advice}"
         )

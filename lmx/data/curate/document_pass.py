@@ -112,7 +112,6 @@ class DocumentWriter:
         }
 
     def keep(self, source: str, document: Document) -> None:
-        """Writes a document that is kept."""
         counts, size = self.counts[source], len(document.text.encode())
         counts["documents"] += 1
         counts["kept"] += 1

@@ -61,7 +61,6 @@ class WeightedInterleave:
         ]
 
     def count_before(self, turn: int) -> Int64[np.ndarray, " sources"]:
-        """How many turns each source has before this one."""
         periods, turn = divmod(turn, len(self.cycle))
         return periods * np.array(self.ratio) + self.before[turn]
 
@@ -241,7 +240,6 @@ class MixtureDataset(Dataset):
 
     @cached_property
     def stages(self) -> list[MixtureStage]:
-        """All stages, in order."""
         schedule = self.info.schedule
         weights = [component.weight for component in self.components.values()]
         first_steps = {stage.first_step for stage in schedule.stages}

@@ -184,8 +184,7 @@ def pack_documents(starts: Int64[np.ndarray, " _"], length: int) -> PackedRows:
         raise ConfigError(
             "no document has two tokens, so there are no targets: add text."
         )
-    document = np.repeat(np.arange(len(full)), full)
-    nth = np.arange(len(document)) - np.repeat(np.cumsum(full) - full, full)
+    document, nth = repeat_ranges(np.zeros_like(full), full)
     with_rest = np.flatnonzero(rest)
     segment_starts = np.concatenate([
         starts[document] + nth * length,

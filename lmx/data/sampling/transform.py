@@ -56,7 +56,6 @@ class DocumentTransform(WrapperConfig):
         """The transformed document, or the same one. Both are of WEIGHTED_TOKEN."""
 
     def open(self) -> "TransformedDataset":
-        """Opens the source and looks up the sentinels in its tokenizer."""
         source = self.source.open()
         sentinels = find_sentinels(source, self.sentinel_names, type(self).__name__)
         return TransformedDataset(source=source, config=self, sentinels=sentinels)
@@ -205,7 +204,6 @@ class PauseTokens(WrapperConfig):
         check_fields(self, rate=(is_valid, "0 or more, and finite"))
 
     def open(self) -> "PauseTokensDataset":
-        """Opens the source."""
         return PauseTokensDataset(source=self.source.open(), rate=self.rate)
 
 

@@ -141,7 +141,6 @@ class BuildProgress:
         self.close = self._bar.close
 
     def update(self, counts: ShardCounts) -> None:
-        """Shows the progress of a shard."""
         self._shards[counts.shard] = counts
         shards, now = self._shards.values(), time.monotonic()
         sizes = [(self._bytes[shard.shard], shard) for shard in shards]

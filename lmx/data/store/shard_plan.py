@@ -52,7 +52,6 @@ class BuildJob:
 
     @property
     def dtype(self) -> str:
-        """The dtype of stored tokens."""
         return "<u2" if self.tokenizer.vocab <= 2**16 else "<u4"
 
     def get_path(self, number: int, kind: str) -> Path:

@@ -65,7 +65,6 @@ class Store:
 
     @property
     def documents(self) -> int:
-        """Documents."""
         return len(self.starts) - 1
 
     def read(self, begin: int, end: int) -> UInt[np.ndarray, " _"]:
@@ -92,7 +91,6 @@ class Store:
         raise IndexError(f"document {number} of {self.documents}")
 
     def read_document(self, number: int) -> UInt[np.ndarray, " _"]:
-        """Returns the tokens of a document, including BOS and EOS."""
         return self.read(int(self.starts[number]), int(self.starts[number + 1]))
 
 

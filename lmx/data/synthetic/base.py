@@ -56,7 +56,6 @@ class SyntheticDataset(DatasetConfig, Dataset):
         )
 
     def open(self) -> Dataset:
-        """Itself: there is nothing to open."""
         return self
 
     def read(self, request: RowRequest) -> Batch:

@@ -45,7 +45,6 @@ class MarkovChain:
 
     @cached_property
     def probabilities(self) -> Float64[np.ndarray, "states choices"]:
-        """The probability of each choice."""
         thresholds = self.thresholds.astype(np.float64)
         return np.diff(thresholds, prepend=0.0, append=UNIT) / UNIT
 

@@ -82,7 +82,6 @@ class Tokenizer(ABC):
         return text.removeprefix(" ") if self.strip_leading_space else text
 
     def stream(self) -> "StreamDecoder":
-        """A decoder that takes tokens one by one."""
         return StreamDecoder(self.vocab_bytes)
 
     @property

@@ -70,7 +70,6 @@ class BPE(TokenizerConfig):
         check_fields(self, vocab=(self.vocab >= least, bound))
 
     def open(self, corpus: Corpus) -> HFTokenizer:
-        """Loads it from the cache, or trains it on the train split."""
         library = import_optional("tokenizers", "hf", "for BPE")
         trainer = f"tokenizers {library.__version__}"
         data = load_or_train(corpus, (f"{self}", trainer), self._train)
@@ -133,7 +132,6 @@ class Tiktoken(TokenizerConfig):
     eos: str | None = None
 
     def open(self, corpus: Corpus) -> Tokenizer:
-        """Reads its file. The corpus is not used."""
         path = Path(self.path).expanduser()
         try:
             content = self._convert(read_tokenizer_file(path))

@@ -118,7 +118,6 @@ class PretrainedTokenizer(TokenizerConfig):
     eos: str | None = None
 
     def open(self, corpus: Corpus) -> Tokenizer:
-        """Reads its files. The corpus is not used."""
         path = Path(self.path).expanduser()
         try:
             return self._load_folder(path) if path.is_dir() else self._load_file(path)

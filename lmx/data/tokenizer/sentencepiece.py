@@ -122,7 +122,6 @@ class SentencePiece(TokenizerConfig):
     split_by: SplitBy = "word"
 
     def open(self, corpus: Corpus) -> SentencePieceTokenizer:
-        """Loads it from the cache, or trains it on the train split."""
         import sentencepiece
 
         trainer = f"{TRAINER_VERSION}, sentencepiece {sentencepiece.__version__}"
