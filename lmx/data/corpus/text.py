@@ -5,10 +5,9 @@ import io
 import os
 import sysconfig
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.data.corpus.corpus import (
@@ -98,31 +97,41 @@ def read_lines(parser: EntryParser, span: Span) -> Items:
             at += size
 
 
-@contextmanager
-def open_binary(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for reading; decompresses it if its name ends in `.zst`.
+def open_binary(path: Path) -> io.BufferedReader:
+    """Opens a file for reading; decompresses it if its name ends in `.zst`."""
+    raw = _ZstdReader(path) if path.suffix == ZSTD_SUFFIX else io.FileIO(path)
+    return io.BufferedReader(raw, READ_BYTES)
 
-    Refuses damaged and truncated files, then or while reading.
-    """
-    if path.suffix != ZSTD_SUFFIX:
-        with path.open("rb", READ_BYTES) as file:
-            yield file
-        return
-    arrow = import_optional("pyarrow", "data", f"to read {path}")
-    with arrow.OSFile(f"{path}") as source:
-        raw = arrow.CompressedInputStream(source, "zstd")
-        file = io.BufferedReader(raw, READ_BYTES)
+
+class _ZstdReader(io.RawIOBase):
+    """Decompresses Zstandard frames. Refuses damaged and truncated files."""
+
+    def __init__(self, path: Path):
+        arrow = import_optional("pyarrow", "data", f"to read {path}")
+        self._path, self._file, self._position = path, arrow.OSFile(str(path)), 0
+        self._stream = arrow.CompressedInputStream(self._file, "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
         try:
-            yield file
+            size = self._stream.readinto(buffer)
         except OSError as error:
             raise ConfigError(
-                f"{path}: damaged or truncated ({error}) after byte {file.tell()} of"
-                f" its content, before byte {source.tell()} of the file: replace it by"
-                " an intact copy."
+                f"{self._path}: damaged or truncated ({error}) after byte"
+                f" {self._position} of its content, before byte {self._file.tell()} of"
+                " the file: replace it with an intact copy."
             ) from None
+        self._position += size
+        return size
 
 
-def _skip_line(file: BinaryIO) -> int:
+def _skip_line(file: io.BufferedReader) -> int:
     """Reads past the next newline. Returns the number of bytes read."""
     size = 0
     while line := file.readline(READ_BYTES):
