@@ -143,9 +143,9 @@ def _exit_all(
 
 def exit_status(error: BaseException) -> int:
     """Exit status for an exception: 75 if a restart may help."""
-    late = isinstance(error, jax.errors.JaxRuntimeError)
-    late = late and GLOO_TIMEOUT_MESSAGE in f"{error}"
-    return EXIT_RESTART if late or isinstance(error, PeerLostError) else 1
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return EXIT_RESTART if GLOO_TIMEOUT_MESSAGE in f"{error}" else 1
+    return getattr(error, "exit_status", 1)
 
 
 def source_digest() -> str:

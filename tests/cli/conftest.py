@@ -22,6 +22,7 @@ WORDS = [
     "Text.path=text.txt",
     "Text.holdout=@HoldoutTail()",
     "Mesh.data=1",
+    "Attention.logit_cap=20.0",  # no Hugging Face family has it with the rest
     "Experiment.hooks=[@Evaluate()]",
     "Evaluate.data=@held/TextDataset()",
     "held/TextDataset.split=validation",

@@ -36,21 +36,21 @@ def config(tmp_path, monkeypatch):
 
 def test_a_store_is_built_inspected_and_verified(lmx, config, tmp_path):
     status, out, _ = lmx("data", "build", config, "out", "--json")
-    told = json.loads(out)
-    assert status == 0 and told["documents"] == 21 and told["shards"] == 2
-    assert told["excluded"]["lines"]["filtered"] == {"fewer than 3 characters": 1}
-    assert told["excluded"]["a"]["rejected"]["empty text"]["count"] == 1
+    built = json.loads(out)
+    assert status == 0 and built["documents"] == 21 and built["shards"] == 2
+    assert built["excluded"]["lines"]["filtered"] == {"fewer than 3 characters": 1}
+    assert built["excluded"]["a"]["rejected"]["empty text"]["count"] == 1
     status, out, _ = lmx("data", "inspect", "out", "--json", "--samples", "5")
-    looked = json.loads(out)
-    assert status == 0 and len(looked["samples"]) == 5
+    inspected = json.loads(out)
+    assert status == 0 and len(inspected["samples"]) == 5
     for name in ("documents", "tokens", "bytes", "excluded", "fingerprint"):
-        assert looked[name] == told[name]
-    assert looked["plot"] == "out.png" and (tmp_path / "out.png").is_file()
+        assert inspected[name] == built[name]
+    assert inspected["plot"] == "out.png" and (tmp_path / "out.png").is_file()
     status, out, _ = lmx("data", "inspect", "out", "--verify")
     assert status == 0 and "all bytes of 2 shards" in out
 
 
-def test_what_is_said_to_a_person_has_what_was_left_out(lmx, config):
+def test_the_text_output_lists_excluded_documents(lmx, config):
     status, out, _ = lmx("data", "build", config, "out")
     assert status == 0
     assert out.splitlines()[0].startswith("out: 21 documents, ")

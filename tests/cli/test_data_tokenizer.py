@@ -39,27 +39,35 @@ def lmx(*words):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_report_describes_the_written_tokenizer(kind, tmp_path, capsys):
     assert lmx("text.txt", "out", "--json", *KINDS[kind]) == 0
-    told = json.loads(capsys.readouterr().out)
-    codec = PretrainedTokenizer(path=str(tmp_path / "out")).open(Text(path="text.txt"))
-    assert codec.digest == load_tokenizer(tmp_path / "out").digest == told["digest"]
+    report = json.loads(capsys.readouterr().out)
+    tokenizer = PretrainedTokenizer(path=str(tmp_path / "out")).open(
+        Text(path="text.txt")
+    )
+    assert (
+        tokenizer.digest == load_tokenizer(tmp_path / "out").digest == report["digest"]
+    )
     held_out = CODE[int(len(CODE) * 0.9) :]
-    tokens = codec.encode(held_out).tolist()
-    assert codec.decode(tokens) == held_out
-    assert told["vocab"] == codec.vocab
-    assert told["bytes"] == len(held_out.encode())
-    assert told["tokens"] == len(tokens)
-    assert told["bytes_per_token"] == told["bytes"] / len(tokens)
-    assert told["tokens_used"] == len(set(tokens))
-    parts = sum(len(p) for t in tokens if not whole(p := codec.vocab_bytes[t]))
-    assert told["coverage"] == pytest.approx(1 - parts / told["bytes"])
-    assert (told["coverage"] == 1.0) == (kind == "characters")
-    lengths = [len(piece.decode()) for piece in codec.vocab_bytes if whole(piece)]
-    assert [len(text) for text in told["longest"]] == sorted(lengths)[::-1][:10]
-    kept = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert kept == {name: out for name, out in told.items() if name != "folder"}
+    tokens = tokenizer.encode(held_out).tolist()
+    assert tokenizer.decode(tokens) == held_out
+    assert report["vocab"] == tokenizer.vocab
+    assert report["bytes"] == len(held_out.encode())
+    assert report["tokens"] == len(tokens)
+    assert report["bytes_per_token"] == report["bytes"] / len(tokens)
+    assert report["tokens_used"] == len(set(tokens))
+    parts = sum(
+        len(p) for t in tokens if not is_complete(p := tokenizer.vocab_bytes[t])
+    )
+    assert report["coverage"] == pytest.approx(1 - parts / report["bytes"])
+    assert (report["coverage"] == 1.0) == (kind == "characters")
+    lengths = [
+        len(piece.decode()) for piece in tokenizer.vocab_bytes if is_complete(piece)
+    ]
+    assert [len(text) for text in report["longest"]] == sorted(lengths)[::-1][:10]
+    saved = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert saved == {name: out for name, out in report.items() if name != "folder"}
 
 
-def whole(piece):
+def is_complete(piece):
     try:
         return bool(piece.decode()) or not piece
     except UnicodeDecodeError:
@@ -68,13 +76,13 @@ def whole(piece):
 
 def test_configs_of_experiments_and_of_stores_name_a_tokenizer(tmp_path, capsys):
     words = ["BPE.vocab=300", "Text.path='text.txt'", "Text.holdout=@HoldoutTail()"]
-    page = "tokenizer = @BPE()\n  "
+    line = "tokenizer = @BPE()\n  "
     (tmp_path / "build.gin").write_text(
-        f"BuildTokenStore:\n  {page}sources = {{'one': @Text()}}\n"
+        f"BuildTokenStore:\n  {line}sources = {{'one': @Text()}}\n"
     )
     (tmp_path / "run.gin").write_text(
         f"include '{TINY}'\nExperiment.data = @PauseTokens()\n"
-        f"PauseTokens.source = @TextDataset()\nTextDataset:\n  {page}corpus = @Text()\n"
+        f"PauseTokens.source = @TextDataset()\nTextDataset:\n  {line}corpus = @Text()\n"
         "  batch_size = 1\n  sequence_length = 8\n"
     )
     assert lmx("build.gin", "a", *words) == lmx("run.gin", "b", *words) == 0
@@ -100,7 +108,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_cannot_be_is_said_and_leaves_nothing(message, tmp_path, capsys):
+def test_invalid_input_is_refused_and_leaves_nothing(message, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert lmx(*REFUSED[message]) == 2

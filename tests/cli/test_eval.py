@@ -18,17 +18,17 @@ def file(tmp_path):
 def test_the_held_out_text_scores_as_it_did_in_training(trained, lmx, file):
     words = ("--json", "--length", "16", "--stride", "16")
     status, out, _ = lmx("eval", trained.run, file, *words)
-    told, summary = json.loads(out), trained.summary
-    assert status == 0 and told["step"] == 3 and told["run"] == trained.run
-    found = told["files"][file]
+    result, summary = json.loads(out), trained.summary
+    assert status == 0 and result["step"] == 3 and result["run"] == trained.run
+    score = result["files"][file]
     for name in ("nats", "perplexity", "bits_per_byte", "tokens", "bytes"):
-        assert found[name] == pytest.approx(summary[f"validation/{name}"], rel=1e-5)
-    assert told["all"] == found
+        assert score[name] == pytest.approx(summary[f"validation/{name}"], rel=1e-5)
+    assert result["all"] == score
 
 
 def test_windows_are_as_in_training_by_default(trained, lmx, file):
-    told = json.loads(lmx("eval", trained.run, file, "--json")[1])
-    assert (told["length"], told["stride"]) == (16, 8)
+    result = json.loads(lmx("eval", trained.run, file, "--json")[1])
+    assert (result["length"], result["stride"]) == (16, 8)
 
 
 def test_several_files_give_a_table_and_their_total(trained, lmx, file, tmp_path):
@@ -39,13 +39,13 @@ def test_several_files_give_a_table_and_their_total(trained, lmx, file, tmp_path
     assert status == 0 and len(rows) == 3
     assert head.endswith(" at step 3, 16 tokens every 8")
     assert titles.split()[:4] == ["text", "nats/token", "perplexity", "bits/byte"]
-    told = json.loads(lmx("eval", trained.run, file, str(other), "--json")[1])
-    numbers = [*told["files"].values(), told["all"]]
-    for row, name, found in zip(rows, [file, str(other), "all"], numbers, strict=True):
-        assert row.split()[0] == name and row.split()[1] == f"{found['nats']:.4f}"
+    result = json.loads(lmx("eval", trained.run, file, str(other), "--json")[1])
+    numbers = [*result["files"].values(), result["all"]]
+    for row, name, score in zip(rows, [file, str(other), "all"], numbers, strict=True):
+        assert row.split()[0] == name and row.split()[1] == f"{score['nats']:.4f}"
     for name in ("tokens", "bytes"):
         assert numbers[2][name] == numbers[0][name] + numbers[1][name]
-    sums = [found["nats"] * found["tokens"] for found in numbers]
+    sums = [score["nats"] * score["tokens"] for score in numbers]
     assert sums[2] == pytest.approx(sums[0] + sums[1])
 
 

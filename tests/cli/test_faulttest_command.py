@@ -10,15 +10,15 @@ from lmx.faulttest import report, scenario
 @pytest.fixture
 def calls(monkeypatch):
     """The calls of the fault test, which fails."""
-    found = []
+    calls_ = []
 
     def run(scenario, kills, **options):
-        found.append((scenario, kills, options))
+        calls_.append((scenario, kills, options))
         return {"passed": False}
 
     monkeypatch.setattr(scenario, "run_faulttest", run)
     monkeypatch.setattr(report, "format_report", str)
-    return found
+    return calls_
 
 
 @pytest.mark.parametrize(

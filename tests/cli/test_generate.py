@@ -12,26 +12,26 @@ PROMPTS = ["a be", "faded", "b"]
 
 
 @pytest.fixture
-def told(trained, lmx):
-    """What is out with those options, each line of it read as JSON."""
+def generate_json(trained, lmx):
+    """The JSON objects that a command prints, one a line."""
 
-    def told(*words):
+    def generate_json(*words):
         status, out, err = lmx("generate", trained.run, *words, "--json")
         assert (status, err) == (0, "")
         return [json.loads(line) for line in out.splitlines()]
 
-    return told
+    return generate_json
 
 
-def test_generated_text_streams_and_is_that_of_json(trained, lmx, told):
+def test_generated_text_streams_and_is_that_of_json(trained, lmx, generate_json):
     words = ("--prompt", "a be", *GREEDY)
     status, out, _ = lmx("generate", trained.run, *words)
     assert status == 0 and out.startswith("a be") and out.endswith("\n")
-    (found,) = told(*words)
-    assert (found["prompt"], found["text"]) == ("a be", out[4:-1])
-    assert len(found["text"]) == 20 and set(found["text"]) <= set("a bead faded\n")
-    assert len(found["tokens"]) == len(found["logprobs"]) == 20
-    assert max(found["logprobs"]) <= 0
+    (result,) = generate_json(*words)
+    assert (result["prompt"], result["text"]) == ("a be", out[4:-1])
+    assert len(result["text"]) == 20 and set(result["text"]) <= set("a bead faded\n")
+    assert len(result["tokens"]) == len(result["logprobs"]) == 20
+    assert max(result["logprobs"]) <= 0
 
 
 def test_a_seed_draws_the_same_text(trained, lmx):
@@ -41,14 +41,16 @@ def test_a_seed_draws_the_same_text(trained, lmx):
 
 
 def test_prompts_of_a_file_are_continued_as_if_each_were_alone(
-    trained, lmx, told, tmp_path
+    trained, lmx, generate_json, tmp_path
 ):
     file = tmp_path / "prompts.txt"
     file.write_text("\n\n".join(PROMPTS))
     words = ("--file", str(file), *GREEDY)
-    alone = [(each["prompt"], each["text"]) for each in told(*words, "--batch", "1")]
+    alone = [
+        (each["prompt"], each["text"]) for each in generate_json(*words, "--batch", "1")
+    ]
     assert [prompt for prompt, _ in alone] == PROMPTS
-    assert [(each["prompt"], each["text"]) for each in told(*words)] == alone
+    assert [(each["prompt"], each["text"]) for each in generate_json(*words)] == alone
     out = lmx("generate", trained.run, *words)[1]
     assert out == "\n---\n".join(prompt + text for prompt, text in alone) + "\n"
 
@@ -62,33 +64,35 @@ def test_prompts_are_lines_or_those_of_json_objects(tmp_path):
         assert read_prompts(tmp_path / name) == prompts
 
 
-def test_draws_do_not_depend_on_how_many_are_made_at_a_time(told, tmp_path):
+def test_samples_do_not_depend_on_the_batch_size(generate_json, tmp_path):
     (tmp_path / "same.txt").write_text("a\n" * 3)
     words = ("--file", str(tmp_path / "same.txt"), "--tokens", "20", "--batch")
-    texts = [[each["text"] for each in told(*words, batch)] for batch in ("2", "3")]
+    texts = [
+        [each["text"] for each in generate_json(*words, batch)] for batch in ("2", "3")
+    ]
     assert texts[0] == texts[1] and len(set(texts[0])) == 3
 
 
-def test_a_text_stops_before_what_stops_it(trained, lmx, told):
+def test_a_text_ends_before_a_stop_string(trained, lmx, generate_json):
     words = ("--prompt", "a", *GREEDY)
-    (free,) = told(*words)
+    (free,) = generate_json(*words)
     stop = free["text"][7:10]
     end = free["text"].index(stop)
-    (found,) = told(*words, "--stop", "zzz", "--stop", stop)
-    assert found["text"] == free["text"][:end]
-    assert found["tokens"] == free["tokens"][: end + 3]
+    (result,) = generate_json(*words, "--stop", "zzz", "--stop", stop)
+    assert result["text"] == free["text"][:end]
+    assert result["tokens"] == free["tokens"][: end + 3]
     out = lmx("generate", trained.run, *words, "--stop", stop)[1]
     assert out == f"a{free['text'][:end]}\n"
 
 
-def test_beams_come_best_first_and_the_first_is_the_text(trained, lmx, told):
+def test_beams_come_best_first_and_the_first_is_the_text(trained, lmx, generate_json):
     words = ("--prompt", "a be", "--tokens", "6", "--beams", "3")
-    (found,) = told(*words)
-    scores = [beam["score"] for beam in found["beams"]]
+    (result,) = generate_json(*words)
+    scores = [beam["score"] for beam in result["beams"]]
     assert len(scores) == 3 and scores == sorted(scores, reverse=True)
-    assert found["text"] == found["beams"][0]["text"]
-    assert lmx("generate", trained.run, *words)[1] == f"a be{found['text']}\n"
-    (other,) = told(*words, "--length-penalty", "0")
+    assert result["text"] == result["beams"][0]["text"]
+    assert lmx("generate", trained.run, *words)[1] == f"a be{result['text']}\n"
+    (other,) = generate_json(*words, "--length-penalty", "0")
     assert other["beams"][0]["score"] == pytest.approx(6 * scores[0], rel=1e-4)
 
 
@@ -136,7 +140,7 @@ def test_a_file_of_no_prompts_is_refused_where_it_is_wrong(tmp_path):
             read_prompts(tmp_path / name)
 
 
-def test_a_folder_that_has_nothing_to_say_is_refused(trained, lmx, tmp_path):
+def test_a_folder_without_a_trained_model_is_refused(trained, lmx, tmp_path):
     for path, message in {
         tmp_path / "none": "is not a run: it has no metadata.json",
         tmp_path: "is not a run: it has no metadata.json",

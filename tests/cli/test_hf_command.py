@@ -23,10 +23,10 @@ def test_a_model_becomes_a_run_that_generates_and_a_model_again(lmx, work, llama
     assert status == 0 and out.startswith("the")
     status, out, _ = lmx("export", "hf", "run", "out")
     assert status == 0 and "step 0" in out
-    was, now = tensors(folder), tensors(work / "out")
-    assert was.keys() == now.keys()
-    for name, tensor in was.items():
-        np.testing.assert_array_equal(tensor, now[name])
+    old, new = tensors(folder), tensors(work / "out")
+    assert old.keys() == new.keys()
+    for name, tensor in old.items():
+        np.testing.assert_array_equal(tensor, new[name])
     name = "tokenizer.json"
     assert (work / "out" / name).read_text() == (folder / name).read_text()
 
@@ -58,14 +58,13 @@ def test_float64_stays_float64_from_folder_to_folder(lmx, work, llama):
     folder = llama(np.float64)
     assert lmx("import", "hf", str(folder), "run")[0] == 0
     assert lmx("export", "hf", "run", "out")[0] == 0
-    was, now = tensors(folder), tensors(work / "out")
-    for name, tensor in was.items():
-        assert now[name].dtype == np.float64
-        np.testing.assert_array_equal(tensor, now[name])
+    old, new = tensors(folder), tensors(work / "out")
+    for name, tensor in old.items():
+        assert new[name].dtype == np.float64
+        np.testing.assert_array_equal(tensor, new[name])
 
 
-def test_a_model_that_no_family_can_express_is_refused(lmx, work):
-    assert lmx("train", "tiny.gin", "Attention.logit_cap=20.0", "--run", "run")[0] == 0
-    status, _, error = lmx("export", "hf", "run", "out")
+def test_a_model_that_no_family_can_express_is_refused(lmx, work, trained):
+    status, _, error = lmx("export", "hf", trained.run, "out")
     assert status == 2 and "attention.logit_cap = 20.0, not None" in error
     assert not (work / "out").exists()

@@ -15,14 +15,14 @@ OPENED: dict[str, RecordedRun] = {}  # runs without overrides: each is compiled 
 def run(trained, monkeypatch):
     """The run, with its working folder as the current one."""
 
-    def opened(folder, overrides):
+    def open_once(folder, overrides):
         assert not overrides
         if f"{folder}" not in OPENED:
-            OPENED[f"{folder}"] = real(folder)
+            OPENED[f"{folder}"] = open_run(folder)
         return OPENED[f"{folder}"]
 
-    real = RecordedRun.open
-    monkeypatch.setattr(RecordedRun, "open", opened)
+    open_run = RecordedRun.open
+    monkeypatch.setattr(RecordedRun, "open", open_once)
     monkeypatch.chdir(trained.work)
     return trained.run
 
@@ -31,10 +31,10 @@ def test_a_replay_shows_logged_and_new_values_side_by_side(lmx, run):
     status, out, _ = lmx("replay", run, "--step", "3")
     assert status == 0 and "compared: all equal to the bit" in out
     status, out, _ = lmx("replay", run, "--step", "2", "--json")
-    found = json.loads(out)
-    assert status == 0 and found["equal"] and found["overridden"] == []
-    assert found["checkpoint"] == 0 and found["replayed"] == found["logged"]
-    assert found["logged"]["2"]["learning_rate"] == pytest.approx(0.01)
+    result = json.loads(out)
+    assert status == 0 and result["equal"] and result["overridden"] == []
+    assert result["checkpoint"] == 0 and result["replayed"] == result["logged"]
+    assert result["logged"]["2"]["learning_rate"] == pytest.approx(0.01)
 
 
 def test_a_value_that_differs_is_exit_status_1(lmx, run, monkeypatch):

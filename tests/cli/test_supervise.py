@@ -16,7 +16,7 @@ from lmx.run.goodput import read_timing
 ROOT = Path(__file__).parents[2]
 # Each start takes the first word left in a file: the exit status or the signal, with an
 # `s` if it saves a checkpoint first: `-9s` saves and is killed, `75` only exits.
-MORTAL = """
+CHILD = """
 import os, sys
 from pathlib import Path
 words, run = Path("words"), Path("run/checkpoints")
@@ -50,44 +50,46 @@ def pauses(monkeypatch):
 
 
 @pytest.fixture
-def end(tmp_path, monkeypatch, capsys):
-    """Runs processes that end so; returns the status, the words left, and stderr."""
+def run_child(tmp_path, monkeypatch, capsys):
+    """Supervises children that end so; returns status, remaining words, stderr."""
     monkeypatch.chdir(tmp_path)
 
-    def end(*words, restarts=9):
+    def run_child(*words, restarts=9):
         Path("words").write_text(" ".join(words))
-        status = Supervisor([sys.executable, "-c", MORTAL], Path("run"), restarts)()
+        status = Supervisor([sys.executable, "-c", CHILD], Path("run"), restarts)()
         return status, Path("words").read_text().split(), capsys.readouterr().err
 
-    return end
+    return run_child
 
 
 @pytest.mark.parametrize("word", ["0", "1", "2", "130", "143"])
-def test_a_deterministic_error_or_a_requested_stop_is_not_restarted(end, pauses, word):
-    assert end(word, "0")[:2] == (int(word), ["0"]) and pauses == []
+def test_a_deterministic_error_or_a_requested_stop_is_not_restarted(
+    run_child, pauses, word
+):
+    assert run_child(word, "0")[:2] == (int(word), ["0"]) and pauses == []
 
 
-def test_it_restarts_after_a_kill_a_crash_and_a_lost_peer(end, pauses):
-    status, _, out = end("-9s", "75s", "-6s", "0")
+def test_it_restarts_after_a_kill_a_crash_and_a_lost_peer(run_child, pauses):
+    status, _, out = run_child("-9s", "75s", "-6s", "0")
     assert status == 0 and pauses == [1.0, 1.0, 1.0]
     assert "the run was killed by SIGKILL: restarting in 1 s, 9 left" in out
     assert "the run exited with 75: restarting in 1 s, 8 left" in out
 
 
-def test_pauses_double_up_to_a_minute_while_nothing_is_saved(end, pauses):
+def test_pauses_double_up_to_a_minute_while_nothing_is_saved(run_child, pauses):
     words = ["-9", "75"] * 4
-    assert end(*words, "75s", "0")[0] == 0
+    assert run_child(*words, "75s", "0")[0] == 0
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 1.0]
 
 
-def test_it_gives_up_after_the_same_death_twice_with_nothing_saved(end, pauses):
-    status, left, out = end("-9s", "-9s", "-9", "0")
+def test_it_gives_up_after_the_same_death_twice_with_nothing_saved(run_child, pauses):
+    status, left, out = run_child("-9s", "-9s", "-9", "0")
     assert (status, left) == (137, ["0"])
     assert "killed by SIGKILL, as before, and nothing was saved between" in out
 
 
-def test_after_the_last_restart_it_gives_up(end, pauses):
-    status, left, out = end("75s", "75s", "75s", "0", restarts=2)
+def test_after_the_last_restart_it_gives_up(run_child, pauses):
+    status, left, out = run_child("75s", "75s", "75s", "0", restarts=2)
     assert (status, left) == (75, ["0"]) and "no restart is left" in out
 
 
@@ -95,7 +97,7 @@ def test_after_the_last_restart_it_gives_up(end, pauses):
 def test_a_signal_is_forwarded_once_and_not_restarted(tmp_path, signum):
     child = (
         "import signal, sys, time\n"
-        "def stop(*_): print('told', flush=True); time.sleep(1); sys.exit(75)\n"
+        "def stop(*_): print('stopped', flush=True); time.sleep(1); sys.exit(75)\n"
         f"signal.signal({int(signum)}, stop)\n"
         "print('ready', flush=True); time.sleep(60)\n"
     )
@@ -114,7 +116,7 @@ def test_a_signal_is_forwarded_once_and_not_restarted(tmp_path, signum):
     )
     assert process.stdout and process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signum)  # as a terminal does
-    assert process.communicate(timeout=30) == ("told\n", None)
+    assert process.communicate(timeout=30) == ("stopped\n", None)
     assert process.returncode == 75
 
 
@@ -141,8 +143,8 @@ def test_a_dead_process_is_recorded_in_the_timing_of_its_run(
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    began = time.monotonic()
+    started = time.monotonic()
     assert Supervisor([sys.executable, "-c", child], tmp_path, 0)() == 137
-    begun, note, death = read_timing(tmp_path)
-    assert begun["step"] == note["step"] == 3 and death["exit_status"] == -9
-    assert 0.0 <= death["clock"] - note["clock"] < time.monotonic() - began
+    attempt, note, death = read_timing(tmp_path)
+    assert attempt["step"] == note["step"] == 3 and death["exit_status"] == -9
+    assert 0.0 <= death["clock"] - note["clock"] < time.monotonic() - started

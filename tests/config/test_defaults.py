@@ -108,7 +108,7 @@ def test_defaults_round_trip_through_json_and_gin(route):
     assert from_json('{"@Route()": {}}') == route()
 
 
-def test_a_default_that_hides_how_it_was_made_is_refused(route, tmp_path):
+def test_a_default_whose_arguments_are_unknown_is_refused(route, tmp_path):
     @configurable
     @dataclass(frozen=True, kw_only=True)
     class Sky:

@@ -58,7 +58,7 @@ class RandomSource:
     def __init__(self, seed: int):
         self.rng = random.Random(seed)
 
-    def page(self) -> list[str]:
+    def make_statements(self) -> list[str]:
         """Statements that bind everything, some of them several times."""
         lines = [
             f"M = {self.pick(['3', repr('m'), '{1: 2}', self.scoped('Bud')])}",
@@ -132,7 +132,7 @@ def plain(value: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def gins_trunk():
+def gin_trunk():
     for thing in KINDS:
         configurable(thing)
     *_, trunk = [gin.external_configurable(thing) for thing in KINDS]
@@ -141,42 +141,42 @@ def gins_trunk():
 
 
 @pytest.fixture
-def pages(tmp_path, monkeypatch):
-    """Random `page.gin` files, partly in included files."""
+def random_files(tmp_path, monkeypatch):
+    """Random `one.gin` files, partly in included files."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "middle.gin").write_text("include 'inner.gin'\n")
 
-    def pages(seed: int):
+    def random_files(seed: int):
         source, rng = RandomSource(seed), random.Random(seed)
         for _ in range(200):
-            lines = source.page()
+            lines = source.make_statements()
             cut, end = sorted(rng.sample(range(len(lines) + 1), 2))
             (tmp_path / "inner.gin").write_text("\n".join(lines[cut:end]))
             lines[cut:end] = ["include 'middle.gin'"]
-            (tmp_path / "page.gin").write_text("\n".join(lines))
-            (tmp_path / "more.gin").write_text("\n".join(source.page()[:2]))
-            yield ["page.gin", "more.gin"]
+            (tmp_path / "one.gin").write_text("\n".join(lines))
+            (tmp_path / "more.gin").write_text("\n".join(source.make_statements()[:2]))
+            yield ["one.gin", "more.gin"]
 
-    return pages
+    return random_files
 
 
 @pytest.mark.parametrize(
     "seed",
     [0, 1, 2, *(pytest.param(n, marks=pytest.mark.nightly) for n in range(3, 16))],
 )
-def test_random_files_have_the_same_meaning_as_in_gin(gins_trunk, pages, seed):
-    for files in pages(seed):
+def test_random_files_have_the_same_meaning_as_in_gin(gin_trunk, random_files, seed):
+    for files in random_files(seed):
         gin.clear_config()
         gin.parse_config_files_and_bindings(files, [])
         ours = resolve(parse(files), "Trunk", strict=False).build()
-        assert plain(ours) == plain(gins_trunk())
+        assert plain(ours) == plain(gin_trunk())
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_random_config_round_trips_through_json_and_gin(pages, seed):
+def test_a_random_config_round_trips_through_json_and_gin(random_files, seed):
     for thing in KINDS:
         configurable(thing)
-    for files in pages(seed):
+    for files in random_files(seed):
         config = resolve(parse(files), "Trunk", strict=False)
         assert from_json(config.to_json()) == config
         Path("flat.gin").write_text(to_gin(config))

@@ -52,7 +52,7 @@ def gins():
 
 SCOPED = "Pond.x = @s/Snail()\ns/Shell.age = 1\n"
 
-# What differs: (the page, the pond that gin makes, the pond that lmx makes).
+# What differs: (the config, the pond that gin makes, the pond that lmx makes).
 DIFFER: dict[str, tuple[str, Any, Any]] = {
     "a list is a tuple, since configs are immutable": (
         "Pond.x = [1, [2]]",
@@ -72,7 +72,7 @@ DIFFER: dict[str, tuple[str, Any, Any]] = {
     "a scoped macro is not looked for in the scopes around it": (
         "s = 1\nPond.x = %s/M",
         Pond(x=1),
-        Refused("page.gin:2: no macro s/M is defined; there are s"),
+        Refused("x.gin:2: no macro s/M is defined; there are s"),
     ),
     "a default is a reference too, and can be bound": (
         "Pond.x = @Snail()\nShell.age = 5",
@@ -82,32 +82,32 @@ DIFFER: dict[str, tuple[str, Any, Any]] = {
     "a value has the type of its annotation": (
         "Pond.x = @Snail()\nSnail.size = 'big'",
         Pond(x=dataclasses.replace(Snail(), **{"size": "big"})),
-        Refused("page.gin:2: Snail.size must be float, got 'big'"),
+        Refused("x.gin:2: Snail.size must be float, got 'big'"),
     ),
     "a value that JSON cannot store is an error": (
         "Pond.x = b'a'",
         Pond(x=b"a"),
-        Refused("page.gin:1: Pond.x must be a plain value, got b'a'"),
+        Refused("x.gin:1: Pond.x must be a plain value, got b'a'"),
     ),
     "a key is a scalar": (
         "Pond.x = {(1, 2): 3}",
         Pond(x={(1, 2): 3}),
-        Refused("page.gin:1: Pond.x must be a plain value, got {(1, 2): 3}"),
+        Refused("x.gin:1: Pond.x must be a plain value, got {(1, 2): 3}"),
     ),
     "a binding that nothing uses is an error": (
         "Snail.size = 2.0",
         Pond(),
-        Refused("page.gin:1: nothing under @Pond() uses Snail.size"),
+        Refused("x.gin:1: nothing under @Pond() uses Snail.size"),
     ),
     "a macro that nothing uses is an error": (
         "M = 1",
         Pond(),
-        Refused("page.gin:1: nothing under @Pond() uses M"),
+        Refused("x.gin:1: nothing under @Pond() uses M"),
     ),
     "a required value must be given, even if no caller needs it": (
         "Pond.x = 1\nPond.y = %gin.REQUIRED",
         None,  # gin hands on a marker
-        Refused("page.gin:2: Pond.y is required: add Pond.y=VALUE"),
+        Refused("x.gin:2: Pond.y is required: add Pond.y=VALUE"),
     ),
     "a name has no module, since names are unique": (
         f"Pond.x = @{__name__}.Shell()",
@@ -122,7 +122,7 @@ DIFFER: dict[str, tuple[str, Any, Any]] = {
     "a constant of the program cannot be named": (
         "Pond.x = %GRAVITY",
         Pond(x=9.81),
-        Refused("page.gin:1: no macro GRAVITY is defined"),
+        Refused("x.gin:1: no macro GRAVITY is defined"),
     ),
     "there are no singletons": (
         "Pond.x = @a/gin.singleton()\na/gin.singleton.constructor = @Shell",
@@ -132,7 +132,7 @@ DIFFER: dict[str, tuple[str, Any, Any]] = {
     "a config imports only modules of lmx": (
         "import json",
         Pond(),
-        Refused("page.gin:1: a config can import modules of lmx only"),
+        Refused("x.gin:1: a config can import modules of lmx only"),
     ),
     "a circle of macros is an error": (
         "M = %N\nN = %M\nPond.x = %M",
@@ -142,7 +142,7 @@ DIFFER: dict[str, tuple[str, Any, Any]] = {
     "a circle of references is an error": (
         "Pond.x = @Snail()\nSnail.shell = @Snail()",
         Refused("maximum recursion depth"),
-        Refused("page.gin:2: @Snail contains itself"),
+        Refused("x.gin:2: @Snail contains itself"),
     ),
     "an include is relative to the file that includes it": (
         "include 'deep/outer.gin'",
@@ -167,19 +167,19 @@ def outcome(make: Callable[[], Pond]) -> Any:
 @pytest.mark.parametrize("what", DIFFER)
 def test_differs_from_gin_on_purpose(what, gins, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page, gins_pond, our_pond = DIFFER[what]
-    (tmp_path / "page.gin").write_text(page)
+    text, gins_pond, our_pond = DIFFER[what]
+    (tmp_path / "x.gin").write_text(text)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "outer.gin").write_text("include 'inner.gin'")
     (tmp_path / "deep" / "inner.gin").write_text("Pond.x = 1")
 
     def gins_way():
-        gin.parse_config_file("page.gin")
+        gin.parse_config_file("x.gin")
         return gins["Pond"]()
 
     gin.clear_config(clear_constants=True)
     gin.constant("GRAVITY", 9.81)
-    ours = outcome(lambda: load(["page.gin"], root=Pond).build())
+    ours = outcome(lambda: load(["x.gin"], root=Pond).build())
     for wanted, got in [(gins_pond, outcome(gins_way)), (our_pond, ours)]:
         if isinstance(wanted, Refused):
             assert isinstance(got, Exception) and wanted.words in str(got)
@@ -188,18 +188,18 @@ def test_differs_from_gin_on_purpose(what, gins, tmp_path, monkeypatch):
 
 
 def test_other_code_does_not_use_the_config(gins, tmp_path):
-    (tmp_path / "page.gin").write_text("Pond.x = @Shell()\nShell.age = 3")
+    (tmp_path / "x.gin").write_text("Pond.x = @Shell()\nShell.age = 3")
     gin.clear_config()
-    gin.parse_config_file(str(tmp_path / "page.gin"))
+    gin.parse_config_file(str(tmp_path / "x.gin"))
     assert gins["Shell"]().age == 3
-    ours = load([tmp_path / "page.gin"], root=Pond).build()
+    ours = load([tmp_path / "x.gin"], root=Pond).build()
     assert (ours.x, Shell()) == (Shell(age=3), Shell(age=0))
 
 
-@pytest.mark.parametrize("page", ["Pond.x = 1 + 1", "Pond.x = @Shell(age=1)"])
-def test_neither_supports_arithmetic_or_calls_with_arguments(page, gins, tmp_path):
-    (tmp_path / "page.gin").write_text(page)
+@pytest.mark.parametrize("text", ["Pond.x = 1 + 1", "Pond.x = @Shell(age=1)"])
+def test_neither_supports_arithmetic_or_calls_with_arguments(text, gins, tmp_path):
+    (tmp_path / "x.gin").write_text(text)
     with pytest.raises(SyntaxError):
-        gin.parse_config(page)
-    with pytest.raises(ConfigError, match="page.gin:1: Expected"):
-        load([tmp_path / "page.gin"], root=Pond)
+        gin.parse_config(text)
+    with pytest.raises(ConfigError, match="x.gin:1: Expected"):
+        load([tmp_path / "x.gin"], root=Pond)

@@ -31,8 +31,8 @@ def bell(tmp_path, monkeypatch):
     return bell
 
 
-def write(**pages):
-    for name, text in pages.items():
+def write(**files):
+    for name, text in files.items():
         with open(f"{name}.gin", "w") as file:
             file.write(text)
 

@@ -74,11 +74,11 @@ class HasWeight(Protocol):
     weight: float
 
 
-def made(name: str) -> Config:
+def called(name: str) -> Config:
     return Config(name, True, {})
 
 
-def maker(name: str) -> Config:
+def uncalled(name: str) -> Config:
     return Config(name, False, {})
 
 
@@ -97,29 +97,29 @@ TAKES: list[tuple[Any, list[Any], list[Any]]] = [
     (int | str | tuple[int, ...], [1, "a", (1,)], [1.0, ("a",)]),
     (
         Any,
-        [1, "a", None, (1, {"a": 2}), made("Apple")],
+        [1, "a", None, (1, {"a": 2}), called("Apple")],
         [b"a", 1j, {(1,): 2}, object()],
     ),
-    (Fruit, [made("Apple"), made("pick")], [maker("Apple"), made("Press"), 1]),
-    (Fruit[int], [made("Apple")], [made("Press")]),
-    (Apple | None, [made("Apple"), made("parcel"), None], [maker("Apple")]),
+    (Fruit, [called("Apple"), called("pick")], [uncalled("Apple"), called("Press"), 1]),
+    (Fruit[int], [called("Apple")], [called("Press")]),
+    (Apple | None, [called("Apple"), called("parcel"), None], [uncalled("Apple")]),
     (
         Callable[..., Fruit],
-        [maker("Apple"), maker("pick")],
-        [made("Apple"), maker("Press")],
+        [uncalled("Apple"), uncalled("pick")],
+        [called("Apple"), uncalled("Press")],
     ),
     (
         Callable[..., str],
-        [made("Press"), made("recipe")],
-        [maker("Apple"), made("Apple")],
+        [called("Press"), called("recipe")],
+        [uncalled("Apple"), called("Apple")],
     ),
-    (Callable[..., Any], [maker("Apple"), made("Press")], [made("Apple"), 1]),
-    (tuple[Callable[..., str], ...], [(made("Press"),)], [(maker("Press"),)]),
-    (Mapping[str, Fruit], [{"a": made("Apple")}], [{"a": made("Press")}]),
-    (Presses, [made("Press")], [made("Apple"), maker("Press")]),
-    (Peels, [], [made("Apple")]),
-    (HasWeight, [made("Apple"), made("Press")], [1]),  # it cannot be checked
-    (object, [made("Apple"), made("recipe")], [1, maker("Apple")]),
+    (Callable[..., Any], [uncalled("Apple"), called("Press")], [called("Apple"), 1]),
+    (tuple[Callable[..., str], ...], [(called("Press"),)], [(uncalled("Press"),)]),
+    (Mapping[str, Fruit], [{"a": called("Apple")}], [{"a": called("Press")}]),
+    (Presses, [called("Press")], [called("Apple"), uncalled("Press")]),
+    (Peels, [], [called("Apple")]),
+    (HasWeight, [called("Apple"), called("Press")], [1]),  # it cannot be checked
+    (object, [called("Apple"), called("recipe")], [1, uncalled("Apple")]),
 ]
 
 
@@ -199,13 +199,13 @@ def test_a_name_that_is_defined_later_is_checked_when_first_used(monkeypatch):
 @pytest.mark.parametrize(
     ("value", "hint", "message"),
     [
-        (maker("Apple"), Apple, "x must be Apple, got @Apple: write @Apple()"),
+        (uncalled("Apple"), Apple, "x must be Apple, got @Apple: write @Apple()"),
         (
-            made("Apple"),
+            called("Apple"),
             Callable[..., Fruit],
             "Callable[..., Fruit], got @Apple(): write",
         ),
-        (made("Press"), Apple | None, "x must be Apple or None, got @Press()"),
+        (called("Press"), Apple | None, "x must be Apple or None, got @Press()"),
         (
             "lift",
             Literal["left", "up"],

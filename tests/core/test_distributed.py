@@ -22,7 +22,7 @@ SLURM = {
 
 
 @pytest.fixture(autouse=True)
-def nowhere(monkeypatch):
+def no_cluster(monkeypatch):
     """Removes the variables of all clusters."""
     signs = (
         *SLURM,
@@ -92,12 +92,12 @@ def test_a_pod_without_an_index_is_one_process(monkeypatch):
     assert distributed.detect_cluster() is None
 
 
-@pytest.mark.parametrize("told", [(1, None, None), (None, 2, None), (0, 2, None)])
-def test_incomplete_flags_are_refused(told):
+@pytest.mark.parametrize("flags", [(1, None, None), (None, 2, None), (0, 2, None)])
+def test_incomplete_flags_are_refused(flags):
     with pytest.raises(
         ClusterConfigError, match="--process and --coordinator go together"
     ):
-        distributed.detect_cluster(*told)
+        distributed.detect_cluster(*flags)
 
 
 @pytest.mark.parametrize("number", [-1, 2])
@@ -123,8 +123,8 @@ def test_a_lost_or_late_process_exits_with_75():
 def test_one_process_is_the_leader_and_reads_its_own_stop_signal():
     assert distributed.is_leader() and distributed.max_steps_in_flight() == 0
     assert distributed.broadcast_from_leader(lambda: {"a": 1}) == {"a": 1}
-    notice = distributed.StopSignal()
-    assert notice.get() is None
-    notice.set("stop")
-    notice.set("go on")
-    assert notice.get() == "stop"
+    stop_signal = distributed.StopSignal()
+    assert stop_signal.get() is None
+    stop_signal.set("stop")
+    stop_signal.set("go on")
+    assert stop_signal.get() == "stop"

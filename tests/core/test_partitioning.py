@@ -142,10 +142,10 @@ def test_shard_map_works_within_vmapped_slices_and_stages():
 
         return partitioning.vmap_over_replicas(slice_, 2)(x, jnp.asarray(weights)).sum()
 
-    made = jax.jit(
+    grad = jax.jit(
         jax.value_and_grad(partitioning.with_partitioning(mesh, RULES, total), (0, 1))
     )
-    found, (of_x, of_scale) = made(x, 2.0)
+    found, (of_x, of_scale) = grad(x, 2.0)
     sums, weight = x.sum(axis=2, keepdims=True), weights.sum(axis=1)
     want = 3 * np.einsum("rbtn,r->", sums**2, weight)
     np.testing.assert_allclose([found, of_scale], [2 * want, want])
@@ -212,5 +212,5 @@ def test_serialized_collectives_have_the_same_values_and_wait():
     of_x, of_y = cost(jnp.asarray(ROWS), jnp.asarray(ROWS + 1))
     np.testing.assert_array_equal(of_x, np.zeros_like(ROWS))
     np.testing.assert_array_equal(of_y, swapped)
-    made = jax.jit(traced(fn)).lower(ROWS, ROWS).compile().as_text()
-    assert len(re.findall(r"= \S+ collective-permute", f"{made}")) == 2
+    text = jax.jit(traced(fn)).lower(ROWS, ROWS).compile().as_text()
+    assert len(re.findall(r"= \S+ collective-permute", f"{text}")) == 2

@@ -187,22 +187,20 @@ def read_prompts(path: Path) -> list[str]:
     """The prompts of a file: its lines, or those of the JSON objects of a `.jsonl`."""
     from lmx.data.corpus.corpus import decode_utf8
 
-    prompts = []
-    lines = decode_utf8(path.read_bytes(), path).split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
-            prompts.append(line.rstrip("\r"))
-            continue
-        try:
-            prompt = json.loads(line)["prompt"]
-        except (json.JSONDecodeError, TypeError, KeyError):
-            prompt = None
-        if not isinstance(prompt, str):
-            shape = '{"prompt": "..."}'
-            raise ConfigError(f"{path}:{number}: each line must be {shape} in JSON.")
-        prompts.append(prompt)
+    lines = enumerate(decode_utf8(path.read_bytes(), path).split("\n"), 1)
+    prompts = {f"{path}:{n}": line.rstrip("\r") for n, line in lines if line.strip()}
     if not prompts:
         raise ConfigError(f"{path} has no prompts: write one per line.")
-    return prompts
+    if path.suffix == ".jsonl":
+        return [_parse_prompt(line, location) for location, line in prompts.items()]
+    return [*prompts.values()]
+
+
+def _parse_prompt(line: str, location: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, TypeError, KeyError):
+        prompt = None
+    if not isinstance(prompt, str):
+        raise ConfigError(f'{location}: each line must be {{"prompt": "..."}} in JSON.')
+    return prompt
