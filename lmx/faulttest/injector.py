@@ -190,10 +190,7 @@ def parse_step(path: Any) -> int | None:
 
 
 def fingerprint(batch: Any) -> int:
-    """64 bits of what this process holds of the arrays of a batch.
-
-    The sum over all processes, modulo 2**64, is the same for any split of the batch.
-    """
+    """64 bits of a batch; those of processes with parts of it add up modulo 2**64."""
     parts = get_local_parts(batch._asdict())
     sums = [checksum_parts(parts[name], x.shape) for name, x in batch._asdict().items()]
     return sum((2 * field + 1) * sum(pair) for field, pair in enumerate(sums)) % 2**64

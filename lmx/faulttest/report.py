@@ -10,7 +10,7 @@ from lmx.faulttest.process_group import RunAttempt, Scenario
 from lmx.run.goodput import total_seconds
 from lmx.run.run_dir import RunDir, read_ledger
 from lmx.train.checkpoint.compare import diff_checkpoints
-from lmx.train.checkpoint.directory import CheckpointDir
+from lmx.train.checkpoint.manager import CheckpointDir
 from lmx.train.checkpoint.reader import CheckpointReader
 from lmx.train.hook import SAVE
 
@@ -153,10 +153,7 @@ def read_hooks(run: Path) -> dict[tuple[int, str], str]:
 
 
 def count_replayed(attempts: Sequence[RunAttempt], save_every: int) -> dict[str, Any]:
-    """The steps that were repeated after each kill.
-
-    At most those of a save interval, and those started while a save was in flight.
-    """
+    """Steps repeated after each kill: at most a save interval and those in flight."""
     trained = [(a, a.start_step) for a in attempts if a.start_step is not None]
     each = [
         {

@@ -95,10 +95,7 @@ def compare_killed(
 def run_resharded(
     scenario: Scenario, rounds: Sequence[Sequence[Topology]]
 ) -> tuple[list[RunAttempt], list[str]]:
-    """A run that is killed and resumed on one topology of each round.
-
-    The last process of each is killed. Returns also why a topology was refused.
-    """
+    """A run that resumes on one topology of each round; why others were refused."""
     original = default_topology(scenario.experiment.mesh)
     attempts, refused, steps = [], [], scenario.experiment.steps
     stops = [steps * (n + 1) // (len(rounds) + 1) for n in range(len(rounds))]

@@ -119,10 +119,7 @@ class Lease:
 
 
 def acquire_lock(folder: Path) -> Lock | Lease:
-    """Makes this process the only one that writes to the folder, until `release`.
-
-    Raises ConfigError, which names the holder, if another process does.
-    """
+    """Makes this process the folder's only writer; ConfigError if another one is."""
     if _get_filesystem(folder).startswith("fuse"):
         return Lease(folder)
     try:

@@ -125,10 +125,7 @@ def _get_processor() -> str:
 
 
 def _describe_code() -> dict[str, Any]:
-    """The commit of the source of lmx, the changes to it, and new files.
-
-    None outside a git repository.
-    """
+    """The commit, changes and new files of lmx; None outside a git repository."""
 
     def git(*args: str) -> str | None:
         command = shlex.join(["git", "-C", f"{Path(__file__).parents[1]}", *args])
@@ -146,10 +143,7 @@ def _describe_code() -> dict[str, Any]:
 def diff_metadata(
     old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """The differences between the environments of two runs, as `{name: (old, new)}`.
-
-    Names in `AFFECTS_BITS` come first.
-    """
+    """Differences of two environments: (old, new) by name, `AFFECTS_BITS` first."""
     pairs: dict[str, tuple[Any, Any]] = {}
     for name in (*AFFECTS_BITS, *INFORMATIVE):
         before, after = old.get(name), new.get(name)

@@ -1,26 +1,25 @@
 """Plots the metrics of a run."""
 
-import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmx.core.files import write_atomic
+from lmx.core.files import open_atomic
 from lmx.run.run_dir import read_metrics
 
 Curve = tuple[list[int], list[float]]  # steps and values
 
 
-def plot_run(path: Path) -> Path | None:
-    """Writes `plots/loss.png` of a run; None if nothing was logged yet."""
+def plot_run(path: Path) -> None:
+    """Writes `plots/loss.png` of a run, if something was logged."""
     from matplotlib.figure import Figure
 
     rows = list(read_metrics(path))
     train, validation = (extract_curve(rows, n) for n in ("nats", "validation/nats"))
     if not train[0]:
-        return None
+        return
     figure = Figure(figsize=(11, 4), layout="constrained", dpi=120)
     left, right = figure.subplots(1, 2)
     left.plot(*train, color="tab:blue", alpha=0.35, linewidth=0.8)
@@ -33,12 +32,9 @@ def plot_run(path: Path) -> Path | None:
     _plot_right(right, rows)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    target = path / "plots" / "loss.png"
-    target.parent.mkdir(exist_ok=True)
-    write_atomic(target, image.getvalue())
-    return target
+    (path / "plots").mkdir(exist_ok=True)
+    with open_atomic(path / "plots" / "loss.png") as file:
+        figure.savefig(file, format="png")
 
 
 def _plot_right(axes: Any, rows: list[dict[str, Any]]) -> None:

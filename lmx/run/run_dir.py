@@ -163,10 +163,7 @@ def check_schema(path: Path, schema: Any) -> None:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of the run in a folder.
-
-    Raises ConfigError if there is no run, or one of another schema.
-    """
+    """The metadata of a run; ConfigError if there is none, or one of another schema."""
     if (path / "card.json").is_file():  # the metadata of schema 3
         check_schema(path, 3)
     metadata = _read_json(path, METADATA)
@@ -254,10 +251,7 @@ def _check_same_run(
     metadata: Mapping[str, Any],
     allow_change: Iterable[str],
 ) -> list[dict[str, str]]:
-    """Refuses another config or other data than the run in the folder has.
-
-    Returns the changes to it that were ever allowed, if there are new ones.
-    """
+    """Refuses changes of config or data; all ever allowed ones, if some are new."""
     old, old_metadata = read_config(path), read_metadata(path)
     settings = {
         name: (f"{before}", f"{after}")

@@ -75,10 +75,7 @@ class Experiment:
         return nnx.eval_shape(lambda: self.model(nnx.Rngs(0)))
 
     def build_program(self, devices: Sequence[Any]) -> StepProgram:
-        """The step and the abstract state on these devices, which need not be local.
-
-        Reads no data.
-        """
+        """The step on these devices, which need not be local. Reads no data."""
         model = self.abstract_model()
         schedule = self.schedule.build(self.steps)
         optimizer = self.optimizer(schedule)

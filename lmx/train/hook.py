@@ -16,11 +16,9 @@ from lmx.train.step import Metrics, TrainState
 class HookOrder(IntEnum):
     """The order of hooks after one step."""
 
-    OBSERVE = 0  # reads metrics; not recorded in the ledger
     CHECK = 1  # may end the run before the state is saved
     SAVE = 2
     ACT = 3
-    STOP = 4  # ends the run; not recorded in the ledger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +30,11 @@ class Hook:
             step; returns metrics to log, or None. If a run resumes at a step whose
             hooks were not done, they are called first, with empty metrics.
         is_due: whether it is called after that many steps.
-        flush: completes deferred work: before other hooks save, act or stop.
     """
 
     call: Callable[[int, TrainState, Metrics], Values | None]
     is_due: Callable[[int], bool] = lambda step: True
     order: HookOrder = HookOrder.ACT
-    flush: Callable[[], None] = lambda: None
 
 
 class HookConfig(ABC):
@@ -60,35 +56,30 @@ SAVE = "save"  # the name of the hook that saves the state
 
 
 class HookRunner:
-    """Calls hooks after each step, in their order.
+    """Calls the hooks that are due after each step, in their order.
 
-    Hooks between `OBSERVE` and `STOP` are recorded in the ledger: all that are due as
-    `due`, before the first of them is called, and each as `done` after its call. A run
-    that resumes from a checkpoint thus can call those that were not done.
+    The ledger records all that are due as `due`, before the first of them is called,
+    and each as `done` after its call, so that a run that resumes from a checkpoint can
+    call those that were not done. `flush` is called before the hooks.
     """
 
     def __init__(
-        self, hooks: Mapping[str, Hook], run_dir: RunDir, timing: TimeAccounting
+        self,
+        hooks: Mapping[str, Hook],
+        run_dir: RunDir,
+        timing: TimeAccounting,
+        flush: Callable[[], None] = lambda: None,
     ):
         self.hooks = dict(sorted(hooks.items(), key=lambda item: item[1].order))
-        self.run_dir, self.timing = run_dir, timing
+        self.run_dir, self.timing, self.flush = run_dir, timing, flush
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         """Calls the hooks that are due after that step."""
-        for hook in self.hooks.values():
-            if hook.order == HookOrder.OBSERVE:
-                hook.call(step, state, metrics)
-        self._call_recorded(self._find_due(step), step, state, metrics)
-        for hook in self.hooks.values():
-            if hook.order == HookOrder.STOP and hook.is_due(step):
-                self.flush()
-                hook.call(step, state, metrics)
+        due = [name for name, hook in self.hooks.items() if hook.is_due(step)]
+        self._call(due, step, state, metrics)
 
     def call_pending(self, state: TrainState) -> None:
-        """Calls the hooks that were due at a restored state and not done.
-
-        The state itself is saved.
-        """
+        """Calls the hooks that were due at a restored, and thus saved, state and not done."""
         step = int(state.step)
 
         def find_done() -> list[str]:
@@ -96,23 +87,11 @@ class HookRunner:
             at_step = [row for row in rows if row["step"] == step]
             return [row["hook"] for row in at_step if row["status"] == "done"]
 
-        done = distributed.broadcast_from_leader(find_done)
-        due = self._find_due(step) if step else []
-        self._call_recorded([n for n in due if n not in (SAVE, *done)], step, state, {})
+        done = {SAVE, *distributed.broadcast_from_leader(find_done)}
+        due = [name for name, hook in self.hooks.items() if step and hook.is_due(step)]
+        self._call([name for name in due if name not in done], step, state, {})
 
-    def flush(self) -> None:
-        """Completes the deferred work of all hooks."""
-        for hook in self.hooks.values():
-            hook.flush()
-
-    def _find_due(self, step: int) -> list[str]:
-        return [
-            name
-            for name, hook in self.hooks.items()
-            if HookOrder.OBSERVE < hook.order < HookOrder.STOP and hook.is_due(step)
-        ]
-
-    def _call_recorded(
+    def _call(
         self, names: Sequence[str], step: int, state: TrainState, metrics: Metrics
     ) -> None:
         if not names:

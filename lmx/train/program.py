@@ -149,10 +149,7 @@ def batch_sharding(
 
 
 def local_rows(placement: NamedSharding, shape: tuple[int, ...]) -> list[slice]:
-    """The rows that devices of this process hold, in order and as few slices as can be.
-
-    Processes that share rows, as over `tensor` or `context`, hold the same ones.
-    """
+    """The rows of this process's devices, in order, in as few slices as possible."""
     indices = placement.addressable_devices_indices_map(shape).values()
     bounds = sorted({index[0].indices(shape[0])[:2] for index in indices if index})
     merged = bounds[:1]

@@ -25,7 +25,7 @@ from lmx.train.experiment import Experiment
 from lmx.train.guard.guard import GuardContext, load_skipped, make_reader
 from lmx.train.guard.spikes import RewindError
 from lmx.train.guard.watchdog import Watchdog
-from lmx.train.hook import SAVE, Hook, HookOrder, HookRunner, unique_names
+from lmx.train.hook import SAVE, HookRunner, unique_names
 from lmx.train.hooks.log import MetricLogger
 from lmx.train.hooks.preemption import GracefulShutdown, PreemptionWatcher
 from lmx.train.loop import StepFn, train
@@ -38,7 +38,7 @@ class RunOptions:
     """Options that do not affect the result.
 
     Attributes:
-        started: when the process started, by `run.timing.now`; None: now.
+        started: when the process started, by `run.goodput.now`; None: now.
         grace: seconds after a signal in which the state may be saved; None: no limit.
         allow_changes: what may differ from the start of the run: config paths,
             `Class.parameter` or `data`.
@@ -146,49 +146,43 @@ class Trainer:
         checkpoints.extra_metadata["skipped_data"] = skipped
         enabled = distributed.is_leader()
         progress = RunProgress(self.name, step, run.steps, enabled=enabled)
-        stop = partial(GracefulShutdown, checkpoints, run_dir, timing)
+        context = GuardContext(run, run_dir, checkpoints)
+        log = MetricLogger(
+            run,
+            run_dir,
+            timing,
+            progress,
+            check=self.experiment.guard.build(context),
+            log_every=self.experiment.log_every,
+        )
+        shutdown = partial(
+            GracefulShutdown,
+            flush=log.flush,
+            grace=self.options.grace,
+            stop_after=self.options.stop_after,
+        )
         with (
             closing(progress),
             closing(prefetch(make_reader(run, skipped), step, run.steps)) as batches,
-            closing(stop(self.options.grace, self.options.stop_after)) as shutdown,
+            closing(shutdown(checkpoints, run_dir, timing)) as stop,
             closing(PreemptionWatcher()),
         ):
-            hooks = self._make_hooks(run_dir, checkpoints, progress, shutdown)
-            runner = HookRunner(hooks, run_dir, timing)
+            save = self.experiment.checkpoint.build(checkpoints, run_dir, run.steps)
+            hooks = {SAVE: save, **self.hooks}
+            runner = HookRunner(hooks, run_dir, timing, log.flush)
             runner.call_pending(state)
             timing.switch("step")
             step_fn = time_compile(timing, run.step)
             batches = time_data(timing, batches)
-            train(step_fn, state, batches, steps=run.steps, hooks=[runner])
+            train(step_fn, state, batches, steps=run.steps, hooks=[log, runner, stop])
             timing.switch("stop")
             checkpoints.wait()
-            runner.flush()
+            log.flush()
             require_written(run_dir)
             timing.record(run.steps)
             flops = run.count_flops(run.steps)
             final = final_metadata(run_dir.path, flops, run.mesh.size)
             run_dir.update_metadata(**final)
-
-    def _make_hooks(
-        self,
-        run_dir: RunDir,
-        checkpoints: CheckpointManager,
-        progress: RunProgress,
-        stop: GracefulShutdown,
-    ) -> dict[str, Hook]:
-        """The hooks of the config, and those of every run."""
-        run, log_every = self.run, self.experiment.log_every
-        context = GuardContext(run, run_dir, checkpoints)
-        check = self.experiment.guard.build(context)
-        log = MetricLogger(
-            run, run_dir, self.timing, progress, check=check, log_every=log_every
-        )
-        return {
-            "log": Hook(call=log, order=HookOrder.OBSERVE, flush=log.flush),
-            SAVE: self.experiment.checkpoint.build(checkpoints, run_dir, run.steps),
-            **self.hooks,
-            "stop": Hook(call=stop, is_due=stop.is_due, order=HookOrder.STOP),
-        }
 
 
 def _check_same_data(run: RunContext) -> None:

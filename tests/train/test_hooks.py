@@ -18,7 +18,7 @@ from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.guard.guard import make_reader
-from lmx.train.hook import SAVE, Hook, HookOrder, HookRunner, every_steps
+from lmx.train.hook import SAVE, HookRunner, every_steps
 from lmx.train.hooks import preemption as module
 from lmx.train.hooks.log import MetricLogger
 from lmx.train.hooks.preemption import GracefulShutdown, StoppedError
@@ -55,13 +55,13 @@ def test_the_state_is_saved_every_few_steps_and_at_the_last(checkpoints, run_dir
         return checkpoints.list_steps()
 
     saved = []
-    log = Hook(
-        call=lambda *_: None,
-        order=HookOrder.OBSERVE,
+    save = CheckpointPolicy(every=3).build(checkpoints, run_dir, 8)
+    runner = HookRunner(
+        {SAVE: save},
+        run_dir,
+        TimeAccounting(),
         flush=lambda: saved.append(list_saved()),
     )
-    save = CheckpointPolicy(every=3).build(checkpoints, run_dir, 8)
-    runner = HookRunner({SAVE: save, "log": log}, run_dir, TimeAccounting())
     for step in range(1, 9):
         runner(step, state_of(step), {})
     assert list_saved() == [3, 6, 8]
@@ -82,22 +82,17 @@ def test_a_signal_finishes_the_step_saves_and_stops(
     flushed, lines = [], []
     monkeypatch.setattr(module, "print_line", lines.append)
     previous = signal.getsignal(signum)
-    shutdown = GracefulShutdown(checkpoints, run_dir, TimeAccounting())
-    hook = Hook(
-        call=shutdown,
-        is_due=shutdown.is_due,
-        order=HookOrder.STOP,
-        flush=lambda: flushed.append(True),
+    shutdown = GracefulShutdown(
+        checkpoints, run_dir, TimeAccounting(), flush=lambda: flushed.append(True)
     )
-    runner = HookRunner({"stop": hook}, run_dir, TimeAccounting())
-    runner(4, state_of(4), {})
+    shutdown(4, state_of(4), {})
     os.kill(os.getpid(), signum)
     deadline = time.monotonic() + 10.0
     while not lines and time.monotonic() < deadline:
         time.sleep(0.01)
     assert "stopping after this step" in lines[0]
     with pytest.raises(StoppedError, match="stopped by SIG.* after step 5") as stopped:
-        runner(5, state_of(5), {})
+        shutdown(5, state_of(5), {})
     shutdown.close()
     assert stopped.value.signum == signum and signal.getsignal(signum) is previous
     assert checkpoints.list_steps() == [5] and flushed == [True]
@@ -105,7 +100,6 @@ def test_a_signal_finishes_the_step_saves_and_stops(
 
 def stop(shutdown, step):
     os.kill(os.getpid(), signal.SIGTERM)
-    assert shutdown.is_due(step)
     with pytest.raises(StoppedError):
         shutdown(step, state_of(step), {})
 

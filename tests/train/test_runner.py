@@ -56,13 +56,7 @@ def make_runner(tmp_path):
         timing = TimeAccounting()
         timing.start_attempt(run_dir, step)
         hooks = {name: hook(name) for name in NAMES[1:]} | {SAVE: hook(SAVE)}
-        if flush:
-            hooks["log"] = Hook(
-                call=lambda *_: None,
-                order=HookOrder.OBSERVE,
-                flush=lambda: flush(run_dir),
-            )
-        return HookRunner(hooks, run_dir, timing)
+        return HookRunner(hooks, run_dir, timing, lambda: flush and flush(run_dir))
 
     yield make_runner
     for run_dir in opened:
@@ -98,14 +92,12 @@ def test_a_check_comes_before_the_save_of_its_step_and_may_prevent_it(tmp_path):
         "Sample": Hook(call=lambda *_: calls.append("sample")),
         SAVE: Hook(call=lambda *_: calls.append("save"), order=HookOrder.SAVE),
         "Check": Hook(call=fail, is_due=lambda step: step == 2, order=HookOrder.CHECK),
-        "log": Hook(call=lambda *_: calls.append("log"), order=HookOrder.OBSERVE),
-        "stop": Hook(call=lambda *_: calls.append("stop"), order=HookOrder.STOP),
     }
     runner = HookRunner(hooks, RunDir(tmp_path), TimeAccounting())
     runner(1, state_of(1), {})
     with pytest.raises(FaultError, match="a bit has flipped"):
         runner(2, state_of(2), {})
-    assert calls == ["log", "save", "sample", "stop", "log", "check"]
+    assert calls == ["save", "sample", "check"]
 
 
 @pytest.mark.parametrize("dies", NAMES[1:])

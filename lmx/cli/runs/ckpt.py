@@ -10,7 +10,7 @@ from lmx.config.registry import ConfigError
 from lmx.core.console import format_table
 
 if TYPE_CHECKING:
-    from lmx.train.checkpoint.directory import CheckpointDir
+    from lmx.train.checkpoint.manager import CheckpointDir
     from lmx.train.checkpoint.reader import CheckpointReader
 
 _DIGITS = 12  # of a root or commit, in text
@@ -18,7 +18,7 @@ _DIGITS = 12  # of a root or commit, in text
 
 def _open(run: Path) -> "CheckpointDir":
     from lmx.run.run_dir import RunDir, read_metadata
-    from lmx.train.checkpoint.directory import CheckpointDir
+    from lmx.train.checkpoint.manager import CheckpointDir
 
     read_metadata(run)
     checkpoints = CheckpointDir(RunDir(run).checkpoint_folder.absolute())

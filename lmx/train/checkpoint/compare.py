@@ -33,10 +33,7 @@ class TensorDiff(NamedTuple):
 
 
 def diff_checkpoints(a: CheckpointReader, b: CheckpointReader) -> Iterator[TensorDiff]:
-    """Each tensor of either checkpoint, in the order of names.
-
-    Tensors with equal digests count as equal; others are read chunk by chunk.
-    """
+    """Each tensor of either checkpoint by name; equal digests are not read further."""
     left, right = (reader.read_metadata()["digests"] for reader in (a, b))
     for name in sorted({**left, **right}):
         if name not in right:

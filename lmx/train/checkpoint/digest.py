@@ -51,10 +51,7 @@ def add_checksums(checksums: Iterable[Checksums]) -> Checksums:
 
 
 def get_local_parts(arrays: Mapping[str, jax.Array]) -> dict[str, Parts]:
-    """The shards in this process that are first replicas, in host memory.
-
-    Those of all processes are all elements, once.
-    """
+    """The first replicas of shards in this process, in host memory."""
     shards = {
         name: [shard for shard in array.addressable_shards if shard.replica_id == 0]
         for name, array in arrays.items()
@@ -140,21 +137,14 @@ def _checksum_rows(words: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _make_weights(first: int, last: int, *lanes: int) -> np.ndarray:
-    """Odd pseudorandom numbers of 64 bits: those of [first, last) in each lane.
-
-    No difference in a word has a product of zero with an odd number.
-    """
+    """Odd 64-bit numbers, so that no product is 0: [first, last) of each lane."""
     numbers = np.arange(first, last, dtype=np.uint64)
     offsets = np.asarray(lanes, np.uint64)[:, None] << np.uint64(60)
     return _splitmix64(numbers ^ offsets) | np.uint64(1)
 
 
 def _splitmix64(number: np.ndarray) -> np.ndarray:
-    """Pseudorandom numbers, one for each number.
-
-    Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators",
-    figure 16.
-    """
+    """Pseudorandom numbers: Steele, Lea and Flood 2014, OOPSLA, figure 16."""
     number = (number + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -14,10 +14,7 @@ from lmx.train.checkpoint.manager import CheckpointManager
 
 
 def import_hf(folder: Path, run: Path, dtype: Dtype | None = None) -> TrainedModel:
-    """Creates a run with the model in a folder as its checkpoint of step 0.
-
-    If that fails, nothing is left of the run.
-    """
+    """Creates a run, or nothing, with the model in a folder as its step 0."""
     source = HFCheckpoint.open(folder)
     imported = []
 

@@ -1,13 +1,16 @@
 """Saves the checkpoints of a run in the background, verifies them, restores them."""
 
 import itertools
+import shutil
+import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from lmx.config.registry import ConfigError
@@ -28,7 +31,6 @@ from lmx.train.checkpoint.digest import (
     format_digest,
     get_local_parts,
 )
-from lmx.train.checkpoint.directory import CheckpointDir
 from lmx.train.checkpoint.reader import (
     MISMATCH,
     CheckpointFault,
@@ -39,11 +41,68 @@ from lmx.train.checkpoint.reader import (
 State = TypeVar("State")
 SavedParts = dict[str, list[Index]]  # of the arrays that a process saves
 
+QUARANTINED = ".damaged"  # ends the name of a checkpoint that is not used any more
+
 _message_ids = itertools.count()  # of messages to the leader; equal in all processes
 
 
 class SaveError(PeerLostError):
     """Checkpoints cannot be saved; a restart, or more disk space, may help."""
+
+
+class CheckpointDir:
+    """The checkpoints of a run by step. Only the leader changes them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def step_path(self, step: int) -> Path:
+        """The folder of that step."""
+        return self.folder / f"{step:08d}"
+
+    def list_steps(self) -> list[int]:
+        """The steps that are committed, oldest first."""
+        folders = [path for path in self.folder.glob("*") if path.name.isdigit()]
+        committed = filter(ocp.utils.is_checkpoint_finalized, folders)
+        return sorted(int(path.name) for path in committed)
+
+    def list_quarantined(self) -> list[Path]:
+        """The damaged checkpoints."""
+        return sorted(self.folder.glob(f"*{QUARANTINED}*"))
+
+    def quarantine(self, step: int) -> None:
+        """Renames a damaged checkpoint, so that it is not found any more."""
+        names = (f"{step:08d}{QUARANTINED}{n or ''}" for n in itertools.count())
+        paths = (self.folder / name for name in names)
+        self.step_path(step).rename(next(path for path in paths if not path.exists()))
+
+    def prune(self, keep: int, verified: Collection[int]) -> None:
+        """Removes all but the newest checkpoints, if one of those is verified."""
+        steps = self.list_steps()
+        if not set(verified).isdisjoint(steps[-keep:]):
+            for step in steps[:-keep]:
+                remove_dir(self.step_path(step))
+
+    def clean(self) -> None:
+        """Removes what a save or a removal left unfinished, as far as possible.
+
+        A failed save may still be writing: the rest is removed after the next save, or
+        when the run starts again.
+        """
+        for path in self.folder.glob("*"):
+            if not path.name.isdigit() and QUARANTINED not in path.name:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def check_writable(self) -> str | None:
+        """Creates the folder and writes to it; the reason if that fails."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.clean()
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.write(b"0")
+        except OSError as error:
+            return f"{error}"
+        return None
 
 
 class CheckpointManager:
@@ -212,10 +271,7 @@ class CheckpointManager:
         return error
 
     def prepare(self) -> None:
-        """Removes what an interrupted save or removal left behind.
-
-        Raises ConfigError if no checkpoint can be written.
-        """
+        """Removes unfinished saves and removals; ConfigError if it cannot write."""
         error = distributed.broadcast_from_leader(self.directory.check_writable)
         if error:
             raise ConfigError(
@@ -266,9 +322,8 @@ class CheckpointManager:
         distributed.broadcast_from_leader(lambda: remove_dir(path))
 
     def restore(self, step: int, abstract_state: State) -> State:
-        """The checkpoint of that step, with the shapes and shardings given.
+        """The checkpoint of that step, or the part of it that `abstract_state` has.
 
-        `abstract_state` may be a part of what was saved, as in `{"params": shapes}`.
         Raises DamageError, which names tensors and files, if what is read is not what
         was saved.
         """

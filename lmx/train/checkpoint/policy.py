@@ -46,10 +46,7 @@ class CheckpointPolicy:
     def build(
         self, checkpoints: CheckpointManager, run_dir: RunDir, steps: int
     ) -> Hook:
-        """The hook that saves, unless metrics cannot be written: that counts as failed.
-
-        No checkpoint exists without the metrics of its step.
-        """
+        """The hook that saves; fails unless the metrics of the step are written."""
 
         def save(step: int, state: TrainState, metrics: Metrics) -> None:
             del metrics

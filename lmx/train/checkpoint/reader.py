@@ -77,11 +77,7 @@ class CheckpointReader:
         self.context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
     def read_metadata(self) -> dict[str, Any]:
-        """Schema, step, run ID, parent, lineage, extra, digests and their root.
-
-        Raises DamageError if it cannot be read, and ConfigError if it has another
-        schema.
-        """
+        """Schema, step, run ID, parent, lineage, extra, digests and their `root`."""
         try:
             metadata = json.loads((self.path / METADATA).read_bytes())
             schema = metadata["schema"]
@@ -120,10 +116,7 @@ class CheckpointReader:
             raise self._read_error(name, error) from None
 
     def load(self, abstract: Mapping[str, Any]) -> dict[str, tuple[jax.Array, Any]]:
-        """Tensors with these names, shapes, dtypes and shardings.
-
-        And the checksums of what this process read of each.
-        """
+        """Tensors as described, and checksums of what this process read of them."""
         wide = jax.dtypes.canonicalize_dtype(float) == "float64"  # in this thread
 
         def load(name: str) -> tuple[jax.Array, Checksums]:

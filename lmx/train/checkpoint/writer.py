@@ -53,10 +53,7 @@ class HostBuffers:
 
 
 class DeferredMetadata(ocp.JsonCheckpointHandler):
-    """Writes metadata that is computed while the arrays are being written.
-
-    All processes compute it; the leader writes it.
-    """
+    """All processes compute metadata while arrays are written; one writes it."""
 
     async def _save_fn(self, x: Callable[[], Any], directory: epath.Path) -> None:
         await super()._save_fn(x(), directory)

@@ -50,10 +50,7 @@ class GuardContext:
     checkpoints: CheckpointManager
 
     def make_fault(self, step: int, values: Mapping[str, float]) -> FaultError:
-        """An error that names what is wrong with a step, and its documents.
-
-        The state before the step is on disk when this returns.
-        """
+        """An error that names the step's fault and documents; saves are finished."""
         self.checkpoints.wait()
         newest = max(self.checkpoints.list_steps(), default=0)
         bad = [f"{name} {x:g}" for name, x in find_nonfinite(values).items()]

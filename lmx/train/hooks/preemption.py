@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -34,9 +35,10 @@ class StoppedError(Exception):
 class GracefulShutdown:
     """Stops the run at Ctrl-C or SIGTERM, after saving; at a second one, at once.
 
-    A signal to one process stops all processes, after the same step. `grace` seconds
-    after the signal, or at the second one, the process exits without saving, even if
-    the main thread hangs. After step `stop_after` the run stops as at SIGTERM.
+    A signal to one process stops all processes, after the same step; `flush` is called
+    before they save. `grace` seconds after the signal, or at the second one, the
+    process exits without saving, even if the main thread hangs. After step `stop_after`
+    the run stops as at SIGTERM.
     """
 
     def __init__(
@@ -44,10 +46,13 @@ class GracefulShutdown:
         checkpoints: CheckpointManager,
         run_dir: RunDir,
         timing: TimeAccounting,
+        *,
+        flush: Callable[[], None] = lambda: None,
         grace: float | None = None,
         stop_after: int | None = None,
     ):
         self.checkpoints, self.run_dir, self.timing = checkpoints, run_dir, timing
+        self.flush = flush
         self.grace, self.stop_after = grace, stop_after
         self.requested: int | None = None
         self.stop_signal = StopSignal()
@@ -78,8 +83,11 @@ class GracefulShutdown:
         return value is not None and step >= int(value.split()[1])
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        """Saves the state and raises StoppedError."""
+        """Saves the state and raises StoppedError, if the run stops after this step."""
         del metrics
+        if not self.is_due(step):
+            return
+        self.flush()
         with self.timing.measure("stop"):
             require_written(self.run_dir)
             self.checkpoints.wait_pending()

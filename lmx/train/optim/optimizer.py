@@ -217,10 +217,7 @@ def zero_sign_grads(grads: PyTree) -> PyTree:
 
 
 def apply_sign_updates(updates: PyTree, grads: PyTree) -> PyTree:
-    """Replaces updates of parameters with a `sign_rate` by -rate * sign(gradient).
-
-    The biases of `layers.moe.router.SigmoidRouter` are trained so by any optimizer.
-    """
+    """Replaces updates of parameters with a `sign_rate` by -rate * sign(gradient)."""
 
     def replace(update: Any, g: Any) -> Any:
         rate = _sign_rate(g)
