@@ -113,10 +113,6 @@ class TimeAccounting:
         time_now = timestamp() | {"clock": round(self.since, 6)}
         self._append(step=step, seconds=spent, **time_now)
 
-    def finish(self) -> None:
-        """The last record of this attempt."""
-        self.record(self.step)
-
     def _append(self, **row: Any) -> None:
         if self.run_dir is not None:
             self.run_dir.append(TIMING, {"attempt": self.attempt, **row})

@@ -79,7 +79,7 @@ class HookRunner:
         self._call(due, step, state, metrics)
 
     def call_pending(self, state: TrainState) -> None:
-        """Calls the hooks that were due at a restored, and thus saved, state and not done."""
+        """Calls the hooks, not the save, that a restored state lacks by the ledger."""
         step = int(state.step)
 
         def find_done() -> list[str]:

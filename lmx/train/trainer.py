@@ -98,15 +98,17 @@ class Trainer:
             checkpoints = CheckpointManager(
                 folder, policy.keep, policy.max_failures, origin
             )
-            if not self._is_finished(run_dir, checkpoints):
-                state = self._restore(checkpoints)
-                try:
-                    self._train(run_dir, checkpoints, state)
-                finally:
-                    self.timing.switch("stop")
-                    if distributed.is_leader():
-                        plot_run(run_dir.path)
-                    self.timing.finish()
+            finished = distributed.broadcast_from_leader(lambda: run_dir.finished)
+            if finished and checkpoints.list_steps()[-1:] == [self.run.steps]:
+                return run_dir
+            state = self._restore(checkpoints)
+            try:
+                self._train(run_dir, checkpoints, state)
+            finally:
+                self.timing.switch("stop")
+                if distributed.is_leader():
+                    plot_run(run_dir.path)
+                self.timing.record(self.timing.step)
         return run_dir
 
     def _claim_dir(self, path: Path) -> RunDir:
@@ -122,10 +124,6 @@ class Trainer:
 
         distributed.broadcast_from_leader(claim)
         return run_dirs[-1]
-
-    def _is_finished(self, run_dir: RunDir, checkpoints: CheckpointManager) -> bool:
-        finished = distributed.broadcast_from_leader(lambda: run_dir.finished)
-        return finished and checkpoints.list_steps()[-1:] == [self.run.steps]
 
     def _restore(self, checkpoints: CheckpointManager) -> TrainState:
         """The newest state, or that of step 0."""

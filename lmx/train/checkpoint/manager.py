@@ -4,7 +4,7 @@ import itertools
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,12 +76,10 @@ class CheckpointDir:
         paths = (self.folder / name for name in names)
         self.step_path(step).rename(next(path for path in paths if not path.exists()))
 
-    def prune(self, keep: int, verified: Collection[int]) -> None:
-        """Removes all but the newest checkpoints, if one of those is verified."""
-        steps = self.list_steps()
-        if not set(verified).isdisjoint(steps[-keep:]):
-            for step in steps[:-keep]:
-                remove_dir(self.step_path(step))
+    def prune(self, keep: int) -> None:
+        """Removes all but the newest checkpoints."""
+        for step in self.list_steps()[:-keep]:
+            remove_dir(self.step_path(step))
 
     def clean(self) -> None:
         """Removes what a save or a removal left unfinished, as far as possible.
@@ -126,7 +124,6 @@ class CheckpointManager:
         self.checkpointer = writer.make_checkpointer()
         self.buffers = writer.HostBuffers()
         self.extra_metadata: dict[str, Any] = {}
-        self.verified: set[int] = set()  # steps that were read completely
         self.thread: threading.Thread | None = None  # of the save in progress
         self.last_error: str | None = None  # of the last save
         self.consecutive_failures = 0
@@ -263,8 +260,7 @@ class CheckpointManager:
             faults = _find_mismatches(reader, [sums for _, sums in reports])
             error = "\n".join(map(str, faults)) or None
         if error is None:
-            self.verified.add(step)
-            self.directory.prune(self.keep, self.verified)
+            self.directory.prune(self.keep)
         self.directory.clean()
         if error and step in self.directory.list_steps():
             self.directory.quarantine(step)
@@ -346,8 +342,6 @@ class CheckpointManager:
         find_faults = partial(_find_faults, reader, reports)
         if faults := distributed.broadcast_from_leader(find_faults):
             raise DamageError(reader.path, *(CheckpointFault(*f) for f in faults))
-        if abstract.keys() == digests.keys():
-            self.verified.add(step)
         leaves = [loaded[name][0] for name in abstract]
         return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
 

@@ -160,14 +160,6 @@ def test_digests_on_disk_do_not_depend_on_the_mesh(tmp_path):
         assert not reader_of(one, 3).verify()
 
 
-def test_checkpoints_are_only_removed_if_one_that_stays_is_verified(checkpoints):
-    save(checkpoints, 1, 2)
-    checkpoints.directory.prune(keep=1, verified=[1])
-    assert checkpoints.list_steps() == [1, 2]
-    checkpoints.directory.prune(keep=1, verified=[1, 2])
-    assert checkpoints.list_steps() == [2]
-
-
 def test_a_step_during_a_save_still_reuses_the_memory_of_its_arrays(checkpoints):
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     x = step(jnp.zeros(1 << 16))
