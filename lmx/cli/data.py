@@ -175,19 +175,16 @@ def train_tokenizer(args: argparse.Namespace) -> Output:
     import_modules(args.imports)
     source, out = args.names
     config, corpora, tokenizer_config = _load_corpora(source, args.overrides)
-    data: dict[str, Any] = {"tokenizer": f"{tokenizer_config}"}
-
-    def fill(folder: Path) -> None:
+    with create_dir(Path(out), "is not empty: give a new folder.") as folder:
         with explain_errors(config):
             parts = tuple(corpus.build() for corpus in corpora)
             corpus = parts[0] if len(parts) == 1 else ConcatCorpus(parts)
             tokenizer = tokenizer_config.build().open(corpus)
             stats = compute_stats(tokenizer, corpus.read_nonempty("validation"))
-        data.update(digest=tokenizer.digest, **stats)
+        data = {"tokenizer": f"{tokenizer_config}", "digest": tokenizer.digest}
+        data |= stats
         tokenizer.save(folder)
         (folder / REPORT).write_text(json.dumps(data, indent=2) + "\n")
-
-    create_dir(Path(out), fill, "is not empty: give a new folder.")
     return Output(_format_tokenizer(out, data), {"folder": out, **data})
 
 

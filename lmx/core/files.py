@@ -64,8 +64,9 @@ def create_dir_once(path: Path, fill: Callable[[Path], None]) -> None:
                 raise
 
 
-def create_dir(path: Path, fill: Callable[[Path], None], advice: str) -> None:
-    """Creates a folder by `fill`, which sees its temporary name.
+@contextlib.contextmanager
+def create_dir(path: Path, advice: str) -> Iterator[Path]:
+    """A new folder, which gets its name if the body of the `with` succeeds.
 
     Leaves nothing if that fails. Refuses a folder that is not empty, with the advice.
     """
@@ -75,7 +76,7 @@ def create_dir(path: Path, fill: Callable[[Path], None], advice: str) -> None:
     absent = [parent for parent in path.parents if not parent.exists()]
     try:
         temporary.mkdir(parents=True)
-        fill(temporary)
+        yield temporary
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -52,11 +52,9 @@ class RunDir:
         run_dir = cls(path)
         try:
             if not (path / CONFIG).is_file():
-                create_dir(
-                    path,
-                    lambda new: write_initial_files(new, config, metadata, tokenizer),
-                    "is not a run: name another folder with --run.",
-                )
+                advice = "is not a run: name another folder with --run."
+                with create_dir(path, advice) as new:
+                    write_initial_files(new, config, metadata, tokenizer)
             run_dir._lock = acquire_lock(path)
             if changes := _check_same_run(path, config, metadata, allow_change):
                 run_dir.update_metadata(**metadata, allowed_changes=changes)

@@ -63,15 +63,12 @@ class DocumentPass(ABC):
                     f"{name!r} cannot be a file name: name sources with letters,"
                     " digits, _ and -."
                 )
-
-        def fill(fresh: Path) -> None:
+        with create_dir(folder, "nothing is overwritten: name a new folder.") as new:
             with ExitStack() as files:
-                writer = DocumentWriter(fresh, list(self.sources), files)
+                writer = DocumentWriter(new, list(self.sources), files)
                 self.process(writer)
             report = json.dumps({"sources": writer.counts}, indent=1)
-            (fresh / REPORT).write_text(f"{report}\n")
-
-        create_dir(folder, fill, "nothing is overwritten: name a new folder.")
+            (new / REPORT).write_text(f"{report}\n")
         return json.loads((folder / REPORT).read_text())
 
     def read_documents(

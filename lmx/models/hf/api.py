@@ -111,8 +111,7 @@ def save_hf(
         "dtype": trained.config["model.precision.params"],
     }
     files = trained.tokenizer.files if trained.tokenizer else {}
-
-    def fill(new: Path) -> None:
+    with create_dir(Path(folder), "is not empty: name another folder.") as new:
         write_json(new / CONFIG, config)
         if generation := trained.config.fields.get("generation"):
             write_json(new / GENERATION, to_jsonable(generation))
@@ -121,8 +120,6 @@ def save_hf(
             save_params(new, found, params, bar.update, shard_bytes)
         for name, content in files.items():
             (new / name).write_bytes(content)
-
-    create_dir(Path(folder), fill, "is not empty: name another folder.")
 
 
 def write_json(file: Path, content: Any) -> None:

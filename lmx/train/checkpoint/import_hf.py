@@ -16,11 +16,8 @@ from lmx.train.checkpoint.manager import CheckpointManager
 def import_hf(folder: Path, run: Path, dtype: Dtype | None = None) -> TrainedModel:
     """Creates a run, or nothing, with the model in a folder as its step 0."""
     source = HFCheckpoint.open(folder)
-    imported = []
-
-    def fill(new: Path) -> None:
+    with create_dir(run, "is not empty: name another folder.") as new:
         trained = load_model(source, dtype, digest=_digest_files(source))
-        imported.append(trained)
         facts = {"folder": f"{folder.absolute()}", "parameters": trained.num_parameters}
         metadata = initial_metadata(run.name, trained.config, facts)
         origin = {name: metadata[name] for name in ("run_id", "commit")}
@@ -28,9 +25,7 @@ def import_hf(folder: Path, run: Path, dtype: Dtype | None = None) -> TrainedMod
         checkpoints = CheckpointManager(RunDir(new).checkpoint_folder, origin=origin)
         checkpoints.save(0, {"params": trained.params})
         checkpoints.wait()
-
-    create_dir(run, fill, "is not empty: name another folder.")
-    return imported[0]
+    return trained
 
 
 def _digest_files(source: HFCheckpoint) -> str:
