@@ -27,6 +27,7 @@ COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 DENSE_LOSSES, LOSS_SPACING = 64, 1.05
 # The fields that two runs are compared by; the first ones affect the bits of results.
 AFFECTS_BITS = ("devices", "processes", "processor", "mesh", "versions", "flags")
+ORIGIN = ("run_id", "mesh", "commit", "devices", "processes")  # in each checkpoint
 INFORMATIVE = ("imports", "python", "system", "commit", "uncommitted", "untracked")
 
 
@@ -70,13 +71,6 @@ def sample_losses(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, float | 
         if pair[0] >= LOSS_SPACING * sampled[-1][0] or pair is losses[-1]:
             sampled.append(pair)
     return sampled
-
-
-def describe_origin(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """What a checkpoint records of the process that saves it."""
-    environment = describe_environment()
-    known = {name: environment[name] for name in ("commit", "devices", "processes")}
-    return {"run_id": config.run_id(), "mesh": mesh_axes(mesh), **known}
 
 
 def mesh_axes(mesh: jax.sharding.Mesh) -> dict[str, int]:

@@ -1,10 +1,11 @@
 """Trains a run: opens it or resumes it, calls its steps and hooks, and finishes it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -15,7 +16,7 @@ from lmx.core.batch import Batch
 from lmx.core.console import print_line
 from lmx.data.dataset import prefetch
 from lmx.run.goodput import TimeAccounting, now
-from lmx.run.metadata import describe_origin, final_metadata, initial_metadata
+from lmx.run.metadata import ORIGIN, final_metadata, initial_metadata
 from lmx.run.plots import plot_run
 from lmx.run.progress import RunProgress
 from lmx.run.run_dir import RunDir
@@ -89,14 +90,17 @@ class Trainer:
     def train(self, path: Path) -> RunDir:
         """Trains the rest of the run; does nothing if it is finished."""
         timeout = self.experiment.hang_timeout
+        metadata = initial_metadata(self.name, self.config, self.run.describe())
         with (
-            closing(self._claim_dir(path)) as run_dir,
+            closing(self._claim_dir(path, metadata)) as run_dir,
             closing(Watchdog(self.timing.get_state, timeout, run_dir.path)),
         ):
-            origin = describe_origin(self.config, self.run.mesh)
-            policy, folder = self.experiment.checkpoint, run_dir.checkpoint_folder
+            policy = self.experiment.checkpoint
             checkpoints = CheckpointManager(
-                folder, policy.keep, policy.max_failures, origin
+                run_dir.checkpoint_folder,
+                policy.keep,
+                policy.max_failures,
+                origin={name: metadata[name] for name in ORIGIN},
             )
             finished = distributed.broadcast_from_leader(lambda: run_dir.finished)
             if finished and checkpoints.list_steps()[-1:] == [self.run.steps]:
@@ -111,19 +115,18 @@ class Trainer:
                 self.timing.record(self.timing.step)
         return run_dir
 
-    def _claim_dir(self, path: Path) -> RunDir:
+    def _claim_dir(self, path: Path, metadata: Mapping[str, Any]) -> RunDir:
         """The folder of the run, which the leader writes."""
-        run_dirs = [RunDir(path, writable=False)]
+        run_dir = RunDir(path, writable=False)
 
         def claim() -> None:
-            metadata = initial_metadata(self.name, self.config, self.run.describe())
+            nonlocal run_dir
             tokenizer = self.run.data.info.tokenizer
             allowed = self.options.allow_changes
             run_dir = RunDir.claim(path, self.config, metadata, tokenizer, allowed)
-            run_dirs.append(run_dir)
 
         distributed.broadcast_from_leader(claim)
-        return run_dirs[-1]
+        return run_dir
 
     def _restore(self, checkpoints: CheckpointManager) -> TrainState:
         """The newest state, or that of step 0."""
