@@ -5,15 +5,14 @@ from typing import Any
 
 from lmx.config.value import Config
 from lmx.models.hf.family import Family
+from lmx.models.hf.fields.attention import map_rope, yarn_mscale
 from lmx.models.hf.fields.decoder import (
     ATTENTION,
-    EMBEDDING_AND_HEAD,
-    GATED_MLP,
+    LLAMA_TENSORS,
     MLP,
-    NORMS,
     map_head,
+    map_router,
 )
-from lmx.models.hf.fields.experts import EXPERTS, TRAINING_FIELDS, map_router
 from lmx.models.hf.fields.field import (
     FieldMap,
     Values,
@@ -22,7 +21,6 @@ from lmx.models.hf.fields.field import (
     map_fields,
     ref,
 )
-from lmx.models.hf.fields.rotary import map_rope, yarn_mscale
 from lmx.models.hf.layout import TensorMap
 
 LAYOUTS = {True: "interleaved", False: "split"}
@@ -126,11 +124,8 @@ FAMILY = Family(
     model_type="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",
     template="""
-        Pretrained.model = @Decoder
         Decoder.attention = @MLA
-        Decoder.block = @PreNorm
         Decoder.mlp = @MoE
-        Decoder.norm = @RMSNorm
         MLA.norm = @latent/RMSNorm
         latent/RMSNorm.epsilon = 1e-6
         MoE.shared = @shared/SwiGLU
@@ -171,19 +166,15 @@ FAMILY = Family(
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
     },
-    ignored_fields=TRAINING_FIELDS
-    | frozenset(
+    ignored_fields=frozenset(
         "aux_loss_alpha ep_size head_dim num_nextn_predict_layers pretraining_tp"
         " qk_head_dim seq_aux".split()
     ),
     tensor_maps=(
-        *EMBEDDING_AND_HEAD,
+        *LLAMA_TENSORS,
         *MLA_TENSORS,
-        *GATED_MLP,
-        *EXPERTS,
         TensorMap(f"{MLP}.gate.e_score_correction_bias", "mlp.router.bias", "E -> E"),
         *SHARED_EXPERT,
-        *NORMS,
     ),
     # The layers of multi-token prediction.
     ignored_tensors=(r"model\.layers\.{depth}\..*",),

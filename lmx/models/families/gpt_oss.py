@@ -1,6 +1,7 @@
 """gpt-oss. OpenAI 2025, arXiv:2508.10925."""
 
 from lmx.models.hf.family import Family
+from lmx.models.hf.fields.attention import alternate_windows, map_rope, map_window
 from lmx.models.hf.fields.decoder import (
     ATTENTION,
     ATTENTION_TENSORS,
@@ -10,10 +11,7 @@ from lmx.models.hf.fields.decoder import (
     map_attention_bias,
     map_decoder,
 )
-from lmx.models.hf.fields.experts import TRAINING_FIELDS
 from lmx.models.hf.fields.field import map_field
-from lmx.models.hf.fields.rotary import map_rope
-from lmx.models.hf.fields.sliding_window import alternate_windows, map_window
 from lmx.models.hf.layout import TensorMap
 
 ROPE_SCALING = {
@@ -30,10 +28,7 @@ FAMILY = Family(
     model_type="gpt_oss",
     architecture="GptOssForCausalLM",
     template="""
-        Pretrained.model = @Decoder
-        Decoder.block = @PreNorm
         Decoder.mlp = @ClampedMoE
-        Decoder.norm = @RMSNorm
         Attention.sink = @AttentionSink
         ClampedMoE.router = @TopKRouter
         TopKRouter.linear = @EinsumBias
@@ -51,8 +46,7 @@ FAMILY = Family(
         map_window(128, alternate_windows),
         map_rope(theta=150_000.0, scaling=ROPE_SCALING),
     ),
-    required={"hidden_act": "silu"},
-    ignored_fields=TRAINING_FIELDS | {"experts_per_token", "initial_context_length"},
+    ignored_fields=frozenset({"experts_per_token", "initial_context_length"}),
     tensor_maps=(
         *EMBEDDING_AND_HEAD,
         *ATTENTION_TENSORS,

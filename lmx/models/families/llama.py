@@ -4,16 +4,15 @@ Touvron et al. 2023, arXiv:2307.09288; Grattafiori et al. 2024, arXiv:2407.21783
 """
 
 from lmx.models.hf.family import Family
+from lmx.models.hf.fields.attention import map_rope
 from lmx.models.hf.fields.decoder import (
     BIAS_LAYERS,
-    LLAMA_TENSORS,
     ROPE_FREQUENCIES,
     map_attention_bias,
     map_decoder,
     preset,
 )
 from lmx.models.hf.fields.field import map_field
-from lmx.models.hf.fields.rotary import map_rope
 
 LLAMA2 = {"rms_norm_eps": 1e-5}
 LLAMA3 = LLAMA2 | {"vocab_size": 128_256, "rope_theta": 5e5}
@@ -31,11 +30,8 @@ FAMILY = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
     template="""
-        Pretrained.model = @Decoder
         Decoder.attention = @Attention
-        Decoder.block = @PreNorm
         Decoder.mlp = @SwiGLU
-        Decoder.norm = @RMSNorm
     """,
     field_maps=(
         *map_decoder(32_000, 4096, 32, heads=32),
@@ -44,9 +40,7 @@ FAMILY = Family(
         map_field("mlp_bias", "SwiGLU.linear", False, values=BIAS_LAYERS),
         map_rope(),
     ),
-    required={"hidden_act": "silu"},
     ignored_fields=frozenset({"pretraining_tp"}),
-    tensor_maps=LLAMA_TENSORS,
     ignored_tensors=(ROPE_FREQUENCIES,),
     presets={
         "llama2_7b": LLAMA2,

@@ -1,6 +1,7 @@
 """OLMo 2. OLMo Team 2024, arXiv:2501.00656."""
 
 from lmx.models.hf.family import Family
+from lmx.models.hf.fields.attention import map_rope
 from lmx.models.hf.fields.decoder import (
     ATTENTION_TENSORS,
     BLOCK,
@@ -11,18 +12,15 @@ from lmx.models.hf.fields.decoder import (
     map_decoder,
 )
 from lmx.models.hf.fields.field import map_field
-from lmx.models.hf.fields.rotary import map_rope
 from lmx.models.hf.layout import TensorMap
 
 FAMILY = Family(
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",
     template="""
-        Pretrained.model = @Decoder
         Decoder.attention = @Attention
         Decoder.block = @ReorderedNorm
         Decoder.mlp = @SwiGLU
-        Decoder.norm = @RMSNorm
         Attention.qk_norm = @RMSNorm
         Attention.qk_norm_over = 'heads'
     """,
@@ -32,7 +30,6 @@ FAMILY = Family(
         *map_attention_bias(False),
         map_rope(),
     ),
-    required={"hidden_act": "silu"},
     tensor_maps=(
         *EMBEDDING_AND_HEAD,
         *ATTENTION_TENSORS,

@@ -12,7 +12,8 @@ from lmx.config.gin import BindingKey, Bindings, Location, bind, parse_text
 from lmx.config.registry import ConfigError, config_fields, find, suggest
 from lmx.config.resolve import resolve
 from lmx.config.value import Config, diff, format_value, map_nodes, to_jsonable
-from lmx.models.hf.fields.field import FieldMap, Values
+from lmx.models.hf.fields.decoder import LLAMA_TENSORS
+from lmx.models.hf.fields.field import FieldMap, Values, ref
 from lmx.models.hf.layout import TensorMap
 
 # Fields that change no logit of any model.
@@ -22,7 +23,7 @@ IGNORED_FIELDS = frozenset(
     " eos_token_id pad_token_id _name_or_path output_attentions output_hidden_states"
     " return_dict output_router_logits max_sequence_length tokenizer_class"
     " task_specific_params id2label label2id problem_type chunk_size_feed_forward"
-    " _attn_implementation_autoset".split()
+    " _attn_implementation_autoset router_aux_loss_coef router_jitter_noise".split()
 )
 # Those among them that an export writes by itself.
 EXPORT_FIELDS = {"architectures", "model_type", "dtype", "torch_dtype"}
@@ -38,7 +39,8 @@ class Family:
 
     Attributes:
         model_type, architecture: its names in a config.json.
-        template: its layers, as the text of a `.gin` file with root `Pretrained`.
+        template: its layers where they differ from the defaults of `Decoder`, as the
+            text of a `.gin` file.
         field_maps: maps of config.json fields, each after those that it needs.
         tensor_maps: the parameter of each tensor.
         required: fields of which only one value is supported.
@@ -53,8 +55,8 @@ class Family:
     architecture: str
     template: str
     field_maps: tuple[FieldMap, ...]
-    tensor_maps: tuple[TensorMap, ...]
-    required: Mapping[str, Any] = field(default_factory=dict)
+    tensor_maps: tuple[TensorMap, ...] = LLAMA_TENSORS
+    required: Mapping[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
     ignored_fields: frozenset[str] = frozenset()
     ignored_tensors: tuple[str, ...] = ()
     prefix: str = "model."
@@ -80,7 +82,11 @@ class Family:
         except (ConfigError, TypeError) as error:  # TypeError: a value of a wrong type
             raise ConfigError(f"{where}: {error}") from error
         rest = {n: v for n, v in fields.items() if n not in known | EXPORT_FIELDS}
-        own = {"Pretrained.family": self.model_type, "Pretrained.hf_fields": rest}
+        own = {
+            "Pretrained.model": ref("Decoder"),
+            "Pretrained.family": self.model_type,
+            "Pretrained.hf_fields": rest,
+        }
         for key, value in (own | dict(extra or {})).items():
             _bind(bindings, key, value, where)
         return resolve(bindings, "Pretrained")
@@ -137,7 +143,8 @@ def load_families() -> dict[str, Family]:
     families = importlib.import_module("lmx.models.families")
     names = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
     modules = [importlib.import_module(f"{families.__name__}.{name}") for name in names]
-    return {module.FAMILY.model_type: module.FAMILY for module in modules}
+    values = [value for module in modules for value in vars(module).values()]
+    return {value.model_type: value for value in values if isinstance(value, Family)}
 
 
 def find_family(fields: Values, where: str) -> Family:

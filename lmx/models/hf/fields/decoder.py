@@ -1,10 +1,18 @@
 """Field maps, tensor names and presets that many families share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lmx.config.registry import ConfigError
-from lmx.models.hf.fields.field import FieldMap, Values, map_field, ref
+from lmx.config.value import Config, to_jsonable
+from lmx.models.hf.fields.field import (
+    FieldMap,
+    Values,
+    find_values,
+    map_field,
+    map_fields,
+    ref,
+)
 from lmx.models.hf.layout import TensorMap
 
 BLOCK = "model.layers.{layer}"
@@ -41,7 +49,30 @@ QK_NORMS = (
     TensorMap(f"{ATTENTION}.q_norm.weight", "attention.q_norm.scale", "H -> H"),
     TensorMap(f"{ATTENTION}.k_norm.weight", "attention.k_norm.scale", "H -> H"),
 )
-LLAMA_TENSORS = (*EMBEDDING_AND_HEAD, *ATTENTION_TENSORS, *GATED_MLP, *NORMS)
+
+
+def map_experts(prefix: str, gate: str, up: str, down: str) -> tuple[TensorMap, ...]:
+    """Tensors of experts that have one for each of their three matrices."""
+    return (
+        TensorMap(f"{prefix}.{gate}.weight", "mlp.gate", "F D -> D F"),
+        TensorMap(f"{prefix}.{up}.weight", "mlp.up", "F D -> D F"),
+        TensorMap(f"{prefix}.{down}.weight", "mlp.down", "D F -> F D"),
+    )
+
+
+EXPERTS = (
+    TensorMap(f"{MLP}.gate.weight", "mlp.router.score.w", "E D -> D E"),
+    *map_experts(f"{MLP}.experts.{{expert}}", "gate_proj", "up_proj", "down_proj"),
+)
+# The names of most families: a model has those of its layers.
+LLAMA_TENSORS = (
+    *EMBEDDING_AND_HEAD,
+    *ATTENTION_TENSORS,
+    *GATED_MLP,
+    *NORMS,
+    *QK_NORMS,
+    *EXPERTS,
+)
 ROPE_FREQUENCIES = r".*\.rotary_emb\.inv_freq"  # buffers in old files, no weights
 
 BIAS_LAYERS = {False: ref("Einsum"), True: ref("EinsumBias")}
@@ -107,3 +138,31 @@ def map_attention_bias(default: bool) -> list[FieldMap]:
         map_field("attention_bias", f"Attention.{part}", default, values=BIAS_LAYERS)
         for part in ("qkv", "out")
     ]
+
+
+def map_router(
+    routers: tuple[str, str], parameters: Mapping[str, tuple[str, Any]], default: bool
+) -> FieldMap:
+    """Maps `norm_topk_prob`, which selects one of two routers, and their parameters.
+
+    `routers` are the router with normalized weights and the one without, `parameters`
+    the parameter and the default of each field, `default` that of `norm_topk_prob`.
+    """
+
+    def to_bindings(fields: Values) -> dict[str, Any]:
+        router = routers[not fields["norm_topk_prob"]]
+        bindings = {
+            f"{router}.{p}": fields[name] for name, (p, _) in parameters.items()
+        }
+        return {"MoE.router": ref(router), **bindings}
+
+    def to_hf(config: Config) -> dict[str, Any]:
+        for router in find_values(config, "MoE.router"):
+            if router.name in routers:
+                values = {n: router.fields[p] for n, (p, _) in parameters.items()}
+                fields = {n: to_jsonable(value) for n, value in values.items()}
+                return {"norm_topk_prob": router.name == routers[0], **fields}
+        return {}
+
+    defaults = {name: value for name, (_, value) in parameters.items()}
+    return map_fields({"norm_topk_prob": default, **defaults}, to_bindings, to_hf)
