@@ -31,7 +31,7 @@ from lmx.layers.head import TiedLMHead
 from lmx.layers.mlp import GELU, SwiGLU
 from lmx.layers.norm import LayerNorm
 from lmx.layers.position.absolute import LearnedPosition
-from lmx.models import flops
+from lmx.models import params
 from lmx.models.decoder import Decoder
 from lmx.train.loss import Means, NextToken
 from lmx.train.optim.optimizer import adamw
@@ -138,7 +138,7 @@ def build_training(case: Case) -> Program:
 
     tokens = STEPS * case.batch_size * case.length
     return Program(
-        run, tokens * flops.train_flops_per_token(shaped, case.length), tokens
+        run, tokens * params.train_flops_per_token(shaped, case.length), tokens
     )
 
 
@@ -202,7 +202,7 @@ def report(programs: dict[str, Program], times: dict[str, list[float]]) -> None:
 def main() -> None:
     """Prints the machine and a table: times of a step, and the fraction of peak FLOPs.
 
-    FLOPs are those of `lmx.models.flops`: 6 per weight, and attention without a mask.
+    FLOPs are those of `lmx.models.params`: 6 per weight, and attention without a mask.
     Recomputation is not counted.
     """
     parser = argparse.ArgumentParser(description="GPU utilization of a training step")

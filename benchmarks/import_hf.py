@@ -39,7 +39,7 @@ import sys
 from pathlib import Path
 import jax
 from lmx.core.sharding import Mesh
-from lmx.models.hf.checkpoint import Source
+from lmx.models.hf.api import Source
 from lmx.models.hf.api import load_model
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[2], 4, int(sys.argv[3]))
@@ -59,8 +59,7 @@ def write_model(folder: Path) -> int:
     from flax import nnx
 
     from lmx.models.families.llama import FAMILY
-    from lmx.models.hf.api import write_json
-    from lmx.models.hf.checkpoint import CONFIG, init_abstract
+    from lmx.models.hf.api import CONFIG, init_abstract, write_json
     from lmx.models.hf.layout import group_by_tensor, map_tensors
     from lmx.models.hf.safetensors import TensorInfo, write_tensors
     from lmx.models.hf.weights import flatten_params

@@ -66,6 +66,12 @@ def check_fields(config: object, **checks: tuple[bool, str]) -> None:
             raise ConfigError(f"{owner}.{name} is {value}: it must be {bound}.")
 
 
+def require(condition: object, message: str) -> None:
+    """Raises a ConfigError with this message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
 class ConfigField(NamedTuple):
     """One parameter that a config may set.
 

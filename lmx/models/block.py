@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 from lmx.config.registry import configurable
 from lmx.core.mean import Aux
 from lmx.layers.attention.attention import SelfAttention
-from lmx.layers.attention.inputs import AttentionInputs
+from lmx.layers.attention.kv_cache import AttentionInputs
 from lmx.layers.conv import ShortConv
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
@@ -68,10 +68,21 @@ class Block(nnx.Module):
         cache: BlockCache | None,
     ) -> tuple[Float[Array, "B T D"], Aux, BlockCache | None]:
         """The hidden states after both branches, and the updated cache."""
-        y_BTD, cache = self.attend(self.enter(x, "attention"), inputs, cache)
+        tokens = inputs.tokens
+        kv, attention_conv, mlp_conv = cache or (None, None, None)
+        y_BTD = self.enter(x, "attention")
+        if self.attention_conv:
+            y_BTD, attention_conv = self.attention_conv(y_BTD, tokens, attention_conv)
+        y_BTD, kv = self.attention(y_BTD, inputs, kv)
+        y_BTD = dropout(y_BTD, self.dropout, inputs.keys, 1)
         x = self.leave(x, y_BTD, "attention")
-        y_BTD, aux, cache = self.apply_mlp(self.enter(x, "mlp"), inputs, cache)
-        return self.leave(x, y_BTD, "mlp"), aux, cache
+        y_BTD = self.enter(x, "mlp")
+        if self.mlp_conv:
+            y_BTD, mlp_conv = self.mlp_conv(y_BTD, tokens, mlp_conv)
+        y_BTD, aux = self.mlp(y_BTD, tokens.segments)
+        y_BTD = dropout(y_BTD, self.dropout, inputs.keys, 2)
+        x = self.leave(x, y_BTD, "mlp")
+        return x, aux, cache and BlockCache(kv, attention_conv, mlp_conv)
 
     def enter(self, x: Float[Array, "B T D"], branch: str) -> Float[Array, "B T D"]:
         """The input of a branch."""
@@ -86,34 +97,6 @@ class Block(nnx.Module):
     def normalize(self, name: str, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """`x`, normalized by the norm of that name."""
         return getattr(self, f"{name}_norm")(x)
-
-    def attend(
-        self,
-        x: Float[Array, "B T D"],
-        inputs: AttentionInputs,
-        cache: BlockCache | None,
-    ) -> tuple[Float[Array, "B T D"], BlockCache | None]:
-        """The output of attention."""
-        conv_cache = cache and cache.attention_conv
-        if self.attention_conv:
-            x, conv_cache = self.attention_conv(x, inputs.tokens, conv_cache)
-        y_BTD, kv = self.attention(x, inputs, cache and cache.attention)
-        y_BTD = dropout(y_BTD, self.dropout, inputs.keys, 1)
-        return y_BTD, cache and cache._replace(attention=kv, attention_conv=conv_cache)
-
-    def apply_mlp(
-        self,
-        x: Float[Array, "B T D"],
-        inputs: AttentionInputs,
-        cache: BlockCache | None,
-    ) -> tuple[Float[Array, "B T D"], Aux, BlockCache | None]:
-        """The output of the feed-forward layer."""
-        conv_cache = cache and cache.mlp_conv
-        if self.mlp_conv:
-            x, conv_cache = self.mlp_conv(x, inputs.tokens, conv_cache)
-        y_BTD, aux = self.mlp(x, inputs.tokens.segments)
-        y_BTD = dropout(y_BTD, self.dropout, inputs.keys, 2)
-        return y_BTD, aux, cache and cache._replace(mlp_conv=conv_cache)
 
     def init_cache(
         self, batch_size: int, capacity: int, dtype: jnp.dtype
@@ -130,7 +113,7 @@ class Block(nnx.Module):
 class PreNorm(Block):
     """x + f(norm(x)). Xiong et al. 2020, arXiv:2002.04745."""
 
-    def enter(self, x: Float[Array, "B T D"], branch: str) -> Float[Array, "B T D"]:
+    def enter(self, x, branch):
         return self.normalize(branch, x)
 
 
@@ -138,9 +121,7 @@ class PreNorm(Block):
 class PostNorm(Block):
     """norm(x + f(x)). Vaswani et al. 2017, arXiv:1706.03762, section 3.1."""
 
-    def leave(
-        self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], branch: str
-    ) -> Float[Array, "B T D"]:
+    def leave(self, x, y, branch):
         return self.normalize(branch, x + y)
 
 
@@ -150,9 +131,7 @@ class SandwichNorm(PreNorm):
 
     out_norms = True
 
-    def leave(
-        self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], branch: str
-    ) -> Float[Array, "B T D"]:
+    def leave(self, x, y, branch):
         return x + self.normalize(f"{branch}_out", y)
 
 
@@ -160,7 +139,5 @@ class SandwichNorm(PreNorm):
 class ReorderedNorm(Block):
     """x + norm(f(x)). OLMo Team 2024, arXiv:2501.00656, section 3.2."""
 
-    def leave(
-        self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], branch: str
-    ) -> Float[Array, "B T D"]:
+    def leave(self, x, y, branch):
         return x + self.normalize(branch, y)

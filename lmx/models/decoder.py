@@ -13,8 +13,7 @@ from lmx.core.mean import Aux
 from lmx.core.partitioning import constrain, constrain_embedding
 from lmx.core.precision import Precision, upcast
 from lmx.layers.attention.attention import SelfAttention
-from lmx.layers.attention.inputs import AttentionInputs, make_inputs
-from lmx.layers.attention.kv_cache import KVCache
+from lmx.layers.attention.kv_cache import AttentionInputs, KVCache, make_inputs
 from lmx.layers.attention.reference import soft_cap
 from lmx.layers.dropout import EMBEDDING_SITE, dropout
 from lmx.layers.head import LMHead
@@ -151,14 +150,11 @@ class Decoder(nnx.Module):
         Segment 0 is padding, which may be anywhere. Tokens beyond the capacity of the
         cache replace the oldest.
         """
-        info, view = cache.advance(positions, segments)
-        inputs = AttentionInputs(info, cache.final_length, view)
+        info, cache = cache.append(positions, segments)
+        inputs = AttentionInputs(info, cache.final_length, cache._replace(layers=None))
         x_BTD = self.embed(tokens, inputs)
         x_BTD, _, layers = self.apply_layers(x_BTD, inputs, cache.layers)
-        cache = KVCache(
-            layers, view.positions, view.segments, view.new_lengths, cache.final_length
-        )
-        return self.logits(self.norm(x_BTD)), cache
+        return self.logits(self.norm(x_BTD)), cache._replace(layers=layers)
 
     def embed(
         self, tokens: Int[Array, "B T"], inputs: AttentionInputs

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lmx.config.registry import configurable
+from lmx.config.registry import configurable, require
 from lmx.core.mean import Aux, merge_aux
-from lmx.layers.attention.inputs import AttentionInputs, make_inputs
+from lmx.layers.attention.kv_cache import AttentionInputs, make_inputs
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
 from lmx.layers.norm import Norm
@@ -63,10 +63,10 @@ class MultiTokenPrediction(nnx.Module):
         *,
         modules: int = 1,
     ):
-        if modules < 1:
-            raise ValueError(
-                f"MultiTokenPrediction.modules is {modules}: it must be 1 or more."
-            )
+        require(
+            modules >= 1,
+            f"MultiTokenPrediction.modules is {modules}: it must be 1 or more.",
+        )
         self.modules = nnx.List(
             [MTPBlock(width, init, make_block, norm) for _ in range(modules)]
         )

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import configurable, require
 from lmx.core.mean import Aux
 from lmx.core.partitioning import constrain, mesh_axes, num_shards, vmap_over_axes
-from lmx.layers.attention.inputs import AttentionInputs
+from lmx.layers.attention.kv_cache import AttentionInputs
 from lmx.models.remat import Remat, remat_stage
 
 # Runs iterations of a cycle, stacked over L: hidden states, auxiliary means and cache.
@@ -51,10 +51,10 @@ class PipelineSchedule:
     virtual_stages: int = 1
 
     def __post_init__(self):
-        if self.virtual_stages < 1 or (self.microbatches or 1) < 1:
-            raise ConfigError(
-                "PipelineSchedule.virtual_stages and .microbatches must be 1 or more."
-            )
+        require(
+            self.virtual_stages >= 1 and (self.microbatches or 1) >= 1,
+            "PipelineSchedule.virtual_stages and .microbatches must be 1 or more.",
+        )
 
     def __call__(
         self,
@@ -116,24 +116,24 @@ class Timeline(NamedTuple):
     def check(self, iterations: int, rows: int) -> None:
         """Raises ConfigError where layers or rows do not divide evenly."""
         stages, count, rounds = self
-        if iterations % (stages * rounds):
-            raise ConfigError(
-                f"{iterations} layers, or cycles of layers, do not divide evenly into"
-                f" {stages} stages with {rounds} virtual stages each: change"
-                " Decoder.depth, Mesh.stage or PipelineSchedule.virtual_stages."
-            )
-        if rows % (count * num_shards("B")):
-            raise ConfigError(
-                f"{rows} rows do not divide evenly into {count} microbatches on"
-                f" {num_shards('B')} devices: change the batch size or"
-                " PipelineSchedule.microbatches."
-            )
-        if rounds > 1 and count < stages:
-            raise ConfigError(
-                f"{count} microbatches are too few for {stages} stages: set"
-                " PipelineSchedule.virtual_stages=1, or PipelineSchedule.microbatches"
-                f" to {stages} or more."
-            )
+        require(
+            iterations % (stages * rounds) == 0,
+            f"{iterations} layers, or cycles of layers, do not divide evenly into"
+            f" {stages} stages with {rounds} virtual stages each: change"
+            " Decoder.depth, Mesh.stage or PipelineSchedule.virtual_stages.",
+        )
+        require(
+            rows % (count * num_shards("B")) == 0,
+            f"{rows} rows do not divide evenly into {count} microbatches on"
+            f" {num_shards('B')} devices: change the batch size or"
+            " PipelineSchedule.microbatches.",
+        )
+        require(
+            rounds <= 1 or count >= stages,
+            f"{count} microbatches are too few for {stages} stages: set"
+            " PipelineSchedule.virtual_stages=1, or PipelineSchedule.microbatches"
+            f" to {stages} or more.",
+        )
 
 
 def _run_schedule(

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 
 # What the forward pass saves: everything, the products of matrices, those without a
 # batch dimension, or only the input of each block. "offload" saves to host memory.
@@ -36,12 +36,12 @@ OFFLOADING = ("gpu", "tpu")  # on other platforms JAX ignores offloading
 
 def check_offload(remat: Remat, platform: str) -> None:
     """Raises ConfigError if the platform cannot offload."""
-    if remat.startswith("offload") and platform not in OFFLOADING:
-        raise ConfigError(
-            f"Decoder.remat={remat} saves activations in host memory, which platform"
-            f" {platform!r} does not have separately: choose keep_all, keep_dots,"
-            " keep_weight_dots or keep_none."
-        )
+    require(
+        not remat.startswith("offload") or platform in OFFLOADING,
+        f"Decoder.remat={remat} saves activations in host memory, which platform"
+        f" {platform!r} does not have separately: choose keep_all, keep_dots,"
+        " keep_weight_dots or keep_none.",
+    )
 
 
 def apply_remat(fn: Callable[..., Any], remat: Remat) -> Callable[..., Any]:

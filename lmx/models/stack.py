@@ -15,11 +15,12 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PyTree
 
+from lmx.config.registry import require
 from lmx.core import dims
 from lmx.core.mean import Aux, merge_aux
 from lmx.core.partitioning import constrain, num_shards
 from lmx.layers.attention.attention import SelfAttention
-from lmx.layers.attention.inputs import AttentionInputs
+from lmx.layers.attention.kv_cache import AttentionInputs
 from lmx.layers.init import Init
 from lmx.layers.mlp import FeedForward
 from lmx.models.block import Block, BlockCache
@@ -55,14 +56,16 @@ def plan_layers(
     """The factory of each layer, and groups of layers that one scan runs."""
     attentions = attention if isinstance(attention, tuple) else (attention,)
     mlps = mlp if isinstance(mlp, tuple) else (mlp,)
-    if not attentions or not mlps:
-        raise ValueError("Decoder.attention and Decoder.mlp need at least one layer.")
     first = len(first_mlps)
-    if first > depth:
-        raise ValueError(
-            f"Decoder.first_mlps has {first} layers and Decoder.depth is {depth}: it"
-            " must have at most as many."
-        )
+    require(
+        attentions and mlps,
+        "Decoder.attention and Decoder.mlp need at least one layer.",
+    )
+    require(
+        first <= depth,
+        f"Decoder.first_mlps has {first} layers and Decoder.depth is {depth}: it must"
+        " have at most as many.",
+    )
     all_mlps = [*first_mlps, *(mlps[i % len(mlps)] for i in range(first, depth))]
     factories = [
         partial(block, attention=attentions[i % len(attentions)], mlp=all_mlps[i])
@@ -108,12 +111,9 @@ class RepeatedBlocks(nnx.Module):
 
     def init_cache(self, batch_size: int, capacity: int, dtype: jnp.dtype) -> PyTree:
         """An empty cache of each kind, with a leading dimension L."""
-
-        def stack(x: Array) -> Array:
-            return jnp.zeros((self.group.repeats, *x.shape), x.dtype)
-
-        caches = (b.init_cache(batch_size, capacity, dtype) for b in self.blocks)
-        return tuple(jax.tree.map(stack, each) for each in caches)
+        L = self.group.repeats
+        caches = tuple(b.init_cache(batch_size, capacity, dtype) for b in self.blocks)
+        return jax.tree.map(lambda x: jnp.zeros((L, *x.shape), x.dtype), caches)
 
 
 def _init_stacked(

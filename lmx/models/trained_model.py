@@ -1,14 +1,37 @@
-"""A model with trained parameters, its config and its tokenizer."""
+"""A model with trained parameters, and the config root of one trained elsewhere."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 from jaxtyping import PyTree
 
+from lmx.config.registry import configurable
 from lmx.config.value import Config
 from lmx.data.tokenizer.base import Tokenizer
 from lmx.models.decoder import Decoder
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A model that was trained elsewhere.
+
+    Attributes:
+        family: the `model_type` of its files.
+        source: SHA-256 of its files; None before it is imported into a run.
+        hf_fields: fields of its config.json that change no logit, such as the longest
+            text of its training; an export has them again.
+        generation: its generation_config.json.
+    """
+
+    model: Callable[..., Decoder]
+    family: str
+    source: str | None = None
+    hf_fields: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
 
 class TrainedModel(NamedTuple):

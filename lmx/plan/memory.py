@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmx.layers.attention.inputs import make_inputs
+from lmx.layers.attention.kv_cache import make_inputs
 from lmx.models.block import Block
 from lmx.models.remat import Remat, apply_remat
 from lmx.plan.case import Case

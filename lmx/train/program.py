@@ -14,7 +14,7 @@ from lmx.core import partitioning, sharding
 from lmx.core.batch import Batch
 from lmx.data.dataset import Dataset
 from lmx.data.schedule import BatchSchedule
-from lmx.models import flops
+from lmx.models import params
 from lmx.models.decoder import Decoder
 from lmx.run.metadata import mesh_axes
 from lmx.train.loop import StepFn
@@ -116,7 +116,7 @@ class RunContext(StepProgram):
     @cached_property
     def _flops_per_token(self) -> dict[int, float]:
         lengths = {stage.sequence_length for stage in self.batch_schedule.stages}
-        return {n: flops.train_flops_per_token(self.model, n) for n in lengths}
+        return {n: params.train_flops_per_token(self.model, n) for n in lengths}
 
     def put_batch(self, batch: Batch) -> Batch:
         """Shards a batch that this process has in full."""

@@ -15,8 +15,7 @@ from lmx.layers.mlp import SwiGLU
 from lmx.layers.moe.moe import MoE
 from lmx.layers.moe.router import TopKRouter
 from lmx.layers.position.absolute import LearnedPosition, SinusoidalPosition
-from lmx.layers.position.alibi import ALiBi
-from lmx.layers.position.cope import CoPE
+from lmx.layers.position.relative import ALiBi, CoPE
 from lmx.layers.position.rope import (
     DynamicNTK,
     Llama3RoPE,

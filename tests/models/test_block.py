@@ -11,7 +11,7 @@ from flax import nnx
 from lmx.config.registry import find
 from lmx.layers import mask
 from lmx.layers.attention.attention import Attention
-from lmx.layers.attention.inputs import AttentionInputs
+from lmx.layers.attention.kv_cache import AttentionInputs
 from lmx.layers.init import FanIn, Init
 from lmx.layers.mlp import SwiGLU
 from lmx.layers.norm import RMSNorm

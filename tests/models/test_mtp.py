@@ -10,7 +10,7 @@ from flax import nnx
 
 from lmx.core.batch import Batch
 from lmx.core.precision import Precision
-from lmx.models import flops
+from lmx.models import params
 from lmx.models.mtp import MultiTokenPrediction, mtp_hidden_states
 from lmx.train.loss import MultiToken, NextToken, sum_cross_entropy
 
@@ -119,7 +119,7 @@ def test_flops_of_an_mtp_module_are_a_layer_a_projection_and_a_head(make):
     def shaped(**options):
         return nnx.eval_shape(lambda: make("pre waves dense", **options))
 
-    plain = flops.train_flops_per_token(shaped(), T)
-    layer = flops.train_flops_per_token(shaped(depth=4), T) - plain
-    extra = flops.train_flops_per_token(shaped(mtp=MultiTokenPrediction), T) - plain
+    plain = params.train_flops_per_token(shaped(), T)
+    layer = params.train_flops_per_token(shaped(depth=4), T) - plain
+    extra = params.train_flops_per_token(shaped(mtp=MultiTokenPrediction), T) - plain
     assert extra == layer + 6 * (2 * 16 * 16 + 16 * V)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.models import flops
+from lmx.models import params
 from lmx.run.run_dir import read_last_metrics, read_metrics
 from lmx.train.trainer import train_run
 
@@ -56,7 +56,7 @@ def test_a_run_counts_the_tokens_and_flops_of_each_step(staged):
         assert (run.count_tokens(step), run.count_flops(step)) == (tokens, cost)
         assert run.data.batch_at(0, step).tokens.shape == (batch, length)
         tokens += batch * length
-        cost += batch * length * flops.train_flops_per_token(model, length)
+        cost += batch * length * params.train_flops_per_token(model, length)
     assert run.count_tokens(len(SHAPES)) == tokens
 
 

@@ -18,7 +18,7 @@ from lmx.core.sharding import (
     spec,
     with_shardings,
 )
-from lmx.layers.attention.inputs import make_inputs
+from lmx.layers.attention.kv_cache import make_inputs
 from tests.collectives import collectives
 
 

@@ -14,8 +14,7 @@ from safetensors.numpy import load_file
 import lmx
 from lmx.config.registry import ConfigError
 from lmx.core.sharding import Mesh
-from lmx.models.hf.api import load_model, save_hf
-from lmx.models.hf.checkpoint import HFCheckpoint
+from lmx.models.hf.api import HFCheckpoint, load_model, save_hf
 from lmx.models.trained_model import TrainedModel
 from lmx.train.checkpoint.import_hf import import_hf
 

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from lmx.config.registry import Execution, configurable
+from lmx.config.registry import Execution, configurable, require
 from lmx.layers.attention.backend import AttentionBackend, AttentionMask
-from lmx.layers.attention.inputs import AttentionInputs
-from lmx.layers.attention.kv_cache import update_cache
+from lmx.layers.attention.kv_cache import AttentionInputs, update_cache
 from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
@@ -104,7 +103,15 @@ class Attention(SelfAttention):
         out: Callable[..., Einsum] = Einsum,
         backend: Execution[AttentionBackend] = ReferenceAttention(),
     ):
-        _check(heads, kv_heads, window)
+        require(
+            kv_heads >= 1 and heads % kv_heads == 0,
+            f"{heads} query heads cannot share {kv_heads} key/value heads evenly:"
+            " heads must be a multiple of kv_heads.",
+        )
+        require(
+            window is None or window >= 1,
+            f"Attention.window is {window}: it must be 1 token or more.",
+        )
         sizes = dict(D=width, N=heads, K=kv_heads, H=head_dim)
         self.q = qkv("BTD,DNH->BTNH", sizes, init)
         self.k = qkv("BTD,DKH->BTKH", sizes, init)
@@ -158,7 +165,7 @@ class Attention(SelfAttention):
         if position:
             q = position.rotate(q, tokens.positions, inputs.length)
             k = position.rotate(k, tokens.positions, inputs.length)
-        (k, v), key_info, cache = update_cache(cache, KV(k, v), tokens, inputs.cache)
+        (k, v), key_info, cache = update_cache(cache, KV(k, v), inputs)
         single_document = inputs.single_document and cache is None
         mask = self.make_mask(tokens, key_info, single_document)
         modify_logits = None
@@ -205,14 +212,3 @@ class Attention(SelfAttention):
         if self.qk_norm_over == "head":
             return norm(x)
         return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
-
-
-def _check(heads: int, kv_heads: int, window: int | None) -> None:
-    """Raises ValueError for inconsistent numbers of heads, or an empty window."""
-    if kv_heads < 1 or heads % kv_heads:
-        raise ValueError(
-            f"{heads} query heads cannot share {kv_heads} key/value heads evenly:"
-            " heads must be a multiple of kv_heads."
-        )
-    if window is not None and window < 1:
-        raise ValueError(f"Attention.window is {window}: it must be 1 token or more.")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lmx.config.registry import configurable
+from lmx.config.registry import configurable, require
 from lmx.core import partitioning
 from lmx.layers.mask import TokenInfo, make_attention_mask
 
@@ -67,11 +67,11 @@ class AttentionBackend(ABC):
         `required` are the parameters of `Attention` that go beyond plain dot products.
         """
         for parameter in required:
-            if parameter not in self.supports:
-                raise ValueError(
-                    f"{type(self).__name__} does not support Attention.{parameter}:"
-                    " leave it out, or set Attention.backend=@ReferenceAttention()."
-                )
+            require(
+                parameter in self.supports,
+                f"{type(self).__name__} does not support Attention.{parameter}:"
+                " leave it out, or set Attention.backend=@ReferenceAttention().",
+            )
 
     def check_program(self, dtype: jnp.dtype) -> None:
         """Raises ValueError where the traced program is not supported."""
@@ -146,12 +146,12 @@ class CuDNNAttention(XLAAttention):
 
     def check(self, head_dim: int, required: Iterable[str]) -> None:
         super().check(head_dim, required)
-        if head_dim % 8 or head_dim > 256:
-            raise ValueError(
-                f"CuDNNAttention does not support Attention.head_dim={head_dim}: make"
-                " it a multiple of 8 and at most 256, or set"
-                " Attention.backend=@ReferenceAttention()."
-            )
+        require(
+            head_dim % 8 == 0 and head_dim <= 256,
+            f"CuDNNAttention does not support Attention.head_dim={head_dim}: make"
+            " it a multiple of 8 and at most 256, or set"
+            " Attention.backend=@ReferenceAttention().",
+        )
 
 
 @cache

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from lmx.config.registry import configurable
+from lmx.config.registry import configurable, require
 from lmx.core.precision import upcast
 from lmx.layers.attention.attention import KV, Attention
 from lmx.layers.attention.backend import AttentionMask
-from lmx.layers.attention.inputs import AttentionInputs
-from lmx.layers.attention.kv_cache import CacheView
+from lmx.layers.attention.kv_cache import AttentionInputs, KVCache
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
 from lmx.layers.mask import TokenInfo, make_attention_mask
@@ -135,11 +134,11 @@ class InfiniAttention(Attention):
         qkv: Callable[..., Einsum] = Einsum,
         out: Callable[..., Einsum] = Einsum,
     ):
-        if segment_length < 1:
-            raise ValueError(
-                f"InfiniAttention.segment_length is {segment_length}: it must be 1"
-                " token or more."
-            )
+        require(
+            segment_length >= 1,
+            f"InfiniAttention.segment_length is {segment_length}: it must be 1"
+            " token or more.",
+        )
         super().__init__(
             width,
             init,
@@ -200,8 +199,8 @@ class InfiniAttention(Attention):
         read_BTNJ = linear_attention(q_BTNH, k_BTKH, v_BTKJ, mask_BTS)
         if sums is None or view is None:
             return read_BTNJ, None
-        old = self.describe_sums(view, view.old_lengths)
-        new = self.describe_sums(view, view.new_lengths)
+        old = self.describe_sums(view, inputs.old_lengths)
+        new = self.describe_sums(view, view.lengths)
         read_BTNJ += read_memory(q_BTNH, sums, self.memory_mask(tokens, old))
         kept_BTS = self.assign_to_sums(old, new)
         added_BST = self.assign_to_sums(tokens, new)
@@ -209,7 +208,7 @@ class InfiniAttention(Attention):
         sums += jnp.einsum("BST,BTKH,BTKJ->BSKHJ", added_BST, k_BTKH, v_BTKJ)
         return read_BTNJ, sums
 
-    def describe_sums(self, cache: CacheView, lengths: Int[Array, "B"]) -> TokenInfo:
+    def describe_sums(self, cache: KVCache, lengths: Int[Array, "B"]) -> TokenInfo:
         """Where the two sums are when rows have these `lengths`."""
         newest = cache.describe_slots(lengths, 1)
         complete = newest._replace(positions=newest.positions - self.segment_length)

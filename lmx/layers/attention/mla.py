@@ -12,8 +12,7 @@ from jaxtyping import Array, Float
 
 from lmx.config.registry import configurable
 from lmx.layers.attention.attention import SelfAttention
-from lmx.layers.attention.inputs import AttentionInputs
-from lmx.layers.attention.kv_cache import update_cache
+from lmx.layers.attention.kv_cache import AttentionInputs, update_cache
 from lmx.layers.attention.reference import attend
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
@@ -85,9 +84,8 @@ class MLA(SelfAttention):
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B S R"] | None]:
         """The projected attention output, and `cache` with the latents of `x`."""
         attend_to = self._attend_expanded if cache is None else self._attend_absorbed
-        latent_BSR, key_info, cache = update_cache(
-            cache, self.compress(x, inputs), inputs.tokens, inputs.cache
-        )
+        latent_BTR = self.compress(x, inputs)
+        latent_BSR, key_info, cache = update_cache(cache, latent_BTR, inputs)
         q_BTNH = self.query(x)
         y_BTNJ = attend_to(
             q_BTNH[..., : self.head_dim],

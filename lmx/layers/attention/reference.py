@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from lmx.config.registry import configurable
+from lmx.config.registry import configurable, require
 from lmx.core.precision import upcast
 from lmx.layers.attention.backend import AttentionBackend, ModifyLogits
 
@@ -75,8 +75,7 @@ def soft_cap(logits: Float[Array, "*dims"], cap: float) -> Float[Array, "*dims"]
 
     Gemma Team 2024, arXiv:2408.00118, section 2.
     """
-    if cap <= 0.0:
-        raise ValueError(f"logit cap is {cap}: it must be above 0.")
+    require(cap > 0.0, f"logit cap is {cap}: it must be above 0.")
     return cap * jnp.tanh(logits / cap)
 
 

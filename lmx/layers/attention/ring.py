@@ -15,7 +15,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from lmx.config.registry import configurable
+from lmx.config.registry import configurable, require
 from lmx.core import partitioning
 from lmx.core.precision import upcast
 from lmx.layers.attention.backend import AttentionBackend, AttentionMask
@@ -69,8 +69,9 @@ class RingAttention(AttentionBackend):
     supports = frozenset(("sink", "logit_cap"))
 
     def __post_init__(self):
-        if self.block < 1:
-            raise ValueError(f"RingAttention.block is {self.block}: it must be >= 1.")
+        require(
+            self.block >= 1, f"RingAttention.block is {self.block}: it must be >= 1."
+        )
 
     def __call__(
         self, q, k, v, mask, *, scale=None, logit_cap=None, sink=None, **unused

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmx.config.registry import require
+
 
 class RingSchedule(NamedTuple):
     """The work of each device.
@@ -49,11 +51,11 @@ def choose_schedule(
     contiguous = build_schedule(rank[:, None], length // devices, block, window)
     if devices == 1:
         return contiguous
-    if length % (2 * devices):
-        raise ValueError(
-            f"RingAttention cannot split {length} tokens over {devices} devices: the"
-            f" length must be a multiple of {2 * devices}, or Mesh.context smaller."
-        )
+    require(
+        length % (2 * devices) == 0,
+        f"RingAttention cannot split {length} tokens over {devices} devices: the"
+        f" length must be a multiple of {2 * devices}, or Mesh.context smaller.",
+    )
     ends = np.stack([rank, 2 * devices - 1 - rank], axis=1)
     even_first = np.where(rank[:, None] % 2, ends[:, ::-1], ends)
     zigzag = build_schedule(even_first, length // (2 * devices), block, window)

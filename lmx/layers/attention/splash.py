@@ -22,7 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask impo
 )
 from jaxtyping import Array, Float, Int
 
-from lmx.config.registry import configurable
+from lmx.config.registry import configurable, require
 from lmx.core import partitioning
 from lmx.layers.attention.backend import AttentionBackend
 from lmx.layers.attention.ring import RingAttention
@@ -50,11 +50,10 @@ class SplashAttention(AttentionBackend):
     sharded_length = False
 
     def __post_init__(self):
-        if self.block < LANES or self.block % LANES:
-            raise ValueError(
-                f"SplashAttention.block is {self.block}: it must be a multiple of"
-                f" {LANES}."
-            )
+        require(
+            self.block >= LANES and self.block % LANES == 0,
+            f"SplashAttention.block is {self.block}: it must be a multiple of {LANES}.",
+        )
 
     def __call__(
         self, q, k, v, mask, *, scale=None, logit_cap=None, sink=None, **unused

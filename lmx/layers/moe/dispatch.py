@@ -12,7 +12,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from lmx.config.registry import ConfigError, Execution, configurable
+from lmx.config.registry import ConfigError, Execution, configurable, require
 from lmx.core.mean import Aux, Mean
 from lmx.core.partitioning import mesh_axes, serialize_collective, shard_map
 from lmx.layers.moe.all_to_all import (
@@ -24,8 +24,7 @@ from lmx.layers.moe.all_to_all import (
 )
 from lmx.layers.moe.experts import ExpertMatmul, Experts, Weights
 from lmx.layers.moe.grouped_matmul import GroupedMatmul, RaggedDot
-from lmx.layers.moe.loss import count_choices
-from lmx.layers.moe.router import Routing
+from lmx.layers.moe.router import Routing, count_choices
 
 ApplyExperts = Callable[[Array, ExpertMatmul], Array]
 
@@ -43,11 +42,11 @@ class CapacityDispatch:
     capacity_factor: float = 1.25
 
     def __post_init__(self):
-        if self.capacity_factor <= 0:
-            raise ConfigError(
-                f"CapacityDispatch.capacity_factor is {self.capacity_factor}: it must"
-                " be above 0."
-            )
+        require(
+            self.capacity_factor > 0,
+            f"CapacityDispatch.capacity_factor is {self.capacity_factor}: it must"
+            " be above 0.",
+        )
 
     def __call__(
         self,
@@ -236,11 +235,11 @@ class ExpertSharding(NamedTuple):
         """Follows the sharding rules; raises ConfigError for unsupported ones."""
         tokens = [axis for d in "BT" for axis in mesh_axes(d, within="BTD")]
         experts, hidden = mesh_axes("E", within="EFD"), mesh_axes("F", within="EFD")
-        if mesh_axes("F", within="EDF") != hidden:
-            raise ConfigError(
-                f"experts' weights cannot be sharded over {hidden} along both 'mlp' and"
-                " 'embed': give them different axes in Experiment.rules."
-            )
+        require(
+            mesh_axes("F", within="EDF") == hidden,
+            f"experts' weights cannot be sharded over {hidden} along both 'mlp' and"
+            " 'embed': give them different axes in Experiment.rules.",
+        )
         if missing := [axis for axis in experts if axis not in tokens]:
             raise ConfigError(
                 f"experts are sharded over {missing} and tokens are not: add them to"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import configurable, require
 from lmx.core import partitioning
 
 
@@ -33,16 +33,16 @@ class GroupedMatmul(ABC):
     def check(self, dtype: jnp.dtype) -> None:
         """Raises ConfigError for an unsupported dtype or platform."""
         name, platform = type(self).__name__, partitioning.platform()
-        if self.platforms and platform not in self.platforms:
-            raise ConfigError(
-                f"{name} runs on {self.platforms[0]}, and this program is for"
-                f" {platform}: set DroplessDispatch.grouped_matmul=@RaggedDot()."
-            )
-        if self.dtypes and dtype.name not in self.dtypes:
-            raise ConfigError(
-                f"{name} computes in {' or '.join(self.dtypes)}, not {dtype}: set"
-                " Precision.compute, or DroplessDispatch.grouped_matmul=@RaggedDot()."
-            )
+        require(
+            not self.platforms or platform in self.platforms,
+            f"{name} runs on {' or '.join(self.platforms)}, and this program is for"
+            f" {platform}: set DroplessDispatch.grouped_matmul=@RaggedDot().",
+        )
+        require(
+            not self.dtypes or dtype.name in self.dtypes,
+            f"{name} computes in {' or '.join(self.dtypes)}, not {dtype}: set"
+            " Precision.compute, or DroplessDispatch.grouped_matmul=@RaggedDot().",
+        )
 
     @abstractmethod
     def __call__(
@@ -119,10 +119,10 @@ class Megablox(GroupedMatmul):
     platforms, dtypes, check_vma = ("tpu",), ("bfloat16", "float32"), False
 
     def __post_init__(self):
-        if self.tile < 128 or self.tile % 128:
-            raise ConfigError(
-                f"Megablox.tile is {self.tile}: it must be a multiple of 128."
-            )
+        require(
+            self.tile >= 128 and self.tile % 128 == 0,
+            f"Megablox.tile is {self.tile}: it must be a multiple of 128.",
+        )
 
     def __call__(self, x, w, sizes):
         return megablox_matmul(x, w, sizes, self.tile)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lmx.config.registry import configurable
+from lmx.config.registry import configurable, require
 from lmx.layers.init import Init
 
 
@@ -35,11 +35,11 @@ class LearnedPosition(AbsolutePosition):
 
     def __call__(self, positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         T, limit = positions.shape[1], self.table.shape[0]
-        if T > limit:
-            raise ValueError(
-                f"{T} tokens exceed {limit} learned positions: set"
-                f" LearnedPosition.max_length to {T} or more, or use fewer tokens."
-            )
+        require(
+            T <= limit,
+            f"{T} tokens exceed {limit} learned positions: set"
+            f" LearnedPosition.max_length to {T} or more, or use fewer tokens.",
+        )
         return self.table[...][positions]
 
 
@@ -51,8 +51,7 @@ class SinusoidalPosition(AbsolutePosition):
     """
 
     def __init__(self, width: int, init: Init, *, theta: float = 10_000.0):
-        if width % 2:
-            raise ValueError(f"sines and cosines need an even width, not {width}.")
+        require(width % 2 == 0, f"sines and cosines need an even width, not {width}.")
         self.width, self.theta = width, theta
 
     def __call__(self, positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:

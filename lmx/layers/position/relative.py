@@ -1,7 +1,16 @@
-"""Base class of relative position schemes, which act on queries, keys or logits."""
+"""Relative position schemes: the base class, ALiBi and CoPE; RoPE is in `rope`."""
 
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from lmx.config.registry import configurable, require
+from lmx.layers.init import Init
 from lmx.layers.mask import TokenInfo
 
 Length = int | Int[Array, ""]  # tokens of a call, or of a cache once it is complete
@@ -42,3 +51,102 @@ class RelativePosition:
 def distance(query: TokenInfo, key: TokenInfo) -> Int[Array, "B T S"]:
     """Tokens from key s to query t, 0 for the query itself."""
     return query.positions[:, :, None] - key.positions[:, None, :]
+
+
+def alibi_slopes(heads: int, bias_max: float = 8.0) -> Float[Array, "N"]:
+    """Logits lost per token by each head: 2^(-8/N) to 2^-8 for N heads.
+
+    If N is not a power of two: the slopes of the power below, then every other slope of
+    the power above, as in the paper's code.
+    """
+    below = 2 ** math.floor(math.log2(heads))
+    first = [2.0 ** (-bias_max * i / below) for i in range(1, below + 1)]
+    rest = [2.0 ** (-bias_max * i / (2 * below)) for i in range(1, 2 * below, 2)]
+    return jnp.array([*first, *rest][:heads])
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class ALiBi(RelativePosition):
+    """Press et al. 2021, arXiv:2108.12409, section 3.
+
+    Attributes:
+        bias_max: the smallest slope is 2^-bias_max; 8 in the paper. A large value
+            turns the bias off.
+    """
+
+    bias_max: float = 8.0
+
+    def modify_logits(
+        self,
+        logits: Float[Array, "B K G T S"],
+        q: Float[Array, "B T N H"],
+        mask: Bool[Array, "B T S"],
+        query: TokenInfo,
+        key: TokenInfo,
+    ) -> Float[Array, "B K G T S"]:
+        slope_N = alibi_slopes(q.shape[2], self.bias_max).astype(logits.dtype)
+        slope_KG = rearrange(slope_N, "(K G) -> K G", K=logits.shape[1])
+        distance_BTS = jnp.where(mask, distance(query, key), 0).astype(logits.dtype)
+        return logits - slope_KG[None, :, :, None, None] * distance_BTS[:, None, None]
+
+
+def count_gates(
+    gates: Float[Array, "B K G T S"], mask: Bool[Array, "B T S"], key: TokenInfo
+) -> Float[Array, "B K G T S"]:
+    """Sum of the gates from key s to the last key that query t sees.
+
+    Keys may be stored in any order; `key.index` gives their order in the text.
+    """
+    gates = jnp.where(mask[:, None, None], gates, 0.0)
+    order_BS = jnp.argsort(-key.index, axis=-1)  # newest first
+    inverse_BS = jnp.argsort(order_BS, axis=-1)
+    newest_first = jnp.take_along_axis(gates, order_BS[:, None, None, None], axis=-1)
+    sums = jnp.cumsum(newest_first, axis=-1)
+    return jnp.take_along_axis(sums, inverse_BS[:, None, None, None], axis=-1)
+
+
+def interpolate(
+    table: Float[Array, "B K G T I"], position: Float[Array, "B K G T S"]
+) -> Float[Array, "B K G T S"]:
+    """Entries of `table` at fractional positions, by linear interpolation."""
+    position = jnp.minimum(position, table.shape[-1] - 1)
+    low = jnp.floor(position)
+    fraction = position - low
+    at_low, at_high = (
+        jnp.take_along_axis(table, x.astype(jnp.int32), axis=-1)
+        for x in (low, jnp.ceil(position))
+    )
+    return at_low * (1.0 - fraction) + at_high * fraction
+
+
+@configurable
+class CoPE(nnx.Module, RelativePosition):
+    """Contextual position encoding. Golovneva et al. 2024, arXiv:2405.18719, section 4.
+
+    The gate of a query and a key is the sigmoid of their logit. The position of a key
+    is the sum of the gates from it to the query; the vector e, interpolated at that
+    position, adds q e to the logit.
+
+    Attributes:
+        limit: number of position vectors; higher positions use the last.
+    """
+
+    def __init__(self, heads: int, head_dim: int, init: Init, *, limit: int = 64):
+        require(limit >= 2, f"CoPE.limit is {limit}: it must be 2 or more.")
+        sizes = dict(H=head_dim, I=limit)  # shared by all heads
+        self.table = init.weight("HI", sizes, in_dims="H", out_dims="I")
+
+    def modify_logits(
+        self,
+        logits: Float[Array, "B K G T S"],
+        q: Float[Array, "B T N H"],
+        mask: Bool[Array, "B T S"],
+        query: TokenInfo,
+        key: TokenInfo,
+    ) -> Float[Array, "B K G T S"]:
+        q_BTKGH = rearrange(q, "B T (K G) H -> B T K G H", K=logits.shape[1])
+        table_HI = self.table[...].astype(q.dtype)
+        bias = jnp.einsum("BTKGH,HI->BKGTI", q_BTKGH, table_HI).astype(logits.dtype)
+        positions = count_gates(jax.nn.sigmoid(logits), mask, key)
+        return logits + interpolate(bias, positions)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from lmx.config.registry import configurable
+from lmx.config.registry import configurable, require
 from lmx.core.precision import upcast
 from lmx.layers.position.relative import Length, RelativePosition
 
@@ -38,11 +38,11 @@ class RoPE(RelativePosition):
 
         `H` channels rotate, in a text of `length` tokens.
         """
-        if H % 2 or not H:
-            raise ValueError(
-                f"RoPE cannot rotate {H} channels in pairs: make head_dim (or the part"
-                " of it that rotates) even."
-            )
+        require(
+            H > 0 and H % 2 == 0,
+            f"RoPE cannot rotate {H} channels in pairs: make head_dim (or the part"
+            " of it that rotates) even.",
+        )
         return self.theta ** (-jnp.arange(0, H, 2) / H)
 
     @property
@@ -51,11 +51,11 @@ class RoPE(RelativePosition):
         return 1.0
 
     def check(self, head_dim: int) -> None:
-        if not 0.0 < self.rotary_fraction <= 1.0:
-            raise ValueError(
-                f"RoPE.rotary_fraction is {self.rotary_fraction}: it must be above 0"
-                " and at most 1."
-            )
+        require(
+            0.0 < self.rotary_fraction <= 1.0,
+            f"RoPE.rotary_fraction is {self.rotary_fraction}: it must be above 0"
+            " and at most 1.",
+        )
         self.inverse_frequency(int(head_dim * self.rotary_fraction))
 
     def rotate(
@@ -104,11 +104,11 @@ class NTKAware(RoPE):
 
     def inverse_frequency(self, H: int, length: Length = 0) -> Float[Array, "P"]:
         frequency_P = super().inverse_frequency(H, length)
-        if H < 4:
-            raise ValueError(
-                f"NTKAware and DynamicNTK need 4 or more rotating channels, not {H}:"
-                " raise head_dim."
-            )
+        require(
+            H >= 4,
+            f"NTKAware and DynamicNTK need 4 or more rotating channels, not {H}:"
+            " raise head_dim.",
+        )
         slowdown_P = self.ntk_factor(length) ** (-jnp.arange(0, H, 2) / (H - 2))
         return frequency_P * slowdown_P
 
@@ -147,11 +147,11 @@ class NTKByParts(RoPE):
     beta_fast: float = 32.0  # rotations in trained_length, unchanged above
 
     def __post_init__(self):
-        if self.beta_slow >= self.beta_fast:
-            raise ValueError(
-                f"beta_slow is {self.beta_slow} and beta_fast {self.beta_fast}:"
-                " beta_slow must be below beta_fast."
-            )
+        require(
+            self.beta_slow < self.beta_fast,
+            f"beta_slow is {self.beta_slow} and beta_fast {self.beta_fast}:"
+            " beta_slow must be below beta_fast.",
+        )
 
     def inverse_frequency(self, H: int, length: Length = 0) -> Float[Array, "P"]:
         frequency_P = super().inverse_frequency(H, length)

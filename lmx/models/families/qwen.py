@@ -5,7 +5,7 @@ Qwen3, dense and with experts: Yang et al. 2025, arXiv:2505.09388.
 
 from typing import Any
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 from lmx.config.value import Config, to_jsonable
 from lmx.models.hf.family import Family
 from lmx.models.hf.fields.attention import FULL, WINDOW, map_rope, map_window
@@ -108,11 +108,11 @@ def bind_mlps(fields: Values) -> dict[str, Any]:
         "SwiGLU" if i in dense or (i + 1) % step else "MoE"
         for i in range(fields["num_hidden_layers"])
     ]
-    if "MoE" not in kinds:
-        raise ConfigError(
-            f"mlp_only_layers = {dense} and decoder_sparse_step = {step} leave no"
-            " layer with experts: such a model is a Qwen3ForCausalLM."
-        )
+    require(
+        "MoE" in kinds,
+        f"mlp_only_layers = {dense} and decoder_sparse_step = {step} leave no"
+        " layer with experts: such a model is a Qwen3ForCausalLM.",
+    )
     if "SwiGLU" not in kinds:
         return {"Decoder.mlp": ref("MoE")}
     cycle = [ref(kind) for kind in find_cycle(kinds)]

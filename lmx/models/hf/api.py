@@ -1,33 +1,146 @@
 """Loads models from folders of Hugging Face transformers, and saves them there."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
-from lmx.config.registry import ConfigError
-from lmx.config.value import to_jsonable
+from lmx.config.registry import ConfigError, require
+from lmx.config.value import Config, explain_errors, to_jsonable
 from lmx.core import sharding
 from lmx.core.console import byte_progress
 from lmx.core.files import create_dir
 from lmx.core.precision import Dtype
 from lmx.core.sharding import RULES, Mesh, Rules
 from lmx.data.tokenizer.pretrained import load_hf_folder
-from lmx.models.hf.checkpoint import CONFIG, GENERATION, HFCheckpoint, init_abstract
-from lmx.models.hf.family import match_family
-from lmx.models.hf.layout import group_by_tensor, map_tensors
-from lmx.models.hf.safetensors import SHARD_BYTES
+from lmx.models.decoder import Decoder
+from lmx.models.hf.dequantize import DequantizedFolder
+from lmx.models.hf.family import Family, find_family, match_family
+from lmx.models.hf.layout import TensorSlice, group_by_tensor, map_tensors
+from lmx.models.hf.safetensors import SHARD_BYTES, SafetensorsFolder
 from lmx.models.hf.weights import (
+    check_tensors,
+    check_tied_copy,
     flatten_params,
     load_params,
     raise_if,
     save_params,
 )
 from lmx.models.trained_model import TrainedModel
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+QUANTIZATION = "quantization_config"  # the field that says how weights are stored
+EMBEDDING, HEAD = "embedding", "head.out.w"  # parameters of a decoder
+
+
+@dataclass(frozen=True)
+class HFCheckpoint:
+    """A model in a folder, of which only headers and JSON files are read.
+
+    Attributes:
+        fields: its config.json, without the quantization that `weights` undoes.
+        generation: its generation_config.json, empty if there is none.
+    """
+
+    path: Path
+    family: Family
+    fields: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    weights: SafetensorsFolder
+
+    @classmethod
+    def open(cls, path: Path) -> "HFCheckpoint":
+        """The folder, if lmx supports the family."""
+        fields = _read_json(path / CONFIG)
+        if isinstance(fields.get(QUANTIZATION), dict):
+            weights = DequantizedFolder(path, fields.pop(QUANTIZATION))
+        else:
+            weights = SafetensorsFolder(path)
+        exists = (path / GENERATION).is_file()
+        generation = _read_json(path / GENERATION) if exists else {}
+        family = find_family(fields, str(path / CONFIG))
+        return cls(path, family, fields, generation, weights)
+
+    def to_config(self, dtype: str, digest: str | None = None) -> Config:
+        """The configuration, with parameters in that dtype."""
+        extra = {
+            "Precision.params": dtype,
+            "Pretrained.generation": self.generation,
+            "Pretrained.source": digest,
+        }
+        return self.family.to_config(self.fields, str(self.path / CONFIG), extra)
+
+    def map_tensors(self, model: Decoder) -> list[TensorSlice]:
+        """The tensors of all parameters. Refuses missing and unused tensors."""
+        params = flatten_params(nnx.state(model))
+        shapes = {path: leaf.shape for path, leaf in params.items()}
+        prefix, names = self.family.prefix, self.weights.tensors.keys()
+        rows = self.family.tensor_maps
+        if not any(name.startswith(prefix) for name in names):
+            rows = [row._replace(hf=row.hf.removeprefix(prefix)) for row in rows]
+        found = map_tensors(rows, shapes, model)
+        used = {part.tensor for part in found}
+        if HEAD not in shapes:
+            tied = {row.param: row.hf for row in rows}
+            if tied.get(HEAD) in names and tied[EMBEDDING] in used:
+                check_tied_copy(self.weights, tied[HEAD], tied[EMBEDDING])
+                used.add(tied[HEAD])
+        depth = model.stack.depth
+        raise_if(
+            f"{self.path}: {self.family.architecture} has no parameter for",
+            [n for n in sorted(names - used) if not self.family.is_ignored(n, depth)],
+        )
+        check_tensors(self.weights, found, shapes)
+        return found
+
+    def infer_dtype(self, model: Decoder, found: list[TensorSlice]) -> str:
+        """The narrowest dtype that holds every parameter without a dtype of its own.
+
+        `model` is built with parameters in bfloat16, except for those.
+        """
+        params = flatten_params(nnx.state(model))
+        own = {path for path, leaf in params.items() if leaf.dtype != jnp.bfloat16}
+        tensors = {part.tensor for part in found if part.path not in own}
+        dtypes = {self.weights.tensors[name].dtype for name in tensors}
+        floats = sorted(map(_float_dtype, dtypes), key=str)
+        return str(reduce(jnp.promote_types, floats))
+
+
+def init_abstract(config: Config) -> Decoder:
+    """The model with shapes in place of arrays."""
+    with explain_errors(config):
+        make = config.build().model
+        return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+
+
+def _float_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype that holds parameters of `dtype` without loss."""
+    require(
+        jnp.issubdtype(dtype, jnp.floating),
+        f"weights in {dtype} are quantized, and lmx computes with floats: fetch the"
+        " model in a float dtype.",
+    )
+    return np.dtype(jnp.bfloat16) if dtype.itemsize == 1 else dtype
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    require(
+        file.is_file(),
+        f"{file} does not exist: give the folder of a model with its config.json.",
+    )
+    try:
+        return dict(json.loads(file.read_text()).items())
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{file} is not a JSON object: {error}") from None
 
 
 def load_hf(
@@ -60,11 +173,11 @@ def load_model(
     found = source.map_tensors(model)
     config = source.to_config(dtype or source.infer_dtype(model, found), digest)
     wanted = config["model.precision.params"]
-    if jax.dtypes.canonicalize_dtype(wanted) != wanted:
-        raise ConfigError(
-            f"the weights of {source.path} are {wanted} and jax is set to 32 bits: ask"
-            " for dtype float32, or set jax_enable_x64."
-        )
+    require(
+        jax.dtypes.canonicalize_dtype(wanted) == wanted,
+        f"the weights of {source.path} are {wanted} and jax is set to 32 bits: ask"
+        " for dtype float32, or set jax_enable_x64.",
+    )
     graph, shapes = nnx.split(init_abstract(config))
     abstract = _with_shardings(shapes, mesh, dict(RULES) | dict(rules or {}))
     weights = source.weights
@@ -94,8 +207,9 @@ def save_hf(
     `shard_bytes` is the maximum size of a file of weights. If it fails, nothing is left
     of the folder.
     """
-    if jax.process_count() > 1:
-        raise ConfigError("save_hf needs all the parameters in one process.")
+    require(
+        jax.process_count() <= 1, "save_hf needs all the parameters in one process."
+    )
     family, fields = match_family(trained.config)
     params = flatten_params(trained.params)
     model = nnx.merge(trained.graph, jax.eval_shape(lambda: trained.params))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from lmx.config.registry import ConfigError, suggest
+from lmx.config.registry import ConfigError, require, suggest
 from lmx.models.hf.safetensors import SafetensorsFolder, TensorInfo, View
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -87,11 +87,11 @@ def find_fp8(folder: SafetensorsFolder, config: Mapping[str, Any]) -> QuantizedT
     """
     size = config.get("weight_block_size", [128, 128])
     sizes = size if isinstance(size, list) else []
-    if [isinstance(n, int) and n > 0 for n in sizes] != [True, True]:
-        raise ConfigError(
-            f"quantization_config.weight_block_size = {size!r} must be the rows and"
-            " columns that share a scale, as in [128, 128]."
-        )
+    require(
+        [isinstance(n, int) and n > 0 for n in sizes] == [True, True],
+        f"quantization_config.weight_block_size = {size!r} must be the rows and"
+        " columns that share a scale, as in [128, 128].",
+    )
     for name, (_, dtype, shape) in folder.tensors.items():
         if dtype == E4M3 and len(shape) > 1:
             block = (*(1 for _ in shape[2:]), *sizes)
@@ -114,11 +114,11 @@ def find_mxfp4(
     for name, (_, dtype, shape) in folder.tensors.items():
         tensor = name.removesuffix("_blocks")
         if tensor != name and dtype == np.uint8:
-            if len(shape) != 4 or shape[3] != MX_BLOCK // 2:
-                raise ConfigError(
-                    f"{name} has shape {shape}: it must have four dimensions, the last"
-                    f" of {MX_BLOCK // 2} bytes of a block."
-                )
+            require(
+                len(shape) == 4 and shape[3] == MX_BLOCK // 2,
+                f"{name} has shape {shape}: it must have four dimensions, the last"
+                f" of {MX_BLOCK // 2} bytes of a block.",
+            )
             parts = name, f"{tensor}_scales"
             codes = folder.view(name).reshape(*shape[:2], -1).swapaxes(1, 2)
             powers = _view_scales(folder, parts, shape[:3], np.uint8).swapaxes(1, 2)
@@ -140,14 +140,15 @@ def _view_scales(
     kind: type,
 ) -> np.ndarray:
     codes, scales = parts
-    if scales not in folder.tensors:
-        raise ConfigError(f"the files lack {scales}, the scales of {codes}.")
+    require(
+        scales in folder.tensors, f"the files lack {scales}, the scales of {codes}."
+    )
     _, dtype, stored = folder.tensors[scales]
-    if stored != shape or not jnp.issubdtype(dtype, kind):
-        raise ConfigError(
-            f"{scales} has shape {stored} in {dtype}, and {codes} needs {shape} in"
-            f" {kind.__name__}: use the config.json of these weights."
-        )
+    require(
+        stored == shape and jnp.issubdtype(dtype, kind),
+        f"{scales} has shape {stored} in {dtype}, and {codes} needs {shape} in"
+        f" {kind.__name__}: use the config.json of these weights.",
+    )
     return folder.view(scales)
 
 
@@ -160,12 +161,12 @@ class DequantizedFolder(SafetensorsFolder):
     def __init__(self, path: Path, config: Mapping[str, Any]):
         super().__init__(path)
         method = f"{config.get('quant_method')}"
-        if method not in FORMATS:
-            raise ConfigError(
-                f"{path}: quantization_config.quant_method = {method!r} is not"
-                f" supported{suggest(method, FORMATS)}: save the model in bfloat16,"
-                " with transformers (from_pretrained, dequantize, save_pretrained)."
-            )
+        require(
+            method in FORMATS,
+            f"{path}: quantization_config.quant_method = {method!r} is not"
+            f" supported{suggest(method, FORMATS)}: save the model in bfloat16,"
+            " with transformers (from_pretrained, dequantize, save_pretrained).",
+        )
         for name in sorted(config.keys() - KNOWN_FIELDS):
             raise ConfigError(
                 f"{path}: quantization_config.{name} = {config[name]!r} is an unknown"
@@ -175,10 +176,10 @@ class DequantizedFolder(SafetensorsFolder):
         for name, parts, quantized in list(FORMATS[method](self, config)):
             for part in parts:
                 del self.tensors[part]
-            if name in self.tensors:
-                raise ConfigError(
-                    f"{path} has {name} twice, once as {parts[0]}: remove one of them."
-                )
+            require(
+                name not in self.tensors,
+                f"{path} has {name} twice, once as {parts[0]}: remove one of them.",
+            )
             self.tensors[name] = TensorInfo(name, BFLOAT16, quantized.shape)
             self._quantized[name] = quantized
 

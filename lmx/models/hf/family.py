@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmx.config.gin import BindingKey, Bindings, Location, bind, parse_text
-from lmx.config.registry import ConfigError, config_fields, find, suggest
+from lmx.config.registry import ConfigError, config_fields, find, require, suggest
 from lmx.config.resolve import resolve
 from lmx.config.value import Config, diff, format_value, map_nodes, to_jsonable
 from lmx.models.hf.fields.decoder import LLAMA_TENSORS
@@ -105,24 +105,15 @@ class Family:
 
     def _check_fields(self, fields: Values, known: set[str], where: str) -> None:
         """Refuses unsupported values and unknown fields."""
-        if quantization := fields.get("quantization_config"):
-            raise ConfigError(
-                f"{where}: quantization_config = {quantization!r}: the weights are"
-                " quantized, and lmx reads floats. Save the model in bfloat16"
-                " (transformers: from_pretrained, dequantized, and save_pretrained)."
-            )
         required = {**REQUIRED, **self.required}
         known = known | self.ignored_fields
         for name, value in fields.items():
-            if (
-                name in required
-                and value != required[name]
-                and (value or required[name])
-            ):
-                raise ConfigError(
-                    f"{where}: {name} = {value!r} is not supported in"
-                    f" {self.architecture}: it must be {required[name]!r}."
-                )
+            want = required.get(name, value)
+            require(
+                value == want or not (value or want),
+                f"{where}: {name} = {value!r} is not supported in"
+                f" {self.architecture}: it must be {want!r}.",
+            )
             if name not in known | IGNORED_FIELDS:
                 raise ConfigError(
                     f"{where}: {name} = {value!r} is an unknown field of"
@@ -150,18 +141,18 @@ def load_families() -> dict[str, Family]:
 def find_family(fields: Values, where: str) -> Family:
     """The family that a config.json names."""
     known, model_type = load_families(), fields.get("model_type")
-    if model_type not in known:
-        raise ConfigError(
-            f"{where}: model_type = {model_type!r} is not supported"
-            f"{suggest(f'{model_type}', known)}. Supported are {', '.join(known)}."
-        )
+    require(
+        model_type in known,
+        f"{where}: model_type = {model_type!r} is not supported"
+        f"{suggest(f'{model_type}', known)}. Supported are {', '.join(known)}.",
+    )
     family = known[model_type]
     architectures = fields.get("architectures") or [family.architecture]
-    if family.architecture not in architectures:
-        raise ConfigError(
-            f"{where}: architectures = {architectures}: of {model_type} models only"
-            f" {family.architecture} is supported."
-        )
+    require(
+        family.architecture in architectures,
+        f"{where}: architectures = {architectures}: of {model_type} models only"
+        f" {family.architecture} is supported.",
+    )
     return family
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 from lmx.models.decoder import Decoder
 
 Shape = tuple[int, ...]
@@ -95,11 +95,11 @@ def expand_map(
     words = [word for group in groups for word in group]
     sizes = {word: int(word) for word in words if word.isdigit()}
     for path, names in zip(paths, dims, strict=True):
-        if len(shapes[path]) != depth + len(names):
-            raise ConfigError(
-                f"{path} has shape {shapes[path]}: {row.layout!r} of {row.hf} needs"
-                f" {len(names)} dimensions after the first {depth}."
-            )
+        require(
+            len(shapes[path]) == depth + len(names),
+            f"{path} has shape {shapes[path]}: {row.layout!r} of {row.hf} needs"
+            f" {len(names)} dimensions after the first {depth}.",
+        )
         sizes |= dict(zip(names, shapes[path][depth:], strict=True))
     for word in words:
         sizes[word] = sum(sizes[name] for name in word.split("+"))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -67,11 +67,11 @@ class SafetensorsFolder:
         self._bytes: dict[str, np.ndarray] = {}
         for file in self.files:
             for tensor, content in _iter_tensors(file):
-                if tensor.name in self.tensors:
-                    raise ConfigError(
-                        f"{path} has {tensor.name} twice, the second time in"
-                        f" {file.name}: remove the wrong file."
-                    )
+                require(
+                    tensor.name not in self.tensors,
+                    f"{path} has {tensor.name} twice, the second time in"
+                    f" {file.name}: remove the wrong file.",
+                )
                 self.tensors[tensor.name] = tensor
                 self._bytes[tensor.name] = content
 
@@ -93,34 +93,35 @@ class SafetensorsFolder:
 
 def _find_files(path: Path) -> list[Path]:
     """The files of weights, which all exist."""
-    if not path.is_dir():
-        raise ConfigError(f"{path} is not a folder: give one with a config.json.")
+    require(path.is_dir(), f"{path} is not a folder: give one with a config.json.")
     if (path / INDEX).is_file():
         names = set(json.loads((path / INDEX).read_text())["weight_map"].values())
         missing = sorted(name for name in names if not (path / name).is_file())
-        if missing:
-            raise ConfigError(
-                f"{path} lacks {', '.join(missing)}, which its {INDEX} names: fetch"
-                " the missing files."
-            )
+        require(
+            not missing,
+            f"{path} lacks {', '.join(missing)}, which its {INDEX} names: fetch"
+            " the missing files.",
+        )
         return [path / name for name in sorted(names)]
     files = sorted(path.glob("*.safetensors"))
     if path / SINGLE in files:
         return [path / SINGLE]
-    if len(files) > 1:
-        raise ConfigError(
-            f"{path} has {len(files)} files of weights and no {INDEX}, which lists them"
-            " of the model: fetch it too."
-        )
+    require(
+        len(files) <= 1,
+        f"{path} has {len(files)} files of weights and no {INDEX}, which lists them"
+        " of the model: fetch it too.",
+    )
     pickles = sorted(file.name for each in PICKLES for file in path.glob(each))
-    if pickles and not files:
-        raise ConfigError(
-            f"{path} has weights only in {pickles[0]}, a pickle, and reading a pickle"
-            " runs whatever code is in it: fetch the model as safetensors, or convert"
-            " it where you trust it (transformers: save_pretrained)."
-        )
-    if not files:
-        raise ConfigError(f"{path} has no *.safetensors: give the folder of a model.")
+    require(
+        files or not pickles,
+        f"{path} has weights only in {', '.join(pickles)}, and reading a pickle runs"
+        " whatever code is in it: fetch the model as safetensors, or convert it where"
+        " you trust it (transformers: save_pretrained).",
+    )
+    require(
+        files,
+        f"{path} has no *.safetensors: give the folder of a model.",
+    )
     return files
 
 
@@ -129,8 +130,10 @@ def _iter_tensors(file: Path) -> Iterator[tuple[TensorInfo, np.ndarray]]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            raise ConfigError(f"{file} is not a safetensors file, or is cut short.")
+        require(
+            size >= 8 and length <= min(size - 8, MAX_HEADER_BYTES),
+            f"{file} is not a safetensors file, or is cut short.",
+        )
         try:
             header = json.loads(stream.read(length))
         except ValueError:
@@ -140,16 +143,18 @@ def _iter_tensors(file: Path) -> Iterator[tuple[TensorInfo, np.ndarray]]:
     content = np.asarray(np.memmap(file, np.uint8, "r"))[8 + length :]
     header.pop("__metadata__", None)
     for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise ConfigError(f"{file}: {name} has unknown dtype {entry['dtype']}.")
+        require(
+            entry["dtype"] in DTYPES,
+            f"{file}: {name} has unknown dtype {entry['dtype']}.",
+        )
         tensor = TensorInfo(name, DTYPES[entry["dtype"]], tuple(entry["shape"]))
         start, stop = entry["data_offsets"]
-        if stop - start != tensor.bytes or not 0 <= start <= stop <= len(content):
-            raise ConfigError(
-                f"{file}: {name} has {tensor.bytes} bytes, and offsets {start} to"
-                f" {stop} of {len(content)}: the file is cut short or damaged, fetch it"
-                " again."
-            )
+        require(
+            stop - start == tensor.bytes and 0 <= start <= stop <= len(content),
+            f"{file}: {name} has {tensor.bytes} bytes, and offsets {start} to"
+            f" {stop} of {len(content)}: the file is cut short or damaged, fetch it"
+            " again.",
+        )
         yield tensor, content[start:stop]
 
 

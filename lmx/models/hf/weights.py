@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 from lmx.models.hf.layout import Shape, TensorSlice, group_by_param, group_by_tensor
 from lmx.models.hf.safetensors import (
     SHARD_BYTES,
@@ -157,8 +157,8 @@ def check_tied_copy(folder: SafetensorsFolder, copy: str, original: str) -> None
         np.array_equal(a[row : row + COMPARED_ROWS], b[row : row + COMPARED_ROWS])
         for row in range(0, len(a), COMPARED_ROWS)
     )
-    if not same:
-        raise ConfigError(
-            f"{copy} differs from {original}, and config.json says that they are tied:"
-            " if the weights are right, set tie_word_embeddings to false there."
-        )
+    require(
+        same,
+        f"{copy} differs from {original}, and config.json says that they are tied:"
+        " if the weights are right, set tie_word_embeddings to false there.",
+    )

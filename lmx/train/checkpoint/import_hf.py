@@ -5,8 +5,7 @@ from pathlib import Path
 
 from lmx.core.files import create_dir
 from lmx.core.precision import Dtype
-from lmx.models.hf.api import load_model
-from lmx.models.hf.checkpoint import CONFIG, HFCheckpoint
+from lmx.models.hf.api import CONFIG, HFCheckpoint, load_model
 from lmx.models.trained_model import TrainedModel
 from lmx.run.metadata import initial_metadata
 from lmx.run.run_dir import RunDir, write_initial_files

@@ -11,7 +11,7 @@ from flax import nnx
 
 from lmx.layers import mask
 from lmx.layers.attention.attention import Attention, AttentionSink
-from lmx.layers.attention.inputs import AttentionInputs
+from lmx.layers.attention.kv_cache import AttentionInputs
 from lmx.layers.linear import EinsumBias
 from lmx.layers.norm import RMSNorm
 from lmx.layers.position.rope import RoPE

@@ -9,7 +9,7 @@ from flax import nnx
 from lmx.layers import mask
 from lmx.layers.attention.attention import Attention
 from lmx.layers.attention.infini import InfiniAttention, elu_plus_one
-from lmx.layers.attention.inputs import AttentionInputs
+from lmx.layers.attention.kv_cache import AttentionInputs
 from lmx.layers.init import FanIn, Init
 from lmx.layers.position.rope import RoPE
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.layers.attention.inputs import make_inputs
+from lmx.layers.attention.kv_cache import make_inputs
 from lmx.layers.attention.mla import MLA
 from lmx.layers.attention.reference import attend
 from lmx.layers.init import FanIn, Init

@@ -8,7 +8,7 @@ import pytest
 
 import lmx
 from lmx.models.families.llama import FAMILY
-from lmx.models.hf.checkpoint import init_abstract
+from lmx.models.hf.api import init_abstract
 
 TOKENS = np.random.default_rng(1).integers(0, 37, (2, 9))
 LLAMA3 = {

@@ -13,8 +13,7 @@ from safetensors.numpy import load_file, save_file
 import lmx
 from lmx.config.registry import ConfigError
 from lmx.core.sharding import Mesh
-from lmx.models.hf.api import load_model, save_hf
-from lmx.models.hf.checkpoint import HFCheckpoint
+from lmx.models.hf.api import HFCheckpoint, load_model, save_hf
 from lmx.models.hf.dequantize import DequantizedFolder
 from lmx.models.hf.family import load_families
 from lmx.models.hf.layout import TensorMap, expand_map

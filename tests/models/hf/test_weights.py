@@ -10,7 +10,7 @@ from flax import nnx
 
 from lmx.config.registry import ConfigError
 from lmx.core.sharding import RULES, Mesh, shardings, with_shardings
-from lmx.models.hf.checkpoint import HFCheckpoint, init_abstract
+from lmx.models.hf.api import HFCheckpoint, init_abstract
 from lmx.models.hf.layout import group_by_param
 from lmx.models.hf.weights import flatten_params, load_params, read_slice
 

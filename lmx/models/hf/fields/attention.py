@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lmx.config.registry import ConfigError, suggest
+from lmx.config.registry import ConfigError, require, suggest
 from lmx.config.value import Config
 from lmx.models.hf.fields.field import (
     FieldMap,
@@ -159,25 +159,25 @@ def map_window(
         else:
             kinds = fields.get("layer_types")
             kinds = kinds or layer_types({**fields, "sliding_window": window})
-        if len(kinds) != depth or not set(kinds) <= SCOPES.keys():
-            raise ConfigError(
-                f"layer_types has {len(kinds)} layers of types {sorted(set(kinds))}:"
-                f" it must have {depth}, each {WINDOW!r} or {FULL!r}."
-            )
-        if WINDOW in kinds and not window:
-            raise ConfigError(
-                f"layer_types has {WINDOW!r} and sliding_window is null: set it."
-            )
+        require(
+            len(kinds) == depth and set(kinds) <= SCOPES.keys(),
+            f"layer_types has {len(kinds)} layers of types {sorted(set(kinds))}:"
+            f" it must have {depth}, each {WINDOW!r} or {FULL!r}.",
+        )
+        require(
+            WINDOW not in kinds or window,
+            f"layer_types has {WINDOW!r} and sliding_window is null: set it.",
+        )
         return {"sliding_window": window, "layer_types": list(kinds)}
 
     def to_hf(config: Config) -> dict[str, Any]:
         layers = list_layers(config, "attention")
         windows = [layer.fields.get("window") for layer in layers]
         sizes = sorted({window for window in windows if window})
-        if len(sizes) > 1:
-            raise ConfigError(
-                f"the layers have windows of {sizes} tokens: one is allowed."
-            )
+        require(
+            len(sizes) <= 1,
+            f"the layers have windows of {sizes} tokens: one is allowed.",
+        )
         unused = layer_types and default  # transformers wants a number
         fields: dict[str, Any] = {"sliding_window": sizes[0] if sizes else unused}
         if layer_types is not None:

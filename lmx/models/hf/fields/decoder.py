@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 from lmx.config.value import Config, to_jsonable
 from lmx.models.hf.fields.field import (
     FieldMap,
@@ -94,11 +94,11 @@ def preset(*sizes: int, **fields: Any) -> dict[str, Any]:
 def divide_width(fields: Values) -> int:
     """The default `head_dim`: the width divided by the number of heads."""
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
-    if type(width) is not int or type(heads) is not int or heads < 1:
-        raise ConfigError(
-            f"hidden_size = {width!r} and num_attention_heads = {heads!r} must be"
-            " whole numbers above 0."
-        )
+    require(
+        type(width) is int and type(heads) is int and heads >= 1,
+        f"hidden_size = {width!r} and num_attention_heads = {heads!r} must be"
+        " whole numbers above 0.",
+    )
     return width // heads
 
 
