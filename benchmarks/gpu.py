@@ -25,12 +25,16 @@ from lmx.core.hardware import peak_flops
 from lmx.core.mean import Mean
 from lmx.core.precision import Precision
 from lmx.layers.attention.attention import Attention
-from lmx.layers.attention.backend import AttentionBackend, CuDNNAttention, XLAAttention
-from lmx.layers.attention.reference import ReferenceAttention
+from lmx.layers.attention.backend import (
+    AttentionBackend,
+    CuDNNAttention,
+    ReferenceAttention,
+    XLAAttention,
+)
 from lmx.layers.head import TiedLMHead
 from lmx.layers.mlp import GELU, SwiGLU
 from lmx.layers.norm import LayerNorm
-from lmx.layers.position.absolute import LearnedPosition
+from lmx.layers.position import LearnedPosition
 from lmx.models import params
 from lmx.models.decoder import Decoder
 from lmx.train.loss import Means, NextToken

@@ -60,9 +60,8 @@ def write_model(folder: Path) -> int:
 
     from lmx.models.families.llama import FAMILY
     from lmx.models.hf.api import CONFIG, init_abstract, write_json
-    from lmx.models.hf.layout import group_by_tensor, map_tensors
     from lmx.models.hf.safetensors import TensorInfo, write_tensors
-    from lmx.models.hf.weights import flatten_params
+    from lmx.models.hf.weights import flatten_params, group_by_tensor, map_tensors
 
     model = init_abstract(FAMILY.to_config(FAMILY.presets[PRESET], PRESET))
     shapes = {

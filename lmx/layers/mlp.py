@@ -1,7 +1,7 @@
-"""Feed-forward layers (MLP) and their activations; mixtures of experts are in `moe`."""
+"""Feed-forward layers: MLPs, and the experts of a mixture; routing is in `moe`."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import ClassVar
 
@@ -62,9 +62,7 @@ class MLP(FeedForward):
         self.up = linear("BTD,DF->BTF", sizes, init)
         self.down = linear("BTF,FD->BTD", sizes, init, "residual")
 
-    def __call__(
-        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
-    ) -> tuple[Float[Array, "B T D"], Aux]:
+    def __call__(self, x, segments):
         activate = type(self).activation
         if self.gated:
             return self.down(activate(self.gate(x)) * self.up(x)), {}
@@ -97,3 +95,101 @@ class GeGLU(MLP):
     """Gated by GELU. Shazeer 2020, arXiv:2002.05202."""
 
     activation, gated = staticmethod(gelu), True
+
+
+# Multiplies each row with the matrix of its expert.
+ExpertMatmul = Callable[[Array, Array], Array]
+Weights = Mapping[str, Array]
+
+
+def clamped_swiglu(
+    gate: Float[Array, "*rows F"],
+    up: Float[Array, "*rows F"],
+    limit: float,
+    alpha: float,
+) -> Float[Array, "*rows F"]:
+    """Gate * sigmoid(alpha * gate) * (up + 1), with gate and up clamped at `limit`.
+
+    OpenAI 2025, arXiv:2508.10925 (gpt-oss), section 2.2, and its released code.
+    """
+    gate = jnp.minimum(gate, limit)
+    up = jnp.clip(up, -limit, limit)
+    return gate * jax.nn.sigmoid(alpha * gate) * (up + 1)
+
+
+class Experts(FeedForward):
+    """Base class of layers with routed experts and an optional shared expert.
+
+    Attributes:
+        shared: layer that every token uses besides its routed experts. Dai et al. 2024,
+            arXiv:2401.06066, section 3.2.
+        weight_letters: dimensions of each weight that has an experts axis.
+    """
+
+    weight_letters: ClassVar[Mapping[str, str]] = {
+        "gate": "EDF",
+        "up": "EDF",
+        "down": "EFD",
+    }
+
+    def __init__(
+        self,
+        width: int,
+        init: Init,
+        *,
+        experts: int,
+        hidden: int,
+        shared: Callable[..., FeedForward] | None = None,
+    ):
+        sizes = dict(D=width, E=experts, F=hidden)
+        self.gate = init.weight("EDF", sizes, in_dims="D", out_dims="F")
+        self.up = init.weight("EDF", sizes, in_dims="D", out_dims="F")
+        self.down = init.weight(
+            "EFD", sizes, in_dims="F", out_dims="D", role="residual"
+        )
+        self.shared = shared and shared(width, init)
+
+    @abstractmethod
+    def apply_routed(
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """The output of the routed experts."""
+
+    def __call__(self, x, segments):
+        y_BTD, aux = self.apply_routed(x, segments)
+        if self.shared:
+            shared_BTD, shared_aux = self.shared(x, segments)
+            y_BTD, aux = y_BTD + shared_BTD, {**aux, **shared_aux}
+        return y_BTD, aux
+
+    def cast_weights(self, dtype: jnp.dtype) -> Weights:
+        """The weights with an experts axis, by name."""
+        return {
+            name: getattr(self, name)[...].astype(dtype) for name in self.weight_letters
+        }
+
+    def apply_experts(
+        self, x: Float[Array, "*rows D"], matmul: ExpertMatmul, weights: Weights
+    ) -> Float[Array, "*rows D"]:
+        """The output of each row's expert.
+
+        With weights sharded along F, partial outputs that sum to the output.
+        """
+        gate, up = (self.project(name, x, matmul, weights) for name in ("gate", "up"))
+        return self.project("down", self.activate(gate, up), matmul, weights)
+
+    def activate(
+        self, gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
+    ) -> Float[Array, "*rows F"]:
+        """silu(gate) * up. Shazeer 2020, arXiv:2002.05202."""
+        return jax.nn.silu(gate) * up
+
+    def project(
+        self,
+        name: str,
+        x: Float[Array, "*rows _"],
+        matmul: ExpertMatmul,
+        weights: Weights,
+    ) -> Float[Array, "*rows _"]:
+        """Each row times the weight `name` of its expert."""
+        return matmul(x, weights[name])

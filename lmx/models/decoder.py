@@ -13,15 +13,14 @@ from lmx.core.mean import Aux
 from lmx.core.partitioning import constrain, constrain_embedding
 from lmx.core.precision import Precision, upcast
 from lmx.layers.attention.attention import SelfAttention
+from lmx.layers.attention.backend import soft_cap
 from lmx.layers.attention.kv_cache import AttentionInputs, KVCache, make_inputs
-from lmx.layers.attention.reference import soft_cap
 from lmx.layers.dropout import EMBEDDING_SITE, dropout
 from lmx.layers.head import LMHead
 from lmx.layers.init import FanIn, Init, Initializer
 from lmx.layers.mlp import FeedForward
 from lmx.layers.norm import Norm, RMSNorm
-from lmx.layers.position.absolute import AbsolutePosition
-from lmx.layers.position.relative import Length
+from lmx.layers.position import AbsolutePosition, Length
 from lmx.models.block import Block, PreNorm
 from lmx.models.mtp import MultiTokenPrediction
 from lmx.models.pipeline import PipelineSchedule

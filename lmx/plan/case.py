@@ -13,7 +13,7 @@ from lmx.config.registry import ConfigError
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Rules, is_variable
 from lmx.layers.attention.attention import Attention
-from lmx.layers.attention.reference import ReferenceAttention
+from lmx.layers.attention.backend import ReferenceAttention
 from lmx.layers.moe.dispatch import DroplessDispatch
 from lmx.layers.moe.moe import MoE
 from lmx.models.decoder import Decoder

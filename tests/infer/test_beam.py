@@ -13,7 +13,7 @@ from lmx.config.registry import ConfigError
 from lmx.infer.beam import BeamConfig, BeamSearch
 from lmx.layers.attention.attention import Attention
 from lmx.layers.mlp import SwiGLU
-from lmx.layers.position.absolute import LearnedPosition
+from lmx.layers.position import LearnedPosition
 from lmx.models.decoder import Decoder
 
 

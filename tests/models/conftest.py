@@ -14,9 +14,8 @@ from lmx.layers.linear import EinsumBias
 from lmx.layers.mlp import SwiGLU
 from lmx.layers.moe.moe import MoE
 from lmx.layers.moe.router import TopKRouter
-from lmx.layers.position.absolute import LearnedPosition, SinusoidalPosition
-from lmx.layers.position.relative import ALiBi, CoPE
-from lmx.layers.position.rope import (
+from lmx.layers.position import ALiBi, CoPE, LearnedPosition, SinusoidalPosition
+from lmx.layers.rope import (
     DynamicNTK,
     Llama3RoPE,
     NTKAware,

@@ -14,16 +14,19 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from lmx.config.registry import Execution, configurable, require
-from lmx.layers.attention.backend import AttentionBackend, AttentionMask
+from lmx.layers.attention.backend import (
+    AttentionBackend,
+    AttentionMask,
+    ReferenceAttention,
+)
 from lmx.layers.attention.kv_cache import AttentionInputs, update_cache
-from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
 from lmx.layers.mask import TokenInfo
 from lmx.layers.norm import Norm
-from lmx.layers.position.relative import RelativePosition
-from lmx.layers.position.rope import RoPE
+from lmx.layers.position import RelativePosition
+from lmx.layers.rope import RoPE
 
 
 class SelfAttention(nnx.Module):

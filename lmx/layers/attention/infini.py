@@ -21,8 +21,8 @@ from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
 from lmx.layers.mask import TokenInfo, make_attention_mask
 from lmx.layers.norm import Norm
-from lmx.layers.position.relative import RelativePosition
-from lmx.layers.position.rope import RoPE
+from lmx.layers.position import RelativePosition
+from lmx.layers.rope import RoPE
 
 
 class InfiniMemory(NamedTuple):

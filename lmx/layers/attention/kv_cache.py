@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree, Shaped
 
 from lmx.layers.mask import TokenInfo, describe_tokens, positions_from_segments
-from lmx.layers.position.relative import Length
+from lmx.layers.position import Length
 
 
 class KVCache(NamedTuple):

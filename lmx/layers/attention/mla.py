@@ -12,14 +12,14 @@ from jaxtyping import Array, Float
 
 from lmx.config.registry import configurable
 from lmx.layers.attention.attention import SelfAttention
+from lmx.layers.attention.backend import attend
 from lmx.layers.attention.kv_cache import AttentionInputs, update_cache
-from lmx.layers.attention.reference import attend
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
 from lmx.layers.mask import make_attention_mask
 from lmx.layers.norm import Norm, RMSNorm
-from lmx.layers.position.rope import RoPE
+from lmx.layers.rope import RoPE
 
 
 @configurable

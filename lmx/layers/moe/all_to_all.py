@@ -1,7 +1,9 @@
 """All-to-all: sends rows to the devices of their experts, and the outputs back."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import configurable, require
 from lmx.core import partitioning
 
 
@@ -28,6 +30,10 @@ class AllToAllPlan:
     capacity: int
 
 
+# Rows and counts to rows: `dispatch` or `combine` of one plan.
+Exchange = Callable[[Array, Array], Array]
+
+
 class AllToAll(ABC):
     """Base class of exchanges of rows between devices.
 
@@ -40,11 +46,12 @@ class AllToAll(ABC):
 
     def check(self) -> None:
         """Raises ConfigError on an unsupported platform."""
-        if (platform := partitioning.platform()) not in self.platforms:
-            raise ConfigError(
-                f"{type(self).__name__} does not run on {platform}: set"
-                " DroplessDispatch.all_to_all=@PaddedAllToAll()."
-            )
+        platform = partitioning.platform()
+        require(
+            platform in self.platforms,
+            f"{type(self).__name__} does not run on {platform}: set"
+            " DroplessDispatch.all_to_all=@PaddedAllToAll().",
+        )
 
     @abstractmethod
     def dispatch(
@@ -128,28 +135,20 @@ class RaggedAllToAll(AllToAll):
         )
 
 
-# Each is the transpose of the other, and so has the other as its gradient.
-dispatch = jax.custom_vjp(
-    lambda all_to_all, x, counts, plan: all_to_all.dispatch(x, counts, plan),
-    nondiff_argnums=(0, 3),
-)
-combine = jax.custom_vjp(
-    lambda all_to_all, y, counts, plan: all_to_all.combine(y, counts, plan),
-    nondiff_argnums=(0, 3),
-)
-dispatch.defvjp(
-    lambda all_to_all, x, counts, plan: (all_to_all.dispatch(x, counts, plan), counts),
-    lambda all_to_all, plan, counts, grad: (
-        all_to_all.combine(grad, counts, plan),
-        None,
-    ),
-)
-combine.defvjp(
-    lambda all_to_all, y, counts, plan: (all_to_all.combine(y, counts, plan), counts),
-    lambda all_to_all, plan, counts, grad: (
-        all_to_all.dispatch(grad, counts, plan),
-        None,
-    ),
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def exchange(
+    send: Exchange,
+    transpose: Exchange,
+    x: Float[Array, "rows D"],
+    counts: Int[Array, "from to"],
+) -> Float[Array, "slots D"]:
+    """`send(x, counts)`, with `transpose` as its gradient."""
+    return send(x, counts)
+
+
+exchange.defvjp(
+    lambda send, transpose, x, counts: (send(x, counts), counts),
+    lambda send, transpose, counts, grad: (transpose(grad, counts), None),
 )
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +11,16 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from lmx.config.registry import ConfigError, Execution, configurable, require
+from lmx.config.registry import Execution, configurable, require
 from lmx.core.mean import Aux, Mean
 from lmx.core.partitioning import mesh_axes, serialize_collective, shard_map
+from lmx.layers.mlp import ExpertMatmul, Experts, Weights
 from lmx.layers.moe.all_to_all import (
     AllToAll,
     AllToAllPlan,
     PaddedAllToAll,
-    combine,
-    dispatch,
+    exchange,
 )
-from lmx.layers.moe.experts import ExpertMatmul, Experts, Weights
 from lmx.layers.moe.grouped_matmul import GroupedMatmul, RaggedDot
 from lmx.layers.moe.router import Routing, count_choices
 
@@ -101,11 +99,7 @@ def _assign_slots(
 
 
 def repeat_for_choices(x: Float[Array, "B T D"], choices: int) -> Float[Array, "B M D"]:
-    """Every token once per choice.
-
-    Each copy is then indexed once, so the gradient is an ordered sum, deterministic on
-    all devices.
-    """
+    """Every token once per choice, so that its gradient is a sum in a fixed order."""
     return jnp.repeat(x, choices, axis=1)
 
 
@@ -144,32 +138,36 @@ class DroplessDispatch:
         experts: Experts,
     ) -> tuple[Float[Array, "B T D"], Aux]:
         """The weighted sum of expert outputs, and no auxiliary means."""
-        sharding = ExpertSharding.from_rules(experts.weight_letters)
+        axes, hidden_axes = expert_axes()
         self.grouped_matmul.check(x.dtype)
-        if sharding.experts:
+        if axes:
             self.all_to_all.check()
-        weights = experts.cast_weights(x.dtype)
+        weights, letters = experts.cast_weights(x.dtype), experts.weight_letters
+        width_axes = {
+            name: mesh_axes("D", within=letters[name]) if "D" in letters[name] else ()
+            for name in weights
+        }
         count = len(weights["gate"])
 
         def run_device(x, experts_BTC, weights_BTC, *shards):
             B, T, C = experts_BTC.shape
-            local = sharding.gather_weights(dict(zip(weights, shards, strict=True)))
+            local = dict(zip(weights, shards, strict=True))
+            local = gather_weights(local, letters, width_axes, hidden_axes)
             apply = partial(experts.apply_experts, weights=local)
             x_MD = rearrange(repeat_for_choices(x, C), "B M D -> (B M) D")
             expert_M = rearrange(experts_BTC, "B T C -> (B T C)")
-            if sharding.experts:
+            if axes:
                 capacity = B * T * min(C, len(local["gate"]))
-                plan = AllToAllPlan(sharding.experts, len(x_MD), capacity)
+                plan = AllToAllPlan(axes, len(x_MD), capacity)
                 y_MD = self.run_expert_parallel(x_MD, expert_M, count, apply, plan)
             else:
                 y_MD = self.run_local(x_MD, expert_M, count, apply)
             y_BTD = weighted_sum(y_MD.reshape(B, T, C, -1), weights_BTC)
-            return jax.lax.psum(y_BTD, sharding.hidden) if sharding.hidden else y_BTD
+            return jax.lax.psum(y_BTD, hidden_axes) if hidden_axes else y_BTD
 
-        letters = [experts.weight_letters[name] for name in weights]
         run = shard_map(
             run_device,
-            ("BTD", "BTC", "BTC", *letters),
+            ("BTD", "BTC", "BTC", *(letters[name] for name in weights)),
             "BTD",
             check_vma=self.grouped_matmul.check_vma,
         )
@@ -206,77 +204,68 @@ class DroplessDispatch:
         devices, device = len(gathered), jax.lax.axis_index(plan.axes)
         per_expert = gathered.reshape(devices, devices, -1)  # from, to, expert of to
         counts = per_expert.sum(axis=-1, dtype="int32")
-        x_MD = dispatch(self.all_to_all, permute(x, order_M, inverse_M), counts, plan)
+        send = partial(self.all_to_all.dispatch, plan=plan)
+        send_back = partial(self.all_to_all.combine, plan=plan)
+        x_MD = exchange(send, send_back, permute(x, order_M, inverse_M), counts)
         ends = jnp.cumsum(per_expert[:, device], axis=1)
         slot = jnp.arange(plan.capacity)[:, None, None]
         local_expert = (slot >= ends[None]).sum(axis=-1).T  # empty slots: no expert
         y_MD = self.run_local(x_MD, local_expert.reshape(-1), experts // devices, apply)
-        y_MD = combine(self.all_to_all, y_MD, counts, plan)
+        y_MD = exchange(send_back, send, y_MD, counts)
         return permute(y_MD, inverse_M, order_M)
 
 
-class ExpertSharding(NamedTuple):
-    """How the weights of experts are sharded.
+def expert_axes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The mesh axes that shard the experts, and those that shard their hidden units.
 
-    Attributes:
-        experts: device axes that shard the experts.
-        hidden: device axes that shard the hidden units of every expert.
-        width: by weight, device axes that shard its D dimension until it is used.
-        letters: by weight, its dimensions.
+    Raises ConfigError for unsupported sharding rules.
     """
+    tokens = [axis for d in "BT" for axis in mesh_axes(d, within="BTD")]
+    experts, hidden = mesh_axes("E", within="EFD"), mesh_axes("F", within="EFD")
+    require(
+        mesh_axes("F", within="EDF") == hidden,
+        f"experts' weights cannot be sharded over {hidden} along both 'mlp' and"
+        " 'embed': give them different axes in Experiment.rules.",
+    )
+    missing = [axis for axis in experts if axis not in tokens]
+    require(
+        not missing,
+        f"experts are sharded over {missing} and tokens are not: add them to"
+        " 'batch' in Experiment.rules.",
+    )
+    shared = [axis for axis in hidden if axis in tokens]
+    require(
+        not shared,
+        f"tokens and the hidden units of experts are both sharded over {shared}: give"
+        " 'mlp' other axes in Experiment.rules.",
+    )
+    return experts, hidden
 
-    experts: tuple[str, ...]
-    hidden: tuple[str, ...]
-    width: Mapping[str, tuple[str, ...]]
-    letters: Mapping[str, str]
 
-    @classmethod
-    def from_rules(cls, letters: Mapping[str, str]) -> "ExpertSharding":
-        """Follows the sharding rules; raises ConfigError for unsupported ones."""
-        tokens = [axis for d in "BT" for axis in mesh_axes(d, within="BTD")]
-        experts, hidden = mesh_axes("E", within="EFD"), mesh_axes("F", within="EFD")
-        require(
-            mesh_axes("F", within="EDF") == hidden,
-            f"experts' weights cannot be sharded over {hidden} along both 'mlp' and"
-            " 'embed': give them different axes in Experiment.rules.",
-        )
-        if missing := [axis for axis in experts if axis not in tokens]:
-            raise ConfigError(
-                f"experts are sharded over {missing} and tokens are not: add them to"
-                " 'batch' in Experiment.rules."
+def gather_weights(
+    shards: Weights,
+    letters: Mapping[str, str],
+    width_axes: Mapping[str, tuple[str, ...]],
+    hidden_axes: tuple[str, ...],
+) -> Weights:
+    """A device's experts and hidden units, gathered along D.
+
+    Weights without hidden units are zero on all but the first device of `hidden_axes`.
+    """
+    weights, gathered = dict(shards), None
+    for name, shard in shards.items():
+        if axes := width_axes[name]:
+            gather = partial(jax.lax.all_gather, axis_name=axes)
+            gathered = (
+                gather(shard)
+                if gathered is None
+                else serialize_collective(gather, shard, gathered)
             )
-        if shared := [axis for axis in hidden if axis in tokens]:
-            raise ConfigError(
-                f"tokens and the hidden units of experts are both sharded over"
-                f" {shared}: give 'mlp' other axes in Experiment.rules."
-            )
-        width = {
-            name: mesh_axes("D", within=dims) if "D" in dims else ()
-            for name, dims in letters.items()
-        }
-        return cls(experts, hidden, width, letters)
-
-    def gather_weights(self, shards: Weights) -> Weights:
-        """All of a device's experts and hidden units, gathered along D.
-
-        Weights without hidden units are zero on all but the first device along
-        `hidden`.
-        """
-        weights, gathered = dict(shards), None
-        for name, letters in self.letters.items():
-            if axes := self.width[name]:
-                gather = partial(jax.lax.all_gather, axis_name=axes)
-                shard = weights[name]
-                gathered = (
-                    gather(shard)
-                    if gathered is None
-                    else serialize_collective(gather, shard, gathered)
-                )
-                weights[name] = jnp.concatenate(gathered, axis=letters.index("D"))
-            if self.hidden and "F" not in letters:
-                is_first = jax.lax.axis_index(self.hidden) == 0
-                weights[name] = jnp.where(is_first, weights[name], 0)
-        return weights
+            weights[name] = jnp.concatenate(gathered, axis=letters[name].index("D"))
+        if hidden_axes and "F" not in letters[name]:
+            is_first = jax.lax.axis_index(hidden_axes) == 0
+            weights[name] = jnp.where(is_first, weights[name], 0)
+    return weights
 
 
 @jax.custom_vjp

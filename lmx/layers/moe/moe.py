@@ -6,20 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from lmx.config.registry import configurable
-from lmx.core.mean import Aux
 from lmx.core.precision import upcast
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
-from lmx.layers.mlp import FeedForward
+from lmx.layers.mlp import Experts, FeedForward, clamped_swiglu
 from lmx.layers.moe.dispatch import (
     CapacityDispatch,
     DroplessDispatch,
     compute_capacities,
 )
-from lmx.layers.moe.experts import ExpertMatmul, Experts, Weights, clamped_swiglu
 from lmx.layers.moe.router import Router, check_top_k
 
 
@@ -43,9 +41,7 @@ class MoE(Experts):
         self.active_fraction = self.router.top_k / experts
         self.dispatch = dispatch
 
-    def apply_routed(
-        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
-    ) -> tuple[Float[Array, "B T D"], Aux]:
+    def apply_routed(self, x, segments):
         routing, router_aux = self.router(x, segments)
         y_BTD, aux = self.dispatch(x, segments > 0, routing, self)
         return y_BTD, {**router_aux, **aux}
@@ -94,18 +90,10 @@ class ClampedMoE(MoE):
         self.down_b = init.full("ED", sizes, 0.0)
         self.limit, self.alpha = limit, alpha
 
-    def activate(
-        self, gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
-    ) -> Float[Array, "*rows F"]:
+    def activate(self, gate, up):
         return clamped_swiglu(gate, up, self.limit, self.alpha)
 
-    def project(
-        self,
-        name: str,
-        x: Float[Array, "*rows _"],
-        matmul: ExpertMatmul,
-        weights: Weights,
-    ) -> Float[Array, "*rows _"]:
+    def project(self, name, x, matmul, weights):
         ones, bias_E1F = jnp.ones_like(x[..., :1]), weights[f"{name}_b"][:, None]
         return super().project(name, x, matmul, weights) + matmul(ones, bias_E1F)
 
@@ -136,9 +124,7 @@ class ExpertChoice(Experts):
         super().__init__(width, init, experts=experts, hidden=hidden, shared=shared)
         self.active_fraction = capacity_factor / experts
 
-    def apply_routed(
-        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
-    ) -> tuple[Float[Array, "B T D"], Aux]:
+    def apply_routed(self, x, segments):
         probs_BTE = jax.nn.softmax(self.score(upcast(x)), axis=-1)
         mask_BEMT = choose_tokens(probs_BTE, segments > 0, self.active_fraction)
         mask_BEMT = mask_BEMT.astype(x.dtype)

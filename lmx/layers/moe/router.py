@@ -136,9 +136,7 @@ class TopKRouter(Router):
         self.top_k = top_k
         self.score = linear("BTD,DE->BTE", dict(D=width, E=experts), init)
 
-    def __call__(
-        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
-    ) -> tuple[Routing, Aux]:
+    def __call__(self, x, segments):
         logits_BTE = self.score(upcast(x))
         routing = partitioning.shard_map(self.route, ["BTC"], "BTC")(logits_BTE)
         probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
@@ -193,7 +191,19 @@ class SigmoidRouter(Router):
     ):
         name = type(self).__name__
         check_top_k(f"{name}.top_k", top_k, experts)
-        _check_groups(name, experts, groups, group_top_k, top_k)
+        require(
+            groups >= 1
+            and experts % groups == 0
+            and (groups <= 1 or experts // groups >= 2),
+            f"{experts} experts do not form {groups} groups: {name}.groups must divide"
+            " MoE.experts into equal groups of 2 or more.",
+        )
+        require(
+            0 < group_top_k <= groups and group_top_k * experts // groups >= top_k,
+            f"a token cannot choose {top_k} experts within {group_top_k} of {groups}"
+            f" groups of {experts // groups}: {name}.group_top_k must be at most"
+            f" {name}.groups, and cover {name}.top_k experts.",
+        )
         sizes = dict(D=width, E=experts)
         self.score = Einsum("BTD,DE->BTE", sizes, init)
         self.bias = init.upcast().full("E", sizes, 0.0)
@@ -201,9 +211,7 @@ class SigmoidRouter(Router):
         self.top_k, self.scale = top_k, scale
         self.groups, self.group_top_k = groups, group_top_k
 
-    def __call__(
-        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"]
-    ) -> tuple[Routing, Aux]:
+    def __call__(self, x, segments):
         scores_BTE = jax.nn.sigmoid(self.score(upcast(x)))
         bias_E = self.bias[...]
         route = partitioning.shard_map(self.route, ["BTC", ""], "BTC")
@@ -245,23 +253,4 @@ def check_top_k(parameter: str, top_k: int, experts: int) -> None:
         0 < top_k <= experts,
         f"a token cannot choose {top_k} of {experts} experts: {parameter} must be 1"
         " or more, and at most MoE.experts.",
-    )
-
-
-def _check_groups(
-    name: str, experts: int, groups: int, group_top_k: int, top_k: int
-) -> None:
-    """Raises ValueError for uneven groups, or groups with too few experts."""
-    require(
-        groups >= 1
-        and experts % groups == 0
-        and (groups <= 1 or experts // groups >= 2),
-        f"{experts} experts do not form {groups} groups: {name}.groups must divide"
-        " MoE.experts into equal groups of 2 or more.",
-    )
-    require(
-        0 < group_top_k <= groups and group_top_k * experts // groups >= top_k,
-        f"a token cannot choose {top_k} experts within {group_top_k} of {groups}"
-        f" groups of {experts // groups}: {name}.group_top_k must be at most"
-        f" {name}.groups, and cover {name}.top_k experts.",
     )

@@ -4,24 +4,22 @@ import math
 from typing import Any
 
 from lmx.config.value import Config
+from lmx.models.hf.attention_fields import map_rope, yarn_mscale
 from lmx.models.hf.family import Family
-from lmx.models.hf.fields.attention import map_rope, yarn_mscale
-from lmx.models.hf.fields.decoder import (
+from lmx.models.hf.fields import (
     ATTENTION,
     LLAMA_TENSORS,
     MLP,
-    map_head,
-    map_router,
-)
-from lmx.models.hf.fields.field import (
     FieldMap,
     Values,
     list_layers,
     map_field,
     map_fields,
+    map_head,
+    map_router,
     ref,
 )
-from lmx.models.hf.layout import TensorMap
+from lmx.models.hf.weights import TensorMap
 
 LAYOUTS = {True: "interleaved", False: "split"}
 MLA_TENSORS = tuple(

@@ -4,8 +4,7 @@ import math
 from typing import Any
 
 from lmx.config.value import Config
-from lmx.models.hf.family import Family
-from lmx.models.hf.fields.attention import (
+from lmx.models.hf.attention_fields import (
     DEFAULT_ROPE,
     FULL,
     SCOPES,
@@ -16,26 +15,25 @@ from lmx.models.hf.fields.attention import (
     map_rope,
     map_window,
 )
-from lmx.models.hf.fields.decoder import (
+from lmx.models.hf.family import Family
+from lmx.models.hf.fields import (
     ATTENTION,
     ATTENTION_TENSORS,
     BLOCK,
     EMBEDDING_AND_HEAD,
     GATED_MLP,
-    map_attention_bias,
-    map_decoder,
-    preset,
-)
-from lmx.models.hf.fields.field import (
     FieldMap,
     Values,
     derive,
     find_values,
     list_layers,
+    map_attention_bias,
+    map_decoder,
     map_field,
     map_fields,
+    preset,
 )
-from lmx.models.hf.layout import TensorMap
+from lmx.models.hf.weights import TensorMap
 
 SCALAR = "query_pre_attn_scalar"  # the scale of logits is one over its root
 TEMPLATE = """

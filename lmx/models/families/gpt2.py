@@ -1,9 +1,8 @@
 """GPT-2. Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"."""
 
 from lmx.models.hf.family import Family
-from lmx.models.hf.fields.decoder import map_head
-from lmx.models.hf.fields.field import derive, map_field
-from lmx.models.hf.layout import TensorMap
+from lmx.models.hf.fields import derive, map_field, map_head
+from lmx.models.hf.weights import TensorMap
 
 BLOCK = "transformer.h.{layer}"
 QKV = ("attention.q", "attention.k", "attention.v")

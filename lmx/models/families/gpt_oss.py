@@ -1,8 +1,8 @@
 """gpt-oss. OpenAI 2025, arXiv:2508.10925."""
 
+from lmx.models.hf.attention_fields import alternate_windows, map_rope, map_window
 from lmx.models.hf.family import Family
-from lmx.models.hf.fields.attention import alternate_windows, map_rope, map_window
-from lmx.models.hf.fields.decoder import (
+from lmx.models.hf.fields import (
     ATTENTION,
     ATTENTION_TENSORS,
     EMBEDDING_AND_HEAD,
@@ -10,9 +10,9 @@ from lmx.models.hf.fields.decoder import (
     NORMS,
     map_attention_bias,
     map_decoder,
+    map_field,
 )
-from lmx.models.hf.fields.field import map_field
-from lmx.models.hf.layout import TensorMap
+from lmx.models.hf.weights import TensorMap
 
 ROPE_SCALING = {
     "rope_type": "yarn",

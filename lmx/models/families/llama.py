@@ -3,16 +3,16 @@
 Touvron et al. 2023, arXiv:2307.09288; Grattafiori et al. 2024, arXiv:2407.21783.
 """
 
+from lmx.models.hf.attention_fields import map_rope
 from lmx.models.hf.family import Family
-from lmx.models.hf.fields.attention import map_rope
-from lmx.models.hf.fields.decoder import (
+from lmx.models.hf.fields import (
     BIAS_LAYERS,
     ROPE_FREQUENCIES,
     map_attention_bias,
     map_decoder,
+    map_field,
     preset,
 )
-from lmx.models.hf.fields.field import map_field
 
 LLAMA2 = {"rms_norm_eps": 1e-5}
 LLAMA3 = LLAMA2 | {"vocab_size": 128_256, "rope_theta": 5e5}

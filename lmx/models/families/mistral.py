@@ -1,8 +1,8 @@
 """Mistral (Jiang et al. 2023, arXiv:2310.06825), Mixtral (2024, arXiv:2401.04088)."""
 
+from lmx.models.hf.attention_fields import map_rope, map_window
 from lmx.models.hf.family import Family
-from lmx.models.hf.fields.attention import map_rope, map_window
-from lmx.models.hf.fields.decoder import (
+from lmx.models.hf.fields import (
     ATTENTION_TENSORS,
     BLOCK,
     EMBEDDING_AND_HEAD,
@@ -10,10 +10,10 @@ from lmx.models.hf.fields.decoder import (
     ROPE_FREQUENCIES,
     map_decoder,
     map_experts,
+    map_field,
     preset,
 )
-from lmx.models.hf.fields.field import map_field
-from lmx.models.hf.layout import TensorMap
+from lmx.models.hf.weights import TensorMap
 
 EXPERTS = f"{BLOCK}.block_sparse_moe"
 

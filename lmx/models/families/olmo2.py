@@ -1,8 +1,8 @@
 """OLMo 2. OLMo Team 2024, arXiv:2501.00656."""
 
+from lmx.models.hf.attention_fields import map_rope
 from lmx.models.hf.family import Family
-from lmx.models.hf.fields.attention import map_rope
-from lmx.models.hf.fields.decoder import (
+from lmx.models.hf.fields import (
     ATTENTION_TENSORS,
     BLOCK,
     EMBEDDING_AND_HEAD,
@@ -10,9 +10,9 @@ from lmx.models.hf.fields.decoder import (
     QK_NORMS,
     map_attention_bias,
     map_decoder,
+    map_field,
 )
-from lmx.models.hf.fields.field import map_field
-from lmx.models.hf.layout import TensorMap
+from lmx.models.hf.weights import TensorMap
 
 FAMILY = Family(
     model_type="olmo2",

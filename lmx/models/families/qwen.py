@@ -7,20 +7,18 @@ from typing import Any
 
 from lmx.config.registry import require
 from lmx.config.value import Config, to_jsonable
+from lmx.models.hf.attention_fields import FULL, WINDOW, map_rope, map_window
 from lmx.models.hf.family import Family
-from lmx.models.hf.fields.attention import FULL, WINDOW, map_rope, map_window
-from lmx.models.hf.fields.decoder import (
-    map_attention_bias,
-    map_decoder,
-    map_router,
-    preset,
-)
-from lmx.models.hf.fields.field import (
+from lmx.models.hf.fields import (
     Values,
     find_cycle,
     list_layers,
+    map_attention_bias,
+    map_decoder,
     map_field,
     map_fields,
+    map_router,
+    preset,
     ref,
 )
 

@@ -25,13 +25,15 @@ from lmx.data.tokenizer.pretrained import load_hf_folder
 from lmx.models.decoder import Decoder
 from lmx.models.hf.dequantize import DequantizedFolder
 from lmx.models.hf.family import Family, find_family, match_family
-from lmx.models.hf.layout import TensorSlice, group_by_tensor, map_tensors
 from lmx.models.hf.safetensors import SHARD_BYTES, SafetensorsFolder
 from lmx.models.hf.weights import (
+    TensorSlice,
     check_tensors,
     check_tied_copy,
     flatten_params,
+    group_by_tensor,
     load_params,
+    map_tensors,
     raise_if,
     save_params,
 )

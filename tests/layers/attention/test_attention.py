@@ -14,7 +14,7 @@ from lmx.layers.attention.attention import Attention, AttentionSink
 from lmx.layers.attention.kv_cache import AttentionInputs
 from lmx.layers.linear import EinsumBias
 from lmx.layers.norm import RMSNorm
-from lmx.layers.position.rope import RoPE
+from lmx.layers.rope import RoPE
 
 B, T, N, H, D = 2, 5, 4, 8, 12
 

@@ -11,7 +11,7 @@ from lmx.layers.attention.attention import Attention
 from lmx.layers.attention.infini import InfiniAttention, elu_plus_one
 from lmx.layers.attention.kv_cache import AttentionInputs
 from lmx.layers.init import FanIn, Init
-from lmx.layers.position.rope import RoPE
+from lmx.layers.rope import RoPE
 
 B, T, N, K, H, D, SEGMENT = 2, 9, 4, 2, 6, 12, 3
 DOCUMENTS = np.array([[1] * 9, [1] * 5 + [2] * 4])

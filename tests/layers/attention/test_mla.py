@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lmx.layers.attention.backend import attend
 from lmx.layers.attention.kv_cache import make_inputs
 from lmx.layers.attention.mla import MLA
-from lmx.layers.attention.reference import attend
 from lmx.layers.init import FanIn, Init
 from lmx.layers.linear import Einsum
 from lmx.layers.mask import make_attention_mask

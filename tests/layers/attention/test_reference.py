@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from lmx.layers import mask
-from lmx.layers.attention import reference
-from lmx.layers.attention.reference import soft_cap
+from lmx.layers.attention import backend
+from lmx.layers.attention.backend import soft_cap
 
 B, T, N, H = 2, 5, 4, 8
 attend = jax.jit(
-    reference.attend, static_argnames=("scale", "modify_logits", "dropout")
+    backend.attend, static_argnames=("scale", "modify_logits", "dropout")
 )
 
 CAPS = {None: None, 0.5: partial(soft_cap, cap=0.5)}
@@ -112,7 +112,7 @@ def test_dropout_acts_on_probabilities():
         seen.append(probs)
         return probs.at[..., 1:].set(0.0)
 
-    y = reference.attend(q, k, v, mask, dropout=first_key_only)
+    y = backend.attend(q, k, v, mask, dropout=first_key_only)
     np.testing.assert_allclose(seen[0].sum(axis=-1), 1.0, rtol=1e-5)
     share = seen[0][..., 0].transpose(0, 3, 1, 2).reshape(B, T, N, 1)
     want = share * jnp.repeat(v[:, :1], N // 2, axis=2)

@@ -1,5 +1,7 @@
 """All-to-all implementations against a loop over rows."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,7 @@ from lmx.layers.moe.all_to_all import (
     AllToAllPlan,
     PaddedAllToAll,
     RaggedAllToAll,
-    combine,
-    dispatch,
+    exchange,
 )
 
 W, ROWS, CAPACITY, D = 4, 6, 5, 3
@@ -36,9 +37,11 @@ def reference_ragged_all_to_all(
 
 
 @pytest.fixture(params=[PaddedAllToAll(), RaggedAllToAll()], ids=str)
-def exchange(request, monkeypatch):
+def all_to_all(request, monkeypatch):
     monkeypatch.setattr(jax.lax, "ragged_all_to_all", reference_ragged_all_to_all)
-    return request.param
+    dispatch = partial(request.param.dispatch, plan=PLAN)
+    combine = partial(request.param.combine, plan=PLAN)
+    return partial(exchange, dispatch, combine), partial(exchange, combine, dispatch)
 
 
 def run_on_devices(fn, *arrays):
@@ -69,23 +72,26 @@ def count_moved(rows):
     return got
 
 
-def test_rows_are_sent_to_their_devices_and_back(exchange):
+def test_rows_are_sent_to_their_devices_and_back(all_to_all):
+    dispatch, combine = all_to_all
+
     def round_trip(x):
-        got = dispatch(exchange, x, jnp.asarray(COUNTS), PLAN)
-        return got, combine(exchange, 2 * got, jnp.asarray(COUNTS), PLAN)
+        got = dispatch(x, jnp.asarray(COUNTS))
+        return got, combine(2 * got, jnp.asarray(COUNTS))
 
     got, back = run_on_devices(round_trip, X)
     np.testing.assert_array_equal(got, count_moved(X))
     np.testing.assert_array_equal(back, 2 * X)
 
 
-def test_gradients_are_sent_back(exchange):
+def test_gradients_are_sent_back(all_to_all):
+    dispatch, combine = all_to_all
     grads = np.random.default_rng(1).normal(size=(W, W * CAPACITY, D)).astype("float32")
 
     def gradients(x, grad):
         table = jnp.asarray(COUNTS)
-        got, back = jax.vjp(lambda x: dispatch(exchange, x, table, PLAN), x)
-        _, forth = jax.vjp(lambda y: combine(exchange, y, table, PLAN), got)
+        got, back = jax.vjp(lambda x: dispatch(x, table), x)
+        _, forth = jax.vjp(lambda y: combine(y, table), got)
         return back(grad)[0], forth(x)[0]
 
     back, forth = run_on_devices(gradients, X, grads)

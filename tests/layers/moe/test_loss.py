@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.layers.moe import loss
+from lmx.layers.moe import router as loss
 
 balance, router_z = jax.jit(loss.balance_loss), jax.jit(loss.router_z_loss)
 

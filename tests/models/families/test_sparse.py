@@ -13,7 +13,7 @@ import lmx
 from lmx.config.registry import ConfigError
 from lmx.config.value import diff
 from lmx.models.hf.family import extract_math_config, load_families, match_family
-from lmx.models.hf.fields.field import list_layers
+from lmx.models.hf.fields import list_layers
 from tests.parity.sparse import SPARSE
 from tests.parity.weights import weights
 

@@ -7,7 +7,7 @@ import pytest
 
 from lmx.layers import mask
 from lmx.layers.mask import TokenInfo
-from lmx.layers.position.relative import ALiBi, alibi_slopes
+from lmx.layers.position import ALiBi, alibi_slopes
 
 B, T, K, G, H = 2, 5, 2, 3, 4
 SEGMENTS = jnp.array([[1, 1, 1, 1, 1], [1, 1, 2, 2, 2]])

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from lmx.config.registry import configurable, require
 from lmx.core.precision import upcast
-from lmx.layers.position.relative import Length, RelativePosition
+from lmx.layers.position import Length, RelativePosition
 
 
 @configurable

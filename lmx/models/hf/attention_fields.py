@@ -6,7 +6,7 @@ from typing import Any
 
 from lmx.config.registry import ConfigError, require, suggest
 from lmx.config.value import Config
-from lmx.models.hf.fields.field import (
+from lmx.models.hf.fields import (
     FieldMap,
     Values,
     find_cycle,

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from lmx.layers.init import FanIn, Init
-from lmx.layers.position.absolute import LearnedPosition, SinusoidalPosition
+from lmx.layers.position import LearnedPosition, SinusoidalPosition
 
 D = 6
 KINDS = pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmx.layers import mask
-from lmx.layers.position.relative import CoPE
+from lmx.layers.position import CoPE
 
 B, T, K, G, H, LIMIT = 2, 6, 2, 2, 4, 4
 N = K * G

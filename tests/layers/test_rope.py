@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.layers.position.rope import (
+from lmx.layers.rope import (
     DynamicNTK,
     Llama3RoPE,
     NTKAware,
