@@ -34,7 +34,5 @@ class TiedLMHead(LMHead):
     def __init__(self, width: int, vocab: int, init: Init):
         pass
 
-    def __call__(
-        self, x: Float[Array, "B T D"], embedding: Float[Array, "V D"]
-    ) -> Float[Array, "B T V"]:
+    def __call__(self, x, embedding):
         return jnp.einsum("BTD,VD->BTV", x, embedding.astype(x.dtype))

@@ -54,7 +54,7 @@ class DepthScaled(FanIn):
     Keeps the variance of the stream over depth. Radford et al. 2019, section 2.3.
     """
 
-    def std_for(self, role: Role, fan_in: int, depth: int) -> float:
+    def std_for(self, role, fan_in, depth):
         return super().std_for(role, fan_in, depth) * residual_scale(role, depth)
 
 
@@ -67,7 +67,7 @@ class ZeroOut(FanIn):
     2019, arXiv:1901.09321 (Fixup), section 3.
     """
 
-    def std_for(self, role: Role, fan_in: int, depth: int) -> float:
+    def std_for(self, role, fan_in, depth):
         if role in ("residual", "head"):
             return 0.0
         return super().std_for(role, fan_in, depth)
@@ -104,7 +104,7 @@ class GPT2Init(Normal):
     2.3, and its released code.
     """
 
-    def std_for(self, role: Role, fan_in: int, depth: int) -> float:
+    def std_for(self, role, fan_in, depth):
         return super().std_for(role, fan_in, depth) * residual_scale(role, depth)
 
 

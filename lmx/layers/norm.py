@@ -50,7 +50,7 @@ class RMSNorm(Norm):
         self.scale = init.full(letter, {letter: size}, 1.0)
         self.epsilon = epsilon
 
-    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+    def __call__(self, x):
         return rms_norm(x, self.scale[...], self.epsilon)
 
 
@@ -68,7 +68,7 @@ class LayerNorm(Norm):
         if self.use_offset:
             self.offset = init.full(letter, {letter: size}, 0.0)
 
-    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+    def __call__(self, x):
         y = layer_norm(x, self.scale[...], self.epsilon)
         if self.use_offset:
             y += jnp.broadcast_to(self.offset[...].astype(y.dtype), y.shape)
@@ -96,6 +96,6 @@ class OffsetRMSNorm(Norm):
         self.offset = init.full(letter, {letter: size}, 0.0)
         self.epsilon = epsilon
 
-    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+    def __call__(self, x):
         gain = 1.0 + upcast(self.offset[...])
         return rms_norm(upcast(x), gain, self.epsilon).astype(x.dtype)

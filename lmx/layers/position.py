@@ -78,14 +78,7 @@ class ALiBi(RelativePosition):
 
     bias_max: float = 8.0
 
-    def modify_logits(
-        self,
-        logits: Float[Array, "B K G T S"],
-        q: Float[Array, "B T N H"],
-        mask: Bool[Array, "B T S"],
-        query: TokenInfo,
-        key: TokenInfo,
-    ) -> Float[Array, "B K G T S"]:
+    def modify_logits(self, logits, q, mask, query, key):
         slope_N = alibi_slopes(q.shape[2], self.bias_max).astype(logits.dtype)
         slope_KG = rearrange(slope_N, "(K G) -> K G", K=logits.shape[1])
         distance_BTS = jnp.where(mask, distance(query, key), 0).astype(logits.dtype)
@@ -138,14 +131,7 @@ class CoPE(nnx.Module, RelativePosition):
         sizes = dict(H=head_dim, I=limit)  # shared by all heads
         self.table = init.weight("HI", sizes, in_dims="H", out_dims="I")
 
-    def modify_logits(
-        self,
-        logits: Float[Array, "B K G T S"],
-        q: Float[Array, "B T N H"],
-        mask: Bool[Array, "B T S"],
-        query: TokenInfo,
-        key: TokenInfo,
-    ) -> Float[Array, "B K G T S"]:
+    def modify_logits(self, logits, q, mask, query, key):
         q_BTKGH = rearrange(q, "B T (K G) H -> B T K G H", K=logits.shape[1])
         table_HI = self.table[...].astype(q.dtype)
         bias = jnp.einsum("BTKGH,HI->BKGTI", q_BTKGH, table_HI).astype(logits.dtype)
@@ -176,7 +162,7 @@ class LearnedPosition(AbsolutePosition):
         self.table = init.weight("TD", sizes, in_dims="T", role="embed")
         self.max_length = max_length
 
-    def __call__(self, positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def __call__(self, positions):
         T, limit = positions.shape[1], self.table.shape[0]
         require(
             T <= limit,
@@ -197,7 +183,7 @@ class SinusoidalPosition(AbsolutePosition):
         require(width % 2 == 0, f"sines and cosines need an even width, not {width}.")
         self.width, self.theta = width, theta
 
-    def __call__(self, positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def __call__(self, positions):
         frequency_P = self.theta ** (-jnp.arange(0, self.width, 2) / self.width)
         angle_BTP = positions[:, :, None] * frequency_P[None, None]
         return jnp.concatenate([jnp.sin(angle_BTP), jnp.cos(angle_BTP)], axis=-1)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from lmx.config.registry import configurable, require
 from lmx.core.precision import upcast
@@ -50,7 +50,7 @@ class RoPE(RelativePosition):
         """Factor on rotated queries and keys."""
         return 1.0
 
-    def check(self, head_dim: int) -> None:
+    def check(self, head_dim):
         require(
             0.0 < self.rotary_fraction <= 1.0,
             f"RoPE.rotary_fraction is {self.rotary_fraction}: it must be above 0"
@@ -58,12 +58,7 @@ class RoPE(RelativePosition):
         )
         self.inverse_frequency(int(head_dim * self.rotary_fraction))
 
-    def rotate(
-        self,
-        x: Float[Array, "B T N H"],
-        positions: Int[Array, "B T"],
-        length: Length = 0,
-    ) -> Float[Array, "B T N H"]:
+    def rotate(self, x, positions, length=0):
         """Rotates pair p of every head by position * inverse_frequency[p]."""
         rotary_dim = int(x.shape[-1] * self.rotary_fraction)
         frequency_P = self.inverse_frequency(rotary_dim, length)
@@ -88,7 +83,7 @@ class PositionInterpolation(RoPE):
 
     factor: float
 
-    def inverse_frequency(self, H: int, length: Length = 0) -> Float[Array, "P"]:
+    def inverse_frequency(self, H, length=0):
         return super().inverse_frequency(H, length) / self.factor
 
 
@@ -102,7 +97,7 @@ class NTKAware(RoPE):
 
     factor: float
 
-    def inverse_frequency(self, H: int, length: Length = 0) -> Float[Array, "P"]:
+    def inverse_frequency(self, H, length=0):
         frequency_P = super().inverse_frequency(H, length)
         require(
             H >= 4,
@@ -128,7 +123,7 @@ class DynamicNTK(NTKAware):
 
     trained_length: int  # tokens
 
-    def ntk_factor(self, length: Length) -> float | Float[Array, ""]:
+    def ntk_factor(self, length):
         ratio = jnp.maximum(length, self.trained_length) / self.trained_length
         return self.factor * ratio - (self.factor - 1.0)
 
@@ -153,7 +148,7 @@ class NTKByParts(RoPE):
             " beta_slow must be below beta_fast.",
         )
 
-    def inverse_frequency(self, H: int, length: Length = 0) -> Float[Array, "P"]:
+    def inverse_frequency(self, H, length=0):
         frequency_P = super().inverse_frequency(H, length)
         keep_P = self.interpolation_mask(frequency_P)
         return frequency_P * (keep_P + (1.0 - keep_P) / self.factor)
@@ -190,9 +185,7 @@ class YaRN(NTKByParts):
             return 0.1 * math.log(max(self.factor, 1.0)) + 1.0
         return self.attention_factor
 
-    def interpolation_mask(
-        self, inverse_frequency: Float[Array, "P"]
-    ) -> Float[Array, "P"]:
+    def interpolation_mask(self, inverse_frequency):
         P = len(inverse_frequency)
         low, high = (self._index(beta, P) for beta in (self.beta_fast, self.beta_slow))
         if self.truncate:

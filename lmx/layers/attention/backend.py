@@ -146,7 +146,7 @@ class CuDNNAttention(XLAAttention):
     implementation = "cudnn"
     platforms, dtypes, sharded_length = ("gpu",), ("bfloat16", "float16"), False
 
-    def check(self, head_dim: int, required: Iterable[str]) -> None:
+    def check(self, head_dim, required):
         super().check(head_dim, required)
         require(
             head_dim % 8 == 0 and head_dim <= 256,

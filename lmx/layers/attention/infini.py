@@ -172,9 +172,7 @@ class InfiniAttention(Attention):
         new = None if local is None or sums is None else InfiniMemory(local, sums)
         return self.out(y_BTNH), new
 
-    def make_mask(
-        self, query: TokenInfo, key: TokenInfo, single_document: bool
-    ) -> AttentionMask:
+    def make_mask(self, query, key, single_document):
         return SegmentMask(query, key, segment_length=self.segment_length)
 
     def memory_mask(self, query: TokenInfo, key: TokenInfo) -> Bool[Array, "B T S"]:

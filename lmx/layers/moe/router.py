@@ -158,7 +158,7 @@ class SoftmaxRouter(TopKRouter):
     Dai et al. 2024, arXiv:2401.06066, section 2 (DeepSeekMoE).
     """
 
-    def route(self, logits: Float[Array, "B T E"]) -> Routing:
+    def route(self, logits):
         probs_BTE = jax.nn.softmax(logits, axis=-1)
         weights_BTC, experts_BTC = jax.lax.top_k(probs_BTE, self.top_k)
         return Routing(experts_BTC, weights_BTC)
