@@ -112,9 +112,15 @@ class HFCheckpoint:
         params = flatten_params(nnx.state(model))
         own = {path for path, leaf in params.items() if leaf.dtype != jnp.bfloat16}
         tensors = {part.tensor for part in found if part.path not in own}
-        dtypes = {self.weights.tensors[name].dtype for name in tensors}
-        floats = sorted(map(_float_dtype, dtypes), key=str)
-        return str(reduce(jnp.promote_types, floats))
+        floats = []
+        for dtype in {self.weights.tensors[name].dtype for name in tensors}:
+            require(
+                jnp.issubdtype(dtype, jnp.floating),
+                f"weights in {dtype} are quantized, and lmx computes with floats: fetch"
+                " the model in a float dtype.",
+            )
+            floats.append(np.dtype(jnp.bfloat16) if dtype.itemsize == 1 else dtype)
+        return str(reduce(jnp.promote_types, sorted(floats, key=str)))
 
 
 def init_abstract(config: Config) -> Decoder:
@@ -122,16 +128,6 @@ def init_abstract(config: Config) -> Decoder:
     with explain_errors(config):
         make = config.build().model
         return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-
-
-def _float_dtype(dtype: np.dtype) -> np.dtype:
-    """The dtype that holds parameters of `dtype` without loss."""
-    require(
-        jnp.issubdtype(dtype, jnp.floating),
-        f"weights in {dtype} are quantized, and lmx computes with floats: fetch the"
-        " model in a float dtype.",
-    )
-    return np.dtype(jnp.bfloat16) if dtype.itemsize == 1 else dtype
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -139,11 +139,11 @@ def load_families() -> dict[str, Family]:
 
 def find_family(fields: Values, where: str) -> Family:
     """The family that a config.json names."""
-    known, model_type = load_families(), fields.get("model_type")
+    known, model_type = load_families(), f"{fields.get('model_type')}"
     require(
         model_type in known,
         f"{where}: model_type = {model_type!r} is not supported"
-        f"{suggest(f'{model_type}', known)}. Supported are {', '.join(known)}.",
+        f"{suggest(model_type, known)}. Supported are {', '.join(known)}.",
     )
     family = known[model_type]
     architectures = fields.get("architectures") or [family.architecture]

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from lmx.config.registry import ConfigError, require
+from lmx.config.registry import require
 from lmx.models.decoder import Decoder
 from lmx.models.hf.safetensors import (
     SHARD_BYTES,
@@ -23,7 +23,11 @@ from lmx.models.hf.safetensors import (
 )
 
 Shape = tuple[int, ...]
+Bounds = Sequence[Sequence[int]]  # start and stop along each dimension
 LAYER, EXPERT = "{layer}", "{expert}"
+ALIGNMENT = 64  # bytes; jax aliases host arrays that are aligned so, without a copy
+MAX_NAMES_SHOWN = 8
+COMPARED_ROWS = 4096  # at a time
 
 
 class TensorMap(NamedTuple):
@@ -51,9 +55,8 @@ class TensorSlice:
 
     Attributes:
         path: the parameter.
-        index: the position in the parameter: the layer, and the expert if each has its
-            own tensor.
-        shape: the shape of the whole tensor in the file.
+        index: the layer, and the expert if each has its own tensor.
+        shape: of the whole tensor in the file.
         split, select, order: the part is `reshape(split)[select].transpose(order)`.
     """
 
@@ -77,15 +80,14 @@ def map_tensors(
 
     Rows whose parameters a layer lacks are skipped for that layer.
     """
-    rows, layers = list(rows), {}
+    layers = {}
     for number, cycle in enumerate(model.stack.cycles):
         for (turn, kind), layer in np.ndenumerate(cycle.group.layers):
             layers[layer] = (f"stack.cycles.{number}.blocks.{kind}.", (turn,))
     places = [("", (), ""), *((*layers[layer], str(layer)) for layer in sorted(layers))]
     return [
         part
-        for prefix, index, layer in places
-        for row in rows
+        for (prefix, index, layer), row in itertools.product(places, rows)
         if (LAYER in row.hf) == bool(layer)
         for part in expand_map(
             row._replace(hf=row.hf.replace(LAYER, layer)), prefix, index, shapes
@@ -113,8 +115,7 @@ def expand_map(
             f" {len(names)} dimensions after the first {depth}.",
         )
         sizes |= dict(zip(names, shapes[path][depth:], strict=True))
-    for word in words:
-        sizes[word] = sum(sizes[name] for name in word.split("+"))
+    sizes |= {word: sum(sizes[n] for n in word.split("+")) for word in words}
     shape = tuple(math.prod(sizes[word] for word in group) for group in groups)
     split = tuple(sizes[word] for word in words)
     indices = [index]
@@ -165,12 +166,6 @@ def group_by_tensor(found: Iterable[TensorSlice]) -> dict[str, list[TensorSlice]
     return tensors
 
 
-ALIGNMENT = 64  # bytes; jax aliases host arrays that are aligned so, without a copy
-MAX_NAMES_SHOWN = 8
-COMPARED_ROWS = 4096  # at a time
-Bounds = Sequence[Sequence[int]]  # start and stop along each dimension
-
-
 def flatten_params(tree: PyTree) -> dict[str, Any]:
     """Every array, or its shape, by its path, as in `norm.scale`."""
     leaves, _ = jax.tree.flatten_with_path(tree)
@@ -215,7 +210,11 @@ def read_slice(
     bounds: Bounds,
 ) -> np.ndarray:
     """A slice of a parameter, read tensor by tensor."""
-    out = _empty_aligned([stop - start for start, stop in bounds], dtype)
+    shape = [stop - start for start, stop in bounds]
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    first = -buffer.ctypes.data % ALIGNMENT
+    out = buffer[first : first + size].view(dtype).reshape(shape)
     depth = len(next(iter(parts)))
     inner = tuple(slice(*bound) for bound in bounds[depth:])
     for index in itertools.product(*(range(*bound) for bound in bounds[:depth])):
@@ -228,13 +227,6 @@ def read_slice(
         )
         on_read()
     return out
-
-
-def _empty_aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    count = int(np.prod(shape)) * dtype.itemsize
-    buffer = np.empty(count + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    return buffer[start : start + count].view(dtype).reshape(shape)
 
 
 def save_params(
@@ -277,22 +269,23 @@ def check_tensors(
         empty = set(np.ndindex(*shapes[path][:depth])) - parts.keys()
         raise_if(f"no tensor fills {path} at", [f"{index}" for index in sorted(empty)])
     for part in found:
-        if (shape := folder.tensors[part.tensor].shape) != part.shape:
-            raise ConfigError(
-                f"{part.tensor} has shape {shape} and the model needs {part.shape}: use"
-                " the config.json of these weights."
-            )
+        shape = folder.tensors[part.tensor].shape
+        require(
+            shape == part.shape,
+            f"{part.tensor} has shape {shape} and the model needs {part.shape}: use the"
+            " config.json of these weights.",
+        )
 
 
 def raise_if(problem: str, names: Sequence[str]) -> None:
     """Raises a ConfigError that lists the names, if there are any."""
-    if names:
-        rest = len(names) - MAX_NAMES_SHOWN
-        more = f" and {rest} more" if rest > 0 else ""
-        raise ConfigError(
-            f"{problem} {', '.join(names[:MAX_NAMES_SHOWN])}{more}: weights and"
-            " config.json must be of one model."
-        )
+    rest = len(names) - MAX_NAMES_SHOWN
+    more = f" and {rest} more" if rest > 0 else ""
+    require(
+        not names,
+        f"{problem} {', '.join(names[:MAX_NAMES_SHOWN])}{more}: weights and config.json"
+        " must be of one model.",
+    )
 
 
 def check_tied_copy(folder: SafetensorsFolder, copy: str, original: str) -> None:
@@ -304,6 +297,6 @@ def check_tied_copy(folder: SafetensorsFolder, copy: str, original: str) -> None
     )
     require(
         same,
-        f"{copy} differs from {original}, and config.json says that they are tied:"
-        " if the weights are right, set tie_word_embeddings to false there.",
+        f"{copy} differs from {original}, and config.json says that they are tied: if"
+        " the weights are right, set tie_word_embeddings to false there.",
     )

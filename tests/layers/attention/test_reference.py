@@ -13,9 +13,7 @@ from lmx.layers.attention import backend
 from lmx.layers.attention.backend import soft_cap
 
 B, T, N, H = 2, 5, 4, 8
-attend = jax.jit(
-    backend.attend, static_argnames=("scale", "modify_logits", "dropout")
-)
+attend = jax.jit(backend.attend, static_argnames=("scale", "modify_logits", "dropout"))
 
 CAPS = {None: None, 0.5: partial(soft_cap, cap=0.5)}
 KV_HEADS = pytest.mark.parametrize("K", [1, 2, 4], ids=["mqa", "gqa", "mha"])
