@@ -72,6 +72,12 @@ def require(condition: object, message: str) -> None:
         raise ConfigError(message)
 
 
+def check_argument(condition: object, message: str) -> None:
+    """Raises a ValueError likewise; `instantiate` adds where the argument was set."""
+    if not condition:
+        raise ValueError(message)
+
+
 class ConfigField(NamedTuple):
     """One parameter that a config may set.
 

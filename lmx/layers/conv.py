@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import check_argument, configurable
 from lmx.layers.init import Init
 from lmx.layers.mask import TokenInfo
 
@@ -39,7 +39,9 @@ class ShortConv(nnx.Module):
     """
 
     def __init__(self, width: int, init: Init, *, reach: int = 3):
-        require(reach >= 1, f"ShortConv.reach is {reach}: it must be 1 token or more.")
+        check_argument(
+            reach >= 1, f"ShortConv.reach is {reach}: it must be 1 token or more."
+        )
         self.w = init.full("ID", dict(I=reach, D=width), 0.0)
         self.reach, self.width = reach, width
 

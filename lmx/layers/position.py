@@ -10,7 +10,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import check_argument, configurable
 from lmx.layers.init import Init
 from lmx.layers.mask import TokenInfo
 
@@ -127,7 +127,7 @@ class CoPE(nnx.Module, RelativePosition):
     """
 
     def __init__(self, heads: int, head_dim: int, init: Init, *, limit: int = 64):
-        require(limit >= 2, f"CoPE.limit is {limit}: it must be 2 or more.")
+        check_argument(limit >= 2, f"CoPE.limit is {limit}: it must be 2 or more.")
         sizes = dict(H=head_dim, I=limit)  # shared by all heads
         self.table = init.weight("HI", sizes, in_dims="H", out_dims="I")
 
@@ -164,7 +164,7 @@ class LearnedPosition(AbsolutePosition):
 
     def __call__(self, positions):
         T, limit = positions.shape[1], self.table.shape[0]
-        require(
+        check_argument(
             T <= limit,
             f"{T} tokens exceed {limit} learned positions: set"
             f" LearnedPosition.max_length to {T} or more, or use fewer tokens.",
@@ -180,7 +180,9 @@ class SinusoidalPosition(AbsolutePosition):
     """
 
     def __init__(self, width: int, init: Init, *, theta: float = 10_000.0):
-        require(width % 2 == 0, f"sines and cosines need an even width, not {width}.")
+        check_argument(
+            width % 2 == 0, f"sines and cosines need an even width, not {width}."
+        )
         self.width, self.theta = width, theta
 
     def __call__(self, positions):

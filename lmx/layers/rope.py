@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import check_argument, configurable
 from lmx.core.precision import upcast
 from lmx.layers.position import Length, RelativePosition
 
@@ -38,7 +38,7 @@ class RoPE(RelativePosition):
 
         `H` channels rotate, in a text of `length` tokens.
         """
-        require(
+        check_argument(
             H > 0 and H % 2 == 0,
             f"RoPE cannot rotate {H} channels in pairs: make head_dim (or the part"
             " of it that rotates) even.",
@@ -51,7 +51,7 @@ class RoPE(RelativePosition):
         return 1.0
 
     def check(self, head_dim):
-        require(
+        check_argument(
             0.0 < self.rotary_fraction <= 1.0,
             f"RoPE.rotary_fraction is {self.rotary_fraction}: it must be above 0"
             " and at most 1.",
@@ -99,7 +99,7 @@ class NTKAware(RoPE):
 
     def inverse_frequency(self, H, length=0):
         frequency_P = super().inverse_frequency(H, length)
-        require(
+        check_argument(
             H >= 4,
             f"NTKAware and DynamicNTK need 4 or more rotating channels, not {H}:"
             " raise head_dim.",
@@ -142,7 +142,7 @@ class NTKByParts(RoPE):
     beta_fast: float = 32.0  # rotations in trained_length, unchanged above
 
     def __post_init__(self):
-        require(
+        check_argument(
             self.beta_slow < self.beta_fast,
             f"beta_slow is {self.beta_slow} and beta_fast {self.beta_fast}:"
             " beta_slow must be below beta_fast.",

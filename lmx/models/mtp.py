@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import check_argument, configurable
 from lmx.core.mean import Aux, merge_aux
 from lmx.layers.attention.kv_cache import AttentionInputs, make_inputs
 from lmx.layers.init import Init
@@ -63,7 +63,7 @@ class MultiTokenPrediction(nnx.Module):
         *,
         modules: int = 1,
     ):
-        require(
+        check_argument(
             modules >= 1,
             f"MultiTokenPrediction.modules is {modules}: it must be 1 or more.",
         )

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PyTree
 
-from lmx.config.registry import require
+from lmx.config.registry import check_argument
 from lmx.core import dims
 from lmx.core.mean import Aux, merge_aux
 from lmx.core.partitioning import constrain, num_shards
@@ -57,11 +57,11 @@ def plan_layers(
     attentions = attention if isinstance(attention, tuple) else (attention,)
     mlps = mlp if isinstance(mlp, tuple) else (mlp,)
     first = len(first_mlps)
-    require(
+    check_argument(
         attentions and mlps,
         "Decoder.attention and Decoder.mlp need at least one layer.",
     )
-    require(
+    check_argument(
         first <= depth,
         f"Decoder.first_mlps has {first} layers and Decoder.depth is {depth}: it must"
         " have at most as many.",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from lmx.config.registry import Execution, configurable, require
+from lmx.config.registry import Execution, check_argument, configurable
 from lmx.layers.attention.backend import (
     AttentionBackend,
     AttentionMask,
@@ -106,12 +106,12 @@ class Attention(SelfAttention):
         out: Callable[..., Einsum] = Einsum,
         backend: Execution[AttentionBackend] = ReferenceAttention(),
     ):
-        require(
+        check_argument(
             kv_heads >= 1 and heads % kv_heads == 0,
-            f"{heads} query heads cannot share {kv_heads} key/value heads evenly:"
-            " heads must be a multiple of kv_heads.",
+            f"{heads} query heads cannot share {kv_heads} key/value heads evenly: heads"
+            " must be a multiple of kv_heads.",
         )
-        require(
+        check_argument(
             window is None or window >= 1,
             f"Attention.window is {window}: it must be 1 token or more.",
         )
@@ -120,10 +120,11 @@ class Attention(SelfAttention):
         self.k = qkv("BTD,DKH->BTKH", sizes, init)
         self.v = qkv("BTD,DKH->BTKH", sizes, init)
         self.out = out("BTNH,NHD->BTD", sizes, init, "residual")
-        all_heads = qk_norm_over == "heads"
-        self.q_norm = qk_norm and qk_norm(head_dim * heads**all_heads, init, "H")
-        self.k_norm = qk_norm and qk_norm(head_dim * kv_heads**all_heads, init, "H")
-        self.qk_norm_over = qk_norm_over
+        self.over_heads = qk_norm_over == "heads"
+        self.q_norm = qk_norm and qk_norm(head_dim * heads**self.over_heads, init, "H")
+        self.k_norm = qk_norm and qk_norm(
+            head_dim * kv_heads**self.over_heads, init, "H"
+        )
         self.sink = sink and sink(heads, init)
         if position is not None and not isinstance(position, RelativePosition):
             position = position(heads, head_dim, init)
@@ -133,7 +134,13 @@ class Attention(SelfAttention):
         self.kv_shape, self.window = (kv_heads, head_dim), window
         self.macs_per_pair = 2 * heads * head_dim
         self.scale, self.logit_cap, self.dropout = scale, logit_cap, dropout
-        backend.check(head_dim, self._required_features())
+        required = {
+            "position": position and position.modifies_logits,
+            "sink": sink,
+            "logit_cap": logit_cap is not None,
+            "dropout": dropout,
+        }
+        backend.check(head_dim, [name for name, used in required.items() if used])
         self.backend = backend
 
     def __call__(
@@ -143,11 +150,7 @@ class Attention(SelfAttention):
         y_BTNH, cache = self.attend(*self.project_qkv(x), inputs, cache)
         return self.out(y_BTNH), cache
 
-    def project_qkv(
-        self, x: Float[Array, "B T D"]
-    ) -> tuple[
-        Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]
-    ]:
+    def project_qkv(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
         """Queries and keys, normalized but not yet rotated, and values."""
         q_BTNH, k_BTKH, v_BTKH = self.q(x), self.k(x), self.v(x)
         if self.q_norm and self.k_norm:
@@ -163,7 +166,7 @@ class Attention(SelfAttention):
         inputs: AttentionInputs,
         cache: KV | None,
     ) -> tuple[Float[Array, "B T N H"], KV | None]:
-        """Applies RoPE, updates the KV cache and attends to it."""
+        """Rotates, updates the KV cache and attends to it."""
         position, tokens = self.position, inputs.tokens
         if position:
             q = position.rotate(q, tokens.positions, inputs.length)
@@ -201,17 +204,7 @@ class Attention(SelfAttention):
         zeros_BSKH = jnp.zeros((batch_size, slots, *self.kv_shape), dtype)
         return KV(zeros_BSKH, zeros_BSKH)
 
-    def _required_features(self) -> list[str]:
-        """Parameters in use that go beyond plain dot products."""
-        used = {
-            "position": self.position and self.position.modifies_logits,
-            "sink": self.sink,
-            "logit_cap": self.logit_cap is not None,
-            "dropout": self.dropout,
-        }
-        return [name for name, value in used.items() if value]
-
     def _normalize_heads(self, norm: Norm, x: Float[Array, "B T N H"]) -> Array:
-        if self.qk_norm_over == "head":
-            return norm(x)
-        return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+        if self.over_heads:
+            return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+        return norm(x)

@@ -16,156 +16,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import check_argument, configurable
 from lmx.core import partitioning
 from lmx.core.precision import upcast
 from lmx.layers.mask import TokenInfo, make_attention_mask
 
 ModifyLogits = Callable[[Float[Array, "B K G T S"]], Float[Array, "B K G T S"]]
-
-
-@dataclass(frozen=True)
-class AttentionMask:
-    """Which keys each query sees, without the dense array.
-
-    With `single_document`, every row is one document without padding or cache: a query
-    sees itself and the tokens before it in the row, or the last `window` of these.
-    """
-
-    query: TokenInfo
-    key: TokenInfo
-    window: int | None = None
-    single_document: bool = False
-
-    @property
-    def no_cache(self) -> bool:
-        """Whether the keys are the tokens of the queries, in the same order."""
-        return self.key is self.query
-
-    @property
-    def dense(self) -> Bool[Array, "B T S"]:
-        """True where query t sees key s: as large as the logits of one head."""
-        return make_attention_mask(self.query, self.key, self.window)
-
-
-class AttentionBackend(ABC):
-    """Base class of implementations of attention.
-
-    Attributes:
-        supports: parameters of `Attention` that go beyond plain dot products and that
-            this backend supports.
-        platforms, dtypes: where it runs, and what it computes in; empty: any.
-        sharded_length: whether it runs where the sequence is sharded.
-    """
-
-    supports: ClassVar[frozenset[str]] = frozenset()
-    platforms: ClassVar[tuple[str, ...]] = ()
-    dtypes: ClassVar[tuple[str, ...]] = ()
-    sharded_length: ClassVar[bool] = True
-
-    def check(self, head_dim: int, required: Iterable[str]) -> None:
-        """Raises ValueError for a head size, or a parameter, without support.
-
-        `required` are the parameters of `Attention` that go beyond plain dot products.
-        """
-        for parameter in required:
-            require(
-                parameter in self.supports,
-                f"{type(self).__name__} does not support Attention.{parameter}:"
-                " leave it out, or set Attention.backend=@ReferenceAttention().",
-            )
-
-    def check_program(self, dtype: jnp.dtype) -> None:
-        """Raises ValueError where the traced program is not supported."""
-        platform, split = partitioning.platform(), partitioning.mesh_axes("T")
-        if self.platforms and platform not in self.platforms:
-            flaw = f"runs on {self.platforms[0]}, and this program is for {platform}"
-        elif self.dtypes and dtype.name not in self.dtypes:
-            flaw = f"computes in {' or '.join(self.dtypes)}, not {dtype}"
-        elif split and not self.sharded_length:
-            flaw = f"needs complete rows, and a rule shards them over {split}"
-        else:
-            return
-        raise ValueError(
-            f"{type(self).__name__} {flaw}: change that, or set"
-            " Attention.backend=@RingAttention(), which always runs."
-        )
-
-    @abstractmethod
-    def __call__(
-        self,
-        q: Float[Array, "B T N H"],
-        k: Float[Array, "B S K H"],
-        v: Float[Array, "B S K H"],
-        mask: AttentionMask,
-        *,
-        scale: float | None = None,
-        logit_cap: float | None = None,
-        modify_logits: ModifyLogits | None = None,
-        sink: Float[Array, "N"] | None = None,
-        dropout: Callable[[Array], Array] | None = None,
-    ) -> Float[Array, "B T N H"]:
-        """The result of `attend` for these arguments."""
-
-
-@configurable
-@dataclass(frozen=True)
-class XLAAttention(AttentionBackend):
-    """`jax.nn.dot_product_attention` as XLA compiles it, on any platform.
-
-    The softmax is in float32, also of float64.
-    """
-
-    implementation: ClassVar[Literal["xla", "cudnn"]] = "xla"
-
-    def __call__(self, q, k, v, mask, *, scale=None, **unused):
-        self.check_program(q.dtype)
-        if mask.single_document:  # JAX counts the keys before the query's own
-            before = None if mask.window is None else (mask.window - 1, 0)
-            options: dict[str, Any] = dict(is_causal=True, local_window_size=before)
-        else:
-            options = dict(mask=mask.dense[:, None])
-            if self.implementation == "cudnn":
-                _warn_about_mask(options["mask"].size * q.dtype.itemsize)
-        return jax.nn.dot_product_attention(
-            q, k, v, scale=scale, implementation=self.implementation, **options
-        )
-
-
-@configurable
-@dataclass(frozen=True)
-class CuDNNAttention(XLAAttention):
-    """cuDNN's flash attention on NVIDIA GPUs, which never stores the logits.
-
-    `head_dim` must be a multiple of 8, and at most 128 (256 from Hopper on). Packed
-    rows, and a cache, need a dense mask of two bytes per pair of query and key; rows of
-    one document each (a call with `segments=None`) need none. Dao 2023,
-    arXiv:2307.08691.
-    """
-
-    implementation = "cudnn"
-    platforms, dtypes, sharded_length = ("gpu",), ("bfloat16", "float16"), False
-
-    def check(self, head_dim, required):
-        super().check(head_dim, required)
-        require(
-            head_dim % 8 == 0 and head_dim <= 256,
-            f"CuDNNAttention does not support Attention.head_dim={head_dim}: make"
-            " it a multiple of 8 and at most 256, or set"
-            " Attention.backend=@ReferenceAttention().",
-        )
-
-
-@cache
-def _warn_about_mask(size: int) -> None:
-    """Warns once about a dense mask of `size` bytes."""
-    logging.getLogger(__name__).warning(
-        "CuDNNAttention needs a dense mask of %.1f MB for packed rows or a cache, which"
-        " every layer reads: rows of one document each need none.",
-        size / 1e6,
-    )
-
-
 # Finite, so that the softmax of a fully masked row is not NaN.
 MASKED = -1e30
 
@@ -225,8 +81,93 @@ def soft_cap(logits: Float[Array, "*dims"], cap: float) -> Float[Array, "*dims"]
 
     Gemma Team 2024, arXiv:2408.00118, section 2.
     """
-    require(cap > 0.0, f"logit cap is {cap}: it must be above 0.")
+    check_argument(cap > 0.0, f"logit cap is {cap}: it must be above 0.")
     return cap * jnp.tanh(logits / cap)
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Which keys each query sees, without the dense array.
+
+    With `single_document`, every row is one document without padding or cache: a query
+    sees itself and the tokens before it in the row, or the last `window` of these.
+    """
+
+    query: TokenInfo
+    key: TokenInfo
+    window: int | None = None
+    single_document: bool = False
+
+    @property
+    def no_cache(self) -> bool:
+        """Whether the keys are the tokens of the queries, in the same order."""
+        return self.key is self.query
+
+    @property
+    def dense(self) -> Bool[Array, "B T S"]:
+        """True where query t sees key s: as large as the logits of one head."""
+        return make_attention_mask(self.query, self.key, self.window)
+
+
+@cache
+def log_once(warning: str) -> None:
+    """Logs a warning the first time."""
+    logging.getLogger(__name__).warning(warning)
+
+
+class AttentionBackend(ABC):
+    """Base class of implementations of attention.
+
+    Attributes:
+        supports: parameters of `Attention` that go beyond plain dot products and that
+            this backend supports.
+        platforms, dtypes: where it runs, and what it computes in; empty: any.
+        sharded_length: whether it runs where the sequence is sharded.
+    """
+
+    supports: ClassVar[frozenset[str]] = frozenset()
+    platforms: ClassVar[tuple[str, ...]] = ()
+    dtypes: ClassVar[tuple[str, ...]] = ()
+    sharded_length: ClassVar[bool] = True
+
+    def check(self, head_dim: int, required: Iterable[str]) -> None:
+        """Raises ValueError for a head size, or a parameter, without support.
+
+        `required` are the parameters of `Attention` that go beyond plain dot products.
+        """
+        for parameter in required:
+            check_argument(
+                parameter in self.supports,
+                f"{type(self).__name__} does not support Attention.{parameter}:"
+                " leave it out, or set Attention.backend=@ReferenceAttention().",
+            )
+
+    def check_program(self, dtype: jnp.dtype) -> None:
+        """Raises ValueError where the traced program is not supported."""
+        platform, split = partitioning.platform(), partitioning.mesh_axes("T")
+        if self.platforms and platform not in self.platforms:
+            flaw = f"runs on {self.platforms[0]}, and this program is for {platform}"
+        elif self.dtypes and dtype.name not in self.dtypes:
+            flaw = f"computes in {' or '.join(self.dtypes)}, not {dtype}"
+        elif split and not self.sharded_length:
+            flaw = f"needs complete rows, and a rule shards them over {split}"
+        else:
+            return
+        raise ValueError(
+            f"{type(self).__name__} {flaw}: change that, or set"
+            " Attention.backend=@RingAttention(), which always runs."
+        )
+
+    @abstractmethod
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K H"],
+        mask: AttentionMask,
+        **options: Any,
+    ) -> Float[Array, "B T N H"]:
+        """The result of `attend`, which has these options, for `mask.dense`."""
 
 
 @configurable
@@ -238,3 +179,56 @@ class ReferenceAttention(AttentionBackend):
 
     def __call__(self, q, k, v, mask, **options):
         return attend(q, k, v, mask.dense, **options)
+
+
+@configurable
+@dataclass(frozen=True)
+class XLAAttention(AttentionBackend):
+    """`jax.nn.dot_product_attention` as XLA compiles it, on any platform.
+
+    The softmax is in float32, also of float64.
+    """
+
+    implementation: ClassVar[Literal["xla", "cudnn"]] = "xla"
+
+    def __call__(self, q, k, v, mask, *, scale=None, **unused):
+        self.check_program(q.dtype)
+        if mask.single_document:  # JAX counts the keys before the query's own
+            before = None if mask.window is None else (mask.window - 1, 0)
+            options: dict[str, Any] = dict(is_causal=True, local_window_size=before)
+        else:
+            options = dict(mask=mask.dense[:, None])
+            if self.implementation == "cudnn":
+                megabytes = options["mask"].size * q.dtype.itemsize / 1e6
+                log_once(
+                    f"CuDNNAttention needs a dense mask of {megabytes:.1f} MB for packed"
+                    " rows or a cache, which every layer reads: rows of one document"
+                    " each need none."
+                )
+        return jax.nn.dot_product_attention(
+            q, k, v, scale=scale, implementation=self.implementation, **options
+        )
+
+
+@configurable
+@dataclass(frozen=True)
+class CuDNNAttention(XLAAttention):
+    """cuDNN's flash attention on NVIDIA GPUs, which never stores the logits.
+
+    `head_dim` must be a multiple of 8, and at most 128 (256 from Hopper on). Packed
+    rows, and a cache, need a dense mask of two bytes per pair of query and key; rows of
+    one document each (a call with `segments=None`) need none. Dao 2023,
+    arXiv:2307.08691.
+    """
+
+    implementation = "cudnn"
+    platforms, dtypes, sharded_length = ("gpu",), ("bfloat16", "float16"), False
+
+    def check(self, head_dim, required):
+        super().check(head_dim, required)
+        check_argument(
+            head_dim % 8 == 0 and head_dim <= 256,
+            f"CuDNNAttention does not support Attention.head_dim={head_dim}: make"
+            " it a multiple of 8 and at most 256, or set"
+            " Attention.backend=@ReferenceAttention().",
+        )

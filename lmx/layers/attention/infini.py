@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import check_argument, configurable
 from lmx.core.precision import upcast
 from lmx.layers.attention.attention import KV, Attention
 from lmx.layers.attention.backend import AttentionMask
@@ -134,7 +134,7 @@ class InfiniAttention(Attention):
         qkv: Callable[..., Einsum] = Einsum,
         out: Callable[..., Einsum] = Einsum,
     ):
-        require(
+        check_argument(
             segment_length >= 1,
             f"InfiniAttention.segment_length is {segment_length}: it must be 1"
             " token or more.",

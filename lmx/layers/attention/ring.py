@@ -15,7 +15,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import check_argument, configurable
 from lmx.core import partitioning
 from lmx.core.precision import upcast
 from lmx.layers.attention.backend import AttentionBackend, AttentionMask
@@ -69,7 +69,7 @@ class RingAttention(AttentionBackend):
     supports = frozenset(("sink", "logit_cap"))
 
     def __post_init__(self):
-        require(
+        check_argument(
             self.block >= 1, f"RingAttention.block is {self.block}: it must be >= 1."
         )
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmx.config.registry import require
+from lmx.config.registry import check_argument
 
 
 class RingSchedule(NamedTuple):
@@ -51,7 +51,7 @@ def choose_schedule(
     contiguous = build_schedule(rank[:, None], length // devices, block, window)
     if devices == 1:
         return contiguous
-    require(
+    check_argument(
         length % (2 * devices) == 0,
         f"RingAttention cannot split {length} tokens over {devices} devices: the"
         f" length must be a multiple of {2 * devices}, or Mesh.context smaller.",

@@ -1,10 +1,9 @@
 """Splash attention: JAX's Pallas flash-attention kernel for TPUs."""
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,9 +21,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask impo
 )
 from jaxtyping import Array, Float, Int
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import check_argument, configurable
 from lmx.core import partitioning
-from lmx.layers.attention.backend import AttentionBackend
+from lmx.layers.attention.backend import AttentionBackend, log_once
 from lmx.layers.attention.ring import RingAttention
 
 LANES = 128  # of a TPU's vector unit; block sizes are multiples
@@ -50,7 +49,7 @@ class SplashAttention(AttentionBackend):
     sharded_length = False
 
     def __post_init__(self):
-        require(
+        check_argument(
             self.block >= LANES and self.block % LANES == 0,
             f"SplashAttention.block is {self.block}: it must be a multiple of {LANES}.",
         )
@@ -59,7 +58,7 @@ class SplashAttention(AttentionBackend):
         self, q, k, v, mask, *, scale=None, logit_cap=None, sink=None, **unused
     ):
         if not mask.no_cache:
-            _warn_about_cache()
+            log_once("SplashAttention does not read a cache: RingAttention does.")
             ring = RingAttention(block=self.block)
             return ring(q, k, v, mask, scale=scale, logit_cap=logit_cap, sink=sink)
         self.check_program(q.dtype)
@@ -120,12 +119,4 @@ def _make_kernel(
         attn_logits_soft_cap=logit_cap,
         head_shards=1,
         q_seq_shards=1,
-    )
-
-
-@cache
-def _warn_about_cache() -> None:
-    """Warns once that another backend reads a cache."""
-    logging.getLogger(__name__).warning(
-        "SplashAttention does not read a cache: RingAttention does."
     )

@@ -179,7 +179,7 @@ def gpu(monkeypatch):
 
     monkeypatch.setattr(partitioning, "platform", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
-    kernels._warn_about_mask.cache_clear()
+    kernels.log_once.cache_clear()
     return calls
 
 

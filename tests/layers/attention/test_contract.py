@@ -10,7 +10,7 @@ import pytest
 
 from lmx.core import partitioning
 from lmx.layers import mask
-from lmx.layers.attention import splash
+from lmx.layers.attention import backend, splash
 from lmx.layers.attention.backend import AttentionMask, ReferenceAttention, XLAAttention
 from lmx.layers.attention.ring import RingAttention
 from lmx.layers.attention.splash import SplashAttention
@@ -118,7 +118,7 @@ def test_outputs_and_gradients_equal_the_reference(
 )
 def test_a_cache_may_have_its_tokens_in_any_order(kernel, caplog):
     """Slots in random order, some empty, and queries after all keys."""
-    splash._warn_about_cache.cache_clear()
+    backend.log_once.cache_clear()
     rng = np.random.default_rng(1)
     order = jnp.asarray(np.stack([rng.permutation(11) for _ in range(B)]), "int32")
     segments = jnp.where(order < 9, 1 + (order > 3), -1)
