@@ -201,9 +201,9 @@ class XLAAttention(AttentionBackend):
             if self.implementation == "cudnn":
                 megabytes = options["mask"].size * q.dtype.itemsize / 1e6
                 log_once(
-                    f"CuDNNAttention needs a dense mask of {megabytes:.1f} MB for packed"
-                    " rows or a cache, which every layer reads: rows of one document"
-                    " each need none."
+                    f"CuDNNAttention needs a dense mask of {megabytes:.1f} MB for"
+                    " packed rows or a cache, which every layer reads: rows of one"
+                    " document each need none."
                 )
         return jax.nn.dot_product_attention(
             q, k, v, scale=scale, implementation=self.implementation, **options

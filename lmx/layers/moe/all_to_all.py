@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import jax
@@ -135,7 +134,6 @@ class RaggedAllToAll(AllToAll):
         )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def exchange(
     send: Exchange,
     transpose: Exchange,
@@ -143,13 +141,12 @@ def exchange(
     counts: Int[Array, "from to"],
 ) -> Float[Array, "slots D"]:
     """`send(x, counts)`, with `transpose` as its gradient."""
-    return send(x, counts)
-
-
-exchange.defvjp(
-    lambda send, transpose, x, counts: (send(x, counts), counts),
-    lambda send, transpose, counts, grad: (transpose(grad, counts), None),
-)
+    call = jax.custom_vjp(send)
+    call.defvjp(
+        lambda x, counts: (send(x, counts), counts),
+        lambda counts, grad: (transpose(grad, counts), None),
+    )
+    return jnp.asarray(call(x, counts))
 
 
 def _local_counts(
