@@ -187,17 +187,15 @@ class YaRN(NTKByParts):
 
     def interpolation_mask(self, inverse_frequency):
         P = len(inverse_frequency)
-        low, high = (self._index(beta, P) for beta in (self.beta_fast, self.beta_slow))
+        low, high = (  # indices of the pairs with these rotations in trained_length
+            P * math.log(self.trained_length / (2 * math.pi * rotations), self.theta)
+            for rotations in (self.beta_fast, self.beta_slow)
+        )
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, 2 * P - 1)
         width = high - low or 0.001
         return 1.0 - jnp.clip((jnp.arange(P) - low) / width, 0.0, 1.0)
-
-    def _index(self, rotations: float, P: int) -> float:
-        """Fractional index of the pair with that many rotations in trained_length."""
-        wavelength = self.trained_length / (2 * math.pi * rotations)
-        return P * math.log(wavelength, self.theta)
 
 
 @configurable

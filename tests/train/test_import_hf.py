@@ -37,7 +37,7 @@ def test_a_run_gives_back_the_bytes_it_was_made_of(llama, tmp_path, dtype, files
     folder, run, out = llama(dtype, files), tmp_path / "run", tmp_path / "out"
     import_hf(folder, run)
     lmx.save_hf(lmx.restore(run), out)
-    before, after = HFCheckpoint.open(folder).weights, HFCheckpoint.open(out).weights
+    before, after = HFCheckpoint(folder).weights, HFCheckpoint(out).weights
     assert before.tensors == after.tensors
     for name in before.tensors:
         assert before.view(name).tobytes() == after.view(name).tobytes()
@@ -76,7 +76,7 @@ def test_an_export_in_shards_is_the_export_in_one(llama, tmp_path):
 def test_a_model_on_a_mesh_is_the_model_on_one_device(llama, tmp_path):
     folder = llama(vocab_size=40, num_attention_heads=8, num_key_value_heads=8)
     one = lmx.load_hf(folder)
-    source = HFCheckpoint.open(folder)
+    source = HFCheckpoint(folder)
     many = load_model(source, mesh=Mesh(fsdp=4, tensor=2))
     assert len(many.model.embedding[...].sharding.device_set) == 8
     assert source.weights.bytes_read == sum(
@@ -85,9 +85,7 @@ def test_a_model_on_a_mesh_is_the_model_on_one_device(llama, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, one.params, many.params)
     save_hf(many, tmp_path / "out")
     for name, tensor in tensors(tmp_path / "out").items():
-        np.testing.assert_array_equal(
-            tensor, HFCheckpoint.open(folder).weights.view(name)
-        )
+        np.testing.assert_array_equal(tensor, HFCheckpoint(folder).weights.view(name))
 
 
 def test_another_dtype_rounds_each_number_once(llama, weights):

@@ -1,8 +1,6 @@
 """Loads models from folders of Hugging Face transformers, and saves them there."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from lmx.core.sharding import RULES, Mesh, Rules
 from lmx.data.tokenizer.pretrained import load_hf_folder
 from lmx.models.decoder import Decoder
 from lmx.models.hf.dequantize import DequantizedFolder
-from lmx.models.hf.family import Family, find_family, match_family
+from lmx.models.hf.family import find_family, match_family
 from lmx.models.hf.safetensors import SHARD_BYTES, SafetensorsFolder
 from lmx.models.hf.weights import (
     TensorSlice,
@@ -44,33 +42,25 @@ QUANTIZATION = "quantization_config"  # the field that says how weights are stor
 EMBEDDING, HEAD = "embedding", "head.out.w"  # parameters of a decoder
 
 
-@dataclass(frozen=True)
 class HFCheckpoint:
     """A model in a folder, of which only headers and JSON files are read.
 
     Attributes:
         fields: its config.json, without the quantization that `weights` undoes.
         generation: its generation_config.json, empty if there is none.
+        weights: its tensors.
     """
 
-    path: Path
-    family: Family
-    fields: Mapping[str, Any]
-    generation: Mapping[str, Any]
-    weights: SafetensorsFolder
-
-    @classmethod
-    def open(cls, path: Path) -> "HFCheckpoint":
-        """The folder, if lmx supports the family."""
-        fields = _read_json(path / CONFIG)
-        if isinstance(fields.get(QUANTIZATION), dict):
-            weights = DequantizedFolder(path, fields.pop(QUANTIZATION))
+    def __init__(self, path: Path):
+        """Raises ConfigError if lmx does not support the family."""
+        self.path, self.fields = path, _read_json(path / CONFIG)
+        if isinstance(self.fields.get(QUANTIZATION), dict):
+            self.weights = DequantizedFolder(path, self.fields.pop(QUANTIZATION))
         else:
-            weights = SafetensorsFolder(path)
+            self.weights = SafetensorsFolder(path)
         exists = (path / GENERATION).is_file()
-        generation = _read_json(path / GENERATION) if exists else {}
-        family = find_family(fields, str(path / CONFIG))
-        return cls(path, family, fields, generation, weights)
+        self.generation = _read_json(path / GENERATION) if exists else {}
+        self.family = find_family(self.fields, str(path / CONFIG))
 
     def to_config(self, dtype: str, digest: str | None = None) -> Config:
         """The configuration, with parameters in that dtype."""
@@ -153,7 +143,7 @@ def load_hf(
     process reads only the shards of its devices. `dtype` is that of the parameters;
     None: that of the files.
     """
-    return load_model(HFCheckpoint.open(Path(folder)), dtype, mesh, rules)
+    return load_model(HFCheckpoint(Path(folder)), dtype, mesh, rules)
 
 
 def load_model(
@@ -191,8 +181,8 @@ def load_model(
 def _with_shardings(shapes: PyTree, mesh: Mesh | None, rules: Rules) -> PyTree:
     """The shapes, sharded over the mesh, or on one device without one."""
     if mesh is None:
-        device = SingleDeviceSharding(jax.local_devices()[0])
-        return sharding.with_shardings(shapes, device)
+        local = SingleDeviceSharding(jax.local_devices()[0])
+        return sharding.with_shardings(shapes, local)
     devices = mesh.build(jax.devices(), rules)
     return sharding.with_shardings(shapes, sharding.shardings(shapes, devices, rules))
 

@@ -246,10 +246,10 @@ def test_a_quantized_model_is_imported_and_exported_in_bfloat16(published, tmp_p
 def test_a_mesh_loads_a_quantized_model_and_one_device_reads_each_byte_once(published):
     sizes = dict(vocab_size=40, num_attention_heads=8, num_key_value_heads=8)
     folder, want = published(**sizes)
-    source = HFCheckpoint.open(folder)
+    source = HFCheckpoint(folder)
     many = load_model(source, "float32", Mesh(fsdp=4, tensor=2))
     jax.tree.map(np.testing.assert_array_equal, many.params, want.params)
-    source = HFCheckpoint.open(folder)
+    source = HFCheckpoint(folder)
     load_model(source)
     content = sum(tensor.bytes for tensor in SafetensorsFolder(folder).tensors.values())
     assert source.weights.bytes_read == content
@@ -272,7 +272,7 @@ def test_a_mesh_loads_a_quantized_model_and_one_device_reads_each_byte_once(publ
 )
 def test_other_quantizations_are_refused_by_name(how, message, llama):
     with pytest.raises(ConfigError, match=message):
-        HFCheckpoint.open(llama(quantization_config=how)).to_config("float32")
+        HFCheckpoint(llama(quantization_config=how)).to_config("float32")
 
 
 def test_missing_and_invalid_scales_are_named(tmp_path):
@@ -305,7 +305,7 @@ def test_scales_without_codes_are_refused(published, llama):
     files = SafetensorsFolder(folder)
     tensors = {name: np.array(files.view(name)) for name in files.tensors}
     orphan = {"lm_head.weight_scale_inv": np.ones((8, 4), np.float32)}
-    source = HFCheckpoint.open(llama(only=tensors | orphan, quantization_config=how))
+    source = HFCheckpoint(llama(only=tensors | orphan, quantization_config=how))
     with pytest.raises(ConfigError, match="no parameter for lm_head.weight_scale_inv"):
         source.map_tensors(want.model)
 

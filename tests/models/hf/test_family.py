@@ -127,10 +127,10 @@ def test_a_broken_config_json_is_refused(llama):
     for text, message in [("{", "not a JSON object: Exp"), ("[]", "not a JSON object")]:
         (folder / "config.json").write_text(text)
         with pytest.raises(ConfigError, match=message):
-            HFCheckpoint.open(folder)
+            HFCheckpoint(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ConfigError, match=".*config.json does not exist"):
-        HFCheckpoint.open(folder)
+        HFCheckpoint(folder)
 
 
 def test_an_experiment_with_the_layers_of_a_family_matches_it():

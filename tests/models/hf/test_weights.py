@@ -23,7 +23,7 @@ MESHES = [Mesh(data=1, fsdp=4, tensor=2), Mesh(data=2, fsdp=2, tensor=2), Mesh(d
 
 def open_checkpoint(folder, dtype="float32"):
     """A checkpoint, the slices of its tensors, and the shapes of its parameters."""
-    source = HFCheckpoint.open(folder)
+    source = HFCheckpoint(folder)
     model = init_abstract(source.to_config(dtype))
     return source, source.map_tensors(model), nnx.state(model)
 
