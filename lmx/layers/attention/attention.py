@@ -134,13 +134,7 @@ class Attention(SelfAttention):
         self.kv_shape, self.window = (kv_heads, head_dim), window
         self.macs_per_pair = 2 * heads * head_dim
         self.scale, self.logit_cap, self.dropout = scale, logit_cap, dropout
-        required = {
-            "position": position and position.modifies_logits,
-            "sink": sink,
-            "logit_cap": logit_cap is not None,
-            "dropout": dropout,
-        }
-        backend.check(head_dim, [name for name, used in required.items() if used])
+        backend.check(head_dim, self._list_features())
         self.backend = backend
 
     def __call__(
@@ -203,6 +197,16 @@ class Attention(SelfAttention):
         slots = min(capacity, self.window or capacity)
         zeros_BSKH = jnp.zeros((batch_size, slots, *self.kv_shape), dtype)
         return KV(zeros_BSKH, zeros_BSKH)
+
+    def _list_features(self) -> list[str]:
+        """Parameters in use that go beyond plain dot products."""
+        used = {
+            "position": self.position and self.position.modifies_logits,
+            "sink": self.sink,
+            "logit_cap": self.logit_cap is not None,
+            "dropout": self.dropout,
+        }
+        return [name for name, value in used.items() if value]
 
     def _normalize_heads(self, norm: Norm, x: Float[Array, "B T N H"]) -> Array:
         if self.over_heads:
