@@ -17,8 +17,7 @@ def causal_conv(
 ) -> Float[Array, "B T D"]:
     """y[t] = x[t] + sum over i from 1 to I of w[i - 1] * x[t - i].
 
-    `previous` are the I vectors before x[0]. x[t - i] counts only where positions[t]
-    >= i, so documents do not mix.
+    `previous` are the I vectors before x[0]. Documents do not mix.
     """
     I, T = w.shape[0], x.shape[1]
     padded_BTD = jnp.concatenate([previous, x], axis=1)
@@ -31,11 +30,10 @@ def causal_conv(
 
 @configurable
 class ShortConv(nnx.Module):
-    """Adds a learned per-channel mix of the `reach` previous tokens to each token.
+    """Adds a learned per-channel mix of the `reach` previous tokens, at first zero.
 
-    Starts as the identity. So et al. 2021, arXiv:2109.08668 (Primer), section 3,
-    applied before the projections as in Allen-Zhu 2025, "Physics of Language Models:
-    Part 4.1" (Canon layers A and C).
+    So et al. 2021, arXiv:2109.08668 (Primer), section 3, before the projections as in
+    Allen-Zhu 2025, "Physics of Language Models: Part 4.1" (Canon layers A and C).
     """
 
     def __init__(self, width: int, init: Init, *, reach: int = 3):

@@ -1,8 +1,4 @@
-"""Parameter initialization: distribution, dtype and logical axis names.
-
-A layer states the role of each weight; the initializer of the experiment sets its
-scale.
-"""
+"""Parameter initialization: distribution, dtype and logical axis names."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -49,9 +45,10 @@ class FanIn:
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class DepthScaled(FanIn):
-    """`FanIn`, with weights into the residual stream divided by sqrt(2 * depth).
+    """`FanIn`, divided by sqrt(2 * depth) for weights into the residual stream.
 
-    Keeps the variance of the stream over depth. Radford et al. 2019, section 2.3.
+    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section
+    2.3.
     """
 
     def std_for(self, role, fan_in, depth):
@@ -63,8 +60,7 @@ class DepthScaled(FanIn):
 class ZeroOut(FanIn):
     """`FanIn`, with zeros for weights into the residual stream and for the head.
 
-    Every block starts as the identity, and every token is equally likely. Zhang et al.
-    2019, arXiv:1901.09321 (Fixup), section 3.
+    Zhang et al. 2019, arXiv:1901.09321 (Fixup), section 3.
     """
 
     def std_for(self, role, fan_in, depth):
@@ -76,11 +72,7 @@ class ZeroOut(FanIn):
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Normal:
-    """Normal of one standard deviation for every role.
-
-    Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training",
-    section 4.1.
-    """
+    """One standard deviation for every role. Radford et al. 2018 (GPT), section 4.1."""
 
     std: float = 0.02
 
@@ -98,11 +90,7 @@ class Normal:
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class GPT2Init(Normal):
-    """`Normal`, with weights into the residual stream divided by sqrt(2 * depth).
-
-    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section
-    2.3, and its released code.
-    """
+    """`Normal`, divided by sqrt(2 * depth) for weights into the residual stream."""
 
     def std_for(self, role, fan_in, depth):
         return super().std_for(role, fan_in, depth) * residual_scale(role, depth)
@@ -136,9 +124,8 @@ class Init:
     ) -> nnx.Param:
         """A random weight with one dimension per letter of `lmx/core/dims.py`.
 
-        `in_dims` are the dimensions it sums over, `out_dims` those it produces
-        (default: all others). Remaining letters index independent matrices, such as
-        experts.
+        It sums over `in_dims` and produces `out_dims` (default: all others). Remaining
+        letters index independent matrices, such as experts.
         """
         out_dims = out_dims or "".join(d for d in letters if d not in in_dims)
         shape = tuple(sizes[d] for d in letters)

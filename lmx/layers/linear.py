@@ -14,11 +14,7 @@ from lmx.layers.init import Init, Role
 
 @configurable
 class Einsum(nnx.Module):
-    """`y = einsum(equation, x, w)` with a learned `w`, as in `"BTD,DNH->BTNH"`.
-
-    Letters of the weight that are missing in the output are summed over; those missing
-    in the input are produced.
-    """
+    """`y = einsum(equation, x, w)` with a learned `w`, as in `"BTD,DNH->BTNH"`."""
 
     use_bias: ClassVar[bool] = False
 

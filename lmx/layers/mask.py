@@ -42,10 +42,7 @@ def positions_from_segments(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
 def make_attention_mask(
     query: TokenInfo, key: TokenInfo, window: int | None = None
 ) -> Bool[Array, "B T S"]:
-    """Causal mask, True where query t sees key s: same document, at or before t.
-
-    With `window`, a query sees at most that many tokens, itself included.
-    """
+    """True where query t sees key s: same document, at or before t, within `window`."""
     same_BTS = query.segments[:, :, None] == key.segments[:, None, :]
     distance_BTS = query.index[:, :, None] - key.index[:, None, :]
     mask_BTS = same_BTS & (distance_BTS >= 0)

@@ -21,8 +21,6 @@ gelu = partial(jax.nn.gelu, approximate=True)  # the tanh form, as in GPT-2
 class FeedForward(nnx.Module):
     """Base class of layers that map each token to a vector, with auxiliary losses.
 
-    `segments` number the documents, 0 at padding, which no auxiliary loss counts.
-
     Attributes:
         active_fraction: of the weights with an experts axis, the fraction that a token
             is multiplied with.
@@ -40,10 +38,7 @@ class FeedForward(nnx.Module):
 
 
 class MLP(FeedForward):
-    """down(act(up(x))), or, if `gated`, down(act(gate(x)) * up(x)).
-
-    `linear` makes all projections; `@EinsumBias` adds biases.
-    """
+    """down(act(up(x))), or, if `gated`, down(act(gate(x)) * up(x))."""
 
     activation: ClassVar[Callable[[Array], Array]]
     gated: ClassVar[bool] = False
@@ -118,12 +113,10 @@ def clamped_swiglu(
 
 
 class Experts(FeedForward):
-    """Base class of layers with routed experts and an optional shared expert.
+    """Base class of layers with routed experts (SwiGLU), and a shared one (`shared`).
 
-    Attributes:
-        shared: layer that every token uses besides its routed experts. Dai et al. 2024,
-            arXiv:2401.06066, section 3.2.
-        weight_letters: dimensions of each weight that has an experts axis.
+    The shared one serves every token: Dai et al. 2024, arXiv:2401.06066, section 3.2.
+    `weight_letters` are the dimensions of the weights that have an experts axis.
     """
 
     weight_letters: ClassVar[Mapping[str, str]] = {
@@ -171,10 +164,7 @@ class Experts(FeedForward):
     def apply_experts(
         self, x: Float[Array, "*rows D"], matmul: ExpertMatmul, weights: Weights
     ) -> Float[Array, "*rows D"]:
-        """The output of each row's expert.
-
-        With weights sharded along F, partial outputs that sum to the output.
-        """
+        """The output of each row's expert; a partial sum if F is sharded."""
         gate, up = (self.project(name, x, matmul, weights) for name in ("gate", "up"))
         return self.project("down", self.activate(gate, up), matmul, weights)
 

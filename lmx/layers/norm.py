@@ -86,8 +86,8 @@ class AffineLayerNorm(LayerNorm):
 class OffsetRMSNorm(Norm):
     """RMS norm with gain 1 + offset, so that weight decay pulls the gain to 1.
 
-    The product is rounded once, in at least float32. Gemma Team 2024, arXiv:2403.08295,
-    and its released code.
+    The product is rounded once. Gemma Team 2024, arXiv:2403.08295, and its released
+    code.
     """
 
     def __init__(

@@ -57,8 +57,7 @@ def distance(query: TokenInfo, key: TokenInfo) -> Int[Array, "B T S"]:
 def alibi_slopes(heads: int, bias_max: float = 8.0) -> Float[Array, "N"]:
     """Logits lost per token by each head: 2^(-8/N) to 2^-8 for N heads.
 
-    If N is not a power of two: the slopes of the power below, then every other slope of
-    the power above, as in the paper's code.
+    If N is not a power of two, every other slope of the power above completes them.
     """
     below = 2 ** math.floor(math.log2(heads))
     first = [2.0 ** (-bias_max * i / below) for i in range(1, below + 1)]
@@ -69,12 +68,7 @@ def alibi_slopes(heads: int, bias_max: float = 8.0) -> Float[Array, "N"]:
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class ALiBi(RelativePosition):
-    """Press et al. 2021, arXiv:2108.12409, section 3.
-
-    Attributes:
-        bias_max: the smallest slope is 2^-bias_max; 8 in the paper. A large value
-            turns the bias off.
-    """
+    """Press et al. 2021, arXiv:2108.12409, section 3; slopes down to 2^-bias_max."""
 
     bias_max: float = 8.0
 
@@ -88,10 +82,7 @@ class ALiBi(RelativePosition):
 def count_gates(
     gates: Float[Array, "B K G T S"], mask: Bool[Array, "B T S"], key: TokenInfo
 ) -> Float[Array, "B K G T S"]:
-    """Sum of the gates from key s to the last key that query t sees.
-
-    Keys may be stored in any order; `key.index` gives their order in the text.
-    """
+    """Sum of the gates from key s to the last visible key, ordered by `key.index`."""
     gates = jnp.where(mask[:, None, None], gates, 0.0)
     order_BS = jnp.argsort(-key.index, axis=-1)  # newest first
     inverse_BS = jnp.argsort(order_BS, axis=-1)
@@ -120,10 +111,8 @@ class CoPE(nnx.Module, RelativePosition):
 
     The gate of a query and a key is the sigmoid of their logit. The position of a key
     is the sum of the gates from it to the query; the vector e, interpolated at that
-    position, adds q e to the logit.
-
-    Attributes:
-        limit: number of position vectors; higher positions use the last.
+    position, adds q e to the logit. There are `limit` vectors; higher positions use the
+    last.
     """
 
     def __init__(self, heads: int, head_dim: int, init: Init, *, limit: int = 64):
@@ -140,11 +129,7 @@ class CoPE(nnx.Module, RelativePosition):
 
 
 class AbsolutePosition(nnx.Module):
-    """Base class of schemes with one vector per position.
-
-    Attributes:
-        max_length: number of positions; None: unlimited.
-    """
+    """Base class of one vector per position, below `max_length` if there is one."""
 
     max_length: int | None = None
 
@@ -174,10 +159,7 @@ class LearnedPosition(AbsolutePosition):
 
 @configurable
 class SinusoidalPosition(AbsolutePosition):
-    """Sines, then cosines, of wavelengths 2 pi to 2 pi * theta tokens.
-
-    Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
-    """
+    """Sines, then cosines, of wavelengths 2 pi to 2 pi * theta. Vaswani et al. 2017."""
 
     def __init__(self, width: int, init: Init, *, theta: float = 10_000.0):
         check_argument(

@@ -1,8 +1,4 @@
-"""Rotary position embedding (RoPE) and its scalings to longer texts.
-
-A scheme sets the frequency of each channel pair, in radians per token; the rotation is
-the same for all.
-"""
+"""Rotary position embedding (RoPE) and its scalings to longer texts."""
 
 import math
 from dataclasses import dataclass
@@ -24,8 +20,7 @@ class RoPE(RelativePosition):
 
     Attributes:
         theta: the slowest pair has a wavelength of about 2 * pi * theta tokens.
-        rotary_fraction: fraction of a head's channels that rotate, the first ones
-            (Black et al. 2022, arXiv:2204.06745, section 2.1).
+        rotary_fraction: of a head's channels, the first of which rotate.
         layout: which channels form a pair: p and p + P, or 2p and 2p + 1.
     """
 
@@ -34,10 +29,7 @@ class RoPE(RelativePosition):
     layout: Literal["split", "interleaved"] = "split"
 
     def inverse_frequency(self, H: int, length: Length = 0) -> Float[Array, "P"]:
-        """Radians per token of each of the P = H / 2 pairs, fastest first.
-
-        `H` channels rotate, in a text of `length` tokens.
-        """
+        """Radians per token of each of the H / 2 pairs in a text of `length` tokens."""
         check_argument(
             H > 0 and H % 2 == 0,
             f"RoPE cannot rotate {H} channels in pairs: make head_dim (or the part"
@@ -117,8 +109,8 @@ class NTKAware(RoPE):
 class DynamicNTK(NTKAware):
     """`NTKAware` with a factor that grows with the text beyond `trained_length`.
 
-    The length is that of the call, or of the complete text of a cache, since cached
-    keys are rotated once. Peng et al. 2023, arXiv:2309.00071, section 3.3 ("emozilla").
+    The length is that of the call, or of the complete text of a cache. Peng et al.
+    2023, arXiv:2309.00071, section 3.3 ("emozilla").
     """
 
     trained_length: int  # tokens
@@ -131,10 +123,7 @@ class DynamicNTK(NTKAware):
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class NTKByParts(RoPE):
-    """Slow pairs interpolated, fast pairs unchanged: the "NTK-by-parts" part of YaRN.
-
-    Peng et al. 2023, arXiv:2309.00071, section 3.2.
-    """
+    """Slow pairs interpolated, fast pairs unchanged. Peng et al. 2023, section 3.2."""
 
     factor: float
     trained_length: int  # tokens
@@ -201,10 +190,7 @@ class YaRN(NTKByParts):
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Llama3RoPE(NTKByParts):
-    """`NTKByParts` with the defaults of Llama 3.1.
-
-    Grattafiori et al. 2024, arXiv:2407.21783, and its released code.
-    """
+    """`NTKByParts` as in Llama 3.1. Grattafiori et al. 2024, arXiv:2407.21783."""
 
     theta: float = 500_000.0
     factor: float = 8.0

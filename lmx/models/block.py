@@ -30,11 +30,7 @@ class Block(nnx.Module):
     """Base class of blocks with two residual branches, attention and feed-forward.
 
     Subclasses place the norms: `enter` gives the input of a branch, `leave` the sum
-    with its output.
-
-    Attributes:
-        dropout: dropout rate of the output of each branch.
-        conv: short convolution over the input of each branch.
+    with its output. `conv` acts on the input of each branch, `dropout` on its output.
     """
 
     out_norms: ClassVar[bool] = False

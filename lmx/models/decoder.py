@@ -37,10 +37,9 @@ class Decoder(nnx.Module):
     Attributes:
         attention: of every layer, or of a repeating cycle of layers, as in
             `[@local/Attention, @global/Attention]`.
-        mlp: likewise, in a cycle of its own that also starts with layer 0.
+        mlp: likewise, in a cycle of its own.
         first_mlps: feed-forward layers of the first layers, where they differ.
         mtp: predicts additional tokens, for the loss `MultiToken`.
-        embed_scale: factor on embeddings.
     """
 
     def __init__(
@@ -98,10 +97,7 @@ class Decoder(nnx.Module):
         segments: Int[Array, "B T"] | None = None,
         keys: Key[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T V"], Aux]:
-        """Logits in at least float32, and auxiliary means stacked over layers.
-
-        Dropout needs `keys`, one per row.
-        """
+        """Logits in at least float32, and auxiliary means. Dropout needs `keys`."""
         x_BTD, aux = self.hidden_states(tokens, positions, segments, keys)
         return self.logits(x_BTD), aux
 
@@ -120,10 +116,7 @@ class Decoder(nnx.Module):
     def init_cache(
         self, batch_size: int, capacity: int, final_length: Length | None = None
     ) -> KVCache:
-        """An empty cache with `capacity` tokens per row.
-
-        `final_length` is the length of the longest complete text (default: `capacity`).
-        """
+        """An empty cache; `final_length` of the longest complete text."""
         layers = self.stack.init_cache(
             batch_size, capacity, self.precision.compute_dtype
         )
@@ -146,8 +139,8 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B T V"], KVCache]:
         """Logits of tokens that follow those in `cache`, and the updated cache.
 
-        Segment 0 is padding, which may be anywhere. Tokens beyond the capacity of the
-        cache replace the oldest.
+        Segment 0 is padding, which may be anywhere. Tokens beyond the capacity replace
+        the oldest.
         """
         info, cache = cache.append(positions, segments)
         inputs = AttentionInputs(info, cache.final_length, cache._replace(layers=None))

@@ -1,7 +1,4 @@
-"""Multi-token prediction (MTP): one additional block per additional token.
-
-DeepSeek-AI 2024, arXiv:2412.19437, section 2.2.
-"""
+"""Multi-token prediction (MTP). DeepSeek-AI 2024, arXiv:2412.19437, section 2.2."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -92,10 +89,7 @@ class MultiTokenPrediction(nnx.Module):
 def mtp_hidden_states(
     model: Any, *inputs: Any
 ) -> tuple[list[Float[Array, "B T D"]], Aux]:
-    """Normalized hidden states for logits of the next token, and of 2, 3, ... ahead.
-
-    `inputs` are those of `model.forward`.
-    """
+    """Normalized hidden states for logits 1, 2, ... tokens ahead."""
     layer_inputs = make_inputs(*inputs)
     embeddings_BTD = model.embed(inputs[0], layer_inputs)
     x_BTD, aux, _ = model.apply_layers(embeddings_BTD, layer_inputs, None)

@@ -50,10 +50,9 @@ def format_parameters(model: nnx.Module) -> str:
 
 
 def train_flops_per_token(model: Decoder, sequence_length: int) -> float:
-    """6 FLOPs per active weight, plus attention.
+    """6 FLOPs per active weight, plus attention to the complete sequence or window.
 
-    Attention is counted as if every token saw the complete sequence, or its window, as
-    in Chowdhery et al. 2022, arXiv:2204.02311, appendix B. `model` may be abstract.
+    Chowdhery et al. 2022, arXiv:2204.02311, appendix B. `model` may be abstract.
     """
     is_tied = isinstance(model.head, TiedLMHead)
     head = math.prod(model.embedding.shape) if is_tied else 0

@@ -32,18 +32,15 @@ class PipelineSchedule:
     """GPipe, or with `virtual_stages` above 1 a circular (interleaved) schedule.
 
     Layer l is on stage (l // n) % stages, where n = layers / (virtual_stages * stages).
-    Of `microbatches * virtual_stages + stages - 1` iterations, each stage is idle for
-    `stages - 1` (`bubble_fraction`). GPipe: Huang et al. 2018, arXiv:1811.06965.
-    Circular: Narayanan et al. 2021, arXiv:2104.04473, section 2.2, where backward
-    passes start earlier; here all forward passes come first.
+    A stage is idle for `bubble_fraction` of the iterations. GPipe: Huang et al. 2018,
+    arXiv:1811.06965. Circular: Narayanan et al. 2021, arXiv:2104.04473, section 2.2,
+    but with all forward passes first.
 
-    Parameters are stored in the order of layers, one contiguous part per stage: with
-    several virtual stages they are redistributed once per step, and so are their
-    gradients. Embedding and head run on all stages, with the vocabulary sharded.
+    With several virtual stages parameters are redistributed once per step, and so are
+    their gradients. Embedding and head run on all stages, with the vocabulary sharded.
 
     Attributes:
-        microbatches: number of parts of a batch (or of one of
-            `Experiment.microbatches`); None: one row per device.
+        microbatches: parts of a batch; None: one row per device.
         virtual_stages: how often a microbatch visits each stage.
     """
 

@@ -56,8 +56,8 @@ def remat_stage(
 ) -> Callable[..., Any]:
     """`fn`, which runs the layers of all stages at once, with rematerialization.
 
-    With several virtual stages "keep_all" saves products only: the weights that each
-    iteration selects would otherwise be saved too.
+    With several virtual stages "keep_all" saves products only, not the weights that
+    each iteration selects.
     """
     if remat == "keep_all" and virtual_stages == 1:
         return fn

@@ -1,7 +1,4 @@
-"""Stack of blocks: parameters stacked over layers, run by `lax.scan`.
-
-Layers may repeat in cycles of several kinds: each cycle is one scan.
-"""
+"""Stack of blocks: parameters stacked over layers, run by `lax.scan`."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -88,9 +85,8 @@ def group_layers(depth: int, first: int, period: int) -> list[LayerGroup]:
 class RepeatedBlocks(nnx.Module):
     """A cycle of blocks of different kinds, repeated.
 
-    Attributes:
-        blocks: one of each kind. Every parameter has a leading dimension L, and the
-            layer numbers in its metadata (`layers`).
+    `blocks` has one of each kind. Every parameter has a leading dimension L, and the
+    layer numbers in its metadata (`layers`).
     """
 
     def __init__(
@@ -136,13 +132,7 @@ def _init_stacked(
 
 
 class Stack(nnx.Module):
-    """All residual blocks, each with its own initial parameters.
-
-    Attributes:
-        unroll: cycle iterations per loop iteration; all of them: no loop.
-        remat: what the backward pass recomputes.
-        pipeline: schedule of layers that are sharded over stages.
-    """
+    """All residual blocks; `unroll` cycle iterations per loop iteration."""
 
     def __init__(
         self,

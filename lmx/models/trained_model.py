@@ -22,8 +22,7 @@ class Pretrained:
     Attributes:
         family: the `model_type` of its files.
         source: SHA-256 of its files; None before it is imported into a run.
-        hf_fields: fields of its config.json that change no logit, such as the longest
-            text of its training; an export has them again.
+        hf_fields: fields of its config.json that change no logit, for an export.
         generation: its generation_config.json.
     """
 
@@ -39,7 +38,7 @@ class TrainedModel(NamedTuple):
 
     Attributes:
         config: an `Experiment` or a `Pretrained`.
-        step: after which training step; 0 if it was not trained by lmx.
+        step: the last training step; 0 if it was not trained by lmx.
         graph: the model without its parameters.
     """
 

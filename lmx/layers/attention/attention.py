@@ -1,7 +1,7 @@
-"""Self-attention layer: multi-head (K = N), grouped-query and multi-query (K = 1).
+"""Self-attention with queries, keys and values of every token.
 
-Vaswani et al. 2017, arXiv:1706.03762, section 3.2; Shazeer 2019, arXiv:1911.02150;
-Ainslie et al. 2023, arXiv:2305.13245.
+Multi-head (Vaswani et al. 2017, arXiv:1706.03762), grouped-query (Ainslie et al. 2023,
+arXiv:2305.13245) and multi-query (Shazeer 2019, arXiv:1911.02150).
 """
 
 from abc import abstractmethod
@@ -60,10 +60,9 @@ class KV(NamedTuple):
 
 @configurable
 class AttentionSink(nnx.Module):
-    """An additional key per head with a learned logit and a value of zero.
+    """A learned logit per head of one more key, of value zero.
 
-    Xiao et al. 2023, arXiv:2309.17453, section 3.3; OpenAI 2025, arXiv:2508.10925,
-    section 2.3.
+    Xiao et al. 2023, arXiv:2309.17453, section 3.3; OpenAI 2025, arXiv:2508.10925.
     """
 
     def __init__(self, heads: int, init: Init, *, logit: float = 0.0):
@@ -75,14 +74,12 @@ class Attention(SelfAttention):
     """Self-attention with query, key, value and output projections.
 
     Attributes:
-        position: relative position scheme; None: only the causal mask orders tokens
-            (NoPE; Kazemnejad et al. 2023, arXiv:2305.19466).
-        window: sliding window, as in Beltagy et al. 2020, arXiv:2004.05150, section
-            3.1.
+        position: None: only the causal mask orders tokens (NoPE; Kazemnejad et al.
+            2023, arXiv:2305.19466).
+        window: sliding window (Beltagy et al. 2020, arXiv:2004.05150, section 3.1).
         qk_norm: norm of queries and keys, over each head or over all `heads` together.
         scale: of the logits; None: 1 / sqrt(head_dim).
-        qkv: makes the query, key and value projections; `@EinsumBias` adds biases, in
-            `out` likewise.
+        qkv, out: make the projections; `@EinsumBias` adds biases.
         backend: implementation; all give the same numbers up to rounding.
     """
 
@@ -199,7 +196,6 @@ class Attention(SelfAttention):
         return KV(zeros_BSKH, zeros_BSKH)
 
     def _list_features(self) -> list[str]:
-        """Parameters in use that go beyond plain dot products."""
         used = {
             "position": self.position and self.position.modifies_logits,
             "sink": self.sink,

@@ -1,7 +1,6 @@
 """Attention backends: interchangeable implementations of `attend`, the reference.
 
-The experiment chooses one. A backend never falls back to another: it refuses, by name,
-what it does not support.
+A backend never falls back to another: it refuses, by name, what it does not support.
 """
 
 import logging
@@ -41,9 +40,10 @@ def attend(
     """softmax(scale * q k) v, with the softmax in at least float32.
 
     Query head n uses key head n // G. `mask` is True where query t sees key s. `scale`
-    defaults to 1 / sqrt(H). Logits are then capped (`soft_cap`) and modified by
-    `modify_logits`. `sink` is the logit of an additional key of value zero. `dropout`
-    acts on the probabilities, batch first.
+    defaults to 1 / sqrt(H). Logits are capped (`soft_cap`), then changed by
+    `modify_logits`. `sink` is the logit of one more key of value zero. `dropout` acts
+    on the probabilities, batch first. Vaswani et al. 2017, arXiv:1706.03762, section
+    3.2.
     """
     K, H = k.shape[-2:]
     q_BTNH = q * (H**-0.5 if scale is None else scale)
@@ -77,10 +77,7 @@ def softmax(
 
 
 def soft_cap(logits: Float[Array, "*dims"], cap: float) -> Float[Array, "*dims"]:
-    """Cap * tanh(logits / cap): the identity near 0, bounded by +-cap.
-
-    Gemma Team 2024, arXiv:2408.00118, section 2.
-    """
+    """Cap * tanh(logits / cap). Gemma Team 2024, arXiv:2408.00118, section 2."""
     check_argument(cap > 0.0, f"logit cap is {cap}: it must be above 0.")
     return cap * jnp.tanh(logits / cap)
 
@@ -89,8 +86,8 @@ def soft_cap(logits: Float[Array, "*dims"], cap: float) -> Float[Array, "*dims"]
 class AttentionMask:
     """Which keys each query sees, without the dense array.
 
-    With `single_document`, every row is one document without padding or cache: a query
-    sees itself and the tokens before it in the row, or the last `window` of these.
+    With `single_document` every row is one document without padding or cache: a query
+    sees itself and the tokens before it, or the last `window` of these.
     """
 
     query: TokenInfo
@@ -119,8 +116,7 @@ class AttentionBackend(ABC):
     """Base class of implementations of attention.
 
     Attributes:
-        supports: parameters of `Attention` that go beyond plain dot products and that
-            this backend supports.
+        supports: supported parameters of `Attention` beyond plain dot products.
         platforms, dtypes: where it runs, and what it computes in; empty: any.
         sharded_length: whether it runs where the sequence is sharded.
     """
@@ -131,10 +127,7 @@ class AttentionBackend(ABC):
     sharded_length: ClassVar[bool] = True
 
     def check(self, head_dim: int, required: Iterable[str]) -> None:
-        """Raises ValueError for a head size, or a parameter, without support.
-
-        `required` are the parameters of `Attention` that go beyond plain dot products.
-        """
+        """Raises ValueError for an unsupported head size or `required` parameter."""
         for parameter in required:
             check_argument(
                 parameter in self.supports,
@@ -184,10 +177,7 @@ class ReferenceAttention(AttentionBackend):
 @configurable
 @dataclass(frozen=True)
 class XLAAttention(AttentionBackend):
-    """`jax.nn.dot_product_attention` as XLA compiles it, on any platform.
-
-    The softmax is in float32, also of float64.
-    """
+    """`jax.nn.dot_product_attention` as XLA compiles it; the softmax is in float32."""
 
     implementation: ClassVar[Literal["xla", "cudnn"]] = "xla"
 
@@ -215,10 +205,9 @@ class XLAAttention(AttentionBackend):
 class CuDNNAttention(XLAAttention):
     """cuDNN's flash attention on NVIDIA GPUs, which never stores the logits.
 
-    `head_dim` must be a multiple of 8, and at most 128 (256 from Hopper on). Packed
-    rows, and a cache, need a dense mask of two bytes per pair of query and key; rows of
-    one document each (a call with `segments=None`) need none. Dao 2023,
-    arXiv:2307.08691.
+    `head_dim` is a multiple of 8, at most 128 (256 from Hopper on). Packed rows, and a
+    cache, need a dense mask; rows of one document (`segments=None`) need none. Dao
+    2023, arXiv:2307.08691.
     """
 
     implementation = "cudnn"

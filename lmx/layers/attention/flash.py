@@ -1,8 +1,8 @@
 """Flash attention in plain JAX: blockwise attention with an online softmax.
 
-Only the logits of one pair of blocks exist at a time. The softmax is accumulated block
-by block (Milakov and Gimelshein 2018, arXiv:1805.02867), and the backward pass
-recomputes the logits (Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4).
+Only the logits of one pair of blocks exist at a time (Milakov and Gimelshein 2018,
+arXiv:1805.02867); the backward pass recomputes them (Dao et al. 2022, arXiv:2205.14135,
+algorithms 1 and 4).
 """
 
 import math

@@ -28,8 +28,8 @@ from lmx.layers.rope import RoPE
 class InfiniMemory(NamedTuple):
     """The newest keys and values, and the memory of older ones.
 
-    The two sums are of sigma(k) [v 1]: over the complete segments of the newest
-    document, and over its last segment.
+    `sums` of sigma(k) [v 1]: over the complete segments of the newest document, and
+    over its last segment.
     """
 
     local: KV
@@ -107,12 +107,8 @@ def mix_memory(
 class InfiniAttention(Attention):
     """Softmax attention within a segment, and a linear memory of earlier segments.
 
-    Segments start with the document. The memory ignores positions: queries and keys are
-    rotated for softmax attention only.
-
-    Attributes:
-        segment_length: tokens.
-        gate: initial logit of the weight of the memory, per head; learned.
+    Segments start with the document. The memory ignores positions. `gate` is the
+    initial logit of the learned weight of the memory, per head.
     """
 
     def __init__(

@@ -1,8 +1,7 @@
 """The KV cache: its state, its update, and where cached tokens are.
 
-Each row's tokens are stored without padding, token i in slot `i % capacity`. So rows
-may have different lengths, padded on either side, and a cache smaller than the text is
-a ring buffer of the newest tokens.
+Token i of a row is in slot `i % capacity`, without padding. So rows may have different
+lengths, and a cache smaller than the text is a ring buffer of the newest tokens.
 """
 
 from typing import NamedTuple
@@ -74,10 +73,7 @@ def write_slots(
     index: Int[Array, "B T"],
     new_lengths: Int[Array, "B"],
 ) -> Shaped[Array, "B S *dims"]:
-    """`cache` with the newest of `new` in their slots; negative `index` is padding.
-
-    Rows have `new_lengths` tokens afterwards.
-    """
+    """`cache` with the newest of `new` in their slots; negative `index` is padding."""
     capacity = cache.shape[1]
     written_BT = (index >= 0) & (index >= new_lengths[:, None] - capacity)
     slot_BT = jnp.where(written_BT, index % capacity, capacity)  # dropped if capacity
@@ -111,10 +107,7 @@ class AttentionInputs(NamedTuple):
 def update_cache(
     cache: PyTree, new: PyTree, inputs: AttentionInputs
 ) -> tuple[PyTree, TokenInfo, PyTree]:
-    """Returns what can be attended to, its tokens, and the updated cache of a layer.
-
-    `new` has arrays of dimensions B, T, ..., one vector for each token of the inputs.
-    """
+    """Returns what can be attended to, its tokens, and the updated cache of a layer."""
     tokens, view = inputs.tokens, inputs.cache
     if cache is None or view is None:
         return new, tokens, None
@@ -141,11 +134,7 @@ def make_inputs(
     segments: Int[Array, "B T"] | None,
     keys: Key[Array, "B"] | None,
 ) -> AttentionInputs:
-    """Inputs of a call without a cache.
-
-    Without `segments` each row is one document. Without `positions` they restart at 0
-    with each document.
-    """
+    """Inputs of a call without a cache; without `segments` each row is one document."""
     single_document = segments is None
     if segments is None:
         segments = jnp.ones_like(tokens)

@@ -1,7 +1,4 @@
-"""Multi-head latent attention (MLA): keys and values from a low-rank latent per token.
-
-DeepSeek-AI 2024, arXiv:2405.04434 (DeepSeek-V2), section 2.1.
-"""
+"""Multi-head latent attention. DeepSeek-AI 2024, arXiv:2405.04434, section 2.1."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,14 +26,11 @@ class MLA(SelfAttention):
     A logit is the sum of a part with a key made from the latent and a part with a
     rotated key that all heads share (section 2.1.3). Without a cache, keys and values
     are expanded from the latents; with a cache, the up-projections are absorbed into
-    the queries and the output, and attention reads the latents themselves.
+    queries and output.
 
     Attributes:
-        kv_rank: size of the latent of keys and values, R.
-        q_rank: size of the latent of queries; None: full-rank queries.
-        head_dim: size of the part of queries and keys without rotation.
-        rope_dim: size of the rotated part.
-        value_dim: size of values.
+        kv_rank, q_rank: sizes of the latents; `q_rank` None: full-rank queries.
+        head_dim, rope_dim: sizes of the parts without and with rotation.
         scale: of the logits; None: 1 / sqrt(head_dim + rope_dim).
     """
 

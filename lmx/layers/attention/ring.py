@@ -57,12 +57,9 @@ class RingPlan(NamedTuple):
 class RingAttention(AttentionBackend):
     """Ring attention over `Mesh.context` in plain JAX, on any platform.
 
-    Causal work is balanced over devices (`ring_schedule`). Pairs of blocks that the
-    causal mask or the window hides are not computed, and keys outside the window are
-    not sent; pairs hidden by packing are computed. A cache is read block by block.
-
-    Attributes:
-        block: tokens per block of queries and of keys.
+    Pairs of blocks that the causal mask or the window hides are not computed, and keys
+    outside the window are not sent; pairs hidden by packing are computed. A cache is
+    read in blocks of `block` tokens.
     """
 
     block: int = 512
@@ -109,7 +106,6 @@ def _attend_local(
     tokens: TokenInfo,
     sink: Float[Array, "N"] | None,
 ) -> Float[Array, "B T N J"]:
-    """The output of one device's queries."""
     all_tokens, local_tokens = _gather_token_info(schedule, plan.axes, tokens)
     if schedule.zigzag:
         q, k, v = _to_zigzag(plan.axes, q, k, v)
@@ -124,10 +120,7 @@ def _attend_local(
 def _gather_token_info(
     schedule: RingSchedule, axes: tuple[str, ...], tokens: TokenInfo
 ) -> tuple[TokenInfo, TokenInfo]:
-    """The tokens of every device, device first, and those of this device.
-
-    A few bytes per token, so they are gathered once and do not move with the keys.
-    """
+    """The tokens of every device, device first, and those of this device."""
     if not axes:
         return jax.tree.map(lambda x: x[None], tokens), tokens
     rows = jax.lax.all_gather(jnp.stack(tokens), axes, axis=2, tiled=True)
@@ -229,7 +222,6 @@ def _permute_sequentially(
 
 
 def _shift(tree: PyTree, axes: tuple[str, ...], by: int) -> PyTree:
-    """Sends every array `by` devices ahead."""
     if not axes or not by:
         return tree
     devices = jax.lax.axis_size(axes)

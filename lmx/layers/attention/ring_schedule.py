@@ -1,10 +1,9 @@
 """Static schedule of ring attention: which blocks meet on which device at each step.
 
-Keys move around the ring of devices, one device per step. Without a window, the first
-queries of a row see few keys and the last see all. In the zigzag layout each device has
-one chunk from the front and its mirror image from the back (after Brandon et al. 2023,
-arXiv:2311.09431, who distribute single tokens), so all devices have equal work at every
-step. With a window, contiguous chunks need fewer steps.
+Keys move one device per step. Without a window, the last queries of a row see the most
+keys: in the zigzag layout each device has a chunk and its mirror image (after Brandon
+et al. 2023, arXiv:2311.09431), so all have equal work. With a window, contiguous chunks
+need fewer steps.
 """
 
 import math
@@ -19,10 +18,8 @@ class RingSchedule(NamedTuple):
     """The work of each device.
 
     Attributes:
-        chunks: which chunks of the row each device has, `devices` x 1, or x 2 with the
-            even chunk first.
-        chunk_length: tokens per chunk.
-        block: tokens per block; the last of a chunk may have fewer.
+        chunks: of the row, by device; with two, the even one is first.
+        chunk_length, block: in tokens; the last block of a chunk may have fewer.
         steps: for each step, `devices` x pairs x 3: a block of the device's queries, a
             block of the keys that it holds at that step, and 1, or 0 for padding.
     """

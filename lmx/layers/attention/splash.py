@@ -35,12 +35,8 @@ class SplashAttention(AttentionBackend):
     """Flash attention on TPUs, in float32, which stores neither logits nor masks.
 
     Blocks that the causal mask or the window hides are not computed; documents are
-    separated by segment ids. Rows are padded to whole blocks. A cache is read by
-    `RingAttention`, on any platform.
-
-    Attributes:
-        block: tokens per block of queries and of keys, a multiple of 128; short rows
-            use smaller blocks.
+    separated by segment ids. A cache is read by `RingAttention`, on any platform.
+    `block` is a multiple of 128 tokens; short rows use smaller blocks.
     """
 
     block: int = 512

@@ -16,13 +16,7 @@ from lmx.core import partitioning
 
 @dataclass(frozen=True)
 class AllToAllPlan:
-    """Static shapes of an exchange.
-
-    Attributes:
-        axes: device axes of the devices.
-        rows: rows that each device has.
-        capacity: maximum number of rows that one device sends to another.
-    """
+    """Device axes, rows of each device, and most rows from one device to another."""
 
     axes: tuple[str, ...]
     rows: int
@@ -37,8 +31,7 @@ class AllToAll(ABC):
     """Base class of exchanges of rows between devices.
 
     `counts` has the number of rows from each device to each. The rows of a device are
-    sorted by destination. Rows received from device i start at `i * capacity`, and
-    unused slots are zero.
+    sorted by destination; rows received from device i start at `i * capacity`.
     """
 
     platforms: ClassVar[tuple[str, ...]] = ("cpu", "gpu", "tpu")
@@ -74,11 +67,7 @@ class AllToAll(ABC):
 @configurable
 @dataclass(frozen=True)
 class PaddedAllToAll(AllToAll):
-    """Sends `capacity` rows to every device, padded with zeros. Runs everywhere.
-
-    For n tokens with k choices among the E experts of a device, `n * min(k, E)` rows
-    are sent to each device.
-    """
+    """Sends `capacity` rows to every device, padded with zeros. Runs everywhere."""
 
     def dispatch(self, x, counts, plan):
         sizes, starts = _local_counts(counts, plan)
@@ -100,10 +89,7 @@ class PaddedAllToAll(AllToAll):
 @configurable
 @dataclass(frozen=True)
 class RaggedAllToAll(AllToAll):
-    """Sends exactly the rows that there are. Not implemented by XLA:CPU.
-
-    Receive buffers are as large as in `PaddedAllToAll`, for the worst case.
-    """
+    """Sends exactly the rows that there are. Not implemented by XLA:CPU."""
 
     platforms: ClassVar[tuple[str, ...]] = ("gpu", "tpu")
 

@@ -32,9 +32,9 @@ ApplyExperts = Callable[[Array, ExpertMatmul], Array]
 class CapacityDispatch:
     """An expert takes the first tokens of a row that chose it; others are dropped.
 
-    Its capacity is `capacity_factor` times an even share of the row's unpadded tokens.
-    The auxiliary mean "dropped" is the fraction of dropped choices. Lepikhin et al.
-    2020, arXiv:2006.16668; Fedus et al. 2021, arXiv:2101.03961, section 2.2.
+    It takes `capacity_factor` times an even share of the row's unpadded tokens.
+    "dropped" is the fraction of dropped choices. Lepikhin et al. 2020,
+    arXiv:2006.16668; Fedus et al. 2021, arXiv:2101.03961, section 2.2.
     """
 
     capacity_factor: float = 1.25
@@ -122,9 +122,9 @@ def weighted_sum(
 class DroplessDispatch:
     """Every token gets the output of all experts it is routed to.
 
-    Tokens are sorted by expert and multiplied group by group, so an overloaded expert
-    is slower but drops nothing. Gale et al. 2022, arXiv:2211.15841. Each device sorts
-    its own tokens; with expert parallelism, `all_to_all` exchanges them.
+    Tokens are sorted by expert and multiplied group by group. Gale et al. 2022,
+    arXiv:2211.15841. Each device sorts its own tokens; with expert parallelism,
+    `all_to_all` exchanges them.
     """
 
     all_to_all: Execution[AllToAll] = PaddedAllToAll()
@@ -216,10 +216,7 @@ class DroplessDispatch:
 
 
 def expert_axes() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The mesh axes that shard the experts, and those that shard their hidden units.
-
-    Raises ConfigError for unsupported sharding rules.
-    """
+    """The mesh axes that shard the experts, and their hidden units."""
     tokens = [axis for d in "BT" for axis in mesh_axes(d, within="BTD")]
     experts, hidden = mesh_axes("E", within="EFD"), mesh_axes("F", within="EFD")
     require(

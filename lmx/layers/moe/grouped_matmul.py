@@ -1,8 +1,4 @@
-"""Grouped matrix multiplication: rows sorted by expert times the matrix of each expert.
-
-All implementations equal a loop over experts, up to rounding. None falls back to
-another: each refuses, by name, what it does not support.
-"""
+"""Grouped matmul: rows sorted by expert times the matrix of each expert."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -19,7 +15,7 @@ from lmx.core import partitioning
 
 
 class GroupedMatmul(ABC):
-    """Base class of grouped matrix multiplications.
+    """Base class of grouped matrix multiplications, which equal a loop over experts.
 
     Attributes:
         platforms, dtypes: where it runs, and what it computes in; empty: any.
@@ -54,11 +50,7 @@ class GroupedMatmul(ABC):
 @configurable
 @dataclass(frozen=True)
 class RaggedDot(GroupedMatmul):
-    """`jax.lax.ragged_dot` as XLA compiles it, on any platform and for any dtype.
-
-    Uses a grouped kernel where XLA has one. On CPU every row is multiplied with every
-    matrix, and other groups are masked.
-    """
+    """`jax.lax.ragged_dot` as XLA compiles it, on any platform and for any dtype."""
 
     def __call__(self, x, w, sizes):
         return ragged_dot(*_match_varying(x, w), sizes)
@@ -68,10 +60,7 @@ class RaggedDot(GroupedMatmul):
 def ragged_dot(
     x: Float[Array, "M D"], w: Float[Array, "E D F"], sizes: Int[Array, "E"]
 ) -> Float[Array, "M F"]:
-    """`jax.lax.ragged_dot`, sequential under `vmap`, where JAX has no gradient for it.
-
-    Rows and matrices must vary over the same device axes.
-    """
+    """`jax.lax.ragged_dot`, sequential under `vmap`, where JAX lacks its gradient."""
     return _ragged_dot(x, w, sizes)
 
 
@@ -107,12 +96,9 @@ def _match_varying(x: Array, w: Array) -> tuple[Array, Array]:
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class Megablox(GroupedMatmul):
-    """JAX's Pallas grouped matmul for TPUs, in bfloat16 or float32.
+    """JAX's Pallas grouped matmul for TPUs, in blocks of `tile` rows and columns.
 
     Gale et al. 2022, arXiv:2211.15841.
-
-    Attributes:
-        tile: rows and columns of a block.
     """
 
     tile: int = 128
@@ -136,10 +122,7 @@ def megablox_matmul(
     *,
     interpret: bool = False,
 ) -> Float[Array, "M F"]:
-    """The grouped matmul by Pallas; with `interpret` it runs on any platform.
-
-    The kernel needs whole blocks of rows, and leaves rows of no group uninitialized.
-    """
+    """The grouped matmul by Pallas; with `interpret` it runs on any platform."""
     from jax.experimental.pallas.ops.tpu.megablox import ops
 
     M = len(x)

@@ -49,11 +49,7 @@ class MoE(Experts):
 
 @configurable
 class ClampedMoE(MoE):
-    """`MoE` with the experts of gpt-oss: biases, and a clamped SwiGLU.
-
-    Attributes:
-        limit, alpha: of `clamped_swiglu`, by default as in the released code.
-    """
+    """`MoE` with the experts of gpt-oss: biases, and `clamped_swiglu`."""
 
     weight_letters = {
         **MoE.weight_letters,
@@ -102,9 +98,9 @@ class ClampedMoE(MoE):
 class ExpertChoice(Experts):
     """Each expert chooses the tokens of a row with the highest scores.
 
-    All experts take the same number of tokens; a token has `capacity_factor` experts on
-    average, between none and all. The choice depends on later tokens, so such a model
-    cannot generate. Zhou et al. 2022, arXiv:2202.09368.
+    A token has `capacity_factor` experts on average, between none and all. The choice
+    depends on later tokens, so such a model cannot generate. Zhou et al. 2022,
+    arXiv:2202.09368.
     """
 
     causal = False

@@ -44,9 +44,8 @@ def balance_loss(
 ) -> Mean:
     """1 if every expert gets an equal share of a document, E if one gets all of it.
 
-    Fedus et al. 2021, arXiv:2101.03961, equation 4, for any number of choices, computed
-    per document as in DeepSeek-AI 2024, arXiv:2412.19437, section 2.1.2, so that it
-    does not depend on packing or on the batch size. Weighted by unpadded tokens.
+    Fedus et al. 2021, arXiv:2101.03961, equation 4, per document as in DeepSeek-AI
+    2024, arXiv:2412.19437, section 2.1.2, so that packing does not matter.
     """
     E, unpadded_BT = probs.shape[-1], segments > 0
     counts_BTE = sum_per_document(count_choices(experts, E, unpadded_BT), segments)
@@ -65,10 +64,9 @@ def router_z_loss(logits: Float[Array, "B T E"], unpadded: Bool[Array, "B T"]) -
 def load_bias_loss(
     bias: Float[Array, "E"], experts: Int[Array, "B T C"], unpadded: Bool[Array, "B T"]
 ) -> Mean:
-    """Always 0; its gradient is the overload of each expert.
+    """Always 0; the sign of its gradient is that of the overload of each expert.
 
-    Only the sign of the gradient updates the bias, so the weight of this loss does not
-    matter. Wang et al. 2024, arXiv:2408.15664, algorithm 1.
+    Wang et al. 2024, arXiv:2408.15664, algorithm 1.
     """
     E = bias.shape[0]
     load_E = count_choices(experts, E, unpadded).sum(axis=(0, 1))
@@ -97,13 +95,10 @@ def best_group_mask(
 
 
 class Router(nnx.Module):
-    """Base class of token-choice routers.
+    """Base class of routers, by which each token chooses `top_k` experts.
 
     Each device routes its own tokens with the scores of all experts (letter C is never
     sharded), since XLA would gather all tokens for `top_k`.
-
-    Attributes:
-        top_k: experts per token.
     """
 
     top_k: int
@@ -119,7 +114,6 @@ class Router(nnx.Module):
 class TopKRouter(Router):
     """Best experts by score, weighted by a softmax over their scores: weights sum to 1.
 
-    Scores are in at least float32; `linear` makes them, `@EinsumBias` with a bias.
     Shazeer et al. 2017, arXiv:1701.06538, section 2.1.
     """
 

@@ -86,10 +86,7 @@ def complete_rope(fields: Values) -> dict[str, Any]:
 
 
 def bind_rope(fields: Values) -> dict[str, Any]:
-    """The position, and the scale of logits that `mscale_all_dim` asks for.
-
-    YaRN's attention factor is in the scale of the logits, not in the rotation.
-    """
+    """The position; YaRN's attention factor is in the scale of the logits."""
     bindings, scaling = ROPE.to_bindings(fields), fields["rope_scaling"] or {}
     position = bindings["MLA.position"].name
     bindings[f"{position}.layout"] = LAYOUTS[fields["rope_interleave"]]

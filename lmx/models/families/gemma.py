@@ -119,8 +119,7 @@ PERIODS = ("sliding_window_pattern", "_sliding_window_pattern")
 def complete_ropes(fields: Values) -> dict[str, Any]:
     """The positions of each kind of layer.
 
-    Files before transformers 5 have `rope_scaling` for layers without a window; since
-    then `rope_parameters` has an entry for each kind.
+    Until transformers 5, `rope_scaling` was that of layers without a window.
     """
     given = fields.get("rope_parameters") or {}
     old = {FULL: fields, WINDOW: {"rope_theta": fields.get(LOCAL_THETA)}}

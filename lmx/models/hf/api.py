@@ -48,7 +48,6 @@ class HFCheckpoint:
     Attributes:
         fields: its config.json, without the quantization that `weights` undoes.
         generation: its generation_config.json, empty if there is none.
-        weights: its tensors.
     """
 
     def __init__(self, path: Path):
@@ -97,7 +96,7 @@ class HFCheckpoint:
     def infer_dtype(self, model: Decoder, found: list[TensorSlice]) -> str:
         """The narrowest dtype that holds every parameter without a dtype of its own.
 
-        `model` is built with parameters in bfloat16, except for those.
+        `model` is built in bfloat16, except for those with their own.
         """
         params = flatten_params(nnx.state(model))
         own = {path for path, leaf in params.items() if leaf.dtype != jnp.bfloat16}
@@ -137,11 +136,10 @@ def load_hf(
     rules: Rules | None = None,
     dtype: Dtype | None = None,
 ) -> TrainedModel:
-    """The model in a folder of Hugging Face transformers.
+    """The model in a folder of Hugging Face transformers, on one device or a mesh.
 
-    On one device, or sharded over a mesh by `rules`, which override `RULES`: each
-    process reads only the shards of its devices. `dtype` is that of the parameters;
-    None: that of the files.
+    Each process reads only the shards of its devices. `rules` override `RULES`. `dtype`
+    is that of the parameters; None: that of the files.
     """
     return load_model(HFCheckpoint(Path(folder)), dtype, mesh, rules)
 
@@ -192,8 +190,7 @@ def save_hf(
 ) -> None:
     """Writes the model to a new folder, in the format of transformers.
 
-    `shard_bytes` is the maximum size of a file of weights. If it fails, nothing is left
-    of the folder.
+    `shard_bytes` is the maximum size of a file. If it fails, no folder is left.
     """
     require(
         jax.process_count() <= 1, "save_hf needs all the parameters in one process."

@@ -43,8 +43,8 @@ def map_rope(
 ) -> FieldMap:
     """Maps `rope_theta` and `rope_scaling`, or both in `rope_parameters` (since v5).
 
-    An export has the first two, which every version reads. `theta` and `scaling` are
-    the defaults of a family; `scope` is that of the bindings, if layers differ.
+    An export has the first two. `theta` and `scaling` are the defaults of a family;
+    `scope` is that of the bindings, if layers differ.
     """
 
     def to_bindings(fields: Values) -> dict[str, Any]:
@@ -145,10 +145,9 @@ def map_window(
 ) -> FieldMap:
     """Maps `sliding_window` and `layer_types` to one attention or to a cycle of them.
 
-    `default` is the window if the file has none; null means full attention.
-    `layer_types` gives the default of that field from the fields and `extra_names`;
-    without it every layer has the window, and files have no `layer_types`. An export
-    also has `extra_fields`, given whether any layer has a window.
+    `default` is the window if the file has none; null is full attention. `layer_types`
+    gives the default of that field; without it every layer has the window. An export
+    has `extra_fields`, given whether any layer has a window.
     """
 
     def with_defaults(fields: Values) -> dict[str, Any]:

@@ -33,8 +33,7 @@ class BlockScaledTensor:
         codes: bytes of one code each, or of two along the last dimension but one, the
             lower bits first.
         dtype: the small float.
-        scales: one for each block, in any float dtype.
-        block_shape: the size of a block along each dimension; the last may be partial.
+        scales: one for each block of `block_shape`; the last may be partial.
     """
 
     codes: np.ndarray
@@ -107,8 +106,7 @@ def find_mxfp4(
 ) -> QuantizedTensors:
     """E2M1 with scales along the last dimension but one, as the experts of gpt-oss.
 
-    In the files it is the last. Open Compute Project 2023, OCP Microscaling Formats
-    (MX) Specification v1.0, section 5.
+    In the files it is the last. OCP Microscaling Formats (MX) v1.0, 2023, section 5.
     """
     del config
     for name, (_, dtype, shape) in folder.tensors.items():
@@ -153,10 +151,7 @@ def _view_scales(
 
 
 class DequantizedFolder(SafetensorsFolder):
-    """A folder whose codes and scales appear as tensors in bfloat16.
-
-    `config` is the `quantization_config` of its config.json.
-    """
+    """A folder whose codes and scales appear as tensors in bfloat16."""
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
         super().__init__(path)
@@ -209,10 +204,7 @@ class DequantizedFolder(SafetensorsFolder):
 
 
 def _trace_view(shape: tuple[int, ...], view: View) -> list[np.ndarray]:
-    """The indices in the tensor of the numbers of a view, along each dimension.
-
-    Each array is the smallest that broadcasts to the shape of the view.
-    """
+    """The indices, along each dimension of the tensor, of the numbers of a view."""
     lines = np.ogrid[tuple(slice(size) for size in shape)]
     seen = [view(np.broadcast_to(line, shape)) for line in lines]
     return [i[tuple(slice(None if step else 1) for step in i.strides)] for i in seen]

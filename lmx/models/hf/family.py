@@ -37,15 +37,12 @@ class Family:
     """Everything about a family: import, export and experiments use it.
 
     Attributes:
-        model_type, architecture: its names in a config.json.
-        template: its layers where they differ from the defaults of `Decoder`, as the
-            text of a `.gin` file.
+        template: its layers where they differ from the defaults of `Decoder`, in gin.
         field_maps: maps of config.json fields, each after those that it needs.
         tensor_maps: the parameter of each tensor.
         required: fields of which only one value is supported.
         ignored_fields: fields, besides `IGNORED_FIELDS`, that change no logit.
-        ignored_tensors: patterns of tensors that are no weights; `{depth}` is the
-            number of layers.
+        ignored_tensors: patterns of tensors that are no weights of `{depth}` layers.
         prefix: what tensor names lack in files of the bare model.
         presets: published models, as the fields that differ from the defaults.
     """
@@ -156,10 +153,7 @@ def find_family(fields: Values, where: str) -> Family:
 
 
 def match_family(config: Config) -> tuple[Family, dict[str, Any]]:
-    """A family that expresses a model without loss, and the config.json fields.
-
-    The model's own family comes first. Importing the fields gives the same model.
-    """
+    """A family that expresses a model without loss, its own first, and the fields."""
     own = config.fields.get("family")
     known = sorted(load_families().values(), key=lambda each: each.model_type != own)
     losses: list[tuple[int, str]] = []

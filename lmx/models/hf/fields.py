@@ -39,10 +39,10 @@ def map_field(
 ) -> FieldMap:
     """Maps one field to one parameter.
 
-    `default` replaces a missing field or a null; a function receives the fields mapped
-    before. `values` translates the values of the field, `aliases` are other names for
-    it. A `nullable` field keeps its null. `path` says where to read the parameter, if
-    several parts of a model have one.
+    `default` replaces a missing field or a null (unless `nullable`); a function
+    receives the fields mapped before. `values` translates the field, `aliases` are its
+    other names. `path` says where to read the parameter, if several parts of a model
+    have one.
     """
     names = (name, *aliases)
 
@@ -249,8 +249,7 @@ def map_router(
 ) -> FieldMap:
     """Maps `norm_topk_prob`, which selects one of two routers, and their parameters.
 
-    `routers` are the router with normalized weights and the one without, `parameters`
-    the parameter and the default of each field, `default` that of `norm_topk_prob`.
+    `parameters` has the parameter and the default of each field.
     """
 
     def to_bindings(fields: Values) -> dict[str, Any]:

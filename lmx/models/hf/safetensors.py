@@ -1,8 +1,7 @@
 """Reads and writes folders of safetensors files.
 
-A file is the length of its header in 8 bytes, the header in JSON (dtype, shape and
-offsets of every tensor), and the numbers. See
-https://github.com/huggingface/safetensors#format.
+A file is the length of its header in 8 bytes, the header in JSON, and the numbers
+(https://github.com/huggingface/safetensors#format).
 """
 
 import json
@@ -53,12 +52,7 @@ class TensorInfo(NamedTuple):
 
 
 class SafetensorsFolder:
-    """The tensors of a folder, memory-mapped.
-
-    Attributes:
-        tensors: the header entries, by name.
-        bytes_read: bytes of tensors that this process has read so far.
-    """
+    """The tensors of a folder, memory-mapped; `bytes_read` counts those read so far."""
 
     def __init__(self, path: Path):
         self.tensors: dict[str, TensorInfo] = {}

@@ -35,11 +35,9 @@ class TensorMap(NamedTuple):
 
     Attributes:
         hf: the name of the tensor, with `{layer}` and `{expert}` if each has its own.
-        param: the parameter's path in the block of a layer or in the decoder; several
-            if they share the tensor.
-        layout: the dimensions of the tensor and of the parameter, in letters of
-            `lmx/core/dims.py`, without layers and without experts that have their own
-            tensor: "(N H) D -> D N H". Parameters that share a tensor are indexed by a
+        param: the parameter's path in a layer or decoder; several share a tensor.
+        layout: the dimensions of the tensor and of the parameter, without layers and
+            experts: "(N H) D -> D N H". Parameters that share a tensor are indexed by a
             digit, "D (3 N H) -> 3 D N H", or concatenated in a sum,
             "(N H+F) R -> R N H, R N F".
     """
@@ -182,7 +180,6 @@ def load_params(
     """The parameters, with the shapes, dtypes and shardings of `like`.
 
     On top of the result, the host holds this process's share of one parameter.
-    `on_read` is called after each tensor.
     """
     params = group_by_param(found)
 
@@ -236,10 +233,7 @@ def save_params(
     on_write: Callable[[int], object] = lambda size: None,
     limit: int = SHARD_BYTES,
 ) -> None:
-    """Writes all tensors of the slices, one in memory at a time.
-
-    `on_write` receives the bytes of each.
-    """
+    """Writes all tensors of the slices, one in memory at a time."""
     tensors = group_by_tensor(found)
 
     def fill(tensor: TensorInfo) -> np.ndarray:
