@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
+from lmx.config.registry import require
 from lmx.core import sharding
 from lmx.core.dims import logical
 from lmx.core.sharding import AnyMesh, Rules
@@ -75,6 +76,23 @@ def platform() -> str:
         return jax.default_backend()
     name = mesh.devices.flat[0].platform
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+def check_kernel(kernel: Any, dtype: jnp.dtype, remedy: str) -> None:
+    """Raises ConfigError unless the program is for its `platforms` and `dtypes`.
+
+    Empty: any. The error ends with the `remedy`.
+    """
+    name, target = type(kernel).__name__, platform()
+    require(
+        not kernel.platforms or target in kernel.platforms,
+        f"{name} runs on {' or '.join(kernel.platforms)}, and this program is for"
+        f" {target}: {remedy}",
+    )
+    require(
+        not kernel.dtypes or dtype.name in kernel.dtypes,
+        f"{name} computes in {' or '.join(kernel.dtypes)}, not {dtype}: {remedy}",
+    )
 
 
 def num_shards(letter: str) -> int:

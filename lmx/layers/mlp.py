@@ -97,21 +97,6 @@ ExpertMatmul = Callable[[Array, Array], Array]
 Weights = Mapping[str, Array]
 
 
-def clamped_swiglu(
-    gate: Float[Array, "*rows F"],
-    up: Float[Array, "*rows F"],
-    limit: float,
-    alpha: float,
-) -> Float[Array, "*rows F"]:
-    """Gate * sigmoid(alpha * gate) * (up + 1), with gate and up clamped at `limit`.
-
-    OpenAI 2025, arXiv:2508.10925 (gpt-oss), section 2.2, and its released code.
-    """
-    gate = jnp.minimum(gate, limit)
-    up = jnp.clip(up, -limit, limit)
-    return gate * jax.nn.sigmoid(alpha * gate) * (up + 1)
-
-
 class Experts(FeedForward):
     """Base class of layers with routed experts (SwiGLU), and a shared one (`shared`).
 

@@ -69,7 +69,10 @@ class PipelineSchedule:
         count = self.microbatches or max(x.shape[0] // num_shards("B"), 1)
         timeline = Timeline(stages, count, rounds)
         timeline.check(jax.tree.leaves(iterations)[0].shape[0], x.shape[0])
-        split = partial(jax.tree.map, lambda x: _split_microbatches(x, count))
+        # Microbatch u has rows u, u + count, ..., so each device keeps its own rows.
+        split = partial(
+            jax.tree.map, lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+        )
         layers = jax.tree.map(lambda w: _deal_to_stages(w, rounds, stages), iterations)
         shared = split((inputs.tokens, inputs.keys))
         idle_BTD = split(x)[0]  # real hidden states, since zeros may give NaN
@@ -173,13 +176,6 @@ def _run_schedule(
     )
     (queue_LUBTD, _), aux = jax.lax.scan(step, carry, jnp.arange(timeline.iterations))
     return queue_LUBTD[0], jax.tree.map(timeline.sum_metrics, aux)
-
-
-def _split_microbatches(
-    x: Shaped[Array, "B *dims"], count: int
-) -> Shaped[Array, "U M *dims"]:
-    """Microbatch u has rows u, u + count, ..., so each device keeps its own rows."""
-    return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _deal_to_stages(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from lmx.config.registry import check_argument, configurable
+from lmx.config.registry import check_argument, configurable, require
 from lmx.core import partitioning
 from lmx.core.precision import upcast
 from lmx.layers.mask import TokenInfo, make_attention_mask
@@ -136,19 +136,16 @@ class AttentionBackend(ABC):
             )
 
     def check_program(self, dtype: jnp.dtype) -> None:
-        """Raises ValueError where the traced program is not supported."""
-        platform, split = partitioning.platform(), partitioning.mesh_axes("T")
-        if self.platforms and platform not in self.platforms:
-            flaw = f"runs on {self.platforms[0]}, and this program is for {platform}"
-        elif self.dtypes and dtype.name not in self.dtypes:
-            flaw = f"computes in {' or '.join(self.dtypes)}, not {dtype}"
-        elif split and not self.sharded_length:
-            flaw = f"needs complete rows, and a rule shards them over {split}"
-        else:
-            return
-        raise ValueError(
-            f"{type(self).__name__} {flaw}: change that, or set"
-            " Attention.backend=@RingAttention(), which always runs."
+        """Raises ConfigError where the traced program is not supported."""
+        remedy = (
+            "change that, or set Attention.backend=@RingAttention(), which always runs."
+        )
+        partitioning.check_kernel(self, dtype, remedy)
+        split = partitioning.mesh_axes("T")
+        require(
+            self.sharded_length or not split,
+            f"{type(self).__name__} needs complete rows, and a rule shards them over"
+            f" {split}: {remedy}",
         )
 
     @abstractmethod

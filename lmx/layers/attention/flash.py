@@ -69,29 +69,15 @@ def split_queries(
 ) -> QueryBlocks:
     """Blocks of queries, each within one chunk of `chunk_length` tokens; padded."""
     q_BTKGH = rearrange(q, "B T (K G) H -> B T K G H", K=kv_heads)
-    blocks = _split_blocks(q_BTKGH, chunk_length, block)
-    return QueryBlocks(
-        rearrange(blocks, "C B T K G H -> C B K G T H"),
-        split_token_info(tokens, chunk_length, block),
-    )
-
-
-def split_kv(
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K J"],
-    tokens: TokenInfo,
-    chunk_length: int,
-    block: int,
-) -> KVBlocks:
-    """Blocks of keys and values, each within one chunk; padded."""
-    k, v = (_split_blocks(x, chunk_length, block) for x in (k, v))
-    return KVBlocks(k, v, split_token_info(tokens, chunk_length, block))
+    blocks = split_blocks(q_BTKGH, chunk_length, block)
+    tokens = split_token_info(tokens, chunk_length, block)
+    return QueryBlocks(rearrange(blocks, "C B T K G H -> C B K G T H"), tokens)
 
 
 def split_token_info(tokens: TokenInfo, chunk_length: int, block: int) -> TokenInfo:
     """Blocks of `tokens`; padding has segment -1."""
     blocks = (
-        _split_blocks(x, chunk_length, block, fill)
+        split_blocks(x, chunk_length, block, fill)
         for x, fill in zip(tokens, (0, 0, -1), strict=True)
     )
     return TokenInfo(*blocks)
@@ -204,10 +190,10 @@ def _logits(
     return logits_BKGTS, mask_BTS[:, None, None]
 
 
-def _split_blocks(
+def split_blocks(
     x: Shaped[Array, "B T *dims"], chunk_length: int, block: int, fill: int = 0
 ) -> Shaped[Array, "blocks B S *dims"]:
-    """Blocks first; the last block of a chunk is padded with `fill`."""
+    """Blocks, each within one chunk; the last of a chunk is padded with `fill`."""
     block = min(block, chunk_length)
     chunks = rearrange(x, "B (M T) ... -> B M T ...", T=chunk_length)
     padding = [(0, 0)] * chunks.ndim

@@ -30,7 +30,7 @@ from lmx.layers.attention.flash import (
     finalize,
     init_softmax,
     merge_output,
-    split_kv,
+    split_blocks,
     split_queries,
     split_token_info,
 )
@@ -92,8 +92,12 @@ class RingAttention(AttentionBackend):
         T, S = q.shape[1], k.shape[1]
         plan = RingPlan((list_all_pairs(T, S, self.block),), (), options)
         queries = split_queries(q, mask.query, k.shape[2], T, self.block)
-        kv = split_kv(k, v, mask.key, S, self.block)
-        kv = kv._replace(tokens=jax.tree.map(lambda x: x[None], kv.tokens))
+        tokens = split_token_info(mask.key, S, self.block)
+        kv = KVBlocks(
+            split_blocks(k, S, self.block),
+            split_blocks(v, S, self.block),
+            jax.tree.map(lambda x: x[None], tokens),
+        )
         return merge_output(_attend(plan, queries, kv), sink, T)
 
 
@@ -112,7 +116,7 @@ def _attend_local(
     sizes = schedule.chunk_length, schedule.block
     queries = split_queries(q, local_tokens, k.shape[2], *sizes)
     split = jax.vmap(lambda tokens: split_token_info(tokens, *sizes))
-    kv = split_kv(k, v, local_tokens, *sizes)._replace(tokens=split(all_tokens))
+    kv = KVBlocks(split_blocks(k, *sizes), split_blocks(v, *sizes), split(all_tokens))
     y_BTNH = merge_output(_attend(plan, queries, kv), sink, schedule.chunk_length)
     return _from_zigzag(plan.axes, y_BTNH) if schedule.zigzag else y_BTNH
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import configurable
 from lmx.core import partitioning
 
 
@@ -34,16 +34,13 @@ class AllToAll(ABC):
     sorted by destination; rows received from device i start at `i * capacity`.
     """
 
-    platforms: ClassVar[tuple[str, ...]] = ("cpu", "gpu", "tpu")
+    platforms: ClassVar[tuple[str, ...]] = ()
+    dtypes: ClassVar[tuple[str, ...]] = ()
 
-    def check(self) -> None:
+    def check(self, dtype: jnp.dtype) -> None:
         """Raises ConfigError on an unsupported platform."""
-        platform = partitioning.platform()
-        require(
-            platform in self.platforms,
-            f"{type(self).__name__} does not run on {platform}: set"
-            " DroplessDispatch.all_to_all=@PaddedAllToAll().",
-        )
+        remedy = "set DroplessDispatch.all_to_all=@PaddedAllToAll()."
+        partitioning.check_kernel(self, dtype, remedy)
 
     @abstractmethod
     def dispatch(

@@ -63,14 +63,17 @@ class CapacityDispatch:
         rows = jnp.broadcast_to(jnp.arange(B)[:, None], slots.shape)
         sources = jnp.full((B, E * capacities[-1]), T * C)
         sources = sources.at[rows, slots].set(jnp.arange(T * C), mode="drop")
-        x_BMD = _gather_rows(repeat_for_choices(x, C), sources)
+        # A copy per choice, each indexed once: the gradient is a sum in a fixed order.
+        x_BMD = _gather_rows(jnp.repeat(x, C, axis=1), sources)
         x_EMD = rearrange(x_BMD, "B (E M) D -> E (B M) D", E=E)
         y_EMD = experts.apply_experts(x_EMD, jnp.matmul, weights)
         y_BMD = rearrange(y_EMD, "E (B M) D -> B (E M) D", B=B)
         y_BTCD = _gather_rows(y_BMD, slots).reshape(B, T, C, -1)
         choices = unpadded.sum().astype(routing.weights.dtype) * C
         dropped = Mean(choices - kept_BTC.sum(), choices)
-        return weighted_sum(y_BTCD, routing.weights), {"dropped": dropped}
+        weights_BTC = routing.weights.astype(x.dtype)
+        y_BTD = jnp.einsum("BTCD,BTC->BTD", y_BTCD, weights_BTC)
+        return y_BTD, {"dropped": dropped}
 
 
 def compute_capacities(tokens: int, fraction: float) -> Int[np.ndarray, "counts"]:
@@ -98,23 +101,11 @@ def _assign_slots(
     return rearrange(slots_BTC, "B T C -> B (T C)"), kept_BTC
 
 
-def repeat_for_choices(x: Float[Array, "B T D"], choices: int) -> Float[Array, "B M D"]:
-    """Every token once per choice, so that its gradient is a sum in a fixed order."""
-    return jnp.repeat(x, choices, axis=1)
-
-
 def _gather_rows(
     rows: Float[Array, "B M D"], index: Int[Array, "B slots"]
 ) -> Float[Array, "B slots D"]:
     """The rows at these indices; 0 for an index beyond the last."""
     return jnp.take_along_axis(rows, index[:, :, None], 1, mode="fill", fill_value=0)
-
-
-def weighted_sum(
-    y: Float[Array, "B T C D"], weights: Float[Array, "B T C"]
-) -> Float[Array, "B T D"]:
-    """The weighted sum of each token's expert outputs, in a fixed order."""
-    return jnp.einsum("BTCD,BTC->BTD", y, weights.astype(y.dtype))
 
 
 @configurable
@@ -141,7 +132,7 @@ class DroplessDispatch:
         axes, hidden_axes = expert_axes()
         self.grouped_matmul.check(x.dtype)
         if axes:
-            self.all_to_all.check()
+            self.all_to_all.check(x.dtype)
         weights, letters = experts.cast_weights(x.dtype), experts.weight_letters
         width_axes = {
             name: mesh_axes("D", within=letters[name]) if "D" in letters[name] else ()
@@ -154,7 +145,7 @@ class DroplessDispatch:
             local = dict(zip(weights, shards, strict=True))
             local = gather_weights(local, letters, width_axes, hidden_axes)
             apply = partial(experts.apply_experts, weights=local)
-            x_MD = rearrange(repeat_for_choices(x, C), "B M D -> (B M) D")
+            x_MD = rearrange(jnp.repeat(x, C, axis=1), "B M D -> (B M) D")
             expert_M = rearrange(experts_BTC, "B T C -> (B T C)")
             if axes:
                 capacity = B * T * min(C, len(local["gate"]))
@@ -162,7 +153,8 @@ class DroplessDispatch:
                 y_MD = self.run_expert_parallel(x_MD, expert_M, count, apply, plan)
             else:
                 y_MD = self.run_local(x_MD, expert_M, count, apply)
-            y_BTD = weighted_sum(y_MD.reshape(B, T, C, -1), weights_BTC)
+            y_BTCD, weights_BTC = y_MD.reshape(B, T, C, -1), weights_BTC.astype(x.dtype)
+            y_BTD = jnp.einsum("BTCD,BTC->BTD", y_BTCD, weights_BTC)
             return jax.lax.psum(y_BTD, hidden_axes) if hidden_axes else y_BTD
 
         run = shard_map(

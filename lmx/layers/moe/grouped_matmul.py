@@ -28,17 +28,8 @@ class GroupedMatmul(ABC):
 
     def check(self, dtype: jnp.dtype) -> None:
         """Raises ConfigError for an unsupported dtype or platform."""
-        name, platform = type(self).__name__, partitioning.platform()
-        require(
-            not self.platforms or platform in self.platforms,
-            f"{name} runs on {' or '.join(self.platforms)}, and this program is for"
-            f" {platform}: set DroplessDispatch.grouped_matmul=@RaggedDot().",
-        )
-        require(
-            not self.dtypes or dtype.name in self.dtypes,
-            f"{name} computes in {' or '.join(self.dtypes)}, not {dtype}: set"
-            " Precision.compute, or DroplessDispatch.grouped_matmul=@RaggedDot().",
-        )
+        remedy = "set DroplessDispatch.grouped_matmul=@RaggedDot()."
+        partitioning.check_kernel(self, dtype, remedy)
 
     @abstractmethod
     def __call__(

@@ -12,7 +12,7 @@ from lmx.config.registry import configurable
 from lmx.core.precision import upcast
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
-from lmx.layers.mlp import Experts, FeedForward, clamped_swiglu
+from lmx.layers.mlp import Experts, FeedForward
 from lmx.layers.moe.dispatch import (
     CapacityDispatch,
     DroplessDispatch,
@@ -49,7 +49,11 @@ class MoE(Experts):
 
 @configurable
 class ClampedMoE(MoE):
-    """`MoE` with the experts of gpt-oss: biases, and `clamped_swiglu`."""
+    """`MoE` with the experts of gpt-oss: biases, and a clamped SwiGLU.
+
+    Gate * sigmoid(alpha * gate) * (up + 1), with gate and up clamped at `limit`. OpenAI
+    2025, arXiv:2508.10925, section 2.2, and its released code.
+    """
 
     weight_letters = {
         **MoE.weight_letters,
@@ -87,7 +91,9 @@ class ClampedMoE(MoE):
         self.limit, self.alpha = limit, alpha
 
     def activate(self, gate, up):
-        return clamped_swiglu(gate, up, self.limit, self.alpha)
+        gate = jnp.minimum(gate, self.limit)
+        up = jnp.clip(up, -self.limit, self.limit)
+        return gate * jax.nn.sigmoid(self.alpha * gate) * (up + 1)
 
     def project(self, name, x, matmul, weights):
         ones, bias_E1F = jnp.ones_like(x[..., :1]), weights[f"{name}_b"][:, None]
