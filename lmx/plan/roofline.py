@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from lmx.core.sharding import is_variable
-from lmx.models import flops
+from lmx.models import params
 from lmx.models.decoder import Decoder
 from lmx.models.remat import Remat
 from lmx.plan.case import Case, PlannedTensor
@@ -53,7 +53,7 @@ def count_flops(model: Decoder, length: int, remat: Remat) -> Flops:
     Assumes that attention skips masked tokens and saves no scores, so that all policies
     but `keep_all` compute it again.
     """
-    weights = flops.train_flops_per_token(model, 0)
+    weights = params.train_flops_per_token(model, 0)
     modules = model.mtp.modules if model.mtp else ()
     blocks = [*model.stack.kinds(), *((module.block, 1) for module in modules)]
     product = active = 0.0
@@ -61,12 +61,12 @@ def count_flops(model: Decoder, length: int, remat: Remat) -> Flops:
         reach = min(length, block.attention.window or length)
         keys = reach * (2 * length - reach + 1) / (2 * length)  # the mean of a query
         product += layers * block.attention.macs_per_pair * keys
-        active += flops.count_active_weights(block, block.mlp.active_fraction)
+        active += params.count_active_weights(block, block.mlp.active_fraction)
     attention = product * (FORWARD + BACKWARD + (remat != "keep_all") * FORWARD)
     recomputed = 2 * active if remat == "keep_none" else 0.0
     return Flops(
         weights=weights,
-        attention=flops.train_flops_per_token(model, length),
+        attention=params.train_flops_per_token(model, length),
         causal=weights + 6 * product,
         executed=weights + recomputed + attention,
         executed_attention=attention,
