@@ -143,7 +143,7 @@ def show_tree(args: argparse.Namespace) -> Output:
     data["experiment"] = to_jsonable(config)
     if model is not None:
         text = f"{text}\n\n{params.format_parameters(model)}"
-        data["parameters"] = {x.name: x.sizes for x in params.list_parameters(model)}
+        data["parameters"] = params.list_parameters(model)
     return Output(text, data)
 
 

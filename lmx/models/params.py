@@ -1,7 +1,6 @@
 """Parameter table of a model, and FLOPs per token of training."""
 
 import math
-from typing import NamedTuple
 
 import jax
 from flax import nnx
@@ -11,42 +10,32 @@ from lmx.layers.head import TiedLMHead
 from lmx.models.decoder import Decoder
 
 
-class Parameter(NamedTuple):
-    """One parameter, stacked over its layers."""
+def list_parameters(model: nnx.Module) -> dict[str, dict[str, int]]:
+    """The sizes of each parameter by logical axis, stacked over its layers.
 
-    name: str
-    sizes: dict[str, int]  # by logical axis
-
-    @property
-    def count(self) -> int:
-        """Number of elements."""
-        return math.prod(self.sizes.values())
-
-
-def list_parameters(model: nnx.Module) -> list[Parameter]:
-    """The parameters of a model, which may be abstract, sorted by name."""
+    `model` may be abstract. The names are sorted.
+    """
     _, params = nnx.split(model)
     leaves, _ = jax.tree.flatten_with_path(params, is_leaf=is_variable)
-    return [
-        Parameter(
-            jax.tree_util.keystr(path, simple=True, separator="."),
-            dict(zip(leaf.axes, leaf.shape, strict=True)),
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): dict(
+            zip(leaf.axes, leaf.shape, strict=True)
         )
         for path, leaf in leaves
-    ]
+    }
 
 
 def format_parameters(model: nnx.Module) -> str:
     """One line per parameter, and one for the total."""
     parameters = list_parameters(model)
-    total = f"{sum(p.count for p in parameters):,}"
-    name = max(len(p.name) for p in parameters)
+    counts = {name: math.prod(sizes.values()) for name, sizes in parameters.items()}
+    total, width = f"{sum(counts.values()):,}", max(map(len, counts))
     lines = [
-        f"{p.name:{name}}  {p.count:{len(total)},}  "
-        + " ".join(f"{axis}={size}" for axis, size in p.sizes.items())
-        for p in parameters
+        f"{name:{width}}  {counts[name]:{len(total)},}  "
+        + " ".join(f"{axis}={size}" for axis, size in sizes.items())
+        for name, sizes in parameters.items()
     ]
-    return "\n".join([*lines, f"{'parameters':{name}}  {total}"])
+    return "\n".join([*lines, f"{'parameters':{width}}  {total}"])
 
 
 def train_flops_per_token(model: Decoder, sequence_length: int) -> float:

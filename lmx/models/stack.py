@@ -190,12 +190,15 @@ class Stack(nnx.Module):
             return block(x, inputs._replace(keys=keys), cache)
 
         run_block = apply_remat(run, remat)
+        fold_keys = jax.vmap(jax.random.fold_in, (0, None))
 
         def step(x_BTD, iteration):
             params, layers_C, cache = iteration
             auxes, caches = [], []
             for kind in range(len(graphs)):
-                keys_B = inputs.for_layer(layers_C[kind]).keys
+                keys_B = inputs.keys  # for dropout
+                if keys_B is not None:
+                    keys_B = fold_keys(keys_B, layers_C[kind])
                 old = cache and cache[kind]
                 x_BTD, aux, new = run_block(kind, params[kind], x_BTD, keys_B, old)
                 auxes.append({name: mean.expand_dims() for name, mean in aux.items()})

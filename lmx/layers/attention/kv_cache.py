@@ -96,13 +96,6 @@ class AttentionInputs(NamedTuple):
         assert self.cache is not None
         return self.cache.lengths - self.tokens.unpadded.sum(axis=1, dtype=jnp.int32)
 
-    def for_layer(self, layer: Int[Array, ""]) -> "AttentionInputs":
-        """The inputs with the dropout keys of a layer."""
-        if self.keys is None:
-            return self
-        fold = jax.vmap(jax.random.fold_in, (0, None))
-        return self._replace(keys=fold(self.keys, layer))
-
 
 def update_cache(
     cache: PyTree, new: PyTree, inputs: AttentionInputs
