@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PyTree
 
 from lmx.config.registry import configurable, require
 from lmx.core.mean import Aux
@@ -139,9 +139,9 @@ class Timeline(NamedTuple):
 def _run_schedule(
     stage: Callable[..., tuple[Array, Aux]],
     layers: PyTree,
-    x: Float[Array, "U B T D"],
+    x: Array,
     timeline: Timeline,
-) -> tuple[Float[Array, "U B T D"], Aux]:
+) -> tuple[Array, Aux]:
     """Runs every microbatch through all stages, `virtual_stages` times.
 
     The first stage queues microbatches between visits, and finished ones.
@@ -178,9 +178,7 @@ def _run_schedule(
     return queue_LUBTD[0], jax.tree.map(timeline.sum_metrics, aux)
 
 
-def _deal_to_stages(
-    w: Shaped[Array, "layers *dims"], rounds: int, stages: int
-) -> Shaped[Array, "L rounds per *dims"]:
+def _deal_to_stages(w: Array, rounds: int, stages: int) -> Array:
     """The parameters of each stage, by virtual stage."""
     dealt = w.reshape(rounds, stages, -1, *w.shape[1:]).swapaxes(0, 1)
     return constrain(dealt, "L" + "_" * (dealt.ndim - 1))

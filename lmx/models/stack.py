@@ -178,10 +178,10 @@ class Stack(nnx.Module):
         self,
         graphs: Sequence[nnx.GraphDef],
         iterations: PyTree,
-        x: Float[Array, "B T D"],
+        x: Array,
         inputs: AttentionInputs,
         remat: Remat,
-    ) -> tuple[Float[Array, "B T D"], Aux, PyTree]:
+    ) -> tuple[Array, Aux, PyTree]:
         """Runs iterations of a cycle in sequence."""
 
         def run(kind: int, params: PyTree, x: Array, keys, cache: BlockCache | None):

@@ -134,9 +134,7 @@ class Attention(SelfAttention):
         backend.check(head_dim, self._list_features())
         self.backend = backend
 
-    def __call__(
-        self, x: Float[Array, "B T D"], inputs: AttentionInputs, cache: KV | None = None
-    ) -> tuple[Float[Array, "B T D"], KV | None]:
+    def __call__(self, x, inputs, cache=None):
         """The projected output, and `cache` with the keys and values of `x`."""
         y_BTNH, cache = self.attend(*self.project_qkv(x), inputs, cache)
         return self.out(y_BTNH), cache
@@ -189,7 +187,7 @@ class Attention(SelfAttention):
         """Which keys each query sees."""
         return AttentionMask(query, key, self.window, single_document)
 
-    def init_cache(self, batch_size: int, capacity: int, dtype: jnp.dtype) -> KV:
+    def init_cache(self, batch_size, capacity, dtype):
         """Zeros for `capacity` tokens, or for a window of them."""
         slots = min(capacity, self.window or capacity)
         zeros_BSKH = jnp.zeros((batch_size, slots, *self.kv_shape), dtype)

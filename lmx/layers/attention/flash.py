@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from lmx.core.precision import upcast
 from lmx.layers.attention.backend import MASKED, soft_cap
@@ -178,8 +178,8 @@ def accumulate_grads(
 
 
 def _logits(
-    queries: QueryBlocks, kv: KVBlocks, pair: Int[Array, "3"], options: ScoreOptions
-) -> tuple[Float[Array, "B K G T S"], Bool[Array, "B 1 1 T S"]]:
+    queries: QueryBlocks, kv: KVBlocks, pair: Array, options: ScoreOptions
+) -> tuple[Array, Array]:
     """The logits of a pair, and their mask."""
     q_BKGTH, query = _take_block(queries, pair[0])
     k_BSKH, _, key = _take_block(kv, pair[1])
@@ -208,20 +208,20 @@ def _einsum(equation: str, x: Array, y: Array) -> Array:
     return jnp.einsum(equation, x, y, preferred_element_type=dtype)
 
 
-def _take_block(tree: PyTree, index: Int[Array, ""]) -> PyTree:
+def _take_block(tree: PyTree, index: Array) -> PyTree:
     """One block of every array."""
     return jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree
     )
 
 
-def _put_block(tree: PyTree, index: Int[Array, ""], new: PyTree) -> PyTree:
+def _put_block(tree: PyTree, index: Array, new: PyTree) -> PyTree:
     """The arrays with one block replaced."""
     return jax.tree.map(
         lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, index, 0), tree, new
     )
 
 
-def _add_block(x: Array, index: Int[Array, ""], change: Array) -> Array:
+def _add_block(x: Array, index: Array, change: Array) -> Array:
     """`x` with `change` added to one block."""
     return _put_block(x, index, _take_block(x, index) + change)

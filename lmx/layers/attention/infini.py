@@ -154,12 +154,7 @@ class InfiniAttention(Attention):
         self.gate = init.full("N", dict(N=heads), gate)
         self.segment_length = segment_length
 
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        inputs: AttentionInputs,
-        cache: InfiniMemory | None = None,
-    ) -> tuple[Float[Array, "B T D"], InfiniMemory | None]:
+    def __call__(self, x, inputs, cache=None):
         """The projected output, and `cache` with `x` in it."""
         qkv = self.project_qkv(x)
         local_BTNH, local = self.attend(*qkv, inputs, cache and cache.local)
@@ -215,9 +210,7 @@ class InfiniAttention(Attention):
         complete_121 = jnp.array([True, False])[None, :, None]
         return make_attention_mask(newest, key) & (complete_B1S == complete_121)
 
-    def init_cache(
-        self, batch_size: int, capacity: int, dtype: jnp.dtype
-    ) -> InfiniMemory:
+    def init_cache(self, batch_size, capacity, dtype):
         """Zeros for the keys and values of a segment, and for the sums."""
         local = super().init_cache(batch_size, capacity, dtype)
         heads, head_dim = self.kv_shape

@@ -70,12 +70,7 @@ class MLA(SelfAttention):
         self.scale = query_dim**-0.5 if scale is None else scale
         self.dropout = dropout
 
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        inputs: AttentionInputs,
-        cache: Float[Array, "B S R"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B S R"] | None]:
+    def __call__(self, x, inputs, cache=None):
         """The projected attention output, and `cache` with the latents of `x`."""
         attend_to = self._attend_expanded if cache is None else self._attend_absorbed
         latent_BTR = self.compress(x, inputs)
@@ -142,7 +137,7 @@ class MLA(SelfAttention):
         )
         return jnp.einsum("BTNR,RNJ->BTNJ", y_BTNR, up_v_RNJ)
 
-    def init_cache(self, batch_size: int, capacity: int, dtype: jnp.dtype) -> Array:
+    def init_cache(self, batch_size, capacity, dtype):
         """Zeros for the latents of `capacity` tokens."""
         return jnp.zeros((batch_size, capacity, self.kv_rank + self.rope_dim), dtype)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, PyTree
 
 from lmx.config.registry import check_argument, configurable
 from lmx.core import partitioning
@@ -104,12 +104,12 @@ class RingAttention(AttentionBackend):
 def _attend_local(
     schedule: RingSchedule,
     plan: RingPlan,
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K J"],
+    q: Array,
+    k: Array,
+    v: Array,
     tokens: TokenInfo,
-    sink: Float[Array, "N"] | None,
-) -> Float[Array, "B T N J"]:
+    sink: Array | None,
+) -> Array:
     all_tokens, local_tokens = _gather_token_info(schedule, plan.axes, tokens)
     if schedule.zigzag:
         q, k, v = _to_zigzag(plan.axes, q, k, v)
@@ -235,9 +235,7 @@ def _shift(tree: PyTree, axes: tuple[str, ...], by: int) -> PyTree:
     return jax.tree.unflatten(structure, received)
 
 
-def _to_zigzag(
-    axes: tuple[str, ...], *rows: Shaped[Array, "B T ..."]
-) -> Iterator[Array]:
+def _to_zigzag(axes: tuple[str, ...], *rows: Array) -> Iterator[Array]:
     """Sends chunks 2i and 2i + 1 of device i to the devices of the zigzag layout."""
     halves = (half for x in rows for half in jnp.split(x, 2, axis=1))
     transfers = zip(halves, cycle(_zigzag_permutations(axes)), strict=False)
@@ -246,7 +244,7 @@ def _to_zigzag(
         yield jnp.concatenate(pair, axis=1)
 
 
-def _from_zigzag(axes: tuple[str, ...], x: Shaped[Array, "B T *dims"]) -> Array:
+def _from_zigzag(axes: tuple[str, ...], x: Array) -> Array:
     """The inverse of `_to_zigzag`."""
     inverse = (
         [(target, source) for source, target in permutation]

@@ -19,7 +19,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask impo
     LocalMask,
     MultiHeadMask,
 )
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from lmx.config.registry import check_argument, configurable
 from lmx.core import partitioning
@@ -69,12 +69,12 @@ class SplashAttention(AttentionBackend):
         self,
         window: int | None,
         logit_cap: float | None,
-        q: Float[Array, "B T N H"],
-        k: Float[Array, "B T K H"],
-        v: Float[Array, "B T K H"],
-        segments: Int[Array, "B T"] | None,
-        sink: Float[Array, "N"] | None,
-    ) -> Float[Array, "B T N H"]:
+        q: Array,
+        k: Array,
+        v: Array,
+        segments: Array | None,
+        sink: Array | None,
+    ) -> Array:
         """The output of one device's rows and heads."""
         T, N = q.shape[1:3]
         blocks = math.ceil(T / self.block)

@@ -132,9 +132,7 @@ def exchange(
     return jnp.asarray(call(x, counts))
 
 
-def _local_counts(
-    counts: Int[Array, "from to"], plan: AllToAllPlan
-) -> tuple[Int[Array, "to"], Int[Array, "to"]]:
+def _local_counts(counts: Array, plan: AllToAllPlan) -> tuple[Array, Array]:
     """Rows of this device for each device, and where they start among its rows."""
     sizes = counts[jax.lax.axis_index(plan.axes)]
     return sizes, jnp.cumsum(sizes, dtype=sizes.dtype) - sizes

@@ -83,11 +83,8 @@ def compute_capacities(tokens: int, fraction: float) -> Int[np.ndarray, "counts"
 
 
 def _assign_slots(
-    experts: Int[Array, "B T C"],
-    unpadded: Bool[Array, "B T"],
-    capacities: Int[np.ndarray, "counts"],
-    count: int,
-) -> tuple[Int[Array, "B slots"], Bool[Array, "B T C"]]:
+    experts: Array, unpadded: Array, capacities: Int[np.ndarray, "counts"], count: int
+) -> tuple[Array, Array]:
     """The slot of each choice among those of all experts, and whether it has one.
 
     Dropped choices have the number after the last slot.
@@ -101,9 +98,7 @@ def _assign_slots(
     return rearrange(slots_BTC, "B T C -> B (T C)"), kept_BTC
 
 
-def _gather_rows(
-    rows: Float[Array, "B M D"], index: Int[Array, "B slots"]
-) -> Float[Array, "B slots D"]:
+def _gather_rows(rows: Array, index: Array) -> Array:
     """The rows at these indices; 0 for an index beyond the last."""
     return jnp.take_along_axis(rows, index[:, :, None], 1, mode="fill", fill_value=0)
 
