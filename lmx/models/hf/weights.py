@@ -3,14 +3,17 @@
 import functools
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from einops import rearrange
 from jaxtyping import PyTree
 
 from lmx.config.registry import require
@@ -36,10 +39,9 @@ class TensorMap(NamedTuple):
     Attributes:
         hf: the name of the tensor, with `{layer}` and `{expert}` if each has its own.
         param: the parameter's path in a layer or decoder; several share a tensor.
-        layout: the dimensions of the tensor and of the parameter, without layers and
-            experts: "(N H) D -> D N H". Parameters that share a tensor are indexed by a
-            digit, "D (3 N H) -> 3 D N H", or concatenated in a sum,
-            "(N H+F) R -> R N H, R N F".
+        layout: the dimensions of the tensor and of the parameter, as for einops,
+            without layers and experts: "(N H) D -> D N H". Parameters that share a
+            tensor are indexed by a digit: "D (3 N H) -> 3 D N H".
     """
 
     hf: str
@@ -55,20 +57,20 @@ class TensorSlice:
         path: the parameter.
         index: the layer, and the expert if each has its own tensor.
         shape: of the whole tensor in the file.
-        split, select, order: the part is `reshape(split)[select].transpose(order)`.
+        pattern, sizes, part: the slice is `rearrange(tensor, pattern, **sizes)[part]`.
     """
 
     tensor: str
     path: str
     index: Shape
     shape: Shape
-    split: Shape
-    select: tuple[int | slice, ...]
-    order: Shape
+    pattern: str
+    sizes: Mapping[str, int]
+    part: int | EllipsisType
 
     def view(self, tensor: np.ndarray) -> np.ndarray:
         """The part, in the parameter's layout; writing to it changes `tensor`."""
-        return tensor.reshape(self.split)[self.select].transpose(self.order)
+        return rearrange(tensor, self.pattern, **self.sizes)[self.part]
 
 
 def map_tensors(
@@ -101,51 +103,29 @@ def expand_map(
     paths = [prefix + param for param in params]
     if not all(path in shapes for path in paths):
         return
-    groups, dims = _parse_layout(row.layout)
-    dims *= len(paths) // len(dims)
+    left, right = row.layout.split("->")
+    names = re.findall("[A-Z]", right)
     depth = len(index) + (EXPERT in row.hf)
-    words = [word for group in groups for word in group]
-    sizes = {word: int(word) for word in words if word.isdigit()}
-    for path, names in zip(paths, dims, strict=True):
+    for path in paths:
         require(
             len(shapes[path]) == depth + len(names),
             f"{path} has shape {shapes[path]}: {row.layout!r} of {row.hf} needs"
             f" {len(names)} dimensions after the first {depth}.",
         )
-        sizes |= dict(zip(names, shapes[path][depth:], strict=True))
-    sizes |= {word: sum(sizes[n] for n in word.split("+")) for word in words}
-    shape = tuple(math.prod(sizes[word] for word in group) for group in groups)
-    split = tuple(sizes[word] for word in words)
+    sizes = dict(zip(names, shapes[paths[0]][depth:], strict=True))
+    if len(paths) > 1:
+        sizes["parts"] = len(paths)
+    pattern = re.sub(r"\d", "parts", row.layout)
+    dims = re.findall(r"\(.*?\)|\w+", re.sub(r"\d", "parts", left))
+    shape = tuple(math.prod(sizes[n] for n in dim.strip("()").split()) for dim in dims)
     indices = [index]
     if EXPERT in row.hf:
         indices = [(*index, expert) for expert in range(shapes[paths[0]][len(index)])]
-    for position, (path, names) in enumerate(zip(paths, dims, strict=True)):
-        select, found = [], []
-        for word in words:
-            if word.isdigit():
-                select.append(position)
-                continue
-            summands = word.split("+")
-            name = next(name for name in summands if name in names)
-            start = sum(sizes[n] for n in summands[: summands.index(name)])
-            select.append(slice(start, start + sizes[name]))
-            found.append(name)
-        order = tuple(found.index(name) for name in names)
+    for number, path in enumerate(paths):
+        part = number if len(paths) > 1 else ...
         for at in indices:
             tensor = row.hf.replace(EXPERT, str(at[-1]) if at else "")
-            yield TensorSlice(tensor, path, at, shape, split, tuple(select), order)
-
-
-def _parse_layout(layout: str) -> tuple[list[list[str]], list[list[str]]]:
-    """The names in each dimension of the tensor, and those of each parameter."""
-    left, right = layout.split("->")
-    dims = [[d for d in side.split() if not d.isdigit()] for side in right.split(",")]
-    groups = [
-        group.split()
-        for n, part in enumerate(left.replace(")", "(").split("("))
-        for group in ([part] if n % 2 else part.split())
-    ]
-    return groups, dims
+            yield TensorSlice(tensor, path, at, shape, pattern, sizes, part)
 
 
 def group_by_param(found: Iterable[TensorSlice]) -> dict[str, dict[Shape, TensorSlice]]:

@@ -48,19 +48,6 @@ def test_parameters_indexed_by_a_digit_are_rearranged_as_their_stack(layout, axi
         np.testing.assert_array_equal(part.view(tensor), value)
 
 
-def test_parameters_in_a_sum_are_concatenated_in_each_head():
-    shapes = {"k": (7, 4, 6), "v": (7, 4, 3)}
-    row = TensorMap("t", ("k", "v"), "(N H+F) R -> R N H, R N F")
-    k, v = expand_map(row, "", (), shapes)
-    random = np.random.default_rng(0)
-    values = {path: random.normal(size=shape) for path, shape in shapes.items()}
-    heads = np.concatenate([values["k"], values["v"]], axis=2)
-    tensor = einops.rearrange(heads, "R N H -> (N H) R")
-    assert k.shape == v.shape == tensor.shape
-    np.testing.assert_array_equal(k.view(tensor), values["k"])
-    np.testing.assert_array_equal(v.view(tensor), values["v"])
-
-
 def test_writing_to_all_views_fills_the_tensor():
     shapes = {"k": (5, 4, 6), "v": (5, 4, 6)}
     row = TensorMap("t", ("k", "v"), "(N 2 H) D -> 2 D N H")
