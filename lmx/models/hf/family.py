@@ -70,11 +70,9 @@ class Family:
         try:
             for each in self.field_maps:
                 complete |= each.with_defaults({**fields, **complete})
-            for each in self.field_maps:
                 for key, value in each.to_bindings(complete).items():
-                    _bind(
-                        bindings, key, value, f"{where}: {', '.join(each.names) or key}"
-                    )
+                    names = ", ".join(each.names) or key
+                    _bind(bindings, key, value, f"{where}: {names}")
         except (ConfigError, TypeError) as error:  # TypeError: a value of a wrong type
             raise ConfigError(f"{where}: {error}") from error
         rest = {n: v for n, v in fields.items() if n not in known | EXPORT_FIELDS}

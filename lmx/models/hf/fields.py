@@ -53,10 +53,11 @@ def map_field(
 
     def to_bindings(fields: Values) -> dict[str, Any]:
         value = fields[name]
-        if values is not None and value not in values:
-            known = ", ".join(map(repr, values))
-            raise ConfigError(f"{name} = {value!r}: lmx supports only {known}.")
-        return {binding: value if values is None else values[value]}
+        if values is None:
+            return {binding: value}
+        known = ", ".join(map(repr, values))
+        require(value in values, f"{name} = {value!r}: lmx supports only {known}.")
+        return {binding: values[value]}
 
     def to_hf(config: Config) -> dict[str, Any]:
         found = find_values(config, path or binding)
