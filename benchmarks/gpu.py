@@ -31,7 +31,7 @@ from lmx.layers.attention.backend import (
     ReferenceAttention,
     XLAAttention,
 )
-from lmx.layers.head import TiedLMHead
+from lmx.layers.linear import TiedLMHead
 from lmx.layers.mlp import GELU, SwiGLU
 from lmx.layers.norm import LayerNorm
 from lmx.layers.position import LearnedPosition

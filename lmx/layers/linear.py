@@ -1,4 +1,4 @@
-"""Learned einsum, the building block of every projection."""
+"""Learned einsum, the building block of every projection, and the output heads."""
 
 import re
 from collections.abc import Mapping
@@ -44,3 +44,32 @@ class EinsumBias(Einsum):
     """`Einsum` with a bias for each output channel, initially zero."""
 
     use_bias = True
+
+
+@configurable
+class LMHead(nnx.Module):
+    """Projection with its own weight."""
+
+    def __init__(self, width: int, vocab: int, init: Init):
+        self.out = Einsum("BTD,DV->BTV", dict(D=width, V=vocab), init, "head")
+
+    def __call__(
+        self, x: Float[Array, "B T D"], embedding: Float[Array, "V D"]
+    ) -> Float[Array, "B T V"]:
+        """Logits; `embedding` is the weight of the token embedding."""
+        return self.out(x)
+
+
+@configurable
+class TiedLMHead(LMHead):
+    """Transposed token embedding. Press and Wolf 2016, arXiv:1608.05859.
+
+    Initial logits have sqrt(width) times the standard deviation of the embedding:
+    choose an initializer with a small one (`GPT2Init`, or `FanIn.embed`).
+    """
+
+    def __init__(self, width: int, vocab: int, init: Init):
+        pass
+
+    def __call__(self, x, embedding):
+        return jnp.einsum("BTD,VD->BTV", x, embedding.astype(x.dtype))

@@ -16,8 +16,8 @@ from lmx.layers.attention.attention import SelfAttention
 from lmx.layers.attention.backend import soft_cap
 from lmx.layers.attention.kv_cache import AttentionInputs, KVCache, make_inputs
 from lmx.layers.dropout import EMBEDDING_SITE, dropout
-from lmx.layers.head import LMHead
 from lmx.layers.init import FanIn, Init, Initializer
+from lmx.layers.linear import LMHead
 from lmx.layers.mlp import FeedForward
 from lmx.layers.norm import Norm, RMSNorm
 from lmx.layers.position import AbsolutePosition, Length

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from lmx.core.sharding import is_variable
-from lmx.layers.head import TiedLMHead
+from lmx.layers.linear import TiedLMHead
 from lmx.models.decoder import Decoder
 
 

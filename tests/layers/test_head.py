@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.layers.head import LMHead, TiedLMHead
+from lmx.layers.linear import LMHead, TiedLMHead
 
 B, T, D, V = 2, 3, 4, 7
 KINDS = pytest.mark.parametrize("kind", [LMHead, TiedLMHead])

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 from flax import nnx
 
-from lmx.layers.head import TiedLMHead
+from lmx.layers.linear import TiedLMHead
 from lmx.layers.mlp import SwiGLU
 from lmx.layers.moe.moe import ClampedMoE, ExpertChoice, MoE
 from lmx.layers.moe.router import SigmoidRouter, TopKRouter

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmx.core.precision import Precision
-from lmx.layers.head import TiedLMHead
+from lmx.layers.linear import TiedLMHead
 
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 11, (2, 6)), "int32")
 VARIANTS = pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from lmx.core.batch import Batch
 from lmx.core.precision import Precision
 from lmx.core.sharding import RULES, Mesh, shardings
 from lmx.layers.attention.attention import Attention
-from lmx.layers.head import LMHead, TiedLMHead
+from lmx.layers.linear import LMHead, TiedLMHead
 from lmx.layers.mlp import SwiGLU
 from lmx.layers.moe.moe import MoE
 from lmx.layers.moe.router import TopKRouter
