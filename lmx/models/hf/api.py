@@ -21,7 +21,6 @@ from lmx.core.precision import Dtype
 from lmx.core.sharding import RULES, Mesh, Rules
 from lmx.data.tokenizer.pretrained import load_hf_folder
 from lmx.models.decoder import Decoder
-from lmx.models.hf.dequantize import DequantizedFolder
 from lmx.models.hf.family import find_family, match_family
 from lmx.models.hf.safetensors import SHARD_BYTES, SafetensorsFolder
 from lmx.models.hf.weights import (
@@ -53,10 +52,9 @@ class HFCheckpoint:
     def __init__(self, path: Path):
         """Raises ConfigError if lmx does not support the family."""
         self.path, self.fields = path, _read_json(path / CONFIG)
-        if isinstance(self.fields.get(QUANTIZATION), dict):
-            self.weights = DequantizedFolder(path, self.fields.pop(QUANTIZATION))
-        else:
-            self.weights = SafetensorsFolder(path)
+        is_quantized = isinstance(self.fields.get(QUANTIZATION), dict)
+        quantization = self.fields.pop(QUANTIZATION) if is_quantized else None
+        self.weights = SafetensorsFolder(path, quantization)
         exists = (path / GENERATION).is_file()
         self.generation = _read_json(path / GENERATION) if exists else {}
         self.family = find_family(self.fields, str(path / CONFIG))
@@ -167,7 +165,7 @@ def load_model(
     graph, shapes = nnx.split(init_abstract(config))
     abstract = _with_shardings(shapes, mesh, dict(RULES) | dict(rules or {}))
     weights = source.weights
-    total = sum(map(weights.count_stored_bytes, group_by_tensor(found)))
+    total = sum(weights.tensors[name].nbytes for name in group_by_tensor(found))
     with byte_progress(f"reading {source.path.name}", total) as bar:
         params = load_params(
             weights, found, abstract, lambda: bar.update(weights.bytes_read - bar.n)

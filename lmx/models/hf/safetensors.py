@@ -7,14 +7,15 @@ A file is the length of its header in 8 bytes, the header in JSON, and the numbe
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from lmx.config.registry import ConfigError, require
+from lmx.models.hf.dequantize import BlockScaledTensor, View, dequantize
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -35,7 +36,6 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-View = Callable[[np.ndarray], np.ndarray]  # selects a part without a copy
 
 
 class TensorInfo(NamedTuple):
@@ -52,37 +52,44 @@ class TensorInfo(NamedTuple):
 
 
 class SafetensorsFolder:
-    """The tensors of a folder, memory-mapped; `bytes_read` counts those read so far."""
+    """The tensors of a folder: mapped arrays, of which only accessed parts are read.
 
-    def __init__(self, path: Path):
-        self.tensors: dict[str, TensorInfo] = {}
-        self.bytes_read = 0
-        self.files = _find_files(path)
-        self._bytes: dict[str, np.ndarray] = {}
+    With a `quantization_config`, codes and scales appear as tensors in bfloat16.
+    `bytes_read` counts the stored bytes that were read so far.
+    """
+
+    def __init__(self, path: Path, quantization: Mapping[str, Any] | None = None):
+        self.files, self.bytes_read = _find_files(path), 0
+        arrays: dict[str, np.ndarray] = {}
         for file in self.files:
-            for tensor, content in _iter_tensors(file):
+            for name, array in _iter_arrays(file):
                 require(
-                    tensor.name not in self.tensors,
-                    f"{path} has {tensor.name} twice, the second time in"
-                    f" {file.name}: remove the wrong file.",
+                    name not in arrays,
+                    f"{path} has {name} twice, the second time in {file.name}: remove"
+                    " the wrong file.",
                 )
-                self.tensors[tensor.name] = tensor
-                self._bytes[tensor.name] = content
+                arrays[name] = array
+        self.tensors: dict[str, np.ndarray | BlockScaledTensor] = {**arrays}
+        if quantization is not None:
+            self.tensors = dequantize(arrays, quantization, path)
 
     def view(self, name: str) -> np.ndarray:
-        """The mapped tensor: only accessed parts are read."""
+        """The tensor: mapped, or dequantized."""
         tensor = self.tensors[name]
-        return self._bytes[name].view(tensor.dtype).reshape(tensor.shape)
-
-    def count_stored_bytes(self, name: str) -> int:
-        """The bytes of a tensor in the files."""
-        return self.tensors[name].bytes
+        if isinstance(tensor, np.ndarray):
+            return tensor
+        out = np.empty(tensor.shape, tensor.dtype)
+        self.read_into(out, name, lambda full: full)
+        return out
 
     def read_into(self, out: np.ndarray, name: str, view: View) -> None:
         """Copies the part of a tensor that `view` selects to `out`."""
-        part = view(self.view(name))
-        self.bytes_read += part.nbytes
-        out[...] = part
+        tensor = self.tensors[name]
+        if isinstance(tensor, np.ndarray):
+            out[...] = part = view(tensor)
+            self.bytes_read += part.nbytes
+        else:
+            self.bytes_read += tensor.read_into(out, view)
 
 
 def _find_files(path: Path) -> list[Path]:
@@ -119,8 +126,8 @@ def _find_files(path: Path) -> list[Path]:
     return files
 
 
-def _iter_tensors(file: Path) -> Iterator[tuple[TensorInfo, np.ndarray]]:
-    """Every tensor of a file with its bytes, which are mapped and not read."""
+def _iter_arrays(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of a file, which is mapped and not read."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -149,7 +156,7 @@ def _iter_tensors(file: Path) -> Iterator[tuple[TensorInfo, np.ndarray]]:
             f" {stop} of {len(content)}: the file is cut short or damaged, fetch it"
             " again.",
         )
-        yield tensor, content[start:stop]
+        yield name, content[start:stop].view(tensor.dtype).reshape(tensor.shape)
 
 
 def write_tensors(

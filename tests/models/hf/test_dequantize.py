@@ -14,7 +14,6 @@ import lmx
 from lmx.config.registry import ConfigError
 from lmx.core.sharding import Mesh
 from lmx.models.hf.api import HFCheckpoint, load_model, save_hf
-from lmx.models.hf.dequantize import DequantizedFolder
 from lmx.models.hf.family import load_families
 from lmx.models.hf.safetensors import SafetensorsFolder
 from lmx.models.hf.weights import TensorMap, expand_map, read_slice
@@ -66,7 +65,7 @@ def random_bytes(*shape, low=0, high=256):
 
 def folder_of(path, how, **tensors):
     save_file(tensors, path / "model.safetensors")
-    return DequantizedFolder(path, how)
+    return SafetensorsFolder(path, how)
 
 
 @pytest.fixture
@@ -251,11 +250,9 @@ def test_a_mesh_loads_a_quantized_model_and_one_device_reads_each_byte_once(publ
     jax.tree.map(np.testing.assert_array_equal, many.params, want.params)
     source = HFCheckpoint(folder)
     load_model(source)
-    content = sum(tensor.bytes for tensor in SafetensorsFolder(folder).tensors.values())
+    content = sum(x.nbytes for x in SafetensorsFolder(folder).tensors.values())
     assert source.weights.bytes_read == content
-    assert (
-        sum(map(source.weights.count_stored_bytes, source.weights.tensors)) == content
-    )
+    assert sum(x.nbytes for x in source.weights.tensors.values()) == content
 
 
 @pytest.mark.parametrize(

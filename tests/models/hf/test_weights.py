@@ -69,7 +69,7 @@ def test_a_mesh_loads_what_one_device_loads_and_reads_each_byte_once(even, mesh)
     for path, leaf in flatten_params(found).items():
         assert leaf.sharding == flatten_params(like)[path].sharding
         np.testing.assert_array_equal(leaf, load_all(even)[path])
-    stored = sum(tensor.bytes for tensor in source.weights.tensors.values())
+    stored = sum(tensor.nbytes for tensor in source.weights.tensors.values())
     assert source.weights.bytes_read == stored
 
 
