@@ -91,7 +91,7 @@ def test_a_layer_equals_its_projections_around_slow_attention(
         project(getattr(layer, name), "BTD,DNH->BTNH", np.asarray(x)) for name in "qkv"
     )
     q, k = (
-        normalize(norm, y, layer.qk_norm_over)
+        normalize(norm, y, "heads" if layer.over_heads else "head")
         for norm, y in ((layer.q_norm, q), (layer.k_norm, k))
     )
     distance = np.arange(T)[:, None] - np.arange(T)
