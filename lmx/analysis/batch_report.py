@@ -10,8 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from lmx.analysis.history import RecordedRun
-from lmx.analysis.replay import Scalars, measure_steps
+from lmx.analysis.replay import RecordedRun, Scalars
 from lmx.core import partitioning, rng
 from lmx.core.batch import Batch
 from lmx.data.dataset import DocumentSpan
@@ -110,10 +109,11 @@ def inspect_step(recorded: RecordedRun, step: int) -> BatchReport:
     so that the mean over tokens is the logged loss up to rounding.
     """
     state = recorded.restore_before(step)
-    start, state = int(state.step), recorded.advance(state, step - 1)
+    start = int(state.step)
+    state, _ = recorded.train(state, step - 1)
     run, data_step = recorded.run, recorded.data_step(step)
     nats = score_tokens(recorded, state, run.load_batch(run.data, run.seed, data_step))
-    _, metrics = measure_steps(recorded, state, step, {step})
+    _, metrics = recorded.train(state, step, {step})
     batch, documents = run.data.batch_at(run.seed, data_step), []
     for origin in run.data.locate_at(run.seed, data_step):
         at = np.flatnonzero(batch.segments[origin.row] == origin.segment)

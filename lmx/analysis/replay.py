@@ -1,19 +1,161 @@
-"""Replays steps of a run, and compares them with the logged metrics."""
+"""A recorded run, opened read-only, and the replay of its steps."""
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
-from lmx.analysis.history import RecordedRun
-from lmx.run.run_dir import encode_non_finite
+from lmx.config.registry import ConfigError
+from lmx.config.resolve import apply_overrides
+from lmx.config.value import Config, diff, explain_errors
+from lmx.core.console import print_line
+from lmx.data.dataset import prefetch
+from lmx.run.metadata import describe_environment, diff_metadata, mesh_axes
+from lmx.run.run_dir import (
+    RunDir,
+    encode_non_finite,
+    read_config,
+    read_metadata,
+    read_metrics,
+)
+from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.reader import DamageError
+from lmx.train.experiment import Experiment
+from lmx.train.guard.guard import load_skipped, make_reader, to_data_step
 from lmx.train.hooks.log import to_python
+from lmx.train.loop import train
+from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 
 Scalar = int | float | str
 Scalars = Mapping[str, Scalar]  # by name; a list has one for each element, as in `x/0`
+
+
+def load_run_config(folder: Path, overrides: Iterable[str] = ()) -> Config[Experiment]:
+    """The config of the run in a folder, with overrides."""
+    config = read_config(folder)
+    if config.name != "Experiment":
+        raise ConfigError(f"{folder} is @{config.name}, which lmx did not train.")
+    return apply_overrides(config, overrides)
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run, opened without its hooks. Nothing is written to its folder.
+
+    Attributes:
+        config: that of the run, with overrides.
+        changes: what the overrides change, by path: the old and the new value.
+    """
+
+    folder: Path
+    config: Config[Experiment]
+    changes: Mapping[str, tuple[Any, Any]]
+    experiment: Experiment
+    run: RunContext
+
+    @classmethod
+    def open(cls, folder: Path, overrides: Iterable[str] = ()) -> "RecordedRun":
+        """Opens the run in a folder.
+
+        Raises ConfigError if its data have changed, unless the overrides change them.
+        """
+        original = load_run_config(folder)
+        config = apply_overrides(original, overrides)
+        with explain_errors(config):
+            experiment = config.build()
+            run = experiment.open()
+        old, new = read_metadata(folder)["data"], dict(run.data.info.fingerprint)
+        same_data = config.identity()["data"] == original.identity()["data"]
+        if new != old and same_data:
+            raise ConfigError(
+                f"the data have changed since {folder} was trained: restore them."
+                f"\n  {old} in the run\n  {new} now"
+            )
+        return cls(folder, config, diff(original, config), experiment, run)
+
+    @property
+    def environment_diff(self) -> Mapping[str, tuple[Any, Any]]:
+        """The differences between the environment of the run and this process."""
+        now = {"mesh": mesh_axes(self.run.mesh), **describe_environment()}
+        metadata = read_metadata(self.folder)
+        return diff_metadata(metadata, metadata | now)
+
+    @property
+    def logged_metrics(self) -> Mapping[int, Mapping[str, Any]]:
+        """All logged metrics by step."""
+        rows: dict[int, dict[str, Any]] = {}
+        for row in read_metrics(self.folder):
+            rows.setdefault(row["step"], {}).update(row)
+        return rows
+
+    def data_step(self, step: int) -> int:
+        """The dataset's step, counted from 0, of a step of the run."""
+        return to_data_step(load_skipped(self.folder), step - 1)
+
+    def restore_before(self, step: int) -> TrainState:
+        """The newest undamaged state from before that step, or the initial one."""
+        if not 1 <= step <= self.run.steps:
+            raise ConfigError(
+                f"step {step} of a run of {self.run.steps} steps: give a step as in"
+                " metrics.jsonl, counted from 1."
+            )
+        checkpoints = CheckpointManager(RunDir(self.folder).checkpoint_folder, keep=1)
+        for saved in reversed(checkpoints.list_steps()):
+            try:
+                if saved < step:
+                    return checkpoints.restore(saved, self.run.abstract_state())
+            except DamageError as error:
+                print_line(f"using an older state, since this one is damaged: {error}")
+            except ConfigError as error:
+                raise ConfigError(
+                    f"the state of step {saved} does not fit {', '.join(self.changes)}:"
+                    f" {error}\nKeep what determines the arrays of the state, or give a"
+                    " step before the first saved state."
+                ) from error
+        return self.run.init()
+
+    def train(
+        self, state: TrainState, last: int, steps: Collection[int] = ()
+    ) -> tuple[TrainState, dict[int, Scalars]]:
+        """Trains up to step `last`, and measures the metrics of these steps.
+
+        Consumes the state that it starts from.
+        """
+        measured: dict[int, Scalars] = {}
+        done = int(state.step)
+        read = make_reader(self.run, load_skipped(self.folder))
+        with (
+            tqdm(total=last - done, desc="replay", leave=False, disable=None) as bar,
+            contextlib.closing(prefetch(read, done, last)) as batches,
+        ):
+
+            def measure(step: int, state: TrainState, metrics: Metrics) -> None:
+                del state
+                jax.block_until_ready(metrics)  # at most one step is in flight
+                bar.update()
+                if step in steps:
+                    values = {name: to_python(x) for name, x in metrics.items()}
+                    measured[step] = flatten(values)
+
+            state = train(self.run.step, state, batches, steps=last, hooks=[measure])
+        return state, measured
+
+
+def flatten(row: Mapping[str, Any]) -> Scalars:
+    """A row of metrics as in JSON, with one name for each element of a list."""
+    scalars: dict[str, Scalar] = {}
+    for name, value in row.items():
+        value = encode_non_finite(value)
+        if isinstance(value, list):
+            scalars |= {f"{name}/{index}": item for index, item in enumerate(value)}
+        else:
+            scalars[name] = value
+    return scalars
 
 
 @dataclass(frozen=True)
@@ -52,44 +194,12 @@ def replay(recorded: RecordedRun, step: int) -> Replay:
     Metrics of time and of hooks are not compared. On the machine and mesh of the run,
     without overrides, every value is the same to the bit.
     """
-    state, logged = recorded.restore_before(step), recorded.logged_metrics
+    state = recorded.restore_before(step)
     start = int(state.step)
-    steps = sorted(n for n in logged if start < n <= step)
-    _, replayed = measure_steps(recorded, state, step, {*steps, step})
+    logged = {n: x for n, x in recorded.logged_metrics.items() if start < n <= step}
+    _, replayed = recorded.train(state, step, {*logged, step})
     rows = {
-        n: {k: v for k, v in flatten(logged[n]).items() if k in replayed[n]}
-        for n in steps
+        n: {name: x for name, x in flatten(row).items() if name in replayed[n]}
+        for n, row in sorted(logged.items())
     }
     return Replay(start, step, rows, replayed)
-
-
-def measure_steps(
-    recorded: RecordedRun, state: TrainState, last: int, steps: Collection[int]
-) -> tuple[TrainState, dict[int, Scalars]]:
-    """Trains up to step `last`; returns the state, and the metrics of these steps."""
-    measured: dict[int, Scalars] = {}
-    total = last - int(state.step)
-    with tqdm(total=total, desc="replay", leave=False, disable=None) as bar:
-
-        def measure(done: int, state: TrainState, metrics: Metrics) -> None:
-            del state
-            jax.block_until_ready(metrics)  # at most one step is in flight
-            bar.update()
-            if done in steps:
-                values = {
-                    k: encode_non_finite(to_python(v)) for k, v in metrics.items()
-                }
-                measured[done] = flatten(values)
-
-        return recorded.advance(state, last, measure), measured
-
-
-def flatten(row: Mapping[str, Any]) -> Scalars:
-    """A row of metrics with one name for each element of a list."""
-    scalars: dict[str, Scalar] = {}
-    for name, value in row.items():
-        if isinstance(value, list):
-            scalars |= {f"{name}/{index}": item for index, item in enumerate(value)}
-        else:
-            scalars[name] = value
-    return scalars

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmx.config.format import to_gin
-from lmx.config.gin import parse, parse_text
 from lmx.config.registry import ConfigError
-from lmx.config.resolve import from_json, resolve
+from lmx.config.resolve import apply_overrides, from_json
 from lmx.config.value import Config, diff, explain_errors
 from lmx.run.metadata import affects_bits, diff_metadata, sample_losses
 from lmx.run.run_dir import METADATA, check_schema, read_metadata, read_metrics
@@ -65,15 +63,11 @@ class RunMetadata:
         return cls(fields, config, dict(losses))
 
 
-def apply_overrides(
-    metadata: RunMetadata, overrides: Iterable[str]
+def override_execution(
+    original: Config[Experiment], overrides: Iterable[str]
 ) -> Config[Experiment]:
     """The experiment with overrides; refused if they change its identity."""
-    overrides, original = [*overrides], metadata.config
-    if not overrides:
-        return original
-    bindings = parse_text(to_gin(original), METADATA)
-    config = resolve({**bindings, **parse([], overrides)}, original.name)
+    config = apply_overrides(original, overrides)
     if changes := diff(original.identity(), config.identity()):
         raise ConfigError(
             f"{', '.join(changes)} cannot be changed, since they change the results:"
@@ -124,26 +118,21 @@ def reproduce(
     same, and DEFAULT_RTOL otherwise.
     """
     last = min(config["steps"] if steps is None else steps, config["steps"])
-    expected = {step: loss for step, loss in metadata.losses.items() if step <= last}
     _check_reproducible(metadata, config, path, last)
     stop_after = last if last < config["steps"] else None
+    options = RunOptions(stop_after=stop_after)
     try:
-        train_run(
-            f"{metadata.fields['name']}",
-            config,
-            path,
-            RunOptions(stop_after=stop_after),
-        )
+        train_run(f"{metadata.fields['name']}", config, path, options)
     except StoppedError as stopped:
         if stopped.done != stop_after:
             raise
     changes = diff_metadata(metadata.fields, read_metadata(path))
     if rtol is None:
         rtol = DEFAULT_RTOL if any(map(affects_bits, changes)) else 0.0
-    found = {row["step"]: row["loss"] for row in read_metrics(path) if "loss" in row}
-    losses = {s: (loss, found[s]) for s, loss in expected.items() if s in found}
+    new = {row["step"]: row["loss"] for row in read_metrics(path) if "loss" in row}
+    losses = {s: (old, new[s]) for s, old in metadata.losses.items() if s in new}
     if not losses:
-        raise ConfigError(f"{path} logged none of the steps {[*expected]}.")
+        raise ConfigError(f"{path} logged none of the steps {[*metadata.losses]}.")
     return Reproduction(last, changes, rtol, losses)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int32
 from lmx.config.registry import ConfigError
 from lmx.core.batch import Batch
 from lmx.evals.perplexity import score_batches, score_rows
-from lmx.infer.decode import check_causal
+from lmx.infer.generate import check_causal
 from lmx.models.trained_model import TrainedModel
 
 

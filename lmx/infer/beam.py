@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lmx.config.registry import ConfigError
-from lmx.infer.decode import (
+from lmx.infer.generate import (
     Prompts,
     check_causal,
     check_prompts,
@@ -143,23 +143,6 @@ def search_beams(
 ) -> Hypotheses:
     """Searches with a cache for `capacity` tokens after each prompt."""
     model = nnx.merge(graph, params)
-
-    def is_unfinished(state: BeamState) -> Bool[Array, ""]:
-        return (state.generated < max_new_tokens) & state.unfinished.any()
-
-    step = partial(search_step, model, beam, stops, max_new_tokens)
-    state = start_search(model, beam, capacity, max_new_tokens, prompts)
-    return jax.lax.while_loop(is_unfinished, step, state).hypotheses
-
-
-def start_search(
-    model: Decoder,
-    beam: BeamConfig,
-    capacity: int,
-    max_new_tokens: Int[Array, ""],
-    prompts: Prompts,
-) -> BeamState:
-    """Reads the prompts; each has one beam in use."""
     tokens, segments, _ = map(jnp.asarray, prompts)
     (B, T), W, length_B = tokens.shape, beam.beams, (segments > 0).sum(axis=1)
     cache = model.init_cache(B, T + capacity, length_B.max() + max_new_tokens)
@@ -167,16 +150,22 @@ def start_search(
     row_M = jnp.repeat(jnp.arange(B), W)
     unused_BW = jnp.full((B, W), -jnp.inf, logits_BV.dtype)
     empty_BWT = jnp.zeros((B, W, capacity), jnp.int32)
-    return BeamState(
+    state = BeamState(
         cache.select(row_M),
         logits_BV[row_M],
         length_B[row_M],
         empty_BWT,
-        unused_BW.at[:, 0].set(0),
+        unused_BW.at[:, 0].set(0),  # the first beam of each prompt
         jnp.zeros((), jnp.int32),
         Hypotheses(empty_BWT, jnp.zeros((B, W), jnp.int32), unused_BW),
         jnp.ones(B, bool),
     )
+
+    def is_unfinished(state: BeamState) -> Bool[Array, ""]:
+        return (state.generated < max_new_tokens) & state.unfinished.any()
+
+    step = partial(search_step, model, beam, stops, max_new_tokens)
+    return jax.lax.while_loop(is_unfinished, step, state).hypotheses
 
 
 def search_step(

@@ -1,28 +1,204 @@
-"""Text generation with a KV cache on the device."""
+"""Text generation with a KV cache on the device.
+
+Prefill and decoding are pure functions of a model and its cache.
+"""
 
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
 from lmx.config.registry import ConfigError
-from lmx.core import distributed
+from lmx.core import distributed, rng
 from lmx.data.tokenizer.base import Tokenizer
-from lmx.infer.decode import (
-    CHUNK,
-    Generated,
-    check_causal,
-    check_prompts,
-    decode_chunk,
-    pad_prompts,
-    round_to_bucket,
-    start_decoding,
-    token_mask,
-)
 from lmx.infer.sample import Sampler
+from lmx.layers.attention.kv_cache import KVCache
+from lmx.layers.mlp import FeedForward
+from lmx.models.decoder import Decoder
+
+BUCKET = 64  # tokens; prompts and caches are padded to a multiple, so that few compile
+CHUNK = 16  # tokens decoded by one jitted loop
+
+
+class Prompts(NamedTuple):
+    """Prompts of different lengths, padded on the left."""
+
+    tokens: Int32[Array | np.ndarray, "B T"]
+    segments: Int32[Array | np.ndarray, "B T"]  # 1, and 0 at padding
+    row_ids: Int32[Array | np.ndarray, "B"]  # select the random stream of each row
+
+
+class DecodeState(NamedTuple):
+    """The state of decoding after some tokens."""
+
+    cache: KVCache
+    logits: Float[Array, "B V"]  # of the next token
+    position: Int[Array, "B"]  # of the next token
+    seen: Bool[Array, "B V"]  # the tokens that a row contains
+    active: Bool[Array, "B"]  # False after a stop token
+    row_ids: Int[Array, "B"]
+    generated: Int[Array, ""]  # number of tokens
+
+
+class Generated(NamedTuple):
+    """New tokens of each row; 0 where the row is not active."""
+
+    tokens: Int[Array | np.ndarray, "B *T"]
+    logprobs: Float[Array | np.ndarray, "B *T"]  # nats
+    active: Bool[Array | np.ndarray, "B *T"]
+
+
+def check_causal(model: nnx.Module) -> None:
+    """Refuses a model in which a token depends on later ones."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, FeedForward) and not module.causal:
+            raise ConfigError(
+                f"{type(module).__name__} is not causal: its output for a token depends"
+                " on later tokens, which do not exist during generation. Train with a"
+                " causal layer, as in Decoder.mlp = @MoE."
+            )
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], vocab: int) -> None:
+    """Refuses empty prompts and unknown tokens."""
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ConfigError(
+                f"prompt {number} has no token: each needs at least one, such as the"
+                " one that starts a document."
+            )
+        token_mask(prompt, vocab)
+
+
+def token_mask(tokens: Collection[int], vocab: int) -> Bool[np.ndarray, "V"]:
+    """True at these tokens."""
+    if unknown := [token for token in tokens if not 0 <= token < vocab]:
+        raise ConfigError(
+            f"token {unknown[0]} is not in the vocabulary of {vocab} tokens, which are"
+            " counted from 0."
+        )
+    mask_V = np.zeros(vocab, bool)
+    mask_V[list(tokens)] = True
+    return mask_V
+
+
+def round_to_bucket(tokens: int) -> int:
+    """The next multiple of BUCKET."""
+    return -(-tokens // BUCKET) * BUCKET
+
+
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], max_length: int | None, first_row_id: int = 0
+) -> Prompts:
+    """The prompts in one array, as long as a bucket, but at most `max_length`."""
+    width = round_to_bucket(max(map(len, prompts)))
+    width = width if max_length is None else min(width, max_length)
+    tokens_BT, segments_BT = np.zeros((2, len(prompts), width), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens_BT[row, width - len(prompt) :] = prompt
+        segments_BT[row, width - len(prompt) :] = 1
+    row_ids_B = np.arange(first_row_id, first_row_id + len(prompts), dtype=np.int32)
+    return Prompts(tokens_BT, segments_BT, row_ids_B)
+
+
+def prefill(
+    model: Decoder,
+    cache: KVCache,
+    tokens: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+) -> tuple[Float[Array, "B V"], KVCache]:
+    """Reads one prompt a row; returns the logits of the token after it.
+
+    Segment 0 is padding, anywhere in a row.
+    """
+    real_BT = segments > 0
+    positions_BT = jnp.maximum(jnp.cumsum(real_BT, axis=1) - 1, 0)
+    logits_BTV, cache = model.decode(cache, tokens, positions_BT, segments)
+    last_B = real_BT.shape[1] - 1 - jnp.argmax(real_BT[:, ::-1], axis=1)
+    last_B11 = last_B[:, None, None]
+    return jnp.take_along_axis(logits_BTV, last_B11, axis=1)[:, 0], cache
+
+
+def start_decoding(
+    graph: nnx.GraphDef,
+    params: PyTree,
+    generated: Int[Array, ""],
+    max_new_tokens: Int[Array, ""],
+    prompts: Prompts,
+    *,
+    capacity: int,
+) -> DecodeState:
+    """Reads the prompts into a new cache for `capacity` tokens.
+
+    Rows of padding are not active. At most `max_new_tokens` follow each prompt.
+    """
+    model = nnx.merge(graph, params)
+    tokens, segments, row_ids = map(jnp.asarray, prompts)
+    real_BT = segments > 0
+    length_B, B = real_BT.sum(axis=1), len(tokens)
+    cache = model.init_cache(B, capacity, length_B.max() + max_new_tokens)
+    logits_BV, cache = prefill(model, cache, tokens, segments)
+    seen_BV = jnp.zeros(logits_BV.shape, bool)
+    seen_BV = seen_BV.at[jnp.arange(B)[:, None], tokens].max(real_BT)
+    active_B = length_B > 0
+    return DecodeState(
+        cache, logits_BV, length_B, seen_BV, active_B, row_ids, generated
+    )
+
+
+def decode_chunk(
+    graph: nnx.GraphDef,
+    sampler: Sampler,
+    seed: int,
+    params: PyTree,
+    stops: Bool[Array, "V"],
+    state: DecodeState,
+) -> tuple[DecodeState, Generated]:
+    """Decodes CHUNK tokens; the time axis of the result comes first."""
+    step = partial(decode_step, nnx.merge(graph, params), sampler, seed, stops)
+    return jax.lax.scan(step, state, length=CHUNK)
+
+
+def decode_step(
+    model: Decoder,
+    sampler: Sampler,
+    seed: int,
+    stops: Bool[Array, "V"],
+    state: DecodeState,
+    _: None = None,
+) -> tuple[DecodeState, Generated]:
+    """Decodes one token in every active row. `stops` is True at stop tokens.
+
+    The log-probability is that of the model, without the rules of the sampler.
+    """
+    key = jax.random.fold_in(rng.key(seed, "sample"), state.generated)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, state.row_ids)
+    token_B = sampler(state.logits, state.seen, keys_B).astype(jnp.int32)
+    token_B = jnp.where(state.active, token_B, 0)
+    logprobs_BV = jax.nn.log_softmax(state.logits, axis=-1)
+    logprob_B = jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=1)[:, 0]
+    logprob_B = jnp.where(state.active, logprob_B, 0)
+    active_B = state.active & ~stops[token_B]
+    logits_B1V, cache = model.decode(
+        state.cache,
+        token_B[:, None],
+        state.position[:, None],
+        active_B[:, None].astype(jnp.int32),
+    )
+    following = state._replace(
+        cache=cache,
+        logits=logits_B1V[:, 0],
+        position=state.position + 1,
+        seen=state.seen.at[jnp.arange(len(token_B)), token_B].set(True),
+        active=active_B,
+        generated=state.generated + 1,
+    )
+    return following, Generated(token_B, logprob_B, state.active)
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-from flax import nnx
 from tqdm import tqdm
 
 from lmx.config.registry import ConfigError, configurable
 from lmx.core import distributed
-from lmx.infer.decode import check_causal
 from lmx.infer.generate import Generator, encode_prompt
 from lmx.infer.sample import Sampler
 from lmx.run.run_dir import Values
@@ -31,19 +29,18 @@ class Sample(HookConfig):
         tokenizer = run.data.info.tokenizer
         if tokenizer is None:
             raise ConfigError("@Sample() needs data that are text: remove the hook.")
-        prompt = encode_prompt(tokenizer, self.prompt)
-        check_causal(nnx.merge(run.graph, run.abstract_state().params))
-        generator: Generator | None = None
+        prompt, params = (
+            encode_prompt(tokenizer, self.prompt),
+            run.abstract_state().params,
+        )
+        generator = Generator(run.graph, params, self.sampler, self.seed)
 
         def sample(step: int, state: TrainState, metrics: Metrics) -> Values:
-            nonlocal generator
             del metrics
-            if generator is None:
-                generator = Generator(run.graph, state.params, self.sampler, self.seed)
             generator.params = state.params
             tokens = generator.stream(prompt, self.tokens, tokenizer.stop_tokens)
             text = self.prompt + tokenizer.decode(tokens)
-            generator.params = None  # the next step donates them
+            generator.params = params  # the next step donates those of the state
             if distributed.is_leader():
                 tqdm.write(f"--- step {step} ---\n{text}\n---")
             return {"sample": text}

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from lmx.analysis.batch_report import inspect_step, mean_nats
-from lmx.analysis.history import RecordedRun
 from lmx.analysis.html import render
+from lmx.analysis.replay import RecordedRun
 from lmx.run.run_dir import read_metrics
 from lmx.train.trainer import train_run
 
@@ -84,7 +84,7 @@ def test_each_token_has_its_loss_and_each_text_its_document(train):
         assert document.origin.document is not None and document.origin.offset == 0
         text = f"<256>{LINES[document.origin.document]}"
         assert report.decode(document.tokens) == text and document.targets[-1] == 257
-    state = recorded.advance(recorded.restore_before(4), 5)
+    state, _ = recorded.train(recorded.restore_before(4), 5)
     model = nnx.merge(recorded.run.graph, state.params)
     tokens, targets = (
         np.stack([getattr(document, name)[:18] for document in documents[:4]])

@@ -1,13 +1,13 @@
 """A replay gives the same bits as the run, and changes none of its files."""
 
+import dataclasses
 import json
 import random
 import shutil
 
 import pytest
 
-from lmx.analysis.history import RecordedRun
-from lmx.analysis.replay import replay
+from lmx.analysis.replay import RecordedRun, replay
 from lmx.config.registry import ConfigError
 from lmx.run.run_dir import read_metrics
 from lmx.train.trainer import train_run
@@ -60,9 +60,7 @@ def copy(finished, recorded, tmp_path):
     """A copy of the run's folder, and the run opened there without compiling again."""
     path = tmp_path / "copy"
     shutil.copytree(finished, path)
-    return path, RecordedRun(
-        path, recorded.config, {}, recorded.experiment, recorded.run
-    )
+    return path, dataclasses.replace(recorded, folder=path)
 
 
 @pytest.mark.parametrize("mesh", MESHES)

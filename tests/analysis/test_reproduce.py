@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmx.analysis.reproduce import RunMetadata, apply_overrides, reproduce
+from lmx.analysis.reproduce import RunMetadata, override_execution, reproduce
 from lmx.config.registry import ConfigError
 from lmx.core import hardware
 from lmx.run.metadata import sample_losses
@@ -82,7 +82,7 @@ def test_the_first_steps_are_those_of_the_whole_run(finished, write_metadata, tm
     ]
     path = write_metadata(losses=changed, versions={"jax": "0.0.1"})
     metadata = RunMetadata.load(path)
-    config = apply_overrides(metadata, ["Mesh.data=2"])
+    config = override_execution(metadata.config, ["Mesh.data=2"])
     found = reproduce(metadata, config, tmp_path / "again", steps=4)
     assert [*read_losses(tmp_path / "again")] == [1, 2, 3, 4] == [*found.losses]
     assert found.rtol == 0.01 and found.differing_steps == []
@@ -97,7 +97,7 @@ def test_a_run_that_cannot_be_reproduced_is_refused(finished, write_metadata, tm
     with pytest.raises(ConfigError, match="exists: name a new folder"):
         reproduce(metadata, metadata.config, finished)
     with pytest.raises(ConfigError, match="schedule.peak_lr cannot be changed"):
-        apply_overrides(metadata, ["Cosine.peak_lr=0.2"])
+        override_execution(metadata.config, ["Cosine.peak_lr=0.2"])
     other = RunMetadata.load(write_metadata(data={"source": "another"}))
     with pytest.raises(ConfigError, match="data are not those of the run"):
         reproduce(other, other.config, new)

@@ -17,8 +17,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lmx.analysis.history import load_run_config
-from lmx.analysis.reproduce import RunMetadata, apply_overrides
+from lmx.analysis.replay import load_run_config
+from lmx.analysis.reproduce import RunMetadata, override_execution
 from lmx.cli.load import load_config
 from lmx.cli.main import COMMANDS, build_parser, main
 from tests.data.tokenizer.test_hf_folder import by_bytes
@@ -233,7 +233,8 @@ def test_an_example_is_parsed_and_its_config_resolved(example, place):
     elif args.command.name in ("inspect", "replay"):
         load_run_config(Path(args.names[0]), args.overrides)
     elif args.command.name == "reproduce":
-        apply_overrides(RunMetadata.load(Path(args.names[0])), args.overrides)
+        metadata = RunMetadata.load(Path(args.names[0]))
+        override_execution(metadata.config, args.overrides)
 
 
 def test_each_command_has_an_example():

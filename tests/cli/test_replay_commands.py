@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmx.analysis.history import RecordedRun
+from lmx.analysis.replay import RecordedRun
 
 pytestmark = pytest.mark.faults
 
@@ -40,9 +40,8 @@ def test_a_replay_shows_logged_and_new_values_side_by_side(lmx, run):
 def test_a_value_that_differs_is_exit_status_1(lmx, run, monkeypatch):
     recorded = OPENED.get(run) or RecordedRun.open(run, [])
     row = {**recorded.logged_metrics[3], "loss": 1.0}
-    monkeypatch.setitem(
-        recorded.__dict__, "logged_metrics", {**recorded.logged_metrics, 3: row}
-    )
+    logged = {**recorded.logged_metrics, 3: row}
+    monkeypatch.setattr(RecordedRun, "logged_metrics", logged)
     status, out, _ = lmx("replay", run, "--step", "3")
     assert status == 1 and "1 differ, the first at step 3 (loss)" in out
 

@@ -10,7 +10,7 @@ from lmx.core.console import format_table
 
 if TYPE_CHECKING:
     from lmx.analysis.batch_report import BatchReport, WorstToken
-    from lmx.analysis.history import RecordedRun
+    from lmx.analysis.replay import RecordedRun
 
 _WIDTH = 48  # characters of a text
 

@@ -12,8 +12,7 @@ from lmx.config.registry import ConfigError
 from lmx.core.console import format_table
 
 if TYPE_CHECKING:
-    from lmx.analysis.history import RecordedRun
-    from lmx.analysis.replay import Replay
+    from lmx.analysis.replay import RecordedRun, Replay
     from lmx.analysis.reproduce import Reproduction
 
 STEP = {"--step": option("counted from 1", int, metavar="N") | {"required": True}}
@@ -23,7 +22,7 @@ def open_recorded_run(args: argparse.Namespace) -> "RecordedRun":
     """The run that a command names, under its overrides."""
     folder = Path(args.names[0])
     import_modules(args.imports)
-    from lmx.analysis.history import RecordedRun, load_run_config
+    from lmx.analysis.replay import RecordedRun, load_run_config
 
     set_up_jax(load_run_config(folder, args.overrides))
     return RecordedRun.open(folder, args.overrides)
@@ -139,10 +138,10 @@ def reproduce_run(args: argparse.Namespace) -> Output:
     its config names classes of lmx, or of the modules that --import gives.
     """
     import_modules(args.imports)
-    from lmx.analysis.reproduce import RunMetadata, apply_overrides, reproduce
+    from lmx.analysis.reproduce import RunMetadata, override_execution, reproduce
 
     metadata = RunMetadata.load(Path(args.names[0]))
-    config = apply_overrides(metadata, args.overrides)
+    config = override_execution(metadata.config, args.overrides)
     set_up_jax(config)
     name = f"{metadata.fields['name']}-{config.run_id()}-again"
     folder = args.folder or Path("runs") / name
