@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, check_fields, configurable
 
 
 @configurable
@@ -27,16 +27,16 @@ class PiecewiseConstant:
     boundaries: tuple[int, ...]
 
     def __post_init__(self):
-        if len(self.values) != len(self.boundaries) + 1:
-            raise ConfigError(
-                f"PiecewiseConstant has {len(self.values)} values and"
-                f" {len(self.boundaries)} boundaries: it must have one value more."
-            )
-        if any(b <= a for a, b in pairwise((0, *self.boundaries))):
-            raise ConfigError(
-                f"PiecewiseConstant.boundaries is {self.boundaries}: they must be"
-                " above 0 and increase."
-            )
+        steps = (0, *self.boundaries)
+        is_increasing = all(a < b for a, b in pairwise(steps))
+        check_fields(
+            self,
+            boundaries=(is_increasing, "above 0 and increasing"),
+            values=(
+                len(self.values) == len(steps),
+                f"{len(steps)} numbers",
+            ),
+        )
 
     def __call__(self, step: int) -> int | float:
         return self.values[bisect.bisect_right(self.boundaries, step)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from lmx.config.registry import ConfigError, check_fields, configurable
+from lmx.config.registry import check_fields, configurable
 from lmx.core.console import print_line
 from lmx.data.corpus.corpus import Corpus
 from lmx.data.curate.document_pass import DocumentPass, DocumentWriter, read_valid
@@ -231,14 +231,15 @@ class Decontaminate(DocumentPass):
     min_words: int = 8
 
     def __post_init__(self):
-        if not self.against:
-            raise ConfigError("Decontaminate.against names no evaluation.")
-        if not 1 <= self.min_words <= self.ngram_size:
-            raise ConfigError(
-                f"Decontaminate.min_words is {self.min_words} and"
-                f" Decontaminate.ngram_size {self.ngram_size}: at least 1, and at most"
-                " ngram_size."
-            )
+        is_valid = 1 <= self.min_words <= self.ngram_size
+        check_fields(
+            self,
+            against=(bool(self.against), "evaluations by their names"),
+            min_words=(
+                is_valid,
+                f"1 to {self.ngram_size}, the ngram_size",
+            ),
+        )
 
     def process(self, writer: DocumentWriter) -> None:
         index = self._index_evaluations()

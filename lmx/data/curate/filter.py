@@ -56,11 +56,9 @@ class LengthFilter(Filter):
     max_chars: int | None = None
 
     def __post_init__(self):
-        if self.max_chars is not None and self.max_chars < self.min_chars:
-            raise ConfigError(
-                f"LengthFilter.min_chars is {self.min_chars} and LengthFilter.max_chars"
-                f" {self.max_chars}: no document would be kept."
-            )
+        is_valid = self.max_chars is None or self.max_chars >= self.min_chars
+        bound = f"at least min_chars, {self.min_chars}"
+        check_fields(self, max_chars=(is_valid, bound))
 
     def __call__(self, document: Document) -> Document | str:
         if len(document.text) < self.min_chars:
@@ -79,10 +77,8 @@ class FilterDocuments(DocumentPass):
     filters: tuple[Filter, ...]
 
     def __post_init__(self):
-        if not self.filters:
-            raise ConfigError(
-                "FilterDocuments.filters is empty: [@Gopher(), @GopherRepetition()]"
-            )
+        bound = "some filters, as in [@Gopher(), @GopherRepetition()]"
+        check_fields(self, filters=(bool(self.filters), bound))
 
     def process(self, writer: DocumentWriter) -> None:
         for source, document in self.read_documents(writer):

@@ -61,12 +61,9 @@ class BuildTokenStore:
     executor: Execution[Executor] = ProcessPool()
 
     def __post_init__(self):
-        if not self.sources:
-            raise ConfigError(
-                "BuildTokenStore.sources names no corpus: {'books': @Text()}"
-            )
         check_fields(
             self,
+            sources=(bool(self.sources), "corpora by name, {'books': @Text()}"),
             shard_bytes=(self.shard_bytes >= 1, "at least 1"),
             max_invalid_fraction=(0 <= self.max_invalid_fraction <= 1, "0 to 1"),
             max_empty_fraction=(0 <= self.max_empty_fraction <= 1, "0 to 1"),

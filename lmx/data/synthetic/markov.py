@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, check_fields, configurable
 from lmx.data.stateless_random import RandomStream, hash_u64, permute
 from lmx.data.synthetic.base import Column, Generated, SyntheticDataset
 
@@ -109,11 +109,8 @@ class Markov(SyntheticDataset):
         self.require_at_least(
             vocab=2, order=1, batch_size=1, sequence_length=self.order
         )
-        if self.vocab**self.order > MAX_STATES:
-            raise ConfigError(
-                f"Markov.order is {self.order}, with {self.vocab} tokens: more than"
-                f" {MAX_STATES:,} contexts. Use fewer tokens or a lower order."
-            )
+        bound = f"such that vocab**order, the contexts, are at most {MAX_STATES:,}"
+        check_fields(self, order=(self.vocab**self.order <= MAX_STATES, bound))
 
     @cached_property
     def chain(self) -> MarkovChain:

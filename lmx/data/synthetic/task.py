@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Bool
 
-from lmx.config.registry import ConfigError, check_fields, configurable
+from lmx.config.registry import check_fields, configurable
 from lmx.data.corpus.corpus import Split, check_fraction
 from lmx.data.stateless_random import RandomStream, hash_u64, permute, randint
 from lmx.data.synthetic.base import Column, Generated, SyntheticDataset
@@ -155,11 +155,8 @@ class Arithmetic(SyntheticDataset):
             modulus=2, batch_size=1, sequence_length=EQUATION_TOKENS - 1
         )
         check_fraction(self, "held_out")
-        if not self.pairs[1]:
-            raise ConfigError(
-                f"Arithmetic.held_out is {self.held_out}, which leaves no equation for"
-                f" {self.split}: it needs at least one of {self.modulus**2} pairs."
-            )
+        bound = f"such that {self.split} has some of the {self.modulus**2} pairs"
+        check_fields(self, held_out=(self.pairs[1] > 0, bound))
 
     @property
     def vocab(self) -> int:

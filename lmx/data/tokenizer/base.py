@@ -17,7 +17,7 @@ from typing import Any, SupportsIndex, cast
 import numpy as np
 from jaxtyping import Int32
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, check_fields, configurable
 from lmx.core.console import print_line
 from lmx.core.files import get_cache_path, write_atomic
 from lmx.data.corpus.corpus import SPLITS, Corpus
@@ -248,11 +248,9 @@ class CharTokenizer(TokenizerConfig, Tokenizer):
 
     def __post_init__(self):
         characters = self.characters
-        if characters is not None and "".join(sorted({*characters})) != characters:
-            raise ConfigError(
-                f"CharTokenizer.characters is {characters!r}: give each character once,"
-                " in order of code points."
-            )
+        is_valid = characters is None or "".join(sorted({*characters})) == characters
+        bound = "each character once, in order of code points"
+        check_fields(self, characters=(is_valid, bound))
 
     def open(self, corpus: Corpus) -> "CharTokenizer":
         """Reads the whole corpus, unless `characters` is set."""

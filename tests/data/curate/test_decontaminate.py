@@ -54,5 +54,5 @@ def test_inconsistent_limits_are_refused(make_corpus):
     quiz = {"quiz": make_corpus("quiz", [QUESTION])}
     with pytest.raises(ConfigError, match="Decontaminate.min_words is 14"):
         Decontaminate(sources={}, against=quiz, min_words=14)
-    with pytest.raises(ConfigError, match="names no evaluation"):
+    with pytest.raises(ConfigError, match="against is {}: it must be evaluations"):
         Decontaminate(sources={}, against={})

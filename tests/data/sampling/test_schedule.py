@@ -65,9 +65,9 @@ def test_a_late_step_needs_no_earlier_ones(make_store, make_dataset):
 @pytest.mark.parametrize(
     ("values", "boundaries", "message"),
     [
-        ((1, 2), (), "2 values and 0 boundaries"),
+        ((1, 2), (), r"values is \(1, 2\): it must be 1 number"),
         ((1, 2), (0,), "must be above 0"),
-        ((1, 2, 3), (5, 5), "and increase"),
+        ((1, 2, 3), (5, 5), "and increasing"),
     ],
 )
 def test_invalid_boundaries_are_refused(values, boundaries, message):

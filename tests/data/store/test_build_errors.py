@@ -279,7 +279,7 @@ def test_an_indivisible_corpus_is_one_shard(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sources": {}}, "BuildTokenStore.sources names no corpus"),
+        ({"sources": {}}, "BuildTokenStore.sources is {}: it must be corpora by name"),
         ({"shard_bytes": 0}, "shard_bytes is 0: it must be at least 1"),
         (
             {"max_invalid_fraction": 1.5},
@@ -294,7 +294,7 @@ def test_invalid_settings_are_refused_at_once(fields, message):
 
 
 def test_invalid_filters_and_executors_are_refused():
-    with pytest.raises(ConfigError, match="min_chars is 3 and LengthFilter.max_chars"):
+    with pytest.raises(ConfigError, match="max_chars is 2: .* at least min_chars, 3"):
         LengthFilter(min_chars=3, max_chars=2)
     with pytest.raises(ConfigError, match="workers is 0: it must be at least 1"):
         ProcessPool(workers=0)

@@ -137,7 +137,7 @@ REFUSALS = {
     "Markov.sequence_length is 1: it must be at least 2": lambda: Markov(
         vocab=4, order=2, batch_size=1, sequence_length=1
     ),
-    "Markov.order is 9, with 8 tokens: more than 65,536": lambda: Markov(
+    "Markov.order is 9: .* are at most 65,536": lambda: Markov(
         vocab=8, order=9, batch_size=1, sequence_length=16
     ),
     "Grammar.vocab is 2: it must be at least 3": lambda: Grammar(
@@ -146,7 +146,7 @@ REFUSALS = {
     "Copy.noise is 1.5: it must be from 0 to 1": lambda: Copy(
         vocab=4, noise=1.5, batch_size=1, sequence_length=4
     ),
-    "Arithmetic.held_out is 0.0, which leaves no equation": lambda: Arithmetic(
+    "Arithmetic.held_out is 0.0: it must be such that": lambda: Arithmetic(
         modulus=5, held_out=0.0, split="validation", batch_size=1, sequence_length=8
     ),
     "Grammar.depth is 30, with 3 categories: more than 65,536 states": lambda: Grammar(
