@@ -12,6 +12,9 @@ from lmx.core.batch import Batch
 from lmx.data.schedule import BatchSchedule, RowRequest
 from lmx.data.tokenizer.base import Tokenizer
 
+THREADS = 2  # NumPy holds the GIL for most of a batch: more threads do not help
+BUFFER_SIZE = 4  # batches
+
 
 class DocumentSpan(NamedTuple):
     """The part of a document that one segment of a row contains."""
@@ -125,10 +128,6 @@ class WrapperConfig(DatasetConfig):
     @property
     def schedule(self) -> BatchSchedule:
         return self.source.schedule
-
-
-THREADS = 2  # NumPy holds the GIL for most of a batch: more threads do not help
-BUFFER_SIZE = 4  # batches
 
 
 def prefetch(

@@ -20,6 +20,8 @@ from lmx.config.registry import (
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 SPAN_BYTES = 64 * 2**20  # of a span, where only the order of documents matters
+HIDDEN = re.compile(r"/\.")  # a file or a folder
+NOT_UTF8_ADVICE = "save it as UTF-8 or leave it out."
 
 
 class Document(NamedTuple):
@@ -173,10 +175,6 @@ class SpanCorpus(Corpus):
                 yield item
             elif selected := self.holdout.select(item, split):
                 yield selected
-
-
-NOT_UTF8_ADVICE = "save it as UTF-8 or leave it out."
-HIDDEN = re.compile(r"/\.")  # a file or a folder
 
 
 @dataclass(frozen=True, kw_only=True)

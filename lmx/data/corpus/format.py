@@ -23,6 +23,8 @@ from lmx.data.optional import import_optional
 
 BATCH_ROWS = 1024  # read at a time
 SAVED_FILES = ("state.json", "dataset_dict.json")  # written by `save_to_disk`
+BATCH_RECORDS = 256  # read at a time
+COMPRESSION_RATIO = 3  # bytes of text per compressed byte, approximately
 
 
 @configurable
@@ -138,10 +140,6 @@ def _load_dataset(name: str, subset: str | None, split: str, revision: str | Non
         return found[split] if isinstance(found, datasets.DatasetDict) else found
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ConfigError(f"{name}: cannot be loaded: {error}") from error
-
-
-BATCH_RECORDS = 256  # read at a time
-COMPRESSION_RATIO = 3  # bytes of text per compressed byte, approximately
 
 
 @configurable

@@ -31,6 +31,12 @@ READ_BYTES = 2**20  # at a time
 ZSTD_SUFFIX = ".zst"
 JSON_LINES_SUFFIXES = (".jsonl", ".jsonl.zst")
 COMPRESSION_RATIO = 4  # bytes of text per compressed byte, approximately
+TOPICS = "pydoc_data/topics.py"
+EXCLUDED_DIRS = frozenset({
+    "site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test",
+    "encodings",  # generated tables, so similar that the splits would overlap
+})  # fmt: skip
+MACHINE_SPECIFIC = ("config-", "_sysconfigdata_", "sitecustomize.py", TOPICS)
 
 
 @configurable
@@ -139,14 +145,6 @@ def _skip_line(file: io.BufferedReader) -> int:
         if line.endswith(b"\n"):
             break
     return size
-
-
-TOPICS = "pydoc_data/topics.py"
-EXCLUDED_DIRS = frozenset({
-    "site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test",
-    "encodings",  # generated tables, so similar that the splits would overlap
-})  # fmt: skip
-MACHINE_SPECIFIC = ("config-", "_sysconfigdata_", "sitecustomize.py", TOPICS)
 
 
 @configurable

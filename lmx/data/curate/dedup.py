@@ -19,6 +19,7 @@ from lmx.data.stateless_random import hash_u64
 
 WORD = re.compile(r"\w+")
 CACHED_WORDS = 2**20
+BATCH_DOCUMENTS = 1000  # hashed at a time
 
 
 def split_words(text: str) -> list[str]:
@@ -73,9 +74,6 @@ def jaccard_index(
     """Returns intersection over union of two sorted sets."""
     shared = len(np.intersect1d(one, other, assume_unique=True))
     return shared / max(len(one) + len(other) - shared, 1)
-
-
-BATCH_DOCUMENTS = 1000  # hashed at a time
 
 
 @configurable

@@ -20,6 +20,23 @@ from lmx.data.curate.document_pass import (
 )
 from lmx.data.optional import import_optional
 
+STOP_WORDS = frozenset("the be to of and that have with".split())
+BULLET = re.compile(r"\s*[•‣◦⁃∙*-]")
+ELLIPSIS = ("...", "…")
+MIN_TOP_NGRAM, MIN_DUPLICATE_NGRAM = 2, 5  # words
+SENTENCE_ENDS = (".", "!", "?", "…", '"', "'", "”", "’", "。", "！", "？")
+# A dot-atom at a domain of at least two labels, the last one of letters: the common
+# part of RFC 5322, section 3.4.1.
+EMAIL = re.compile(
+    r"(?<![\w.+-])[A-Za-z0-9_.+%-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
+)
+# Candidates for addresses of IPv4 or IPv6, which `ipaddress` then parses.
+IP = re.compile(
+    r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f:]{2,39})(?![\w:]|\.\d)"
+)
+HASH_FEATURES = 2**18  # of words and word pairs
+FOLDS = 5  # of cross-validation
+
 
 class Filter(ABC):
     """A rule that depends on one document only."""
@@ -89,12 +106,6 @@ class FilterDocuments(DocumentPass):
             for change in changes:
                 writer.record_change(source, document.name, change)
             writer.keep(source, result)
-
-
-STOP_WORDS = frozenset("the be to of and that have with".split())
-BULLET = re.compile(r"\s*[•‣◦⁃∙*-]")
-ELLIPSIS = ("...", "…")
-MIN_TOP_NGRAM, MIN_DUPLICATE_NGRAM = 2, 5  # words
 
 
 @configurable
@@ -224,9 +235,6 @@ def count_repeated_chars(words: Sequence[str], size: int) -> int:
     return total
 
 
-SENTENCE_ENDS = (".", "!", "?", "…", '"', "'", "”", "’", "。", "！", "？")
-
-
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class FineWeb(Filter):
@@ -264,17 +272,6 @@ class FineWeb(Filter):
         )
 
 
-# A dot-atom at a domain of at least two labels, the last one of letters: the common
-# part of RFC 5322, section 3.4.1.
-EMAIL = re.compile(
-    r"(?<![\w.+-])[A-Za-z0-9_.+%-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
-)
-# Candidates for addresses of IPv4 or IPv6, which `ipaddress` then parses.
-IP = re.compile(
-    r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f:]{2,39})(?![\w:]|\.\d)"
-)
-
-
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class MaskPII(Filter):
@@ -296,10 +293,6 @@ class MaskPII(Filter):
         except ValueError:
             public = False
         return self.ip if public else match[0]
-
-
-HASH_FEATURES = 2**18  # of words and word pairs
-FOLDS = 5  # of cross-validation
 
 
 @configurable

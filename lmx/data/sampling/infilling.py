@@ -11,6 +11,7 @@ from lmx.data.sampling.transform import WEIGHTED_TOKEN, DocumentTransform, Rando
 from lmx.data.stateless_random import hash_u64, randint
 
 FIM_STREAM = 7  # separates its random numbers from those of SpanCorruption
+CORRUPTION_STREAM = 8  # separates its random numbers from those of FillInTheMiddle
 
 
 @configurable
@@ -72,9 +73,6 @@ class FillInTheMiddle(DocumentTransform):
         context = np.concatenate(spm if drawn[1] < self.spm_rate else psm)
         context["weight"] *= np.float32(self.loss_on == "all")
         return np.concatenate([context, middle])
-
-
-CORRUPTION_STREAM = 8  # separates its random numbers from those of FillInTheMiddle
 
 
 @configurable

@@ -35,6 +35,8 @@ from lmx.data.store.store import (
 )
 from lmx.data.tokenizer.base import Tokenizer, TokenizerConfig
 
+ATTEMPTS = 3  # another process may remove what this one has just built
+
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +176,6 @@ def _lock_folder(folder: Path) -> Iterator[None]:
         raise ConfigError(f"{folder} is being built by another process.") from None
     finally:
         os.close(handle)
-
-
-ATTEMPTS = 3  # another process may remove what this one has just built
 
 
 def open_cached_store(corpus: Corpus, tokenizer: Tokenizer, split: Split) -> Store:

@@ -33,6 +33,8 @@ from lmx.data.tokenizer.base import Tokenizer
 MAX_LOCATIONS = 5  # of rejected documents that are recorded, per reason
 ENCODE_CHARS = 2**20  # characters that are encoded at a time
 REPORT_SECONDS = 0.5  # between reports of progress
+Record = Mapping[str, Any]
+Summary = dict[str, dict[str, Any]]  # by source
 
 
 @dataclass
@@ -139,10 +141,6 @@ def encode_document(tokenizer: Tokenizer, text: str) -> Iterator[np.ndarray]:
     yield tokenizer.encode(text[begin:])
     if tokenizer.eos is not None:
         yield np.array([tokenizer.eos])
-
-
-Record = Mapping[str, Any]
-Summary = dict[str, dict[str, Any]]  # by source
 
 
 def commit(job: BuildJob, specs: Sequence[ShardSpec]) -> None:

@@ -13,6 +13,8 @@ from lmx.data.synthetic.base import Column, Generated, SyntheticDataset
 UNIT = 2**32  # draws are integers below it, and probabilities are multiples of 1 / UNIT
 MAX_STATES = 2**16  # tables of a few megabytes
 STATIONARY_TOLERANCE = 1e-14  # total variation between two steps
+MAX_RULE_FAN = 3  # rules have 0, 1, 2, 0, 1, ... children, so that every grammar nests
+Pending = tuple[tuple[int, int], ...]  # (category, depth) still to come, in order
 
 
 def draw_u32(*words: int | np.ndarray) -> UInt64[np.ndarray, "..."]:
@@ -135,10 +137,6 @@ class Markov(SyntheticDataset):
         draws = draw_u32(seed, RandomStream.MARKOV, step, row, index)
         tokens = self.chain.sample(draws[:, 0], draws[:, 1:])
         return tokens, (index[None, :-1] >= self.order)
-
-
-MAX_RULE_FAN = 3  # rules have 0, 1, 2, 0, 1, ... children, so that every grammar nests
-Pending = tuple[tuple[int, int], ...]  # (category, depth) still to come, in order
 
 
 @configurable
