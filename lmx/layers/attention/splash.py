@@ -9,16 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
-from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import (
-    BlockSizes,
-    SegmentIds,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import (
-    CausalMask,
-    LocalMask,
-    MultiHeadMask,
-)
+from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jaxtyping import Array
 
 from lmx.config.registry import check_argument, configurable
@@ -92,7 +83,7 @@ class SplashAttention(AttentionBackend):
             y_BNTH = attend(q, k, v)
         else:
             padded = jnp.pad(segments, ((0, 0), padding), constant_values=-1)
-            y_BNTH = attend(q, k, v, SegmentIds(q=padded, kv=padded))
+            y_BNTH = attend(q, k, v, kernels.SegmentIds(q=padded, kv=padded))
         return rearrange(y_BNTH[:, :, :T], "B N T H -> B T N H")
 
 
@@ -101,17 +92,22 @@ def _make_kernel(
 ) -> Callable[..., Any]:
     """The kernel for one row of `length` tokens."""
     shape = (length, length)
-    mask = CausalMask(shape) if window is None else LocalMask(shape, (window - 1, 0), 0)
-    return splash_attention_kernel.make_splash_mha(
-        MultiHeadMask([mask] * heads),
-        block_sizes=BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_q_dq=block,
-            block_kv_dq=block,
-        ),
+    mask = (
+        kernels.CausalMask(shape)
+        if window is None
+        else kernels.LocalMask(shape, (window - 1, 0), 0)
+    )
+    sizes = kernels.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    return kernels.make_splash_mha(
+        kernels.MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
         attn_logits_soft_cap=logit_cap,
         head_shards=1,
         q_seq_shards=1,
