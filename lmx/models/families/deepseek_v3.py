@@ -11,6 +11,7 @@ from lmx.models.hf.fields import (
     LLAMA_TENSORS,
     MLP,
     FieldMap,
+    TensorMap,
     Values,
     list_layers,
     map_field,
@@ -19,7 +20,6 @@ from lmx.models.hf.fields import (
     map_router,
     ref,
 )
-from lmx.models.hf.weights import TensorMap
 
 LAYOUTS = {True: "interleaved", False: "split"}
 MLA_TENSORS = tuple(

@@ -23,6 +23,7 @@ from lmx.models.hf.fields import (
     EMBEDDING_AND_HEAD,
     GATED_MLP,
     FieldMap,
+    TensorMap,
     Values,
     derive,
     find_values,
@@ -33,7 +34,6 @@ from lmx.models.hf.fields import (
     map_fields,
     preset,
 )
-from lmx.models.hf.weights import TensorMap
 
 SCALAR = "query_pre_attn_scalar"  # the scale of logits is one over its root
 TEMPLATE = """

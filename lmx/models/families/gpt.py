@@ -8,13 +8,13 @@ from lmx.models.hf.fields import (
     EMBEDDING_AND_HEAD,
     MLP,
     NORMS,
+    TensorMap,
     derive,
     map_attention_bias,
     map_decoder,
     map_field,
     map_head,
 )
-from lmx.models.hf.weights import TensorMap
 
 LAYER = "transformer.h.{layer}"
 QKV = ("attention.q", "attention.k", "attention.v")

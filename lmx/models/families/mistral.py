@@ -8,12 +8,12 @@ from lmx.models.hf.fields import (
     EMBEDDING_AND_HEAD,
     NORMS,
     ROPE_FREQUENCIES,
+    TensorMap,
     map_decoder,
     map_experts,
     map_field,
     preset,
 )
-from lmx.models.hf.weights import TensorMap
 
 EXPERTS = f"{BLOCK}.block_sparse_moe"
 

@@ -8,11 +8,11 @@ from lmx.models.hf.fields import (
     EMBEDDING_AND_HEAD,
     GATED_MLP,
     QK_NORMS,
+    TensorMap,
     map_attention_bias,
     map_decoder,
     map_field,
 )
-from lmx.models.hf.weights import TensorMap
 
 FAMILY = Family(
     model_type="olmo2",

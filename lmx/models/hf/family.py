@@ -12,8 +12,7 @@ from lmx.config.gin import BindingKey, Bindings, Location, bind, parse_text
 from lmx.config.registry import ConfigError, config_fields, find, require, suggest
 from lmx.config.resolve import resolve
 from lmx.config.value import Config, diff, format_value, map_nodes, to_jsonable
-from lmx.models.hf.fields import LLAMA_TENSORS, FieldMap, Values, ref
-from lmx.models.hf.weights import TensorMap
+from lmx.models.hf.fields import LLAMA_TENSORS, FieldMap, TensorMap, Values, ref
 
 # Fields that change no logit of any model.
 IGNORED_FIELDS = frozenset(

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from lmx.config.gin import Ref
 from lmx.config.registry import ConfigError, require
 from lmx.config.value import Config, format_value, to_jsonable
-from lmx.models.hf.weights import TensorMap
 
 Values = Mapping[str, Any]
 
@@ -25,6 +24,22 @@ class FieldMap(NamedTuple):
     with_defaults: Callable[[Values], dict[str, Any]]
     to_bindings: Callable[[Values], dict[str, Any]]
     to_hf: Callable[[Config], dict[str, Any]]
+
+
+class TensorMap(NamedTuple):
+    """One row of a family's table.
+
+    Attributes:
+        hf: the name of the tensor, with `{layer}` and `{expert}` if each has its own.
+        param: the parameter's path in a layer or decoder; several share a tensor.
+        layout: the dimensions of the tensor and of the parameter, as for einops,
+            without layers and experts: "(N H) D -> D N H". Parameters that share a
+            tensor are indexed by a digit: "D (3 N H) -> 3 D N H".
+    """
+
+    hf: str
+    param: str | tuple[str, ...]
+    layout: str
 
 
 def map_field(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import EllipsisType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 
 from lmx.config.registry import require
 from lmx.models.decoder import Decoder
+from lmx.models.hf.fields import TensorMap
 from lmx.models.hf.safetensors import (
     SHARD_BYTES,
     SafetensorsFolder,
@@ -31,22 +32,6 @@ LAYER, EXPERT = "{layer}", "{expert}"
 ALIGNMENT = 64  # bytes; jax aliases host arrays that are aligned so, without a copy
 MAX_NAMES_SHOWN = 8
 COMPARED_ROWS = 4096  # at a time
-
-
-class TensorMap(NamedTuple):
-    """One row of a family's table.
-
-    Attributes:
-        hf: the name of the tensor, with `{layer}` and `{expert}` if each has its own.
-        param: the parameter's path in a layer or decoder; several share a tensor.
-        layout: the dimensions of the tensor and of the parameter, as for einops,
-            without layers and experts: "(N H) D -> D N H". Parameters that share a
-            tensor are indexed by a digit: "D (3 N H) -> 3 D N H".
-    """
-
-    hf: str
-    param: str | tuple[str, ...]
-    layout: str
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from lmx.config.registry import ConfigError
 from lmx.core.sharding import Mesh
 from lmx.models.hf.api import HFCheckpoint, load_model, save_hf
 from lmx.models.hf.family import load_families
+from lmx.models.hf.fields import TensorMap
 from lmx.models.hf.safetensors import SafetensorsFolder
-from lmx.models.hf.weights import TensorMap, expand_map, read_slice
+from lmx.models.hf.weights import expand_map, read_slice
 from lmx.models.trained_model import TrainedModel
 from lmx.train.checkpoint.import_hf import import_hf
 from tests.llama import CONFIG, tensors_of

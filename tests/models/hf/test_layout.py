@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from lmx.config.registry import ConfigError
-from lmx.models.hf.weights import TensorMap, expand_map, group_by_tensor
+from lmx.models.hf.fields import TensorMap
+from lmx.models.hf.weights import expand_map, group_by_tensor
 
 SIZES = dict(N=4, K=2, H=6, D=5, F=3, R=7, E=4)
 
