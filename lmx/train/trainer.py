@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,16 +155,19 @@ class Trainer:
             check=self.experiment.guard.build(context),
             log_every=self.experiment.log_every,
         )
-        shutdown = partial(
-            GracefulShutdown,
-            flush=log.flush,
-            grace=self.options.grace,
-            stop_after=self.options.stop_after,
-        )
         with (
             closing(progress),
             closing(prefetch(make_reader(run, skipped), step, run.steps)) as batches,
-            closing(shutdown(checkpoints, run_dir, timing)) as stop,
+            closing(
+                GracefulShutdown(
+                    checkpoints,
+                    run_dir,
+                    timing,
+                    flush=log.flush,
+                    grace=self.options.grace,
+                    stop_after=self.options.stop_after,
+                )
+            ) as stop,
             closing(PreemptionWatcher()),
         ):
             save = self.experiment.checkpoint.build(checkpoints, run_dir, run.steps)
@@ -182,8 +184,9 @@ class Trainer:
             require_written(run_dir)
             timing.record(run.steps)
             flops = run.count_flops(run.steps)
-            final = final_metadata(run_dir.path, flops, run.mesh.size)
-            run_dir.update_metadata(**final)
+            run_dir.update_metadata(
+                **final_metadata(run_dir.path, flops, run.mesh.size)
+            )
 
 
 def _check_same_data(run: RunContext) -> None:

@@ -73,7 +73,7 @@ class GracefulShutdown:
         self.thread.join()
         os.close(self.reader)
 
-    def is_due(self, step: int) -> bool:
+    def _is_due(self, step: int) -> bool:
         """Whether the run stops after this step, in all processes."""
         if step == self.stop_after:
             self.requested = self.requested or signal.SIGTERM
@@ -85,7 +85,7 @@ class GracefulShutdown:
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         """Saves the state and raises StoppedError, if the run stops after this step."""
         del metrics
-        if not self.is_due(step):
+        if not self._is_due(step):
             return
         self.flush()
         with self.timing.measure("stop"):
