@@ -158,16 +158,7 @@ class Trainer:
         with (
             closing(progress),
             closing(prefetch(make_reader(run, skipped), step, run.steps)) as batches,
-            closing(
-                GracefulShutdown(
-                    checkpoints,
-                    run_dir,
-                    timing,
-                    flush=log.flush,
-                    grace=self.options.grace,
-                    stop_after=self.options.stop_after,
-                )
-            ) as stop,
+            closing(self._catch_signals(checkpoints, run_dir, log)) as stop,
             closing(PreemptionWatcher()),
         ):
             save = self.experiment.checkpoint.build(checkpoints, run_dir, run.steps)
@@ -184,9 +175,20 @@ class Trainer:
             require_written(run_dir)
             timing.record(run.steps)
             flops = run.count_flops(run.steps)
-            run_dir.update_metadata(
-                **final_metadata(run_dir.path, flops, run.mesh.size)
-            )
+            final = final_metadata(run_dir.path, flops, run.mesh.size)
+            run_dir.update_metadata(**final)
+
+    def _catch_signals(
+        self, checkpoints: CheckpointManager, run_dir: RunDir, log: MetricLogger
+    ) -> GracefulShutdown:
+        return GracefulShutdown(
+            checkpoints,
+            run_dir,
+            self.timing,
+            flush=log.flush,
+            grace=self.options.grace,
+            stop_after=self.options.stop_after,
+        )
 
 
 def _check_same_data(run: RunContext) -> None:
