@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 
 Options = Mapping[str, Mapping[str, Any]]  # arguments of `add_argument` by flag
 
@@ -137,8 +137,9 @@ class Command:
         names = args.names = [word for word in args.words if word not in args.overrides]
         wanted = self.arguments.split()
         least = sum(word[0].isalpha() for word in wanted)
-        if len(names) < least or (len(names) > len(wanted) and wanted[-1] != "..."):
-            raise ConfigError(f"got {' '.join(names)!r}: write {self.usage}")
+        most = sys.maxsize if wanted[-1] == "..." else len(wanted)
+        message = f"got {' '.join(names)!r}: write {self.usage}"
+        require(least <= len(names) <= most, message)
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,7 +10,7 @@ from typing import Any
 from lmx.cli.command import Command, Output, option
 from lmx.cli.load import import_modules, load_root
 from lmx.config.gin import parse
-from lmx.config.registry import ConfigError, locate_config
+from lmx.config.registry import ConfigError, locate_config, require
 from lmx.config.resolve import resolve
 from lmx.config.value import Config, explain_errors, walk
 
@@ -52,34 +52,27 @@ def build(args: argparse.Namespace) -> Output:
       lmx data build books.gin stores/books ProcessPool.workers=8
       lmx data build books.gin stores/books 'BuildTokenStore.executor=@RayExecutor()'
     """
+    from lmx.data.store.stats import format_excluded
+    from lmx.data.store.store import read_manifest
+
     config, folder = load_root(args, "BuildTokenStore"), Path(args.names[1])
     started = time.monotonic()
     with explain_errors(config):
         store = config.build().write(folder)
-    return _describe_store(folder, dict(store.fingerprint), time.monotonic() - started)
-
-
-def _describe_store(
-    folder: Path, fingerprint: dict[str, Any], seconds: float
-) -> Output:
-    from lmx.data.store.stats import format_excluded
-    from lmx.data.store.store import read_manifest
-
     manifest = read_manifest(folder)
-    names = ("documents", "tokens", "bytes", "excluded")
     data = {
         "store": f"{folder}",
-        **{name: manifest[name] for name in names},
+        **{k: manifest[k] for k in ("documents", "tokens", "bytes", "excluded")},
         "shards": len(manifest["shards"]),
-        "fingerprint": fingerprint,
-        "seconds": seconds,
+        "fingerprint": dict(store.fingerprint),
+        "seconds": time.monotonic() - started,
     }
-    size = (
+    text = (
         f"{folder}: {data['documents']:,} documents, {data['tokens']:,} tokens of"
         f" {data['bytes'] / 1e6:,.1f} MB of text, {data['shards']} shards,"
-        f" {seconds:.0f} s"
+        f" {data['seconds']:.0f} s"
     )
-    return Output("\n".join((size, *format_excluded(data["excluded"]))), data)
+    return Output("\n".join((text, *format_excluded(data["excluded"]))), data)
 
 
 @Command(
@@ -112,8 +105,8 @@ def inspect(args: argparse.Namespace) -> Output:
     from lmx.data.store.stats import compute_stats, format_stats, plot_lengths
 
     for name, least in (("row", 1), ("samples", 0)):
-        if (value := getattr(args, name)) < least:
-            raise ConfigError(f"--{name} is {value}: at least {least}.")
+        value = getattr(args, name)
+        require(value >= least, f"--{name} is {value}: at least {least}.")
     folder = Path(args.names[0])
     if args.verify:
         return _verify(folder)

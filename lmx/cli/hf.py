@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from lmx.cli.command import Command, Output
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 
 
 @Command(
@@ -35,9 +35,9 @@ def import_model(args: argparse.Namespace) -> Output:
     from lmx.train.checkpoint.import_hf import import_hf
 
     folder, run = map(Path, args.names)
-    if args.dtype not in (None, *get_args(Dtype)):
-        names = ", ".join(get_args(Dtype))
-        raise ConfigError(f"--dtype is {args.dtype}: must be one of {names}.")
+    dtypes = get_args(Dtype)
+    message = f"--dtype is {args.dtype}: must be one of {', '.join(dtypes)}."
+    require(args.dtype in (None, *dtypes), message)
     started = time.monotonic()
     with jax.enable_x64(True):  # keeps float64 weights, and changes no others
         trained = import_hf(folder, run, args.dtype)

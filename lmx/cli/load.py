@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmx.config.gin import parse
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 from lmx.config.resolve import resolve
 from lmx.config.value import Config
 
@@ -39,11 +39,11 @@ def load_config(
 def load_experiment(args: argparse.Namespace, extra: Sequence[str] = ()) -> Config[Any]:
     """The experiment that a command names first, and jax set up for it."""
     config = load_config(args.names[0], [*args.overrides, *extra], args.imports)
-    if config.name != ROOT:
-        raise ConfigError(
-            f"{args.names[0]} is @{config.name}, which has a model but no training"
-            f" recipe: name a config whose root is {ROOT}."
-        )
+    require(
+        config.name == ROOT,
+        f"{args.names[0]} is @{config.name}, which has a model but no training recipe:"
+        f" name a config whose root is {ROOT}.",
+    )
     set_up_jax(config)
     return config
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from lmx.cli.command import Command, Output, option
 from lmx.cli.load import load_experiment
 from lmx.cli.plan import LOCAL, predict
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 from lmx.config.value import Config
 
 _OPTIONS = {
@@ -214,11 +214,11 @@ def launch(args: argparse.Namespace) -> int:
     """
     program = _split(args.names.pop(0))
     config = load_experiment(args)
-    if args.plan == LOCAL:
-        raise ConfigError(
-            "--plan: the devices of this machine are not those that will train: name"
-            " the machine, as in --plan h100-8x4."
-        )
+    require(
+        args.plan != LOCAL,
+        "--plan: the devices of this machine are not those that will train: name the"
+        " machine, as in --plan h100-8x4.",
+    )
     if args.plan and not _check_plan(config, args.plan):
         return 1
     command = [*program, *(word for word in args.argv[1:] if word != args.words[0])]
@@ -234,6 +234,5 @@ def _split(command: str) -> list[str]:
         program = shlex.split(command)
     except ValueError as error:
         raise ConfigError(f"{command!r}: {error}.") from error
-    if not program:
-        raise ConfigError(f"{command!r} has no program: write 'sbatch job.sh'.")
+    require(program, f"{command!r} has no program: write 'sbatch job.sh'.")
     return program

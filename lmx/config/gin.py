@@ -20,6 +20,7 @@ from lmx.config.registry import (
     find_experiments,
     get_parameters,
     locate_config,
+    require,
     suggest,
 )
 
@@ -124,8 +125,8 @@ def parse_text(text: str, source: str) -> Bindings:
 def _add_file(file: Path, bindings: Bindings, includes: tuple[Location, ...]) -> None:
     """Adds the bindings of a file, which the last of these lines includes."""
     prefix = "".join(f"{line}: " for line in includes[-1:])
-    if file.is_dir():
-        raise ConfigError(f"{prefix}{file} is a folder: name the .gin file in it")
+    message = f"{prefix}{file} is a folder: name the .gin file in it"
+    require(not file.is_dir(), message)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -200,11 +201,11 @@ def _check_include(target: Path, includes: tuple[Location, ...]) -> None:
 
 
 def _import_module(module: str, location: Location) -> None:
-    if module.partition(".")[0] != "lmx":
-        raise ConfigError(
-            f"{location}: a config can import modules of lmx only: remove this line,"
-            f" and add --import {module} to the command"
-        )
+    require(
+        module.partition(".")[0] == "lmx",
+        f"{location}: a config can import modules of lmx only: remove this line, and"
+        f" add --import {module} to the command",
+    )
     try:
         importlib.import_module(module)
     except ImportError as error:
@@ -249,8 +250,7 @@ def _current_line(parser: Any) -> int:
 def _add_quotes(override: str, location: Location) -> str:
     """`Text.path=/data/x` with the quotes that the shell removed."""
     key, _, value = map(str.strip, override.removeprefix("--gin.").partition("="))
-    if not value:
-        raise ConfigError(f"{location}: write it as Name.parameter=value")
+    require(value, f"{location}: write it as Name.parameter=value")
     try:
         (_,) = _parse_statements(f"x = {value}", location)
     except ValueError:  # not one value in gin's syntax

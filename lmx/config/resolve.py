@@ -27,6 +27,7 @@ from lmx.config.registry import (
     find,
     find_owners,
     is_registered,
+    require,
     suggest,
 )
 from lmx.config.value import (
@@ -149,8 +150,7 @@ class Resolver:
         """The config of a reference in a scope."""
         scope = ref.scope or scope
         known, place = config_fields(find(ref.name, where)), (scope, ref.name)
-        if place in self._open:
-            raise ConfigError(f"{where}: @{ref.name} contains itself")
+        require(place not in self._open, f"{where}: @{ref.name} contains itself")
         for name in ref.fields:
             if name not in known:
                 near = suggest(name, known)
@@ -204,8 +204,8 @@ class Resolver:
     def _check_required(self, key: BindingKey) -> None:
         """Refuses `%gin.REQUIRED`."""
         value, location, *_ = self.bindings[key]
-        if value == REQUIRED_MACRO:
-            raise ConfigError(f"{location}: {key} is required: add {key}=VALUE")
+        message = f"{location}: {key} is required: add {key}=VALUE"
+        require(value != REQUIRED_MACRO, message)
 
     def resolve_value(
         self, value: Any, scope: Scope, where: object, macros: tuple[Macro, ...] = ()
@@ -231,15 +231,14 @@ class Resolver:
     def _resolve_macro(
         self, macro: Macro, scope: Scope, where: object, macros: tuple[Macro, ...]
     ) -> Any:
-        if macro == REQUIRED_MACRO:
-            raise ConfigError(f"{where}: {macro} must be the whole value")
+        require(macro != REQUIRED_MACRO, f"{where}: {macro} must be the whole value")
         if macro.key not in self.bindings:
             defined = [f"{key}" for key in self.bindings if not key.parameter]
             near = suggest(f"{macro.key}", defined)
             raise ConfigError(f"{where}: no macro {macro.key} is defined{near}")
         binding = self.bindings[macro.key]
-        if macro in macros:
-            raise ConfigError(f"{binding.location}: {macro} is defined by itself")
+        message = f"{binding.location}: {macro} is defined by itself"
+        require(macro not in macros, message)
         self._check_required(macro.key)
         macros = (*macros, macro)
         return self.resolve_value(binding.value, scope, binding.location, macros)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 
 
 def get_cache_dir(name: str) -> Path:
@@ -70,8 +70,8 @@ def create_dir(path: Path, advice: str) -> Iterator[Path]:
 
     Leaves nothing if that fails. Refuses a folder that is not empty, with the advice.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} exists and {advice}")
+    is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    require(is_new, f"{path} exists and {advice}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     absent = [parent for parent in path.parents if not parent.exists()]
     try:

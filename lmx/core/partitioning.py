@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
-from lmx.config.registry import require
+from lmx.config.registry import check_argument, require
 from lmx.core import sharding
 from lmx.core.dims import logical
 from lmx.core.sharding import AnyMesh, Rules
@@ -152,11 +152,11 @@ def vmap_over_replicas(fn: Callable[..., Any], count: int) -> Callable[..., Any]
     slices = _CONTEXT.get().mesh.shape[REPLICA]
     if slices == 1:
         return jax.vmap(fn)
-    if slices != count:
-        raise ValueError(
-            f"{count} replicas do not fit {slices} slices of devices: set Mesh.replica"
-            f" to 1 or {count}."
-        )
+    check_argument(
+        slices == count,
+        f"{count} replicas do not fit {slices} slices of devices: set Mesh.replica to 1"
+        f" or {count}.",
+    )
     return vmap_over_axes((REPLICA,), fn)
 
 

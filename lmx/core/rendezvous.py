@@ -130,7 +130,8 @@ class Rendezvous:
         sent = time.monotonic()
         heard = dict.fromkeys(self.peers, sent)
         while heard:
-            for connection in wait([*heard], interval):
+            ready: list[Any] = wait([*heard], interval)
+            for connection in ready:
                 message = _receive(connection)
                 heard[connection] = time.monotonic()
                 if message.get("bye"):

@@ -42,7 +42,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PyTree
 
-from lmx.config.registry import suggest
+from lmx.config.registry import check_argument, suggest
 from lmx.core.dims import LOGICAL
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -79,10 +79,8 @@ class Mesh:
 
     def __post_init__(self):
         for axis, size in asdict(self).items():
-            if size is not None and size < 1:
-                raise ValueError(
-                    f"mesh axis {axis!r} needs 1 device or more, not {size}."
-                )
+            message = f"mesh axis {axis!r} needs 1 device or more, not {size}."
+            check_argument(size is None or size >= 1, message)
 
     def build(self, devices: Sequence[Any], rules: Rules) -> jax.sharding.Mesh:
         """The mesh on the first of these devices. Refuses axes that no rule uses."""
@@ -104,11 +102,11 @@ class Mesh:
             for mesh_axis in onto:
                 _check_name("mesh axis", mesh_axis, sizes)
         count = math.prod(sizes.values())
-        if count > devices:
-            raise ValueError(
-                f"a mesh of {format_mesh(sizes)} needs {count} devices and there are"
-                f" {devices}: make an axis smaller."
-            )
+        check_argument(
+            count <= devices,
+            f"a mesh of {format_mesh(sizes)} needs {count} devices and there are"
+            f" {devices}: make an axis smaller.",
+        )
         used = {axis for axes in rules.values() for axis in axes}
         idle = [axis for axis, size in sizes.items() if size > 1 and axis not in used]
         if idle:
@@ -121,11 +119,11 @@ class Mesh:
         """The size of `data` if it uses all devices that are left."""
         others = math.prod(size for size in asdict(self).values() if size is not None)
         rest = max(devices // others, 1)
-        if devices % others and devices > others:
-            raise ValueError(
-                f"{devices} devices are not a multiple of {others}: change the mesh, or"
-                f" set Mesh.data={rest} to use {rest * others} of them."
-            )
+        check_argument(
+            devices <= others or devices % others == 0,
+            f"{devices} devices are not a multiple of {others}: change the mesh, or set"
+            f" Mesh.data={rest} to use {rest * others} of them.",
+        )
         return rest
 
 
@@ -143,11 +141,11 @@ def arrange_hybrid_devices(
         between = tuple(slices if axis == "replica" else 1 for axis in sizes)
         within = tuple(n // m for n, m in zip(shape, between, strict=True))
         return mesh_utils.create_hybrid_device_mesh(within, between, devices)
-    if devices[0].platform == "tpu":
-        raise ValueError(
-            f"{len(devices)} devices are of {slices} slices, connected by slow links:"
-            f" Mesh.replica must be a multiple of {slices}, not {sizes['replica']}."
-        )
+    check_argument(
+        devices[0].platform != "tpu",
+        f"{len(devices)} devices are of {slices} slices, connected by slow links:"
+        f" Mesh.replica must be a multiple of {slices}, not {sizes['replica']}.",
+    )
     return mesh_utils.create_device_mesh(shape, devices)
 
 
@@ -178,12 +176,12 @@ def spec(
         )
         taken.update(wanted)
         parts = math.prod(mesh.shape[m] for m in wanted)
-        if size % parts:
-            raise ValueError(
-                f"{axis!r} of size {size} cannot be split evenly over mesh axes"
-                f" {wanted} ({parts} parts): change the mesh, or drop the rule for"
-                f" {axis!r} to keep it whole."
-            )
+        check_argument(
+            size % parts == 0,
+            f"{axis!r} of size {size} cannot be split evenly over mesh axes {wanted}"
+            f" ({parts} parts): change the mesh, or drop the rule for {axis!r} to keep"
+            " it whole.",
+        )
         split.append(wanted or None)
     return PartitionSpec(*split)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmx.cli.command import Command, Output, option
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 from lmx.core.console import format_table
 
 if TYPE_CHECKING:
@@ -22,17 +22,17 @@ def _open(run: Path) -> "CheckpointDir":
 
     read_metadata(run)
     checkpoints = CheckpointDir(RunDir(run).checkpoint_folder.absolute())
-    if not checkpoints.list_steps() and not checkpoints.list_quarantined():
-        raise ConfigError(f"{run} has no checkpoint yet: train it further first.")
+    saved = checkpoints.list_steps() or checkpoints.list_quarantined()
+    require(saved, f"{run} has no checkpoint yet: train it further first.")
     return checkpoints
 
 
 def _open_step(checkpoints: "CheckpointDir", step: int, run: Any) -> "CheckpointReader":
     from lmx.train.checkpoint.reader import CheckpointReader
 
-    if step not in checkpoints.list_steps():
-        saved = ", ".join(map(str, checkpoints.list_steps()))
-        raise ConfigError(f"{run} has no checkpoint of step {step}: it has {saved}.")
+    steps = checkpoints.list_steps()
+    saved = ", ".join(map(str, steps))
+    require(step in steps, f"{run} has no checkpoint of step {step}: it has {saved}.")
     return CheckpointReader(checkpoints.step_path(step))
 
 
@@ -42,10 +42,10 @@ def _open_checkpoint(name: str) -> tuple[Path, "CheckpointReader"]:
     if Path(name).is_dir() or not at:
         run, step = name, ""
     checkpoints = _open(Path(run))
-    steps = checkpoints.list_steps()
-    if not steps or not (step or f"{steps[-1]}").isdigit():
-        raise ConfigError(f"{name} is not a checkpoint: write RUN, or RUN@STEP.")
-    return Path(run), _open_step(checkpoints, int(step or steps[-1]), run)
+    newest = f"{max(checkpoints.list_steps(), default='')}"
+    message = f"{name} is not a checkpoint: write RUN, or RUN@STEP."
+    require((step or newest).isdigit(), message)
+    return Path(run), _open_step(checkpoints, int(step or newest), run)
 
 
 @Command("ckpt list", "RUN", "the checkpoints of a run")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lmx.cli.command import Command, Output, option
 from lmx.cli.load import load_experiment
-from lmx.config.registry import ConfigError, locate_config
+from lmx.config.registry import locate_config, require
 
 
 @Command(
@@ -43,8 +43,7 @@ def inject_faults(args: argparse.Namespace) -> Output:
     It takes the time of three runs and one start per kill. At least two checkpoints are
     saved per kill: CheckpointPolicy.every is reduced where that needs it.
     """
-    if args.kills < 1:
-        raise ConfigError(f"--kills {args.kills}: at least 1.")
+    require(args.kills >= 1, f"--kills {args.kills}: at least 1.")
     extra = [] if args.steps is None else [f"Experiment.steps={args.steps}"]
     config = load_experiment(args, extra)
     every = max(1, config["steps"] // (2 * args.kills))

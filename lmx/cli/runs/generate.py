@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmx.cli.command import Command, option
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 
 if TYPE_CHECKING:
     from lmx.data.tokenizer.base import Tokenizer
@@ -73,10 +73,12 @@ def generate(args: argparse.Namespace) -> int:
     tokens^length-penalty.
     """
     for name in ("tokens", "batch"):
-        if (value := getattr(args, name)) < 1:
-            raise ConfigError(f"--{name} is {value}: it must be 1 or more.")
-    if args.file is not None and args.prompt is not None:
-        raise ConfigError("--prompt and --file exclude each other: give one of them.")
+        value = getattr(args, name)
+        require(value >= 1, f"--{name} is {value}: it must be 1 or more.")
+    require(
+        args.file is None or args.prompt is None,
+        "--prompt and --file exclude each other: give one of them.",
+    )
     method = _make_sampler(args) if args.beams is None else _make_beam(args)
     texts = [args.prompt or ""] if args.file is None else read_prompts(args.file)
     streams = args.beams is None and args.file is None and not args.json
@@ -99,8 +101,10 @@ def _make_sampler(args: argparse.Namespace) -> "Sampler":
     """A sampler with the rules that were given."""
     from lmx.infer.sample import Sampler
 
-    if args.length_penalty is not None:
-        raise ConfigError("--length-penalty is for beam search: add --beams.")
+    require(
+        args.length_penalty is None,
+        "--length-penalty is for beam search: add --beams.",
+    )
     rules = {name: getattr(args, name) for name in _RULES}
     return Sampler(**{name: rule for name, rule in rules.items() if rule is not None})
 
@@ -109,11 +113,11 @@ def _make_beam(args: argparse.Namespace) -> "BeamConfig":
     from lmx.infer.beam import BeamConfig
 
     for name in (*_RULES, "seed", "stop"):
-        if getattr(args, name) not in (None, []):
-            raise ConfigError(
-                f"beam search does not sample, and stops at stop tokens only: remove"
-                f" --{name.replace('_', '-')}, or --beams."
-            )
+        require(
+            getattr(args, name) in (None, []),
+            "beam search does not sample, and stops at stop tokens only: remove"
+            f" --{name.replace('_', '-')}, or --beams.",
+        )
     penalty = 1.0 if args.length_penalty is None else args.length_penalty
     return BeamConfig(beams=args.beams, length_penalty=penalty)
 
@@ -189,8 +193,7 @@ def read_prompts(path: Path) -> list[str]:
 
     lines = enumerate(decode_utf8(path.read_bytes(), path).split("\n"), 1)
     prompts = {f"{path}:{n}": line.rstrip("\r") for n, line in lines if line.strip()}
-    if not prompts:
-        raise ConfigError(f"{path} has no prompts: write one per line.")
+    require(prompts, f"{path} has no prompts: write one per line.")
     if path.suffix == ".jsonl":
         return [_parse_prompt(line, location) for location, line in prompts.items()]
     return [*prompts.values()]
