@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LMX = f"{ROOT / 'lmx'}{os.sep}"
 CONFIG = ROOT / "tests" / "train" / "tiny.gin"
-PRODUCT = ("reference.py", "attend")  # file and function of the attention product
+PRODUCT = ("backend.py", "attend")  # file and function of the attention product
 
 
 def measure(command: list[str]) -> tuple[list[str], list[str]]:
