@@ -189,7 +189,7 @@ def report(programs: dict[str, Program], times: dict[str, list[float]]) -> None:
     """Prints the table; fractions are those of the medians."""
     nominal = peak_flops(1)
     median = {name: statistics.median(times) for name, times in times.items()}
-    reached = programs["product"].flops / median["product"]
+    achieved = programs["product"].flops / median["product"]
     print(f"{'':16} {'min':>9} {'median':>9} {'max':>9}  ms; TFLOP/s, fraction of the"
           " product's, of the data sheet's; tokens/s")  # fmt: skip
     for name, program in programs.items():
@@ -199,7 +199,7 @@ def report(programs: dict[str, Program], times: dict[str, list[float]]) -> None:
         rate = program.flops / median[name]
         of_nominal = f"{rate / nominal:5.1%}" if nominal else "unknown"
         speed = f"{program.tokens / median[name]:10,.0f}" if program.tokens else ""
-        shares = f"{rate / 1e12:7.2f} {rate / reached:6.1%} {of_nominal}"
+        shares = f"{rate / 1e12:7.2f} {rate / achieved:6.1%} {of_nominal}"
         print(f"{name:16} {spread}  {shares} {speed}".rstrip())
 
 

@@ -44,7 +44,7 @@ def test_top_k_keeps_equal_logits_together():
 
 
 @pytest.mark.parametrize("p", [0.01, 0.5, 0.9, 0.999])
-def test_top_p_keeps_the_keptest_that_reach_p(p):
+def test_top_p_keeps_the_fewest_that_reach_p(p):
     expected = []
     for row in LOGITS:
         total, chosen = 0.0, set()
