@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LMX = f"{ROOT / 'lmx'}{os.sep}"
 CONFIG = ROOT / "tests" / "train" / "tiny.gin"
-PRODUCT = ("backend.py", "attend")  # file and function of the attention product
+PRODUCT = ("layers/attention/backend.py", "attend")  # where attention is computed
 
 
 def measure(command: list[str]) -> tuple[list[str], list[str]]:
@@ -29,7 +29,7 @@ def measure(command: list[str]) -> tuple[list[str], list[str]]:
         code = frame.f_code
         if code.co_flags & inspect.CO_OPTIMIZED:  # not the body of a class or module
             called.add(code.co_filename.removeprefix(LMX))
-        if (Path(code.co_filename).name, code.co_name) == PRODUCT:
+        if (code.co_filename.removeprefix(LMX), code.co_name) == PRODUCT:
             files: dict[str, None] = {}
             while frame is not None:
                 if frame.f_code.co_filename.startswith(LMX):
