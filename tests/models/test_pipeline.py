@@ -18,15 +18,10 @@ B, T, V, DEPTH = 8, 4, 12, 4
 DOUBLE = Precision(params="float64", compute="float64")
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), "int32")
 CYCLE = "lead window cope moe"  # two alternating kinds of attention
-CASES = [
-    (
-        "stage=2",
-        PipelineSchedule(microbatches=4, virtual_stages=2),
-        "keep_all",
-        "post rope moe conv",
-    )
-]
+VIRTUAL = PipelineSchedule(microbatches=4, virtual_stages=2)
+CASES = [("stage=2", VIRTUAL, "keep_all", "pre rope dense conv")]
 MORE = [
+    ("stage=2", VIRTUAL, "keep_all", "post rope moe conv"),
     ("fsdp=2 stage=4", PipelineSchedule(), "keep_weight_dots", "pre rope dense conv"),
     ("stage=2", PipelineSchedule(microbatches=2), "keep_none", CYCLE),
     (

@@ -26,8 +26,6 @@ ALL = list(
 )
 BY_DAY = {
     ("moe", "packed", 2, 2),
-    ("moe", "padded", 1, 8),
-    ("sigmoid", "packed", 8, 1),
     ("sigmoid", "padded", 8, 2),
 }
 CASES = [

@@ -41,14 +41,13 @@ def cached(jitted: Any) -> int:
 @pytest.mark.parametrize("kind", ["dense", "moe with dropout", "sigmoid"])
 def test_microbatches_have_the_gradient_and_loss_of_the_batch(tiny, kind, x64):
     found = []
-    for parts in (1, 2, 4):
+    for parts in (1, 4):
         recipe, params, batch, keys = opened(tiny, kind, *x64, parts=parts)
         take = jax.jit(
             lambda p, b, k, recipe=recipe: accumulate_gradients(recipe, p, b, k)
         )
         found.append(take(params, batch, keys))
-    for other in found[1:]:
-        chex.assert_trees_all_close(found[0], other, rtol=1e-11, atol=1e-13)
+    chex.assert_trees_all_close(*found, rtol=1e-11, atol=1e-13)
     assert float(found[0][1].weight) == batch.weights.sum()
 
 
