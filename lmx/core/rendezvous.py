@@ -128,21 +128,21 @@ class Rendezvous:
         """Aborts when a process disconnects, aborts or is silent for too long."""
         interval = min(HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT / 10)
         sent = time.monotonic()
-        heard = dict.fromkeys(self.peers, sent)
-        while heard:
-            ready: list[Any] = wait([*heard], interval)
+        last_heard = dict.fromkeys(self.peers, sent)
+        while last_heard:
+            ready: list[Any] = wait([*last_heard], interval)
             for connection in ready:
                 message = _receive(connection)
-                heard[connection] = time.monotonic()
+                last_heard[connection] = time.monotonic()
                 if message.get("bye"):
-                    del heard[connection]
+                    del last_heard[connection]
                 elif not message.get("alive"):
                     reason = message.get("reason", f"{self.peers[connection]} died")
                     self.abort(message.get("status", EXIT_RESTART), reason, show=True)
             if time.monotonic() - sent >= interval:
                 self._broadcast(alive=True)
                 sent = time.monotonic()
-            for connection, at in heard.items():
+            for connection, at in last_heard.items():
                 if sent - at > HEARTBEAT_TIMEOUT:
                     silence = f"sent nothing for {HEARTBEAT_TIMEOUT:.0f} s"
                     reason = f"{self.peers[connection]} {silence}"

@@ -180,5 +180,5 @@ def _run_schedule(
 
 def _deal_to_stages(w: Array, rounds: int, stages: int) -> Array:
     """The parameters of each stage, by virtual stage."""
-    dealt = w.reshape(rounds, stages, -1, *w.shape[1:]).swapaxes(0, 1)
-    return constrain(dealt, "L" + "_" * (dealt.ndim - 1))
+    by_stage = w.reshape(rounds, stages, -1, *w.shape[1:]).swapaxes(0, 1)
+    return constrain(by_stage, "L" + "_" * (by_stage.ndim - 1))

@@ -128,12 +128,12 @@ def group_devices(x: Any) -> list[list[Any]]:
     return list(found.values())
 
 
-def _describe_outliers(told: Mapping[Any, int]) -> str:
+def _describe_outliers(digests: Mapping[Any, int]) -> str:
     """Devices with another digest than most; empty if there are none."""
-    (common, count), *others = Counter(told.values()).most_common()
+    (common, count), *others = Counter(digests.values()).most_common()
     if not others:
         return ""
     if count == others[0][1]:
-        return f"differs between {', '.join(map(str, told))}"
-    odd = [device for device, number in told.items() if number != common]
+        return f"differs between {', '.join(map(str, digests))}"
+    odd = [device for device, number in digests.items() if number != common]
     return f"on {', '.join(map(str, odd))}"
