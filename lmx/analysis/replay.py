@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 from lmx.config.resolve import apply_overrides
 from lmx.config.value import Config, diff, explain_errors
 from lmx.core.console import print_line
@@ -38,8 +38,10 @@ Scalars = Mapping[str, Scalar]  # by name; a list has one for each element, as i
 def load_run_config(folder: Path, overrides: Iterable[str] = ()) -> Config[Experiment]:
     """The config of the run in a folder, with overrides."""
     config = read_config(folder)
-    if config.name != "Experiment":
-        raise ConfigError(f"{folder} is @{config.name}, which lmx did not train.")
+    require(
+        config.name == "Experiment",
+        f"{folder} is @{config.name}, which lmx did not train.",
+    )
     return apply_overrides(config, overrides)
 
 
@@ -71,11 +73,11 @@ class RecordedRun:
             run = experiment.open()
         old, new = read_metadata(folder)["data"], dict(run.data.info.fingerprint)
         same_data = config.identity()["data"] == original.identity()["data"]
-        if new != old and same_data:
-            raise ConfigError(
-                f"the data have changed since {folder} was trained: restore them."
-                f"\n  {old} in the run\n  {new} now"
-            )
+        require(
+            new == old or not same_data,
+            f"the data have changed since {folder} was trained: restore them."
+            f"\n  {old} in the run\n  {new} now",
+        )
         return cls(folder, config, diff(original, config), experiment, run)
 
     @property
@@ -99,11 +101,11 @@ class RecordedRun:
 
     def restore_before(self, step: int) -> TrainState:
         """The newest undamaged state from before that step, or the initial one."""
-        if not 1 <= step <= self.run.steps:
-            raise ConfigError(
-                f"step {step} of a run of {self.run.steps} steps: give a step as in"
-                " metrics.jsonl, counted from 1."
-            )
+        require(
+            1 <= step <= self.run.steps,
+            f"step {step} of a run of {self.run.steps} steps: give a step as in"
+            " metrics.jsonl, counted from 1.",
+        )
         checkpoints = CheckpointManager(RunDir(self.folder).checkpoint_folder, keep=1)
         for saved in reversed(checkpoints.list_steps()):
             try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, check_argument, require
 from lmx.config.resolve import apply_overrides, from_json
 from lmx.config.value import Config, diff, explain_errors
 from lmx.run.metadata import affects_bits, diff_metadata, sample_losses
@@ -41,8 +41,9 @@ class RunMetadata:
         """
         path = path / METADATA if path.is_dir() else path
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+            check_argument(
+                path.stat().st_size <= MAX_BYTES, f"it is larger than {MAX_BYTES} bytes"
+            )
             fields = json.loads(path.read_text())
             experiment, _ = fields["experiment"], fields["data"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -57,8 +58,10 @@ class RunMetadata:
             flags = " ".join(f"--import {name}" for name in fields.get("imports", {}))
             hint = f" It has classes of other modules: give {flags}." if flags else ""
             raise ConfigError(f"{path}: {error}.{hint}") from error
-        if config.name != "Experiment":
-            raise ConfigError(f"{path} is of @{config.name}, which lmx did not train.")
+        require(
+            config.name == "Experiment",
+            f"{path} is of @{config.name}, which lmx did not train.",
+        )
         losses = fields.get("losses") or sample_losses(read_metrics(path.parent))
         return cls(fields, config, dict(losses))
 
@@ -131,8 +134,7 @@ def reproduce(
         rtol = DEFAULT_RTOL if any(map(affects_bits, changes)) else 0.0
     new = {row["step"]: row["loss"] for row in read_metrics(path) if "loss" in row}
     losses = {s: (old, new[s]) for s, old in metadata.losses.items() if s in new}
-    if not losses:
-        raise ConfigError(f"{path} logged none of the steps {[*metadata.losses]}.")
+    require(losses, f"{path} logged none of the steps {[*metadata.losses]}.")
     return Reproduction(last, changes, rtol, losses)
 
 
@@ -140,8 +142,7 @@ def _check_reproducible(
     metadata: RunMetadata, config: Config[Experiment], path: Path, last: int
 ) -> None:
     """Refuses an existing folder, steps without a loss, and other data."""
-    if path.exists():
-        raise ConfigError(f"{path} exists: name a new folder with --run.")
+    require(not path.exists(), f"{path} exists: name a new folder with --run.")
     if not metadata.losses or min(metadata.losses) > last:
         first = next(iter(metadata.losses), None)
         has = "has no losses" if first is None else f"starts with step {first}"

@@ -110,8 +110,9 @@ def from_json(text: str) -> Config[Any]:
         value = _from_jsonable(json.loads(text))
     except json.JSONDecodeError as error:
         raise ConfigError(f"JSON: {error}") from error
-    if not isinstance(value, Ref):
-        raise ConfigError('JSON: a configuration starts with {"@Name()": {...}}')
+    require(
+        isinstance(value, Ref), 'JSON: a configuration starts with {"@Name()": {...}}'
+    )
     return Resolver({}, RECORDED).resolve_default(value, (), "JSON")
 
 

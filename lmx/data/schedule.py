@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from lmx.config.registry import ConfigError, check_fields, configurable
+from lmx.config.registry import check_fields, configurable, require
 
 
 @configurable
@@ -96,11 +96,11 @@ class BatchSchedule:
         for step in list_changes(batch_size, sequence_length):
             shape = (value_at(batch_size, step), value_at(sequence_length, step))
             for field, value in zip(Stage._fields[1:], shape, strict=True):
-                if value < 1 or value != int(value):
-                    raise ConfigError(
-                        f"{name}.{field} is {value}: it must be a whole number of at"
-                        " least 1."
-                    )
+                require(
+                    value >= 1 and value == int(value),
+                    f"{name}.{field} is {value}: it must be a whole number of at"
+                    " least 1.",
+                )
             stages.append(Stage(step, *map(int, shape)))
         return BatchSchedule(tuple(stages))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmx.config.registry import ConfigError, Execution, configurable, suggest
+from lmx.config.registry import ConfigError, Execution, configurable, require, suggest
 from lmx.core.batch import Batch
 from lmx.data.corpus.corpus import Corpus, Split
 from lmx.data.dataset import Dataset, DatasetConfig, DatasetInfo, DocumentSpan
@@ -63,10 +63,10 @@ class PackedDataset(DatasetConfig):
     def open(self) -> "TokenDataset":
         """Opens the token store, and packs it if no cached packing exists."""
         store, tokenizer = self.open_store()
-        if store.size < 2:
-            raise ConfigError(
-                f"{self} has {store.size} tokens, and a target needs two: add text."
-            )
+        require(
+            store.size >= 2,
+            f"{self} has {store.size} tokens, and a target needs two: add text.",
+        )
         return TokenDataset(
             store=store,
             tokenizer=tokenizer,

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import configurable, require
 from lmx.data.synthetic.base import SyntheticDataset
 from lmx.evals.perplexity import make_scorer, score_batches
 from lmx.run.run_dir import Values
@@ -35,8 +35,7 @@ class EntropyGap(HookConfig):
     name: str = "fresh"
 
     def __post_init__(self):
-        if self.batches < 1:
-            raise ConfigError(f"EntropyGap.batches is {self.batches}: at least 1.")
+        require(self.batches >= 1, f"EntropyGap.batches is {self.batches}: at least 1.")
 
     def build(self, run: RunContext) -> Hook:
         data = self.data.open()

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 from lmx.infer.generate import (
     Prompts,
     check_causal,
@@ -43,10 +43,9 @@ class BeamConfig:
     early_stopping: bool | Literal["never"] = False
 
     def __post_init__(self):
-        if self.beams < 1:
-            raise ConfigError(
-                f"BeamConfig.beams is {self.beams}: it must be 1 or more."
-            )
+        require(
+            self.beams >= 1, f"BeamConfig.beams is {self.beams}: it must be 1 or more."
+        )
 
 
 class Hypothesis(NamedTuple):
@@ -109,11 +108,11 @@ class BeamSearch:
         """
         check_prompts(prompts, self.vocab)
         longest = max(map(len, prompts))
-        if self.max_length and longest + max_new_tokens > self.max_length:
-            raise ConfigError(
-                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the"
-                f" maximum length of {self.max_length} of the model: ask for fewer."
-            )
+        require(
+            not self.max_length or longest + max_new_tokens <= self.max_length,
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the"
+            f" maximum length of {self.max_length} of the model: ask for fewer.",
+        )
         hypotheses = self.search(
             self.params,
             pad_prompts(prompts, self.max_length),

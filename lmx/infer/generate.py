@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 from lmx.core import distributed, rng
 from lmx.data.tokenizer.base import Tokenizer
 from lmx.infer.sample import Sampler
@@ -56,22 +56,22 @@ class Generated(NamedTuple):
 def check_causal(model: nnx.Module) -> None:
     """Refuses a model in which a token depends on later ones."""
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, FeedForward) and not module.causal:
-            raise ConfigError(
-                f"{type(module).__name__} is not causal: its output for a token depends"
-                " on later tokens, which do not exist during generation. Train with a"
-                " causal layer, as in Decoder.mlp = @MoE."
-            )
+        require(
+            not isinstance(module, FeedForward) or module.causal,
+            f"{type(module).__name__} is not causal: its output for a token depends"
+            " on later tokens, which do not exist during generation. Train with a"
+            " causal layer, as in Decoder.mlp = @MoE.",
+        )
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], vocab: int) -> None:
     """Refuses empty prompts and unknown tokens."""
     for number, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise ConfigError(
-                f"prompt {number} has no token: each needs at least one, such as the"
-                " one that starts a document."
-            )
+        require(
+            len(prompt),
+            f"prompt {number} has no token: each needs at least one, such as the"
+            " one that starts a document.",
+        )
         token_mask(prompt, vocab)
 
 
@@ -205,11 +205,11 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     """The tokens of a text at the start of a document."""
     bos = [] if tokenizer.bos is None else [tokenizer.bos]
     prompt = [*bos, *map(int, tokenizer.encode(text))]
-    if not prompt:
-        raise ConfigError(
-            "this model has no token that starts a document: give a prompt of at least"
-            " one character."
-        )
+    require(
+        prompt,
+        "this model has no token that starts a document: give a prompt of at least"
+        " one character.",
+    )
     return prompt
 
 

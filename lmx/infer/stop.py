@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import SupportsFloat, SupportsIndex
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 from lmx.data.tokenizer.base import Tokenizer
 
 
@@ -20,8 +20,7 @@ class StopStringFilter:
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Collection[str] = ()):
-        if "" in stops:
-            raise ConfigError("a stop string must have at least one character.")
+        require("" not in stops, "a stop string must have at least one character.")
         self.stopped, self.text, self.stops = False, "", stops
         self.tokens: list[int] = []
         self.logprobs: list[float] = []

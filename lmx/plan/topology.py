@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from lmx.config.registry import check_argument
 from lmx.core.hardware import PEAK_FLOPS
 
 GIB = 2.0**30
@@ -216,11 +217,11 @@ def parse_machine(name: str) -> Machine:
     slices, _, count, servers = match.groups()
     group, rest = divmod(int(count or chip.units), chip.units)
     groups = int(slices or 1) * int(servers or 1)
-    if rest or not group or not groups:
-        raise ValueError(
-            f"{name!r} names no machine: the number after {kind!r} must be a multiple"
-            f" of {chip.units}, the units of a chip, and none may be 0."
-        )
+    check_argument(
+        not rest and group and groups,
+        f"{name!r} names no machine: the number after {kind!r} must be a multiple"
+        f" of {chip.units}, the units of a chip, and none may be 0.",
+    )
     if group > chip.max_group:
         several = f"{-(-group // chip.max_group)}x{kind}-{chip.max_group * chip.units}"
         raise ValueError(
@@ -245,6 +246,7 @@ def load_price(kind: str, file: Path | None = None) -> float:
                     f"{file}:{number}: {line!r} is not a price: a line is a chip and US"
                     " dollars for an hour of one, as in 'v5p 4.20'."
                 )
-    if kind not in prices:
-        raise ValueError(f"{file} has no price of {kind}: add a line like '{kind} 1'.")
+    check_argument(
+        kind in prices, f"{file} has no price of {kind}: add a line like '{kind} 1'."
+    )
     return prices[kind]

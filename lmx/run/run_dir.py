@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmx.config.format import to_gin
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 from lmx.config.resolve import from_json
 from lmx.config.value import Config, diff
 from lmx.core.console import print_line
@@ -279,8 +279,8 @@ def _raise_if_changed(problem: str, changes: Changes, allowed: Iterable[str]) ->
         for name, (before, after) in changes.items()
         if not f"{name}.".startswith(prefixes)
     ]
-    if lines:
-        raise ConfigError(
-            f"{problem}: name another folder with --run, restore the old settings, or"
-            " allow the change with --allow-change NAME\n" + "\n".join(lines)
-        )
+    require(
+        not lines,
+        f"{problem}: name another folder with --run, restore the old settings, or"
+        " allow the change with --allow-change NAME\n" + "\n".join(lines),
+    )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, configurable, require
 from lmx.core import rng
 from lmx.core.batch import Batch
 from lmx.core.partitioning import vmap_over_replicas
@@ -47,10 +47,10 @@ class DiLoCo:
     outer_momentum: float = 0.9
 
     def __post_init__(self):
-        if self.replicas < 1 or self.sync_every < 1:
-            raise ConfigError(
-                "DiLoCo.replicas and DiLoCo.sync_every must be 1 or more."
-            )
+        require(
+            self.replicas >= 1 and self.sync_every >= 1,
+            "DiLoCo.replicas and DiLoCo.sync_every must be 1 or more.",
+        )
 
     def check(self, steps: int, rows: int) -> None:
         """Refuses a run that does not end with a synchronization, and uneven rows."""

@@ -9,7 +9,7 @@ import jax
 import optax
 from flax import nnx
 
-from lmx.config.registry import ConfigError, Execution, configurable
+from lmx.config.registry import ConfigError, Execution, configurable, require
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Mesh
 from lmx.data.dataset import DatasetConfig
@@ -66,8 +66,9 @@ class Experiment:
                 raise ConfigError(
                     f"Experiment.{name} is {getattr(self, name)}: it must be 1 or more."
                 )
-        if self.hang_timeout <= 0:
-            raise ConfigError("Experiment.hang_timeout must be above 0 seconds.")
+        require(
+            self.hang_timeout > 0, "Experiment.hang_timeout must be above 0 seconds."
+        )
 
     def abstract_model(self) -> Decoder:
         """The model as shapes and dtypes. Uses no data and no device."""
@@ -106,11 +107,11 @@ class Experiment:
         program = self.build_program(jax.devices())
         _check_no_idle_process(program.mesh)
         data = self.data.open()
-        if data.info.vocab > program.model.vocab:
-            raise ConfigError(
-                f"the data has {data.info.vocab} different tokens and the model"
-                f" {program.model.vocab}: set Decoder.vocab={data.info.vocab}."
-            )
+        require(
+            data.info.vocab <= program.model.vocab,
+            f"the data has {data.info.vocab} different tokens and the model"
+            f" {program.model.vocab}: set Decoder.vocab={data.info.vocab}.",
+        )
         schedule = data.info.schedule.truncate(self.steps)
         self.guard.check(schedule, self.checkpoint)
         shapes = schedule.unique_shapes

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 from lmx.core import distributed
 from lmx.run.goodput import TimeAccounting
 from lmx.run.run_dir import RunDir, Values, read_ledger
@@ -47,8 +47,7 @@ class HookConfig(ABC):
 
 def every_steps(every: int, steps: int) -> Callable[[int], bool]:
     """A hook's `is_due`: after each `every` steps, and after the last of `steps`."""
-    if every < 1:
-        raise ConfigError(f"a hook is due every {every} steps: it must be 1 or more.")
+    require(every >= 1, f"a hook is due every {every} steps: it must be 1 or more.")
     return lambda step: step % every == 0 or step == steps
 
 

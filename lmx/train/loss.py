@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from lmx.config.registry import ConfigError, Execution, configurable
+from lmx.config.registry import ConfigError, Execution, configurable, require
 from lmx.core.batch import Batch
 from lmx.core.mean import Mean
 from lmx.models.mtp import mtp_hidden_states
@@ -57,11 +57,11 @@ class NextToken:
 
     def combine(self, nats: Mean, log_z: Mean, aux: Means) -> tuple[Mean, Means]:
         """The loss from its terms."""
-        if set(self.aux) != set(aux):
-            raise ConfigError(
-                f"NextToken.aux has {sorted(self.aux)} but the model returns"
-                f" {sorted(aux)}: give each a weight, which may be 0.0."
-            )
+        require(
+            set(self.aux) == set(aux),
+            f"NextToken.aux has {sorted(self.aux)} but the model returns"
+            f" {sorted(aux)}: give each a weight, which may be 0.0.",
+        )
         extra = sum(scale * aux[name].total.mean() for name, scale in self.aux.items())
         loss = Mean(nats.total + self.z_loss * log_z.total + extra, nats.weight)
         return loss, {"nats": nats, "log_z_squared": log_z, **aux}
@@ -87,11 +87,11 @@ class MultiToken(NextToken):
 
         Later tokens of another document have weight 0.
         """
-        if model.mtp is None:
-            raise ConfigError(
-                "MultiToken needs a model with multi-token prediction: set Decoder.mtp"
-                " = @MultiTokenPrediction, or Experiment.loss = @NextToken()."
-            )
+        require(
+            model.mtp is not None,
+            "MultiToken needs a model with multi-token prediction: set Decoder.mtp"
+            " = @MultiTokenPrediction, or Experiment.loss = @NextToken().",
+        )
         inputs = (batch.tokens, batch.positions, batch.segments, keys)
         (x_BTD, *later), aux = mtp_hidden_states(model, *inputs)
         loss, means = self.combine(*self.sum_targets(model, x_BTD, batch), aux)

@@ -14,6 +14,7 @@ from lmx.config.registry import (
     Execution,
     check_fields,
     configurable,
+    require,
     suggest,
 )
 
@@ -220,11 +221,11 @@ class FileCorpus(SpanCorpus):
             for path in found
             if path.is_file() and not HIDDEN.search(f"/{path.relative_to(root)}")
         ]
-        if not files:
-            raise ConfigError(
-                f"no file of {root} ends in {' or '.join(self.suffixes)}: set"
-                f" {type(self).__name__}.suffixes to the suffixes of its files."
-            )
+        require(
+            files,
+            f"no file of {root} ends in {' or '.join(self.suffixes)}: set"
+            f" {type(self).__name__}.suffixes to the suffixes of its files.",
+        )
         return files
 
 

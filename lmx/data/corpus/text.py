@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, configurable, require
 from lmx.data.corpus.corpus import (
     Corpus,
     Document,
@@ -58,11 +58,11 @@ class Text(FileCorpus):
         if not path.name.endswith(JSON_LINES_SUFFIXES):
             rule = self.holdout
             by_document = isinstance(rule, HoldoutDocuments) and rule.fraction
-            if by_document and name == self.single_name:
-                raise ConfigError(
-                    f"{path} is one document, and one document cannot be split by"
-                    " document: set Text.holdout = @HoldoutTail()"
-                )
+            require(
+                not by_document or name != self.single_name,
+                f"{path} is one document, and one document cannot be split by"
+                " document: set Text.holdout = @HoldoutTail()",
+            )
             yield Span(name, 0, 1, length, stamp)
         elif path.suffix == ZSTD_SUFFIX:
             yield Span(name, 0, 2**62, COMPRESSION_RATIO * length, stamp)
@@ -182,11 +182,10 @@ class Stdlib(Corpus):
 
 def _find_root() -> Path:
     root = Path(sysconfig.get_path("stdlib"))
-    if not (root / "os.py").is_file():
-        raise ConfigError(
-            f"this Python has no sources in {root}: use another corpus, such as"
-            " @Text()."
-        )
+    require(
+        (root / "os.py").is_file(),
+        f"this Python has no sources in {root}: use another corpus, such as @Text().",
+    )
     return root
 
 

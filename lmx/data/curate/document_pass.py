@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 from lmx.core.console import byte_progress
 from lmx.core.files import create_dir
 from lmx.data.corpus.corpus import (
@@ -55,14 +55,13 @@ class DocumentPass(ABC):
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Writes a new folder, which appears once complete. Returns the report."""
-        if not self.sources:
-            raise ConfigError(f"{type(self).__name__}.sources names no corpus.")
+        require(self.sources, f"{type(self).__name__}.sources names no corpus.")
         for name in self.sources:
-            if not re.fullmatch(r"[\w-]+", name):
-                raise ConfigError(
-                    f"{name!r} cannot be a file name: name sources with letters,"
-                    " digits, _ and -."
-                )
+            require(
+                re.fullmatch(r"[\w-]+", name),
+                f"{name!r} cannot be a file name: name sources with letters,"
+                " digits, _ and -.",
+            )
         with create_dir(folder, "nothing is overwritten: name a new folder.") as new:
             with ExitStack() as files:
                 writer = DocumentWriter(new, list(self.sources), files)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lmx.config.registry import ConfigError, check_fields, configurable
+from lmx.config.registry import check_fields, configurable, require
 from lmx.core.console import print_line
 from lmx.data.corpus.corpus import Corpus, Document
 from lmx.data.curate.document_pass import (
@@ -331,11 +331,11 @@ class QualityClassifier(Filter):
         texts, labels = [], []
         for label, corpus in (("bad", self.bad), ("good", self.good)):
             examples = [document.text for document in read_valid(corpus)]
-            if len(examples) < FOLDS:
-                raise ConfigError(
-                    f"QualityClassifier.{label} has {len(examples)} texts: give at"
-                    f" least {FOLDS}."
-                )
+            require(
+                len(examples) >= FOLDS,
+                f"QualityClassifier.{label} has {len(examples)} texts: give at"
+                f" least {FOLDS}.",
+            )
             texts += examples
             labels += [label == "good"] * len(examples)
         model = pipeline.make_pipeline(

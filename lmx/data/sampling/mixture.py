@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from lmx.config.registry import ConfigError, check_fields, configurable
+from lmx.config.registry import ConfigError, check_fields, configurable, require
 from lmx.core.batch import Batch
 from lmx.data.dataset import (
     Dataset,
@@ -148,24 +148,24 @@ class Mixture(DatasetConfig):
     components: Mapping[str, MixtureComponent]
 
     def __post_init__(self):
-        if not self.components:
-            raise ConfigError(
-                "Mixture.components is empty: set {'NAME': @MixtureComponent(), ...}."
-            )
+        require(
+            self.components,
+            "Mixture.components is empty: set {'NAME': @MixtureComponent(), ...}.",
+        )
         steps = list_changes(*(c.weight for c in self.components.values()))
         for name, component in self.components.items():
-            if not any(value_at(component.weight, step) for step in steps):
-                raise ConfigError(
-                    f"component {name!r} of the mixture has weight 0 at every step: set"
-                    " a positive weight, or remove it."
-                )
+            require(
+                any(value_at(component.weight, step) for step in steps),
+                f"component {name!r} of the mixture has weight 0 at every step: set"
+                " a positive weight, or remove it.",
+            )
         for step in steps:
             weights = [value_at(c.weight, step) for c in self.components.values()]
-            if not any(weights):
-                raise ConfigError(
-                    f"no component of the mixture has a positive weight at step {step}:"
-                    " at least one must."
-                )
+            require(
+                any(weights),
+                f"no component of the mixture has a positive weight at step {step}:"
+                " at least one must.",
+            )
             integer_ratio(weights)
 
     @property
@@ -177,17 +177,17 @@ class Mixture(DatasetConfig):
         datasets = {name: self._open(name) for name in sorted(self.components)}
         (first, one), *others = ((n, data.info) for n, data in datasets.items())
         for name, other in others:
-            if other.schedule != one.schedule:
-                raise ConfigError(
-                    f"components {first!r} and {name!r} of the mixture differ in"
-                    " batch_size or sequence_length: bind both once for all of them, as"
-                    " in TextDataset.batch_size."
-                )
-            if _tokenizer_digest(other) != _tokenizer_digest(one):
-                raise ConfigError(
-                    f"components {first!r} and {name!r} of the mixture have different"
-                    " tokenizers: set the same tokenizer for both."
-                )
+            require(
+                other.schedule == one.schedule,
+                f"components {first!r} and {name!r} of the mixture differ in"
+                " batch_size or sequence_length: bind both once for all of them, as"
+                " in TextDataset.batch_size.",
+            )
+            require(
+                _tokenizer_digest(other) == _tokenizer_digest(one),
+                f"components {first!r} and {name!r} of the mixture have different"
+                " tokenizers: set the same tokenizer for both.",
+            )
         components = {name: self.components[name] for name in datasets}
         return MixtureDataset(components=components, datasets=datasets)
 
@@ -195,11 +195,11 @@ class Mixture(DatasetConfig):
         dataset = inner = self.components[name].source.open()
         while isinstance(inner, DatasetWrapper):
             inner = inner.source
-        if isinstance(inner, MixtureDataset):
-            raise ConfigError(
-                f"component {name!r} of the mixture is a mixture: add its components to"
-                " this mixture, with the product of both weights."
-            )
+        require(
+            not isinstance(inner, MixtureDataset),
+            f"component {name!r} of the mixture is a mixture: add its components to"
+            " this mixture, with the product of both weights.",
+        )
         return dataset
 
 

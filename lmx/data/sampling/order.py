@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import configurable, require
 from lmx.data.schedule import RowRequest
 from lmx.data.stateless_random import RandomStream, hash_u64, permute, randint
 
@@ -63,12 +63,12 @@ class Sequential(RowOrder):
     """
 
     def select_rows(self, request: RowRequest, count: int) -> Rows:
-        if request.rows_before >= count:
-            raise ConfigError(
-                f"there is no batch {request.step} in sequential order:"
-                f" {request.rows_before} rows come before it, and one pass has"
-                f" {count}. For more than one pass set order = @Shuffled()."
-            )
+        require(
+            request.rows_before < count,
+            f"there is no batch {request.step} in sequential order:"
+            f" {request.rows_before} rows come before it, and one pass has"
+            f" {count}. For more than one pass set order = @Shuffled().",
+        )
         return request.indices
 
 
@@ -111,8 +111,8 @@ class RandomOffset(Order):
 
 def _check_window(tokens: int, length: int) -> None:
     """Refuses a stream that is shorter than a window and its last target."""
-    if tokens <= length:
-        raise ConfigError(
-            f"{tokens} tokens are too few for a window of {length} and its next token:"
-            f" set sequence_length to {tokens - 1} or less."
-        )
+    require(
+        tokens > length,
+        f"{tokens} tokens are too few for a window of {length} and its next token:"
+        f" set sequence_length to {tokens - 1} or less.",
+    )

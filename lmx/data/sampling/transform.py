@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Bool
 
-from lmx.config.registry import ConfigError, check_fields, configurable
+from lmx.config.registry import ConfigError, check_fields, configurable, require
 from lmx.core.batch import Batch
 from lmx.data.dataset import (
     Dataset,
@@ -110,12 +110,12 @@ class TransformedDataset(DatasetWrapper):
 
     def _read_source(self, request: RowRequest) -> tuple[RowRequest, Batch]:
         length = self.config.source_length(request.sequence_length)
-        if length < 1:
-            raise ConfigError(
-                f"a row of {request.sequence_length} tokens has no room beside those"
-                f" that {type(self.config).__name__} reserves for sentinels: set a"
-                " larger sequence_length or a smaller reserved_tokens."
-            )
+        require(
+            length >= 1,
+            f"a row of {request.sequence_length} tokens has no room beside those"
+            f" that {type(self.config).__name__} reserves for sentinels: set a"
+            " larger sequence_length or a smaller reserved_tokens.",
+        )
         shorter = request._replace(sequence_length=length)
         return shorter, self.source.read(shorter)
 
@@ -177,8 +177,10 @@ def find_sentinels(
                 " name tokens of its tokenizer, or unset sentinels to add new tokens."
             )
         tokens.append(token)
-    if len(set(tokens)) < len(tokens):
-        raise ConfigError(f"{label}.sentinels names a token twice: {names}.")
+    require(
+        len(set(tokens)) >= len(tokens),
+        f"{label}.sentinels names a token twice: {names}.",
+    )
     return tuple(tokens)
 
 

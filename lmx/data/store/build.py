@@ -12,7 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmx.config.registry import ConfigError, Execution, check_fields, configurable
+from lmx.config.registry import (
+    ConfigError,
+    Execution,
+    check_fields,
+    configurable,
+    require,
+)
 from lmx.core import console
 from lmx.core.files import create_dir_once, get_cache_path, remove_dir
 from lmx.data.corpus.corpus import Corpus, Document, Span, Split
@@ -163,10 +169,10 @@ def _lock_folder(folder: Path) -> Iterator[None]:
     """Creates the folder of a store if necessary, and locks it for one build."""
     if folder.is_dir():
         names = {path.name for path in folder.iterdir()}
-        if names and not names & {MANIFEST_FILE, WORK_DIR}:
-            raise ConfigError(
-                f"{folder} is not empty and no token store: name a new or empty folder."
-            )
+        require(
+            not names or names & {MANIFEST_FILE, WORK_DIR},
+            f"{folder} is not empty and no token store: name a new or empty folder.",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:

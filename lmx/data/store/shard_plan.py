@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 from lmx.config.resolve import Resolver
 from lmx.config.value import Config
 from lmx.data.corpus.corpus import Corpus, Span, Split
@@ -90,12 +90,12 @@ def plan_shards(job: BuildJob) -> list[ShardSpec]:
         spans = corpus.list_spans(job.shard_bytes)
         current = _group_by_file(list(span[:-1]) for span in spans)
         for file in used.keys() & current.keys():
-            if used[file] != current[file]:
-                raise ConfigError(
-                    f"{file!r} of source {name!r} is in the store and has changed"
-                    " since, so that added text cannot be separated: put new text into"
-                    " new files, or build another store."
-                )
+            require(
+                used[file] == current[file],
+                f"{file!r} of source {name!r} is in the store and has changed"
+                " since, so that added text cannot be separated: put new text into"
+                " new files, or build another store.",
+            )
         new = (span for span in spans if span.file not in used)
         for group in _group_by_size(new, job.shard_bytes):
             specs.append(ShardSpec(len(records) + len(specs), name, group))

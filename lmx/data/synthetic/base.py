@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from lmx.config.registry import ConfigError, check_fields
+from lmx.config.registry import check_fields, require
 from lmx.core.batch import Batch
 from lmx.data.dataset import Dataset, DatasetConfig, DatasetInfo
 from lmx.data.schedule import BatchSchedule, RowRequest
@@ -60,12 +60,12 @@ class SyntheticDataset(DatasetConfig, Dataset):
 
     def read(self, request: RowRequest) -> Batch:
         T = self.sequence_length
-        if request.sequence_length != T:
-            raise ConfigError(
-                f"{type(self).__name__} has rows of {T} tokens, and rows of"
-                f" {request.sequence_length} are requested: a transform that reserves"
-                " tokens and a schedule of lengths need a dataset of documents."
-            )
+        require(
+            request.sequence_length == T,
+            f"{type(self).__name__} has rows of {T} tokens, and rows of"
+            f" {request.sequence_length} are requested: a transform that reserves"
+            " tokens and a schedule of lengths need a dataset of documents.",
+        )
         step, row = np.divmod(request.indices[:, None], self.batch_size)
         tokens, is_target = self.generate(request.seed, step, row)
         shape = (len(row), T)

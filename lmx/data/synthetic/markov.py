@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
-from lmx.config.registry import ConfigError, check_fields, configurable
+from lmx.config.registry import check_fields, configurable, require
 from lmx.data.stateless_random import RandomStream, hash_u64, permute
 from lmx.data.synthetic.base import Column, Generated, SyntheticDataset
 
@@ -202,11 +202,11 @@ class Grammar(SyntheticDataset):
                     states[state] = len(order)
                     order.append(state)
             next_states.append([states[state] for state in after])
-            if len(order) > MAX_STATES:
-                raise ConfigError(
-                    f"Grammar.depth is {self.depth}, with {self.categories} categories:"
-                    f" more than {MAX_STATES:,} states. Use less of either."
-                )
+            require(
+                len(order) <= MAX_STATES,
+                f"Grammar.depth is {self.depth}, with {self.categories} categories:"
+                f" more than {MAX_STATES:,} states. Use less of either.",
+            )
         top = np.array([pending[0][0] for pending in order])
         indices = np.indices((self.categories, self.rules - 1))
         drawn = draw_u32(self.language_seed, RandomStream.TABLE, 2, *indices)

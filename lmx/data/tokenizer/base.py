@@ -17,7 +17,7 @@ from typing import Any, SupportsIndex, cast
 import numpy as np
 from jaxtyping import Int32
 
-from lmx.config.registry import ConfigError, check_fields, configurable
+from lmx.config.registry import ConfigError, check_fields, configurable, require
 from lmx.core.console import print_line
 from lmx.core.files import get_cache_path, write_atomic
 from lmx.data.corpus.corpus import SPLITS, Corpus
@@ -164,8 +164,7 @@ class FileTokenizer(Tokenizer):
 
 def read_tokenizer_file(path: Path) -> bytes:
     """The content of a file; refuses a missing one."""
-    if not path.is_file():
-        raise ConfigError("there is no such file.")
+    require(path.is_file(), "there is no such file.")
     return path.read_bytes()
 
 
@@ -183,8 +182,7 @@ def parse_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
             f"{name} is not JSON: {error}. It is damaged or of another kind: restore it"
             " from its source."
         ) from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{name} must hold a JSON object, {{...}}.")
+    require(isinstance(content, dict), f"{name} must hold a JSON object, {{...}}.")
     return content
 
 
@@ -258,8 +256,7 @@ class CharTokenizer(TokenizerConfig, Tokenizer):
             return self
         texts = (text for split in SPLITS for _, text in corpus.read(split))
         characters = {*itertools.chain.from_iterable(texts)}
-        if not characters:
-            raise ConfigError(f"{corpus} is empty: it has no characters.")
+        require(characters, f"{corpus} is empty: it has no characters.")
         return replace(self, characters="".join(sorted(characters)))
 
     @functools.cached_property

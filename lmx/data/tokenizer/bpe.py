@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lmx.config.registry import ConfigError, Execution, check_fields, configurable
+from lmx.config.registry import (
+    ConfigError,
+    Execution,
+    check_fields,
+    configurable,
+    require,
+)
 from lmx.core.console import print_line
 from lmx.data.corpus.corpus import Corpus
 from lmx.data.optional import import_optional
@@ -95,11 +101,11 @@ class BPE(TokenizerConfig):
         tokenizer.train_from_iterator(_read_texts(corpus), trainer)
         model = json.loads(tokenizer.to_str())["model"]
         size = len(model["vocab"])
-        if size < self.vocab - 2:
-            raise ConfigError(
-                f"the text has too few repetitions for {self.vocab} tokens: set"
-                f" BPE.vocab to {size + 2} or less, or add text."
-            )
+        require(
+            size >= self.vocab - 2,
+            f"the text has too few repetitions for {self.vocab} tokens: set"
+            f" BPE.vocab to {size + 2} or less, or add text.",
+        )
         special_tokens = {BOS_TEXT: size, EOS_TEXT: size + 1}
         return format_byte_bpe(model["vocab"], model["merges"], pattern, special_tokens)
 
@@ -149,23 +155,23 @@ class Tiktoken(TokenizerConfig):
     def _convert(self, data: bytes) -> bytes:
         """The tokenizer.json of a file. Refuses special tokens that do not fit it."""
         for name, value in (("bos", self.bos), ("eos", self.eos)):
-            if value is not None and value not in self.special_tokens:
-                raise ConfigError(
-                    f"Tiktoken.{name} is {value!r}, which is not one of"
-                    f" Tiktoken.special_tokens: {', '.join(self.special_tokens)}."
-                )
+            require(
+                value is None or value in self.special_tokens,
+                f"Tiktoken.{name} is {value!r}, which is not one of"
+                f" Tiktoken.special_tokens: {', '.join(self.special_tokens)}.",
+            )
         ranks = parse_ranks(data)
         letters = {byte: letter for letter, byte in BYTE_OF_LETTER.items()}
         texts = {key: "".join(map(letters.__getitem__, key)) for key in ranks}
         vocab = {texts[key]: rank for key, rank in ranks.items()}
         used = {*vocab.values()}
         for name, token in self.special_tokens.items():
-            if token in used or token < 0 or name in vocab:
-                raise ConfigError(
-                    f"the special token {name!r} has the number {token}, which must be"
-                    f" at least 0 and not in use, as must its name: the file uses"
-                    f" numbers up to {max(used)}."
-                )
+            require(
+                token not in used and token >= 0 and name not in vocab,
+                f"the special token {name!r} has the number {token}, which must be"
+                f" at least 0 and not in use, as must its name: the file uses"
+                f" numbers up to {max(used)}.",
+            )
         return format_byte_bpe(
             {**vocab, **self.special_tokens},
             [[texts[left], texts[right]] for left, right in derive_merges(ranks)],

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 from lmx.data.optional import import_optional
 from lmx.data.tokenizer.base import (
     FileTokenizer,
@@ -43,12 +43,12 @@ class HFTokenizer(FileTokenizer):
     @functools.cached_property
     def vocab_bytes(self) -> tuple[bytes, ...]:
         vocab, kinds = self._vocab, self._decoders
-        if "ByteLevel" not in kinds and not {"Metaspace", "Replace"} & kinds.keys():
-            raise ConfigError(
-                f"{TOKENIZER_JSON} has the decoder {', '.join(kinds) or None}: lmx"
-                " supports those of byte-level BPE and of SentencePiece, which are"
-                " lossless."
-            )
+        require(
+            "ByteLevel" in kinds or {"Metaspace", "Replace"} & kinds.keys(),
+            f"{TOKENIZER_JSON} has the decoder {', '.join(kinds) or None}: lmx"
+            " supports those of byte-level BPE and of SentencePiece, which are"
+            " lossless.",
+        )
         decode = _letters_to_bytes if "ByteLevel" in kinds else _piece_to_bytes
         bytes_of = {token: decode(text) for text, token in vocab.items()}
         for added in self._config.get("added_tokens", ()):

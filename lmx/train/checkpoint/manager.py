@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 from lmx.core import distributed
 from lmx.core.console import print_line
 from lmx.core.files import remove_dir
@@ -269,11 +269,11 @@ class CheckpointManager:
     def prepare(self) -> None:
         """Removes unfinished saves and removals; ConfigError if it cannot write."""
         error = distributed.broadcast_from_leader(self.directory.check_writable)
-        if error:
-            raise ConfigError(
-                f"no checkpoint can be saved in {self.folder}: {error}. Make the folder"
-                " writable, or name another one for the run with --run."
-            )
+        require(
+            not error,
+            f"no checkpoint can be saved in {self.folder}: {error}. Make the folder"
+            " writable, or name another one for the run with --run.",
+        )
 
     def restore_newest(
         self, abstract_state: State, on_damage: Callable[[DamageError], None]
@@ -304,12 +304,12 @@ class CheckpointManager:
         quarantined = distributed.broadcast_from_leader(
             lambda: bool(self.directory.list_quarantined())
         )
-        if damaged or quarantined:
-            raise ConfigError(
-                f"{self.folder} has no intact checkpoint to resume from: bring one"
-                " back, name another folder with --run, or remove this one to start"
-                " from the beginning."
-            )
+        require(
+            not damaged and not quarantined,
+            f"{self.folder} has no intact checkpoint to resume from: bring one"
+            " back, name another folder with --run, or remove this one to start"
+            " from the beginning.",
+        )
         return None
 
     def delete(self, step: int) -> None:

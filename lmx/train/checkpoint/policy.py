@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import configurable, require
 from lmx.core import distributed
 from lmx.core.console import print_line
 from lmx.run.run_dir import RunDir
@@ -31,10 +31,10 @@ class CheckpointPolicy:
     damaged: Literal["quarantine", "refuse"] = "quarantine"
 
     def __post_init__(self):
-        if min(self.every, self.keep, self.max_failures) < 1:
-            raise ConfigError(
-                "CheckpointPolicy.every, keep and max_failures must be 1 or more."
-            )
+        require(
+            min(self.every, self.keep, self.max_failures) >= 1,
+            "CheckpointPolicy.every, keep and max_failures must be 1 or more.",
+        )
 
     def handle_damage(self, error: DamageError) -> None:
         """Reports a damaged checkpoint, or refuses to resume."""

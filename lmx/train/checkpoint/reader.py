@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 from lmx.run.run_dir import check_schema
 from lmx.train.checkpoint.digest import (
     Checksums,
@@ -129,11 +129,11 @@ class CheckpointReader:
     def _load_tensor(self, name: str, abstract: Any) -> tuple[jax.Array, Checksums]:
         """One tensor on its devices; each part is read once."""
         tensor = self.open_tensor(name)
-        if tensor.shape != tuple(abstract.shape):
-            raise ConfigError(
-                f"{name} has shape {tensor.shape} in {self.path}, and {abstract.shape}"
-                " in this model: it is another model."
-            )
+        require(
+            tensor.shape == tuple(abstract.shape),
+            f"{name} has shape {tensor.shape} in {self.path}, and {abstract.shape}"
+            " in this model: it is another model.",
+        )
         devices = abstract.sharding.addressable_devices_indices_map(tensor.shape)
         indices = {f"{index}": index for index in devices.values()}
         parts = {key: self.read_part(name, tensor, i) for key, i in indices.items()}

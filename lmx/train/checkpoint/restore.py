@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 from lmx.core import sharding
 from lmx.data.tokenizer.base import TOKENIZER_DIR
 from lmx.data.tokenizer.pretrained import load_tokenizer
@@ -21,8 +21,7 @@ def restore(path: str | Path) -> TrainedModel:
     config = read_config(path)
     checkpoints = CheckpointManager(RunDir(path).checkpoint_folder)
     steps = checkpoints.list_steps()
-    if not steps:
-        raise ConfigError(f"{path} has no checkpoint yet: train it further first.")
+    require(steps, f"{path} has no checkpoint yet: train it further first.")
     build = config.build().model
     graph, shapes = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
     device = SingleDeviceSharding(jax.devices()[0])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import configurable, require
 from lmx.core import distributed
 from lmx.data.schedule import BatchSchedule
 from lmx.run.run_dir import RunDir, read_ledger
@@ -62,10 +62,10 @@ class SpikeDetector:
     window: int = 100
 
     def __post_init__(self):
-        if self.sigma <= 0 or self.window < 2:
-            raise ConfigError(
-                "SpikeDetector.sigma must be above 0 and SpikeDetector.window above 1."
-            )
+        require(
+            self.sigma > 0 and self.window >= 2,
+            "SpikeDetector.sigma must be above 0 and SpikeDetector.window above 1.",
+        )
 
     def wrap_init(self, init: Init) -> Init:
         """Adds empty statistics to the state of step 0."""
@@ -153,24 +153,24 @@ class Rewind(Guard):
     skip_beyond: int = 100
 
     def __post_init__(self):
-        if self.steps_back < 1 or self.skip_beyond < 0:
-            raise ConfigError(
-                "Rewind.steps_back must be 1 or more, Rewind.skip_beyond 0 or more."
-            )
+        require(
+            self.steps_back >= 1 and self.skip_beyond >= 0,
+            "Rewind.steps_back must be 1 or more, Rewind.skip_beyond 0 or more.",
+        )
 
     def check(self, schedule: BatchSchedule, checkpoint: CheckpointPolicy) -> None:
-        if len(schedule.stages) > 1:
-            raise ConfigError(
-                "@Rewind() gives a step the data of a later one, which does not work"
-                " if batch size or length change with the step: remove one of the two."
-            )
-        if (checkpoint.keep - 1) * checkpoint.every < self.steps_back:
-            raise ConfigError(
-                f"Rewind.steps_back is {self.steps_back}, and CheckpointPolicy keeps"
-                f" {checkpoint.keep} checkpoints, {checkpoint.every} steps apart:"
-                " (CheckpointPolicy.keep - 1) * CheckpointPolicy.every must be at"
-                " least Rewind.steps_back."
-            )
+        require(
+            len(schedule.stages) <= 1,
+            "@Rewind() gives a step the data of a later one, which does not work"
+            " if batch size or length change with the step: remove one of the two.",
+        )
+        require(
+            (checkpoint.keep - 1) * checkpoint.every >= self.steps_back,
+            f"Rewind.steps_back is {self.steps_back}, and CheckpointPolicy keeps"
+            f" {checkpoint.keep} checkpoints, {checkpoint.every} steps apart:"
+            " (CheckpointPolicy.keep - 1) * CheckpointPolicy.every must be at"
+            " least Rewind.steps_back.",
+        )
 
     def wrap_init(self, init: Init) -> Init:
         return self.detector.wrap_init(init)

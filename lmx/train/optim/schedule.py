@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import configurable, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,11 @@ class Schedule(ABC):
 
     def build(self, steps: int) -> optax.Schedule:
         """The learning rate of each of `steps` updates, counted from 0."""
-        if self.warmup_steps >= steps:
-            raise ConfigError(
-                f"a warmup of {self.warmup_steps} steps leaves none of {steps}:"
-                f" {type(self).__name__}.warmup_steps must be below Experiment.steps."
-            )
+        require(
+            self.warmup_steps < steps,
+            f"a warmup of {self.warmup_steps} steps leaves none of {steps}:"
+            f" {type(self).__name__}.warmup_steps must be below Experiment.steps.",
+        )
 
         def learning_rate(count: Any) -> Any:
             warmup = (count + 1) / (self.warmup_steps + 1)
@@ -84,10 +84,10 @@ class WSD(Schedule):
     final_fraction: float = 0.0
 
     def __post_init__(self):
-        if not 0 < self.decay_fraction <= 1:
-            raise ConfigError(
-                f"WSD.decay_fraction is {self.decay_fraction}: it must be in (0, 1]."
-            )
+        require(
+            0 < self.decay_fraction <= 1,
+            f"WSD.decay_fraction is {self.decay_fraction}: it must be in (0, 1].",
+        )
 
     def scale(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         left = jnp.minimum((1 - progress) / self.decay_fraction, 1.0)
