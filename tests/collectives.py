@@ -26,10 +26,10 @@ def collectives(text):
     for line in text.splitlines():
         if begins := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
             body = begins[1]
-        if told := re.search(rf" = (.*?) ({KINDS})(?:-start)?\(", line):
-            shapes = re.findall(r"\w\d+\[([\d,]*)\]", told[1])
+        if match := re.search(rf" = (.*?) ({KINDS})(?:-start)?\(", line):
+            shapes = re.findall(r"\w\d+\[([\d,]*)\]", match[1])
             sizes = [math.prod(numbers(shape)) for shape in shapes]
-            found.append(Collective(body, told[2], sizes, group(line)))
+            found.append(Collective(body, match[2], sizes, group(line)))
     return found
 
 

@@ -75,9 +75,9 @@ def stopped(
 
 def wait_for_exit(process: subprocess.Popen) -> str:
     """The stdout of a run that succeeds."""
-    said, stderr = process.communicate(timeout=TIMEOUT)
+    stdout, stderr = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, stderr
-    return said
+    return stdout
 
 
 def reached(step: int) -> Callable[[Path], bool]:
@@ -145,8 +145,8 @@ def test_a_signal_saves_the_step_and_says_how_to_resume(work, runs, reference):
     for found, status, name in zip(
         runs["asked"].result(), (130, 143), ("SIGINT", "SIGTERM"), strict=True
     ):
-        *said, state, row = found
-        assert said == [status, f"stopped by {name} after step {state}; {how}"]
+        *printed, state, row = found
+        assert printed == [status, f"stopped by {name} after step {state}; {how}"]
         assert state == row  # no state without its metrics
     check_same(work, work / "asked", reference)
 

@@ -60,9 +60,9 @@ def test_a_killed_worker_ends_the_others_and_all_restart(trainer, tmp_path):
     trainer.reach(both[0], 6)
     kill(both[1])
     trainer.go(6)
-    (first, said), (second, stderr) = map(wait_for_exit, both)
-    assert (first, second) == (0, 0), (said, stderr)
-    assert "process 1 (" in said and "the run exited with 75: restarting" in said
+    (first, stdout), (second, stderr) = map(wait_for_exit, both)
+    assert (first, second) == (0, 0), (stdout, stderr)
+    assert "process 1 (" in stdout and "the run exited with 75: restarting" in stdout
     assert "the run was killed by SIGKILL: restarting in 1 s" in stderr
     found, wanted = ([r["loss"] for r in read_metrics(tmp_path / run)] for run in "ab")
     assert found == pytest.approx(wanted, rel=1e-4) and len(found) == 12

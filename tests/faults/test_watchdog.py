@@ -44,8 +44,8 @@ def test_a_hanging_batch_ends_the_run_with_all_stacks(work):
         timeout=TIMEOUT,
     )
     assert done.returncode == 75, done.stderr
-    told = (work / "run" / "hang-0.txt").read_text()
-    for text in (told, done.stderr):
+    stacks = (work / "run" / "hang-0.txt").read_text()
+    for text in (stacks, done.stderr):
         assert "no progress for 20 s (in phase 'data')" in text
         assert 'faulty.py", line' in text and "in batch_at" in text  # a worker
         assert 'loop.py", line' in text and "in train" in text  # the main thread
@@ -76,11 +76,11 @@ def test_a_stopped_process_ends_its_peer_with_75(work, how):
     group.members[1].send_signal(signal.SIGSTOP)
     if how == "silence":
         (work / "now").touch()
-    begun = time.monotonic()
+    start = time.monotonic()
     try:
         _, stderr = group.members[0].communicate(timeout=TIMEOUT)
         assert group.members[0].returncode == 75, stderr
-        assert time.monotonic() - begun < 60.0
+        assert time.monotonic() - start < 60.0
         if how == "watchdog":
             assert "no progress for 20 s (in phase '" in stderr
             assert "in train" in (work / "run" / "hang-0.txt").read_text()

@@ -30,7 +30,8 @@ CAPACITY = [
     "NextToken.aux={'balance': 0.01, 'router_z': 0.001, 'dropped': 0.0}",
 ]
 CHOOSING = ["Decoder.mlp=@ExpertChoice"] + [
-    f"ExpertChoice.{said}" for said in ("experts=4", "hidden=16", "capacity_factor=2")
+    f"ExpertChoice.{binding}"
+    for binding in ("experts=4", "hidden=16", "capacity_factor=2")
 ]
 DROPOUT = ["Decoder.dropout=0.2", "Decoder.block=@PreNorm", "PreNorm.dropout=0.3"]
 VARIANTS = {

@@ -51,8 +51,8 @@ CASES = {
 }
 
 
-def made(compute, **said: Any):
-    model: dict[str, Any] = dict(mlp=partial(SwiGLU, hidden=16)) | said
+def make_model(compute, **options: Any):
+    model: dict[str, Any] = dict(mlp=partial(SwiGLU, hidden=16)) | options
     precision = Precision(params="float64", compute=compute)
     return Decoder(
         nnx.Rngs(0),
@@ -79,16 +79,16 @@ def found(loss, model, mesh=None, batch=BATCH):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.nightly), 4])
 def test_a_chunked_loss_has_the_sums_and_gradient_of_the_whole(case, chunk):
-    kind, model, said = CASES[case]
-    model = made("float64", **model)
-    whole = found(kind(**said), model)
-    parts = found(kind(chunk=chunk, **said), model)
+    kind, model, options = CASES[case]
+    model = make_model("float64", **model)
+    whole = found(kind(**options), model)
+    parts = found(kind(chunk=chunk, **options), model)
     chex.assert_trees_all_close(parts, whole, rtol=1e-10, atol=1e-13)
     assert float(whole[1].total) > 0
 
 
 def test_in_bfloat16_chunks_differ_by_rounding_of_gradients_only():
-    model = made("bfloat16")
+    model = make_model("bfloat16")
     whole, parts = (found(NextToken(chunk=chunk), model) for chunk in (None, 4))
     chex.assert_trees_all_close(parts[1:], whole[1:], rtol=1e-6)
     assert parts[1].total.dtype == "float32"
@@ -98,7 +98,7 @@ def test_in_bfloat16_chunks_differ_by_rounding_of_gradients_only():
 
 @pytest.mark.parametrize("sizes", [dict(fsdp=8), dict(data=2, fsdp=2, tensor=2)])
 def test_chunks_on_eight_devices_agree_with_the_whole_on_one(sizes):
-    model, loss = made("float64", head=TiedLMHead), NextToken(chunk=3, z_loss=0.1)
+    model, loss = make_model("float64", head=TiedLMHead), NextToken(chunk=3, z_loss=0.1)
     mesh = Mesh(**{"data": 1} | sizes).build(jax.devices(), RULES)
     whole = found(NextToken(z_loss=0.1), model)
     split = found(loss, model, mesh)
@@ -106,7 +106,7 @@ def test_chunks_on_eight_devices_agree_with_the_whole_on_one(sizes):
 
 
 def test_the_program_has_only_the_logits_of_one_chunk():
-    graph, params = nnx.split(made("float64"))
+    graph, params = nnx.split(make_model("float64"))
 
     def shapes(chunk):
         take = jax.jit(partial(compute_gradients, graph, NextToken(chunk=chunk)))
@@ -122,4 +122,4 @@ def test_a_chunk_must_divide_a_row(chunk):
     with pytest.raises(
         ConfigError, match=rf"rows of 12 tokens .* split into chunks of {chunk}"
     ):
-        found(NextToken(chunk=chunk), made("float64"))
+        found(NextToken(chunk=chunk), make_model("float64"))

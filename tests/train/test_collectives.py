@@ -25,9 +25,9 @@ from tests.collectives import collectives
 @pytest.mark.parametrize("parts", [1, 2])
 def test_gradients_cross_slow_links_once_and_in_shards(tiny, parts):
     """They are reduce-scattered within a slice before."""
-    said = [f"Mesh.{axis}" for axis in ("replica=2", "data=1", "fsdp=4")]
+    overrides = [f"Mesh.{axis}" for axis in ("replica=2", "data=1", "fsdp=4")]
     run = (
-        tiny(*said, f"Experiment.microbatches={parts}", "RepeatTask.batch_size=16")
+        tiny(*overrides, f"Experiment.microbatches={parts}", "RepeatTask.batch_size=16")
         .build()
         .open()
     )
@@ -74,8 +74,8 @@ def test_embeddings_of_rows_are_not_gathered_on_other_devices(tiny, sizes):
 
 def made_devices(platform):
     """Eight devices of two slices, interleaved."""
-    told = dict(process_index=0, platform=platform, device_kind="x")
-    return [SimpleNamespace(id=i, slice_index=i % 2, **told) for i in range(8)]
+    fields = dict(process_index=0, platform=platform, device_kind="x")
+    return [SimpleNamespace(id=i, slice_index=i % 2, **fields) for i in range(8)]
 
 
 @pytest.mark.parametrize("replica", [2, 4])
@@ -101,17 +101,17 @@ def test_slices_without_replicas_are_refused_on_tpus_alone():
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_stages_send_hidden_states_and_keep_their_weights(tiny, rounds):
     """In one round. In more, weights move to the stage that uses them, and back."""
-    said = [
+    overrides = [
         "Decoder.pipeline=@PipelineSchedule()",
         f"PipelineSchedule.virtual_stages={rounds}",
     ]
-    said += [
+    overrides += [
         "Mesh.data=1",
         "Mesh.stage=4",
         "Decoder.depth=8",
         "PipelineSchedule.microbatches=8",
     ]
-    run = tiny(*said).build().open()
+    run = tiny(*overrides).build().open()
     text = (
         run.step.lower(run.abstract_state(), run.data.batch_at(0, 0))
         .compile()

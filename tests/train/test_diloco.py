@@ -44,11 +44,17 @@ def close(one, other, rtol=1e-9):
 
 def test_one_replica_that_synchronizes_each_step_is_plain_training(tiny, x64):
     trivial = [
-        f"DiLoCo.{said}" for said in ("replicas=1", "sync_every=1", "outer_lr=1.0")
+        f"DiLoCo.{binding}"
+        for binding in ("replicas=1", "sync_every=1", "outer_lr=1.0")
     ]
-    said = ["Experiment.local_sgd=@DiLoCo()", *trivial, "DiLoCo.outer_momentum=0.0"]
+    overrides = [
+        "Experiment.local_sgd=@DiLoCo()",
+        *trivial,
+        "DiLoCo.outer_momentum=0.0",
+    ]
     plain, outer = (
-        tiny(*x64, *ALONE, *more, kind="dropout").build().open() for more in ([], said)
+        tiny(*x64, *ALONE, *more, kind="dropout").build().open()
+        for more in ([], overrides)
     )
     (wanted, losses), (found, same) = (after(r, r.init(), 4) for r in (plain, outer))
     np.testing.assert_allclose(losses, same, rtol=1e-9)
@@ -86,8 +92,10 @@ def test_a_synchronization_is_a_nesterov_step_along_the_mean_change(tiny, x64):
 @pytest.fixture(scope="module")
 def on_a_mesh(tiny):
     """Opens the same run of two replicas on two slices of two devices."""
-    return lambda *said: (
-        tiny(*said, *PAIR, *(f"Mesh.{s}" for s in ("replica=2", "data=1", "fsdp=2")))
+    return lambda *overrides: (
+        tiny(
+            *overrides, *PAIR, *(f"Mesh.{s}" for s in ("replica=2", "data=1", "fsdp=2"))
+        )
         .build()
         .open()
     )
@@ -111,9 +119,9 @@ def test_between_synchronizations_only_scalars_cross_slices(on_a_mesh):
         .compile()
         .as_text()
     )
-    said = " ".join(x for x in text.splitlines() if " conditional(" in x)
-    told = re.findall(r"computations?=\{?([%\w., -]+)", said)
-    branches = set(re.findall(r"%([\w.-]+)", " ".join(told)))
+    conditionals = " ".join(x for x in text.splitlines() if " conditional(" in x)
+    names = re.findall(r"computations?=\{?([%\w., -]+)", conditionals)
+    branches = set(re.findall(r"%([\w.-]+)", " ".join(names)))
     sizes = {True: [0], False: [0]}
     for each in collectives(text):
         if each.crosses(2, devices=4):
@@ -144,12 +152,12 @@ def test_a_run_resumes_between_two_synchronizations(tiny, on_a_mesh, tmp_path):
 
 
 def test_impossible_settings_are_refused(tiny):
-    for said, message in [
+    for overrides, message in [
         (["Experiment.steps=5"], "5 steps do not end with a synchronization"),
         (["DiLoCo.replicas=3"], "8 rows cannot be split evenly over 3 replicas"),
         (["Mesh.replica=4"], "'replicas' of size 2 cannot be split evenly"),
     ]:
         with pytest.raises(ValueError, match=message):
-            tiny("Mesh.data=1", *PAIR, *said).build().open()
+            tiny("Mesh.data=1", *PAIR, *overrides).build().open()
     with pytest.raises(ValueError, match="must be 1 or more"):
         DiLoCo(replicas=0)

@@ -71,8 +71,8 @@ def sums_of(tiny):
 
     @functools.cache
     def sums_of(kind, layout, parts, width):
-        said = [f"Precision.{of}=float64" for of in ("params", "compute")]
-        page = tiny("Decoder.precision=@Precision()", *said, kind=kind).build()
+        overrides = [f"Precision.{of}=float64" for of in ("params", "compute")]
+        page = tiny("Decoder.precision=@Precision()", *overrides, kind=kind).build()
         graph, params = nnx.split(page.model(nnx.Rngs(0)))
         rate = page.schedule.build(1)
         recipe = StepConfig(graph, page.loss, page.optimizer(rate), rate, 0, parts)

@@ -27,7 +27,7 @@ def tensors(folder):
     return found
 
 
-def told(folder, name="config.json"):
+def read_json(folder, name="config.json"):
     return json.loads((folder / name).read_text())
 
 
@@ -50,18 +50,18 @@ def test_config_json_comes_back_with_what_changes_no_logit(llama, tmp_path):
     (folder / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
     import_hf(folder, tmp_path / "run")
     lmx.save_hf(lmx.restore(tmp_path / "run"), tmp_path / "out")
-    was, now = told(folder), told(tmp_path / "out")
+    was, now = read_json(folder), read_json(tmp_path / "out")
     assert was.pop("torch_dtype") == now.pop("dtype")
     assert was.items() <= now.items()
     assert now["eos_token_id"] == [1, 2] and now["bos_token_id"] == 7
     name = "generation_config.json"
-    assert told(tmp_path / "out", name) == told(folder, name)
+    assert read_json(tmp_path / "out", name) == read_json(folder, name)
 
 
 def test_tied_weights_are_written_once(llama, tmp_path):
     lmx.save_hf(lmx.load_hf(llama(tie_word_embeddings=True)), tmp_path / "out")
     assert "lm_head.weight" not in tensors(tmp_path / "out")
-    assert told(tmp_path / "out")["tie_word_embeddings"] is True
+    assert read_json(tmp_path / "out")["tie_word_embeddings"] is True
 
 
 def test_an_export_in_shards_is_the_export_in_one(llama, tmp_path):

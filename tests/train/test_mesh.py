@@ -85,10 +85,14 @@ def listed(by_day, others):
     """Mesh, kind and overrides of each case; `make meshes` runs the others."""
     return [
         pytest.param(
-            mesh, kind, tuple(" ".join(said).split()), marks=marks, id=f"{mesh} {kind}"
+            mesh,
+            kind,
+            tuple(" ".join(overrides).split()),
+            marks=marks,
+            id=f"{mesh} {kind}",
         )
         for cases, marks in ((by_day, ()), (others, pytest.mark.meshes))
-        for mesh, kind, *said in cases
+        for mesh, kind, *overrides in cases
     ]
 
 
@@ -110,14 +114,19 @@ def numbers_of(tiny):
     """The losses and gradient norms of a variant on a mesh, cached."""
 
     @functools.cache
-    def numbers_of(mesh, kind, said, wide):
+    def numbers_of(mesh, kind, overrides, wide):
         sizes = dict(data="1") | dict(part.split("=") for part in mesh.split(" x "))
-        said = [*said, *(f"Mesh.{axis}={size}" for axis, size in sizes.items())]
-        said += [f"Precision.{of}={wide}" for of in ("params", "compute")]
-        said += ["Decoder.precision=@Precision()", f"Experiment.steps={STEPS}"]
-        said += ["RepeatTask.batch_size=16", "Decoder.depth=4"]
-        kind, said = ("dense", MODELS[kind] + said) if kind in MODELS else (kind, said)
-        run = tiny(*said, kind=kind).build().open()
+        overrides = [
+            *overrides,
+            *(f"Mesh.{axis}={size}" for axis, size in sizes.items()),
+        ]
+        overrides += [f"Precision.{of}={wide}" for of in ("params", "compute")]
+        overrides += ["Decoder.precision=@Precision()", f"Experiment.steps={STEPS}"]
+        overrides += ["RepeatTask.batch_size=16", "Decoder.depth=4"]
+        kind, overrides = (
+            ("dense", MODELS[kind] + overrides) if kind in MODELS else (kind, overrides)
+        )
+        run = tiny(*overrides, kind=kind).build().open()
         found = []
         batches = (
             run.put_batch(packed(run.data.batch_at(run.seed, step)))
@@ -138,24 +147,28 @@ def numbers_of(tiny):
     return numbers_of
 
 
-@pytest.mark.parametrize(("mesh", "kind", "said"), listed(BY_DAY, OTHERS))
-def test_many_devices_agree_with_one_to_1e_9_in_float64(numbers_of, mesh, kind, said):
+@pytest.mark.parametrize(("mesh", "kind", "overrides"), listed(BY_DAY, OTHERS))
+def test_many_devices_agree_with_one_to_1e_9_in_float64(
+    numbers_of, mesh, kind, overrides
+):
     with jax.enable_x64(True):
         alone = numbers_of("data=1", kind, (), "float64")
-        found = numbers_of(mesh, kind, said, "float64")
+        found = numbers_of(mesh, kind, overrides, "float64")
     np.testing.assert_allclose(found, alone, rtol=1e-9)
     assert found[-1, 0] < 0.95 * found[0, 0]  # and it was no idle run
 
 
-@pytest.mark.parametrize(("mesh", "kind", "said"), listed([], BY_DAY + OTHERS))
-def test_many_devices_agree_with_one_to_1e_4_in_float32(numbers_of, mesh, kind, said):
+@pytest.mark.parametrize(("mesh", "kind", "overrides"), listed([], BY_DAY + OTHERS))
+def test_many_devices_agree_with_one_to_1e_4_in_float32(
+    numbers_of, mesh, kind, overrides
+):
     alone = numbers_of("data=1", kind, (), "float32")
-    found = numbers_of(mesh, kind, said, "float32")
+    found = numbers_of(mesh, kind, overrides, "float32")
     np.testing.assert_allclose(found, alone, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("choice", "said", "instead"),
+    ("choice", "message", "instead"),
     [
         (
             "all_to_all=@RaggedAllToAll()",
@@ -170,7 +183,7 @@ def test_many_devices_agree_with_one_to_1e_4_in_float32(numbers_of, mesh, kind, 
     ],
 )
 def test_a_layer_of_another_platform_is_refused_by_name_at_start(
-    tiny, choice, said, instead
+    tiny, choice, message, instead
 ):
     other = tiny(
         "Mesh.expert=2",
@@ -178,7 +191,7 @@ def test_a_layer_of_another_platform_is_refused_by_name_at_start(
         f"DroplessDispatch.{choice}",
         kind="moe",
     )
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         other.build().open()
     assert instead in str(caught.value)
     assert (

@@ -23,8 +23,10 @@ AUX = {"balance": Mean(jnp.array([3.0, 5.0]), jnp.array([2.0, 2.0]))}  # of two 
 
 def returning(aux):
     """A model with fixed logits."""
-    said = dict(hidden_states=lambda *_: (jnp.asarray(LOGITS), aux), logits=lambda x: x)
-    return types.SimpleNamespace(**said)
+    methods = dict(
+        hidden_states=lambda *_: (jnp.asarray(LOGITS), aux), logits=lambda x: x
+    )
+    return types.SimpleNamespace(**methods)
 
 
 def by_hand():

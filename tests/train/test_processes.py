@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0  # seconds, on a machine that has much else to do
 LONG = ["Experiment.steps=100"]
 EVALUATE = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@RepeatTask()"]
-SPOKEN = (PAGE.stem, "error:", "Traceback", "Warning")  # C++ writes lines of its own
+PRINTED = (PAGE.stem, "error:", "Traceback", "Warning")  # C++ writes lines of its own
 CLOSE = {"float64": 1e-9, "float32": 1e-4}  # relative
 # Processes, devices of each, mesh, kind, dtype.
 CASES = [
@@ -86,23 +86,23 @@ class Group:
         )
 
     def end(self) -> list[tuple[int, str, str]]:
-        """Status, words and complaints of each process."""
+        """Exit status, stdout and stderr of each process."""
         found = []
         try:
             for member in self.members:
-                said, moaned = member.communicate(timeout=PATIENCE)
-                found.append((member.returncode, said, moaned))
+                stdout, stderr = member.communicate(timeout=PATIENCE)
+                found.append((member.returncode, stdout, stderr))
         finally:
             for member in self.members:
                 member.kill()
         return found
 
     def done(self) -> None:
-        """All ended well, and the first alone spoke."""
+        """All exited with 0, and only the first printed."""
         found = self.end()
         assert [status for status, *_ in found] == [0] * len(found), found
-        for _, said, moaned in found[1:]:
-            assert not [word for word in SPOKEN if word in said + moaned], found
+        for _, stdout, stderr in found[1:]:
+            assert not [word for word in PRINTED if word in stdout + stderr], found
 
     def reach(self, path: Path, step: int) -> None:
         """Waits until metrics of that step are on disk."""
@@ -147,10 +147,10 @@ def check_same(path: Path, other: Path, rtol: float) -> None:
 
 
 def check_trained(work, alone, processes, devices, mesh, kind, dtype, *words):
-    told = [*(FLOAT64 if dtype == "float64" else []), *VARIANTS[kind], *words]
-    run = ["tiny.gin", *told, *mesh_words(mesh), "--run", "run"]
+    overrides = [*(FLOAT64 if dtype == "float64" else []), *VARIANTS[kind], *words]
+    run = ["tiny.gin", *overrides, *mesh_words(mesh), "--run", "run"]
     Group(work, run, processes, devices).done()
-    check_same(work / "run", alone(*told), CLOSE[dtype])
+    check_same(work / "run", alone(*overrides), CLOSE[dtype])
 
 
 @pytest.fixture(scope="module")
@@ -232,21 +232,21 @@ def test_if_one_is_killed_the_other_exits_with_75_and_a_restart_resumes(
     group = Group(work, words, 2)
     group.reach(work / "run", 12)
     group.members[victim].kill()
-    begun = time.monotonic()
-    _, _, moaned = group.end()[1 - victim]
-    assert time.monotonic() - begun < 30.0
-    assert group.members[1 - victim].returncode == EXIT_RESTART, moaned
+    start = time.monotonic()
+    _, _, stderr = group.end()[1 - victim]
+    assert time.monotonic() - start < 30.0
+    assert group.members[1 - victim].returncode == EXIT_RESTART, stderr
     killed = group.members[victim].pid
-    assert f"error: process {victim} (" in moaned and f"pid {killed}) died" in moaned
+    assert f"error: process {victim} (" in stderr and f"pid {killed}) died" in stderr
     Group(work, words, 2).done()
     check_same(work / "run", alone(*LONG, *FLOAT64), 1e-9)
 
 
 def test_an_error_in_one_process_exits_all_with_its_message_and_status(work):
     words = ["tiny.gin", "Mesh.data=1", "--run", "run"]
-    for status, _, moaned in Group(work, words, 2).end():
+    for status, _, stderr in Group(work, words, 2).end():
         assert status == 2
-        assert "takes 1 of 2 devices, and none of process 1: make it larger" in moaned
+        assert "takes 1 of 2 devices, and none of process 1: make it larger" in stderr
     assert not (work / "run").exists()
 
 
