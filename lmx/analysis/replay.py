@@ -25,7 +25,7 @@ from lmx.run.run_dir import (
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.reader import DamageError
 from lmx.train.experiment import Experiment
-from lmx.train.guard.guard import load_skipped, make_reader, to_data_step
+from lmx.train.guard.nonfinite import load_skipped, make_reader, to_data_step
 from lmx.train.hooks.log import to_python
 from lmx.train.loop import train
 from lmx.train.program import RunContext

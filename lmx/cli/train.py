@@ -120,7 +120,7 @@ def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int
     from lmx.run.goodput import read_process_start
     from lmx.run.run_dir import read_last_metrics
     from lmx.run.summary import format_summary
-    from lmx.train.guard.guard import FaultError
+    from lmx.train.guard.nonfinite import FaultError
     from lmx.train.hooks.preemption import StoppedError
     from lmx.train.trainer import RunOptions, train_run
 

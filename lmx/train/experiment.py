@@ -17,7 +17,7 @@ from lmx.models.decoder import Decoder
 from lmx.models.remat import check_offload
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.diloco import DiLoCo
-from lmx.train.guard.guard import AbortOnNonFinite, Guard
+from lmx.train.guard.nonfinite import AbortOnNonFinite, Guard
 from lmx.train.hook import HookConfig
 from lmx.train.loss import NextToken
 from lmx.train.optim.schedule import Schedule

@@ -22,7 +22,7 @@ from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import require_written
 from lmx.train.experiment import Experiment
-from lmx.train.guard.guard import GuardContext, load_skipped, make_reader
+from lmx.train.guard.nonfinite import GuardContext, load_skipped, make_reader
 from lmx.train.guard.spikes import RewindError
 from lmx.train.guard.watchdog import Watchdog
 from lmx.train.hook import SAVE, HookRunner, unique_names

@@ -17,7 +17,7 @@ from lmx.run.progress import RunProgress
 from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import CheckpointPolicy
-from lmx.train.guard.guard import make_reader
+from lmx.train.guard.nonfinite import make_reader
 from lmx.train.hook import SAVE, HookRunner, every_steps
 from lmx.train.hooks import preemption as module
 from lmx.train.hooks.log import MetricLogger

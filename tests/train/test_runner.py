@@ -8,7 +8,7 @@ import pytest
 
 from lmx.run.goodput import TimeAccounting, total_seconds
 from lmx.run.run_dir import RunDir, read_ledger, read_metrics
-from lmx.train.guard.guard import FaultError
+from lmx.train.guard.nonfinite import FaultError
 from lmx.train.hook import SAVE, Hook, HookOrder, HookRunner, unique_names
 from lmx.train.step import TrainState
 from lmx.train.trainer import train_run

@@ -17,7 +17,7 @@ from lmx.core import distributed
 from lmx.core.console import print_line
 from lmx.core.rendezvous import EXIT_RESTART
 from lmx.train.checkpoint.digest import flatten_by_path
-from lmx.train.guard.guard import FaultError
+from lmx.train.guard.nonfinite import FaultError
 from lmx.train.hook import Hook, HookConfig, HookOrder, every_steps
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState

@@ -13,7 +13,7 @@ from lmx.core import distributed
 from lmx.data.schedule import BatchSchedule
 from lmx.run.run_dir import RunDir, read_ledger
 from lmx.train.checkpoint.policy import CheckpointPolicy
-from lmx.train.guard.guard import (
+from lmx.train.guard.nonfinite import (
     REWIND,
     SPIKE,
     Guard,

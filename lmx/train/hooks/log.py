@@ -9,7 +9,7 @@ from lmx.core import hardware
 from lmx.run.goodput import TRAINING_PHASES, TimeAccounting
 from lmx.run.progress import RunProgress
 from lmx.run.run_dir import RunDir
-from lmx.train.guard.guard import WATCHED_METRICS, MetricCheck
+from lmx.train.guard.nonfinite import WATCHED_METRICS, MetricCheck
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 

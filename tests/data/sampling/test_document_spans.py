@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmx.data.dataset import Dataset, DocumentSpan
-from lmx.data.sampling.infilling import FillInTheMiddle, SpanCorruption
+from lmx.data.sampling.fim import FillInTheMiddle, SpanCorruption
 from lmx.data.sampling.mixture import Mixture, MixtureComponent
 from lmx.data.sampling.order import RandomOffset, RandomWindows, Sequential, Shuffled
 from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit

@@ -8,7 +8,7 @@ import pytest
 
 from lmx.config.registry import ConfigError
 from lmx.data.dataset import Dataset, DatasetConfig
-from lmx.data.sampling.infilling import FillInTheMiddle, SpanCorruption
+from lmx.data.sampling.fim import FillInTheMiddle, SpanCorruption
 from lmx.data.sampling.packing import BestFitPacking, ConcatAndSplit
 from lmx.data.sampling.transform import split_documents
 from lmx.data.synthetic.task import RepeatTask

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lmx.train.guard.guard import merge_ranges, to_data_step
+from lmx.train.guard.nonfinite import merge_ranges, to_data_step
 from lmx.train.guard.spikes import Rewind
 
 

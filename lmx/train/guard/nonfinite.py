@@ -1,4 +1,4 @@
-"""Guards: policies for steps with non-finite numbers, and the data that a run skips."""
+"""Guards against non-finite numbers, and the data that a run skips."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence

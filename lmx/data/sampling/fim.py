@@ -1,4 +1,4 @@
-"""Infilling transforms: fill-in-the-middle (FIM) and span corruption."""
+"""Fill-in-the-middle (FIM) and span corruption."""
 
 from dataclasses import dataclass
 from typing import Literal
