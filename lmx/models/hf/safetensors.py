@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from lmx.config.coerce import coerce
+from lmx.config.json_object import parse_object, refuse_repeated_names
 from lmx.config.registry import ConfigError, require
 from lmx.models.hf.dequantize import BlockScaledTensor, View, dequantize
 
@@ -21,6 +23,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SHARD_BYTES = 5 * 10**9  # the largest file, as transformers writes
 MAX_HEADER_BYTES = 10**8  # as the format's own library allows
+MAX_DIMS = 32  # numpy has no more
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -36,6 +39,7 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+ENTRY = {"dtype": str, "shape": tuple[int, ...], "data_offsets": tuple[int, int]}
 
 
 class TensorInfo(NamedTuple):
@@ -135,28 +139,46 @@ def _iter_arrays(file: Path) -> Iterator[tuple[str, np.ndarray]]:
             size >= 8 and length <= min(size - 8, MAX_HEADER_BYTES),
             f"{file} is not a safetensors file, or is cut short.",
         )
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError:
-            raise ConfigError(
-                f"{file} is not a safetensors file: its header is not JSON."
-            ) from None
+        header = parse_object(
+            stream.read(length), f"the header of {file}", hook=refuse_repeated_names
+        )
     content = np.asarray(np.memmap(file, np.uint8, "r"))[8 + length :]
     header.pop("__metadata__", None)
-    for name, entry in header.items():
+    entries = [_parse_entry(file, *item) for item in header.items()]
+    end = 0
+    for tensor, start, stop in sorted(entries, key=lambda entry: entry[1:]):
         require(
-            entry["dtype"] in DTYPES,
-            f"{file}: {name} has unknown dtype {entry['dtype']}.",
+            start == end and stop - start == tensor.bytes,
+            f"{file}: {tensor.name} has {tensor.bytes} bytes and offsets {start} to"
+            f" {stop}, after {end} bytes of other tensors: each byte must belong to one"
+            " tensor. The file is damaged, fetch it again.",
         )
-        tensor = TensorInfo(name, DTYPES[entry["dtype"]], tuple(entry["shape"]))
-        start, stop = entry["data_offsets"]
-        require(
-            stop - start == tensor.bytes and 0 <= start <= stop <= len(content),
-            f"{file}: {name} has {tensor.bytes} bytes, and offsets {start} to"
-            f" {stop} of {len(content)}: the file is cut short or damaged, fetch it"
-            " again.",
-        )
-        yield name, content[start:stop].view(tensor.dtype).reshape(tensor.shape)
+        end = stop
+    require(
+        end == len(content),
+        f"{file}: the tensors have {end} bytes of {len(content)}: each byte must belong"
+        " to one tensor. The file is cut short or damaged, fetch it again.",
+    )
+    for tensor, start, stop in entries:
+        array = content[start:stop].view(tensor.dtype)
+        yield tensor.name, array.reshape(tensor.shape)
+
+
+def _parse_entry(file: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
+    """A tensor, and the offsets of its bytes."""
+    try:
+        code, shape, (start, stop) = (coerce(entry[n], t) for n, t in ENTRY.items())
+        dtype, sizes = DTYPES[code], [max(dim, 1) for dim in shape]
+        is_valid = len(shape) <= MAX_DIMS and min(shape, default=0) >= 0
+        is_valid = is_valid and math.prod(sizes) * dtype.itemsize < 2**63
+        require(is_valid, "numpy has no array of this shape")
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(
+            f"{file}: the header has {name} = {entry!r:.200}: it must have a dtype"
+            f" ({', '.join(DTYPES)}), a shape and data_offsets. The file is damaged or"
+            " has a newer format: fetch it again, or convert it."
+        ) from None
+    return TensorInfo(name, dtype, shape), start, stop
 
 
 def write_tensors(

@@ -6,7 +6,7 @@ import pathlib
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from lmx.config.registry import ConfigError
@@ -116,3 +116,87 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
         SafetensorsFolder(tmp_path)
     with pytest.raises(ConfigError, match="is not a folder"):
         SafetensorsFolder(pathlib.Path(tmp_path, "missing"))
+
+
+def entry(start, stop, shape=(2,), **changes):
+    fields = {"dtype": "U8", "shape": list(shape), "data_offsets": [start, stop]}
+    return json.dumps(fields | changes)
+
+
+def write_header(folder, *entries, content=b"1234", metadata='{"format": "pt"}'):
+    """A file with that content, and with these entries for tensors a, b, c, ..."""
+    rows = [f'"{chr(97 + n)}": {row}' for n, row in enumerate(entries)]
+    text = f'{{"__metadata__": {metadata}, {", ".join(rows)}}}'.encode()
+    file = folder / "model.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content)
+    return file
+
+
+def assert_both_refuse(file, message):
+    """The library refuses the file, and so does lmx, with that message."""
+    with pytest.raises(SafetensorError):
+        load_file(file)
+    with pytest.raises(ConfigError, match=message):
+        SafetensorsFolder(file.parent)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        pytest.param([entry(0, 2), entry(1, 3), entry(2, 4)], id="overlap"),
+        pytest.param([entry(0, 2), entry(0, 2), entry(2, 4)], id="one place"),
+        pytest.param([entry(1, 3)], id="shifted"),
+        pytest.param([entry(0, 1, (1,)), entry(2, 4)], id="a gap"),
+        pytest.param([entry(0, 2)], id="bytes after the last"),
+        pytest.param([entry(0, 4, (4,)), entry(3, 3, (0,))], id="empty inside"),
+    ],
+)
+def test_every_byte_must_belong_to_one_tensor(entries, tmp_path):
+    assert_both_refuse(write_header(tmp_path, *entries), "each byte .* one tensor")
+
+
+def test_a_tensor_that_stands_twice_is_refused(tmp_path):
+    twice = f'{entry(0, 2)}, "a": {entry(2, 4)}'
+    assert_both_refuse(write_header(tmp_path, twice), "'a' twice")
+
+
+def test_tensors_need_no_order_and_may_be_empty(tmp_path):
+    rows = entry(2, 4), entry(2, 2, (0, 3)), entry(0, 2), entry(4, 4, (0,))
+    folder = SafetensorsFolder(write_header(tmp_path, *rows).parent)
+    assert [bytes(folder.view(name)) for name in "abcd"] == [b"34", b"", b"12", b""]
+    assert folder.view("b").shape == (0, 3)
+    assert load_file(tmp_path / "model.safetensors")["b"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "7",
+        "null",
+        "[]",
+        "{}",
+        entry(0, 4, dtype="F128"),
+        entry(0, 4, dtype=["U8"]),
+        entry(0, 4, shape="4"),
+        entry(0, 4, shape=[4.0]),
+        entry(0, 4, shape=[True]),
+        entry(0, 4, shape=[-2, -2]),
+        entry(0, 4, data_offsets=[0]),
+        entry(0, 4, data_offsets=["0", "4"]),
+        entry(0, 4, data_offsets={"0": 4}),
+        entry(0, 0, (0, 2**62, 2**62)),
+        entry(0, 4, shape=[4, *[1] * 80]),
+    ],
+)
+def test_a_header_entry_of_wrong_kinds_is_refused(row, tmp_path):
+    write_header(tmp_path, row)
+    with pytest.raises(ConfigError, match="header has a = .* must have a dtype"):
+        SafetensorsFolder(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"[1]", b"1e9", b'{"a": ', b"\xff", b"[" * 10**5])
+def test_a_header_that_is_no_object_is_refused(text, tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ConfigError, match="header of .* (is not JSON|JSON object)"):
+        SafetensorsFolder(tmp_path)
