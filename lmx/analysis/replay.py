@@ -21,6 +21,7 @@ from lmx.run.run_dir import (
     read_config,
     read_metadata,
     read_metrics,
+    read_run_ids,
 )
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.reader import DamageError
@@ -106,7 +107,11 @@ class RecordedRun:
             f"step {step} of a run of {self.run.steps} steps: give a step as in"
             " metrics.jsonl, counted from 1.",
         )
-        checkpoints = CheckpointManager(RunDir(self.folder).checkpoint_folder, keep=1)
+        folder, run_ids = (
+            RunDir(self.folder).checkpoint_folder,
+            read_run_ids(self.folder),
+        )
+        checkpoints = CheckpointManager(folder, run_ids=run_ids)
         for saved in reversed(checkpoints.list_steps()):
             try:
                 if saved < step:
@@ -115,7 +120,8 @@ class RecordedRun:
                 print_line(f"using an older state, since this one is damaged: {error}")
             except ConfigError as error:
                 raise ConfigError(
-                    f"the state of step {saved} does not fit {', '.join(self.changes)}:"
+                    f"the state of step {saved} does not fit"
+                    f" {', '.join(self.changes) or 'this run'}:"
                     f" {error}\nKeep what determines the arrays of the state, or give a"
                     " step before the first saved state."
                 ) from error

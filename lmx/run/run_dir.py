@@ -57,7 +57,10 @@ class RunDir:
                     write_initial_files(new, config, metadata, tokenizer)
             run_dir._lock = acquire_lock(path)
             if changes := _check_same_run(path, config, metadata, allow_change):
-                run_dir.update_metadata(**metadata, allowed_changes=changes)
+                former = read_run_ids(path)
+                run_dir.update_metadata(
+                    **metadata, allowed_changes=changes, former_run_ids=former
+                )
             _write_config(path, config)
         except (OSError, ConfigError) as error:
             run_dir.close()
@@ -167,6 +170,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
     metadata = _read_json(path, METADATA)
     check_schema(path, metadata.get("schema"))
     return metadata
+
+
+def read_run_ids(path: Path) -> list[str]:
+    """The ID of a run, and those that it had before allowed changes."""
+    metadata = read_metadata(path)
+    return [metadata["run_id"], *metadata.get("former_run_ids", [])]
 
 
 def read_config(path: Path) -> Config:

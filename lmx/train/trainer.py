@@ -18,7 +18,7 @@ from lmx.run.goodput import TimeAccounting, now
 from lmx.run.metadata import ORIGIN, final_metadata, initial_metadata
 from lmx.run.plots import plot_run
 from lmx.run.progress import RunProgress
-from lmx.run.run_dir import RunDir
+from lmx.run.run_dir import RunDir, read_run_ids
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import require_written
 from lmx.train.experiment import Experiment
@@ -100,6 +100,7 @@ class Trainer:
                 policy.keep,
                 policy.max_failures,
                 origin={name: metadata[name] for name in ORIGIN},
+                run_ids=read_run_ids(run_dir.path),
             )
             finished = distributed.broadcast_from_leader(lambda: run_dir.finished)
             if finished and checkpoints.list_steps()[-1:] == [self.run.steps]:

@@ -16,7 +16,7 @@ from lmx.run.run_dir import (
     read_metrics,
 )
 
-INITIAL = {"schema": SCHEMA, "name": "tiny", "data": {"source": "echo"}}
+INITIAL = {"schema": SCHEMA, "run_id": "old", "data": {"source": "echo"}}
 NOISE = {**INITIAL, "run_id": "new", "data": {"source": "noise"}}
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import lmx
+from lmx.config.registry import ConfigError
 from lmx.run.goodput import read_timing, total_seconds
 from lmx.run.run_dir import read_last_metrics, read_metrics
 from lmx.run.summary import format_summary
 from lmx.train.checkpoint.manager import CheckpointManager
-from lmx.train.trainer import train_run
+from lmx.train.trainer import RunOptions, train_run
 
 ONE = "Mesh.data=1"
 CLOCKS = ("seconds", "tokens_per_second", "mfu")
@@ -122,3 +123,23 @@ def test_a_run_can_resume_on_another_mesh(finished, cut, tiny):
     train_run("tiny", tiny("Mesh.data=2", "Mesh.fsdp=4"), cut)
     losses = [[row["loss"] for row in read_metrics(path)] for path in (finished, cut)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_checkpoint_of_another_run_is_refused(cut, tiny):
+    with pytest.raises(ConfigError, match="holds another run"):
+        train_run("tiny", tiny(ONE, "Experiment.seed=1"), cut)
+    metadata = json.loads((cut / "metadata.json").read_text())
+    (cut / "metadata.json").write_text(json.dumps(metadata | {"run_id": "0" * 12}))
+    message = f"is a checkpoint of run {metadata['run_id']}, and this is run 000.*move"
+    for use in (lmx.restore, lambda path: train_run("tiny", tiny(ONE), path)):
+        with pytest.raises(ConfigError, match=message):
+            use(cut)
+
+
+def test_a_run_resumes_from_checkpoints_of_before_an_allowed_change(cut, tiny):
+    config = tiny(ONE, "Experiment.seed=1")
+    train_run("tiny", config, cut, RunOptions(allow_changes=("Experiment.seed",)))
+    assert CheckpointManager(cut / "checkpoints").list_steps() == [8, 10]
+    assert lmx.restore(cut).step == 10
+    with pytest.raises(ConfigError, match="holds another run"):
+        train_run("tiny", tiny(ONE), cut)

@@ -107,7 +107,7 @@ class CheckpointManager:
     """The checkpoints of one run: each is complete, or does not exist.
 
     `origin` describes what saves them: run, commit, devices. `extra_metadata` goes into
-    the metadata of each.
+    the metadata of each. Only checkpoints of `run_ids` are restored; None: of any run.
     """
 
     def __init__(
@@ -116,8 +116,9 @@ class CheckpointManager:
         keep: int = 2,
         max_failures: int = 3,
         origin: Mapping[str, Any] | None = None,
+        run_ids: Sequence[str] | None = None,
     ):
-        self.folder = folder.absolute()
+        self.folder, self.run_ids = folder.absolute(), run_ids
         self.keep, self.max_failures = keep, max_failures
         self.directory = CheckpointDir(self.folder)
         self.lineage = [{**(origin or {}), "parent": None}]
@@ -325,7 +326,14 @@ class CheckpointManager:
         """
         abstract = flatten_by_path(abstract_state)
         reader = CheckpointReader(self.directory.step_path(step))
-        digests = reader.read_metadata()["digests"]
+        metadata = reader.read_metadata()
+        digests, run_id = metadata["digests"], metadata["run_id"]
+        require(
+            self.run_ids is None or run_id in self.run_ids,
+            f"{reader.path} is a checkpoint of run {run_id}, and this is run"
+            f" {(self.run_ids or [''])[0]}: move it out of the folder, or name another"
+            " folder with --run.",
+        )
         if unknown := sorted(abstract.keys() - digests.keys()):
             raise ConfigError(
                 f"{reader.path} has no {unknown[0]}: it is a checkpoint of another"

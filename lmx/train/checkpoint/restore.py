@@ -11,7 +11,7 @@ from lmx.core import sharding
 from lmx.data.tokenizer.base import TOKENIZER_DIR
 from lmx.data.tokenizer.pretrained import load_tokenizer
 from lmx.models.trained_model import TrainedModel
-from lmx.run.run_dir import RunDir, read_config
+from lmx.run.run_dir import RunDir, read_config, read_run_ids
 from lmx.train.checkpoint.manager import CheckpointManager
 
 
@@ -19,7 +19,8 @@ def restore(path: str | Path) -> TrainedModel:
     """The model in the newest checkpoint of a run, on one device."""
     path = Path(path)
     config = read_config(path)
-    checkpoints = CheckpointManager(RunDir(path).checkpoint_folder)
+    folder, run_ids = RunDir(path).checkpoint_folder, read_run_ids(path)
+    checkpoints = CheckpointManager(folder, run_ids=run_ids)
     steps = checkpoints.list_steps()
     require(steps, f"{path} has no checkpoint yet: train it further first.")
     build = config.build().model
