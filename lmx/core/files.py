@@ -13,6 +13,8 @@ from typing import BinaryIO
 
 from lmx.config.registry import ConfigError, require
 
+REMOVED = ".lmx-removed-"  # begins the name of a folder that is being removed
+
 
 def get_cache_dir(name: str) -> Path:
     """A folder of the cache, in `LMX_CACHE`, or in ~/.cache/lmx if that is unset."""
@@ -88,7 +90,7 @@ def create_dir(path: Path, advice: str) -> Iterator[Path]:
 
 def remove_dir(path: Path) -> None:
     """Removes a folder at once; open files stay readable."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".old-") as parent:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=REMOVED) as parent:
         try:
             os.rename(path, Path(parent, "old"))
         except FileNotFoundError:

@@ -30,7 +30,9 @@ class Lock:
         """Acquires it; ConfigError if another process has it, OSError without locks."""
         self.path = folder / LOCK
         while True:
-            self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            self.file = os.open(
+                self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666
+            )
             try:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(self.file), os.stat(self.path)):

@@ -14,7 +14,7 @@ from lmx.core.console import print_line
 from lmx.core.files import create_dir, write_atomic
 from lmx.data.tokenizer.base import Tokenizer
 from lmx.run.jsonl import JsonlWriter, read_jsonl
-from lmx.run.lock import Lease, Lock, acquire_lock
+from lmx.run.lock import LOCK, Lease, Lock, acquire_lock
 from lmx.run.tensorboard import TensorBoardWriter
 
 SCHEMA = 4  # of all files; raised by changes that other readers cannot handle
@@ -55,6 +55,7 @@ class RunDir:
                 advice = "is not a run: name another folder with --run."
                 with create_dir(path, advice) as new:
                     write_initial_files(new, config, metadata, tokenizer)
+            _refuse_links(path)
             run_dir._lock = acquire_lock(path)
             if changes := _check_same_run(path, config, metadata, allow_change):
                 former = read_run_ids(path)
@@ -250,6 +251,16 @@ def _write_config(path: Path, config: Config) -> None:
     texts = {CONFIG: config.to_json(indent=1), "experiment.gin": to_gin(config)}
     for name, text in texts.items():
         write_atomic(path / name, f"{text.rstrip()}\n".encode())
+
+
+def _refuse_links(path: Path) -> None:
+    """Refuses symbolic links in place of files that a run writes or truncates."""
+    for name in (LOCK, METRICS, LEDGER, TIMING):
+        require(
+            not (path / name).is_symlink(),
+            f"{path / name} is a symbolic link, and a run writes no other files than"
+            " its own: remove the link, or name another folder with --run.",
+        )
 
 
 def _check_same_run(

@@ -212,3 +212,16 @@ def test_a_process_that_is_not_the_leader_writes_no_files(tmp_path):
     assert follower.flush() is None
     follower.close()
     assert list_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl", "timing.jsonl"])
+def test_a_link_in_place_of_a_file_of_the_run_is_refused(claim, tmp_path, name):
+    run = claim()
+    run.close()
+    path = run.path
+    (tmp_path / "thesis.tex").write_text("my only copy")
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(tmp_path / "thesis.tex")
+    with pytest.raises(ConfigError, match=f"{name} is a symbolic link.*remove the"):
+        claim()
+    assert (tmp_path / "thesis.tex").read_text() == "my only copy"

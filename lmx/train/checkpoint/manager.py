@@ -1,6 +1,7 @@
 """Saves the checkpoints of a run in the background, verifies them, restores them."""
 
 import itertools
+import re
 import shutil
 import tempfile
 import threading
@@ -16,7 +17,7 @@ from jaxtyping import PyTree
 from lmx.config.registry import ConfigError, require
 from lmx.core import distributed
 from lmx.core.console import print_line
-from lmx.core.files import remove_dir
+from lmx.core.files import REMOVED, remove_dir
 from lmx.core.rendezvous import PeerLostError
 from lmx.run.run_dir import SCHEMA
 from lmx.train.checkpoint import writer
@@ -32,6 +33,7 @@ from lmx.train.checkpoint.digest import (
     get_local_parts,
 )
 from lmx.train.checkpoint.reader import (
+    METADATA,
     MISMATCH,
     CheckpointFault,
     CheckpointReader,
@@ -41,6 +43,9 @@ from lmx.train.checkpoint.reader import (
 State = TypeVar("State")
 SavedParts = dict[str, list[Index]]  # of the arrays that a process saves
 
+STEP = re.compile(r"[0-9]{8,}")  # the name of a checkpoint
+# The names of what Orbax has not finished, and of what is being removed.
+UNFINISHED = re.compile(rf"[0-9]{{8,}}\.orbax-.+|{re.escape(REMOVED)}\w+")
 QUARANTINED = ".damaged"  # ends the name of a checkpoint that is not used any more
 
 _message_ids = itertools.count()  # of messages to the leader; equal in all processes
@@ -62,7 +67,7 @@ class CheckpointDir:
 
     def list_steps(self) -> list[int]:
         """The steps that are committed, oldest first."""
-        folders = [path for path in self.folder.glob("*") if path.name.isdigit()]
+        folders = [path for path in self.folder.glob("*") if STEP.fullmatch(path.name)]
         committed = filter(ocp.utils.is_checkpoint_finalized, folders)
         return sorted(int(path.name) for path in committed)
 
@@ -77,18 +82,20 @@ class CheckpointDir:
         self.step_path(step).rename(next(path for path in paths if not path.exists()))
 
     def prune(self, keep: int) -> None:
-        """Removes all but the newest checkpoints."""
+        """Removes all but the newest checkpoints, and no folder that is none."""
         for step in self.list_steps()[:-keep]:
-            remove_dir(self.step_path(step))
+            if (self.step_path(step) / METADATA).is_file():
+                remove_dir(self.step_path(step))
 
     def clean(self) -> None:
         """Removes what a save or a removal left unfinished, as far as possible.
 
+        Other files and folders stay, since a person may have put them there.
         A failed save may still be writing: the rest is removed after the next save, or
         when the run starts again.
         """
         for path in self.folder.glob("*"):
-            if not path.name.isdigit() and QUARANTINED not in path.name:
+            if UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
 
     def check_writable(self) -> str | None:

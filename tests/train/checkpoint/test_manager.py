@@ -93,7 +93,11 @@ def test_the_last_checkpoint_stays_until_the_next_is_committed(tmp_path):
 
 def test_unfinished_checkpoints_are_not_listed_and_are_removed(checkpoints):
     save(checkpoints, 1)
-    for name in ("00000002.orbax-checkpoint-tmp", ".old-x", "00000002.orbax-tmp-7"):
+    for name in (
+        "00000002.orbax-checkpoint-tmp",
+        ".lmx-removed-x",
+        "00000002.orbax-tmp-7",
+    ):
         (checkpoints.folder / name / "folder").mkdir(parents=True)
     assert checkpoints.list_steps() == [1]
     checkpoints.prepare()
@@ -104,6 +108,21 @@ def test_unfinished_checkpoints_are_not_listed_and_are_removed(checkpoints):
         "00000001",
         "00000003",
     }
+
+
+def test_files_and_folders_of_a_user_among_checkpoints_stay(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk", target_is_directory=True)
+    one = CheckpointManager(tmp_path / "link", keep=1)
+    save(one, 7)
+    names = ["best", "backup-of-4", ".old-notes", "2024", "\u00b2", "00000004"]
+    for name in names:
+        (tmp_path / "disk" / name).mkdir()
+        (tmp_path / "disk" / name / "mine").write_text("my only copy")
+    one.prepare()
+    save(one, 8)
+    kept = {path.parent.name for path in (tmp_path / "disk").glob("*/mine")}
+    assert kept == {*names} and one.list_steps() == [4, 8]
 
 
 def test_a_new_folder_has_no_steps(checkpoints):
