@@ -6,20 +6,39 @@ from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lmx.config.registry import SCALARS, UNIONS, ConfigError, find, format_type, suggest
+from lmx.config.registry import (
+    SCALARS,
+    UNIONS,
+    ConfigError,
+    ConfigField,
+    find,
+    format_type,
+    require,
+    suggest,
+)
 from lmx.config.value import Config, format_value
 
 
-def coerce_field(value: Any, kind: Any, label: str, location: object) -> Any:
-    """`coerce`, with a ConfigError that names the field, its type and its location."""
+def coerce_field(value: Any, field: ConfigField, label: str, location: object) -> Any:
+    """`coerce`, with a ConfigError that names the field, its type and its location.
+
+    Refuses numbers outside the ranges of the field.
+    """
+    kind = field.annotation
     try:
-        return coerce(value, kind)
+        value = coerce(value, kind)
     except TypeError:
         fix = _suggest_fix(value, kind)
         raise ConfigError(
             f"{location}: {label} must be {format_type(kind)}, got"
             f" {format_value(value)}{fix}"
         ) from None
+    for limits in field.ranges:
+        require(
+            type(value) not in (int, float) or limits.contains(value),
+            f"{location}: {label} is {value}: it must be {limits.text}.",
+        )
+    return value
 
 
 def coerce(value: Any, kind: Any) -> Any:

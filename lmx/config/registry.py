@@ -12,6 +12,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -33,6 +34,19 @@ T = TypeVar("T")
 
 EXECUTION = "execution"
 Execution = Annotated[T, EXECUTION]  # affects how a run is executed, not its result
+
+
+class Range(NamedTuple):
+    """The numbers that a field can hold, stated beside its type: `Positive[float]`."""
+
+    text: str
+    contains: Callable[[float], bool]
+
+
+Positive = Annotated[T, Range("above 0, and finite", lambda x: 0 < x < math.inf)]
+NonNegative = Annotated[T, Range("0 or more, and finite", lambda x: 0 <= x < math.inf)]
+Fraction = Annotated[T, Range("from 0 to 1", lambda x: 0 <= x <= 1)]
+Rate = Annotated[T, Range("0 or more, and below 1", lambda x: 0 <= x < 1)]
 
 SCALARS = (bool, int, float, str, NoneType)
 UNIONS = (Union, UnionType)
@@ -82,11 +96,13 @@ class ConfigField(NamedTuple):
     """One parameter that a config may set.
 
     `execution` fields say how a run is executed and are not part of its identity.
+    Numbers must be in each of `ranges`.
     """
 
     annotation: Any
     default: Any = REQUIRED
     execution: bool = False
+    ranges: tuple[Range, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -206,7 +222,10 @@ def config_fields(thing: Callable[..., Any]) -> dict[str, ConfigField]:
         if reason := unsupported_reason(extras[name]):
             raise ConfigError(f"{label}: {reason}")
         default = defaults.get(name, parameter.default)
-        fields[name] = ConfigField(hints[name], default, is_execution(extras[name]))
+        metadata = getattr(extras[name], "__metadata__", ())
+        ranges = tuple(x for x in metadata if isinstance(x, Range))
+        execution = is_execution(extras[name])
+        fields[name] = ConfigField(hints[name], default, execution, ranges)
     return fields
 
 

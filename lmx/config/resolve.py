@@ -176,7 +176,7 @@ class Resolver:
                 origin = f"{provenance[name][0]} {label}"
                 value = self.resolve_default(value, scope, origin)
             location = provenance[name][0]
-            fields[name] = coerce_field(value, field.annotation, label, location)
+            fields[name] = coerce_field(value, field, label, location)
         self._open.pop()
         return Config(ref.name, ref.called, fields, provenance)
 

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import Positive, configurable, require
 from lmx.data.synthetic.base import SyntheticDataset
 from lmx.evals.perplexity import make_scorer, score_batches
 from lmx.run.run_dir import Values
@@ -30,7 +30,7 @@ class EntropyGap(HookConfig):
     """
 
     data: SyntheticDataset
-    every: int = 1000
+    every: Positive[int] = 1000
     batches: int = 16
     name: str = "fresh"
 

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float64, Int, PyTree
 from tqdm import tqdm
 
-from lmx.config.registry import configurable
+from lmx.config.registry import Positive, configurable
 from lmx.core.batch import Batch
 from lmx.data.dataset import Dataset, DatasetConfig
 from lmx.data.text_dataset import TextDataset
@@ -41,8 +41,8 @@ class Evaluate(HookConfig):
     """
 
     data: DatasetConfig
-    every: int = 1000
-    batches: int | None = None
+    every: Positive[int] = 1000
+    batches: Positive[int | None] = None
     name: str = "validation"
 
     def build(self, run: RunContext) -> Hook:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, Positive, configurable
 from lmx.core import distributed
 from lmx.infer.generate import Generator, encode_prompt
 from lmx.infer.sample import Sampler
@@ -20,8 +20,8 @@ class Sample(HookConfig):
     """Continues a prompt after each `every` steps and at the end, with one seed."""
 
     prompt: str = ""
-    tokens: int = 128
-    every: int = 1000  # steps
+    tokens: Positive[int] = 128
+    every: Positive[int] = 1000  # steps
     sampler: Sampler = Sampler()
     seed: int = 0
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from lmx.config.registry import configurable
+from lmx.config.registry import NonNegative, configurable
 from lmx.core import dims
 
 # Token embedding, between layers, into the residual stream, or output head.
@@ -74,7 +74,7 @@ class ZeroOut(FanIn):
 class Normal:
     """One standard deviation for every role. Radford et al. 2018 (GPT), section 4.1."""
 
-    std: float = 0.02
+    std: NonNegative[float] = 0.02
 
     def std_for(self, role: Role, fan_in: int, depth: int) -> float:
         """The standard deviation of a weight."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lmx.config.registry import configurable
+from lmx.config.registry import NonNegative, configurable
 from lmx.core.precision import upcast
 from lmx.layers.init import Init
 
@@ -45,7 +45,12 @@ class RMSNorm(Norm):
     """Root-mean-square norm with a learned gain."""
 
     def __init__(
-        self, size: int, init: Init, letter: str = "D", *, epsilon: float = 1e-6
+        self,
+        size: int,
+        init: Init,
+        letter: str = "D",
+        *,
+        epsilon: NonNegative[float] = 1e-6,
     ):
         self.scale = init.full(letter, {letter: size}, 1.0)
         self.epsilon = epsilon
@@ -61,7 +66,12 @@ class LayerNorm(Norm):
     use_offset: ClassVar[bool] = False
 
     def __init__(
-        self, size: int, init: Init, letter: str = "D", *, epsilon: float = 1e-5
+        self,
+        size: int,
+        init: Init,
+        letter: str = "D",
+        *,
+        epsilon: NonNegative[float] = 1e-5,
     ):
         self.scale = init.full(letter, {letter: size}, 1.0)
         self.epsilon = epsilon
@@ -91,7 +101,12 @@ class OffsetRMSNorm(Norm):
     """
 
     def __init__(
-        self, size: int, init: Init, letter: str = "D", *, epsilon: float = 1e-6
+        self,
+        size: int,
+        init: Init,
+        letter: str = "D",
+        *,
+        epsilon: NonNegative[float] = 1e-6,
     ):
         self.offset = init.full(letter, {letter: size}, 0.0)
         self.epsilon = epsilon

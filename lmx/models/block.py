@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from lmx.config.registry import configurable
+from lmx.config.registry import Rate, configurable
 from lmx.core.mean import Aux
 from lmx.layers.attention.attention import SelfAttention
 from lmx.layers.attention.kv_cache import AttentionInputs
@@ -43,7 +43,7 @@ class Block(nnx.Module):
         mlp: Callable[..., FeedForward],
         norm: Callable[..., Norm],
         *,
-        dropout: float = 0.0,
+        dropout: Rate[float] = 0.0,
         conv: Callable[..., ShortConv] | None = None,
     ):
         self.attention_norm = norm(width, init)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from lmx.config.registry import Execution, configurable
+from lmx.config.registry import Execution, Positive, Rate, configurable
 from lmx.core.mean import Aux
 from lmx.core.partitioning import constrain, constrain_embedding
 from lmx.core.precision import Precision, upcast
@@ -59,8 +59,8 @@ class Decoder(nnx.Module):
         mtp: Callable[..., MultiTokenPrediction] | None = None,
         init: Initializer = FanIn(),
         embed_scale: float = 1.0,
-        logit_cap: float | None = None,
-        dropout: float = 0.0,
+        logit_cap: Positive[float | None] = None,
+        dropout: Rate[float] = 0.0,
         precision: Precision = Precision(),
         unroll: Execution[int] = 1,
         remat: Execution[Remat] = "keep_all",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from lmx.config.registry import ConfigError, configurable, require
+from lmx.config.registry import ConfigError, Positive, Rate, configurable, require
 from lmx.core import rng
 from lmx.core.batch import Batch
 from lmx.core.partitioning import vmap_over_replicas
@@ -43,8 +43,8 @@ class DiLoCo:
 
     replicas: int
     sync_every: int = 500
-    outer_lr: float = 0.7
-    outer_momentum: float = 0.9
+    outer_lr: Positive[float] = 0.7
+    outer_momentum: Rate[float] = 0.9
 
     def __post_init__(self):
         require(

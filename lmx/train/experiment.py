@@ -9,7 +9,7 @@ import jax
 import optax
 from flax import nnx
 
-from lmx.config.registry import ConfigError, Execution, configurable, require
+from lmx.config.registry import ConfigError, Execution, Positive, configurable, require
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Mesh
 from lmx.data.dataset import DatasetConfig
@@ -54,7 +54,7 @@ class Experiment:
     seed: int = 0
     mesh: Execution[Mesh] = Mesh()
     rules: Execution[Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
-    microbatches: Execution[int] = 1
+    microbatches: Execution[Positive[int]] = 1
     hooks: Execution[tuple[HookConfig, ...]] = ()
     checkpoint: Execution[CheckpointPolicy] = CheckpointPolicy()
     log_every: Execution[int] = 10

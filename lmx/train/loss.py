@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from lmx.config.registry import ConfigError, Execution, configurable, require
+from lmx.config.registry import (
+    ConfigError,
+    Execution,
+    NonNegative,
+    configurable,
+    require,
+)
 from lmx.core.batch import Batch
 from lmx.core.mean import Mean
 from lmx.models.mtp import mtp_hidden_states
@@ -28,7 +34,7 @@ class NextToken:
         chunk: tokens of a row whose logits are in memory at a time; None: all.
     """
 
-    z_loss: float = 0.0
+    z_loss: NonNegative[float] = 0.0
     aux: Mapping[str, float] = field(default_factory=dict)
     chunk: Execution[int | None] = None
 
@@ -78,7 +84,7 @@ class MultiToken(NextToken):
         mtp_weight: weight of the mean cross-entropy of the later tokens.
     """
 
-    mtp_weight: float = 0.3
+    mtp_weight: NonNegative[float] = 0.3
 
     def __call__(
         self, model: Any, batch: Batch, keys: Key[Array, "B"] | None = None

@@ -16,12 +16,15 @@ import pytest
 from lmx.config.coerce import coerce, coerce_field
 from lmx.config.registry import (
     ConfigError,
+    ConfigField,
     Execution,
+    Positive,
     config_fields,
     configurable,
     format_type,
     unsupported_reason,
 )
+from lmx.config.resolve import load
 from lmx.config.value import Config
 
 T = TypeVar("T")
@@ -217,7 +220,7 @@ def test_a_name_that_is_defined_later_is_checked_when_first_used(monkeypatch):
 )
 def test_an_error_suggests_a_value(value, hint, message):
     with pytest.raises(ConfigError) as error:
-        coerce_field(value, hint, "x", "here")
+        coerce_field(value, ConfigField(hint), "x", "here")
     assert str(error.value).startswith("here: x must be ")
     assert message in str(error.value)
 
@@ -226,3 +229,19 @@ def test_annotations_are_formatted_as_text():
     assert format_type(Mapping[str, int | None]) == "Mapping[str, int or None]"
     assert format_type(Callable[..., Apple]) == "Callable[..., Apple]"
     assert format_type(Callable) == "Callable"
+
+
+@configurable
+def cellar(*, barrels: Execution[Positive[int]] = 1, depth: Positive[float | None] = 1):
+    return None
+
+
+@pytest.mark.parametrize("value", ["0", "-2", "1e999"])
+def test_a_number_outside_the_range_beside_its_type_is_refused(tmp_path, value):
+    config = tmp_path / "a.gin"
+    config.write_text(f"cellar.depth = {value}")
+    message = f"{config}:1: cellar.depth is .*: it must be above 0, and finite"
+    with pytest.raises(ConfigError, match=message):
+        load([config], root=cellar)
+    assert load([], ["cellar.depth=None"], root=cellar)["depth"] is None
+    assert config_fields(cellar)["barrels"].execution

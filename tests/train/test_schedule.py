@@ -62,3 +62,26 @@ def test_a_warmup_of_all_steps_is_refused(warmup):
 def test_a_decay_fraction_out_of_range_is_refused(decay):
     with pytest.raises(ConfigError, match=f"WSD.decay_fraction is {decay}: it must be"):
         WSD(peak_lr=1.0, decay_fraction=decay)
+
+
+DATA = "Evaluate.data=@RepeatTask()"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["Constant.warmup_steps=-5"],
+        ["Constant.peak_lr=-1.0"],
+        ["adamw.b2=2.0"],
+        ["adamw.clip=0.0"],
+        ["Decoder.dropout=1.5"],
+        ["Attention.dropout=1.0"],
+        ["Experiment.microbatches=-2"],
+        ["Evaluate.every=0", "Experiment.hooks=(@Evaluate(),)", DATA],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_a_number_outside_its_range_is_refused_when_a_config_is_read(tiny, overrides):
+    name = overrides[0].partition("=")[0]
+    with pytest.raises(ConfigError, match=f": {name} is .*: it must be "):
+        tiny(*overrides)

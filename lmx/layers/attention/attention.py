@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from lmx.config.registry import Execution, check_argument, configurable
+from lmx.config.registry import Execution, Positive, Rate, check_argument, configurable
 from lmx.layers.attention.backend import (
     AttentionBackend,
     AttentionMask,
@@ -97,8 +97,8 @@ class Attention(SelfAttention):
         qk_norm: Callable[..., Norm] | None = None,
         qk_norm_over: Literal["head", "heads"] = "head",
         scale: float | None = None,
-        logit_cap: float | None = None,
-        dropout: float = 0.0,
+        logit_cap: Positive[float | None] = None,
+        dropout: Rate[float] = 0.0,
         qkv: Callable[..., Einsum] = Einsum,
         out: Callable[..., Einsum] = Einsum,
         backend: Execution[AttentionBackend] = ReferenceAttention(),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from lmx.config.registry import check_argument, configurable
+from lmx.config.registry import Positive, Rate, check_argument, configurable
 from lmx.core.precision import upcast
 from lmx.layers.attention.attention import KV, Attention
 from lmx.layers.attention.backend import AttentionMask
@@ -125,8 +125,8 @@ class InfiniAttention(Attention):
         qk_norm: Callable[..., Norm] | None = None,
         qk_norm_over: Literal["head", "heads"] = "head",
         scale: float | None = None,
-        logit_cap: float | None = None,
-        dropout: float = 0.0,
+        logit_cap: Positive[float | None] = None,
+        dropout: Rate[float] = 0.0,
         qkv: Callable[..., Einsum] = Einsum,
         out: Callable[..., Einsum] = Einsum,
     ):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lmx.config.registry import configurable
+from lmx.config.registry import Rate, configurable
 from lmx.layers.attention.attention import SelfAttention
 from lmx.layers.attention.backend import attend
 from lmx.layers.attention.kv_cache import AttentionInputs, update_cache
@@ -48,7 +48,7 @@ class MLA(SelfAttention):
         position: RoPE = RoPE(),
         norm: Callable[..., Norm] = RMSNorm,
         scale: float | None = None,
-        dropout: float = 0.0,
+        dropout: Rate[float] = 0.0,
     ):
         query_dim = head_dim + rope_dim
         query_sizes = dict(D=width, N=heads, H=query_dim)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, Positive, configurable
 from lmx.core import distributed
 from lmx.core.batch import Batch
 from lmx.core.console import print_line
@@ -120,7 +120,7 @@ class SkipNonFinite(Guard):
         max_consecutive: steps in a row; one more ends the run.
     """
 
-    max_consecutive: int = 10
+    max_consecutive: Positive[int] = 10
 
     def __post_init__(self):
         if self.max_consecutive < 1:

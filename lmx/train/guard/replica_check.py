@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped, UInt32
 
-from lmx.config.registry import configurable
+from lmx.config.registry import Positive, configurable
 from lmx.core import distributed
 from lmx.core.console import print_line
 from lmx.core.rendezvous import EXIT_RESTART
@@ -37,7 +37,7 @@ class ReplicaCheck(HookConfig):
     of communication for each tensor and device. Does not check sharded arrays.
     """
 
-    every: int = 1000  # steps
+    every: Positive[int] = 1000  # steps
 
     def build(self, run: RunContext) -> Hook:
         if not find_replicated(run.abstract_state()) and distributed.is_leader():

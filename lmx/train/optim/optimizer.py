@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from lmx.config.registry import configurable
+from lmx.config.registry import NonNegative, Positive, Rate, configurable
 from lmx.core.sharding import is_variable
 
 
@@ -31,11 +31,11 @@ def _with_clipping(clip: float | None, *parts: Any) -> optax.GradientTransformat
 def adamw(
     learning_rate: optax.Schedule,
     *,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    eps: float = 1e-8,
-    weight_decay: float = 0.1,
-    clip: float | None = 1.0,
+    b1: Rate[float] = 0.9,
+    b2: Rate[float] = 0.95,
+    eps: NonNegative[float] = 1e-8,
+    weight_decay: NonNegative[float] = 0.1,
+    clip: Positive[float | None] = 1.0,
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay. Loshchilov, Hutter 2017, arXiv:1711.05101."""
     return _with_clipping(
@@ -50,10 +50,10 @@ def adamw(
 def lion(
     learning_rate: optax.Schedule,
     *,
-    b1: float = 0.9,
-    b2: float = 0.99,
-    weight_decay: float = 0.1,
-    clip: float | None = 1.0,
+    b1: Rate[float] = 0.9,
+    b2: Rate[float] = 0.99,
+    weight_decay: NonNegative[float] = 0.1,
+    clip: Positive[float | None] = 1.0,
 ) -> optax.GradientTransformation:
     """Lion: the sign of a momentum. Chen et al. 2023, arXiv:2302.06675."""
     return _with_clipping(
@@ -66,9 +66,9 @@ def lion(
 def adafactor(
     learning_rate: optax.Schedule,
     *,
-    weight_decay: float = 0.0,
-    clip: float | None = 1.0,
-    min_dim_size_to_factor: int = 128,
+    weight_decay: NonNegative[float] = 0.0,
+    clip: Positive[float | None] = 1.0,
+    min_dim_size_to_factor: Positive[int] = 128,
 ) -> optax.GradientTransformation:
     """Adafactor: factored second moments. Shazeer, Stern 2018, arXiv:1804.04235.
 
@@ -89,9 +89,9 @@ def adafactor(
 def sgd(
     learning_rate: optax.Schedule,
     *,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    clip: float | None = 1.0,
+    momentum: Rate[float] = 0.9,
+    weight_decay: NonNegative[float] = 0.0,
+    clip: Positive[float | None] = 1.0,
 ) -> optax.GradientTransformation:
     """Gradient descent with Nesterov momentum. Sutskever et al. 2013, ICML."""
     return _with_clipping(
@@ -105,15 +105,15 @@ def sgd(
 def muon(
     learning_rate: optax.Schedule,
     *,
-    beta: float = 0.95,
-    weight_decay: float = 0.0,
-    embed_lr_scale: float = 1.0,
-    head_lr_scale: float = 1.0,
-    norm_lr_scale: float = 1.0,
-    adam_b1: float = 0.9,
-    adam_b2: float = 0.95,
-    adam_eps: float = 1e-8,
-    clip: float | None = None,
+    beta: Rate[float] = 0.95,
+    weight_decay: NonNegative[float] = 0.0,
+    embed_lr_scale: NonNegative[float] = 1.0,
+    head_lr_scale: NonNegative[float] = 1.0,
+    norm_lr_scale: NonNegative[float] = 1.0,
+    adam_b1: Rate[float] = 0.9,
+    adam_b2: Rate[float] = 0.95,
+    adam_eps: NonNegative[float] = 1e-8,
+    clip: Positive[float | None] = None,
 ) -> optax.GradientTransformation:
     """Muon for hidden matrices, Adam for all other parameters.
 

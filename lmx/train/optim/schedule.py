@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import Fraction, NonNegative, configurable, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(ABC):
     """Linear warmup to `peak_lr`, then a decay that the kind of schedule decides."""
 
-    peak_lr: float  # the largest learning rate
-    warmup_steps: int = 0  # steps
+    peak_lr: NonNegative[float]  # the largest learning rate
+    warmup_steps: NonNegative[int] = 0  # steps
 
     def build(self, steps: int) -> optax.Schedule:
         """The learning rate of each of `steps` updates, counted from 0."""
@@ -53,7 +53,7 @@ class Constant(Schedule):
 class Cosine(Schedule):
     """Half a cosine to `final_fraction` of the peak. Loshchilov, Hutter, 1608.03983."""
 
-    final_fraction: float = 0.1
+    final_fraction: Fraction[float] = 0.1
 
     def scale(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         return self.final_fraction + (1 - self.final_fraction) * 0.5 * (
@@ -66,7 +66,7 @@ class Cosine(Schedule):
 class Linear(Schedule):
     """Linear decay to `final_fraction` of the peak."""
 
-    final_fraction: float = 0.0
+    final_fraction: Fraction[float] = 0.0
 
     def scale(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         return 1 - (1 - self.final_fraction) * progress
@@ -81,7 +81,7 @@ class WSD(Schedule):
     """
 
     decay_fraction: float = 0.2  # of the steps after warmup
-    final_fraction: float = 0.0
+    final_fraction: Fraction[float] = 0.0
 
     def __post_init__(self):
         require(
