@@ -1,11 +1,13 @@
 """Append-only JSON Lines files; no kill and no full disk leaves a partial line."""
 
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lmx.core.console import print_line
 from lmx.core.files import write_atomic
 
 
@@ -25,8 +27,17 @@ class JsonlWriter:
     def truncate(
         self, keep: Callable[[Mapping[str, Any]], bool], size: int | None = None
     ) -> None:
-        """Keeps only lines for which `keep` is true, out of the first `size` bytes."""
-        lines = [json.dumps(row) for row in read_jsonl(self.path, size) if keep(row)]
+        """Keeps only lines for which `keep` is true, out of the first `size` bytes.
+
+        Moves damaged lines to another file, which is named in a warning.
+        """
+        rows, damaged = _parse(self.path, size)
+        if damaged:
+            moved = self.path.with_name(f"{self.path.name}.damaged")
+            with moved.open("ab") as file:
+                file.writelines(line + b"\n" for line in damaged)
+            print_line(f"warning: {len(damaged)} damaged lines are moved to {moved}.")
+        lines = [json.dumps(row) for row in rows if keep(row)]
         write_atomic(self.path, "".join(f"{line}\n" for line in lines).encode())
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -63,8 +74,34 @@ class JsonlWriter:
 
 
 def read_jsonl(path: Path, size: int | None = None) -> list[dict[str, Any]]:
-    """The complete lines in the first `size` bytes of a file; none if it is missing."""
+    """The complete lines in the first `size` bytes of a file; none if it is missing.
+
+    Damaged lines are left out, and reported once.
+    """
+    rows, damaged = _parse(path, size)
+    if damaged:
+        _report(path, len(damaged))
+    return rows
+
+
+def _parse(path: Path, size: int | None) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The rows of the complete lines, and the lines that are no JSON objects."""
     if not path.is_file():
-        return []
+        return [], []
     *lines, _ = path.read_bytes()[:size].split(b"\n")  # the last one is not complete
-    return [json.loads(line) for line in lines]
+    rows, damaged = [], []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            damaged.append(line)
+    return rows, damaged
+
+
+@functools.cache
+def _report(path: Path, count: int) -> None:
+    print_line(f"warning: {path} has {count} damaged lines, which are left out.")

@@ -94,6 +94,7 @@ class RunDir:
         ]
         for name, size in ((METRICS, sizes[-1] if sizes else None), (LEDGER, None)):
             self._writers[name].truncate(lambda row: row["step"] <= step, size)
+        self._writers[TIMING].truncate(lambda row: True)
         self._board = TensorBoardWriter(self.path, step + 1)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:

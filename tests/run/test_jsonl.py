@@ -50,3 +50,20 @@ def test_truncate_keeps_the_chosen_lines_of_the_first_bytes(writer):
     size = os.path.getsize(writer.path) * 3 // 5
     writer.truncate(lambda row: row["step"] != 1, size)
     assert [row["step"] for row in read_jsonl(writer.path)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "line", [b"\0" * 20, b'{"step": 2,,}', b"\xff\xfe{", b"7", b""]
+)
+def test_a_damaged_line_is_left_out_and_set_aside(writer, line, capsys):
+    content = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
+    writer.path.write_bytes(content)
+    for _ in range(2):
+        assert [row["step"] for row in read_jsonl(writer.path)] == [1, 3]
+    assert capsys.readouterr().err.count("1 damaged lines, which are left out") == 1
+    assert writer.path.read_bytes() == content
+    writer.truncate(lambda row: True)
+    moved = writer.path.with_name("a.jsonl.damaged")
+    assert f"1 damaged lines are moved to {moved}" in capsys.readouterr().err
+    assert moved.read_bytes() == line + b"\n"
+    assert writer.path.read_bytes() == b'{"step": 1}\n{"step": 3}\n'

@@ -225,3 +225,19 @@ def test_a_link_in_place_of_a_file_of_the_run_is_refused(claim, tmp_path, name):
     with pytest.raises(ConfigError, match=f"{name} is a symbolic link.*remove the"):
         claim()
     assert (tmp_path / "thesis.tex").read_text() == "my only copy"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.jsonl", "timing.jsonl"])
+def test_a_run_with_a_damaged_line_can_be_resumed(claim, name):
+    run = claim()
+    for step in (1, 2):
+        run.log_metrics(step, {"loss": 1.0})
+        run.record_hook(step, "save", "due", metrics=1000)
+        run.append("timing.jsonl", {"attempt": 1, "step": step})
+    path = run.path / name
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + b"\0\0\0\n" + second)
+    resumed = claim()
+    resumed.truncate_after(2)
+    assert path.read_bytes() == first + second
+    assert path.with_name(f"{name}.damaged").read_bytes() == b"\0\0\0\n"
