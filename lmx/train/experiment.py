@@ -114,6 +114,12 @@ class Experiment:
         )
         schedule = data.info.schedule.truncate(self.steps)
         self.guard.check(schedule, self.checkpoint)
+        last = {
+            stage.sequence_length: stage.first_step + count - 1
+            for stage, count in schedule.split_steps(self.steps)
+        }
+        for step in last.values():  # data of one pass refuse it if they end before
+            data.read(schedule.request(self.seed, step, slice(None)))
         shapes = schedule.unique_shapes
         batches = [abstract_batch(data, stage.first_step) for stage in shapes]
         step = program.jit_step(batches[0])  # compiled once for each shape

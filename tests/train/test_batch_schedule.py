@@ -103,6 +103,10 @@ def test_a_stage_beyond_the_last_step_is_not_checked(staged):
             ["Decoder.position=@LearnedPosition", "LearnedPosition.max_length=8"],
             "16 tokens exceed 8 learned positions",
         ),
+        (
+            ["TextDataset.order=@Sequential()", "Experiment.steps=500"],
+            "there is no batch 499 in sequential order",
+        ),
     ],
 )
 def test_an_invalid_later_stage_is_refused_when_a_run_is_opened(staged, words, message):
