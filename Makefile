@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-comp
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test processes faults soak meshes style parity plan package docs \
-  slow nightly bench constraints clean
+  nightly bench constraints clean
 .NOTPARALLEL:
 
 help:
@@ -24,7 +24,6 @@ help:
 	@echo 'make plan         compile a training step for TPUs, without a TPU'
 	@echo 'make package      build sdist and wheel, install the wheel and run quickstart'
 	@echo 'make docs         regenerate docs/commands.md and docs/tree.md'
-	@echo 'make slow         processes, faults, meshes and plan, one after the other'
 	@echo 'make nightly      run the slow tests, then all tests on every Python found'
 	@echo 'make bench        run the benchmarks'
 	@echo 'make constraints  resolve the versions of constraints.txt again and print them'
@@ -91,8 +90,6 @@ from importlib.metadata import requires
 print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))
 endef
 export PINNED
-
-slow: processes faults meshes plan
 
 package:
 	@PYTHON=$(PYTHON) .ci/package
