@@ -7,7 +7,7 @@ A file is the length of its header in 8 bytes, the header in JSON, and the numbe
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 from lmx.config.coerce import coerce
 from lmx.config.json_object import parse_object, refuse_repeated_names
 from lmx.config.registry import ConfigError, require
+from lmx.core.console import print_line
 from lmx.models.hf.dequantize import BlockScaledTensor, View, dequantize
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -99,18 +100,24 @@ class SafetensorsFolder:
 def _find_files(path: Path) -> list[Path]:
     """The files of weights, which all exist."""
     require(path.is_dir(), f"{path} is not a folder: give one with a config.json.")
-    if (path / INDEX).is_file():
-        names = set(json.loads((path / INDEX).read_text())["weight_map"].values())
-        missing = sorted(name for name in names if not (path / name).is_file())
+    files = sorted(path.glob("*.safetensors"))
+    index = path / INDEX
+    kinds = {"weight_map": Mapping[str, str]}
+    content = index.read_bytes() if index.is_file() else b'{"weight_map": {}}'
+    listed = parse_object(content, index, kinds, refuse_repeated_names)["weight_map"]
+    if path / SINGLE in files:
+        if set(listed.values()) - {SINGLE}:
+            _check_single(path, listed.keys())
+        return [path / SINGLE]
+    if index.is_file():
+        found = {file.name for file in path.iterdir() if file.is_file()}
+        missing = sorted({*listed.values()} - found)
         require(
             not missing,
-            f"{path} lacks {', '.join(missing)}, which its {INDEX} names: fetch"
-            " the missing files.",
+            f"{path} lacks {', '.join(map(repr, missing))}, which its {INDEX} names:"
+            " fetch the missing files.",
         )
-        return [path / name for name in sorted(names)]
-    files = sorted(path.glob("*.safetensors"))
-    if path / SINGLE in files:
-        return [path / SINGLE]
+        return [path / name for name in sorted({*listed.values()})]
     require(
         len(files) <= 1,
         f"{path} has {len(files)} files of weights and no {INDEX}, which lists them"
@@ -128,6 +135,17 @@ def _find_files(path: Path) -> list[Path]:
         f"{path} has no *.safetensors: give the folder of a model.",
     )
     return files
+
+
+def _check_single(path: Path, listed: Set[str]) -> None:
+    """Refuses a single file with other tensors than the index, which is not used."""
+    different = sorted(listed ^ {name for name, _ in _iter_arrays(path / SINGLE)})
+    require(
+        not different,
+        f"{path} has {SINGLE} and an {INDEX} of other tensors ({len(different)} differ:"
+        f" {', '.join(different[:8])}): remove the one that is not of this model.",
+    )
+    print_line(f"{path}: lmx reads {SINGLE} and not its {INDEX}, as transformers does.")
 
 
 def _iter_arrays(file: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -91,7 +91,7 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path):
 def test_a_missing_shard_is_named(tmp_path):
     write(tmp_path, {"a": some(np.float32), "b": some(np.float32)}, limit=1)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ConfigError, match="lacks model-00002-of-00002"):
+    with pytest.raises(ConfigError, match="lacks 'model-00002-of-00002"):
         SafetensorsFolder(tmp_path)
 
 
@@ -99,6 +99,51 @@ def test_shards_without_an_index_are_refused(tmp_path):
     write(tmp_path, {"a": some(np.float32), "b": some(np.float32)}, limit=1)
     (tmp_path / INDEX).unlink()
     with pytest.raises(ConfigError, match="2 files of weights and no"):
+        SafetensorsFolder(tmp_path)
+
+
+def test_a_single_file_goes_before_the_index_of_the_same_tensors(tmp_path, capsys):
+    old = {"a": some(np.float32), "b": some(np.float32)}
+    new = {name: array + 1 for name, array in old.items()}
+    write(tmp_path, old, limit=1)
+    write(tmp_path, new)
+    folder = SafetensorsFolder(tmp_path)
+    assert "reads model.safetensors and not its model.saf" in capsys.readouterr().err
+    for name, array in new.items():
+        np.testing.assert_array_equal(folder.view(name), array)
+    index = {"weight_map": dict.fromkeys(new, "model.safetensors")}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    SafetensorsFolder(tmp_path)
+    assert not capsys.readouterr().err
+
+
+def test_a_single_file_and_an_index_of_other_tensors_are_refused(tmp_path):
+    write(tmp_path, {"a": some(np.float32), "b": some(np.float32)}, limit=1)
+    write(tmp_path, {"a": some(np.float32), "c": some(np.float32)})
+    with pytest.raises(ConfigError, match="other tensors .*b, c.* remove the one"):
+        SafetensorsFolder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"weight_map": {"a": "mod', "is not JSON"),
+        ("version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        ("[1]", "must hold a JSON object"),
+        ("{}", "weight_map must be Mapping"),
+        ('{"weight_map": ["a"]}', "weight_map must be Mapping"),
+        ('{"weight_map": {"a": 1}}', "weight_map must be Mapping"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', "lacks '../model"),
+        ('{"weight_map": {"a": "' + "x" * 5000 + '"}}', "lacks 'xxx"),
+        ('{"weight_map": {"a": "x\\u0000y"}}', "lacks 'x.x00y"),
+        ('{"weight_map": {"a": "model-00001-of-00002.safetensors", "a": ""}}', "twice"),
+    ],
+)
+def test_a_broken_index_is_refused(text, message, tmp_path):
+    write(tmp_path, {"a": some(np.float32), "b": some(np.float32)}, limit=1)
+    (tmp_path.parent / "model.safetensors").touch()
+    (tmp_path / INDEX).write_text(text)
+    with pytest.raises(ConfigError, match=message):
         SafetensorsFolder(tmp_path)
 
 
