@@ -12,7 +12,8 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
-from lmx.config.registry import ConfigError, require
+from lmx.config.json_object import parse_object
+from lmx.config.registry import require
 from lmx.config.value import Config, explain_errors, to_jsonable
 from lmx.core import sharding
 from lmx.core.console import byte_progress
@@ -122,10 +123,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         file.is_file(),
         f"{file} does not exist: give the folder of a model with its config.json.",
     )
-    try:
-        return dict(json.loads(file.read_text()).items())
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{file} is not a JSON object: {error}") from None
+    return parse_object(file.read_bytes(), file)
 
 
 def load_hf(

@@ -73,7 +73,13 @@ def map_rope(
 
 def complete_rope(fields: Values, theta: float, scaling: Values) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` (None for plain RoPE) with all their defaults."""
-    given = dict(fields.get("rope_scaling") or fields.get("rope_parameters") or scaling)
+    found = fields.get("rope_scaling") or fields.get("rope_parameters") or scaling
+    require(
+        isinstance(found, Mapping),
+        f"rope_scaling = {found!r} must be an object, as in {{'rope_type': 'linear',"
+        " 'factor': 2.0}.",
+    )
+    given = dict(found)
     kind = given.pop("type", "default")
     kind = given.pop("rope_type", kind)
     own_theta = given.pop("rope_theta", fields.get("rope_theta"))

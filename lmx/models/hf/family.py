@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmx.config.gin import BindingKey, Bindings, Location, bind, parse_text
+from lmx.config.json_object import WRONG_KIND
 from lmx.config.registry import ConfigError, config_fields, find, require, suggest
 from lmx.config.resolve import resolve
 from lmx.config.value import Config, diff, format_value, map_nodes, to_jsonable
@@ -72,8 +73,14 @@ class Family:
                 for key, value in each.to_bindings(complete).items():
                     names = ", ".join(each.names) or key
                     _bind(bindings, key, value, f"{where}: {names}")
-        except (ConfigError, TypeError) as error:  # TypeError: a value of a wrong type
+        except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
+        except WRONG_KIND as error:
+            given = {name: fields[name] for name in each.names if name in fields}
+            raise ConfigError(
+                f"{where}: lmx cannot read {given or 'the sizes'}, a value is of a"
+                f" wrong kind ({error}): restore the file from its source."
+            ) from error
         rest = {n: v for n, v in fields.items() if n not in known | EXPORT_FIELDS}
         own = {
             "Pretrained.model": ref("Decoder"),
@@ -142,7 +149,7 @@ def find_family(fields: Values, where: str) -> Family:
     family = known[model_type]
     architectures = fields.get("architectures") or [family.architecture]
     require(
-        family.architecture in architectures,
+        isinstance(architectures, list) and family.architecture in architectures,
         f"{where}: architectures = {architectures}: of {model_type} models only"
         f" {family.architecture} is supported.",
     )

@@ -100,6 +100,11 @@ def test_plain_and_linear_rope_round_trip():
             dict(rope_scaling={"type": "linear", "factor": 2.0, "mscale": 1.0}),
             "mscale = 1.0 is an unknown field of rope_type 'linear'",
         ),
+        (dict(rope_scaling="linear"), "rope_scaling = 'linear' must be an object"),
+        (dict(rope_parameters=[7]), r"= \[7\] must be an object"),
+        (dict(rope_scaling={"type": [1]}), "{'rope_scaling': {.* of a wrong kind"),
+        (dict(rope_theta="x"), "{'rope_theta': 'x'}, a value is of a wrong kind"),
+        (dict(tie_word_embeddings=[]), "{'tie_word.* of a wrong kind"),
         (dict(hidden_size="wide"), "hidden_size = 'wide' and num_attention_heads"),
         (dict(num_hidden_layers=2.5), "num_hidden_layers: Decoder.depth must be int"),
     ],
@@ -117,6 +122,11 @@ def test_an_invalid_size_is_refused_with_its_field():
 def test_a_model_of_an_unknown_family_is_refused():
     with pytest.raises(ConfigError, match="model_type = 'lama' .* mean 'llama'"):
         find_family({"model_type": "lama"}, "config.json")
+    for wrong in (1e9, {"LlamaForCausalLM": 1}, "LlamaForCausalLM", [1e9]):
+        with pytest.raises(
+            ConfigError, match="architectures = .*only LlamaForCausalLM"
+        ):
+            find_family({"model_type": "llama", "architectures": wrong}, "config.json")
     stated = {"model_type": "llama", "architectures": ["LlamaForQuestionAnswering"]}
     with pytest.raises(ConfigError, match="only LlamaForCausalLM"):
         find_family(stated, "config.json")
@@ -124,7 +134,7 @@ def test_a_model_of_an_unknown_family_is_refused():
 
 def test_a_broken_config_json_is_refused(llama):
     folder = llama()
-    for text, message in [("{", "not a JSON object: Exp"), ("[]", "not a JSON object")]:
+    for text, message in [("{", "is not JSON: Exp"), ("[]", "a JSON object, {")]:
         (folder / "config.json").write_text(text)
         with pytest.raises(ConfigError, match=message):
             HFCheckpoint(folder)
