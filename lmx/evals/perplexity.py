@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float64, Int, PyTree
 from tqdm import tqdm
 
-from lmx.config.registry import Positive, configurable
+from lmx.config.registry import Positive, configurable, require
 from lmx.core.batch import Batch
 from lmx.data.dataset import Dataset, DatasetConfig
 from lmx.data.text_dataset import TextDataset
@@ -36,7 +36,7 @@ class Evaluate(HookConfig):
         data: the dataset; its order should be `@Sequential()`.
         every: steps between evaluations; the last step is always evaluated.
         batches: number of batches of each evaluation but the last, which uses all;
-            None: all.
+            None: all. Data without a fixed pass need a number, also for the last.
         name: prefix of the metrics, as in `validation/nats`.
     """
 
@@ -48,12 +48,15 @@ class Evaluate(HookConfig):
     def build(self, run: RunContext) -> Hook:
         data = self.data.open()
         score = make_scorer(run, data)
+        whole = data.info.steps or self.batches or 0
+        require(
+            whole,
+            f"the data of {self.name!r} have no fixed pass: set Evaluate.batches.",
+        )
 
         def evaluate(step: int, state: TrainState, metrics: Metrics) -> Values:
             del metrics
-            count = data.info.steps or 1
-            if step != run.steps:
-                count = min(count, self.batches or count)
+            count = whole if step == run.steps else min(whole, self.batches or whole)
             batch_at = partial(run.load_batch, data, 0)
             sums = score_batches(
                 partial(score, state.params), batch_at, count, self.name

@@ -195,6 +195,7 @@ RUNS = {  # found only by training
             "tiny.gin",
             "Experiment.hooks=[@Evaluate()]",
             "Evaluate.data=@other/RepeatTask()",
+            "Evaluate.batches=1",
             "other/RepeatTask.batch_size=3",
         ],
         "'batch' of size 3 cannot be split evenly",

@@ -14,7 +14,13 @@ from flax import nnx
 
 import lmx
 from lmx.config.registry import ConfigError
-from lmx.evals.perplexity import measure_compression, score_batches, summarize
+from lmx.data.synthetic.task import RepeatTask
+from lmx.evals.perplexity import (
+    Evaluate,
+    measure_compression,
+    score_batches,
+    summarize,
+)
 from lmx.infer.generate import encode_prompt
 from lmx.run.goodput import TimeAccounting
 from lmx.run.run_dir import RunDir, read_last_metrics, read_metrics
@@ -116,6 +122,26 @@ def test_earlier_evaluations_use_some_batches(logged):
     assert [(row["step"], row["validation/tokens"]) for row in found] == [(2, 128)]
 
 
+@pytest.mark.parametrize("batches", [3, 1])
+def test_data_without_a_fixed_pass_are_measured_on_all_batches(run_and_hooks, batches):
+    """Of random windows, schedules and mixtures: in every evaluation, and the last."""
+    run, state, _ = run_and_hooks
+    hook = Evaluate(data=endless(), every=2, batches=batches).build(run)
+    for step in (2, run.steps):
+        assert hook.call(step, state, {})["validation/tokens"] == batches * 64
+
+
+def test_data_without_a_fixed_pass_need_a_number_of_batches(run_and_hooks):
+    run, _, _ = run_and_hooks
+    with pytest.raises(ConfigError, match=r"no fixed pass.* set Evaluate\.batches"):
+        Evaluate(data=endless()).build(run)
+
+
+def endless():
+    """Rows of a synthetic task, with 8 targets each."""
+    return RepeatTask(vocab=12, batch_size=8, sequence_length=16)
+
+
 def test_the_baseline_agrees_with_zlib_and_lzma(logged):
     text = HELD_OUT.encode()
     (row,) = logged(1, 2, 4)
@@ -165,6 +191,7 @@ def test_the_mean_is_over_all_tokens_and_not_over_batches(run_and_hooks):
 def test_invalid_evaluations_are_refused_before_the_run(run_and_hooks):
     run, _, _ = run_and_hooks
     words = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@other/RepeatTask()"]
+    words += ["Evaluate.batches=1"]
     for word, message in {
         "other/RepeatTask.batch_size=3": "'batch' of size 3 cannot be split evenly",
         "Evaluate.every=0": "every 0 steps: it must be 1",

@@ -29,6 +29,7 @@ WORDS = [
     f"CheckpointPolicy.every={EVERY}",
     "Experiment.hooks=[@Evaluate()]",
     "Evaluate.data=@RepeatTask()",
+    "Evaluate.batches=1",
     "Evaluate.every=6",
     "Decoder.dropout=0.1",
     "Mesh.data=1",

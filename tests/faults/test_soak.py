@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 WORDS = [
     "Experiment.hooks=[@Evaluate()]",
     "Evaluate.data=@RepeatTask()",
+    "Evaluate.batches=1",
     "Evaluate.every=6",
     "Decoder.dropout=0.1",
     "Mesh.data=1",

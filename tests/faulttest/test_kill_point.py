@@ -16,6 +16,7 @@ from lmx.faulttest.kill_point import (
 HOOKS = [
     "Experiment.hooks=[@Evaluate()]",
     "Evaluate.data=@RepeatTask()",
+    "Evaluate.batches=1",
     "Evaluate.every=6",
 ]
 

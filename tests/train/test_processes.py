@@ -31,7 +31,11 @@ pytestmark = pytest.mark.processes
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0  # seconds, on a machine that has much else to do
 LONG = ["Experiment.steps=100"]
-EVALUATE = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@RepeatTask()"]
+EVALUATE = [
+    "Experiment.hooks=[@Evaluate()]",
+    "Evaluate.data=@RepeatTask()",
+    "Evaluate.batches=1",
+]
 PRINTED = (PAGE.stem, "error:", "Traceback", "Warning")  # C++ writes lines of its own
 CLOSE = {"float64": 1e-9, "float32": 1e-4}  # relative
 # Processes, devices of each, mesh, kind, dtype.

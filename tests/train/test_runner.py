@@ -18,6 +18,7 @@ OVERRIDES = [
     "Experiment.steps=8",
     "Experiment.hooks=[@Evaluate(), @late/Evaluate()]",
     "Evaluate.data=@RepeatTask()",
+    "Evaluate.batches=1",
     "Evaluate.every=4",
     "late/Evaluate.name=late",
 ]
