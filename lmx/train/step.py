@@ -79,7 +79,8 @@ def accumulate_gradients(
 ) -> tuple[PyTree, Mean, Means]:
     """The sum of `compute_gradients` over the microbatches of a batch.
 
-    Microbatch i of n has rows i, i + n, ..., so that each device keeps the rows it has.
+    It is summed in at least float32, and has that dtype. Microbatch i of n has rows
+    i, i + n, ..., so that each device keeps the rows it has.
     """
     grad = partial(compute_gradients, config.graph, config.loss, params)
     count = config.microbatches
@@ -89,7 +90,9 @@ def accumulate_gradients(
         lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), (batch, keys)
     )
     shapes = jax.eval_shape(grad, *jax.tree.map(lambda x: x[0], split))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes
+    )
 
     def add(total, microbatch):
         return jax.tree.map(jnp.add, total, grad(*microbatch)), None
@@ -124,6 +127,7 @@ def train_step(
     grad = partial(accumulate_gradients, config, state.params)
     grads, loss, means = partitioning.sum_over_slices(grad)(batch, keys)
     all_grads = optax.tree.scale(1.0 / jnp.maximum(loss.weight, 1.0), grads)
+    all_grads = jax.tree.map(lambda g, p: g.astype(p.dtype), all_grads, state.params)
     grads = zero_sign_grads(all_grads)
     updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)
     signed = apply_sign_updates(updates, all_grads)

@@ -1,21 +1,27 @@
 """One training step: microbatches, dropout, weights and norms."""
 
+from functools import partial
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from lmx.core import rng
+from lmx.core.batch import Batch
+from lmx.core.mean import Mean
 from lmx.train.loop import train
 from lmx.train.step import (
     StepConfig,
+    TrainState,
     accumulate_gradients,
     compute_gradients,
     compute_norms,
+    train_step,
 )
 
 
@@ -49,6 +55,36 @@ def test_microbatches_have_the_gradient_and_loss_of_the_batch(tiny, kind, x64):
         found.append(take(params, batch, keys))
     chex.assert_trees_all_close(*found, rtol=1e-11, atol=1e-13)
     assert float(found[0][1].weight) == batch.weights.sum()
+
+
+class Scale(nnx.Module):
+    """One parameter of 16 bits."""
+
+    def __init__(self):
+        self.scale = nnx.Param(jnp.ones((), jnp.bfloat16))
+
+
+def test_gradients_of_microbatches_are_summed_in_float32():
+    """256 + 1 is 256 in bfloat16. The state keeps its dtypes."""
+
+    def loss(model, batch, keys):
+        total = model.scale[...] * batch.weights.sum().astype(jnp.bfloat16)
+        return Mean(total.astype(jnp.float32), jnp.float32(1)), {}
+
+    graph, params = nnx.split(Scale())
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    config = StepConfig(graph, loss, optimizer, lambda step: 0.1, 0, 8)
+    ints = np.zeros((8, 1), np.int32)
+    weights = np.ones((8, 1), np.float32)
+    weights[0] = 256
+    batch = Batch(ints, ints, weights, ints, ints)
+    keys = rng.fold(0, 0, "dropout", 8)
+    grads, _, _ = accumulate_gradients(config, params, batch, keys)
+    assert float(grads["scale"][...]) == 263.0
+    state = TrainState(jnp.zeros((), "int32"), params, optimizer.init(params))
+    following, _ = jax.eval_shape(partial(train_step, config), state, batch, keys)
+    for before, after in zip(*map(jax.tree.leaves, (state, following)), strict=True):
+        assert before.dtype == after.dtype
 
 
 @pytest.mark.nightly
