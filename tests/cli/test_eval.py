@@ -49,14 +49,32 @@ def test_several_files_give_a_table_and_their_total(trained, lmx, file, tmp_path
     assert sums[2] == pytest.approx(sums[0] + sums[1])
 
 
+def test_the_texts_of_json_lines_are_scored_and_not_their_braces(
+    trained, lmx, tmp_path
+):
+    texts = ["a bad bed\n", "a bead faded\n"]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "x.jsonl").write_text(lines)
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    files = [str(tmp_path / name) for name in ("x.jsonl", "0.txt", "1.txt")]
+    found = [
+        json.loads(lmx("eval", trained.run, *names, "--json")[1])["all"]
+        for names in (files[:1], files[1:])
+    ]
+    assert found[0] == pytest.approx(found[1])
+
+
 def test_texts_that_cannot_be_scored_are_refused(trained, lmx, file, tmp_path):
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "data.json").write_text("[]")
     (tmp_path / "latin.txt").write_bytes(b"\xe9\xe8")
     for words, message in {
         (): "write lmx eval RUN FILE ...",
-        (str(tmp_path / "none.txt"),): "No such file or directory",
+        (str(tmp_path / "none.txt"),): "there is no ",
         (str(tmp_path / "empty.txt"),): "empty.txt has 0 characters",
         (str(tmp_path / "latin.txt"),): "not UTF-8 (0xe9) at byte 0",
+        (str(tmp_path / "data.json"),): "name it .jsonl; or name it .txt",
         (file, "--stride", "17"): "windows of 16 tokens, each 17 after the last",
         (file, "--batch", "0"): "SlidingWindow.batch_size is 0: at least 1",
     }.items():

@@ -1,7 +1,6 @@
 """`lmx eval`: how well a run predicts given texts."""
 
 import argparse
-from pathlib import Path
 
 from lmx.cli.command import Command, Output, option
 from lmx.core.console import format_table
@@ -21,7 +20,8 @@ def evaluate(args: argparse.Namespace) -> Output:
     """Scores text files with the latest checkpoint of a run and its tokenizer.
 
     Nats per token, perplexity (their exponential), and bits per byte of UTF-8, which
-    compares runs with different tokenizers. Each file is one document.
+    compares runs with different tokenizers. Each file is one document; of a .jsonl
+    file, the "text" of each line is one.
 
     A long text is read in windows of --length tokens that start --stride tokens apart.
     Every token is scored once, in the first window that contains it, with at least
@@ -35,18 +35,26 @@ def evaluate(args: argparse.Namespace) -> Output:
     import numpy as np
 
     import lmx
-    from lmx.data.corpus.corpus import decode_utf8
+    from lmx.data.corpus.corpus import HoldoutDocuments
+    from lmx.data.corpus.text import Text
     from lmx.evals.documents import Scorer, SlidingWindow, find_training_length
     from lmx.evals.perplexity import summarize
 
     folder, *files = args.names
-    texts = {file: decode_utf8(Path(file).read_bytes(), Path(file)) for file in files}
+    everything = HoldoutDocuments(fraction=0.0)
+    texts = {
+        file: [d.text for d in Text(path=file, holdout=everything).read("train")]
+        for file in files
+    }
     trained = lmx.restore(folder)
     length = find_training_length(trained) if args.length is None else args.length
     stride = max(1, length // 2) if args.stride is None else args.stride
     window = SlidingWindow(length=length, stride=stride, batch_size=args.batch)
     score = Scorer(trained, window)
-    totals = {file: score(text, file) for file, text in texts.items()}
+    totals = {
+        file: np.sum([score(text, file) for text in documents or [""]], axis=0)
+        for file, documents in texts.items()
+    }
     results = {file: summarize(total) for file, total in totals.items()}
     every = summarize(np.sum(list(totals.values()), axis=0))
     head = f"{folder} at step {trained.step:,}, {length} tokens every {stride}"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from lmx.config.registry import (
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 SPAN_BYTES = 64 * 2**20  # of a span, where only the order of documents matters
-HIDDEN = re.compile(r"/\.")  # a file or a folder
 NOT_UTF8_ADVICE = "save it as UTF-8 or leave it out."
 
 
@@ -182,7 +180,8 @@ class SpanCorpus(Corpus):
 class FileCorpus(SpanCorpus):
     """Documents of one file, or of the files of a folder in the order of their paths.
 
-    Hidden files and folders are skipped. Moving the files does not change the corpus.
+    Symbolic links are followed. Hidden files and folders are skipped. The case of
+    suffixes has no effect. Moving the files does not change the corpus.
     """
 
     path: Execution[str]
@@ -215,18 +214,39 @@ class FileCorpus(SpanCorpus):
             folder = root.parent
             names = [path.name for path in folder.iterdir()] if folder.is_dir() else ()
             raise ConfigError(f"there is no {root}{suggest(root.name, names)}")
-        found = [p for p in sorted(root.rglob("*")) if p.name.endswith(self.suffixes)]
+        suffixes = tuple(suffix.lower() for suffix in self.suffixes)
         files = [
             (path, path.relative_to(root).as_posix())
-            for path in found
-            if path.is_file() and not HIDDEN.search(f"/{path.relative_to(root)}")
+            for path in walk(root)
+            if path.name.lower().endswith(suffixes)
         ]
+        for path, _ in files:
+            require(path.exists(), f"{path} is a link to nothing: repair or remove it.")
         require(
             files,
             f"no file of {root} ends in {' or '.join(self.suffixes)}: set"
             f" {type(self).__name__}.suffixes to the suffixes of its files.",
         )
         return files
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """All that is not a folder below a folder, in order; links are followed.
+
+    Hidden files and folders are skipped.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            yield path
+            continue
+        above = [folder.resolve(), *folder.resolve().parents]
+        require(
+            path.resolve() not in above,
+            f"{path} is a link to a folder that contains it: remove it.",
+        )
+        yield from walk(path)
 
 
 def divide_range(

@@ -29,7 +29,6 @@ from lmx.data.optional import import_optional
 MAX_DOCUMENT_BYTES = 2**30  # a document must fit in memory
 READ_BYTES = 2**20  # at a time
 ZSTD_SUFFIX = ".zst"
-JSON_LINES_SUFFIXES = (".jsonl", ".jsonl.zst")
 COMPRESSION_RATIO = 4  # bytes of text per compressed byte, approximately
 TOPICS = "pydoc_data/topics.py"
 EXCLUDED_DIRS = frozenset({
@@ -44,8 +43,9 @@ MACHINE_SPECIFIC = ("config-", "_sysconfigdata_", "sitecustomize.py", TOPICS)
 class Text(FileCorpus):
     """A text file, a folder of text files, or files of JSON objects, one per line.
 
-    A file is one document; a line of a `.jsonl` or `.jsonl.zst` file is one document.
-    Hidden files and folders are skipped. Moving the files does not change the corpus.
+    A file is one document; a line of a `.jsonl` or `.ndjson` file, or of one with
+    `.zst` added, is one document. A `.json` file is refused. Hidden files and folders
+    are skipped. Moving the files does not change the corpus.
     """
 
     suffixes: tuple[str, ...] = (".txt", ".md", ".py")  # which files of a folder
@@ -55,7 +55,7 @@ class Text(FileCorpus):
 
     def divide(self, path: Path, name: str, size: int) -> Iterator[Span]:
         length, stamp = path.stat().st_size, read_stamp(path)
-        if not path.name.endswith(JSON_LINES_SUFFIXES):
+        if not is_json_lines(path):
             rule = self.holdout
             by_document = isinstance(rule, HoldoutDocuments) and rule.fraction
             require(
@@ -64,13 +64,13 @@ class Text(FileCorpus):
                 " document: set Text.holdout = @HoldoutTail()",
             )
             yield Span(name, 0, 1, length, stamp)
-        elif path.suffix == ZSTD_SUFFIX:
+        elif path.suffix.lower() == ZSTD_SUFFIX:
             yield Span(name, 0, 2**62, COMPRESSION_RATIO * length, stamp)
         else:
             yield from divide_range(name, length, length, size, stamp)
 
     def read_file(self, path: Path, span: Span) -> Items:
-        is_json = path.name.endswith(JSON_LINES_SUFFIXES)
+        is_json = is_json_lines(path)
         parser = EntryParser(path, span.file, "byte", "Text", self.text_field, is_json)
         if is_json:
             yield from read_lines(parser, span)
@@ -80,6 +80,17 @@ class Text(FileCorpus):
             yield parser.reject(reason, 0, advice=advice)
         else:
             yield parser.parse(path.read_bytes(), name=span.file)
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether each line is a JSON object, by the name of a file. Refuses `.json`."""
+    name = path.name.lower().removesuffix(ZSTD_SUFFIX)
+    require(
+        not name.endswith(".json"),
+        f"{path} may hold one JSON value or one a line: convert it to one object per"
+        " line, and name it .jsonl; or name it .txt to read it as plain text.",
+    )
+    return name.endswith((".jsonl", ".ndjson"))
 
 
 def read_lines(parser: EntryParser, span: Span) -> Items:
@@ -105,7 +116,7 @@ def read_lines(parser: EntryParser, span: Span) -> Items:
 
 def open_binary(path: Path) -> io.BufferedReader:
     """Opens a file for reading; decompresses it if its name ends in `.zst`."""
-    raw = _ZstdReader(path) if path.suffix == ZSTD_SUFFIX else io.FileIO(path)
+    raw = _ZstdReader(path) if path.suffix.lower() == ZSTD_SUFFIX else io.FileIO(path)
     return io.BufferedReader(raw, READ_BYTES)
 
 

@@ -78,6 +78,44 @@ def test_hidden_and_other_files_are_skipped(folder, write):
     assert Text(path=folder).compute_digest() == digest
 
 
+def test_symbolic_links_are_followed(folder, write):
+    """To a file and to a folder, which may be reached twice."""
+    before = len(list(Text(path=folder).read_nonempty("train")))
+    write("outside/sub/a.txt", "linked")
+    linked = Path(folder, "linked")
+    linked.symlink_to(Path(folder).parent / "outside")
+    (linked / "b.txt").symlink_to(linked / "sub" / "a.txt")
+    corpus = Text(path=folder, holdout=HoldoutDocuments(fraction=0.0))
+    names = [name for name, _ in corpus.read("train")]
+    assert before < 100 and names[-2:] == ["linked/b.txt", "linked/sub/a.txt"]
+    assert len(names) == 102
+
+
+def test_links_to_nothing_and_in_a_circle_are_refused(folder):
+    link = Path(folder, "link.txt")
+    link.symlink_to("missing")
+    check_refused(Text(path=folder), r"link\.txt is a link to nothing")
+    link.unlink()
+    link.symlink_to("link.txt")
+    check_refused(Text(path=folder), r"link\.txt is a link to nothing")
+    link.unlink()
+    Path(folder, "0", "up").symlink_to("..")
+    check_refused(Text(path=folder), "0/up is a link to a folder that contains it")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.ndjson", "a.NDJson"])
+def test_every_name_of_json_lines_is_read_as_that(write, name):
+    path = write(f"lines/{name}", '{"text": "1"}\n{"text": "3"}\n')
+    everything = HoldoutDocuments(fraction=0.0)
+    for suffixes, root in (((), path), ((".jsonl", ".ndjson"), Path(path).parent)):
+        corpus = Text(path=str(root), suffixes=suffixes, holdout=everything)
+        assert [text for _, text in corpus.read("train")] == ["1", "3"]
+
+
+def test_a_json_file_is_not_read_as_text(write):
+    check_refused(Text(path=write("a.json", "[]")), r"a\.json may hold one JSON value")
+
+
 def test_the_tail_begins_where_nanogpt_splits(write):
     text = "".join(map(str, range(1000)))
     train, validation = read_splits(
