@@ -13,12 +13,18 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from lmx.config.registry import ConfigError, configurable
 
 LIMITS = {  # of the fields of `Sampler`, and the message for other values
-    "temperature": (lambda x: x >= 0, "it must be 0 or more"),
+    "temperature": (
+        lambda x: x == 0 or x >= 1e-6,  # logits over less overflow float32
+        "it must be 0, or 1e-6 or more",
+    ),
     "top_k": (lambda x: x is None or x > 0, "it must be 1 or more"),
     "top_p": (lambda x: 0 < x <= 1, "it must be above 0 and at most 1"),
     "min_p": (lambda x: 0 <= x <= 1, "it must be from 0 to 1"),
     "typical_p": (lambda x: 0 < x <= 1, "it must be above 0 and at most 1"),
-    "repetition_penalty": (lambda x: x > 0, "it must be above 0"),
+    "repetition_penalty": (
+        lambda x: 1e-6 <= x <= 1e6,
+        "it must be from 1e-6 to 1e6",
+    ),
 }
 
 

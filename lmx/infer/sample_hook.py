@@ -39,7 +39,7 @@ class Sample(HookConfig):
             del metrics
             generator.params = state.params
             tokens = generator.stream(prompt, self.tokens, tokenizer.stop_tokens)
-            text = self.prompt + tokenizer.decode(tokens)
+            text = self.prompt + tokenizer.decode_after(prompt, [*tokens])
             generator.params = params  # the next step donates those of the state
             if distributed.is_leader():
                 tqdm.write(f"--- step {step} ---\n{text}\n---")

@@ -1,11 +1,16 @@
 """`lmx generate`, from prompts to text."""
 
+import argparse
+import codecs
 import json
 import shutil
 
 import pytest
 
+from lmx.cli.runs import generate
 from lmx.cli.runs.generate import read_prompts
+from lmx.data.tokenizer.base import ByteTokenizer
+from lmx.infer.beam import BeamSearch, Hypothesis
 
 GREEDY = ("--temperature", "0", "--tokens", "20")
 PROMPTS = ["a be", "faded", "b"]
@@ -62,6 +67,22 @@ def test_prompts_are_lines_or_those_of_json_objects(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(objects) + "\n")
     for name in ("a.txt", "a.jsonl"):
         assert read_prompts(tmp_path / name) == prompts
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / f"bom-{name}").write_bytes(codecs.BOM_UTF8 + data)
+        assert read_prompts(tmp_path / f"bom-{name}") == prompts
+
+
+def test_beams_keep_the_space_after_the_prompt(monkeypatch):
+    """Of tokenizers that put a space before a text."""
+    monkeypatch.setattr(ByteTokenizer, "strip_leading_space", True)
+    tokenizer, args = ByteTokenizer(), argparse.Namespace(batch=1, tokens=2)
+    monkeypatch.setattr(BeamSearch, "__init__", lambda self: None)
+    monkeypatch.setattr(
+        BeamSearch, "__call__", lambda *_: [[Hypothesis([*b" b"], 0.0)]]
+    )
+    for prompt, text in (([256, *b" a"], " b"), ([256], "b")):
+        (found,) = generate._search_beams(args, tokenizer, BeamSearch(), [prompt])
+        assert found["text"] == text == found["beams"][0]["text"]
 
 
 def test_samples_do_not_depend_on_the_batch_size(generate_json, tmp_path):

@@ -15,13 +15,14 @@ from flax import nnx
 import lmx
 from lmx.config.registry import ConfigError
 from lmx.data.synthetic.task import RepeatTask
+from lmx.data.tokenizer.base import ByteTokenizer
 from lmx.evals.perplexity import (
     Evaluate,
     measure_compression,
     score_batches,
     summarize,
 )
-from lmx.infer.generate import encode_prompt
+from lmx.infer.generate import Generator, encode_prompt
 from lmx.run.goodput import TimeAccounting
 from lmx.run.run_dir import RunDir, read_last_metrics, read_metrics
 from lmx.train.hook import HookRunner
@@ -172,6 +173,14 @@ def test_samples_are_logged_when_due_and_agree_with_full_passes(
         row[0, : len(context)] = context
         context.append(int(forward(row)[0, len(context) - 1].argmax()))
     assert first["sample"] == run.data.info.tokenizer.decode(context)
+
+
+def test_samples_keep_the_space_after_the_prompt(run_and_hooks, monkeypatch):
+    """Of tokenizers that put a space before a text."""
+    _, state, hooks = run_and_hooks
+    monkeypatch.setattr(ByteTokenizer, "strip_leading_space", True)
+    monkeypatch.setattr(Generator, "stream", lambda *_: iter(b" x"))
+    assert hooks[2].call(4, state, {}) == {"sample": "wall x"}
 
 
 def test_the_mean_is_over_all_tokens_and_not_over_batches(run_and_hooks):

@@ -159,6 +159,14 @@ def test_temperature_zero_takes_the_most_likely_token():
     assert found.tolist() == LOGITS.argmax(axis=1).tolist()
 
 
+def test_the_lowest_values_take_the_most_likely_of_the_largest_logits():
+    """Their quotients do not overflow."""
+    logits, keys = jnp.asarray(LOGITS) * 1e3, jax.random.split(jax.random.key(3), 6)
+    sampler = Sampler(temperature=1e-6, repetition_penalty=1e-6)
+    found = sampler(logits, ~UNSEEN, keys)
+    assert found.tolist() == LOGITS.argmax(axis=1).tolist()
+
+
 def test_the_sample_of_a_row_depends_on_its_own_key_alone():
     keys, sampler = jax.random.split(jax.random.key(3), 6), Sampler(temperature=3.0)
     together = sampler(jnp.asarray(LOGITS), UNSEEN, keys)
@@ -177,7 +185,8 @@ def test_top_k_above_the_vocabulary_keeps_all_tokens():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"temperature": -1.0}, "temperature is -1.0: it must be 0 or more"),
+        ({"temperature": -1.0}, "temperature is -1.0: it must be 0, or 1e-6 or more"),
+        ({"temperature": 1e-38}, "temperature is 1e-38: it must be 0, or 1e-6"),
         ({"top_k": 0}, "top_k is 0: it must be 1 or more"),
         ({"top_p": 0.0}, "top_p is 0.0: it must be above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p is 1.5: it must be above 0 and at most 1"),
@@ -186,7 +195,8 @@ def test_top_k_above_the_vocabulary_keeps_all_tokens():
             {"typical_p": 0.0},
             "typical_p is 0.0: it must be above 0",
         ),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0: it must be above 0"),
+        ({"repetition_penalty": 0.0}, "penalty is 0.0: it must be from 1e-6 to 1e6"),
+        ({"repetition_penalty": 1e-38}, "penalty is 1e-38: it must be from 1e-6"),
     ],
 )
 def test_invalid_values_are_refused(wrong, message):

@@ -180,9 +180,11 @@ def _search_beams(
     """The beams after each prompt, and the text of the best one."""
     for first in range(0, len(prompts), args.batch):
         batch = prompts[first : first + args.batch]
-        for results in search(batch, args.tokens, tokenizer.stop_tokens):
+        found = search(batch, args.tokens, tokenizer.stop_tokens)
+        for prompt, results in zip(batch, found, strict=True):
             beams = [
-                {"text": tokenizer.decode(x.tokens), **x._asdict()} for x in results
+                {"text": tokenizer.decode_after(prompt, x.tokens), **x._asdict()}
+                for x in results
             ]
             yield {"text": beams[0]["text"], "beams": beams}
 
@@ -190,11 +192,13 @@ def _search_beams(
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file: its lines, or those of the JSON objects of a `.jsonl`."""
     from lmx.data.corpus.corpus import decode_utf8
+    from lmx.data.corpus.text import is_json_lines
 
-    lines = enumerate(decode_utf8(path.read_bytes(), path).split("\n"), 1)
+    text = decode_utf8(path.read_bytes(), path).removeprefix("\ufeff")
+    lines = enumerate(text.split("\n"), 1)
     prompts = {f"{path}:{n}": line.rstrip("\r") for n, line in lines if line.strip()}
     require(prompts, f"{path} has no prompts: write one per line.")
-    if path.suffix == ".jsonl":
+    if is_json_lines(path):
         return [_parse_prompt(line, location) for location, line in prompts.items()]
     return [*prompts.values()]
 

@@ -8,7 +8,7 @@ import json
 import operator
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -80,6 +80,12 @@ class Tokenizer(ABC):
         data = b"".join(token_to_bytes(token, vocab) for token in tokens)
         text = data.decode(errors="replace")
         return text.removeprefix(" ") if self.strip_leading_space else text
+
+    def decode_after(
+        self, prompt: Sequence[SupportsIndex], tokens: Sequence[SupportsIndex]
+    ) -> str:
+        """The text that tokens add to a prompt, with a space that they begin with."""
+        return self.decode([*prompt, *tokens])[len(self.decode(prompt)) :]
 
     def stream(self) -> "StreamDecoder":
         return StreamDecoder(self.vocab_bytes)
