@@ -1,4 +1,4 @@
-"""The frame of every command: arguments, help, errors, exit status and output."""
+"""Base of every command: arguments, help, errors, exit status and output."""
 
 import argparse
 import inspect

@@ -69,7 +69,7 @@ def coerce(value: Any, kind: Any) -> Any:
 
 
 def _coerce_scalar(value: Any, kind: Any) -> Any:
-    """A scalar, None, or one of the values `kind` of a Literal; a bool is no int."""
+    """A scalar, None, or one of the values `kind` of a Literal; bool is not int."""
     if isinstance(kind, tuple):
         if any(type(value) is type(choice) and value == choice for choice in kind):
             return value

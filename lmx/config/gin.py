@@ -197,7 +197,7 @@ def _check_include(target: Path, includes: tuple[Location, ...]) -> None:
     if target.resolve() in {Path(line.source).resolve() for line in includes}:
         *chain, location = map(str, includes)
         through = f", through {', '.join(chain)}" if chain else ""
-        raise ConfigError(f"{location}: including {target} makes a circle{through}")
+        raise ConfigError(f"{location}: including {target} makes a cycle{through}")
 
 
 def _import_module(module: str, location: Location) -> None:

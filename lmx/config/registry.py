@@ -1,7 +1,7 @@
 """What a `.gin` file can name: classes, functions, their parameters, and experiments.
 
-A signature is the schema. Parameters left of the star are supplied by the calling code;
-parameters right of it are set by the config:
+A signature is the schema. The calling code supplies the positional parameters, before
+the star; a config sets the keyword-only parameters, after it:
 
     def __init__(self, width: int, rngs: nnx.Rngs, *, heads: int, kv_heads: int): ...
 """
@@ -73,7 +73,7 @@ class ConfigError(ValueError):
 
 
 def check_fields(config: object, **checks: tuple[bool, str]) -> None:
-    """Refuses a field whose check is False. Its text says what the field must be."""
+    """Raises ConfigError for a field whose check is False; its text is the rule."""
     for name, (is_valid, bound) in checks.items():
         if not is_valid:
             owner, value = type(config).__name__, getattr(config, name)
@@ -87,7 +87,7 @@ def require(condition: object, message: str) -> None:
 
 
 def check_argument(condition: object, message: str) -> None:
-    """Raises a ValueError likewise; `instantiate` adds where the argument was set."""
+    """Raises ValueError unless it holds; `instantiate` adds where that was set."""
     if not condition:
         raise ValueError(message)
 
@@ -309,7 +309,7 @@ def _is_registered(thing: Any) -> bool:
 
 
 def suggest(name: str, candidates: Iterable[str], *, near_only: bool = False) -> str:
-    """ "; did you mean 'heads'?", or the candidates if there are few, or nothing."""
+    """Ends a message: the nearest candidate, or all if there are few, or nothing."""
     words = sorted(set(candidates))
     near = difflib.get_close_matches(name, words, n=1) or difflib.get_close_matches(
         name.rsplit(".", 1)[-1], words, n=1

@@ -64,11 +64,11 @@ def apply_overrides(config: Config[T], overrides: Iterable[str]) -> Config[T]:
 
 
 def resolve(bindings: Bindings, root: str, *, strict: bool = True) -> Config[Any]:
-    """The configuration of `root()` from bindings; not strict accepts unused ones."""
+    """The configuration of `root()` from bindings. Refuses unused ones if `strict`."""
     resolver = Resolver(bindings)
     config = resolver.resolve_ref(Ref((), root, called=True), (), "command line")
     overrides = [b.value for b in bindings.values() if b.location.is_override]
-    swapped = any(find_refs(value, Ref) for value in overrides)
+    replaces_class = any(find_refs(value, Ref) for value in overrides)
     used = resolver.reached | resolver.find_macro_keys()
     unused = []
     for key, binding in bindings.items():
@@ -76,7 +76,7 @@ def resolve(bindings: Bindings, root: str, *, strict: bool = True) -> Config[Any
         hidden = bool(key.parameter) and key not in resolver.deciding
         if key in used and not (override and hidden):
             continue
-        if strict and not binding.included and (override or not swapped):
+        if strict and not binding.included and (override or not replaces_class):
             reason = _explain_unused(key, root, resolver)
             raise ConfigError(f"{binding.location}: {reason}")
         unused.append(f"{binding.location}: nothing uses {key}")
@@ -92,9 +92,9 @@ def _explain_unused(key: BindingKey, root: str, resolver: "Resolver") -> str:
     reason = f"nothing under @{root}() uses {key}"
     if key.parameter:
         seen = ["/".join((*scope, name)) for scope, name in resolver.seen]
-        alike = sorted({f"@{x}" for x in seen if x.rpartition("/")[2] == key.name})
+        matches = sorted({f"@{x}" for x in seen if x.rpartition("/")[2] == key.name})
         near = suggest("/".join((*key.scope, key.name)), seen, near_only=True)
-        return f"{reason}; there is {', '.join(alike)}" if alike else reason + near
+        return f"{reason}; there is {', '.join(matches)}" if matches else reason + near
     if is_registered(key.name):
         return f"{reason}: write {key.name}.parameter=value"
     macros = [f"{k}" for k in resolver.find_macro_keys() if k != key]
@@ -135,8 +135,8 @@ def _from_jsonable(value: Any) -> Any:
 class Resolver:
     """Follows references from a root and records the bindings that it reads.
 
-    `reached` are the bindings that match some reference, `deciding` those of them that
-    a longer scope does not hide everywhere, `seen` the references. `source` is the
+    `reached` are the bindings that match some reference, `deciding` those that set some
+    value (a longer scope hides the others), `seen` the references. `source` is the
     provenance of the fields of default references.
     """
 
@@ -150,14 +150,14 @@ class Resolver:
     def resolve_ref(self, ref: Ref, scope: Scope, where: object) -> Config[Any]:
         """The config of a reference in a scope."""
         scope = ref.scope or scope
-        known, place = config_fields(find(ref.name, where)), (scope, ref.name)
-        require(place not in self._open, f"{where}: @{ref.name} contains itself")
+        known, node = config_fields(find(ref.name, where)), (scope, ref.name)
+        require(node not in self._open, f"{where}: @{ref.name} contains itself")
         for name in ref.fields:
             if name not in known:
                 near = suggest(name, known)
                 raise ConfigError(f"{where}: @{ref.name} has no field {name!r}{near}")
-        self._open.append(place)
-        self.seen.append(place)
+        self._open.append(node)
+        self.seen.append(node)
         fields: dict[str, Any] = {}
         provenance: dict[str, Provenance] = {}
         for name, field in known.items():
@@ -213,7 +213,7 @@ class Resolver:
     ) -> Any:
         """`value` with references and macros resolved, and lists made tuples.
 
-        `macros` are those that led here.
+        `macros` are those that are being resolved.
         """
         if isinstance(value, Ref):
             return self.resolve_ref(value, scope, where)

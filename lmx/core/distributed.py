@@ -162,7 +162,7 @@ def is_leader() -> bool:
 
 
 def broadcast_from_leader(compute: Callable[[], T]) -> T:
-    """Calls `compute` in process 0; returns its result in all, once it is there.
+    """Calls `compute` in process 0 and returns its result in all processes.
 
     The result must be representable in JSON. All processes must make the same calls in
     the same order.
@@ -242,5 +242,5 @@ class StopSignal:
 
 
 def _client() -> Any:
-    """JAX's key-value store, which every process of several has."""
+    """JAX's key-value store, which exists if there are several processes."""
     return global_state.client

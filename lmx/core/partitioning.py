@@ -2,7 +2,7 @@
 
 `with_partitioning` sets the mesh and rules that a function is traced with. Outside of
 it, as in a test of one layer, nothing is sharded: `constrain` returns its argument, and
-`shard_map` its function.
+`shard_map` its function. Dimensions are named by the letters of `core/dims.py`.
 """
 
 import math
@@ -35,7 +35,7 @@ class PartitionContext(NamedTuple):
     vmapped_axes: tuple[str, ...] = ()  # see `vmap_over_axes`; no rule has them
 
     def spec(self, letters: str, shape: Sequence[int] | None = None) -> PartitionSpec:
-        """The sharding of an array; without a shape, all of its dimensions divide."""
+        """The sharding of an array; without a shape, evenness is not checked."""
         shape = (0,) * len(letters) if shape is None else shape
         return sharding.spec(logical(letters), shape, self.mesh, self.rules)
 
@@ -62,7 +62,7 @@ def with_partitioning(mesh: AnyMesh, rules: Rules, fn: F) -> F:
 def mesh_axes(letter: str, within: str = "") -> tuple[str, ...]:
     """The mesh axes, longer than one, that split a dimension of this letter.
 
-    `within` has the letters of an array, of which earlier ones take their axes first.
+    `within` has all letters of the array: earlier dimensions take mesh axes first.
     """
     within = within or letter
     split = _CONTEXT.get().spec(within)[within.index(letter)]
@@ -79,9 +79,9 @@ def platform() -> str:
 
 
 def check_kernel(kernel: Any, dtype: jnp.dtype, remedy: str) -> None:
-    """Raises ConfigError unless the program is for its `platforms` and `dtypes`.
+    """Raises ConfigError unless the kernel supports this platform and dtype.
 
-    Empty: any. The error ends with the `remedy`.
+    Empty `platforms` or `dtypes` support all. The error ends with the `remedy`.
     """
     name, target = type(kernel).__name__, platform()
     require(
@@ -145,7 +145,7 @@ def vmap_over_axes(
 
 
 def vmap_over_replicas(fn: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """`jax.vmap(fn)` over `count` replicas, each on one slice of devices if there are.
+    """`jax.vmap(fn)` over `count` replicas, each on its own slice if there are several.
 
     Within `fn` the rules split rows over the devices of a slice.
     """

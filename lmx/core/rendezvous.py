@@ -142,8 +142,8 @@ class Rendezvous:
             if time.monotonic() - sent >= interval:
                 self._broadcast(alive=True)
                 sent = time.monotonic()
-            for connection, at in last_heard.items():
-                if sent - at > HEARTBEAT_TIMEOUT:
+            for connection, heard in last_heard.items():
+                if sent - heard > HEARTBEAT_TIMEOUT:
                     silence = f"sent nothing for {HEARTBEAT_TIMEOUT:.0f} s"
                     reason = f"{self.peers[connection]} {silence}"
                     self.abort(EXIT_RESTART, reason, show=True)

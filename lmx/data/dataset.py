@@ -80,7 +80,7 @@ class Dataset(ABC):
         ]
 
     def batch_at(self, seed: int, step: int, rows: slice = slice(None)) -> Batch:
-        """Rows of the batch of a step. They do not depend on who reads the others."""
+        """Rows of the batch of a step, whichever process reads the others."""
         return self.read(self.info.schedule.request(seed, step, rows))
 
     def locate_at(

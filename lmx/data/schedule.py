@@ -57,13 +57,13 @@ class RowRequest(NamedTuple):
     """Rows of one step that are requested from a dataset.
 
     Random numbers are keyed by (seed, step, row), which is unique in a run. What comes
-    once per epoch is selected by index, which counts on from step to step.
+    once per epoch is selected by index, which increases from step to step.
     """
 
     seed: int
     step: int
     rows: Int64[np.ndarray, " M"]  # of the batch of that step
-    rows_before: int  # rows of this length that the dataset gave before that step
+    rows_before: int  # rows of this length that the dataset returned before
     indices: Int64[np.ndarray, " M"]  # of the dataset's rows of this length, from 0 on
     sequence_length: int
 

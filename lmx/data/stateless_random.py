@@ -25,7 +25,7 @@ RandomStream = enum.IntEnum(
 
 
 def hash_u64(*words: int | np.ndarray) -> UInt64[np.ndarray, "..."]:
-    """64 random bits for each combination of the words, which are broadcast.
+    """64 random bits for each combination of the words (integers), which broadcast.
 
     Applies the finalizer of splitmix64 after each word: Steele et al. 2014,
     doi:10.1145/2660193.2660195, with the constants of Stafford's variant 13.

@@ -169,7 +169,7 @@ class TokenStoreDataset(PackedDataset):
 
 
 def select_source(store: Store, folder: Path, name: str) -> Store:
-    """A store with the documents of one source. Needs 8 bytes of memory a document."""
+    """A store with the documents of one source. Uses 8 bytes of memory per document."""
     if name not in store.sources:
         hint = suggest(name, store.sources)
         raise ConfigError(f"the store in {folder} has no source {name!r}{hint}.")

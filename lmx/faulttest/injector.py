@@ -120,18 +120,18 @@ class Injector:
 
     def before_save(self, manager: CheckpointManager, step: int, *_: Any) -> None:
         """Called before the checkpoint manager's `save`."""
-        self.record_loss()  # no later attempt repeats the steps of a saved state
+        self.record_loss()  # no later attempt repeats the steps before a checkpoint
         self.record(saving=step)
         self.maybe_kill(SAVE_REQUESTED, step)
 
     def after_save(self, manager: CheckpointManager, step: int, *_: Any) -> None:
-        """Called when `save` returns; the state is then written in the background."""
+        """Called when `save` returns, while a thread writes the checkpoint."""
         self.maybe_kill(SAVE_COPIED, step)
         self.maybe_kill(FIRST_ARRAY, step, lambda: has_array(manager.folder))
         self.maybe_kill(BEFORE_HOOKS, step, (manager.folder / f"{step:08d}").exists)
 
     def before_rename(self, source: Any, target: Any) -> None:
-        """Called before a file or folder is renamed, as to commit or remove a state."""
+        """Called before a file or folder is renamed, as to commit a checkpoint."""
         self.before_removal(source)
         self.maybe_kill(BEFORE_COMMIT, parse_step(target))
         if self.matches(FIRST_ARRAY, parse_step(target)):
@@ -144,7 +144,7 @@ class Injector:
             self.maybe_kill(AFTER_COMMIT, step)
 
     def before_removal(self, path: Any) -> None:
-        """Kills, if an old state is removed in favour of the kill point's."""
+        """Kills before a checkpoint is pruned, once that of the kill point exists."""
         new = Path(os.fsdecode(path)).with_name(f"{self.kill_point.step:08d}")
         if parse_step(path) is not None and new.exists():
             self.maybe_kill(BEFORE_PRUNE, self.kill_point.step)
@@ -177,16 +177,16 @@ def patch(
 
 
 def has_array(folder: Path) -> bool:
-    """Whether an uncommitted state has bytes of an array on disk."""
+    """Whether an uncommitted checkpoint has bytes of an array on disk."""
     files = folder.glob("*tmp*/**/d/*")
     return any(file.is_file() and file.stat().st_size for file in files)
 
 
 def parse_step(path: Any) -> int | None:
-    """The step of a committed state's folder; None for any other path."""
+    """The step of the folder of a committed checkpoint; None for any other path."""
     folder = Path(os.fsdecode(path))
-    is_state = folder.parent.name == CHECKPOINTS and folder.name.isdigit()
-    return int(folder.name) if is_state else None
+    is_checkpoint = folder.parent.name == CHECKPOINTS and folder.name.isdigit()
+    return int(folder.name) if is_checkpoint else None
 
 
 def fingerprint(batch: Any) -> int:

@@ -7,12 +7,12 @@ from lmx.train.experiment import Experiment
 
 DESCRIPTIONS = {
     "step": "in step {step}, {delay:.0%} of a step's time after its start",
-    "save requested": "before anything of the state of step {step} is written",
+    "save requested": "before any file of checkpoint {step} is written",
     "save copied": "after the state of step {step} is copied off its devices",
-    "first array": "after the first array file of the state of step {step} is written",
-    "before commit": "before the state of step {step} is committed",
-    "after commit": "after the state of step {step} is committed",
-    "before prune": "after the save of step {step}, before an old state is removed",
+    "first array": "after the first array file of checkpoint {step} is written",
+    "before commit": "before the checkpoint of step {step} is committed",
+    "after commit": "after the checkpoint of step {step} is committed",
+    "before prune": "after the save of step {step}, before an old one is removed",
     "before hooks": "between the save of step {step} and the hooks of that step",
     "startup": "{delay:.2f} s after the command starts",
     "timer": "{delay:.2f} s after the first step",

@@ -27,15 +27,15 @@ from lmx.models.decoder import Decoder
 
 @dataclass(frozen=True, kw_only=True)
 class BeamConfig:
-    """Width and scores of a search: log-probability / tokens^length_penalty.
+    """Width and scores of beam search: log-probability / tokens^length_penalty.
 
     Sutskever et al. 2014, arXiv:1409.3215, section 3.2. Scores and the end of the
     search are those of Hugging Face transformers.
 
     Attributes:
-        early_stopping: when the search for a prompt ends that has as many hypotheses
-            as beams. True: at once; False: when no beam, if it ended now, would be
-            better than the worst of them; "never": when no beam can become better.
+        early_stopping: when to stop once a prompt has as many hypotheses as beams.
+            True: at once; False: when no beam, if it ended now, would be better than
+            the worst of them; "never": when no beam can become better.
     """
 
     beams: int = 4
@@ -215,8 +215,8 @@ def search_step(
 def select_top(state: BeamState, scores: Float[Array, "B W V"]) -> Candidates:
     """The W continuations with the highest scores."""
     B, W, V = scores.shape
-    best_BW, at_BW = jax.lax.top_k(scores.reshape(B, W * V), W)
-    beam_BW, token_BW = jnp.divmod(at_BW, V)
+    best_BW, index_BW = jax.lax.top_k(scores.reshape(B, W * V), W)
+    beam_BW, token_BW = jnp.divmod(index_BW, V)
     tokens_BWT = jnp.take_along_axis(state.tokens, beam_BW[:, :, None], axis=1)
     tokens_BWT = tokens_BWT.at[:, :, state.generated].set(token_BW)
     return Candidates(best_BW, beam_BW, token_BW, tokens_BWT)
@@ -236,9 +236,9 @@ def merge_hypotheses(
     both = jax.tree.map(
         lambda *parts: jnp.concatenate(parts, axis=1), state.hypotheses, new
     )
-    scores_BW, at_BW = jax.lax.top_k(both.scores, beam.beams)
+    scores_BW, index_BW = jax.lax.top_k(both.scores, beam.beams)
     return Hypotheses(
-        jnp.take_along_axis(both.tokens, at_BW[:, :, None], axis=1),
-        jnp.take_along_axis(both.lengths, at_BW, axis=1),
+        jnp.take_along_axis(both.tokens, index_BW[:, :, None], axis=1),
+        jnp.take_along_axis(both.lengths, index_BW, axis=1),
         scores_BW,
     )

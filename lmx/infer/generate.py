@@ -21,7 +21,7 @@ from lmx.layers.attention.kv_cache import KVCache
 from lmx.layers.mlp import FeedForward
 from lmx.models.decoder import Decoder
 
-BUCKET = 64  # tokens; prompts and caches are padded to a multiple, so that few compile
+BUCKET = 64  # tokens; prompts and caches are padded to a multiple, for few compilations
 CHUNK = 16  # tokens decoded by one jitted loop
 
 
@@ -112,14 +112,14 @@ def prefill(
     tokens: Int[Array, "B T"],
     segments: Int[Array, "B T"],
 ) -> tuple[Float[Array, "B V"], KVCache]:
-    """Reads one prompt a row; returns the logits of the token after it.
+    """Reads one prompt per row; returns the logits of the token after it.
 
     Segment 0 is padding, anywhere in a row.
     """
-    real_BT = segments > 0
-    positions_BT = jnp.maximum(jnp.cumsum(real_BT, axis=1) - 1, 0)
+    unpadded_BT = segments > 0
+    positions_BT = jnp.maximum(jnp.cumsum(unpadded_BT, axis=1) - 1, 0)
     logits_BTV, cache = model.decode(cache, tokens, positions_BT, segments)
-    last_B = real_BT.shape[1] - 1 - jnp.argmax(real_BT[:, ::-1], axis=1)
+    last_B = unpadded_BT.shape[1] - 1 - jnp.argmax(unpadded_BT[:, ::-1], axis=1)
     last_B11 = last_B[:, None, None]
     return jnp.take_along_axis(logits_BTV, last_B11, axis=1)[:, 0], cache
 
@@ -139,12 +139,12 @@ def start_decoding(
     """
     model = nnx.merge(graph, params)
     tokens, segments, row_ids = map(jnp.asarray, prompts)
-    real_BT = segments > 0
-    length_B, B = real_BT.sum(axis=1), len(tokens)
+    unpadded_BT = segments > 0
+    length_B, B = unpadded_BT.sum(axis=1), len(tokens)
     cache = model.init_cache(B, capacity, length_B.max() + max_new_tokens)
     logits_BV, cache = prefill(model, cache, tokens, segments)
     seen_BV = jnp.zeros(logits_BV.shape, bool)
-    seen_BV = seen_BV.at[jnp.arange(B)[:, None], tokens].max(real_BT)
+    seen_BV = seen_BV.at[jnp.arange(B)[:, None], tokens].max(unpadded_BT)
     active_B = length_B > 0
     return DecodeState(
         cache, logits_BV, length_B, seen_BV, active_B, row_ids, generated

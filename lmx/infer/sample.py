@@ -63,7 +63,7 @@ class Sampler:
         seen: Bool[Array, "B V"],
         keys: Key[Array, "B"],
     ) -> Int[Array, "B"]:
-        """Samples one token a row, with the key of the row."""
+        """Samples one token per row, with the key of the row."""
         logits = self.filter_logits(logits, seen)
         if self.temperature == 0:
             return jnp.argmax(logits, axis=-1)

@@ -73,7 +73,7 @@ class PipelineSchedule:
         split = partial(
             jax.tree.map, lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
         )
-        layers = jax.tree.map(lambda w: _deal_to_stages(w, rounds, stages), iterations)
+        layers = jax.tree.map(lambda w: _split_by_stage(w, rounds, stages), iterations)
         shared = split((inputs.tokens, inputs.keys))
         idle_BTD = split(x)[0]  # real hidden states, since zeros may give NaN
 
@@ -178,7 +178,7 @@ def _run_schedule(
     return queue_LUBTD[0], jax.tree.map(timeline.sum_metrics, aux)
 
 
-def _deal_to_stages(w: Array, rounds: int, stages: int) -> Array:
+def _split_by_stage(w: Array, rounds: int, stages: int) -> Array:
     """The parameters of each stage, by virtual stage."""
     by_stage = w.reshape(rounds, stages, -1, *w.shape[1:]).swapaxes(0, 1)
     return constrain(by_stage, "L" + "_" * (by_stage.ndim - 1))

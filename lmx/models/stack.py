@@ -132,7 +132,7 @@ def _init_stacked(
 
 
 class Stack(nnx.Module):
-    """All residual blocks; `unroll` cycle iterations per loop iteration."""
+    """All residual blocks; the scan over a cycle is unrolled `unroll` times."""
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class PlannedTensor(NamedTuple):
 
     @property
     def local_size(self) -> int:
-        """Numbers on one device."""
+        """Elements on one device."""
         return math.prod(self.local_shape)
 
     @property
@@ -61,8 +61,8 @@ class PlannedTensor(NamedTuple):
     @property
     def layer_kind(self) -> str:
         """The kind of layer, or the other part of the model, that it belongs to."""
-        steps = self.name.split(".")
-        return ".".join(steps[:5]) if self.is_stacked else steps[0]
+        path = self.name.split(".")
+        return ".".join(path[:5]) if self.is_stacked else path[0]
 
     @property
     def mesh_axes(self) -> set[str]:
@@ -82,7 +82,7 @@ class PlannedTensor(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is planned; `dataclasses.replace` makes variants.
+    """An experiment on a machine; `dataclasses.replace` makes variants.
 
     Raises ConfigError for a mesh that does not divide the batch or a parameter.
 

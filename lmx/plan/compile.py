@@ -41,7 +41,7 @@ ENVIRONMENT = {
 }
 CHIPS_PER_HOST = 4  # as the compiler assumes
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# Matmuls for each tile in the kernels of jax's splash attention.
+# Matmuls per tile in the kernels of jax's splash attention.
 MATMULS_PER_KERNEL = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
@@ -209,13 +209,13 @@ def _estimate_kernels(forecast: Forecast, kernels: Mapping[str, int]) -> float:
 
 
 def _count_matmuls(name: str) -> int:
-    """The matmuls of an attention kernel like that of queries and keys."""
+    """The matmuls of an attention kernel, each of the size of Q K^T."""
     found = re.search(r"splash_\w*?(fwd|dq|dkv)", name)
     return MATMULS_PER_KERNEL[found[1]] if found else 0
 
 
 def _to_collective(case: Case, use: CollectiveUse) -> roofline.Collective:
-    """The axes are those along which the devices lie; the time is that of the links."""
+    """Infers mesh axes from the positions of the devices, and time from the links."""
     count = len(use.devices)
     positions = np.unravel_index(use.devices, tuple(case.sizes.values()))
     along = zip(case.sizes, positions, strict=True)

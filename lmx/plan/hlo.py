@@ -140,7 +140,7 @@ def parse_hlo(text: str) -> HLOProgram:
 
 
 def parse_group(op: HLOOp) -> list[int]:
-    """The positions in the program of the devices of a collective's first group."""
+    """The devices of a collective's first group, by position in the program."""
     pairs = re.findall(r"[{,]\{(\d+),(\d+)\}", op.rest.split("target_pairs=")[-1])
     if "source_target_pairs=" in op.rest:
         distinct = (pair for pair in pairs if pair[0] != pair[1])
@@ -191,7 +191,7 @@ class CollectiveUse(NamedTuple):
     """Collectives of one kind among the same devices, in one step.
 
     Attributes:
-        devices: the positions in the program of the devices of one group.
+        devices: positions, in the program, of the devices of one group.
         bytes: gathered, summed or exchanged by one device.
         overlapped: whether other work runs at the same time.
     """
@@ -207,8 +207,8 @@ class StepProfile(NamedTuple):
     """One step on one device.
 
     Attributes:
-        matmul_cycles: of operations with matmuls.
-        other_cycles: of all others.
+        matmul_cycles: cycles of operations with matmuls.
+        other_cycles: cycles of all others.
         kernels: how often each Pallas kernel runs, whose cycles are unknown.
     """
 
@@ -222,7 +222,7 @@ class CompileResult(NamedTuple):
     """The result of a compilation.
 
     Attributes:
-        seconds: of compilation.
+        seconds: time of the compilation.
         peak_memory: bytes that the compiling process used.
         memory: bytes on a device, by purpose.
         refusal: the compiler's message if the program does not fit.

@@ -13,7 +13,7 @@ ANALYTIC = """\
 Nothing was compiled or run. Assumptions: a fused attention kernel that saves no scores
 and skips masked tokens, at 50% of the peak; other matmuls at 81% of it; gathers of
 weights overlap with other work, on GPUs also sums of gradients, and nothing over
-`tensor` and `expert`; one document a row. Left out: ring attention over `context`,
+`tensor` and `expert`; one document per row. Left out: ring attention over `context`,
 bubbles of `stage`, dropout, host work and stragglers."""
 COMPILED = """\
 Memory, cycles and collectives are those of the compiler for this step; nothing was run.

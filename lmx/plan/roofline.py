@@ -14,7 +14,7 @@ from lmx.models.remat import Remat
 from lmx.plan.case import Case, PlannedTensor
 from lmx.plan.memory import MemoryUse, list_saved
 
-# Products like that of queries and keys in a fused kernel, whose backward pass computes
+# Matmuls of the size of Q K^T in a fused attention kernel, whose backward pass computes
 # the scores again. Dao 2023, arXiv:2307.08691, section 2.3.
 FORWARD, BACKWARD = 2, 5
 # The fraction of the peak that large matmuls reach: the estimate of libtpu 0.0.42 for
@@ -119,7 +119,7 @@ def _list_for_weights(case: Case) -> Iterator[Collective]:
 
 
 def _count_gathered(case: Case, tensor: PlannedTensor, axis: str) -> int:
-    """Numbers of a weight once gathered over an axis and all faster ones."""
+    """Elements of a weight once gathered over an axis and all faster ones."""
     names = list(case.sizes)
     axes = tensor.gathered_axes & set(case.batch_axes) & set(names[names.index(axis) :])
     return math.prod(case.sizes[name] for name in axes) * tensor.local_size
@@ -172,7 +172,7 @@ def count_expert_visits(case: Case) -> float:
 def _estimate(
     case: Case, kind: str, axis: str, payload: str, size: float, *, exposed=False
 ) -> Collective:
-    """A collective that takes as long as gathers of `size` bytes in all."""
+    """A collective that takes as long as all-gathers of `size` bytes in total."""
     count, names = case.sizes[axis], list(case.sizes)
     stride = math.prod(case.sizes[name] for name in names[names.index(axis) + 1 :])
     seconds = case.machine.estimate_gather(size, count, stride)

@@ -65,7 +65,7 @@ def _list_powers(limit: int) -> list[int]:
 
 
 def suggest(forecast: Forecast) -> dict[str, Forecast]:
-    """The first change of each kind with which a forecast fits, analytically.
+    """The first change of each kind that makes a forecast fit, analytically.
 
     On the same machine: recomputing more, more microbatches, sharding over all devices,
     and these together; if none fits, the smallest larger machine on which they do.
@@ -104,7 +104,7 @@ def _find_first_fit(forecast: Forecast, cases: Iterable[Case]) -> Forecast | Non
 
 
 def _list_shardings(case: Case) -> Iterator[dict[str, int]]:
-    """Meshes without `data` and with more and more `tensor`, the rest in `fsdp`."""
+    """Meshes with `data` 1 and increasing `tensor`, all other devices in `fsdp`."""
     free = case.machine.devices
     for axis in ("replica", "expert", "context", "stage"):
         free //= case.sizes[axis]

@@ -1,4 +1,4 @@
-"""Time accounting: each second of each attempt at a run belongs to one phase."""
+"""Goodput: assigns each second of each attempt at a run to one phase."""
 
 import contextlib
 import functools
@@ -15,11 +15,11 @@ from lmx.run.jsonl import JsonlWriter, read_jsonl
 from lmx.run.run_dir import TIMING, RunDir
 
 # Seconds since the machine booted, suspend included: the same clock in all processes,
-# and unlike the wall clock it is never set.
+# and unlike the wall clock it is never adjusted.
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 TRAINING_PHASES = ("step", "data", "log")  # utilization is measured over these
-FIXED_COSTS = {"start", "restore", "compile"}  # of each attempt, whatever it achieves
+FIXED_COSTS = {"start", "restore", "compile"}  # of each attempt, however short
 
 
 def now() -> float:
@@ -28,7 +28,7 @@ def now() -> float:
 
 
 def read_process_start() -> float:
-    """When this process started, by the same clock; now if the system does not say."""
+    """When this process started, by the same clock; now if that is unknown."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -34,7 +34,7 @@ INFORMATIVE = ("imports", "python", "system", "commit", "uncommitted", "untracke
 def initial_metadata(
     name: str, config: Config, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What `metadata.json` has when a run starts; `facts` are those of its kind."""
+    """What `metadata.json` has when a run starts; `facts` are added to it."""
     return {
         "schema": SCHEMA,
         "name": name,

@@ -17,7 +17,7 @@ from lmx.run.jsonl import JsonlWriter, read_jsonl
 from lmx.run.lock import LOCK, Lease, Lock, acquire_lock
 from lmx.run.tensorboard import TensorBoardWriter
 
-SCHEMA = 4  # of all files; raised by changes that other readers cannot handle
+SCHEMA = 4  # version of all files; increased when older readers would fail
 METRICS, LEDGER, TIMING = "metrics.jsonl", "ledger.jsonl", "timing.jsonl"
 METADATA, CONFIG = "metadata.json", "experiment.json"
 Value = int | float | str | list[float]
@@ -134,14 +134,14 @@ class RunDir:
         """Bytes of metrics so far; 0 in a process that does not write them."""
         return self._writers[METRICS].size if self.writable else 0
 
-    def record_hook(self, step: int, hook: str, status: str, **facts: Any) -> None:
+    def record_hook(self, step: int, hook: str, status: str, **fields: Any) -> None:
         """Appends a line to the ledger: see `read_ledger`."""
-        self.append(LEDGER, {"step": step, "hook": hook, "status": status, **facts})
+        self.append(LEDGER, {"step": step, "hook": hook, "status": status, **fields})
 
-    def update_metadata(self, **facts: Any) -> None:
+    def update_metadata(self, **fields: Any) -> None:
         """Adds or replaces fields of the metadata."""
         if self.writable:
-            _write_json(self.path / METADATA, read_metadata(self.path) | facts)
+            _write_json(self.path / METADATA, read_metadata(self.path) | fields)
 
     def close(self) -> None:
         """Closes all files and releases the lock."""
@@ -270,7 +270,7 @@ def _check_same_run(
     metadata: Mapping[str, Any],
     allow_change: Iterable[str],
 ) -> list[dict[str, str]]:
-    """Refuses changes of config or data; all ever allowed ones, if some are new."""
+    """Refuses changes that are not allowed; returns all allowed ones if any is new."""
     old, old_metadata = read_config(path), read_metadata(path)
     settings = {
         name: (f"{before}", f"{after}")

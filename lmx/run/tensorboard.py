@@ -17,7 +17,7 @@ _PROTO: Any = event_pb2  # its classes are created at import
 
 
 class TensorBoardWriter:
-    """One event file of a run. Values of `step` and later in older files are void."""
+    """One event file of a run. In older files values from `step` on are ignored."""
 
     def __init__(self, folder: Path, step: int):
         self.folder = folder

@@ -78,7 +78,7 @@ class HookRunner:
         self._call(due, step, state, metrics)
 
     def call_pending(self, state: TrainState) -> None:
-        """Calls the hooks, not the save, that a restored state lacks by the ledger."""
+        """Calls the hooks due at the restored step but not yet done; no save."""
         step = int(state.step)
 
         def find_done() -> list[str]:
@@ -119,7 +119,7 @@ class HookRunner:
 
 
 def unique_names(configs: Sequence[HookConfig]) -> dict[str, HookConfig]:
-    """Each config by the name of its class, numbered from the second of a class on."""
+    """Names each config by its class; the second of a class is `NAME 2`, and so on."""
     named: dict[str, HookConfig] = {}
     for config in configs:
         kind = type(config).__name__

@@ -102,7 +102,7 @@ class RunContext(StepProgram):
         )
 
     def describe(self) -> dict[str, Any]:
-        """Facts for the metadata of the run."""
+        """Fields for the metadata of the run."""
         params = jax.tree.leaves(self.abstract_state().params)
         return {
             "seed": self.seed,

@@ -17,7 +17,7 @@ from lmx.core.sharding import is_variable
 from lmx.train.loss import Means
 from lmx.train.optim.optimizer import apply_sign_updates, zero_sign_grads
 
-Metrics = dict[str, Float[Array, "..."]]  # scalars, or one number a layer
+Metrics = dict[str, Float[Array, "..."]]  # scalars, or one number per layer
 LossFn = Callable[[Any, Batch, Any], tuple[Mean, Means]]  # of model, batch and keys
 
 
@@ -60,7 +60,7 @@ def compute_gradients(
     batch: Batch,
     keys: Key[Array, "B"] | None = None,
 ) -> tuple[PyTree, Mean, Means]:
-    """The gradient of the total of the loss, not of its mean, the loss and its means.
+    """The gradient of the summed (not mean) loss, the loss, and its means.
 
     Totals of microbatches add up to those of the batch, however unevenly weighted: sum
     both, then divide once.
@@ -120,7 +120,7 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Forward pass, backward pass and update. The caller jits, shards and donates.
 
-    `keys` are one a row; None: those of rows 0, 1, ... at the step of the state.
+    `keys` has one per row; None: those of rows 0, 1, ... at the step of the state.
     """
     if keys is None:
         keys = rng.fold(config.seed, state.step, "dropout", batch.tokens.shape[0])

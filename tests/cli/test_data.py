@@ -83,14 +83,14 @@ def test_verify_finds_damage(lmx, config, tmp_path):
         ),
         (
             ("build", "config.gin", "texts"),
-            "texts is not empty and no token store",
+            "texts is not empty and not a token store",
         ),
         (
             ("build", "config.gin", "out", "BuildTokenStore.max_empty_fraction=0"),
             "BuildTokenStore.max_empty_fraction = 0.0",
         ),
         (("build", "config.gin", "out", "Text.path=gone"), "there is no gone"),
-        (("inspect", "texts"), "texts is no token store, it has no manifest.json"),
+        (("inspect", "texts"), "texts is not a token store, it has no manifest.json"),
         (("inspect",), "STORE"),
         (("inspect", "a", "b"), "write lmx data inspect STORE"),
         (("inspect", "a", "--row", "0"), "--row is 0: at least 1"),

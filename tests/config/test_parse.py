@@ -161,7 +161,7 @@ def test_a_binary_file_is_refused(bell, tmp_path):
 def test_files_that_include_each_other_are_refused_with_both_lines(bell):
     write(one="\ninclude 'two.gin'", two="\n\ninclude 'one.gin'")
     error = refusal(bell, files=["one.gin"])
-    assert error == ("two.gin:3: including one.gin makes a circle, through one.gin:2")
+    assert error == ("two.gin:3: including one.gin makes a cycle, through one.gin:2")
     write(self="include 'self.gin'")
     assert refusal(bell, files=["self.gin"]).startswith(
         "self.gin:1: including self.gin"

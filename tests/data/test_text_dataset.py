@@ -120,7 +120,7 @@ def test_a_tokenizer_that_changed_after_the_build_is_refused_by_name(folder):
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="is no token store"):
+    with pytest.raises(ConfigError, match="is not a token store"):
         TokenStoreDataset(path=str(tmp_path), batch_size=4, sequence_length=16).open()
 
 

@@ -28,7 +28,7 @@ def split_words(text: str) -> list[str]:
 
 
 def hash_words(words: Sequence[str]) -> UInt64[np.ndarray, " _"]:
-    """Returns 64 bits for each word."""
+    """Returns a 64-bit hash of each word."""
     return np.fromiter(map(_hash_word, words), np.uint64, len(words))
 
 
@@ -40,7 +40,7 @@ def _hash_word(word: str) -> int:
 def hash_ngrams(
     hashes: UInt64[np.ndarray, " _"], ends: Int64[np.ndarray, " texts"], size: int
 ) -> tuple[UInt64[np.ndarray, " ngrams"], Int64[np.ndarray, " texts"]]:
-    """Returns 64 bits for each n-gram of each text, and where those of each text end.
+    """Returns a hash of each n-gram of each text, and where those of each text end.
 
     `hashes` are of the words of all texts, and `ends` is where the words of each text
     end. A text of fewer words is one n-gram; a text without words has none.
@@ -48,7 +48,7 @@ def hash_ngrams(
     lengths = np.diff(ends, prepend=0)
     counts = np.where(lengths == 0, 0, np.maximum(lengths - size + 1, 1))
     last = np.repeat(ends, counts)
-    skipped = (lengths - counts).cumsum() - (lengths - counts)  # words that begin none
+    skipped = (lengths - counts).cumsum() - (lengths - counts)  # no n-gram starts there
     first = np.arange(counts.sum()) + np.repeat(skipped, counts)
     columns = []
     for offset in range(size):
@@ -58,13 +58,13 @@ def hash_ngrams(
 
 
 def hash_text(words: Sequence[str], size: int) -> UInt64[np.ndarray, " _"]:
-    """Returns the n-grams of the words of one text, in order."""
+    """Returns the hashes of the n-grams of one text, in order."""
     hashes = hash_words(words)
     return hash_ngrams(hashes, np.array([len(hashes)]), size)[0]
 
 
 def hash_ngram_set(text: str, size: int) -> UInt64[np.ndarray, " _"]:
-    """Returns the distinct n-grams of one text, sorted."""
+    """Returns the distinct n-gram hashes of one text, sorted."""
     return np.unique(hash_text(split_words(text), size))
 
 

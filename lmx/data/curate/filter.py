@@ -154,7 +154,7 @@ class Gopher(Filter):
             "few words with a letter": alphabetic < self.min_alphabetic_words,
             "few stop words": len(STOP_WORDS & set(words)) < self.min_stop_words,
         }
-        reasons = (f"Gopher: {reason}" for reason, is_so in violations.items() if is_so)
+        reasons = (f"Gopher: {reason}" for reason, holds in violations.items() if holds)
         return next(reasons, document)
 
 
@@ -304,7 +304,7 @@ class QualityClassifier(Filter):
     but trained to convergence, so that it depends on the examples only.
 
     Attributes:
-        min_probability: of being good, for a text to be kept.
+        min_probability: smallest probability of `good` to keep a text.
     """
 
     good: Corpus

@@ -67,9 +67,9 @@ class FillInTheMiddle(DocumentTransform):
             return document
         cuts = randint(len(document) + 1, *key, FIM_STREAM, np.arange(2, 4))
         before, middle, after = np.split(document, np.sort(cuts))
-        marks = np.array([[(token, 1)] for token in sentinels], WEIGHTED_TOKEN)
-        psm = [marks[0], before, marks[1], after, marks[2]]
-        spm = [marks[0], marks[1], after, marks[2], before]
+        pre, suf, mid = np.array([[(token, 1)] for token in sentinels], WEIGHTED_TOKEN)
+        psm = [pre, before, suf, after, mid]
+        spm = [pre, suf, after, mid, before]
         context = np.concatenate(spm if drawn[1] < self.spm_rate else psm)
         context["weight"] *= np.float32(self.loss_on == "all")
         return np.concatenate([context, middle])
@@ -89,7 +89,7 @@ class SpanCorruption(DocumentTransform):
         noise_density: fraction of tokens in spans.
         mean_span_length: tokens.
         sentinels: how many tokens are added to the vocabulary as sentinels; or existing
-            tokens, by name or number. A document has at most one span less.
+            tokens, by name or number. A document has fewer spans than that.
         reserved_tokens: tokens per row reserved for sentinels, beyond those that a
             document of the full row needs; a document that finds none left is not
             transformed.
@@ -118,7 +118,7 @@ class SpanCorruption(DocumentTransform):
         return self.sentinels
 
     def source_length(self, length: int) -> int:
-        """The longest document that fits, transformed, beside the reserve."""
+        """The longest document that fits once transformed, without the reserve."""
         size = length - self.reserved_tokens - 1
         while size > 1:
             sentinels = 2 * self.count_spans(size)[1] + 1
@@ -128,7 +128,7 @@ class SpanCorruption(DocumentTransform):
         return 0
 
     def count_spans(self, size: int) -> tuple[int, int]:
-        """Of a document of `size` tokens: tokens in spans, and spans."""
+        """Counts the tokens in spans, and the spans, of a document of `size` tokens."""
         tokens = min(max(round(size * self.noise_density), 1), size - 1)
         spans = max(round(tokens / self.mean_span_length), 1)
         return tokens, min(spans, tokens, size - tokens, len(self.sentinel_names) - 1)
@@ -144,14 +144,14 @@ class SpanCorruption(DocumentTransform):
         text = random_partition(size - tokens, spans, key, 1)
         lengths = np.stack([text, noise], axis=1).reshape(-1)
         is_noise = np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
-        marks = np.array(
+        separators = np.array(
             [(token, 1) for token in sentinels[: spans + 1]], WEIGHTED_TOKEN
         )
-        rest = np.insert(document[~is_noise], text.cumsum(), marks[:-1])
+        rest = np.insert(document[~is_noise], text.cumsum(), separators[:-1])
         rest["weight"] *= np.float32(self.loss_on == "all")
         starts = noise.cumsum() - noise
-        removed = np.insert(document[is_noise], starts, marks[:-1])
-        return np.concatenate([rest, removed, marks[-1:]])
+        removed = np.insert(document[is_noise], starts, separators[:-1])
+        return np.concatenate([rest, removed, separators[-1:]])
 
 
 def random_partition(

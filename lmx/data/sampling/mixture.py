@@ -33,11 +33,11 @@ from lmx.data.schedule import (
 )
 from lmx.data.stateless_random import RandomStream, hash_u64, permute
 
-MAX_PERIOD = 100_000  # turns
+MAX_PERIOD = 100_000  # rows
 
 
 class WeightedInterleave:
-    """A periodic sequence of turns, with the shortest period that has exact shares.
+    """Assigns rows to sources, one per turn, with the shortest exact period.
 
     After n turns, each source has had within one of n times its share. Tijdeman 1980,
     doi:10.1016/0012-365X(80)90269-1, theorem 1: of the sources that may take the next

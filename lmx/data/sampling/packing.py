@@ -19,7 +19,7 @@ from lmx.data.sampling.order import Order, RowOrder
 from lmx.data.schedule import RowRequest
 from lmx.data.store.store import Store
 
-FORMAT_VERSION = 2  # raise it when the files or their contents change
+FORMAT_VERSION = 2  # increase it when the files or their contents change
 
 
 class Segments(NamedTuple):
@@ -32,7 +32,7 @@ class Segments(NamedTuple):
     row: Int64[np.ndarray, " M"]
     starts: Int64[np.ndarray, " M"]  # in the stream
     lengths: Int64[np.ndarray, " M"]  # tokens in the row
-    target_counts: Int64[np.ndarray, " M"]  # targets with weight, from the first on
+    target_counts: Int64[np.ndarray, " M"]  # leading targets with loss weight
 
 
 class PackedDocuments(NamedTuple):
@@ -90,7 +90,7 @@ def slice_stream(
 def repeat_ranges(
     low: Int64[np.ndarray, " M"], counts: Int64[np.ndarray, " M"]
 ) -> tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]:
-    """The numbers of ranges with `counts` numbers from `low` on: (range, number)."""
+    """Enumerates the ranges [low, low + counts): the range index, and each number."""
     row = np.repeat(np.arange(len(low)), counts)
     before = np.cumsum(counts) - counts
     return row, np.arange(len(row)) + np.repeat(low - before, counts)
@@ -101,10 +101,10 @@ def repeat_ranges(
 class BestFitPacking(Packing):
     """Packs whole documents by best-fit decreasing.
 
-    A document longer than a row is split into full rows and a rest, which is packed as
-    a document. Each part repeats the last token of the part before, so that every token
-    but a document's first is a target once. The rows are the same in each epoch. A
-    document of one token has no target and is left out.
+    A document longer than a row is split into full rows and a remainder, which is
+    packed as a document. Each part repeats the last token of the part before, so every
+    token but a document's first is a target once. The rows are the same in each epoch.
+    A document of one token has no target and is left out.
     Ding et al. 2024, arXiv:2404.10830, section 3.
     """
 
@@ -129,7 +129,7 @@ class BestFitPacking(Packing):
 
 
 class RowContents(NamedTuple):
-    """Contents of a row: `count` segments of one size, after `previous`."""
+    """Linked list of the contents of a row: `count` equal segments after `previous`."""
 
     previous: "RowContents | None"
     size: int
@@ -177,20 +177,20 @@ def _hash(data: Int64[np.ndarray, " _"]) -> Int64[np.ndarray, "4"]:
 
 
 def pack_documents(starts: Int64[np.ndarray, " _"], length: int) -> PackedRows:
-    """Packs documents. One longer than a row becomes full rows and a rest."""
+    """Packs documents. One longer than a row becomes full rows and a remainder."""
     targets = np.maximum(np.diff(starts) - 1, 0)
-    full, rest = np.divmod(targets, length)
+    full, remainder = np.divmod(targets, length)
     if not targets.any():
         raise ConfigError(
             "no document has two tokens, so there are no targets: add text."
         )
     document, nth = repeat_ranges(np.zeros_like(full), full)
-    with_rest = np.flatnonzero(rest)
+    with_remainder = np.flatnonzero(remainder)
     segment_starts = np.concatenate([
         starts[document] + nth * length,
-        starts[with_rest] + full[with_rest] * length,
+        starts[with_remainder] + full[with_remainder] * length,
     ])  # fmt: skip
-    sizes = np.concatenate([np.full(len(document), length), rest[with_rest]])
+    sizes = np.concatenate([np.full(len(document), length), remainder[with_remainder]])
     order = np.argsort(sizes, kind="stable")  # equal sizes keep their stream order
     row_starts, chosen = assign_rows(np.bincount(sizes, minlength=length + 1), order)
     return PackedRows(row_starts, segment_starts[chosen], sizes[chosen])
@@ -277,8 +277,8 @@ class OpenRows:
 
 def empty_batch(rows: int, length: int) -> Batch:
     """A batch of padding."""
-    kinds = (np.int32, np.int32, np.float32, np.int32, np.int32)
-    return Batch(*(np.zeros((rows, length), kind) for kind in kinds))
+    dtypes = (np.int32, np.int32, np.float32, np.int32, np.int32)
+    return Batch(*(np.zeros((rows, length), dtype) for dtype in dtypes))
 
 
 def fill_batch(store: Store, segments: Segments, shape: tuple[int, int]) -> Batch:

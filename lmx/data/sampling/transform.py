@@ -35,8 +35,8 @@ RandomKey = tuple[int, int, int, int]
 class DocumentTransform(WrapperConfig):
     """A dataset with documents that are transformed one by one.
 
-    Rows of the source are shorter, by the room that sentinels need. A document is left
-    unchanged if its row has no room for the transformed one, so nothing is cut off.
+    Rows of the source are shorter by the tokens reserved for sentinels. A document is
+    left unchanged if the transformed one does not fit, so nothing is cut off.
     BOS and EOS keep their positions.
     """
 
@@ -84,14 +84,14 @@ class TransformedDataset(DatasetWrapper):
         shorter, source = self._read_source(request)
         batch = empty_batch(len(request.rows), request.sequence_length)
         for index, row in enumerate(request.rows.tolist()):
-            room, start = request.sequence_length - shorter.sequence_length, 0
+            reserve, start = request.sequence_length - shorter.sequence_length, 0
             documents = split_documents(source, index).values()
             for segment, document in enumerate(documents, 1):
                 key = (request.seed, request.step, row, segment)
                 transformed = self._transform(document, key)
-                if len(transformed) - len(document) > room:
+                if len(transformed) - len(document) > reserve:
                     transformed = document
-                room -= len(transformed) - len(document)
+                reserve -= len(transformed) - len(document)
                 start = _write_document(batch, index, start, transformed, segment)
         return batch
 
@@ -173,7 +173,7 @@ def find_sentinels(
             token = tokenizer.token_to_id(name) if tokenizer else None
         if token is None or name is not None and token not in range(vocab):
             raise ConfigError(
-                f"{label}.sentinels names {name!r}, which is no token of the source:"
+                f"{label}.sentinels names {name!r}, which is not a token of the source:"
                 " name tokens of its tokenizer, or unset sentinels to add new tokens."
             )
         tokens.append(token)

@@ -171,7 +171,7 @@ def _lock_folder(folder: Path) -> Iterator[None]:
         names = {path.name for path in folder.iterdir()}
         require(
             not names or names & {MANIFEST_FILE, WORK_DIR},
-            f"{folder} is not empty and no token store: name a new or empty folder.",
+            f"{folder} is not empty and not a token store: name a new or empty folder.",
         )
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)

@@ -29,8 +29,8 @@ from lmx.data.tokenizer.pretrained import load_tokenizer
 
 FORMAT_VERSION = 3  # increased when the files change
 VERIFY_BYTES = 64 * 2**20  # stores up to this size are verified when they are opened
-MAX_MAPPED_FILES = 256  # each is an open file, of which a process may have few
-BLOCK_BYTES = 2**20  # with a CRC-32 of their own
+MAX_MAPPED_FILES = 256  # each is an open file, and their number is limited
+BLOCK_BYTES = 2**20  # each block has a CRC-32
 MANIFEST_FILE, STARTS_FILE, SHARDS_FILE = "manifest.json", "starts.bin", "shards.jsonl"
 
 
@@ -46,7 +46,7 @@ class Store:
         parts: consecutive parts of the stream.
         part_offsets: where each part begins, then the end of the last.
         starts: where each document begins, then the end of the last.
-        bytes: of UTF-8 text.
+        bytes: size of the UTF-8 text.
         fingerprint: digests of the tokens and of the tokenizer.
         sources: the documents of each source, as ranges of their numbers.
     """
@@ -171,8 +171,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise StoreDamageError(
-            f"{folder} is no token store, it has no {MANIFEST_FILE}: name a folder in"
-            " which `lmx data build` has finished."
+            f"{folder} is not a token store, it has no {MANIFEST_FILE}: name a folder"
+            " in which `lmx data build` has finished."
         )
     try:
         manifest = json.loads(path.read_text())
@@ -212,7 +212,7 @@ def format_shard_name(number: int) -> str:
 
 
 def verify(folder: Path) -> Iterator[StoreDamageError]:
-    """Reads every byte of a store; yields each damage and where it is."""
+    """Reads every byte of a store; yields an error for each damaged range."""
     manifest = read_manifest(folder)
     damages = [*_verify_file(folder / SHARDS_FILE, manifest["records"])]
     yield from damages
@@ -222,7 +222,7 @@ def verify(folder: Path) -> Iterator[StoreDamageError]:
 
 
 def _verify_file(path: Path, expected: dict[str, Any]) -> Iterator[StoreDamageError]:
-    """Yields the differences between a file and its checksum."""
+    """Yields an error for each range of a file that does not match its checksum."""
     size = expected["bytes"]
     try:
         found = read_checksum(path, size)

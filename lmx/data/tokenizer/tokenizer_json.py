@@ -79,8 +79,8 @@ class HFTokenizer(FileTokenizer):
         if isinstance(vocab, list) and vocab:
             return {text: token for token, (text, *_) in enumerate(vocab)}
         raise ConfigError(
-            f"{TOKENIZER_JSON} has no model with a vocabulary, so it is no tokenizer of"
-            " Hugging Face: download it again."
+            f"{TOKENIZER_JSON} has no model with a vocabulary, so it is not a tokenizer"
+            " of Hugging Face: download it again."
         )
 
     @functools.cached_property

@@ -18,7 +18,7 @@ from lmx.layers.attention.backend import MASKED, soft_cap
 from lmx.layers.mask import TokenInfo, make_attention_mask
 
 Pairs = Int[Array, "pairs 3"]  # query block, key block, 0 for a pair to ignore
-# Gradient of the output, logsumexp, and what is subtracted from the gradient of logits.
+# Gradient of the output, logsumexp, and what is subtracted from that of the softmax.
 OutputGrad = tuple[Array, Array, Array]
 QKVGrads = tuple[Array, Array, Array]
 

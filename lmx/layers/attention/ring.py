@@ -45,7 +45,7 @@ Permutation = list[tuple[int, int]]  # source and destination devices
 
 
 class RingPlan(NamedTuple):
-    """Pairs of each step, device axes of the ring, and options of the logits."""
+    """Block pairs of each step, mesh axes of the ring, and options of the logits."""
 
     steps: Sequence[np.ndarray]
     axes: tuple[str, ...]
@@ -190,7 +190,7 @@ def _rotate_kv(
     """Calls `visit` at every step; `moving` goes to the next device in between.
 
     What a visit does not change can be sent while the visit is computed. `all_tokens`
-    are those of the keys that each device has at first.
+    describes the keys that each device starts with.
     """
     device = jax.lax.axis_index(plan.axes) if plan.axes else 0
 

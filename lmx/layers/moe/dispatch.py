@@ -87,14 +87,14 @@ def _assign_slots(
 ) -> tuple[Array, Array]:
     """The slot of each choice among those of all experts, and whether it has one.
 
-    Dropped choices have the number after the last slot.
+    Dropped choices get the index after the last slot.
     """
     rank_BTE = jnp.cumsum(count_choices(experts, count, unpadded), axis=1)
     rank_BTC = jnp.take_along_axis(rank_BTE, experts, axis=-1) - 1
     capacity_B = jnp.asarray(capacities)[unpadded.sum(axis=1)]
     kept_BTC = (rank_BTC < capacity_B[:, None, None]) & unpadded[:, :, None]
-    most = capacities[-1]
-    slots_BTC = jnp.where(kept_BTC, experts * most + rank_BTC, count * most)
+    width = capacities[-1]
+    slots_BTC = jnp.where(kept_BTC, experts * width + rank_BTC, count * width)
     return rearrange(slots_BTC, "B T C -> B (T C)"), kept_BTC
 
 
@@ -189,7 +189,7 @@ class DroplessDispatch:
         sizes_E = jnp.bincount(expert, length=experts).astype("int32")
         gathered = jax.lax.all_gather(sizes_E, plan.axes)
         devices, device = len(gathered), jax.lax.axis_index(plan.axes)
-        per_expert = gathered.reshape(devices, devices, -1)  # from, to, expert of to
+        per_expert = gathered.reshape(devices, devices, -1)  # from, to, local expert
         counts = per_expert.sum(axis=-1, dtype="int32")
         send = partial(self.all_to_all.dispatch, plan=plan)
         send_back = partial(self.all_to_all.combine, plan=plan)

@@ -99,7 +99,7 @@ class Family:
         return fields
 
     def is_ignored(self, tensor: str, depth: int) -> bool:
-        """Whether a tensor is no weight of a model of `depth` layers."""
+        """Whether a tensor is not a weight of a model of `depth` layers."""
         patterns = (p.replace("{depth}", str(depth)) for p in self.ignored_tensors)
         return any(re.fullmatch(pattern, tensor) for pattern in patterns)
 

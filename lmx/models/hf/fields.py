@@ -27,7 +27,7 @@ class FieldMap(NamedTuple):
 
 
 class TensorMap(NamedTuple):
-    """One row of a family's table.
+    """Maps one tensor of a checkpoint to one or more parameters.
 
     Attributes:
         hf: the name of the tensor, with `{layer}` and `{expert}` if each has its own.
@@ -56,8 +56,7 @@ def map_field(
 
     `default` replaces a missing field or a null (unless `nullable`); a function
     receives the fields mapped before. `values` translates the field, `aliases` are its
-    other names. `path` says where to read the parameter, if several parts of a model
-    have one.
+    other names. `path` is where to read the parameter, if several modules have one.
     """
     names = (name, *aliases)
 
@@ -80,9 +79,9 @@ def map_field(
             return {}
         if values is None:
             return {name: to_jsonable(found[0])}
-        theirs = {format_value(value): key for key, value in values.items()}
+        hf_values = {format_value(value): key for key, value in values.items()}
         text = format_value(found[0])
-        return {name: theirs[text]} if text in theirs else {}
+        return {name: hf_values[text]} if text in hf_values else {}
 
     return FieldMap(names, with_defaults, to_bindings, to_hf)
 
@@ -130,7 +129,7 @@ def list_layers(config: Config, part: str) -> list[Config]:
 
 
 def find_cycle(kinds: list[str]) -> list[str]:
-    """The shortest prefix that repeats to `kinds`; the last repetition may be cut."""
+    """The shortest cycle that gives `kinds` when repeated; the end may be cut."""
     periods = range(1, len(kinds) + 1)
     return next(kinds[:n] for n in periods if kinds[n:] == kinds[: len(kinds) - n])
 
@@ -193,7 +192,7 @@ LLAMA_TENSORS = (
     *QK_NORMS,
     *EXPERTS,
 )
-ROPE_FREQUENCIES = r".*\.rotary_emb\.inv_freq"  # buffers in old files, no weights
+ROPE_FREQUENCIES = r".*\.rotary_emb\.inv_freq"  # buffers in old files, not weights
 
 BIAS_LAYERS = {False: ref("Einsum"), True: ref("EinsumBias")}
 HEADS = {False: ref("LMHead"), True: ref("TiedLMHead")}

@@ -59,20 +59,20 @@ class TensorSlice:
 
 
 def map_tensors(
-    rows: Iterable[TensorMap], shapes: Mapping[str, Shape], model: Decoder
+    tensor_maps: Iterable[TensorMap], shapes: Mapping[str, Shape], model: Decoder
 ) -> list[TensorSlice]:
-    """The tensors of all parameters, in the order of layers and of the table.
+    """The tensors of all parameters, in the order of layers and maps.
 
-    Rows whose parameters a layer lacks are skipped for that layer.
+    Maps whose parameters a layer lacks are skipped for that layer.
     """
     layers = {}
     for number, cycle in enumerate(model.stack.cycles):
         for (turn, kind), layer in np.ndenumerate(cycle.group.layers):
             layers[layer] = (f"stack.cycles.{number}.blocks.{kind}.", (turn,))
-    places = [("", (), ""), *((*layers[layer], str(layer)) for layer in sorted(layers))]
+    paths = [("", (), ""), *((*layers[layer], str(layer)) for layer in sorted(layers))]
     return [
         part
-        for (prefix, index, layer), row in itertools.product(places, rows)
+        for (prefix, index, layer), row in itertools.product(paths, tensor_maps)
         if (LAYER in row.hf) == bool(layer)
         for part in expand_map(
             row._replace(hf=row.hf.replace(LAYER, layer)), prefix, index, shapes
@@ -83,7 +83,7 @@ def map_tensors(
 def expand_map(
     row: TensorMap, prefix: str, index: Shape, shapes: Mapping[str, Shape]
 ) -> Iterator[TensorSlice]:
-    """The slices of a row at one layer, whose parameters have that prefix and index."""
+    """The slices of one map at the layer with that prefix and index."""
     params = (row.param,) if isinstance(row.param, str) else row.param
     paths = [prefix + param for param in params]
     if not all(path in shapes for path in paths):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-Checksums = list[int]  # two, of a tensor or a part: those of parts add up mod 2**64
+Checksums = list[int]  # two per tensor or part; those of parts add up mod 2**64
 Index = tuple[slice, ...]
 Parts = list[tuple[Index, np.ndarray]]  # of a tensor, each with its index
 
@@ -47,7 +47,7 @@ def combine_digests(digests: Mapping[str, str]) -> str:
 
 def add_checksums(checksums: Iterable[Checksums]) -> Checksums:
     """The checksums of parts together."""
-    return [sum(lane) % 2**64 for lane in zip((0, 0), *checksums, strict=True)]
+    return [sum(values) % 2**64 for values in zip((0, 0), *checksums, strict=True)]
 
 
 def get_local_parts(arrays: Mapping[str, jax.Array]) -> dict[str, Parts]:
@@ -74,9 +74,9 @@ def checksum_parts(
 def checksum_part(part: np.ndarray, index: Index, shape: tuple[int, ...]) -> Checksums:
     """The checksums of the part at `index` of a tensor of that shape.
 
-    Two sums over words of at most 32 bits, modulo 2**64. The weight of a word is the
-    product of a weight of its place in its block of `BLOCK_WORDS` words of the tensor,
-    in lane 0, and of one of its block, in lane 1 or 2.
+    Two sums of words of at most 32 bits, modulo 2**64. The weight of a word is the
+    product of two pseudorandom numbers: one of its position in its block of
+    `BLOCK_WORDS` words of the tensor (stream 0), one of the block (stream 1 or 2).
     """
     if not part.size:
         return [0, 0]
@@ -129,17 +129,17 @@ def _checksum_rows(words: np.ndarray, starts: np.ndarray) -> np.ndarray:
         for column in range(0, words.shape[1], MAX_WORDS):
             few = words[row : row + rows, column : column + MAX_WORDS].astype(np.uint64)
             columns = np.arange(column, column + few.shape[1])
-            place = starts[row : row + rows, None] + columns
-            few *= INNER_WEIGHTS.take(place % BLOCK_WORDS)
-            block = place // BLOCK_WORDS - first
-            total += [np.einsum("ij,ij->", few, lane.take(block)) for lane in outer]
+            position = starts[row : row + rows, None] + columns
+            few *= INNER_WEIGHTS.take(position % BLOCK_WORDS)
+            block = position // BLOCK_WORDS - first
+            total += [np.einsum("ij,ij->", few, x.take(block)) for x in outer]
     return total
 
 
-def _make_weights(first: int, last: int, *lanes: int) -> np.ndarray:
-    """Odd 64-bit numbers, so that no product is 0: [first, last) of each lane."""
+def _make_weights(first: int, last: int, *streams: int) -> np.ndarray:
+    """Odd 64-bit numbers, so that no product is 0: [first, last) of each stream."""
     numbers = np.arange(first, last, dtype=np.uint64)
-    offsets = np.asarray(lanes, np.uint64)[:, None] << np.uint64(60)
+    offsets = np.asarray(streams, np.uint64)[:, None] << np.uint64(60)
     return _splitmix64(numbers ^ offsets) | np.uint64(1)
 
 

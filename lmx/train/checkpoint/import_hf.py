@@ -13,7 +13,7 @@ from lmx.train.checkpoint.manager import CheckpointManager
 
 
 def import_hf(folder: Path, run: Path, dtype: Dtype | None = None) -> TrainedModel:
-    """Creates a run, or nothing, with the model in a folder as its step 0."""
+    """Imports the model in a folder as step 0 of a new run; all of it, or nothing."""
     source = HFCheckpoint(folder)
     with create_dir(run, "is not empty: name another folder.") as new:
         trained = load_model(source, dtype, digest=_digest_files(source))

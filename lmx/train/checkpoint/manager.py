@@ -41,12 +41,12 @@ from lmx.train.checkpoint.reader import (
 )
 
 State = TypeVar("State")
-SavedParts = dict[str, list[Index]]  # of the arrays that a process saves
+SavedParts = dict[str, list[Index]]  # of the shards that this process saves, by array
 
 STEP = re.compile(r"[0-9]{8,}")  # the name of a checkpoint
 # The names of what Orbax has not finished, and of what is being removed.
 UNFINISHED = re.compile(rf"[0-9]{{8,}}\.orbax-.+|{re.escape(REMOVED)}\w+")
-QUARANTINED = ".damaged"  # ends the name of a checkpoint that is not used any more
+QUARANTINED = ".damaged"  # suffix of the folder of a damaged checkpoint
 
 _message_ids = itertools.count()  # of messages to the leader; equal in all processes
 
@@ -111,9 +111,9 @@ class CheckpointDir:
 
 
 class CheckpointManager:
-    """The checkpoints of one run: each is complete, or does not exist.
+    """Saves and restores the checkpoints of a run; each is committed atomically.
 
-    `origin` describes what saves them: run, commit, devices. `extra_metadata` goes into
+    `origin` describes who saves them: run, commit, devices. `extra_metadata` goes into
     the metadata of each. Only checkpoints of `run_ids` are restored; None: of any run.
     """
 
@@ -314,8 +314,8 @@ class CheckpointManager:
         )
         require(
             not damaged and not quarantined,
-            f"{self.folder} has no intact checkpoint to resume from: bring one"
-            " back, name another folder with --run, or remove this one to start"
+            f"{self.folder} has no intact checkpoint to resume from: restore"
+            " one, name another folder with --run, or remove this one to start"
             " from the beginning.",
         )
         return None

@@ -26,8 +26,8 @@ from lmx.train.checkpoint.digest import (
 METADATA, STATE = "metadata/metadata.json", "state"  # below the folder of a step
 MISMATCH = "is not what was saved"
 PARALLEL_TENSORS = 4  # tensors to read at the same time
-CACHE_BYTES = 32 << 20  # for the names of tensors and their places
-ALIGNMENT = 64  # bytes: XLA takes over host memory that begins at such an address
+CACHE_BYTES = 32 << 20  # for the names of tensors and their locations
+ALIGNMENT = 64  # bytes: XLA aliases host memory that is so aligned, without a copy
 PIECE_BYTES = 1 << 20  # bytes to read at a time, so that they stay in a cache
 
 
@@ -106,7 +106,7 @@ class CheckpointReader:
             raise self._read_error(name, error) from None
 
     def read_part(self, name: str, tensor: ts.TensorStore, index: Index) -> np.ndarray:
-        """The part of a tensor at that index, in memory that a device can take over."""
+        """The part of a tensor at that index, in memory that a CPU device can alias."""
         part = tensor[index]
         array = empty_aligned(part.shape, part.dtype.numpy_dtype)
         try:
@@ -193,7 +193,7 @@ class CheckpointReader:
     def _find_raw_chunk(
         self, name: str, tensor: ts.TensorStore, index: Index
     ) -> ChunkLocation | None:
-        """The bytes of a file that are the elements of a part, if there are such."""
+        """Where a file holds the elements of a part as raw bytes; None if none does."""
         zarr, part = tensor.spec().to_json()["metadata"], tensor[index]
         sizes, encoded = zarr["chunks"], zarr["compressor"] or zarr["filters"]
         if encoded or zarr["order"] != "C" or not sizes or [*part.shape] != sizes:
@@ -205,7 +205,7 @@ class CheckpointReader:
         return next((p for p in places if (p.chunk, p.size) == expected), None)
 
     def verify(self) -> list[CheckpointFault]:
-        """Reads all of the checkpoint; the tensors that are not as they were saved."""
+        """Reads the whole checkpoint; returns the tensors that differ from the save."""
         try:
             digests = self.read_metadata()["digests"]
         except DamageError as error:
@@ -238,7 +238,7 @@ class CheckpointReader:
 
     @cached_property
     def chunk_locations(self) -> dict[str, list[ChunkLocation]]:
-        """The places of the chunks of each tensor, from the tree of OCDBT."""
+        """The locations of the chunks of each tensor, from the tree of OCDBT."""
         base = {"driver": "file", "path": f"{self.path / STATE}/"}
         store = ts.KvStore.open(base).result()
         root = ts.ocdbt.dump(store).result()["versions"][-1]["root"]["location"]
@@ -258,7 +258,7 @@ class CheckpointReader:
         return places
 
     def check_sizes(self) -> list[CheckpointFault]:
-        """What is missing or truncated, by the sizes of files alone."""
+        """Missing and truncated files, by their sizes alone."""
         try:
             digests, places = self.read_metadata()["digests"], self.chunk_locations
         except DamageError as error:

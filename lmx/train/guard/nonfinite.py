@@ -26,8 +26,8 @@ from lmx.train.step import Metrics, TrainState, TrainStepFn
 Init = Callable[[], TrainState]
 MetricCheck = Callable[[int, Mapping[str, float]], None]  # of a step and its metrics
 SkippedRanges = Sequence[tuple[int, int]]  # sorted, disjoint [begin, end) of data steps
-REWIND = "Rewind"  # a hook of the ledger
-SKIPPED, SPIKE = "skipped", "spike"  # metrics of guards: above 0 where a step is that
+REWIND = "Rewind"  # name in the ledger
+SKIPPED, SPIKE = "skipped", "spike"  # metrics of guards: above 0 if that happened
 FINITE_METRICS = ("loss", "grad_norm", "update_norm", "param_norm")
 WATCHED_METRICS = (*FINITE_METRICS, SKIPPED, SPIKE)
 MAX_DOCUMENTS = 8  # that a message names
@@ -70,7 +70,7 @@ class GuardContext:
 
 
 class Guard(ABC):
-    """A policy for steps with wrong numbers."""
+    """A policy for steps with non-finite numbers or loss spikes."""
 
     def check(self, schedule: BatchSchedule, checkpoint: CheckpointPolicy) -> None:
         """Refuses a run that this guard does not support."""

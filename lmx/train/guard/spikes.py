@@ -140,8 +140,8 @@ class Rewind(Guard):
 
     It also skips `skip_beyond` data steps after the spike. The steps that follow read
     the batches after the skipped ones. The ledger records what is skipped. The run
-    ends if a spike comes before it got past the last one, as the data are not its
-    cause. Chowdhery et al. 2022, arXiv:2204.02311, section 5.1.
+    ends if the loss spikes again at or before the step of the last spike: other data
+    did not help. Chowdhery et al. 2022, arXiv:2204.02311, section 5.1.
 
     Attributes:
         steps_back: steps between the checkpoint and the spike, at least.

@@ -207,7 +207,7 @@ def test_a_source_without_documents_is_refused(tmp_path, write):
 
 
 def test_a_folder_with_other_files_is_refused(folder):
-    check_refused(make_config(folder), folder, "is not empty and no token store")
+    check_refused(make_config(folder), folder, "is not empty and not a token store")
 
 
 def test_two_builds_do_not_share_a_folder(folder, tmp_path):

@@ -160,5 +160,5 @@ def test_a_damaged_description_is_refused(folder, name, content, message):
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="is no token store, it has no manifest"):
+    with pytest.raises(ConfigError, match="is not a token store, it has no manifest"):
         open_store(tmp_path)
