@@ -101,7 +101,7 @@ class RecordedRun:
         return to_data_step(load_skipped(self.folder), step - 1)
 
     def restore_before(self, step: int) -> TrainState:
-        """The newest undamaged state from before that step, or the initial one."""
+        """The newest intact checkpoint from before that step, or the initial state."""
         require(
             1 <= step <= self.run.steps,
             f"step {step} of a run of {self.run.steps} steps: give a step as in"
@@ -117,13 +117,13 @@ class RecordedRun:
                 if saved < step:
                     return checkpoints.restore(saved, self.run.abstract_state())
             except DamageError as error:
-                print_line(f"using an older state, since this one is damaged: {error}")
+                print_line(f"using an older checkpoint: this one is damaged: {error}")
             except ConfigError as error:
                 raise ConfigError(
-                    f"the state of step {saved} does not fit"
+                    f"checkpoint {saved} does not fit"
                     f" {', '.join(self.changes) or 'this run'}:"
                     f" {error}\nKeep what determines the arrays of the state, or give a"
-                    " step before the first saved state."
+                    " step before the first checkpoint."
                 ) from error
         return self.run.init()
 

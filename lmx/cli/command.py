@@ -124,7 +124,7 @@ class Command:
         return result.status
 
     def _exit_status(self, error: BaseException) -> int | None:
-        """The status of an expected error; None for an error of the program."""
+        """The status of an expected error; None for a bug."""
         if isinstance(error, KeyboardInterrupt):
             return 130
         known = 2 if isinstance(error, self.errors) else None

@@ -142,7 +142,7 @@ def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int
 
 
 def _check_plan(config: Config, machine: str) -> bool:
-    """Whether the arithmetic of `lmx plan` says that it fits; prints what would."""
+    """Whether the analytic forecast fits; if not, prints the settings that would."""
     from lmx.plan import report, search
 
     forecast = predict(config, machine)

@@ -1,4 +1,4 @@
-"""Sharding rules: from logical axes of arrays to slices on devices.
+"""Sharding rules: from logical axes of arrays to mesh axes.
 
 A layer names logical axes by letters. `Einsum("BTD,DNH->BTNH", ...)` makes a weight of
 letters DNH, which `core/dims.py` names: the parameter has `axes=("embed", "heads",
@@ -15,7 +15,7 @@ over `tensor` and `stage`. An axis without a rule is replicated.
     ("embed", "heads", "head_dim") of (4096, 32, 128)
     -> PartitionSpec('fsdp', 'tensor', None)
 
-Each device then holds 1024 x 16 x 128 numbers: device (f, t) of the mesh has embed
+Each device then holds 1024 x 16 x 128 elements: device (f, t) of the mesh has embed
 1024 f to 1024 (f + 1) and heads 16 t to 16 (t + 1). A mesh axis splits at most one
 dimension of an array, and must divide it. `shardings` does this for parameters,
 gradients and optimizer states, as all carry the names; batches are sharded likewise.
@@ -216,5 +216,5 @@ def with_shardings(shapes: PyTree, placements: PyTree) -> PyTree:
 
 
 def is_variable(leaf: Any) -> bool:
-    """Whether `leaf` is an NNX variable, which `jax.tree` by itself would open."""
+    """Whether `leaf` is an NNX variable, which `jax.tree` would otherwise traverse."""
     return isinstance(leaf, nnx.Variable)

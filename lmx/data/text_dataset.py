@@ -58,7 +58,7 @@ class PackedDataset(DatasetConfig):
 
     @abstractmethod
     def open_store(self) -> tuple[Store, Tokenizer]:
-        """The tokens and what they mean."""
+        """Opens the token store and its tokenizer."""
 
     def open(self) -> "TokenDataset":
         """Opens the token store, and packs it if no cached packing exists."""

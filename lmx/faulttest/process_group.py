@@ -103,7 +103,7 @@ class RunAttempt:
 
     Attributes:
         run: the folder of the run.
-        kill_point: of the last process.
+        kill_point: where the last process is killed.
         traces: the events of each process, written by `injector`.
         metrics: lines of metrics.jsonl at its end.
         started, ended: seconds of a monotonic clock.

@@ -32,7 +32,7 @@ def compare_runs(
     scenario: Scenario,
     rtol: float = 0.0,
 ) -> dict[str, Any]:
-    """What the attempts of a killed run have in common with the undisturbed run.
+    """Compares the attempts of a killed run with the undisturbed run.
 
     With `rtol` 0 everything must be equal to the bit. Otherwise losses must be that
     close, those of evaluations too; other metrics are not compared, and of the state

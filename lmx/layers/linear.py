@@ -48,7 +48,7 @@ class EinsumBias(Einsum):
 
 @configurable
 class LMHead(nnx.Module):
-    """Projection with its own weight."""
+    """Output projection with its own weight."""
 
     def __init__(self, width: int, vocab: int, init: Init):
         self.out = Einsum("BTD,DV->BTV", dict(D=width, V=vocab), init, "head")
@@ -62,7 +62,7 @@ class LMHead(nnx.Module):
 
 @configurable
 class TiedLMHead(LMHead):
-    """Transposed token embedding. Press and Wolf 2016, arXiv:1608.05859.
+    """The transposed token embedding. Press and Wolf 2016, arXiv:1608.05859.
 
     Initial logits have sqrt(width) times the standard deviation of the embedding:
     choose an initializer with a small one (`GPT2Init`, or `FanIn.embed`).

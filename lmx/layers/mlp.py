@@ -22,7 +22,7 @@ class FeedForward(nnx.Module):
     """Base class of layers that map each token to a vector, with auxiliary losses.
 
     Attributes:
-        active_fraction: of the weights with an experts axis, the fraction that a token
+        active_fraction: of weights with an experts axis, the fraction that each token
             is multiplied with.
         causal: whether the output of a token depends on no later token.
     """

@@ -68,7 +68,7 @@ def alibi_slopes(heads: int, bias_max: float = 8.0) -> Float[Array, "N"]:
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class ALiBi(RelativePosition):
-    """Press et al. 2021, arXiv:2108.12409, section 3; slopes down to 2^-bias_max."""
+    """Linear biases, with slopes down to 2^-bias_max. Press et al. 2021, 2108.12409."""
 
     bias_max: float = 8.0
 

@@ -16,11 +16,11 @@ from lmx.layers.position import Length, RelativePosition
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class RoPE(RelativePosition):
-    """Su et al. 2021, arXiv:2104.09864, section 3.2.
+    """Rotary position embedding. Su et al. 2021, arXiv:2104.09864, section 3.2.
 
     Attributes:
         theta: the slowest pair has a wavelength of about 2 * pi * theta tokens.
-        rotary_fraction: of a head's channels, the first of which rotate.
+        rotary_fraction: fraction of a head's channels, the first ones, that rotate.
         layout: which channels form a pair: p and p + P, or 2p and 2p + 1.
     """
 

@@ -32,12 +32,12 @@ configurable(Precision)
 
 @configurable
 class Decoder(nnx.Module):
-    """Logits of the next token at every position, and auxiliary losses of the layers.
+    """Decoder-only transformer: logits of the next token, and auxiliary losses.
 
     Attributes:
-        attention: of every layer, or of a repeating cycle of layers, as in
+        attention: one for all layers, or a cycle that repeats over the layers, as in
             `[@local/Attention, @global/Attention]`.
-        mlp: likewise, in a cycle of its own.
+        mlp: likewise, with its own cycle.
         first_mlps: feed-forward layers of the first layers, where they differ.
         mtp: predicts additional tokens, for the loss `MultiToken`.
     """

@@ -65,29 +65,29 @@ class PipelineSchedule:
 
         Raises ConfigError where layers or rows do not divide evenly.
         """
-        stages, rounds = num_shards("L"), self.virtual_stages
+        stages, virtual = num_shards("L"), self.virtual_stages
         count = self.microbatches or max(x.shape[0] // num_shards("B"), 1)
-        timeline = Timeline(stages, count, rounds)
+        timeline = Timeline(stages, count, virtual)
         timeline.check(jax.tree.leaves(iterations)[0].shape[0], x.shape[0])
         # Microbatch u has rows u, u + count, ..., so each device keeps its own rows.
         split = partial(
             jax.tree.map, lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
         )
-        layers = jax.tree.map(lambda w: _split_by_stage(w, rounds, stages), iterations)
+        layers = jax.tree.map(lambda w: _split_by_stage(w, virtual, stages), iterations)
         shared = split((inputs.tokens, inputs.keys))
         idle_BTD = split(x)[0]  # real hidden states, since zeros may give NaN
 
         def stage(layers: PyTree, x: Array, visit: Int[Array, ""]) -> tuple[Array, Aux]:
             """The layers of a stage, on its microbatch number `visit`."""
-            is_busy = (visit >= 0) & (visit < count * rounds)
+            is_busy = (visit >= 0) & (visit < count * virtual)
             tokens, keys = jax.tree.map(lambda x: x[visit % count], shared)
-            now = jnp.clip(visit // count, 0, rounds - 1) if rounds > 1 else 0
+            now = jnp.clip(visit // count, 0, virtual - 1) if virtual > 1 else 0
             layers = jax.tree.map(lambda w: w[now], layers)
             x = jnp.where(is_busy, x, idle_BTD)
             local = inputs._replace(tokens=tokens, keys=keys)
             return apply_layers(layers, x, local, "keep_all")[:2]
 
-        stage = remat_stage(stage, remat, rounds)
+        stage = remat_stage(stage, remat, virtual)
         x_UBTD, aux = _run_schedule(stage, layers, split(x), timeline)
         return constrain(x_UBTD.swapaxes(0, 1).reshape(x.shape), "BTD"), aux, None
 
@@ -115,11 +115,11 @@ class Timeline(NamedTuple):
 
     def check(self, iterations: int, rows: int) -> None:
         """Raises ConfigError where layers or rows do not divide evenly."""
-        stages, count, rounds = self
+        stages, count, virtual = self
         require(
-            iterations % (stages * rounds) == 0,
+            iterations % (stages * virtual) == 0,
             f"{iterations} layers, or cycles of layers, do not divide evenly into"
-            f" {stages} stages with {rounds} virtual stages each: change"
+            f" {stages} stages with {virtual} virtual stages each: change"
             " Decoder.depth, Mesh.stage or PipelineSchedule.virtual_stages.",
         )
         require(
@@ -129,7 +129,7 @@ class Timeline(NamedTuple):
             " PipelineSchedule.microbatches.",
         )
         require(
-            rounds <= 1 or count >= stages,
+            virtual <= 1 or count >= stages,
             f"{count} microbatches are too few for {stages} stages: set"
             " PipelineSchedule.virtual_stages=1, or PipelineSchedule.microbatches"
             f" to {stages} or more.",
@@ -178,7 +178,7 @@ def _run_schedule(
     return queue_LUBTD[0], jax.tree.map(timeline.sum_metrics, aux)
 
 
-def _split_by_stage(w: Array, rounds: int, stages: int) -> Array:
+def _split_by_stage(w: Array, virtual: int, stages: int) -> Array:
     """The parameters of each stage, by virtual stage."""
-    by_stage = w.reshape(rounds, stages, -1, *w.shape[1:]).swapaxes(0, 1)
+    by_stage = w.reshape(virtual, stages, -1, *w.shape[1:]).swapaxes(0, 1)
     return constrain(by_stage, "L" + "_" * (by_stage.ndim - 1))

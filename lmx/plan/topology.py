@@ -27,7 +27,7 @@ class Chip:
         torus_dims: dimensions of the torus of fast links; 1 behind a switch.
         max_group: the most devices with fast links between them.
         network_bandwidth: bytes/s between a device and other groups.
-        units: how much a chip adds to the number in a machine's name.
+        units: TPU cores of a chip, if the number in a machine's name counts these.
         clock: cycles/s of the compiler's estimates.
         mxu_size: rows and columns of the matrix multiplier.
     """
@@ -166,7 +166,7 @@ class Machine:
         return f"{self.kind}:{'x'.join(map(str, sides))}"
 
     def estimate_gather(self, whole: float, count: int, stride: int) -> float:
-        """Seconds in which `count` devices, `stride` apart, gather `whole` bytes.
+        """Seconds for `count` devices, `stride` apart, to gather `whole` bytes.
 
         Each group gathers over its links, then over the network. A gather over fewer
         devices than the group uses as many dimensions of the torus as its share of the

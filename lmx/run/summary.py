@@ -40,7 +40,7 @@ def format_summary(path: Path) -> str:
         f"  curves      {path / 'plots' / 'loss.png'}",
         f"  metrics     {path / 'metrics.jsonl'} (and: tensorboard --logdir {path})",
         f"  checkpoints {path / 'checkpoints'}",
-        f"  look back   {lmx} inspect|replay {path} --step N, {lmx} reproduce {path}",
+        f"  analyze     {lmx} inspect|replay {path} --step N, {lmx} reproduce {path}",
     ]
     if (path / TOKENIZER_DIR).is_dir():
         lines.append(f'  try         {lmx} generate {path} --prompt "def "')

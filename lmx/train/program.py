@@ -26,10 +26,10 @@ class StepProgram:
     """One training step over a mesh, without parameters or data.
 
     Attributes:
-        model: abstract, of shapes and dtypes.
+        model: the model as shapes and dtypes.
         step_fn: one step by the config.
         init: makes the state of step 0, sharded.
-        shardings: of each array of a state.
+        shardings: the sharding of each array of a state.
     """
 
     model: Decoder

@@ -141,7 +141,7 @@ def test_invalid_steps_overrides_runs_and_data_are_refused(
         with pytest.raises(ConfigError, match="counted from 1"):
             replay(recorded, step)
     for words in (["Decoder.depth=3"], ["Experiment.optimizer=@muon"]):
-        with pytest.raises(ConfigError, match="state of step 20 does not fit"):
+        with pytest.raises(ConfigError, match="checkpoint 20 does not fit"):
             replay(RecordedRun.open(finished, words), 22)
     with pytest.raises(ConfigError, match="is not a run"):
         RecordedRun.open(tmp_path)

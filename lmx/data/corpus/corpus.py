@@ -284,7 +284,7 @@ class EntryParser(NamedTuple):
             if self.is_json:
                 item = json.loads(text)
                 if not isinstance(item, dict):
-                    return self.reject("no JSON object, {...}", number)
+                    return self.reject("not a JSON object, {...}", number)
                 if self.field not in item:
                     fields = ", ".join(map(repr, item)) or "none"
                     advice = f"the fields are {fields}: set {self.owner}.text_field"
@@ -292,7 +292,7 @@ class EntryParser(NamedTuple):
                     return self.reject(reason, number, advice=advice)
                 text = item[self.field]
             if not isinstance(text, str):
-                reason = f"no text but {type(text).__name__} in {self.field!r}"
+                reason = f"{type(text).__name__} instead of text in {self.field!r}"
                 return self.reject(reason, number)
             text.encode()
         except UnicodeDecodeError as error:

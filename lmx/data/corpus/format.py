@@ -79,7 +79,7 @@ class Parquet(FileCorpus):
                 yield file
         except (arrow.ArrowException, OSError) as error:
             raise ConfigError(
-                f"{path}: damaged, truncated or no Parquet ({error}): replace it with"
+                f"{path}: damaged, truncated or not Parquet ({error}): replace it with"
                 " an intact copy."
             ) from None
 
@@ -90,11 +90,11 @@ class HuggingFaceDataset(SpanCorpus):
     """A dataset as loaded by `datasets`: one document per row.
 
     Attributes:
-        name: of a dataset on the Hub, which is downloaded once, or a folder: of files
+        name: a dataset on the Hub, which is downloaded once, or a folder: of files
             that the library reads, or one written by `save_to_disk`.
         subset: the configuration, for a dataset with several.
         dataset_split: the split of the dataset that is read.
-        revision: of a dataset on the Hub; None is the latest.
+        revision: version of a dataset on the Hub; None: the latest.
     """
 
     name: str
@@ -184,6 +184,6 @@ def _open(path: Path) -> Iterator[Any]:
         yield reader
     except RuntimeError as error:
         raise ConfigError(
-            f"{path}: damaged, truncated or no ArrayRecord ({error}): replace it with"
+            f"{path}: damaged, truncated or not ArrayRecord ({error}): replace it with"
             " an intact copy."
         ) from None

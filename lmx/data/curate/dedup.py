@@ -89,7 +89,7 @@ class MinHash:
 
     Attributes:
         ngram_size: words per n-gram.
-        seed: of the hashes.
+        seed: selects the hash functions.
     """
 
     ngram_size: int = 5

@@ -54,8 +54,8 @@ class BuildTokenStore:
         filters: applied in order to each document.
         shard_bytes: bytes of text per file, approximately. A process works on a shard
             at a time, and a killed build repeats incomplete shards.
-        max_invalid_fraction: of the documents. Invalid documents are counted and left
-            out up to this limit; at 0 the first one is refused.
+        max_invalid_fraction: maximum fraction of invalid documents, which are counted
+            and left out; at 0 the first one is refused.
         max_empty_fraction: the same for documents without text.
     """
 

@@ -122,7 +122,7 @@ class RayExecutor(Executor):
     Every machine of the cluster must see the store and the corpora at the same paths.
 
     Attributes:
-        address: of a cluster, as `ray.init` takes it; None is the cluster of this
+        address: a cluster, as `ray.init` takes it; None: the cluster of this
             machine, or else a new one on this machine alone.
         cpus_per_shard: CPUs reserved for each task.
     """

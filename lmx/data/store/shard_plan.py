@@ -1,4 +1,4 @@
-"""Planning of a build: which spans of the sources make up which shard."""
+"""Plans a build: which spans of the sources make up which shard."""
 
 import itertools
 import json
@@ -47,7 +47,7 @@ class BuildJob:
 
     @property
     def work_dir(self) -> Path:
-        """The folder of what is not committed yet."""
+        """The folder of files that are not committed yet."""
         return self.folder / WORK_DIR
 
     @property

@@ -30,7 +30,7 @@ from lmx.layers.rope import RoPE
 
 
 class SelfAttention(nnx.Module):
-    """Base class of layers in which tokens read earlier tokens.
+    """Base class of layers in which tokens attend to earlier tokens.
 
     Attributes:
         macs_per_pair: multiply-adds per pair of query and key.
@@ -78,7 +78,7 @@ class Attention(SelfAttention):
             2023, arXiv:2305.19466).
         window: sliding window (Beltagy et al. 2020, arXiv:2004.05150, section 3.1).
         qk_norm: norm of queries and keys, over each head or over all `heads` together.
-        scale: of the logits; None: 1 / sqrt(head_dim).
+        scale: factor of the logits; None: 1 / sqrt(head_dim).
         qkv, out: make the projections; `@EinsumBias` adds biases.
         backend: implementation; all give the same numbers up to rounding.
     """

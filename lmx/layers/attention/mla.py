@@ -21,7 +21,7 @@ from lmx.layers.rope import RoPE
 
 @configurable
 class MLA(SelfAttention):
-    """Caches `kv_rank` + `rope_dim` numbers per token, for all heads together.
+    """Multi-head latent attention: caches `kv_rank` + `rope_dim` elements per token.
 
     A logit is the sum of a part with a key made from the latent and a part with a
     rotated key that all heads share (section 2.1.3). Without a cache, keys and values
@@ -31,7 +31,7 @@ class MLA(SelfAttention):
     Attributes:
         kv_rank, q_rank: sizes of the latents; `q_rank` None: full-rank queries.
         head_dim, rope_dim: sizes of the parts without and with rotation.
-        scale: of the logits; None: 1 / sqrt(head_dim + rope_dim).
+        scale: factor of the logits; None: 1 / sqrt(head_dim + rope_dim).
     """
 
     def __init__(

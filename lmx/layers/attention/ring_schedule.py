@@ -18,7 +18,7 @@ class RingSchedule(NamedTuple):
     """The work of each device.
 
     Attributes:
-        chunks: of the row, by device; with two, the even one is first.
+        chunks: chunks of the row by device; of two, the even one is first.
         chunk_length, block: in tokens; the last block of a chunk may have fewer.
         steps: for each step, `devices` x pairs x 3: a block of the device's queries, a
             block of the keys that it holds at that step, and 1, or 0 for padding.

@@ -24,7 +24,7 @@ IGNORED_FIELDS = frozenset(
     " task_specific_params id2label label2id problem_type chunk_size_feed_forward"
     " _attn_implementation_autoset router_aux_loss_coef router_jitter_noise".split()
 )
-# Those among them that an export writes by itself.
+# Those of them that an export writes itself.
 EXPORT_FIELDS = {"architectures", "model_type", "dtype", "torch_dtype"}
 # The only supported values, if a file has the field.
 REQUIRED: Mapping[str, Any] = {"quantization_config": None, "is_encoder_decoder": False}
@@ -42,8 +42,8 @@ class Family:
         tensor_maps: the parameter of each tensor.
         required: fields of which only one value is supported.
         ignored_fields: fields, besides `IGNORED_FIELDS`, that change no logit.
-        ignored_tensors: patterns of tensors that are no weights of `{depth}` layers.
-        prefix: what tensor names lack in files of the bare model.
+        ignored_tensors: patterns of tensors that are not weights of `{depth}` layers.
+        prefix: of tensor names, missing in files of the model without its head.
         presets: published models, as the fields that differ from the defaults.
     """
 

@@ -41,7 +41,7 @@ class TensorSlice:
     Attributes:
         path: the parameter.
         index: the layer, and the expert if each has its own tensor.
-        shape: of the whole tensor in the file.
+        shape: shape of the whole tensor in the file.
         pattern, sizes, part: the slice is `rearrange(tensor, pattern, **sizes)[part]`.
     """
 

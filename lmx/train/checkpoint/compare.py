@@ -15,7 +15,7 @@ class TensorDiff(NamedTuple):
     Attributes:
         status: "equal" to the bit, "differs", "only in A", "only in B", or both dtypes
             and shapes.
-        norm: of the tensor in A.
+        norm: norm of the tensor in A.
         distance: the norm of B - A; None if it is not defined.
     """
 

@@ -148,11 +148,11 @@ def test_a_damaged_record_file_is_refused(tmp_path):
     write_records(f"{path}", [text.encode() for text in TEXTS])
     content = bytearray(path.read_bytes())
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ConfigError, match="damaged, truncated or no ArrayRecord"):
+    with pytest.raises(ConfigError, match="damaged, truncated or not ArrayRecord"):
         list(ArrayRecord(path=f"{path}").read("train"))
     content[200] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match="damaged, truncated or no ArrayRecord"):
+    with pytest.raises(ConfigError, match="damaged, truncated or not ArrayRecord"):
         list(ArrayRecord(path=f"{path}").read("train"))
 
 
@@ -171,10 +171,10 @@ def test_invalid_rows_have_their_number(write):
     kept = Parquet(path=write("a.parquet", to_parquet(column)), holdout=ALL)
     assert find_invalid(kept) == [
         ("empty", "empty text", "row 1"),
-        ("invalid", "no text but NoneType in 'text'", "row 2"),
+        ("invalid", "NoneType instead of text in 'text'", "row 2"),
         ("invalid", "not UTF-8 (0xff)", "row 3, byte 0"),
     ]
-    with pytest.raises(ConfigError, match="no text but NoneType in 'text' at row 2"):
+    with pytest.raises(ConfigError, match="NoneType instead of text"):
         list(kept.read_nonempty("train"))
 
 
@@ -191,7 +191,7 @@ def test_invalid_records_have_their_number(tmp_path):
         (reason, place)
         for _, reason, place in find_invalid(ArrayRecord(path=path, text_field="text"))
     ] == [
-        ("no JSON object, {...}", "record 1"),
+        ("not a JSON object, {...}", "record 1"),
         (EXPECTING, "record 2, byte 1"),
         ("no field 'text'", "record 3"),
     ]

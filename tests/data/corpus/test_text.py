@@ -194,14 +194,14 @@ def test_text_in_another_encoding_is_refused_with_the_byte(write):
     [
         ('{"text": "a"', r"a\.jsonl: not JSON \(Expecting .* at byte 26"),
         ('{"text": "ä" 1}', r"a\.jsonl: not JSON \(Expecting .* at byte 28"),
-        ("[1]", r"a\.jsonl: no JSON object, {...} at byte 14"),
+        ("[1]", r"a\.jsonl: not a JSON object, {...} at byte 14"),
         ("[" * 10**6, r"a\.jsonl: not JSON \(RecursionError\) at byte 14"),
         ("9" * 10**4, r"a\.jsonl: not JSON \(ValueError\) at byte 14"),
         (
             '{"body": 1, "id": 1}',
             "no field 'text' at byte 14: the fields are 'body', 'id'",
         ),
-        ('{"text": 3}', "no text but int in 'text' at byte 14"),
+        ('{"text": 3}', "int instead of text in 'text' at byte 14"),
         ('{"text": "\\ud800"}', "an unpaired surrogate in 'text' at byte 14"),
     ],
 )

@@ -134,7 +134,7 @@ def test_invalid_documents_are_refused_or_counted_by_reason(tmp_path, write):
     rejected = read_manifest(tmp_path / "store")["excluded"]["a"]["rejected"]
     assert {reason: entry["count"] for reason, entry in rejected.items()} == {
         "no field 'text'": 1,
-        "no text but int in 'text'": 1,
+        "int instead of text in 'text'": 1,
         "not JSON": 1,
         "not UTF-8": 2,
     }
