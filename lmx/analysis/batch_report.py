@@ -51,7 +51,7 @@ class BatchReport:
     """A step of a run in detail.
 
     Attributes:
-        start_step: the step whose saved state was restored; 0 for the initial state.
+        start_step: the step whose checkpoint was restored; 0 for the initial state.
         documents: all documents of the batch, row by row.
         metrics: those of the step, norms of layers among them.
         tokenizer: None if tokens have no text.
@@ -105,7 +105,7 @@ def mean_nats(documents: Sequence[ScoredDocument]) -> float:
 def inspect_step(recorded: RecordedRun, step: int) -> BatchReport:
     """Scores the batch of that step with the parameters before the step.
 
-    They are trained from the newest saved state. Dropout is that of the training step,
+    They are trained from the newest checkpoint. Dropout is that of the training step,
     so that the mean over tokens is the logged loss up to rounding.
     """
     state = recorded.restore_before(step)

@@ -124,7 +124,7 @@ class Init:
     ) -> nnx.Param:
         """A random weight with one dimension per letter of `lmx/core/dims.py`.
 
-        It sums over `in_dims` and produces `out_dims` (default: all others). Remaining
+        It contracts `in_dims` and produces `out_dims` (default: all others). Remaining
         letters index independent matrices, such as experts.
         """
         out_dims = out_dims or "".join(d for d in letters if d not in in_dims)
@@ -145,7 +145,7 @@ class Init:
         )
 
     def full(self, letters: str, sizes: Mapping[str, int], value: float) -> nnx.Param:
-        """A constant parameter, such as a gain or a bias, which sums over nothing."""
+        """A constant parameter, such as a gain or a bias, which contracts nothing."""
         array = jnp.full([sizes[d] for d in letters], value, self.dtype)
         return nnx.Param(array, axes=dims.logical(letters), in_dims=(), out_dims=())
 

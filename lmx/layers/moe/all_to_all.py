@@ -16,7 +16,7 @@ from lmx.core import partitioning
 
 @dataclass(frozen=True)
 class AllToAllPlan:
-    """Device axes, rows of each device, and most rows from one device to another."""
+    """Mesh axes, rows per device, and maximum of rows from one device to another."""
 
     axes: tuple[str, ...]
     rows: int
@@ -28,7 +28,7 @@ Exchange = Callable[[Array, Array], Array]
 
 
 class AllToAll(ABC):
-    """Base class of exchanges of rows between devices.
+    """Base class of all-to-all exchanges of rows between devices.
 
     `counts` has the number of rows from each device to each. The rows of a device are
     sorted by destination; rows received from device i start at `i * capacity`.

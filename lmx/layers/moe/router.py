@@ -64,7 +64,7 @@ def router_z_loss(logits: Float[Array, "B T E"], unpadded: Bool[Array, "B T"]) -
 def load_bias_loss(
     bias: Float[Array, "E"], experts: Int[Array, "B T C"], unpadded: Bool[Array, "B T"]
 ) -> Mean:
-    """Always 0; the sign of its gradient is that of the overload of each expert.
+    """Always 0; its gradient is positive for overloaded experts, else negative.
 
     Wang et al. 2024, arXiv:2408.15664, algorithm 1.
     """

@@ -14,8 +14,8 @@ from lmx.config.registry import ConfigError, require, suggest
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 E4M3, E2M1 = np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float4_e2m1fn)
-MX_BLOCK = 32  # numbers that share a scale, in 16 bytes
-SLAB = 2**20  # numbers dequantized at a time, so that they stay in a cache
+MX_BLOCK = 32  # elements that share a scale, in 16 bytes
+SLAB = 2**20  # elements dequantized at a time, so that they stay in a cache
 # Supported fields of quantization_config; the dtype of each tensor is in the files.
 KNOWN_FIELDS = frozenset(
     "quant_method fmt weight_block_size scale_fmt expert_dtype activation_scheme"
@@ -188,7 +188,7 @@ def dequantize(
 
 
 def _trace_view(shape: tuple[int, ...], view: View) -> list[np.ndarray]:
-    """The indices, along each dimension of the tensor, of the numbers of a view."""
+    """The indices, along each dimension of the tensor, of the elements of a view."""
     lines = np.ogrid[tuple(slice(size) for size in shape)]
     seen = [view(np.broadcast_to(line, shape)) for line in lines]
     return [i[tuple(slice(None if step else 1) for step in i.strides)] for i in seen]
