@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float64, Int32
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
 from lmx.core.batch import Batch
 from lmx.evals.perplexity import score_batches, score_rows
 from lmx.infer.generate import check_causal
@@ -97,6 +97,7 @@ class Scorer:
         check_causal(trained.model)
         self.tokenizer, self.window = trained.tokenizer, window
         self.params, self.token_bytes = trained.params, trained.tokenizer.token_bytes
+        self.vocab = trained.model.vocab
         self.score = jax.jit(partial(score_rows, trained.graph))
 
     def __call__(self, text: str, name: str) -> Float64[np.ndarray, "3"]:
@@ -109,14 +110,19 @@ class Scorer:
         bos, eos = (
             [] if token is None else [token] for token in (tokenizer.bos, tokenizer.eos)
         )
-        stream = np.concatenate([bos, tokenizer.encode(text), eos])
+        stream = np.concatenate([bos, tokenizer.encode(text), eos]).astype(np.int32)
         if not text or len(stream) < 2:
             raise ConfigError(
                 f"{name} has {len(text)} characters: it needs at least 2 tokens."
             )
+        require(
+            stream.max() < self.vocab,
+            f"{name} has token {stream.max()} and the model knows {self.vocab} tokens:"
+            " use the tokenizer that the model was trained with.",
+        )
         return score_batches(
             lambda batch: self.score(self.params, batch, self.token_bytes),
-            partial(window.batch_at, stream.astype(np.int32)),
+            partial(window.batch_at, stream),
             -(-window.count_rows(len(stream)) // window.batch_size),
             name,
         ).sum(axis=1)

@@ -21,7 +21,12 @@ from lmx.data.dataset import Dataset, DatasetConfig
 from lmx.data.text_dataset import TextDataset
 from lmx.run.run_dir import Values
 from lmx.train.hook import Hook, HookConfig, every_steps
-from lmx.train.program import RunContext, abstract_batch, batch_sharding
+from lmx.train.program import (
+    RunContext,
+    abstract_batch,
+    batch_sharding,
+    check_vocab,
+)
 from lmx.train.step import Metrics, TrainState
 
 RowSums = tuple[Float[Array, "B"], Float[Array, "B"], Float[Array, "B"]]
@@ -68,7 +73,8 @@ class Evaluate(HookConfig):
 
 
 def make_scorer(run: RunContext, data: Dataset) -> Callable[[PyTree, Batch], RowSums]:
-    """Compiles `score_rows` for a run, and checks that the mesh divides a batch."""
+    """Compiles `score_rows` for a run, and checks the vocabulary and the batch size."""
+    check_vocab(data.info, run.model)
     every_process = NamedSharding(run.mesh, PartitionSpec())
     score = jax.jit(partial(score_rows, run.graph), out_shardings=every_process)
     batch, token_bytes = abstract_batch(data), data.info.token_bytes

@@ -21,7 +21,13 @@ from lmx.train.guard.nonfinite import AbortOnNonFinite, Guard
 from lmx.train.hook import HookConfig
 from lmx.train.loss import NextToken
 from lmx.train.optim.schedule import Schedule
-from lmx.train.program import RunContext, StepProgram, abstract_batch, batch_sharding
+from lmx.train.program import (
+    RunContext,
+    StepProgram,
+    abstract_batch,
+    batch_sharding,
+    check_vocab,
+)
 from lmx.train.step import StepConfig, init_state, train_step
 
 configurable(Mesh)
@@ -107,11 +113,7 @@ class Experiment:
         program = self.build_program(jax.devices())
         _check_no_idle_process(program.mesh)
         data = self.data.open()
-        require(
-            data.info.vocab <= program.model.vocab,
-            f"the data has {data.info.vocab} different tokens and the model"
-            f" {program.model.vocab}: set Decoder.vocab={data.info.vocab}.",
-        )
+        check_vocab(data.info, program.model)
         schedule = data.info.schedule.truncate(self.steps)
         self.guard.check(schedule, self.checkpoint)
         last = {

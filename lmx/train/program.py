@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lmx.config.registry import require
 from lmx.core import partitioning, sharding
 from lmx.core.batch import Batch
-from lmx.data.dataset import Dataset
+from lmx.data.dataset import Dataset, DatasetInfo
 from lmx.data.schedule import BatchSchedule
 from lmx.models import params
 from lmx.models.decoder import Decoder
@@ -129,7 +130,24 @@ class RunContext(StepProgram):
         rows = batch_sharding(shape, self.mesh, self.rules)
         parts = [data.batch_at(seed, step, part) for part in local_rows(rows, shape)]
         local = jax.tree.map(lambda *part: np.concatenate(part), *parts)
+        targets = np.where(local.weights > 0, local.targets, 0)
+        for name, tokens in (("token", local.tokens), ("target", targets)):
+            require(
+                0 <= tokens.min() and tokens.max() < self.model.vocab,
+                f"batch {step} has {name}s from {tokens.min()} to {tokens.max()}, and"
+                f" the model knows 0 to {self.model.vocab - 1}: repair the data, as by"
+                " building the token store again.",
+            )
         return jax.make_array_from_process_local_data(rows, local, shape)
+
+
+def check_vocab(info: DatasetInfo, model: Decoder) -> None:
+    """Refuses data with tokens that the model does not have."""
+    require(
+        info.vocab <= model.vocab,
+        f"the data has {info.vocab} different tokens and the model"
+        f" {model.vocab}: set Decoder.vocab={info.vocab}.",
+    )
 
 
 def abstract_batch(data: Dataset, step: int = 0) -> Batch:

@@ -149,6 +149,17 @@ def test_the_default_window_is_the_sequence_length_of_training(run):
     assert find_training_length(run._replace(config=config)) == 32
 
 
+def test_a_text_with_tokens_beyond_the_vocabulary_is_refused():
+    """Its logits do not exist, and would be read as NaN."""
+    small = trained(ByteTokenizer(), "Decoder.vocab=200", "RepeatTask.vocab=200")
+    tokenizer = CharTokenizer(characters="".join(map(chr, range(300))))
+    small = small._replace(tokenizer=tokenizer)
+    score = Scorer(small, SlidingWindow(length=8, stride=8))
+    with pytest.raises(ConfigError, match="long.txt has token 250 and the model knows"):
+        score("ab" + chr(250), "long.txt")
+    assert np.isfinite(score("abcd", "short.txt")).all()
+
+
 def test_invalid_windows_texts_and_runs_are_refused(run):
     for wrong, message in {
         (8, 9): "windows of 8 tokens, each 9 after the last, leave tokens out",

@@ -138,6 +138,16 @@ def test_data_without_a_fixed_pass_need_a_number_of_batches(run_and_hooks):
         Evaluate(data=endless()).build(run)
 
 
+def test_data_with_tokens_beyond_the_vocabulary_are_refused(run_and_hooks):
+    """At the start by their vocabulary; by batch where a token is beyond theirs."""
+    run, _, _ = run_and_hooks
+    large = RepeatTask(vocab=300, batch_size=8, sequence_length=16)
+    with pytest.raises(ConfigError, match="300 different tokens and the model 258"):
+        Evaluate(data=large, batches=1).build(run)
+    with pytest.raises(ConfigError, match="batch 2 has tokens from .* knows 0 to 257"):
+        run.load_batch(large.open(), 0, 2)
+
+
 def endless():
     """Rows of a synthetic task, with 8 targets each."""
     return RepeatTask(vocab=12, batch_size=8, sequence_length=16)
