@@ -10,7 +10,7 @@ from lmx.config.registry import (
     SCALARS,
     UNIONS,
     ConfigError,
-    ConfigField,
+    Range,
     find,
     format_type,
     require,
@@ -19,12 +19,13 @@ from lmx.config.registry import (
 from lmx.config.value import Config, format_value
 
 
-def coerce_field(value: Any, field: ConfigField, label: str, location: object) -> Any:
+def coerce_field(
+    value: Any, kind: Any, label: str, location: object, ranges: tuple[Range, ...] = ()
+) -> Any:
     """`coerce`, with a ConfigError that names the field, its type and its location.
 
-    Refuses numbers outside the ranges of the field.
+    Refuses numbers outside the ranges.
     """
-    kind = field.annotation
     try:
         value = coerce(value, kind)
     except TypeError:
@@ -33,7 +34,7 @@ def coerce_field(value: Any, field: ConfigField, label: str, location: object) -
             f"{location}: {label} must be {format_type(kind)}, got"
             f" {format_value(value)}{fix}"
         ) from None
-    for limits in field.ranges:
+    for limits in ranges:
         require(
             type(value) not in (int, float) or limits.contains(value),
             f"{location}: {label} is {value}: it must be {limits.text}.",

@@ -176,7 +176,8 @@ class Resolver:
                 origin = f"{provenance[name][0]} {label}"
                 value = self.resolve_default(value, scope, origin)
             location = provenance[name][0]
-            fields[name] = coerce_field(value, field, label, location)
+            kind, limits = field.annotation, field.ranges
+            fields[name] = coerce_field(value, kind, label, location, limits)
         self._open.pop()
         return Config(ref.name, ref.called, fields, provenance)
 

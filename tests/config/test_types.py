@@ -16,7 +16,6 @@ import pytest
 from lmx.config.coerce import coerce, coerce_field
 from lmx.config.registry import (
     ConfigError,
-    ConfigField,
     Execution,
     Positive,
     config_fields,
@@ -220,7 +219,7 @@ def test_a_name_that_is_defined_later_is_checked_when_first_used(monkeypatch):
 )
 def test_an_error_suggests_a_value(value, hint, message):
     with pytest.raises(ConfigError) as error:
-        coerce_field(value, ConfigField(hint), "x", "here")
+        coerce_field(value, hint, "x", "here")
     assert str(error.value).startswith("here: x must be ")
     assert message in str(error.value)
 

@@ -210,14 +210,12 @@ def test_the_mean_is_over_all_tokens_and_not_over_batches(run_and_hooks):
 def test_invalid_evaluations_are_refused_before_the_run(run_and_hooks):
     run, _, _ = run_and_hooks
     words = ["Experiment.hooks=[@Evaluate()]", "Evaluate.data=@other/RepeatTask()"]
-    words += ["Evaluate.batches=1"]
-    for word, message in {
-        "other/RepeatTask.batch_size=3": "'batch' of size 3 cannot be split evenly",
-        "Evaluate.every=0": "every 0 steps: it must be 1",
-    }.items():
-        (hook,) = lmx.load_experiment(TINY, [*words, word]).build().hooks
-        with pytest.raises(ValueError, match=message):
-            hook.build(run)
+    words += ["Evaluate.batches=1", "other/RepeatTask.batch_size=3"]
+    (hook,) = lmx.load_experiment(TINY, words).build().hooks
+    with pytest.raises(ValueError, match="'batch' of size 3 cannot be split evenly"):
+        hook.build(run)
+    with pytest.raises(ConfigError, match="Evaluate.every is 0: it must be above 0"):
+        lmx.load_experiment(TINY, [*words, "Evaluate.every=0"])
 
 
 def test_a_summary_has_the_newest_evaluation(logged, tmp_path):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from lmx.config.registry import ConfigError, Positive, configurable
+from lmx.config.registry import Positive, configurable
 from lmx.core import distributed
 from lmx.core.batch import Batch
 from lmx.core.console import print_line
@@ -121,11 +121,6 @@ class SkipNonFinite(Guard):
     """
 
     max_consecutive: Positive[int] = 10
-
-    def __post_init__(self):
-        if self.max_consecutive < 1:
-            name = f"{type(self).__name__}.max_consecutive"
-            raise ConfigError(f"{name} must be 1 or more.")
 
     def wrap_step(self, step_fn: TrainStepFn) -> TrainStepFn:
         def step(config: Any, state: TrainState, *rows: Any) -> Any:

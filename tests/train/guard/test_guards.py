@@ -193,7 +193,7 @@ def test_a_hash_changes_with_any_bit_and_any_swap(dtype):
     [
         (
             ["SkipNonFinite.max_consecutive=0"],
-            "SkipNonFinite.max_consecutive must be 1 or more",
+            "SkipNonFinite.max_consecutive is 0: it must be above 0",
         ),
         (["Experiment.hang_timeout=0.0"], "hang_timeout must be above 0 seconds"),
         (["Rewind.steps_back=0"], "Rewind.steps_back must be 1 or more"),
