@@ -17,6 +17,7 @@ from typing import Any, SupportsIndex, cast
 import numpy as np
 from jaxtyping import Int32
 
+from lmx.config.json_object import WRONG_KIND, parse_object
 from lmx.config.registry import ConfigError, check_fields, configurable, require
 from lmx.core.console import print_line
 from lmx.core.files import get_cache_path, write_atomic
@@ -160,12 +161,26 @@ class FileTokenizer(Tokenizer):
     stop_tokens: tuple[int, ...] = ()
 
     def __post_init__(self):
-        _ = self.vocab_bytes  # refuses damaged files now
+        try:  # refuses damaged files now
+            _ = self.vocab_bytes, self.prefix_tokens, self.strip_leading_space
+            self.token_to_id("")
+        except ConfigError:
+            raise
+        except WRONG_KIND as error:
+            raise ConfigError(
+                f"{', '.join(self.files)} has a value of a wrong kind ({error!r}):"
+                " restore the file from its source."
+            ) from error
 
     @property
     @abstractmethod
     def prefix_tokens(self) -> tuple[int, ...]:
         """The tokens that its files put before every text."""
+
+    @property
+    def end_token(self) -> int | None:
+        """The EOS that its vocabulary defines; None: it has no such entry."""
+        return None
 
 
 def read_tokenizer_file(path: Path) -> bytes:
@@ -174,22 +189,18 @@ def read_tokenizer_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def list_vocab(bytes_of: Mapping[int, bytes]) -> tuple[bytes, ...]:
-    """The bytes of all tokens in order; empty for numbers that are missing."""
+def list_vocab(tokens: Iterable[tuple[int, bytes]]) -> tuple[bytes, ...]:
+    """The bytes of all tokens in order; empty for missing ids. Later entries win."""
+    pairs = [*tokens]
+    wrong = [token for token, _ in pairs if type(token) is not int or token < 0]
+    require(not wrong, f"the ids {wrong[:8]} of tokens must be whole numbers from 0.")
+    bytes_of = dict(pairs)
     return tuple(bytes_of.get(token, b"") for token in range(max(bytes_of) + 1))
 
 
 def parse_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """The content of a JSON file; an empty object if the file is missing."""
-    try:
-        content = json.loads(files.get(name, b"{}"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{name} is not JSON: {error}. It is damaged or of another kind: restore it"
-            " from its source."
-        ) from None
-    require(isinstance(content, dict), f"{name} must hold a JSON object, {{...}}.")
-    return content
+    return parse_object(files.get(name, b"{}"), name)
 
 
 def load_or_train(

@@ -5,7 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lmx.config.registry import ConfigError, Execution, configurable
+from lmx.config.coerce import coerce_field
+from lmx.config.registry import (
+    ConfigError,
+    ConfigField,
+    Execution,
+    configurable,
+    require,
+)
 from lmx.data.corpus.corpus import Corpus
 from lmx.data.tokenizer.base import (
     SETTINGS,
@@ -74,29 +81,37 @@ def load_hf_folder(path: Path, model_config: Mapping[str, Any]) -> FileTokenizer
         return None
     tokenizer, config = _load_files(files), parse_json(files, TOKENIZER_CONFIG)
     bos = tokenizer.bos
-    if "add_bos_token" in config:
+    if config.get("add_bos_token") is not None:
         adds_bos = config["add_bos_token"]
         bos = _find_token(tokenizer, config.get("bos_token")) if adds_bos else None
-    ids = model_config.get("eos_token_id")
-    stops = tuple(ids) if isinstance(ids, list | tuple) else (ids,)
-    eos = _find_token(tokenizer, config.get("eos_token"))
-    eos = stops[0] if eos is None else eos
+    kind, ids = (
+        ConfigField(int | tuple[int, ...] | None),
+        model_config.get("eos_token_id"),
+    )
+    ids = coerce_field(ids, kind, "eos_token_id", path / "config.json")
+    stops = ids if isinstance(ids, tuple) else (ids,)
+    ends = (_find_token(tokenizer, config.get("eos_token")), *stops, tokenizer.eos)
+    eos = next((token for token in ends if token is not None), None)
     stop_tokens = sorted({token for token in (eos, *stops) if token is not None})
     return replace(tokenizer, bos=bos, eos=eos, stop_tokens=tuple(stop_tokens))
 
 
 def _load_files(files: Mapping[str, bytes]) -> FileTokenizer:
-    """A tokenizer with the BOS that its files put before every text."""
+    """A tokenizer with the BOS that its files put before every text, and their EOS."""
     kind = HFTokenizer if TOKENIZER_JSON in files else SentencePieceTokenizer
     tokenizer = kind(files=files)
-    return replace(tokenizer, bos=next(iter(tokenizer.prefix_tokens), None))
+    bos = next(iter(tokenizer.prefix_tokens), None)
+    return replace(tokenizer, bos=bos, eos=tokenizer.end_token)
 
 
-def _find_token(
-    tokenizer: FileTokenizer, entry: str | Mapping[str, Any] | None
-) -> int | None:
+def _find_token(tokenizer: FileTokenizer, entry: Any) -> int | None:
     """The token of an entry of tokenizer_config.json, a text or an object with one."""
-    text = entry["content"] if isinstance(entry, Mapping) else entry
+    text = entry.get("content") if isinstance(entry, Mapping) else entry
+    require(
+        text is None or isinstance(text, str),
+        f"{TOKENIZER_CONFIG} has the token {entry!r}: it must be a text, or an object"
+        " with its text as content.",
+    )
     return None if text is None else tokenizer.token_to_id(text)
 
 
@@ -110,7 +125,7 @@ class PretrainedTokenizer(TokenizerConfig):
 
     Attributes:
         bos: the special token before each document; None: as its files say.
-        eos: the special token after each document; None: none, or that of the folder.
+        eos: the special token after each document; None: as its files say.
     """
 
     path: Execution[str]
@@ -155,6 +170,6 @@ class PretrainedTokenizer(TokenizerConfig):
         return replace(
             tokenizer,
             bos=tokenizer.bos if bos is None else bos,
-            eos=eos,
-            stop_tokens=() if eos is None else (eos,),
+            eos=tokenizer.eos if eos is None else eos,
+            stop_tokens=tuple(x for x in (eos, tokenizer.eos) if x is not None)[:1],
         )

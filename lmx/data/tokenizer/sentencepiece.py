@@ -53,10 +53,12 @@ class SentencePieceTokenizer(FileTokenizer):
     @functools.cached_property
     def vocab_bytes(self) -> tuple[bytes, ...]:
         model = self._processor
-        bytes_of = {n: piece_bytes(model, n) for n in range(model.vocab_size())}
-        for text, (token, is_special) in self._added_tokens.items():
-            bytes_of.setdefault(token, b"" if is_special else text.encode())
-        return list_vocab(bytes_of)
+        added = [
+            (token, b"" if is_special else text.encode())
+            for text, (token, is_special) in self._added_tokens.items()
+        ]
+        own = ((n, piece_bytes(model, n)) for n in range(model.vocab_size()))
+        return list_vocab([*added, *own])
 
     @functools.cached_property
     def strip_leading_space(self) -> bool:
@@ -94,6 +96,11 @@ class SentencePieceTokenizer(FileTokenizer):
     def prefix_tokens(self) -> tuple[int, ...]:
         bos = self._processor.bos_id()
         return (bos,) if bos >= 0 else ()
+
+    @property
+    def end_token(self) -> int | None:
+        eos = self._processor.eos_id()
+        return eos if eos >= 0 else None
 
     def token_to_id(self, text: str) -> int | None:
         if text in self._added_tokens:

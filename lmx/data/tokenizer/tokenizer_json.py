@@ -50,11 +50,12 @@ class HFTokenizer(FileTokenizer):
             " lossless.",
         )
         decode = _letters_to_bytes if "ByteLevel" in kinds else _piece_to_bytes
-        bytes_of = {token: decode(text) for text, token in vocab.items()}
+        pairs = [(token, decode(text)) for text, token in vocab.items()]
         for added in self._config.get("added_tokens", ()):
             is_special = added.get("special", False)
-            bytes_of[added["id"]] = b"" if is_special else added["content"].encode()
-        return list_vocab(bytes_of)
+            data = b"" if is_special else added["content"].encode()
+            pairs.append((added["id"], data))
+        return list_vocab(pairs)
 
     @functools.cached_property
     def strip_leading_space(self) -> bool:

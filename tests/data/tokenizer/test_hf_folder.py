@@ -124,7 +124,9 @@ def test_bos_and_eos_are_those_of_the_files(fast, tmp_path):
     assert codec.eos == made.token_to_id("</s>")
     assert codec.stop_tokens == tuple(sorted({codec.eos, 7, 2}))
     about = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    for add, want in [(True, made.token_to_id("<s>")), (False, None)]:
+    first = next(iter(before), None)
+    cases = [(True, made.token_to_id("<s>")), (False, None), (None, first)]
+    for add, want in cases:
         said = json.dumps(about | {"add_bos_token": add})
         (tmp_path / "tokenizer_config.json").write_text(said)
         assert codec_of(tmp_path).bos == want
@@ -207,6 +209,8 @@ def sentence(tmp_path):
 
 def test_a_folder_can_have_only_a_sentencepiece_model(sentence, tmp_path):
     codec = codec_of(tmp_path, eos_token_id=2)
+    assert codec_of(tmp_path).stop_tokens == (2,) == (codec_of(tmp_path).eos,)
+    assert codec_of(tmp_path, eos_token_id=[5, 7]).stop_tokens == (5, 7)
     assert codec.vocab == 321 and codec.vocab_bytes[320] == b""
     assert (codec.bos, codec.eos, codec.stop_tokens) == (1, 2, (2,))
     for text in TEXTS:
@@ -217,3 +221,47 @@ def test_a_folder_can_have_only_a_sentencepiece_model(sentence, tmp_path):
     run.mkdir()
     codec.save(run)
     assert load_tokenizer(run).digest == codec.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda said: said["model"]["vocab"].update(a="7"),
+        lambda said: said["model"]["vocab"].update(a=7.0),
+        lambda said: said["model"]["vocab"].update(a=[7]),
+        lambda said: said["model"]["vocab"].update(a=-7),
+        lambda said: said["model"]["vocab"].update(a=None),
+        lambda said: said["added_tokens"][0].update(id="0"),
+        lambda said: said["added_tokens"][0].update(id=True),
+        lambda said: said["added_tokens"][0].pop("content"),
+        lambda said: said.update(added_tokens={"a": 1}),
+        lambda said: said.update(added_tokens=7),
+        lambda said: said.update(decoder="ByteLevel"),
+        lambda said: said.update(model=[1]),
+        lambda said: said["post_processor"].pop("single"),
+        lambda said: said["post_processor"].update(special_tokens=[7]),
+    ],
+)
+def test_a_tokenizer_json_of_wrong_kinds_is_refused(change, tmp_path):
+    said = json.loads(by_bytes().to_str())
+    change(said)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match="wrong kind|ids .* of tokens must"):
+        load_hf_folder(tmp_path, {})
+
+
+@pytest.mark.parametrize("name", ["bos_token", "eos_token"])
+@pytest.mark.parametrize("entry", [["</s>"], 7, {"content": [1]}])
+def test_a_special_token_of_a_wrong_kind_is_refused(name, entry, tmp_path):
+    by_bytes().save(str(tmp_path / "tokenizer.json"))
+    said = json.dumps({name: entry, "add_bos_token": True})
+    (tmp_path / "tokenizer_config.json").write_text(said)
+    with pytest.raises(ConfigError, match="has the token .* it must be a text"):
+        load_hf_folder(tmp_path, {})
+
+
+@pytest.mark.parametrize("ids", ["2", [1, "2"], 2.0, True, {"a": 2}])
+def test_an_eos_token_id_of_a_wrong_kind_is_refused(ids, tmp_path):
+    by_bytes().save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ConfigError, match="config.json: eos_token_id must be int"):
+        load_hf_folder(tmp_path, {"eos_token_id": ids})
