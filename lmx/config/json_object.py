@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lmx.config.coerce import coerce_field
-from lmx.config.registry import ConfigError, ConfigField, require
+from lmx.config.registry import ConfigError, require
 
 MAX_DEPTH = 64  # of nested objects and arrays; files of models have less than 10
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has of a file
@@ -39,7 +39,7 @@ def parse_object(
         level = [x for items in parts for x in items if isinstance(x, dict | list)]
     require(not level, f"{where} has more than {MAX_DEPTH} levels of nesting. {fix}")
     for name, kind in (kinds or {}).items():
-        coerce_field(value.get(name), ConfigField(kind), name, where)
+        coerce_field(value.get(name), kind, name, where)
     return value
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from lmx.config.coerce import coerce_field
 from lmx.config.registry import (
     ConfigError,
-    ConfigField,
     Execution,
     configurable,
     require,
@@ -84,10 +83,7 @@ def load_hf_folder(path: Path, model_config: Mapping[str, Any]) -> FileTokenizer
     if config.get("add_bos_token") is not None:
         adds_bos = config["add_bos_token"]
         bos = _find_token(tokenizer, config.get("bos_token")) if adds_bos else None
-    kind, ids = (
-        ConfigField(int | tuple[int, ...] | None),
-        model_config.get("eos_token_id"),
-    )
+    kind, ids = int | tuple[int, ...] | None, model_config.get("eos_token_id")
     ids = coerce_field(ids, kind, "eos_token_id", path / "config.json")
     stops = ids if isinstance(ids, tuple) else (ids,)
     ends = (_find_token(tokenizer, config.get("eos_token")), *stops, tokenizer.eos)
