@@ -124,11 +124,20 @@ def test_a_build_killed_at_each_rename_ends_in_the_same_bytes(config, tmp_path):
         assert read_files(tmp_path / f"{number}") == expected
 
 
+# A shell that starts the tests in the background makes all processes ignore SIGINT.
+START = """
+import os, signal, sys
+os.nice(10)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 def start_command(config: Path, folder: Path, *overrides: str) -> subprocess.Popen:
     """Starts `lmx data build` with two workers, at low priority."""
     return subprocess.Popen(
-        ["nice", sys.executable, "-m", "lmx.cli.main", "data", "build", config, folder]
-        + ["ProcessPool.workers=2", *overrides],
+        [sys.executable, "-c", START, "-m", "lmx.cli.main", "data", "build", config]
+        + [folder, "ProcessPool.workers=2", *overrides],
         env={**os.environ, "PYTHONPATH": f"{ROOT}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
