@@ -39,14 +39,13 @@ import sys
 from pathlib import Path
 import jax
 from lmx.core.sharding import Mesh
-from lmx.models.hf.api import Source
-from lmx.models.hf.api import load_model
+from lmx.models.hf.api import HFCheckpoint, load_model
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[2], 4, int(sys.argv[3]))
 jax.devices()
 print("ready", flush=True)
 input()
-source = Source.of(Path(sys.argv[1]))
+source = HFCheckpoint(Path(sys.argv[1]))
 trained = load_model(source, mesh=Mesh(fsdp=2, tensor=2))
 leaves = jax.tree.leaves(trained.params)
 has = sum(share.data.nbytes for leaf in leaves for share in leaf.addressable_shards)
