@@ -1,6 +1,12 @@
-"""Peak FLOP/s of devices, and flags of the TPU compiler."""
+"""Peak FLOP/s of devices, flags of the TPU compiler, and host memory."""
+
+import math
+from collections.abc import Sequence
 
 import jax
+import numpy as np
+
+ALIGNMENT = 64  # bytes: XLA aliases host memory that is so aligned, without a copy
 
 # Dense bfloat16 FLOP/s by `device_kind`, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -39,3 +45,11 @@ def peak_flops(devices: int) -> float | None:
     """Peak FLOP/s of a number of devices; None if it is not known."""
     each = PEAK_FLOPS.get(jax.devices()[0].device_kind)
     return each and each * devices
+
+
+def empty_aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Memory that JAX does not copy to a CPU device."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % ALIGNMENT
+    return memory[begin : begin + size].view(dtype).reshape(shape)

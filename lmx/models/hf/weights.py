@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import PyTree
 
 from lmx.config.registry import require
+from lmx.core.hardware import empty_aligned
 from lmx.models.decoder import Decoder
 from lmx.models.hf.fields import TensorMap
 from lmx.models.hf.safetensors import (
@@ -29,7 +30,6 @@ from lmx.models.hf.safetensors import (
 Shape = tuple[int, ...]
 Bounds = Sequence[Sequence[int]]  # start and stop along each dimension
 LAYER, EXPERT = "{layer}", "{expert}"
-ALIGNMENT = 64  # bytes; jax aliases host arrays that are aligned so, without a copy
 MAX_NAMES_SHOWN = 8
 COMPARED_ROWS = 4096  # at a time
 
@@ -172,11 +172,7 @@ def read_slice(
     bounds: Bounds,
 ) -> np.ndarray:
     """A slice of a parameter, read tensor by tensor."""
-    shape = [stop - start for start, stop in bounds]
-    size = math.prod(shape) * dtype.itemsize
-    buffer = np.empty(size + ALIGNMENT, np.uint8)
-    first = -buffer.ctypes.data % ALIGNMENT
-    out = buffer[first : first + size].view(dtype).reshape(shape)
+    out = empty_aligned([stop - start for start, stop in bounds], dtype)
     depth = len(next(iter(parts)))
     inner = tuple(slice(*bound) for bound in bounds[depth:])
     for index in itertools.product(*(range(*bound) for bound in bounds[:depth])):

@@ -1,7 +1,6 @@
 """Reads a checkpoint: its metadata, its tensors, and damage to them."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 import tensorstore as ts
 
 from lmx.config.registry import ConfigError, require
+from lmx.core.hardware import empty_aligned
 from lmx.run.run_dir import check_schema
 from lmx.train.checkpoint.digest import (
     Checksums,
@@ -27,7 +27,6 @@ METADATA, STATE = "metadata/metadata.json", "state"  # below the folder of a ste
 MISMATCH = "is not what was saved"
 PARALLEL_TENSORS = 4  # tensors to read at the same time
 CACHE_BYTES = 32 << 20  # for the names of tensors and their locations
-ALIGNMENT = 64  # bytes: XLA aliases host memory that is so aligned, without a copy
 PIECE_BYTES = 1 << 20  # bytes to read at a time, so that they stay in a cache
 
 
@@ -284,14 +283,6 @@ class CheckpointReader:
 
     def _damage(self, file: str, tensor: str | None, reason: str) -> DamageError:
         return DamageError(self.path, CheckpointFault(file, tensor, reason))
-
-
-def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Memory that JAX does not copy to a CPU device."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    begin = -memory.ctypes.data % ALIGNMENT
-    return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
 def iter_chunks(tensor: ts.TensorStore) -> Iterator[Index]:

@@ -12,7 +12,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_registry
 
-from lmx.train.checkpoint.reader import METADATA, STATE, empty_aligned
+from lmx.core.hardware import empty_aligned
+from lmx.train.checkpoint.reader import METADATA, STATE
 
 FOLDER, FILE = METADATA.split("/")
 
