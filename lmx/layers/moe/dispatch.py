@@ -14,13 +14,13 @@ from jaxtyping import Array, Bool, Float, Int
 from lmx.config.registry import Execution, configurable, require
 from lmx.core.mean import Aux, Mean
 from lmx.core.partitioning import mesh_axes, serialize_collective, shard_map
-from lmx.layers.mlp import ExpertMatmul, Experts, Weights
 from lmx.layers.moe.all_to_all import (
     AllToAll,
     AllToAllPlan,
     PaddedAllToAll,
     exchange,
 )
+from lmx.layers.moe.experts import ExpertMatmul, Experts, Weights
 from lmx.layers.moe.grouped_matmul import GroupedMatmul, RaggedDot
 from lmx.layers.moe.router import Routing, count_choices
 

@@ -12,12 +12,13 @@ from lmx.config.registry import configurable
 from lmx.core.precision import upcast
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
-from lmx.layers.mlp import Experts, FeedForward
+from lmx.layers.mlp import FeedForward
 from lmx.layers.moe.dispatch import (
     CapacityDispatch,
     DroplessDispatch,
     compute_capacities,
 )
+from lmx.layers.moe.experts import Experts
 from lmx.layers.moe.router import Router, check_top_k
 
 
