@@ -29,8 +29,8 @@ class BlockCache(NamedTuple):
 class Block(nnx.Module):
     """Base class of blocks with two residual branches, attention and feed-forward.
 
-    Subclasses place the norms: `enter` gives the input of a branch, `leave` the sum
-    with its output. `conv` acts on the input of each branch, `dropout` on its output.
+    Subclasses place the norms, in `make_input` and `add_output`. `conv` acts on the
+    input of each branch, `dropout` on its output.
     """
 
     out_norms: ClassVar[bool] = False
@@ -66,25 +66,27 @@ class Block(nnx.Module):
         """The hidden states after both branches, and the updated cache."""
         tokens = inputs.tokens
         kv, attention_conv, mlp_conv = cache or (None, None, None)
-        y_BTD = self.enter(x, "attention")
+        y_BTD = self.make_input(x, "attention")
         if self.attention_conv:
             y_BTD, attention_conv = self.attention_conv(y_BTD, tokens, attention_conv)
         y_BTD, kv = self.attention(y_BTD, inputs, kv)
         y_BTD = dropout(y_BTD, self.dropout, inputs.keys, 1)
-        x = self.leave(x, y_BTD, "attention")
-        y_BTD = self.enter(x, "mlp")
+        x = self.add_output(x, y_BTD, "attention")
+        y_BTD = self.make_input(x, "mlp")
         if self.mlp_conv:
             y_BTD, mlp_conv = self.mlp_conv(y_BTD, tokens, mlp_conv)
         y_BTD, aux = self.mlp(y_BTD, tokens.segments)
         y_BTD = dropout(y_BTD, self.dropout, inputs.keys, 2)
-        x = self.leave(x, y_BTD, "mlp")
+        x = self.add_output(x, y_BTD, "mlp")
         return x, aux, cache and BlockCache(kv, attention_conv, mlp_conv)
 
-    def enter(self, x: Float[Array, "B T D"], branch: str) -> Float[Array, "B T D"]:
+    def make_input(
+        self, x: Float[Array, "B T D"], branch: str
+    ) -> Float[Array, "B T D"]:
         """The input of a branch."""
         return x
 
-    def leave(
+    def add_output(
         self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], branch: str
     ) -> Float[Array, "B T D"]:
         """The hidden states after a branch with output `y`."""
@@ -109,7 +111,7 @@ class Block(nnx.Module):
 class PreNorm(Block):
     """x + f(norm(x)). Xiong et al. 2020, arXiv:2002.04745."""
 
-    def enter(self, x, branch):
+    def make_input(self, x, branch):
         return self.normalize(branch, x)
 
 
@@ -117,7 +119,7 @@ class PreNorm(Block):
 class PostNorm(Block):
     """norm(x + f(x)). Vaswani et al. 2017, arXiv:1706.03762, section 3.1."""
 
-    def leave(self, x, y, branch):
+    def add_output(self, x, y, branch):
         return self.normalize(branch, x + y)
 
 
@@ -127,7 +129,7 @@ class SandwichNorm(PreNorm):
 
     out_norms = True
 
-    def leave(self, x, y, branch):
+    def add_output(self, x, y, branch):
         return x + self.normalize(f"{branch}_out", y)
 
 
@@ -135,5 +137,5 @@ class SandwichNorm(PreNorm):
 class ReorderedNorm(Block):
     """x + norm(f(x)). OLMo Team 2024, arXiv:2501.00656, section 3.2."""
 
-    def leave(self, x, y, branch):
+    def add_output(self, x, y, branch):
         return x + self.normalize(branch, y)
