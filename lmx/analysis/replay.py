@@ -107,11 +107,8 @@ class RecordedRun:
             f"step {step} of a run of {self.run.steps} steps: give a step as in"
             " metrics.jsonl, counted from 1.",
         )
-        folder, run_ids = (
-            RunDir(self.folder).checkpoint_folder,
-            read_run_ids(self.folder),
-        )
-        checkpoints = CheckpointManager(folder, run_ids=run_ids)
+        folder = RunDir(self.folder).checkpoint_folder
+        checkpoints = CheckpointManager(folder, run_ids=read_run_ids(self.folder))
         for saved in reversed(checkpoints.list_steps()):
             try:
                 if saved < step:

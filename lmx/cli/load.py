@@ -72,5 +72,5 @@ def set_up_jax(config: Config) -> None:
     from lmx.core.hardware import TPU_FLAGS
 
     os.environ.setdefault("LIBTPU_INIT_ARGS", TPU_FLAGS)  # before libtpu is loaded
-    if "float64" in config["model.precision"].fields.values():
+    if config["model.precision"].build().needs_x64:
         jax.config.update("jax_enable_x64", True)

@@ -29,10 +29,8 @@ class Sample(HookConfig):
         tokenizer = run.data.info.tokenizer
         if tokenizer is None:
             raise ConfigError("@Sample() needs data that are text: remove the hook.")
-        prompt, params = (
-            encode_prompt(tokenizer, self.prompt),
-            run.abstract_state().params,
-        )
+        prompt = encode_prompt(tokenizer, self.prompt)
+        params = run.abstract_state().params
         generator = Generator(run.graph, params, self.sampler, self.seed)
 
         def sample(step: int, state: TrainState, metrics: Metrics) -> Values:

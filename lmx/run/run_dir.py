@@ -63,10 +63,11 @@ class RunDir:
                     **metadata, allowed_changes=changes, former_run_ids=former
                 )
             _write_config(path, config)
-        except (OSError, ConfigError) as error:
+        except ConfigError:
             run_dir.close()
-            if isinstance(error, ConfigError):
-                raise
+            raise
+        except OSError as error:
+            run_dir.close()
             raise ConfigError(
                 f"no run can be written at {path}: {error.strerror} ({error.filename});"
                 " name another folder with --run."

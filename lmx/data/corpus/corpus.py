@@ -338,9 +338,7 @@ def decode_utf8(raw: bytes, path: Path) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        reason, location = (
-            f"not UTF-8 (0x{raw[error.start]:02x})",
-            f"byte {error.start}",
-        )
+        reason = f"not UTF-8 (0x{raw[error.start]:02x})"
+        location = f"byte {error.start}"
         entry = InvalidDocument("invalid", reason, path, location, NOT_UTF8_ADVICE)
         raise entry.to_error() from None

@@ -74,8 +74,8 @@ class LengthFilter(Filter):
 
     def __post_init__(self):
         is_valid = self.max_chars is None or self.max_chars >= self.min_chars
-        bound = f"at least min_chars, {self.min_chars}"
-        check_fields(self, max_chars=(is_valid, bound))
+        rule = f"at least min_chars, {self.min_chars}"
+        check_fields(self, max_chars=(is_valid, rule))
 
     def __call__(self, document: Document) -> Document | str:
         if len(document.text) < self.min_chars:
@@ -94,8 +94,8 @@ class FilterDocuments(DocumentPass):
     filters: tuple[Filter, ...]
 
     def __post_init__(self):
-        bound = "some filters, as in [@Gopher(), @GopherRepetition()]"
-        check_fields(self, filters=(bool(self.filters), bound))
+        rule = "some filters, as in [@Gopher(), @GopherRepetition()]"
+        check_fields(self, filters=(bool(self.filters), rule))
 
     def process(self, writer: DocumentWriter) -> None:
         for source, document in self.read_documents(writer):
@@ -217,9 +217,8 @@ class GopherRepetition(Filter):
 
 
 def find_duplicates(parts: Sequence[str]) -> list[str]:
-    """Returns the parts that are not the first of their kind."""
-    seen: set[Hashable] = set()
-    return [part for part in parts if part in seen or seen.add(part)]
+    """Returns the parts that are not the first of their kind, grouped."""
+    return list((Counter(parts) - Counter(set(parts))).elements())
 
 
 def count_repeated_chars(words: Sequence[str], size: int) -> int:

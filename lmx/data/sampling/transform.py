@@ -178,7 +178,7 @@ def find_sentinels(
             )
         tokens.append(token)
     require(
-        len(set(tokens)) >= len(tokens),
+        len(set(tokens)) == len(tokens),
         f"{label}.sentinels names a token twice: {names}.",
     )
     return tuple(tokens)

@@ -266,7 +266,13 @@ def compute_checksum(chunks: Iterable[bytes]) -> dict[str, Any]:
 def write_checksummed(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
     """Writes a file, which appears once it is complete. Returns its checksum."""
     with open_atomic(path) as file:
-        return compute_checksum(chunk for chunk in chunks if file.write(chunk) >= 0)
+
+        def write() -> Iterator[bytes]:
+            for chunk in chunks:
+                file.write(chunk)
+                yield chunk
+
+        return compute_checksum(write())
 
 
 def read_checksum(path: Path, size: int) -> dict[str, Any]:

@@ -170,10 +170,10 @@ def dequantize(
         f" supported{suggest(method, FORMATS)}: save the model in bfloat16,"
         " with transformers (from_pretrained, dequantize, save_pretrained).",
     )
-    for name in sorted(config.keys() - KNOWN_FIELDS):
+    if unknown := sorted(config.keys() - KNOWN_FIELDS):
         raise ConfigError(
-            f"{path}: quantization_config.{name} = {config[name]!r} is an unknown"
-            " field: remove it if it changes no number."
+            f"{path}: quantization_config.{unknown[0]} = {config[unknown[0]]!r} is an"
+            " unknown field: remove it if it changes no number."
         )
     result: dict[str, np.ndarray | BlockScaledTensor] = dict(tensors)
     for name, parts, quantized in FORMATS[method](tensors, config):

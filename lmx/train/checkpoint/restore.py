@@ -19,8 +19,8 @@ def restore(path: str | Path) -> TrainedModel:
     """The model in the newest checkpoint of a run, on one device."""
     path = Path(path)
     config = read_config(path)
-    folder, run_ids = RunDir(path).checkpoint_folder, read_run_ids(path)
-    checkpoints = CheckpointManager(folder, run_ids=run_ids)
+    folder = RunDir(path).checkpoint_folder
+    checkpoints = CheckpointManager(folder, run_ids=read_run_ids(path))
     steps = checkpoints.list_steps()
     require(steps, f"{path} has no checkpoint yet: train it further first.")
     build = config.build().model
