@@ -74,10 +74,10 @@ class ConfigError(ValueError):
 
 def check_fields(config: object, **checks: tuple[bool, str]) -> None:
     """Raises ConfigError for a field whose check is False; its text is the rule."""
-    for name, (is_valid, bound) in checks.items():
+    for name, (is_valid, rule) in checks.items():
         if not is_valid:
             owner, value = type(config).__name__, getattr(config, name)
-            raise ConfigError(f"{owner}.{name} is {value}: it must be {bound}.")
+            raise ConfigError(f"{owner}.{name} is {value}: it must be {rule}.")
 
 
 def require(condition: object, message: str) -> None:

@@ -111,8 +111,8 @@ class Markov(SyntheticDataset):
         self.require_at_least(
             vocab=2, order=1, batch_size=1, sequence_length=self.order
         )
-        bound = f"such that vocab**order, the contexts, are at most {MAX_STATES:,}"
-        check_fields(self, order=(self.vocab**self.order <= MAX_STATES, bound))
+        rule = f"such that vocab**order, the contexts, are at most {MAX_STATES:,}"
+        check_fields(self, order=(self.vocab**self.order <= MAX_STATES, rule))
 
     @cached_property
     def chain(self) -> MarkovChain:

@@ -155,8 +155,8 @@ class Arithmetic(SyntheticDataset):
             modulus=2, batch_size=1, sequence_length=EQUATION_TOKENS - 1
         )
         check_fraction(self, "held_out")
-        bound = f"such that {self.split} has some of the {self.modulus**2} pairs"
-        check_fields(self, held_out=(self.pairs[1] > 0, bound))
+        rule = f"such that {self.split} has some of the {self.modulus**2} pairs"
+        check_fields(self, held_out=(self.pairs[1] > 0, rule))
 
     @property
     def vocab(self) -> int:

@@ -264,8 +264,8 @@ class CharTokenizer(TokenizerConfig, Tokenizer):
     def __post_init__(self):
         characters = self.characters
         is_valid = characters is None or "".join(sorted({*characters})) == characters
-        bound = "each character once, in order of code points"
-        check_fields(self, characters=(is_valid, bound))
+        rule = "each character once, in order of code points"
+        check_fields(self, characters=(is_valid, rule))
 
     def open(self, corpus: Corpus) -> "CharTokenizer":
         """Reads the whole corpus, unless `characters` is set."""

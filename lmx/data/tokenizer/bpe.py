@@ -72,8 +72,8 @@ class BPE(TokenizerConfig):
 
     def __post_init__(self):
         least = len(BYTES) + 2
-        bound = f"at least {least}, for the bytes, BOS and EOS"
-        check_fields(self, vocab=(self.vocab >= least, bound))
+        rule = f"at least {least}, for the bytes, BOS and EOS"
+        check_fields(self, vocab=(self.vocab >= least, rule))
 
     def open(self, corpus: Corpus) -> HFTokenizer:
         library = import_optional("tokenizers", "hf", "for BPE")
