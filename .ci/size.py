@@ -8,7 +8,7 @@ import collections
 import pathlib
 import sys
 
-STATEMENTS, LINES, FUNCTION = 13_450, 27_800, 50
+STATEMENTS, LINES, FUNCTION = 14_450, 29_900, 50
 ROOT = pathlib.Path(__file__).parents[1] / "lmx"
 
 

@@ -13,18 +13,27 @@ equation, in a jaxtyping annotation and, through `logical`, in a sharding rule.
     J  head dim of values, if it is not H
     W  beams: the continuations of one prompt that a search keeps
     A  replicas of DiLoCo
+    Z  rank of an adapter: a low-rank change of a weight
     U  microbatches of a pipeline
 """
+
+from collections.abc import Iterable
 
 LOGICAL = {
     "B": "batch", "T": "length", "S": "kv_length", "V": "vocab", "L": "layers",
     "D": "embed", "F": "mlp", "H": "head_dim", "N": "heads", "K": "kv_heads",
     "G": "head_group", "E": "experts", "C": "choices", "R": "rank", "P": "pairs",
     "M": "rows", "I": "reach", "J": "value_dim", "W": "beams",
-    "U": "microbatches", "A": "replicas",
+    "U": "microbatches", "A": "replicas", "Z": "adapter_rank",
 }  # fmt: skip
+LETTERS = {axis: letter for letter, axis in LOGICAL.items()}
 
 
 def logical(dims: str) -> tuple[str, ...]:
     """Logical axis names, as in `logical("BTD") == ("batch", "length", "embed")`."""
     return tuple(LOGICAL[d] for d in dims)
+
+
+def letters(axes: Iterable[str]) -> str:
+    """The letters of logical axes: the inverse of `logical`."""
+    return "".join(LETTERS[axis] for axis in axes)

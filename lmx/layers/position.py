@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lmx.config.registry import check_argument, configurable
 from lmx.layers.init import Init
+from lmx.layers.linear import contract, lookup
 from lmx.layers.mask import TokenInfo
 
 Length = int | Int[Array, ""]  # tokens of a call, or of a cache once it is complete
@@ -122,8 +123,7 @@ class CoPE(nnx.Module, RelativePosition):
 
     def modify_logits(self, logits, q, mask, query, key):
         q_BTKGH = rearrange(q, "B T (K G) H -> B T K G H", K=logits.shape[1])
-        table_HI = self.table[...].astype(q.dtype)
-        bias = jnp.einsum("BTKGH,HI->BKGTI", q_BTKGH, table_HI).astype(logits.dtype)
+        bias = contract("BTKGH,HI->BKGTI", q_BTKGH, self.table).astype(logits.dtype)
         positions = count_gates(jax.nn.sigmoid(logits), mask, key)
         return logits + interpolate(bias, positions)
 
@@ -154,7 +154,7 @@ class LearnedPosition(AbsolutePosition):
             f"{T} tokens exceed {limit} learned positions: set"
             f" LearnedPosition.max_length to {T} or more, or use fewer tokens.",
         )
-        return self.table[...][positions]
+        return lookup(self.table, positions)
 
 
 @configurable

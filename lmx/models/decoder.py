@@ -17,7 +17,7 @@ from lmx.layers.attention.backend import soft_cap
 from lmx.layers.attention.kv_cache import AttentionInputs, KVCache, make_inputs
 from lmx.layers.dropout import EMBEDDING_SITE, dropout
 from lmx.layers.init import FanIn, Init, Initializer
-from lmx.layers.linear import LMHead
+from lmx.layers.linear import AnyWeight, LMHead, lookup
 from lmx.layers.mlp import FeedForward
 from lmx.layers.norm import Norm, RMSNorm
 from lmx.layers.position import AbsolutePosition, Length
@@ -68,7 +68,9 @@ class Decoder(nnx.Module):
     ):
         params = Init(rngs, init, depth, precision.params)
         sizes = dict(V=vocab, D=width)
-        self.embedding = params.weight("VD", sizes, in_dims="V", role="embed")
+        self.embedding: AnyWeight = params.weight(
+            "VD", sizes, in_dims="V", role="embed"
+        )
         self.position = position and position(width, params)
         make_block = partial(block, width, norm=norm)
         layers, groups = plan_layers(depth, attention, mlp, first_mlps, make_block)
@@ -152,7 +154,7 @@ class Decoder(nnx.Module):
         self, tokens: Int[Array, "B T"], inputs: AttentionInputs
     ) -> Float[Array, "B T D"]:
         """Token embeddings, plus absolute positions."""
-        x_BTD = self.embedding[...][tokens].astype(self.precision.compute_dtype)
+        x_BTD = lookup(self.embedding, tokens).astype(self.precision.compute_dtype)
         x_BTD = constrain_embedding(x_BTD) * jnp.asarray(self.embed_scale, x_BTD.dtype)
         if self.position:
             x_BTD += self.position(inputs.tokens.positions).astype(x_BTD.dtype)
@@ -167,6 +169,6 @@ class Decoder(nnx.Module):
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of normalized hidden states, in at least float32."""
-        logits_BTV = constrain(upcast(self.head(x, self.embedding[...])), "BTV")
+        logits_BTV = constrain(upcast(self.head(x, self.embedding)), "BTV")
         cap = self.logit_cap
         return logits_BTV if cap is None else soft_cap(logits_BTV, cap)

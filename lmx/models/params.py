@@ -4,6 +4,7 @@ import math
 
 import jax
 from flax import nnx
+from jaxtyping import PyTree
 
 from lmx.core.sharding import is_variable
 from lmx.layers.linear import TiedLMHead
@@ -44,7 +45,7 @@ def train_flops_per_token(model: Decoder, sequence_length: int) -> float:
     Chowdhery et al. 2022, arXiv:2204.02311, appendix B. `model` may be abstract.
     """
     is_tied = isinstance(model.head, TiedLMHead)
-    head = math.prod(model.embedding.shape) if is_tied else 0
+    head = count_active_weights(model.embedding) if is_tied else 0
     mtp = model.mtp.modules if model.mtp else ()
     macs = (count_active_weights(model.head) + head) * (1 + len(mtp))
     macs += sum(count_active_weights(module.projection) for module in mtp)
@@ -55,7 +56,7 @@ def train_flops_per_token(model: Decoder, sequence_length: int) -> float:
     return 6.0 * macs
 
 
-def count_active_weights(module: nnx.Module, active_fraction: float = 1.0) -> float:
+def count_active_weights(module: PyTree, active_fraction: float = 1.0) -> float:
     """Weights that a token is multiplied with: an `active_fraction` of the experts'."""
 
     def count(leaf) -> float:

@@ -13,7 +13,7 @@ from lmx.layers.attention.backend import attend
 from lmx.layers.attention.kv_cache import AttentionInputs, update_cache
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
-from lmx.layers.linear import Einsum
+from lmx.layers.linear import Einsum, contract, slice_weight
 from lmx.layers.mask import make_attention_mask
 from lmx.layers.norm import Norm, RMSNorm
 from lmx.layers.rope import RoPE
@@ -126,16 +126,16 @@ class MLA(SelfAttention):
         **options,
     ) -> Float[Array, "B T N J"]:
         """The same with the latents as the one key and value of all heads."""
-        up_RNH = self.up.w[...].astype(q.dtype)
-        up_k_RNH, up_v_RNJ = jnp.split(up_RNH, [self.head_dim], axis=-1)
-        q_BTNR = jnp.einsum("BTNH,RNH->BTNR", q, up_k_RNH)
+        up_k = slice_weight(self.up.w, "head_dim", 0, self.head_dim)
+        up_v = slice_weight(self.up.w, "head_dim", self.head_dim, None)
+        q_BTNR = contract("BTNH,RNH->BTNR", q, up_k)
         y_BTNR = attend(
             jnp.concatenate([q_BTNR, q_rope], axis=-1),
             jnp.concatenate([latent[:, :, None], k_rope], axis=-1),
             latent[:, :, None],
             **options,
         )
-        return jnp.einsum("BTNR,RNJ->BTNJ", y_BTNR, up_v_RNJ)
+        return contract("BTNR,RNJ->BTNJ", y_BTNR, up_v)
 
     def init_cache(self, batch_size, capacity, dtype):
         """Zeros for the latents of `capacity` tokens."""

@@ -1,7 +1,7 @@
 """MoE dispatch: runs the experts of each token, dropless or with a fixed capacity."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,8 +12,16 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from lmx.config.registry import Execution, configurable, require
+from lmx.core import dims
 from lmx.core.mean import Aux, Mean
-from lmx.core.partitioning import mesh_axes, serialize_collective, shard_map
+from lmx.core.partitioning import (
+    mesh_axes,
+    num_shards,
+    serialize_collective,
+    shard_map,
+)
+from lmx.core.sharding import is_variable
+from lmx.layers.linear import array_axes
 from lmx.layers.moe.all_to_all import (
     AllToAll,
     AllToAllPlan,
@@ -56,7 +64,7 @@ class CapacityDispatch:
         """The weighted sum of expert outputs, and "dropped"."""
         B, T, C = routing.experts.shape
         weights = experts.cast_weights(x.dtype)
-        E = len(weights["gate"])
+        E = experts.experts
         fraction = self.capacity_factor * C / E
         capacities = np.minimum(compute_capacities(T, fraction), T)
         slots, kept_BTC = _assign_slots(routing.experts, unpadded, capacities, E)
@@ -128,22 +136,23 @@ class DroplessDispatch:
         self.grouped_matmul.check(x.dtype)
         if axes:
             self.all_to_all.check(x.dtype)
-        weights, letters = experts.cast_weights(x.dtype), experts.weight_letters
-        width_axes = {
-            name: mesh_axes("D", within=letters[name]) if "D" in letters[name] else ()
-            for name in weights
-        }
-        count = len(weights["gate"])
+        weights, count = experts.cast_weights(x.dtype), experts.experts
+        params, tree = jax.tree.flatten([*weights.values()], is_leaf=is_variable)
+        letters = [dims.letters(array_axes(param)) for param in params]
+        width_axes = [mesh_axes("D", within=d) if "D" in d else () for d in letters]
+        local_count = count // num_shards("E")
 
         def run_device(x, experts_BTC, weights_BTC, *shards):
             B, T, C = experts_BTC.shape
-            local = dict(zip(weights, shards, strict=True))
-            local = gather_weights(local, letters, width_axes, hidden_axes)
+            arrays = gather_width(shards, letters, width_axes)
+            local = [p.replace(w) for p, w in zip(params, arrays, strict=True)]
+            local = dict(zip(weights, jax.tree.unflatten(tree, local), strict=True))
+            local = mask_biases(local, hidden_axes)
             apply = partial(experts.apply_experts, weights=local)
             x_MD = rearrange(jnp.repeat(x, C, axis=1), "B M D -> (B M) D")
             expert_M = rearrange(experts_BTC, "B T C -> (B T C)")
             if axes:
-                capacity = B * T * min(C, len(local["gate"]))
+                capacity = B * T * min(C, local_count)
                 plan = AllToAllPlan(axes, len(x_MD), capacity)
                 y_MD = self.run_expert_parallel(x_MD, expert_M, count, apply, plan)
             else:
@@ -154,11 +163,11 @@ class DroplessDispatch:
 
         run = shard_map(
             run_device,
-            ("BTD", "BTC", "BTC", *(letters[name] for name in weights)),
+            ("BTD", "BTC", "BTC", *letters),
             "BTD",
             check_vma=self.grouped_matmul.check_vma,
         )
-        return run(x, *routing, *weights.values()), {}
+        return run(x, *routing, *(param[...] for param in params)), {}
 
     def run_local(
         self,
@@ -226,30 +235,35 @@ def expert_axes() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return experts, hidden
 
 
-def gather_weights(
-    shards: Weights,
-    letters: Mapping[str, str],
-    width_axes: Mapping[str, tuple[str, ...]],
-    hidden_axes: tuple[str, ...],
-) -> Weights:
-    """A device's experts and hidden units, gathered along D.
-
-    Weights without hidden units are zero on all but the first device of `hidden_axes`.
-    """
-    weights, gathered = dict(shards), None
-    for name, shard in shards.items():
-        if axes := width_axes[name]:
+def gather_width(
+    shards: Sequence[Array],
+    letters: Sequence[str],
+    width_axes: Sequence[tuple[str, ...]],
+) -> list[Array]:
+    """The shards of a device, gathered along D."""
+    arrays, gathered = [], None
+    for shard, names, axes in zip(shards, letters, width_axes, strict=True):
+        if axes:
             gather = partial(jax.lax.all_gather, axis_name=axes)
             gathered = (
                 gather(shard)
                 if gathered is None
                 else serialize_collective(gather, shard, gathered)
             )
-            weights[name] = jnp.concatenate(gathered, axis=letters[name].index("D"))
-        if hidden_axes and "F" not in letters[name]:
-            is_first = jax.lax.axis_index(hidden_axes) == 0
-            weights[name] = jnp.where(is_first, weights[name], 0)
-    return weights
+            shard = jnp.concatenate(gathered, axis=names.index("D"))
+        arrays.append(shard)
+    return arrays
+
+
+def mask_biases(weights: Weights, hidden_axes: tuple[str, ...]) -> Weights:
+    """Sets biases of the output to 0 on all but the first device of `hidden_axes`."""
+    if not hidden_axes:
+        return weights
+    is_first, masked = jax.lax.axis_index(hidden_axes) == 0, dict(weights)
+    for name, weight in weights.items():
+        if not weight.in_dims and "mlp" not in weight.axes:
+            masked[name] = weight.replace(jnp.where(is_first, weight[...], 0))
+    return masked
 
 
 @jax.custom_vjp

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,25 +10,22 @@ from jaxtyping import Array, Float, Int
 
 from lmx.core.mean import Aux
 from lmx.layers.init import Init
+from lmx.layers.linear import cast_weight, contract_grouped
 from lmx.layers.mlp import FeedForward
 
 # Multiplies each row with the matrix of its expert.
 ExpertMatmul = Callable[[Array, Array], Array]
-Weights = Mapping[str, Array]
+Weights = Mapping[str, Any]  # `AnyWeight`
 
 
 class Experts(FeedForward):
     """Base class of layers with routed experts (SwiGLU), and a shared one (`shared`).
 
     The shared one serves every token: Dai et al. 2024, arXiv:2401.06066, section 3.2.
-    `weight_letters` are the dimensions of the weights that have an experts axis.
+    `weight_names` are the parameters that have an experts axis, as their first.
     """
 
-    weight_letters: ClassVar[Mapping[str, str]] = {
-        "gate": "EDF",
-        "up": "EDF",
-        "down": "EFD",
-    }
+    weight_names: ClassVar[tuple[str, ...]] = ("gate", "up", "down")
 
     def __init__(
         self,
@@ -46,6 +43,7 @@ class Experts(FeedForward):
             "EFD", sizes, in_dims="F", out_dims="D", role="residual"
         )
         self.shared = shared and shared(width, init)
+        self.experts = experts
 
     @abstractmethod
     def apply_routed(
@@ -63,7 +61,7 @@ class Experts(FeedForward):
     def cast_weights(self, dtype: jnp.dtype) -> Weights:
         """The weights with an experts axis, by name."""
         return {
-            name: getattr(self, name)[...].astype(dtype) for name in self.weight_letters
+            name: cast_weight(getattr(self, name), dtype) for name in self.weight_names
         }
 
     def apply_experts(
@@ -87,4 +85,4 @@ class Experts(FeedForward):
         weights: Weights,
     ) -> Float[Array, "*rows _"]:
         """Each row times the weight `name` of its expert."""
-        return matmul(x, weights[name])
+        return contract_grouped(matmul, x, weights[name])

@@ -56,12 +56,7 @@ class ClampedMoE(MoE):
     2025, arXiv:2508.10925, section 2.2, and its released code.
     """
 
-    weight_letters = {
-        **MoE.weight_letters,
-        "gate_b": "EF",
-        "up_b": "EF",
-        "down_b": "ED",
-    }
+    weight_names = (*MoE.weight_names, "gate_b", "up_b", "down_b")
 
     def __init__(
         self,
