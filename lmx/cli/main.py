@@ -8,6 +8,7 @@ from typing import Any
 from lmx.cli import config, data, hf, plan, train
 from lmx.cli.command import RAW, Command, Parser
 from lmx.cli.runs import ckpt, eval, faulttest, generate, inspect, replay
+from lmx.core.console import print_line, protect_output
 
 _ABOUT = """\
 Language models in JAX. An experiment is a .gin config; a run is a folder.
@@ -80,8 +81,14 @@ def _first_example(description: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its status."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    args = build_parser().parse_args(argv, argparse.Namespace(argv=argv))
-    sys.exit(args.command.execute(args))
+    with protect_output() as output:
+        args = build_parser().parse_args(argv, argparse.Namespace(argv=argv))
+        status = args.command.execute(args)
+        output.flush()
+        if output.error:
+            print_line(f"error: the result cannot be written: {output.error}")
+            status = status or int(args.command is not train.train)  # that has saved
+    sys.exit(status)
 
 
 if __name__ == "__main__":

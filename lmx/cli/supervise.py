@@ -1,5 +1,6 @@
 """Supervisor, which restarts a run when its process dies and a restart can help."""
 
+import os
 import signal
 import subprocess
 import threading
@@ -7,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmx.core.console import print_line
+from lmx.core.rendezvous import SUPERVISOR
 from lmx.run.goodput import record_death
 
 FINAL = {0, 1, 2, 130, 143}  # finished, a deterministic error, or a requested stop
 FIRST, LONGEST = 1.0, 60.0  # seconds before the first restart, and at most
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Supervisor:
@@ -19,8 +21,10 @@ class Supervisor:
 
     The pause before a restart doubles from 1 to 60 s, and is reset once the run has
     saved a newer checkpoint. It gives up when a process dies twice in the same way with
-    nothing saved between. SIGTERM and Ctrl-C are forwarded and not restarted. The
-    command has its own process group, so that a terminal's Ctrl-C reaches it once.
+    nothing saved between. SIGTERM and Ctrl-C are forwarded and not restarted,
+    SIGHUP as SIGTERM.
+    The command has its own process group, so that a terminal's Ctrl-C reaches it once,
+    and knows its supervisor, so that it stops if that is killed.
     """
 
     def __init__(self, command: Sequence[str], run: Path, restarts: int):
@@ -31,7 +35,8 @@ class Supervisor:
 
     def __call__(self) -> int:
         """The exit status of the last process; 128 + n for one killed by signal n."""
-        before = {signum: signal.signal(signum, self._forward) for signum in SIGNALS}
+        caught = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+        before = {signum: signal.signal(signum, self._forward) for signum in caught}
         try:
             return self._supervise()
         finally:
@@ -39,6 +44,7 @@ class Supervisor:
                 signal.signal(signum, handler)
 
     def _forward(self, signum: int, frame: object) -> None:
+        signum = signal.SIGTERM if signum == signal.SIGHUP else signum
         self.received_signal = signum
         self.signal_event.set()
         if self.child is not None and self.child.poll() is None:
@@ -68,7 +74,8 @@ class Supervisor:
 
     def _run_once(self) -> int:
         """Runs the command. Returns its status, negative if a signal killed it."""
-        self.child = subprocess.Popen(self.command, process_group=0)
+        environment = {**os.environ, SUPERVISOR: f"{os.getpid()}"}
+        self.child = subprocess.Popen(self.command, process_group=0, env=environment)
         if self.received_signal:  # while it was being started
             self.child.send_signal(self.received_signal)
         status = self.child.wait()

@@ -116,6 +116,7 @@ def _train(args: argparse.Namespace) -> Output | int:
 
 def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int:
     """Trains or resumes the run; process 0 has the output."""
+    from lmx.core.console import warn_on_error
     from lmx.core.distributed import is_leader
     from lmx.run.goodput import read_process_start
     from lmx.run.run_dir import read_last_metrics
@@ -138,7 +139,10 @@ def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int
     if not is_leader():
         return 0
     data = {"run": str(folder), **read_last_metrics(folder)}
-    return Output(format_summary(folder), data)
+    summary = f"{folder}: trained"
+    with warn_on_error("summarize the run"):
+        summary = format_summary(folder)
+    return Output(summary, data)
 
 
 def _check_plan(config: Config, machine: str) -> bool:

@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from typing import Any, NoReturn
 
 EXIT_RESTART = 75  # exit status: a restart may help
+SUPERVISOR = "LMX_SUPERVISOR"  # environment variable: the pid of what restarts a run
 # Timeouts and intervals are in seconds.
 BARRIER_TIMEOUT = 300.0  # between the first and the last process that leaves
 LEADER_LINGER = 10.0  # the leader waits this long for its peers to exit

@@ -1,11 +1,11 @@
 """Logs text samples during training."""
 
+import sys
 from dataclasses import dataclass
-
-from tqdm import tqdm
 
 from lmx.config.registry import ConfigError, Positive, configurable
 from lmx.core import distributed
+from lmx.core.console import print_line
 from lmx.infer.generate import Generator, encode_prompt
 from lmx.infer.sample import Sampler
 from lmx.run.run_dir import Values
@@ -40,7 +40,7 @@ class Sample(HookConfig):
             text = self.prompt + tokenizer.decode_after(prompt, [*tokens])
             generator.params = params  # the next step donates those of the state
             if distributed.is_leader():
-                tqdm.write(f"--- step {step} ---\n{text}\n---")
+                print_line(f"--- step {step} ---\n{text}\n---", sys.stdout)
             return {"sample": text}
 
         return Hook(call=sample, is_due=every_steps(self.every, run.steps))

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -23,6 +22,12 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system
 MOUNTS = Path("/proc/self/mounts")
 
 
+class LostLockError(Exception):
+    """Another process may write to the folder that this one has locked."""
+
+    exit_status = 1
+
+
 class Lock:
     """A kernel lock on a file, which ends with the process that holds it."""
 
@@ -35,10 +40,8 @@ class Lock:
             )
             try:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(self.file), os.stat(self.path)):
-                    break
-            except FileNotFoundError:
-                pass  # the process that had it has just removed the file
+                if self._is_owner():
+                    break  # else the process that had it has just removed the file
             except OSError as error:
                 os.close(self.file)
                 held = isinstance(error, BlockingIOError)
@@ -47,9 +50,25 @@ class Lock:
         os.ftruncate(self.file, 0)
         os.write(self.file, json.dumps(_describe_self()).encode())
 
+    def check(self) -> None:
+        """Raises LostLockError if the folder or the lock in it is not ours any more."""
+        if not self._is_owner():
+            raise LostLockError(
+                f"{self.path} was removed while this process was writing to its folder:"
+                " nothing more is written to it, as another process may. Start the same"
+                " command again, which resumes from the newest checkpoint there."
+            )
+
+    def _is_owner(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self.file), os.stat(self.path))
+        except OSError:
+            return False
+
     def release(self) -> None:
         """Lets another process acquire it."""
-        self.path.unlink(missing_ok=True)
+        if self._is_owner():
+            self.path.unlink()
         os.close(self.file)
 
 
@@ -97,6 +116,9 @@ class Lease:
         self.contents["renewals"] += 1
         write_atomic(self.path, json.dumps(self.contents).encode())
 
+    def check(self) -> None:
+        """Does nothing: the thread that renews it exits if it is lost."""
+
     def _renew(self) -> None:
         renewed = time.monotonic()
         while not self.stopped.wait(self.duration / 8):
@@ -110,7 +132,7 @@ class Lease:
                     self._exit(f"cannot be renewed ({error.strerror})")
 
     def _exit(self, reason: str) -> NoReturn:
-        print(f"error: {self.path} {reason}", file=sys.stderr, flush=True)
+        print_line(f"error: {self.path} {reason}")
         os._exit(EXIT_RESTART)
 
     def release(self) -> None:

@@ -115,7 +115,12 @@ class RunDir:
                 )
 
     def flush(self) -> str | None:
-        """Writes all pending lines; the reason if one cannot be written."""
+        """Writes all pending lines; the reason if one cannot be written.
+
+        Raises LostLockError if another process may write to the folder.
+        """
+        if self._lock:
+            self._lock.check()
         for writer in self._writers.values():
             try:
                 writer.flush()

@@ -12,7 +12,7 @@ from lmx.config.registry import ConfigError
 from lmx.config.value import Config, explain_errors
 from lmx.core import distributed
 from lmx.core.batch import Batch
-from lmx.core.console import print_line
+from lmx.core.console import print_line, warn_on_error
 from lmx.data.dataset import prefetch
 from lmx.run.goodput import TimeAccounting, now
 from lmx.run.metadata import ORIGIN, final_metadata, initial_metadata
@@ -111,7 +111,8 @@ class Trainer:
             finally:
                 self.timing.switch("stop")
                 if distributed.is_leader():
-                    plot_run(run_dir.path)
+                    with warn_on_error("plot the run"):
+                        plot_run(run_dir.path)
                 self.timing.record(self.timing.step)
         return run_dir
 

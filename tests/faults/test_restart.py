@@ -76,3 +76,20 @@ def test_a_signal_to_the_supervisor_saves_and_ends_the_run(trainer, tmp_path):
     status, stderr = wait_for_exit(run)
     assert status == 143 and "restarting" not in stderr
     assert "stopped by SIGTERM after step" in stderr
+
+
+def test_a_run_whose_supervisor_is_killed_saves_and_ends(trainer, tmp_path):
+    supervisor = trainer.gated("--run", "a", "--restarts", 5, at="6")
+    trainer.reach(supervisor, 6)
+    supervisor.kill()
+    supervisor.wait()
+    time.sleep(1.0)  # it looks every 0.5
+    trainer.go(6)
+    late = time.monotonic() + 60.0
+    while (tmp_path / "a" / "lock").exists():
+        assert time.monotonic() < late
+        time.sleep(0.05)
+    status, stderr = wait_for_exit(trainer.gated("--run", "a", at="6"))
+    assert status == 0, stderr
+    starts = [row["step"] for row in read_timing(tmp_path / "a") if "started" in row]
+    assert starts == [0, 6]

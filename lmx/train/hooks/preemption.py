@@ -12,13 +12,14 @@ from types import FrameType
 
 from lmx.core.console import print_line
 from lmx.core.distributed import StopSignal, max_steps_in_flight
+from lmx.core.rendezvous import SUPERVISOR
 from lmx.run.goodput import TimeAccounting
 from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import require_written
 from lmx.train.step import Metrics, TrainState
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds. A signal sent to a process group and to its members arrives more than once.
 DEBOUNCE = 0.5
 
@@ -34,6 +35,8 @@ class StoppedError(Exception):
 
 class GracefulShutdown:
     """Stops the run at Ctrl-C or SIGTERM, after saving; at a second one, at once.
+
+    SIGHUP, as of a terminal that closes, is taken for SIGTERM, unless nohup ignores it.
 
     A signal to one process stops all processes, after the same step; `flush` is called
     before they save. `grace` seconds after the signal, or at the second one, the
@@ -60,7 +63,8 @@ class GracefulShutdown:
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
         self.previous_fd = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
-        self.previous = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
+        caught = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+        self.previous = {s: signal.signal(s, self._on_signal) for s in caught}
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
 
@@ -98,7 +102,7 @@ class GracefulShutdown:
         raise StoppedError(int(f"{self.stop_signal.get()}".split()[0]), step)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = self.requested or signum
+        self.requested = self.requested or as_stop_signal(signum)
 
     def _listen(self) -> None:
         first = self._next_signal(None)
@@ -123,10 +127,16 @@ class GracefulShutdown:
                 return None
             byte = os.read(self.reader, 1)
             if not byte or byte[0] in SIGNALS:
-                return byte[0] if byte else 0
+                return as_stop_signal(byte[0]) if byte else 0
+
+
+def as_stop_signal(signum: int) -> int:
+    """SIGTERM for SIGHUP; the others as they are."""
+    return signal.SIGTERM if signum == signal.SIGHUP else signum
 
 
 POLL_INTERVAL = 5.0  # seconds between two requests, and for one response
+PARENT_INTERVAL = 0.5  # seconds between two looks at the parent process
 PRODUCT_NAME = Path("/sys/class/dmi/id/product_name")
 # Values of Google's machines, TPUs among them. Live migration is not one of them.
 # https://cloud.google.com/compute/docs/metadata/predefined-metadata-keys
@@ -145,13 +155,19 @@ def find_metadata_host() -> str | None:
 
 
 class PreemptionWatcher:
-    """Polls the metadata server, and sends this process SIGTERM at the first event."""
+    """Polls the metadata server, and sends this process SIGTERM at the first event.
+
+    Does the same once the supervisor that started this process has died.
+    """
 
     def __init__(self):
         self.host, self.closed = find_metadata_host(), threading.Event()
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self.supervisor = os.environ.get(SUPERVISOR)
         if self.host:
             threading.Thread(target=self._poll, daemon=True).start()
+        if self.supervisor:
+            threading.Thread(target=self._watch_parent, daemon=True).start()
 
     def close(self) -> None:
         """Stops polling."""
@@ -160,11 +176,21 @@ class PreemptionWatcher:
     def _poll(self) -> None:
         while not self.closed.is_set():
             for name, value in EVENTS.items():
-                if self._fetch(name) == value and not self.closed.is_set():
-                    print_line(f"this machine is being preempted ({name}: {value})")
-                    os.kill(os.getpid(), signal.SIGTERM)
+                if self._fetch(name) == value:
+                    self._stop(f"this machine is being preempted ({name}: {value})")
                     return
             self.closed.wait(POLL_INTERVAL)
+
+    def _watch_parent(self) -> None:
+        while f"{os.getppid()}" == self.supervisor:
+            if self.closed.wait(PARENT_INTERVAL):
+                return
+        self._stop("the supervisor of this run has died")
+
+    def _stop(self, reason: str) -> None:
+        if not self.closed.is_set():
+            print_line(reason)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _fetch(self, name: str) -> str:
         """The value of a metadata key; empty if the server does not respond."""
