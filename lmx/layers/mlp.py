@@ -14,6 +14,7 @@ from lmx.config.registry import configurable
 from lmx.core.mean import Aux
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
+from lmx.layers.tap import tap
 
 gelu = partial(jax.nn.gelu, approximate=True)  # the tanh form, as in GPT-2
 
@@ -60,8 +61,10 @@ class MLP(FeedForward):
     def __call__(self, x, segments):
         activate = type(self).activation
         if self.gated:
-            return self.down(activate(self.gate(x)) * self.up(x)), {}
-        return self.down(activate(self.up(x))), {}
+            hidden_BTF = activate(self.gate(x)) * self.up(x)
+        else:
+            hidden_BTF = activate(self.up(x))
+        return self.down(tap("mlp.hidden", hidden_BTF)), {}
 
 
 @configurable

@@ -16,6 +16,7 @@ from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.mlp import FeedForward
 from lmx.layers.norm import Norm
+from lmx.layers.tap import tap
 
 
 class BlockCache(NamedTuple):
@@ -66,18 +67,18 @@ class Block(nnx.Module):
         """The hidden states after both branches, and the updated cache."""
         tokens = inputs.tokens
         kv, attention_conv, mlp_conv = cache or (None, None, None)
-        y_BTD = self.make_input(x, "attention")
+        y_BTD = tap("attention.in", self.make_input(x, "attention"))
         if self.attention_conv:
             y_BTD, attention_conv = self.attention_conv(y_BTD, tokens, attention_conv)
         y_BTD, kv = self.attention(y_BTD, inputs, kv)
-        y_BTD = dropout(y_BTD, self.dropout, inputs.keys, 1)
-        x = self.add_output(x, y_BTD, "attention")
-        y_BTD = self.make_input(x, "mlp")
+        y_BTD = dropout(tap("attention.out", y_BTD), self.dropout, inputs.keys, 1)
+        x = tap("block.mid", self.add_output(x, y_BTD, "attention"))
+        y_BTD = tap("mlp.in", self.make_input(x, "mlp"))
         if self.mlp_conv:
             y_BTD, mlp_conv = self.mlp_conv(y_BTD, tokens, mlp_conv)
         y_BTD, aux = self.mlp(y_BTD, tokens.segments)
-        y_BTD = dropout(y_BTD, self.dropout, inputs.keys, 2)
-        x = self.add_output(x, y_BTD, "mlp")
+        y_BTD = dropout(tap("mlp.out", y_BTD), self.dropout, inputs.keys, 2)
+        x = tap("block.out", self.add_output(x, y_BTD, "mlp"))
         return x, aux, cache and BlockCache(kv, attention_conv, mlp_conv)
 
     def make_input(

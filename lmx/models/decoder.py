@@ -21,6 +21,7 @@ from lmx.layers.linear import AnyWeight, LMHead, lookup
 from lmx.layers.mlp import FeedForward
 from lmx.layers.norm import Norm, RMSNorm
 from lmx.layers.position import AbsolutePosition, Length
+from lmx.layers.tap import tap
 from lmx.models.block import Block, PreNorm
 from lmx.models.mtp import MultiTokenPrediction
 from lmx.models.pipeline import PipelineSchedule
@@ -108,7 +109,7 @@ class Decoder(nnx.Module):
         layer_inputs = make_inputs(*inputs)
         x_BTD = self.embed(inputs[0], layer_inputs)
         x_BTD, aux, _ = self.apply_layers(x_BTD, layer_inputs, None)
-        return self.norm(x_BTD), aux
+        return tap("final_norm", self.norm(x_BTD)), aux
 
     @property
     def max_length(self) -> int | None:
@@ -148,7 +149,9 @@ class Decoder(nnx.Module):
         inputs = AttentionInputs(info, cache.final_length, cache._replace(layers=None))
         x_BTD = self.embed(tokens, inputs)
         x_BTD, _, layers = self.apply_layers(x_BTD, inputs, cache.layers)
-        return self.logits(self.norm(x_BTD)), cache._replace(layers=layers)
+        return self.logits(tap("final_norm", self.norm(x_BTD))), cache._replace(
+            layers=layers
+        )
 
     def embed(
         self, tokens: Int[Array, "B T"], inputs: AttentionInputs
@@ -158,7 +161,7 @@ class Decoder(nnx.Module):
         x_BTD = constrain_embedding(x_BTD) * jnp.asarray(self.embed_scale, x_BTD.dtype)
         if self.position:
             x_BTD += self.position(inputs.tokens.positions).astype(x_BTD.dtype)
-        return constrain(x_BTD, "BTD")
+        return tap("embed", constrain(x_BTD, "BTD"))
 
     def apply_layers(
         self, x: Float[Array, "B T D"], inputs: AttentionInputs, cache: PyTree
@@ -170,5 +173,6 @@ class Decoder(nnx.Module):
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of normalized hidden states, in at least float32."""
         logits_BTV = constrain(upcast(self.head(x, self.embedding)), "BTV")
-        cap = self.logit_cap
-        return logits_BTV if cap is None else soft_cap(logits_BTV, cap)
+        if self.logit_cap is not None:
+            logits_BTV = soft_cap(logits_BTV, self.logit_cap)
+        return tap("logits", logits_BTV)

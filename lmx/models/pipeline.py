@@ -13,11 +13,14 @@ from lmx.config.registry import configurable, require
 from lmx.core.mean import Aux
 from lmx.core.partitioning import constrain, mesh_axes, num_shards, vmap_over_axes
 from lmx.layers.attention.kv_cache import AttentionInputs
+from lmx.layers.tap import refuse_taps
 from lmx.models.remat import Remat, remat_stage
 
-# Runs iterations of a cycle, stacked over L: hidden states, auxiliary means and cache.
+# Runs iterations of a cycle, stacked over L: hidden states, auxiliary means, the cache,
+# and what taps record.
 ApplyLayers = Callable[
-    [PyTree, Float[Array, "B T D"], AttentionInputs, Remat], tuple[Array, Aux, PyTree]
+    [PyTree, Float[Array, "B T D"], AttentionInputs, Remat],
+    tuple[Array, Aux, PyTree, PyTree],
 ]
 
 
@@ -65,6 +68,7 @@ class PipelineSchedule:
 
         Raises ConfigError where layers or rows do not divide evenly.
         """
+        refuse_taps("a pipeline", "set Mesh.stage=1.")
         stages, virtual = num_shards("L"), self.virtual_stages
         count = self.microbatches or max(x.shape[0] // num_shards("B"), 1)
         timeline = Timeline(stages, count, virtual)

@@ -20,6 +20,7 @@ from lmx.layers.attention.attention import SelfAttention
 from lmx.layers.attention.kv_cache import AttentionInputs
 from lmx.layers.init import Init
 from lmx.layers.mlp import FeedForward
+from lmx.layers.tap import add_layers, record_layer
 from lmx.models.block import Block, BlockCache
 from lmx.models.pipeline import PipelineSchedule
 from lmx.models.remat import BLOCK_INPUT, Remat, apply_remat
@@ -160,18 +161,20 @@ class Stack(nnx.Module):
         self, x: Float[Array, "B T D"], inputs: AttentionInputs, cache: PyTree = None
     ) -> tuple[Float[Array, "B T D"], Aux, PyTree]:
         """Hidden states, auxiliary means stacked over layers, and the updated cache."""
-        auxes, caches = [], []
+        auxes, caches, records = [], [], []
         for number, cycle in enumerate(self.cycles):
             graphs, params = zip(*map(nnx.split, cycle.blocks), strict=True)
             layers = jnp.asarray(cycle.group.layers)
             iterations = params, layers, cache and cache[number]
             scan = partial(self._scan_layers, graphs)
             if num_shards("L") == 1 or cache is not None:
-                x, aux, new = scan(iterations, x, inputs, self.remat)
+                x, aux, new, kinds = scan(iterations, x, inputs, self.remat)
+                records.append((cycle.group.layers, kinds))
             else:
                 x, aux, new = self.pipeline(scan, iterations, x, inputs, self.remat)
             auxes.append(aux)
             caches.append(new)
+        add_layers(records)
         return x, merge_aux(auxes), cache and tuple(caches)
 
     def _scan_layers(
@@ -181,33 +184,35 @@ class Stack(nnx.Module):
         x: Array,
         inputs: AttentionInputs,
         remat: Remat,
-    ) -> tuple[Array, Aux, PyTree]:
-        """Runs iterations of a cycle in sequence."""
+    ) -> tuple[Array, Aux, PyTree, PyTree]:
+        """Runs iterations of a cycle in sequence; also what taps record, by kind."""
 
-        def run(kind: int, params: PyTree, x: Array, keys, cache: BlockCache | None):
+        def run(layers, kind, params, x, keys, cache: BlockCache | None):
             x = checkpoint_name(constrain(x, "BTD"), BLOCK_INPUT)
-            block = nnx.merge(graphs[kind], params)
+            block = record_layer(nnx.merge(graphs[kind], params), layers, kind)
             return block(x, inputs._replace(keys=keys), cache)
 
-        run_block = apply_remat(run, remat)
         fold_keys = jax.vmap(jax.random.fold_in, (0, None))
 
         def step(x_BTD, iteration):
             params, layers_C, cache = iteration
-            auxes, caches = [], []
+            run_block = apply_remat(partial(run, layers_C), remat)
+            auxes, caches, records = [], [], []
             for kind in range(len(graphs)):
                 keys_B = inputs.keys  # for dropout
                 if keys_B is not None:
                     keys_B = fold_keys(keys_B, layers_C[kind])
                 old = cache and cache[kind]
-                x_BTD, aux, new = run_block(kind, params[kind], x_BTD, keys_B, old)
+                result = run_block(kind, params[kind], x_BTD, keys_B, old)
+                (x_BTD, aux, new), taps = result
                 auxes.append({name: mean.expand_dims() for name, mean in aux.items()})
                 caches.append(new)
-            return x_BTD, (merge_aux(auxes), cache and tuple(caches))
+                records.append(taps)
+            return x_BTD, (merge_aux(auxes), cache and tuple(caches), tuple(records))
 
         unroll = min(self.unroll, len(iterations[1]))
-        x, (aux, cache) = jax.lax.scan(step, x, iterations, unroll=unroll)
-        return x, jax.tree.map(lambda x: x.reshape(-1), aux), cache
+        x, (aux, cache, records) = jax.lax.scan(step, x, iterations, unroll=unroll)
+        return x, jax.tree.map(lambda x: x.reshape(-1), aux), cache, records
 
     def init_cache(self, batch_size: int, capacity: int, dtype: jnp.dtype) -> PyTree:
         """An empty cache of every layer."""

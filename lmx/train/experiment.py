@@ -1,8 +1,9 @@
 """The root of a training config: model, data, optimizer, schedule and execution."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ import optax
 from flax import nnx
 
 from lmx.config.registry import ConfigError, Execution, Positive, configurable, require
+from lmx.config.resolve import load
+from lmx.config.value import Config
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Mesh
 from lmx.data.dataset import DatasetConfig
@@ -153,6 +156,13 @@ class Experiment:
                 " Experiment.microbatches must divide the batch size."
             )
         sharding.spec(("batch",), (rows // self.microbatches,), program.mesh, rules)
+
+
+def load_experiment(
+    path: str | Path, overrides: Iterable[str] = ()
+) -> Config[Experiment]:
+    """The experiment of a `.gin` config with overrides, as in `"Attention.heads=8"`."""
+    return load([path], overrides, root=Experiment)
 
 
 def _check_no_idle_process(mesh: jax.sharding.Mesh) -> None:

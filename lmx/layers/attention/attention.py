@@ -27,6 +27,7 @@ from lmx.layers.mask import TokenInfo
 from lmx.layers.norm import Norm
 from lmx.layers.position import RelativePosition
 from lmx.layers.rope import RoPE
+from lmx.layers.tap import is_asked, tap
 
 
 class SelfAttention(nnx.Module):
@@ -137,7 +138,7 @@ class Attention(SelfAttention):
     def __call__(self, x, inputs, cache=None):
         """The projected output, and `cache` with the keys and values of `x`."""
         y_BTNH, cache = self.attend(*self.project_qkv(x), inputs, cache)
-        return self.out(y_BTNH), cache
+        return self.out(tap("attention.heads", y_BTNH)), cache
 
     def project_qkv(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
         """Queries and keys, normalized but not yet rotated, and values."""
@@ -160,6 +161,7 @@ class Attention(SelfAttention):
         if position:
             q = position.rotate(q, tokens.positions, inputs.length)
             k = position.rotate(k, tokens.positions, inputs.length)
+        q, k, v = tap("attention.q", q), tap("attention.k", k), tap("attention.v", v)
         (k, v), key_info, cache = update_cache(cache, KV(k, v), inputs)
         single_document = inputs.single_document and cache is None
         mask = self.make_mask(tokens, key_info, single_document)
@@ -168,7 +170,8 @@ class Attention(SelfAttention):
             modify_logits = partial(
                 position.modify_logits, q=q, mask=mask.dense, query=tokens, key=key_info
             )
-        y_BTNH = self.backend(
+        asked = is_asked("attention.probs")  # which other backends do not store
+        y_BTNH = (ReferenceAttention() if asked else self.backend)(
             q,
             k,
             v,

@@ -19,6 +19,7 @@ from lmx.config.registry import check_argument, configurable, require
 from lmx.core import partitioning
 from lmx.core.precision import upcast
 from lmx.layers.mask import TokenInfo, make_attention_mask
+from lmx.layers.tap import is_asked, tap
 
 ModifyLogits = Callable[[Float[Array, "B K G T S"]], Float[Array, "B K G T S"]]
 # Finite, so that the softmax of a fully masked row is not NaN.
@@ -54,11 +55,18 @@ def attend(
     if modify_logits is not None:
         logits_BKGTS = modify_logits(logits_BKGTS)
     logits_BKGTS = jnp.where(mask[:, None, None], logits_BKGTS, MASKED)
-    probs_BKGTS = softmax(logits_BKGTS, sink).astype(v.dtype)
+    probs_BKGTS = _tap_probs(softmax(logits_BKGTS, sink)).astype(v.dtype)
     if dropout is not None:
         probs_BKGTS = dropout(probs_BKGTS)
     out_BTKGJ = jnp.einsum("BKGTS,BSKJ->BTKGJ", probs_BKGTS, v)
     return rearrange(out_BTKGJ, "B T K G J -> B T (K G) J")
+
+
+def _tap_probs(probs: Float[Array, "B K G T S"]) -> Float[Array, "B K G T S"]:
+    if not is_asked("attention.probs"):
+        return probs
+    probs_BNTS = rearrange(probs, "B K G T S -> B (K G) T S")
+    return tap("attention.probs", probs_BNTS).reshape(probs.shape)
 
 
 def softmax(

@@ -23,6 +23,7 @@ from lmx.layers.mask import TokenInfo, make_attention_mask
 from lmx.layers.norm import Norm
 from lmx.layers.position import RelativePosition
 from lmx.layers.rope import RoPE
+from lmx.layers.tap import tap
 
 
 class InfiniMemory(NamedTuple):
@@ -161,7 +162,7 @@ class InfiniAttention(Attention):
         memory_BTNJ, sums = self.read_and_update(*qkv, inputs, cache and cache.sums)
         y_BTNH = mix_memory(local_BTNH, memory_BTNJ, self.gate[...])
         new = None if local is None or sums is None else InfiniMemory(local, sums)
-        return self.out(y_BTNH), new
+        return self.out(tap("attention.heads", y_BTNH)), new
 
     def make_mask(self, query, key, single_document):
         return SegmentMask(query, key, segment_length=self.segment_length)

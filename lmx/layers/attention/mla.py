@@ -17,6 +17,7 @@ from lmx.layers.linear import Einsum, contract, slice_weight
 from lmx.layers.mask import make_attention_mask
 from lmx.layers.norm import Norm, RMSNorm
 from lmx.layers.rope import RoPE
+from lmx.layers.tap import tap
 
 
 @configurable
@@ -85,7 +86,7 @@ class MLA(SelfAttention):
             scale=self.scale,
             dropout=partial(dropout, rate=self.dropout, keys=inputs.keys, site=0),
         )
-        return self.out(y_BTNJ), cache
+        return self.out(tap("attention.heads", y_BTNJ)), cache
 
     def compress(
         self, x: Float[Array, "B T D"], inputs: AttentionInputs

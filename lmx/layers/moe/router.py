@@ -17,6 +17,7 @@ from lmx.core.mean import Aux, Mean
 from lmx.core.precision import upcast
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
+from lmx.layers.tap import tap
 
 
 def count_choices(
@@ -131,7 +132,7 @@ class TopKRouter(Router):
         self.score = linear("BTD,DE->BTE", dict(D=width, E=experts), init)
 
     def __call__(self, x, segments):
-        logits_BTE = self.score(upcast(x))
+        logits_BTE = tap("router.logits", self.score(upcast(x)))
         routing = partitioning.shard_map(self.route, ["BTC"], "BTC")(logits_BTE)
         probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
         return routing, {
@@ -206,7 +207,7 @@ class SigmoidRouter(Router):
         self.groups, self.group_top_k = groups, group_top_k
 
     def __call__(self, x, segments):
-        scores_BTE = jax.nn.sigmoid(self.score(upcast(x)))
+        scores_BTE = jax.nn.sigmoid(tap("router.logits", self.score(upcast(x))))
         bias_E = self.bias[...]
         route = partitioning.shard_map(self.route, ["BTC", ""], "BTC")
         routing = route(scores_BTE, bias_E)

@@ -16,7 +16,10 @@ from lmx.train.checkpoint.manager import CheckpointManager
 
 
 def restore(path: str | Path) -> TrainedModel:
-    """The model in the newest checkpoint of a run, on one device."""
+    """The model in the newest checkpoint of a run: `restore(run).model(tokens)`.
+
+    On one device.
+    """
     path = Path(path)
     config = read_config(path)
     folder = RunDir(path).checkpoint_folder
