@@ -24,7 +24,6 @@ from lmx.data.store.build import open_cached_store
 from lmx.data.store.store import (
     MappedShards,
     Store,
-    format_shard_name,
     load_store_tokenizer,
     open_store,
     read_manifest,
@@ -173,8 +172,8 @@ def select_source(store: Store, folder: Path, name: str) -> Store:
     if name not in store.sources:
         hint = suggest(name, store.sources)
         raise ConfigError(f"the store in {folder} has no source {name!r}{hint}.")
-    manifest = read_manifest(folder)
-    shards, dtype = manifest["shards"], np.dtype(manifest["dtype"])
+    assert isinstance(store.parts, MappedShards)  # those of a folder are
+    shards = read_manifest(folder)["shards"]
     numbers = [n for n, shard in enumerate(shards) if shard["source"] == name]
     sizes = np.diff(store.part_offsets)[numbers]
     lengths = [
@@ -184,7 +183,7 @@ def select_source(store: Store, folder: Path, name: str) -> Store:
     starts = np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum()
     return dataclasses.replace(
         store,
-        parts=MappedShards([folder / format_shard_name(n) for n in numbers], dtype),
+        parts=store.parts.select(numbers),
         part_offsets=np.cumsum([0, *sizes], dtype=np.int64),
         starts=starts,
         bytes=sum(shards[n]["bytes"] for n in numbers),

@@ -3,6 +3,8 @@
 import os
 import pickle
 import shutil
+import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +15,16 @@ from lmx.data.store.store import (
     MANIFEST_FILE,
     SHARDS_FILE,
     STARTS_FILE,
+    MappedShards,
     Store,
     compute_checksum,
     find_mismatches,
     format_shard_name,
     open_store,
     verify,
+    write_checksummed,
 )
+from lmx.data.text_dataset import select_source
 from tests.data.store.conftest import make_config
 
 SIZES = [(5,), (0, 3, 0, 0, 4, 1, 0), (0, 0), (2, 2, 2)]
@@ -115,12 +120,44 @@ def test_a_flipped_bit_is_refused_with_its_file_and_range(folder, name):
         open_store(folder)
 
 
-def test_a_large_store_is_verified_on_request(folder, monkeypatch):
+def test_a_large_store_is_verified_by_block_when_first_read(folder, monkeypatch):
+    """A damaged block is refused before its tokens are used, also by one source."""
     monkeypatch.setattr("lmx.data.store.store.VERIFY_BYTES", 0)
     flip_bit(folder / format_shard_name(1), 17)
-    open_store(folder)
+    store = open_store(folder)
+    message = f"{folder / format_shard_name(1)} is damaged between byte 0"
+    begin, end, *_ = store.part_offsets[1:].tolist()
+    one = select_source(store, folder, store.locate(0)[0])
+    for part in (store, one, pickle.loads(pickle.dumps(store))):
+        assert len(part.read(0, begin)) == begin
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=message):
+                part.read(begin - 1, begin + 1)
+    assert len(store.read(end, store.size))
     (damage,) = verify(folder)
-    assert f"{folder / format_shard_name(1)} is damaged between byte 0" in f"{damage}"
+    assert message in f"{damage}"
+
+
+def test_each_block_of_a_file_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmx.data.store.store.BLOCK_BYTES", 64)
+    tokens = np.arange(100, dtype="<u2")
+    record = write_checksummed(tmp_path / "a", [tokens.tobytes()])
+    checked = []
+
+    def crc32(data, value=0):
+        checked.append(bytes(data))
+        return zlib.crc32(data, value)
+
+    monkeypatch.setattr("lmx.data.store.store.zlib", SimpleNamespace(crc32=crc32))
+    shards = MappedShards([tmp_path / "a"], tokens.dtype, [record["blocks"]])
+    for begin, end, blocks in ((40, 50, [1]), (31, 41, [0]), (0, 100, [2, 3])):
+        shards.verify(0, begin, end)
+        data = tokens.tobytes()
+        assert checked == [data[64 * n : 64 * n + 64] for n in blocks]
+        checked.clear()
+    shards.verify(0, 0, 0)
+    shards.verify(0, 0, 100)
+    assert not checked
 
 
 @pytest.mark.parametrize("name", [format_shard_name(2), STARTS_FILE])
