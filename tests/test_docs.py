@@ -11,6 +11,7 @@ import pytest
 from lmx.cli.main import main
 from lmx.config.resolve import load
 from lmx.data.store.build import BuildTokenStore
+from lmx.train.checkpoint.import_hf import import_hf
 from lmx.train.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,9 @@ def checkout(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", find_blocks("gin"))
-def test_a_config_resolves_and_all_of_it_is_used(text, checkout):
+def test_a_config_resolves_and_all_of_it_is_used(text, checkout, llama):
+    if "runs/llama" in text:
+        import_hf(llama(), checkout / "runs" / "llama")
     (checkout / "my.gin").write_text(text)
     root = BuildTokenStore if text.startswith("BuildTokenStore") else Experiment
     config = load(["my.gin"], root=root)

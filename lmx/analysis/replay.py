@@ -23,6 +23,7 @@ from lmx.run.run_dir import (
     read_metrics,
     read_run_ids,
 )
+from lmx.train.checkpoint.init_from import InitialState, read_init_from
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.reader import DamageError
 from lmx.train.experiment import Experiment
@@ -122,7 +123,8 @@ class RecordedRun:
                     f" {error}\nKeep what determines the arrays of the state, or give a"
                     " step before the first checkpoint."
                 ) from error
-        return self.run.init()
+        recorded = read_init_from(self.folder)
+        return InitialState(self.experiment.init_from, self.run, recorded).load()
 
     def train(
         self, state: TrainState, last: int, steps: Collection[int] = ()

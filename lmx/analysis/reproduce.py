@@ -150,7 +150,10 @@ def _check_reproducible(
             f"no loss of the first {last} steps can be compared: the metadata {has}."
         )
     with explain_errors(config):
-        fingerprint = dict(config.build().data.open().info.fingerprint)
+        experiment = config.build()
+        fingerprint = dict(experiment.data.open().info.fingerprint)
+        if experiment.init_from:
+            experiment.init_from.open(metadata.fields["init_from"])
     if fingerprint != metadata.fields["data"]:
         raise ConfigError(
             "the data are not those of the run: restore them.\n"

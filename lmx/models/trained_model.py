@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,7 @@ class TrainedModel(NamedTuple):
         config: an `Experiment` or a `Pretrained`.
         step: the last training step; 0 if it was not trained by lmx.
         graph: the model without its parameters.
+        origin: the fields of the `Pretrained` that its training began with, if any.
     """
 
     config: Config[Any]
@@ -47,6 +49,7 @@ class TrainedModel(NamedTuple):
     graph: nnx.GraphDef
     params: PyTree
     tokenizer: Tokenizer | None
+    origin: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def model(self) -> Decoder:

@@ -65,9 +65,9 @@ class DiLoCo:
                 " DiLoCo.replicas must divide the batch size."
             )
 
-    def init(self, init_replica: Callable[[], TrainState]) -> TrainState:
+    def init(self, init_replica: Callable[..., TrainState], *given: Any) -> TrainState:
         """The state of step 0, from that of one replica."""
-        state = init_replica()
+        state = init_replica(*given)
         params, opt_state = self._broadcast((state.params, state.opt_state))
         outer = self._outer_optimizer().init(state.params)
         return state._replace(opt_state=ReplicaState(params, opt_state, outer))

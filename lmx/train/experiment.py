@@ -18,6 +18,7 @@ from lmx.core.sharding import RULES, Mesh
 from lmx.data.dataset import DatasetConfig
 from lmx.models.decoder import Decoder
 from lmx.models.remat import check_offload
+from lmx.train.checkpoint.init_from import InitFrom
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.diloco import DiLoCo
 from lmx.train.guard.nonfinite import AbortOnNonFinite, Guard
@@ -45,6 +46,7 @@ class Experiment:
         rules: mesh axes of each logical axis, where they differ from `RULES`.
         microbatches: equal parts of a batch that are processed one after the other, to
             save memory; the gradient is that of the whole batch.
+        init_from: the weights to begin with; None: random ones.
         local_sgd: how replicas synchronize; None: in every step.
         guard: what to do at a step with non-finite numbers or a loss spike.
         log_every: steps between two lines of metrics.
@@ -58,6 +60,7 @@ class Experiment:
     schedule: Schedule
     steps: int
     loss: NextToken = NextToken()
+    init_from: InitFrom | None = None
     local_sgd: DiLoCo | None = None
     guard: Guard = AbortOnNonFinite()
     seed: int = 0

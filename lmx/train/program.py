@@ -29,7 +29,7 @@ class StepProgram:
     Attributes:
         model: the model as shapes and dtypes.
         step_fn: one step by the config.
-        init: makes the state of step 0, sharded.
+        init: makes the state of step 0, sharded; given parameters by path, with those.
         shardings: the sharding of each array of a state.
     """
 
@@ -38,7 +38,7 @@ class StepProgram:
     step_fn: Callable[[StepConfig, TrainState, Batch], tuple[TrainState, Metrics]]
     mesh: jax.sharding.Mesh
     rules: sharding.Rules
-    init: Callable[[], TrainState]
+    init: Callable[..., TrainState]
     shardings: TrainState
 
     @property

@@ -1,7 +1,8 @@
 """The training step: gradient of a loss, optimizer update and metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from lmx.core import partitioning, rng
 from lmx.core.batch import Batch
 from lmx.core.mean import Mean
 from lmx.core.sharding import is_variable
+from lmx.models.hf.weights import flatten_params
 from lmx.train.loss import Means
 from lmx.train.optim.optimizer import apply_sign_updates, zero_sign_grads
 
@@ -47,10 +49,27 @@ def init_state(
     build_model: Callable[[nnx.Rngs], nnx.Module],
     optimizer: optax.GradientTransformation,
     seed: int,
+    given: Mapping[str, Array] = MappingProxyType({}),
 ) -> TrainState:
-    """The state of step 0. Jit it with `core.sharding.shardings` to shard it."""
+    """The state of step 0. Jit it with `core.sharding.shardings` to shard it.
+
+    `given` has parameters by path, which replace the random ones: as far as they reach,
+    where sizes differ.
+    """
     _, params = nnx.split(build_model(nnx.Rngs(params=rng.key(seed, "params"))))
+
+    leaves = [
+        leaf if (value := given.get(path)) is None else overlay(leaf, value)
+        for path, leaf in flatten_params(params).items()
+    ]
+    params = jax.tree.unflatten(jax.tree.structure(params), leaves)
     return TrainState(jnp.zeros((), "int32"), params, optimizer.init(params))
+
+
+def overlay(array: Array, value: Array) -> Array:
+    """The array with the value in its place, as far as both reach."""
+    common = value[tuple(map(slice, array.shape))]
+    return jax.lax.dynamic_update_slice(array, common, (0,) * array.ndim)
 
 
 def compute_gradients(

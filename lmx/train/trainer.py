@@ -19,6 +19,7 @@ from lmx.run.metadata import ORIGIN, final_metadata, initial_metadata
 from lmx.run.plots import plot_run
 from lmx.run.progress import RunProgress
 from lmx.run.run_dir import RunDir, read_run_ids
+from lmx.train.checkpoint.init_from import InitialState, read_init_from
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import require_written
 from lmx.train.experiment import Experiment
@@ -89,7 +90,10 @@ class Trainer:
     def train(self, path: Path) -> RunDir:
         """Trains the rest of the run; does nothing if it is finished."""
         timeout = self.experiment.hang_timeout
-        metadata = initial_metadata(self.name, self.config, self.run.describe())
+        recorded = distributed.broadcast_from_leader(lambda: read_init_from(path))
+        initial = InitialState(self.experiment.init_from, self.run, recorded)
+        facts = self.run.describe() | initial.facts
+        metadata = initial_metadata(self.name, self.config, facts)
         with (
             closing(self._claim_dir(path, metadata)) as run_dir,
             closing(Watchdog(self.timing.get_state, timeout, run_dir.path)),
@@ -105,7 +109,7 @@ class Trainer:
             finished = distributed.broadcast_from_leader(lambda: run_dir.finished)
             if finished and checkpoints.list_steps()[-1:] == [self.run.steps]:
                 return run_dir
-            state = self._restore(checkpoints)
+            state = self._restore(checkpoints, initial)
             try:
                 self._train(run_dir, checkpoints, state)
             finally:
@@ -129,13 +133,15 @@ class Trainer:
         distributed.broadcast_from_leader(claim)
         return run_dir
 
-    def _restore(self, checkpoints: CheckpointManager) -> TrainState:
-        """The newest state, or that of step 0."""
+    def _restore(
+        self, checkpoints: CheckpointManager, initial: InitialState
+    ) -> TrainState:
+        """The newest state, or the initial one."""
         checkpoints.prepare()
         on_damage = self.experiment.checkpoint.handle_damage
         with self.timing.measure("restore"):
             state = checkpoints.restore_newest(self.run.abstract_state(), on_damage)
-            return self.run.init() if state is None else state
+            return initial.load() if state is None else state
 
     def _train(
         self, run_dir: RunDir, checkpoints: CheckpointManager, state: TrainState

@@ -191,15 +191,16 @@ def save_hf(
     require(
         jax.process_count() <= 1, "save_hf needs all the parameters in one process."
     )
-    family, fields = match_family(trained.config)
+    origin = {**trained.config.fields, **trained.origin}
+    family, fields = match_family(trained.config, origin.get("family"))
     params = flatten_params(trained.params)
     model = nnx.merge(trained.graph, jax.eval_shape(lambda: trained.params))
     shapes = {name: leaf.shape for name, leaf in params.items()}
     found = map_tensors(family.tensor_maps, shapes, model)
     raise_if("no tensor holds", sorted(shapes.keys() - {part.path for part in found}))
-    imported = trained.config.fields.get("family") == family.model_type
+    imported = origin.get("family") == family.model_type
     config = {
-        **(to_jsonable(trained.config["hf_fields"]) if imported else {}),
+        **(to_jsonable(origin["hf_fields"]) if imported else {}),
         **fields,
         "architectures": [family.architecture],
         "model_type": family.model_type,
@@ -208,7 +209,7 @@ def save_hf(
     files = trained.tokenizer.files if trained.tokenizer else {}
     with create_dir(Path(folder), "is not empty: name another folder.") as new:
         write_json(new / CONFIG, config)
-        if generation := trained.config.fields.get("generation"):
+        if generation := origin.get("generation"):
             write_json(new / GENERATION, to_jsonable(generation))
         total = sum(leaf.nbytes for leaf in params.values())
         with byte_progress(f"writing {Path(folder).name}", total) as bar:

@@ -156,9 +156,11 @@ def find_family(fields: Values, where: str) -> Family:
     return family
 
 
-def match_family(config: Config) -> tuple[Family, dict[str, Any]]:
-    """A family that expresses a model without loss, its own first, and the fields."""
-    own = config.fields.get("family")
+def match_family(
+    config: Config, own: str | None = None
+) -> tuple[Family, dict[str, Any]]:
+    """A family that expresses a model without loss, its `own` first, and the fields."""
+    own = own or config.fields.get("family")
     known = sorted(load_families().values(), key=lambda each: each.model_type != own)
     losses: list[tuple[int, str]] = []
     for family in known:

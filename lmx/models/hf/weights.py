@@ -129,9 +129,11 @@ def group_by_tensor(found: Iterable[TensorSlice]) -> dict[str, list[TensorSlice]
     return tensors
 
 
-def flatten_params(tree: PyTree) -> dict[str, Any]:
+def flatten_params(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> dict[str, Any]:
     """Every array, or its shape, by its path, as in `norm.scale`."""
-    leaves, _ = jax.tree.flatten_with_path(tree)
+    leaves, _ = jax.tree.flatten_with_path(tree, is_leaf)
     keystr = partial(jax.tree_util.keystr, simple=True, separator=".")
     return {keystr(path).removesuffix(".value"): leaf for path, leaf in leaves}
 

@@ -16,7 +16,7 @@ def import_hf(folder: Path, run: Path, dtype: Dtype | None = None) -> TrainedMod
     """Imports the model in a folder as step 0 of a new run; all of it, or nothing."""
     source = HFCheckpoint(folder)
     with create_dir(run, "is not empty: name another folder.") as new:
-        trained = load_model(source, dtype, digest=_digest_files(source))
+        trained = load_model(source, dtype, digest=digest_files(source))
         facts = {"folder": f"{folder.absolute()}", "parameters": trained.num_parameters}
         metadata = initial_metadata(run.name, trained.config, facts)
         origin = {name: metadata[name] for name in ("run_id", "commit")}
@@ -27,7 +27,7 @@ def import_hf(folder: Path, run: Path, dtype: Dtype | None = None) -> TrainedMod
     return trained
 
 
-def _digest_files(source: HFCheckpoint) -> str:
+def digest_files(source: HFCheckpoint) -> str:
     """SHA-256 of the contents of a model's files."""
     content = hashlib.sha256()
     for file in (source.path / CONFIG, *source.weights.files):

@@ -23,7 +23,7 @@ from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState, TrainStepFn
 
-Init = Callable[[], TrainState]
+Init = Callable[..., TrainState]
 MetricCheck = Callable[[int, Mapping[str, float]], None]  # of a step and its metrics
 SkippedRanges = Sequence[tuple[int, int]]  # sorted, disjoint [begin, end) of data steps
 REWIND = "Rewind"  # name in the ledger

@@ -70,8 +70,8 @@ class SpikeDetector:
     def wrap_init(self, init: Init) -> Init:
         """Adds empty statistics to the state of step 0."""
 
-        def init_with_stats() -> TrainState:
-            state = init()
+        def init_with_stats(*given: Any) -> TrainState:
+            state = init(*given)
             stats = RunningStats(jnp.zeros((), "int32"), jnp.zeros(()), jnp.zeros(()))
             return state._replace(opt_state=SpikeState(state.opt_state, stats))
 

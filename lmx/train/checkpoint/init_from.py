@@ -1,0 +1,222 @@
+"""The state that a run begins with: random, or from weights trained before."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lmx.config.registry import Execution, NonNegative, configurable, require
+from lmx.config.value import to_jsonable
+from lmx.core import distributed, sharding
+from lmx.core.console import print_line
+from lmx.core.sharding import is_variable
+from lmx.models.hf.api import HFCheckpoint, init_abstract
+from lmx.models.hf.weights import MAX_NAMES_SHOWN, flatten_params, load_params
+from lmx.run.run_dir import CONFIG, METADATA, read_metadata
+from lmx.train.checkpoint.import_hf import digest_files
+from lmx.train.checkpoint.restore import ORIGIN, RunWeights
+from lmx.train.program import RunContext
+from lmx.train.step import TrainState
+
+RESIZABLE = {"vocab", "length"}  # logical axes whose size may differ
+PROBLEMS = {
+    "new": "the weights lack parameters of the model",
+    "drop": "the model lacks parameters of the weights",
+    "resize": "the weights have parameters in other sizes than the model",
+}
+
+
+class HFWeights:
+    """The parameters in a folder of Hugging Face; attributes as in `RunWeights`."""
+
+    def __init__(self, path: Path):
+        self.step, self.checkpoint = 0, HFCheckpoint(path)
+        config = self.checkpoint.to_config("bfloat16")
+        model = init_abstract(config)
+        self.slices = self.checkpoint.map_tensors(model)
+        self.checkpoint.infer_dtype(model, self.slices)  # refuses those it cannot read
+        params = flatten_params(nnx.state(model))
+        self.shapes = {path: leaf.shape for path, leaf in params.items()}
+        self.origin = {name: to_jsonable(config[name]) for name in ORIGIN}
+        self.digest = distributed.broadcast_from_leader(
+            lambda: digest_files(self.checkpoint)
+        )
+
+    def load(self, abstract: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The parameters at these paths, with these dtypes and shardings."""
+        return load_params(self.checkpoint.weights, self.slices, dict(abstract))
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class InitFrom:
+    """Begins with the weights of a run, or of a folder of Hugging Face transformers.
+
+    Names and shapes must be those of the model, but for what patterns such as
+    `head.*` name. The path is not part of a run's identity: the digest of the weights
+    is, which the run records.
+
+    Attributes:
+        take: the weights alone, to train from step 0 with a new optimizer; or the whole
+            state, to continue from the step of the checkpoint with its optimizer.
+        step: of the checkpoint of a run; None: the newest.
+        new: parameters to initialize, which the source lacks.
+        drop: parameters of the source that are not taken.
+        resize: parameters with more or fewer tokens or positions: those that both have
+            are taken, further ones are initialized.
+    """
+
+    path: Execution[str]
+    take: Literal["weights", "state"]
+    step: NonNegative[int | None] = None
+    new: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    resize: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        require(
+            self.take == "weights" or not (self.new or self.drop or self.resize),
+            "InitFrom.take='state' takes the state as it is: leave new, drop and resize"
+            " empty, or take 'weights'.",
+        )
+
+    def open(self, recorded: Mapping[str, Any]) -> RunWeights | HFWeights:
+        """The weights, of which only headers are read.
+
+        Refuses others than a run has `recorded`, as by `read_init_from`.
+        """
+        path = Path(self.path).expanduser()
+        is_run = (path / CONFIG).is_file()
+        require(
+            is_run or (self.step is None and self.take == "weights"),
+            f"InitFrom.path is {path}, which is not a run: of other weights, take"
+            " 'weights', and give no step.",
+        )
+        step = recorded.get("step", self.step)
+        source = RunWeights(path, step) if is_run else HFWeights(path)
+        require(
+            recorded.get("digest") in (None, source.digest),
+            f"the weights of {path} are not those that the run began with, whose digest"
+            f" is {recorded.get('digest')}: restore them, or start a new run in another"
+            " folder.",
+        )
+        return source
+
+    def match(
+        self, shapes: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> dict[str, list[str]]:
+        """The names that `new`, `drop` and `resize` stand for; refuses any others."""
+        taken = [p for p in params if p in shapes and not matches(p, self.drop)]
+        found = {
+            "new": [path for path in params if path not in taken],
+            "drop": [path for path in shapes if path not in taken],
+            "resize": [p for p in taken if shapes[p] != params[p].shape],
+        }
+        for name, paths in found.items():
+            patterns = getattr(self, name)
+            unnamed = [path for path in paths if not matches(path, patterns)]
+            shown = [f"{p} {shapes.get(p, '')}" for p in unnamed[:MAX_NAMES_SHOWN]]
+            require(
+                not unnamed,
+                f"{PROBLEMS[name]}: {', '.join(shown)}. If that is meant, name"
+                f" {'it' if len(unnamed) == 1 else f'all {len(unnamed)}'} in"
+                f" InitFrom.{name}.",
+            )
+            idle = [x for x in patterns if not any(fnmatchcase(p, x) for p in paths)]
+            message = f"InitFrom.{name} = {idle} names no parameter that differs so."
+            require(not idle, message)
+        for path in found["resize"]:
+            _check_resizable(path, shapes[path], params[path])
+        return found
+
+
+def matches(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether the path of a parameter matches a pattern, as in `*.mlp.*`."""
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _check_resizable(path: str, shape: tuple[int, ...], param: Any) -> None:
+    """Refuses a parameter that differs in more than tokens or positions."""
+    sizes = zip(param.axes, shape, param.shape, strict=False)
+    require(
+        len(shape) == param.ndim and RESIZABLE >= {a for a, n, m in sizes if n != m},
+        f"{path} cannot be resized from {shape} to {param.shape}: only the number of"
+        " tokens or positions may differ.",
+    )
+
+
+def read_init_from(run: Path) -> dict[str, Any]:
+    """What a run has recorded of the weights it began with; empty if there is none."""
+    exists = (run / METADATA).is_file()
+    return read_metadata(run).get("init_from", {}) if exists else {}
+
+
+class InitialState:
+    """The state that a run begins with.
+
+    Weights are opened, and refused if they do not fit, unless the run has `recorded`
+    them: then only `load` does so, since a run resumes without them.
+
+    Attributes:
+        facts: for the metadata of the run.
+    """
+
+    def __init__(
+        self, init_from: InitFrom | None, run: RunContext, recorded: Mapping[str, Any]
+    ):
+        self.init_from, self.run, self.recorded = init_from, run, recorded
+        self.facts: dict[str, Any] = {}
+        if init_from:
+            moved = recorded.get("path") != init_from.path
+            self.facts["init_from"] = self._opened[1] if moved else recorded
+
+    def load(self) -> TrainState:
+        """The state, sharded."""
+        if self.init_from is None:
+            return self.run.init()
+        source, facts = self._opened
+        if distributed.is_leader():
+            print_line(
+                f"begins with the {self.init_from.take} of {self.init_from.path}"
+            )
+        if isinstance(source, RunWeights) and self.init_from.take == "state":
+            return source.checkpoints.restore(source.step, self.run.abstract_state())
+        wanted = {
+            path: self._place(param, source.shapes[path])
+            for path, param in self._params.items()
+            if path not in facts["new"]
+        }
+        return self.run.init(source.load(wanted))
+
+    @cached_property
+    def _opened(self) -> tuple[RunWeights | HFWeights, dict[str, Any]]:
+        """The weights, and the facts about them."""
+        assert self.init_from
+        source = self.init_from.open(self.recorded)
+        names = self.init_from.match(source.shapes, self._params)
+        facts = {name: getattr(source, name) for name in ("step", "digest", "origin")}
+        require(
+            self.init_from.take == "weights" or source.step < self.run.steps,
+            f"the state of {self.init_from.path} is that after step {source.step}:"
+            f" Experiment.steps, which counts those too, is {self.run.steps}.",
+        )
+        return source, {"path": self.init_from.path, **facts, **names}
+
+    @cached_property
+    def _params(self) -> dict[str, Any]:
+        """The parameters of the model, as shapes with their logical axes."""
+        return flatten_params(nnx.split(self.run.model)[1], is_variable)
+
+    def _place(self, param: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        """The parameter in the shape that the weights have, on the devices."""
+        whole = sharding.spec(param.axes, param.shape, self.run.mesh, self.run.rules)
+        sizes = zip(whole, shape, param.shape, strict=True)
+        spec = PartitionSpec(*(axes if n == m else None for axes, n, m in sizes))
+        placement = NamedSharding(self.run.mesh, spec)
+        return jax.ShapeDtypeStruct(shape, param.dtype, sharding=placement)
