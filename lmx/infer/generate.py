@@ -42,7 +42,26 @@ class DecodeState(NamedTuple):
     seen: Bool[Array, "B V"]  # the tokens that a row contains
     active: Bool[Array, "B"]  # False after a stop token
     row_ids: Int[Array, "B"]
-    generated: Int[Array, ""]  # number of tokens
+    generated: Int[Array, "B"]  # number of tokens
+
+    def select(self, rows: Int[Array, "M"]) -> "DecodeState":
+        """The state of these rows, in this order, possibly repeated.
+
+        Rows with a common prefix are read as `read_prompts(model, prefix.select(...))`.
+        """
+        cache = self.cache.select(rows)
+        return DecodeState(cache, *(x[rows] for x in self[1:]))
+
+    def insert(self, rows: Int[Array, "M"], prefill: "DecodeState") -> "DecodeState":
+        """The state with the rows of `prefill` in place of these; see `KVCache`."""
+        cache = self.cache.insert(rows, prefill.cache)
+        pairs = zip(self[1:], prefill[1:], strict=True)
+        return DecodeState(cache, *(x.at[rows].set(y) for x, y in pairs))
+
+    def evict(self, rows: Int[Array, "M"]) -> "DecodeState":
+        """The state with these rows empty and inactive."""
+        active_B = self.active.at[rows].set(False)
+        return self._replace(cache=self.cache.clear(rows), active=active_B)
 
 
 class Generated(NamedTuple):
@@ -114,10 +133,11 @@ def prefill(
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """Reads one prompt per row; returns the logits of the token after it.
 
-    Segment 0 is padding, anywhere in a row.
+    It continues the tokens in `cache`. Segment 0 is padding, anywhere in a row.
     """
     unpadded_BT = segments > 0
-    positions_BT = jnp.maximum(jnp.cumsum(unpadded_BT, axis=1) - 1, 0)
+    index_BT = cache.lengths[:, None] + jnp.cumsum(unpadded_BT, axis=1) - 1
+    positions_BT = jnp.maximum(index_BT, 0)
     logits_BTV, cache = model.decode(cache, tokens, positions_BT, segments)
     last_B = unpadded_BT.shape[1] - 1 - jnp.argmax(unpadded_BT[:, ::-1], axis=1)
     last_B11 = last_B[:, None, None]
@@ -137,17 +157,41 @@ def start_decoding(
 
     Rows of padding are not active. At most `max_new_tokens` follow each prompt.
     """
-    model = nnx.merge(graph, params)
-    tokens, segments, row_ids = map(jnp.asarray, prompts)
-    unpadded_BT = segments > 0
-    length_B, B = unpadded_BT.sum(axis=1), len(tokens)
+    model, B = nnx.merge(graph, params), len(prompts.tokens)
+    length_B = (prompts.segments > 0).sum(axis=1)
     cache = model.init_cache(B, capacity, length_B.max() + max_new_tokens)
-    logits_BV, cache = prefill(model, cache, tokens, segments)
-    seen_BV = jnp.zeros(logits_BV.shape, bool)
-    seen_BV = seen_BV.at[jnp.arange(B)[:, None], tokens].max(unpadded_BT)
-    active_B = length_B > 0
+    state = empty_state(model, cache)
+    state = state._replace(generated=state.generated + generated)
+    return read_prompts(model, state, prompts)
+
+
+def empty_state(model: Decoder, cache: KVCache) -> DecodeState:
+    """The state before the first tokens; no row is active."""
+    shape, dtype = (len(cache.lengths), model.vocab), model.precision.compute_dtype
+    logits_BV = jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32))
+    seen_BV, zeros_B = jnp.zeros(shape, bool), jnp.zeros(shape[0], jnp.int32)
+    active_B = jnp.zeros(shape[0], bool)
+    return DecodeState(cache, logits_BV, zeros_B, seen_BV, active_B, zeros_B, zeros_B)
+
+
+def read_prompts(model: Decoder, state: DecodeState, prompts: Prompts) -> DecodeState:
+    """The state after `prompts`, each of which continues its row and makes it active.
+
+    Rows of padding remain as they are.
+    """
+    tokens, segments, row_ids = map(jnp.asarray, prompts)
+    unpadded_BT, row_B1 = segments > 0, jnp.arange(len(tokens))[:, None]
+    length_B = unpadded_BT.sum(axis=1, dtype=jnp.int32)
+    read_B = length_B > 0
+    logits_BV, cache = prefill(model, state.cache, tokens, segments)
     return DecodeState(
-        cache, logits_BV, length_B, seen_BV, active_B, row_ids, generated
+        cache,
+        jnp.where(read_B[:, None], logits_BV, state.logits),
+        state.position + length_B,
+        state.seen.at[row_B1, tokens].max(unpadded_BT),
+        state.active | read_B,
+        jnp.where(read_B, row_ids, state.row_ids),
+        state.generated,
     )
 
 
@@ -176,8 +220,10 @@ def decode_step(
 
     The log-probability is that of the model, without the rules of the sampler.
     """
-    key = jax.random.fold_in(rng.key(seed, "sample"), state.generated)
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, state.row_ids)
+    fold_in, key = jax.random.fold_in, rng.key(seed, "sample")
+    keys_B = jax.vmap(lambda count, row: fold_in(fold_in(key, count), row))(
+        state.generated, state.row_ids
+    )
     token_B = sampler(state.logits, state.seen, keys_B).astype(jnp.int32)
     token_B = jnp.where(state.active, token_B, 0)
     logprobs_BV = jax.nn.log_softmax(state.logits, axis=-1)

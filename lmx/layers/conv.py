@@ -1,12 +1,24 @@
 """Short causal depthwise convolution over the last few tokens."""
 
+from dataclasses import dataclass
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from lmx.config.registry import check_argument, configurable
+from lmx.layers.attention.kv_cache import LayerCache
 from lmx.layers.init import Init
 from lmx.layers.mask import TokenInfo
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ConvMemory(LayerCache):
+    """The last vectors that a convolution has read."""
+
+    last: PyTree  # one array of dimensions B I D
 
 
 def causal_conv(
@@ -47,26 +59,26 @@ class ShortConv(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         tokens: TokenInfo,
-        cache: Float[Array, "B I D"] | None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B I D"] | None]:
+        cache: ConvMemory | None,
+    ) -> tuple[Float[Array, "B T D"], ConvMemory | None]:
         """The output, and the last `reach` vectors of `cache` followed by `x`."""
         w_ID = self.w[...].astype(x.dtype)
         if cache is None:
-            empty_BID = self.init_cache(x.shape[0], x.dtype)
-            return causal_conv(x, empty_BID, w_ID, tokens.positions), None
+            empty = self.init_cache(x.shape[0], x.dtype)
+            return causal_conv(x, empty.last, w_ID, tokens.positions), None
         # Padding may be anywhere: move it behind the tokens, and back afterwards.
         order_BT = jnp.argsort(~tokens.unpadded, axis=1, stable=True)
         x_BTD = _gather_tokens(x, order_BT)
         positions_BT = jnp.take_along_axis(tokens.positions, order_BT, axis=1)
-        y_BTD = causal_conv(x_BTD, cache, w_ID, positions_BT)
-        all_BTD = jnp.concatenate([cache, x_BTD], axis=1)
+        y_BTD = causal_conv(x_BTD, cache.last, w_ID, positions_BT)
+        all_BTD = jnp.concatenate([cache.last, x_BTD], axis=1)
         last_BI = tokens.unpadded.sum(axis=1)[:, None] + jnp.arange(self.reach)[None]
         y_BTD = _gather_tokens(y_BTD, jnp.argsort(order_BT, axis=1))
-        return y_BTD, _gather_tokens(all_BTD, last_BI)
+        return y_BTD, ConvMemory(_gather_tokens(all_BTD, last_BI))
 
-    def init_cache(self, batch_size: int, dtype: jnp.dtype) -> Float[Array, "B I D"]:
+    def init_cache(self, batch_size: int, dtype: jnp.dtype) -> ConvMemory:
         """Zeros, as before the first token."""
-        return jnp.zeros((batch_size, self.reach, self.width), dtype)
+        return ConvMemory(jnp.zeros((batch_size, self.reach, self.width), dtype))
 
 
 def _gather_tokens(

@@ -15,7 +15,7 @@ from lmx.layers.init import Init
 from lmx.layers.linear import contract, lookup
 from lmx.layers.mask import TokenInfo
 
-Length = int | Int[Array, ""]  # tokens of a call, or of a cache once it is complete
+Length = int | Int[Array, ""]  # tokens of a call, or of a text once it is complete
 
 
 class RelativePosition:
@@ -33,9 +33,9 @@ class RelativePosition:
         self,
         x: Float[Array, "B T N H"],
         positions: Int[Array, "B T"],
-        length: Length = 0,
+        length: int | Int[Array, "B"] = 0,
     ) -> Float[Array, "B T N H"]:
-        """Rotated queries or keys of a text of `length` tokens."""
+        """Rotated queries or keys of texts of `length` tokens."""
         return x
 
     def modify_logits(

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
@@ -53,13 +55,17 @@ class RoPE(RelativePosition):
     def rotate(self, x, positions, length=0):
         """Rotates pair p of every head by position * inverse_frequency[p]."""
         rotary_dim = int(x.shape[-1] * self.rotary_fraction)
-        frequency_P = self.inverse_frequency(rotary_dim, length)
+        frequency = partial(self.inverse_frequency, rotary_dim)
+        if isinstance(length, int):
+            frequency_BP = frequency(length)[None]
+        else:
+            frequency_BP = jax.vmap(frequency)(length)
         x_BTNH, rest_BTNH = x[..., :rotary_dim], x[..., rotary_dim:]
         if self.layout == "interleaved":  # the same reordering of queries and keys
             x_BTNH = rearrange(x_BTNH, "B T N (P two) -> B T N (two P)", two=2)
         a_BTNP, b_BTNP = jnp.split(upcast(x_BTNH), 2, axis=-1)
-        frequency_P = frequency_P.astype(a_BTNP.dtype)
-        angle_BTP = positions[:, :, None] * frequency_P[None, None]
+        frequency_BP = frequency_BP.astype(a_BTNP.dtype)
+        angle_BTP = positions[:, :, None] * frequency_BP[:, None]
         cos_BT1P = self.attention_scaling * jnp.cos(angle_BTP)[:, :, None]
         sin_BT1P = self.attention_scaling * jnp.sin(angle_BTP)[:, :, None]
         left_BTNP = a_BTNP * cos_BT1P - b_BTNP * sin_BT1P

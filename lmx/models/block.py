@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from lmx.config.registry import Rate, configurable
 from lmx.core.mean import Aux
 from lmx.layers.attention.attention import SelfAttention
-from lmx.layers.attention.kv_cache import AttentionInputs
-from lmx.layers.conv import ShortConv
+from lmx.layers.attention.kv_cache import AttentionInputs, CacheSize, LayerCache
+from lmx.layers.conv import ConvMemory, ShortConv
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.mlp import FeedForward
@@ -22,9 +21,9 @@ from lmx.layers.tap import tap
 class BlockCache(NamedTuple):
     """Cached state of a block; the last two are of `conv`."""
 
-    attention: PyTree
-    attention_conv: Float[Array, "*L B I D"] | None
-    mlp_conv: Float[Array, "*L B I D"] | None
+    attention: LayerCache
+    attention_conv: ConvMemory | None
+    mlp_conv: ConvMemory | None
 
 
 class Block(nnx.Module):
@@ -97,14 +96,13 @@ class Block(nnx.Module):
         """`x`, normalized by the norm of that name."""
         return getattr(self, f"{name}_norm")(x)
 
-    def init_cache(
-        self, batch_size: int, capacity: int, dtype: jnp.dtype
-    ) -> BlockCache:
-        """An empty cache for `capacity` tokens."""
+    def init_cache(self, size: CacheSize) -> BlockCache:
+        """An empty cache."""
+        B, dtype = size.batch_size, size.dtype
         return BlockCache(
-            self.attention.init_cache(batch_size, capacity, dtype),
-            self.attention_conv and self.attention_conv.init_cache(batch_size, dtype),
-            self.mlp_conv and self.mlp_conv.init_cache(batch_size, dtype),
+            self.attention.init_cache(size),
+            self.attention_conv and self.attention_conv.init_cache(B, dtype),
+            self.mlp_conv and self.mlp_conv.init_cache(B, dtype),
         )
 
 

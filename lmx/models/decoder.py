@@ -14,7 +14,12 @@ from lmx.core.partitioning import constrain, constrain_embedding
 from lmx.core.precision import Precision, upcast
 from lmx.layers.attention.attention import SelfAttention
 from lmx.layers.attention.backend import soft_cap
-from lmx.layers.attention.kv_cache import AttentionInputs, KVCache, make_inputs
+from lmx.layers.attention.kv_cache import (
+    AttentionInputs,
+    CacheSize,
+    KVCache,
+    make_inputs,
+)
 from lmx.layers.dropout import EMBEDDING_SITE, dropout
 from lmx.layers.init import FanIn, Init, Initializer
 from lmx.layers.linear import AnyWeight, LMHead, lookup
@@ -117,20 +122,29 @@ class Decoder(nnx.Module):
         return self.position and self.position.max_length
 
     def init_cache(
-        self, batch_size: int, capacity: int, final_length: Length | None = None
+        self,
+        batch_size: int,
+        capacity: int,
+        final_length: Length | None = None,
+        rollback: int = 0,
     ) -> KVCache:
-        """An empty cache; `final_length` of the longest complete text."""
-        layers = self.stack.init_cache(
-            batch_size, capacity, self.precision.compute_dtype
-        )
+        """An empty cache for `capacity` tokens per row.
+
+        `final_length` is that of the longest complete text; `rollback` is the number of
+        newest tokens that `KVCache.truncate` can always remove.
+        """
+        dtype = self.precision.compute_dtype
+        size = CacheSize(batch_size, capacity, dtype, rollback)
         zeros_BS = jnp.zeros((batch_size, capacity), jnp.int32)
+        zeros_B = jnp.zeros(batch_size, jnp.int32)
         final_length = capacity if final_length is None else final_length
         return KVCache(
-            layers,
+            self.stack.init_cache(size),
             zeros_BS,
             zeros_BS,
-            jnp.zeros(batch_size, jnp.int32),
-            jnp.asarray(final_length, jnp.int32),
+            zeros_B,
+            zeros_B,
+            jnp.full(batch_size, final_length, jnp.int32),
         )
 
     def decode(

@@ -17,7 +17,7 @@ from lmx.core import dims
 from lmx.core.mean import Aux, merge_aux
 from lmx.core.partitioning import constrain, num_shards
 from lmx.layers.attention.attention import SelfAttention
-from lmx.layers.attention.kv_cache import AttentionInputs
+from lmx.layers.attention.kv_cache import AttentionInputs, CacheSize
 from lmx.layers.init import Init
 from lmx.layers.mlp import FeedForward
 from lmx.layers.tap import add_layers, record_layer
@@ -106,10 +106,10 @@ class RepeatedBlocks(nnx.Module):
         )
         self.group = group
 
-    def init_cache(self, batch_size: int, capacity: int, dtype: jnp.dtype) -> PyTree:
+    def init_cache(self, size: CacheSize) -> PyTree:
         """An empty cache of each kind, with a leading dimension L."""
         L = self.group.repeats
-        caches = tuple(b.init_cache(batch_size, capacity, dtype) for b in self.blocks)
+        caches = tuple(block.init_cache(size) for block in self.blocks)
         return jax.tree.map(lambda x: jnp.zeros((L, *x.shape), x.dtype), caches)
 
 
@@ -214,9 +214,9 @@ class Stack(nnx.Module):
         x, (aux, cache, records) = jax.lax.scan(step, x, iterations, unroll=unroll)
         return x, jax.tree.map(lambda x: x.reshape(-1), aux), cache, records
 
-    def init_cache(self, batch_size: int, capacity: int, dtype: jnp.dtype) -> PyTree:
+    def init_cache(self, size: CacheSize) -> PyTree:
         """An empty cache of every layer."""
-        return tuple(c.init_cache(batch_size, capacity, dtype) for c in self.cycles)
+        return tuple(cycle.init_cache(size) for cycle in self.cycles)
 
     def kinds(self) -> Iterator[tuple[Block, int]]:
         """Each kind of block, and its number of layers."""

@@ -201,6 +201,18 @@ def test_dynamic_ntk_depends_on_the_length_of_the_call():
         )
 
 
+def test_each_row_is_rotated_for_its_own_length():
+    scheme, lengths = DynamicNTK(factor=4.0, trained_length=4), [5, 9]
+    x, positions = (
+        jnp.tile(vectors(0), (2, 1, 1, 1)),
+        jnp.tile(jnp.arange(6)[None], (2, 1)),
+    )
+    got = scheme.rotate(x, positions, jnp.array(lengths))
+    for row, length in enumerate(lengths):
+        alone = scheme.rotate(x[:1], positions[:1], length)
+        np.testing.assert_allclose(got[row], alone[0], atol=1e-6)
+
+
 def test_a_fraction_of_the_channels_rotates():
     x, positions = vectors(5), jnp.arange(6)[None]
     part = RoPE(rotary_fraction=0.5).rotate(x, positions)

@@ -19,7 +19,13 @@ from lmx.layers.attention.backend import (
     AttentionMask,
     ReferenceAttention,
 )
-from lmx.layers.attention.kv_cache import AttentionInputs, update_cache
+from lmx.layers.attention.kv_cache import (
+    AttentionInputs,
+    CacheSize,
+    LayerCache,
+    SlotCache,
+    update_cache,
+)
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
@@ -48,15 +54,15 @@ class SelfAttention(nnx.Module):
         """The change of `x`, and the updated cache."""
 
     @abstractmethod
-    def init_cache(self, batch_size: int, capacity: int, dtype: jnp.dtype) -> PyTree:
-        """An empty cache for texts of up to `capacity` tokens."""
+    def init_cache(self, size: CacheSize) -> LayerCache:
+        """An empty cache."""
 
 
 class KV(NamedTuple):
-    """Keys and values: the cache of `Attention`."""
+    """Keys and values: the values of the cache of `Attention`."""
 
-    k: Float[Array, "*L B S K H"]
-    v: Float[Array, "*L B S K H"]
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
 
 
 @configurable
@@ -154,8 +160,8 @@ class Attention(SelfAttention):
         k: Float[Array, "B T K H"],
         v: Float[Array, "B T K H"],
         inputs: AttentionInputs,
-        cache: KV | None,
-    ) -> tuple[Float[Array, "B T N H"], KV | None]:
+        cache: SlotCache | None,
+    ) -> tuple[Float[Array, "B T N H"], SlotCache | None]:
         """Rotates, updates the KV cache and attends to it."""
         position, tokens = self.position, inputs.tokens
         if position:
@@ -190,11 +196,10 @@ class Attention(SelfAttention):
         """Which keys each query sees."""
         return AttentionMask(query, key, self.window, single_document)
 
-    def init_cache(self, batch_size, capacity, dtype):
-        """Zeros for `capacity` tokens, or for a window of them."""
-        slots = min(capacity, self.window or capacity)
-        zeros_BSKH = jnp.zeros((batch_size, slots, *self.kv_shape), dtype)
-        return KV(zeros_BSKH, zeros_BSKH)
+    def init_cache(self, size):
+        """Slots for all tokens, or for a window of them."""
+        head_KH = jnp.zeros(self.kv_shape, size.dtype)
+        return SlotCache.init(size, self.window, KV(head_KH, head_KH))
 
     def _list_features(self) -> list[str]:
         used = {

@@ -5,18 +5,23 @@ Munkhdalai et al. 2024, arXiv:2404.07143, section 2.1.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lmx.config.registry import Positive, Rate, check_argument, configurable
 from lmx.core.precision import upcast
-from lmx.layers.attention.attention import KV, Attention
+from lmx.layers.attention.attention import Attention
 from lmx.layers.attention.backend import AttentionMask
-from lmx.layers.attention.kv_cache import AttentionInputs, KVCache
+from lmx.layers.attention.kv_cache import (
+    AttentionInputs,
+    KVCache,
+    LayerCache,
+    SlotCache,
+)
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
 from lmx.layers.mask import TokenInfo, make_attention_mask
@@ -26,15 +31,17 @@ from lmx.layers.rope import RoPE
 from lmx.layers.tap import tap
 
 
-class InfiniMemory(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class InfiniMemory(LayerCache):
     """The newest keys and values, and the memory of older ones.
 
     `sums` of sigma(k) [v 1]: over the complete segments of the newest document, and
     over its last segment.
     """
 
-    local: KV
-    sums: Float[Array, "*L B 2 K H J"]
+    local: SlotCache
+    sums: PyTree  # one array of dimensions B 2 K H J
 
 
 @dataclass(frozen=True)
@@ -211,11 +218,9 @@ class InfiniAttention(Attention):
         complete_121 = jnp.array([True, False])[None, :, None]
         return make_attention_mask(newest, key) & (complete_B1S == complete_121)
 
-    def init_cache(self, batch_size, capacity, dtype):
-        """Zeros for the keys and values of a segment, and for the sums."""
-        local = super().init_cache(batch_size, capacity, dtype)
+    def init_cache(self, size):
+        """Slots for the tokens of a segment, and zeros for the sums."""
         heads, head_dim = self.kv_shape
-        shape = (batch_size, 2, heads, head_dim, head_dim + 1)
-        return InfiniMemory(
-            local, jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32))
-        )
+        shape = (size.batch_size, 2, heads, head_dim, head_dim + 1)
+        sums = jnp.zeros(shape, jnp.promote_types(size.dtype, jnp.float32))
+        return InfiniMemory(super().init_cache(size), sums)

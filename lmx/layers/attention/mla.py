@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from lmx.config.registry import Rate, configurable
 from lmx.layers.attention.attention import SelfAttention
 from lmx.layers.attention.backend import attend
-from lmx.layers.attention.kv_cache import AttentionInputs, update_cache
+from lmx.layers.attention.kv_cache import AttentionInputs, SlotCache, update_cache
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum, contract, slice_weight
@@ -138,9 +138,10 @@ class MLA(SelfAttention):
         )
         return contract("BTNR,RNJ->BTNJ", y_BTNR, up_v)
 
-    def init_cache(self, batch_size, capacity, dtype):
-        """Zeros for the latents of `capacity` tokens."""
-        return jnp.zeros((batch_size, capacity, self.kv_rank + self.rope_dim), dtype)
+    def init_cache(self, size):
+        """Slots for the latents of all tokens."""
+        latent_R = jnp.zeros(self.kv_rank + self.rope_dim, size.dtype)
+        return SlotCache.init(size, None, latent_R)
 
 
 class LowRankQuery(nnx.Module):

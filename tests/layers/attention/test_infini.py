@@ -9,7 +9,7 @@ from flax import nnx
 from lmx.layers import mask
 from lmx.layers.attention.attention import Attention
 from lmx.layers.attention.infini import InfiniAttention, elu_plus_one
-from lmx.layers.attention.kv_cache import AttentionInputs
+from lmx.layers.attention.kv_cache import AttentionInputs, CacheSize
 from lmx.layers.init import FanIn, Init
 from lmx.layers.rope import RoPE
 
@@ -122,8 +122,11 @@ def test_an_open_gate_reads_memory_only_without_order(make, x):
 
 def test_memory_does_not_grow_with_the_text(make):
     layer = make(segment_length=SEGMENT)
-    sizes = [layer.init_cache(1, length, jnp.dtype("bfloat16")) for length in (9, 900)]
-    assert [x.shape for x in sizes[0].local] == [(1, SEGMENT, K, H)] * 2
+    sizes = [
+        layer.init_cache(CacheSize(1, length, jnp.dtype("bfloat16")))
+        for length in (9, 900)
+    ]
+    assert [x.shape for x in sizes[0].local.values] == [(1, SEGMENT, K, H)] * 2
     assert jax.tree.map(jnp.shape, sizes[0]) == jax.tree.map(jnp.shape, sizes[1])
     assert sizes[0].sums.dtype == jnp.float32
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from lmx.layers.attention.backend import attend
-from lmx.layers.attention.kv_cache import make_inputs
+from lmx.layers.attention.kv_cache import CacheSize, make_inputs
 from lmx.layers.attention.mla import MLA
 from lmx.layers.init import FanIn, Init
 from lmx.layers.linear import Einsum
@@ -87,7 +87,8 @@ def test_without_rotation_it_equals_multi_head_attention_to_expanded_latents(x):
 
 
 def test_the_cache_has_a_latent_and_one_rotated_key_per_token(x):
-    assert make_layer().init_cache(3, 9, jnp.dtype("float32")).shape == (3, 9, R + P)
+    cache = make_layer().init_cache(CacheSize(3, 9, jnp.dtype("float32")))
+    assert cache.values.shape == (3, 9, R + P)
 
 
 def test_an_odd_rope_dim_is_refused(init):
