@@ -11,8 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lmx.analysis.replay import RecordedRun, Scalars
+from lmx.config.registry import require
 from lmx.core import partitioning, rng
-from lmx.core.batch import Batch
+from lmx.core.batch import AnyBatch, Batch, count_rows
 from lmx.data.dataset import DocumentSpan
 from lmx.data.tokenizer.base import Tokenizer, token_to_bytes
 from lmx.train.diloco import ReplicaState
@@ -112,9 +113,16 @@ def inspect_step(recorded: RecordedRun, step: int) -> BatchReport:
     start = int(state.step)
     state, _ = recorded.train(state, step - 1)
     run, data_step = recorded.run, recorded.data_step(step)
-    nats = score_tokens(recorded, state, run.load_batch(run.data, run.seed, data_step))
+    whole = run.add_rollouts(state, run.load_batch(run.data, run.seed, data_step))
+    missing = sorted({*Batch._fields} - {*whole._fields})
+    require(
+        not missing,
+        f"the tokens of {type(whole).__name__} cannot be shown: it lacks"
+        f" {', '.join(missing)}.",
+    )
+    nats, documents = score_tokens(recorded, state, whole), []
+    batch = jax.tree.map(np.asarray, whole)
     _, metrics = recorded.train(state, step, {step})
-    batch, documents = run.data.batch_at(run.seed, data_step), []
     for origin in run.data.locate_at(run.seed, data_step):
         at = np.flatnonzero(batch.segments[origin.row] == origin.segment)
         fields = (batch.tokens, batch.targets, batch.weights, nats)
@@ -124,12 +132,12 @@ def inspect_step(recorded: RecordedRun, step: int) -> BatchReport:
 
 
 def score_tokens(
-    recorded: RecordedRun, state: TrainState, batch: Batch
+    recorded: RecordedRun, state: TrainState, batch: AnyBatch
 ) -> Float[np.ndarray, "B T"]:
     """Nats of every target. Each DiLoCo replica scores its own rows."""
     run = recorded.run
     config = recorded.experiment.build_program(jax.devices()).step_config
-    keys_B = rng.fold(config.seed, state.step, "dropout", batch.tokens.shape[0])
+    keys_B = rng.fold(config.seed, state.step, "dropout", count_rows(batch))
     score = jax.jit(
         partitioning.with_partitioning(
             run.mesh, run.rules, partial(compute_token_nats, config)
@@ -150,7 +158,7 @@ def score_tokens(
 
 
 def compute_token_nats(
-    config: StepConfig, params: PyTree, batch: Batch, keys: Key[Array, "B"]
+    config: StepConfig, params: PyTree, batch: AnyBatch, keys: Key[Array, "B"]
 ) -> Float[Array, "B T"]:
     """Nats of every target, as computed by the loss of the training step.
 
@@ -158,9 +166,14 @@ def compute_token_nats(
     may use microbatches and chunks, and no further logits are kept.
     """
 
-    def total(weights: Float[Array, "B T"], batch: Batch, keys: Key[Array, "B"]):
+    def total(weights: Float[Array, "B T"], batch: AnyBatch, keys: Key[Array, "B"]):
         model = nnx.merge(config.graph, params)
         _, means = config.loss(model, batch._replace(weights=weights), keys)
+        require(
+            "nats" in means,
+            f"{type(config.loss).__name__} returns no nats of tokens: `lmx replay` has"
+            " the metrics of the step.",
+        )
         return means["nats"].total.sum()
 
     parts = config.microbatches

@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
-from lmx.core.batch import Batch
+from lmx.config.registry import require
+from lmx.core.batch import AnyBatch, BatchSpec
 from lmx.data.schedule import BatchSchedule, RowRequest
 from lmx.data.tokenizer.base import Tokenizer
 
@@ -63,23 +64,25 @@ class Dataset(ABC):
         """Its schedule, vocabulary and fingerprint."""
 
     @abstractmethod
-    def read(self, request: RowRequest) -> Batch:
+    def read(self, request: RowRequest) -> AnyBatch:
         """The requested rows."""
 
     def locate(self, request: RowRequest) -> list[DocumentSpan]:
         """The documents of the requested rows, sorted by row and segment.
 
-        A dataset without document indices returns one span per segment.
+        A dataset without document indices returns one span per segment, and one per row
+        if its batches have no segments.
         """
-        segments = self.read(request).segments
+        batch, name = self.read(request), type(self).__name__
+        segments = getattr(batch, "segments", np.ones((len(request.rows), 1), np.int32))
         return [
-            DocumentSpan(row, segment, type(self).__name__, None, None, count)
+            DocumentSpan(row, segment, name, None, None, count)
             for row, ids in zip(request.rows.tolist(), segments, strict=True)
             for segment, count in enumerate(np.bincount(ids).tolist())
             if segment and count
         ]
 
-    def batch_at(self, seed: int, step: int, rows: slice = slice(None)) -> Batch:
+    def batch_at(self, seed: int, step: int, rows: slice = slice(None)) -> AnyBatch:
         """Rows of the batch of a step, whichever process reads the others."""
         return self.read(self.info.schedule.request(seed, step, rows))
 
@@ -89,17 +92,38 @@ class Dataset(ABC):
         return self.locate(self.info.schedule.request(seed, step, rows))
 
 
+class RolloutDataset(Dataset):
+    """A dataset whose batches depend on the parameters at their step.
+
+    `read` returns what is known before, such as prompts, which is read ahead. A batch
+    is a function of that, of the parameters and of random keys of the seed and the
+    step, and of nothing else: so a run that resumes or is replayed makes it again. The
+    fingerprint names all that `rollout` depends on, such as a temperature or a reward.
+    """
+
+    @abstractmethod
+    def rollout(self, model: Any, batch: AnyBatch, keys: Any) -> AnyBatch:
+        """The batch to train on, in the form that the dataset declares.
+
+        `model` is the model before the step; `keys` has one random key per row. Called
+        in all processes, with the sharded arrays of `read`.
+        """
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetWrapper(Dataset):
     """A dataset that reads another one. Subclasses override what differs."""
 
     source: Dataset
 
+    def __post_init__(self):
+        refuse_rollouts(self.source, type(self).__name__)
+
     @property
     def info(self) -> DatasetInfo:
         return self.source.info
 
-    def read(self, request: RowRequest) -> Batch:
+    def read(self, request: RowRequest) -> AnyBatch:
         return self.source.read(request)
 
     def locate(self, request: RowRequest) -> list[DocumentSpan]:
@@ -113,6 +137,11 @@ class DatasetConfig(ABC):
     @abstractmethod
     def schedule(self) -> BatchSchedule:
         """Batch size and sequence length of every step."""
+
+    @property
+    def spec(self) -> BatchSpec:
+        """What its batches are."""
+        return BatchSpec()
 
     @abstractmethod
     def open(self) -> Dataset:
@@ -129,10 +158,32 @@ class WrapperConfig(DatasetConfig):
     def schedule(self) -> BatchSchedule:
         return self.source.schedule
 
+    @property
+    def spec(self) -> BatchSpec:
+        return self.source.spec
+
+
+def refuse_rollouts(data: Dataset, owner: str) -> None:
+    """Refuses a dataset whose batches depend on the parameters."""
+    require(
+        not isinstance(data, RolloutDataset),
+        f"the batches of {type(data).__name__} depend on the parameters, which {owner}"
+        " does not have: use it as Experiment.data alone.",
+    )
+
+
+def require_text(config: DatasetConfig, owner: str) -> None:
+    """Refuses a dataset whose batches are not `Batch`, which the owner writes."""
+    require(
+        config.spec == BatchSpec(),
+        f"the batches of {type(config).__name__} are {config.spec.kind.__name__}, and"
+        f" {owner} reads and makes Batch: use the dataset without it.",
+    )
+
 
 def prefetch(
-    batch_at: Callable[[int], Batch], start: int, stop: int
-) -> Generator[Batch, None, None]:
+    batch_at: Callable[[int], AnyBatch], start: int, stop: int
+) -> Generator[AnyBatch, None, None]:
     """Yields `batch_at` of each step in [start, stop), computed in other threads.
 
     An exception in `batch_at` is raised at its step. The threads stop when the iterator

@@ -16,15 +16,15 @@ from jaxtyping import Array, Float, Float64, Int, PyTree
 from tqdm import tqdm
 
 from lmx.config.registry import Positive, configurable, require
-from lmx.core.batch import Batch
-from lmx.data.dataset import Dataset, DatasetConfig
+from lmx.core.batch import AnyBatch, Batch
+from lmx.data.dataset import Dataset, DatasetConfig, refuse_rollouts
 from lmx.data.text_dataset import TextDataset
 from lmx.run.run_dir import Values
 from lmx.train.hook import Hook, HookConfig, every_steps
 from lmx.train.program import (
     RunContext,
     abstract_batch,
-    batch_sharding,
+    batch_shardings,
     check_vocab,
 )
 from lmx.train.step import Metrics, TrainState
@@ -72,13 +72,22 @@ class Evaluate(HookConfig):
         return Hook(call=evaluate, is_due=every_steps(self.every, run.steps))
 
 
-def make_scorer(run: RunContext, data: Dataset) -> Callable[[PyTree, Batch], RowSums]:
+def make_scorer(
+    run: RunContext, data: Dataset
+) -> Callable[[PyTree, AnyBatch], RowSums]:
     """Compiles `score_rows` for a run, and checks the vocabulary and the batch size."""
+    refuse_rollouts(data, "an evaluation")
     check_vocab(data.info, run.model)
     every_process = NamedSharding(run.mesh, PartitionSpec())
     score = jax.jit(partial(score_rows, run.graph), out_shardings=every_process)
     batch, token_bytes = abstract_batch(data), data.info.token_bytes
-    batch_sharding(batch.tokens.shape, run.mesh, run.rules)
+    missing = sorted({*Batch._fields} - {*batch._fields})
+    require(
+        not missing,
+        f"the perplexity of {type(batch).__name__} is not defined: it lacks"
+        f" {', '.join(missing)}. Evaluate other data.",
+    )
+    batch_shardings(batch, run.mesh, run.rules)
     jax.eval_shape(score, run.abstract_state().params, batch, token_bytes)
     return lambda params, batch: score(params, batch, token_bytes)
 
@@ -86,7 +95,7 @@ def make_scorer(run: RunContext, data: Dataset) -> Callable[[PyTree, Batch], Row
 def score_rows(
     graph: nnx.GraphDef,
     params: PyTree,
-    batch: Batch,
+    batch: AnyBatch,
     token_bytes: Int[Array, "V"] | None = None,
 ) -> RowSums:
     """Nats, weights and UTF-8 bytes of the targets, summed over each row."""
@@ -103,8 +112,8 @@ def score_rows(
 
 
 def score_batches(
-    score: Callable[[Batch], RowSums],
-    batch_at: Callable[[int], Batch],
+    score: Callable[[AnyBatch], RowSums],
+    batch_at: Callable[[int], AnyBatch],
     count: int,
     name: str,
 ) -> Float64[np.ndarray, "3 M"]:

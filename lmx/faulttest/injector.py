@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lmx.core.batch import Batch
+from lmx.core.batch import AnyBatch
 from lmx.faulttest.kill_point import (
     AFTER_COMMIT,
     BEFORE_COMMIT,
@@ -91,7 +91,7 @@ class Injector:
             self.record(from_step=int(state.step))
             self.pending_loss, started = None, time.perf_counter()
 
-            def step(state: Any, batch: Batch) -> Any:
+            def step(state: Any, batch: AnyBatch) -> Any:
                 nonlocal started
                 number = next(numbers)
                 self.record_loss()

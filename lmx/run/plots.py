@@ -18,6 +18,8 @@ def plot_run(path: Path) -> None:
 
     rows = list(read_metrics(path))
     train, validation = (extract_curve(rows, n) for n in ("nats", "validation/nats"))
+    unit = "nats per token" if train[0] else "loss"
+    train = train if train[0] else extract_curve(rows, "loss")
     if not train[0]:
         return
     figure = Figure(figsize=(11, 4), layout="constrained", dpi=120)
@@ -26,7 +28,7 @@ def plot_run(path: Path) -> None:
     left.plot(*smooth(train), color="tab:blue", label="training")
     if validation[0]:
         left.plot(*validation, "o-", color="tab:orange", label="validation")
-    left.set(xlabel="step", ylabel="nats per token", title=path.name)
+    left.set(xlabel="step", ylabel=unit, title=path.name)
     left.set_ylim(top=_upper_limit(train, validation))
     left.legend()
     _plot_right(right, rows)

@@ -18,7 +18,7 @@ def format_summary(path: Path) -> str:
     lines = [
         f"{metadata['name']}: {last['step']:,} steps, {last['tokens_seen']:,} tokens,"
         f" {metadata['parameters']:,} parameters, on {metadata['devices']}",
-        f"  training    {last['nats']:.4f} nats per token",
+        f"  training    {_format_loss(last)}",
     ]
     if "validation/nats" in last:
         lines.append(
@@ -45,6 +45,14 @@ def format_summary(path: Path) -> str:
     if (path / TOKENIZER_DIR).is_dir():
         lines.append(f'  try         {lmx} generate {path} --prompt "def "')
     return "\n".join(lines)
+
+
+def _format_loss(last: Mapping[str, Any]) -> str:
+    """The nats of the last step; its loss, if that is not of tokens."""
+    has_nats = "nats" in last
+    return (
+        f"{last['nats']:.4f} nats per token" if has_nats else f"loss {last['loss']:.4f}"
+    )
 
 
 def _format_time(seconds: Mapping[str, float]) -> str:

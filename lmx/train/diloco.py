@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from lmx.config.registry import ConfigError, Positive, Rate, configurable, require
 from lmx.core import rng
-from lmx.core.batch import Batch
+from lmx.core.batch import AnyBatch, count_rows
 from lmx.core.partitioning import vmap_over_replicas
 from lmx.core.sharding import is_variable
 from lmx.train.step import Metrics, StepConfig, TrainState, TrainStepFn
@@ -73,10 +73,14 @@ class DiLoCo:
         return state._replace(opt_state=ReplicaState(params, opt_state, outer))
 
     def step(
-        self, step_fn: TrainStepFn, config: StepConfig, state: TrainState, batch: Batch
+        self,
+        step_fn: TrainStepFn,
+        config: StepConfig,
+        state: TrainState,
+        batch: AnyBatch,
     ) -> tuple[TrainState, Metrics]:
         """One step of every replica, and a synchronization if it is due."""
-        keys_B = rng.fold(config.seed, state.step, "dropout", batch.tokens.shape[0])
+        keys_B = rng.fold(config.seed, state.step, "dropout", count_rows(batch))
         rows = jax.tree.map(
             lambda x: x.reshape(self.replicas, -1, *x.shape[1:]), (batch, keys_B)
         )

@@ -15,7 +15,7 @@ from lmx.config.resolve import load
 from lmx.config.value import Config
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Mesh
-from lmx.data.dataset import DatasetConfig
+from lmx.data.dataset import DatasetConfig, RolloutDataset
 from lmx.models.decoder import Decoder
 from lmx.models.remat import check_offload
 from lmx.train.checkpoint.init_from import InitFrom
@@ -23,14 +23,16 @@ from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.diloco import DiLoCo
 from lmx.train.guard.nonfinite import AbortOnNonFinite, Guard
 from lmx.train.hook import HookConfig
-from lmx.train.loss import NextToken
+from lmx.train.loss import Loss, NextToken
 from lmx.train.optim.schedule import Schedule
 from lmx.train.program import (
     RunContext,
     StepProgram,
     abstract_batch,
-    batch_sharding,
+    batch_shardings,
+    check_batch,
     check_vocab,
+    make_abstract_batch,
 )
 from lmx.train.step import StepConfig, init_state, train_step
 
@@ -59,7 +61,7 @@ class Experiment:
     optimizer: Callable[..., optax.GradientTransformation]
     schedule: Schedule
     steps: int
-    loss: NextToken = NextToken()
+    loss: Loss = NextToken()
     init_from: InitFrom | None = None
     local_sgd: DiLoCo | None = None
     guard: Guard = AbortOnNonFinite()
@@ -112,6 +114,7 @@ class Experiment:
             rules=rules,
             init=jax.jit(init, out_shardings=shardings),
             shardings=shardings,
+            batch_spec=self.data.spec,
         )
 
     def open(self) -> RunContext:
@@ -129,16 +132,19 @@ class Experiment:
         for step in last.values():  # data of one pass refuse it if they end before
             data.read(schedule.request(self.seed, step, slice(None)))
         shapes = schedule.unique_shapes
-        batches = [abstract_batch(data, stage.first_step) for stage in shapes]
+        batches = [make_abstract_batch(self.data.spec, *stage[1:]) for stage in shapes]
         step = program.jit_step(batches[0])  # compiled once for each shape
-        for batch in batches:
-            shape = batch.tokens.shape
-            self._check_microbatches(shape[0], program)
-            rows = batch_sharding(shape, program.mesh, program.rules)
+        makes_rollouts = isinstance(data, RolloutDataset)
+        for stage, batch in zip(shapes, batches, strict=True):
+            read = abstract_batch(data, stage.first_step)
+            if not makes_rollouts:
+                check_batch(read, self.data.spec, *stage[1:])
+            self._check_microbatches(stage.batch_size, program)
+            rows = batch_shardings(batch, program.mesh, program.rules)
             batch = sharding.with_shardings(batch, rows)
             # The first step of this shape reuses the trace.
             jax.eval_shape(step, program.abstract_state(), batch)
-        return RunContext(
+        run = RunContext(
             **vars(program),
             steps=self.steps,
             seed=self.seed,
@@ -146,6 +152,13 @@ class Experiment:
             step=step,
             batch_schedule=schedule,
         )
+        require(
+            not (makes_rollouts and self.local_sgd),
+            f"the replicas of DiLoCo have parameters of their own, and"
+            f" {type(data).__name__} makes rollouts with one model: unset"
+            " Experiment.local_sgd.",
+        )
+        return run.with_rollouts() if makes_rollouts else run
 
     def _check_microbatches(self, rows: int, program: StepProgram) -> None:
         rules = dict(program.rules)

@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lmx.core.batch import Batch
+from lmx.core.batch import AnyBatch
 from lmx.train.step import Metrics, TrainState
 
-StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+StepFn = Callable[[TrainState, AnyBatch], tuple[TrainState, Metrics]]
 StepCallback = Callable[[int, TrainState, Metrics], Any]
 
 
 def train(
     step_fn: StepFn,
     state: TrainState,
-    batches: Iterator[Batch],
+    batches: Iterator[AnyBatch],
     *,
     steps: int,
     hooks: Sequence[StepCallback] = (),

@@ -1,5 +1,6 @@
-"""Losses of pretraining: cross-entropy of the next token, and of later ones."""
+"""Losses: their base class, and cross-entropy of the next token and of later ones."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,16 +16,30 @@ from lmx.config.registry import (
     configurable,
     require,
 )
-from lmx.core.batch import Batch
+from lmx.core.batch import AnyBatch, Batch
 from lmx.core.mean import Mean
 from lmx.models.mtp import mtp_hidden_states
 
 Means = Mapping[str, Mean]
 
 
+class Loss(ABC):
+    """What training minimizes."""
+
+    @abstractmethod
+    def __call__(
+        self, model: Any, batch: AnyBatch, keys: Key[Array, "B"] | None = None
+    ) -> tuple[Mean, Means]:
+        """The loss of a batch, and the means to log by name, `nats` among them if any.
+
+        Totals and weights are sums over the rows, so that those of the parts of a batch
+        add up to those of the batch. `keys` are for dropout.
+        """
+
+
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class NextToken:
+class NextToken(Loss):
     """Cross-entropy in nats per weighted token, plus auxiliary losses.
 
     Attributes:
@@ -39,7 +54,7 @@ class NextToken:
     chunk: Execution[int | None] = None
 
     def __call__(
-        self, model: Any, batch: Batch, keys: Key[Array, "B"] | None = None
+        self, model: Any, batch: AnyBatch, keys: Key[Array, "B"] | None = None
     ) -> tuple[Mean, Means]:
         """The loss, and the means of its terms.
 
@@ -51,14 +66,14 @@ class NextToken:
         return self.combine(*self.sum_targets(model, x_BTD, batch), aux)
 
     def sum_targets(
-        self, model: Any, x: Float[Array, "B T D"], batch: Batch
+        self, model: Any, x: Float[Array, "B T D"], batch: AnyBatch
     ) -> tuple[Mean, Mean]:
         """Nats and squared log-denominators of the targets, from hidden states."""
         return sum_over_chunks(
             lambda x, batch: sum_cross_entropy(model.logits(x), batch),
             self.chunk,
             x,
-            batch,
+            Batch(*(getattr(batch, name) for name in Batch._fields)),
         )
 
     def combine(self, nats: Mean, log_z: Mean, aux: Means) -> tuple[Mean, Means]:
@@ -87,7 +102,7 @@ class MultiToken(NextToken):
     mtp_weight: NonNegative[float] = 0.3
 
     def __call__(
-        self, model: Any, batch: Batch, keys: Key[Array, "B"] | None = None
+        self, model: Any, batch: AnyBatch, keys: Key[Array, "B"] | None = None
     ) -> tuple[Mean, Means]:
         """The loss, and the means of its terms; `nats_2` is of the token after next.
 
@@ -109,7 +124,9 @@ class MultiToken(NextToken):
         return loss, means
 
 
-def sum_cross_entropy(logits: Float[Array, "B T V"], batch: Batch) -> tuple[Mean, Mean]:
+def sum_cross_entropy(
+    logits: Float[Array, "B T V"], batch: AnyBatch
+) -> tuple[Mean, Mean]:
     """Weighted sums of the nats of targets and of squared log-denominators."""
     log_z_BT = jax.nn.logsumexp(logits, axis=-1)
     target_BT1 = jnp.take_along_axis(logits, batch.targets[:, :, None], axis=-1)
@@ -145,7 +162,7 @@ def sum_over_chunks(fn: Callable[..., Sums], chunk: int | None, *arrays: Any) ->
     return jax.tree.map(lambda x: x.sum(axis=0), sums)
 
 
-def shift_targets(batch: Batch, offset: int) -> Batch:
+def shift_targets(batch: AnyBatch, offset: int) -> AnyBatch:
     """The batch with targets `offset` tokens later, of the same document."""
     T = batch.tokens.shape[1]
     rolled = [

@@ -1,7 +1,7 @@
 """The jitted training step of an experiment on its mesh, and its inputs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lmx.config.registry import require
-from lmx.core import partitioning, sharding
-from lmx.core.batch import Batch
-from lmx.data.dataset import Dataset, DatasetInfo
+from lmx.config.registry import ConfigError, require
+from lmx.core import partitioning, rng, sharding
+from lmx.core.batch import AnyBatch, BatchField, BatchSpec, count_rows, list_fields
+from lmx.data.dataset import Dataset, DatasetInfo, RolloutDataset
 from lmx.data.schedule import BatchSchedule
 from lmx.models import params
 from lmx.models.decoder import Decoder
@@ -31,15 +31,17 @@ class StepProgram:
         step_fn: one step by the config.
         init: makes the state of step 0, sharded; given parameters by path, with those.
         shardings: the sharding of each array of a state.
+        batch_spec: what the batches are.
     """
 
     model: Decoder
     step_config: StepConfig
-    step_fn: Callable[[StepConfig, TrainState, Batch], tuple[TrainState, Metrics]]
+    step_fn: Callable[[StepConfig, TrainState, AnyBatch], tuple[TrainState, Metrics]]
     mesh: jax.sharding.Mesh
     rules: sharding.Rules
     init: Callable[..., TrainState]
     shardings: TrainState
+    batch_spec: BatchSpec
 
     @property
     def graph(self) -> nnx.GraphDef:
@@ -50,11 +52,11 @@ class StepProgram:
         """Shapes, dtypes and shardings of a state."""
         return sharding.with_shardings(jax.eval_shape(self.init), self.shardings)
 
-    def jit_step(self, batch: Batch) -> Any:
+    def jit_step(self, batch: AnyBatch) -> Any:
         """The step for batches of that shape. It donates its state."""
         context = partitioning.PartitionContext(self.mesh, self.rules)
         step = partial(step_on_mesh, self.step_fn, context, self.step_config)
-        rows = batch_sharding(batch.tokens.shape, self.mesh, self.rules)
+        rows = batch_shardings(batch, self.mesh, self.rules)
         return jax.jit(
             step,
             in_shardings=(self.shardings, rows),
@@ -64,9 +66,7 @@ class StepProgram:
 
     def lower(self, rows: int, length: int) -> jax.stages.Lowered:
         """The step for a batch of that shape, lowered."""
-        dtypes = ("int32", "int32", "float32", "int32", "int32")
-        shapes: Any = [jax.ShapeDtypeStruct((rows, length), dtype) for dtype in dtypes]
-        batch = Batch(*shapes)
+        batch = make_abstract_batch(self.batch_spec, rows, length)
         return self.jit_step(batch).lower(self.abstract_state(), batch)
 
 
@@ -119,26 +119,43 @@ class RunContext(StepProgram):
         lengths = {stage.sequence_length for stage in self.batch_schedule.stages}
         return {n: params.train_flops_per_token(self.model, n) for n in lengths}
 
-    def put_batch(self, batch: Batch) -> Batch:
+    def put_batch(self, batch: AnyBatch) -> AnyBatch:
         """Shards a batch that this process has in full."""
-        rows = batch_sharding(batch.tokens.shape, self.mesh, self.rules)
-        return jax.device_put(batch, rows)
+        return jax.device_put(batch, batch_shardings(batch, self.mesh, self.rules))
 
-    def load_batch(self, data: Dataset, seed: int, step: int) -> Batch:
+    def load_batch(self, data: Dataset, seed: int, step: int) -> AnyBatch:
         """The sharded batch of that step. This process reads its devices' rows only."""
-        shape = data.info.schedule.stage_at(step)[1:]
-        rows = batch_sharding(shape, self.mesh, self.rules)
-        parts = [data.batch_at(seed, step, part) for part in local_rows(rows, shape)]
+        count = data.info.schedule.stage_at(step).batch_size
+        spec = sharding.spec(("batch",), (count,), self.mesh, self.rules)
+        rows = local_rows(NamedSharding(self.mesh, spec), (count,))
+        parts = [data.batch_at(seed, step, part) for part in rows]
         local = jax.tree.map(lambda *part: np.concatenate(part), *parts)
-        targets = np.where(local.weights > 0, local.targets, 0)
-        for name, tokens in (("token", local.tokens), ("target", targets)):
-            require(
-                0 <= tokens.min() and tokens.max() < self.model.vocab,
-                f"batch {step} has {name}s from {tokens.min()} to {tokens.max()}, and"
-                f" the model knows 0 to {self.model.vocab - 1}: repair the data, as by"
-                " building the token store again.",
-            )
-        return jax.make_array_from_process_local_data(rows, local, shape)
+        check_tokens(local, step, self.model.vocab)
+        batch = with_rows(local, count)
+        return jax.tree.map(
+            jax.make_array_from_process_local_data,
+            batch_shardings(batch, self.mesh, self.rules),
+            local,
+            jax.tree.map(lambda x: x.shape, batch),
+        )
+
+    def add_rollouts(self, state: TrainState, batch: AnyBatch) -> AnyBatch:
+        """The batch that a step trains on, of data that depend on the parameters."""
+        if not isinstance(self.data, RolloutDataset):
+            return batch
+        keys = rng.fold(self.seed, state.step, "rollout", count_rows(batch))
+        model = nnx.merge(self.graph, state.params)
+        with partitioning.use(partitioning.PartitionContext(self.mesh, self.rules)):
+            made = self.data.rollout(model, batch, keys)
+        stage = self.batch_schedule.stage_at(int(state.step))
+        check_batch(made, self.batch_spec, *stage[1:])
+        return self.put_batch(made)
+
+    def with_rollouts(self) -> "RunContext":
+        """The same, with a step that makes rollouts first."""
+        return replace(
+            self, step=lambda state, x: self.step(state, self.add_rollouts(state, x))
+        )
 
 
 def check_vocab(info: DatasetInfo, model: Decoder) -> None:
@@ -150,20 +167,76 @@ def check_vocab(info: DatasetInfo, model: Decoder) -> None:
     )
 
 
-def abstract_batch(data: Dataset, step: int = 0) -> Batch:
-    """Shapes and dtypes of the batch of that step. Reads one row of it."""
-    rows = data.info.schedule.stage_at(step).batch_size
+def check_tokens(batch: AnyBatch, step: int, vocab: int) -> None:
+    """Refuses a batch whose fields `tokens` and `targets` have others than the model.
+
+    A target of weight 0 may be any.
+    """
+    for name in [n for n in ("tokens", "targets") if n in batch._fields]:
+        tokens = getattr(batch, name)
+        if name == "targets" and "weights" in batch._fields:
+            tokens = np.where(batch.weights > 0, tokens, 0)
+        require(
+            0 <= tokens.min() and tokens.max() < vocab,
+            f"batch {step} has {name} from {tokens.min()} to {tokens.max()}, and"
+            f" the model knows 0 to {vocab - 1}: repair the data, as by"
+            " building the token store again.",
+        )
+
+
+def with_rows(batch: AnyBatch, count: int) -> AnyBatch:
+    """Shapes and dtypes of a batch of that many rows, given some of them."""
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype),
-        data.batch_at(0, step, slice(1)),
+        lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), batch
     )
 
 
-def batch_sharding(
-    shape: tuple[int, ...], mesh: jax.sharding.Mesh, rules: sharding.Rules
-) -> NamedSharding:
-    """The sharding of the arrays of a batch of that shape."""
-    return NamedSharding(mesh, sharding.spec(("batch", "length"), shape, mesh, rules))
+def abstract_batch(data: Dataset, step: int = 0) -> AnyBatch:
+    """Shapes and dtypes of what is read for that step. Reads one row of it."""
+    rows = data.info.schedule.stage_at(step).batch_size
+    return with_rows(data.batch_at(0, step, slice(1)), rows)
+
+
+def make_abstract_batch(spec: BatchSpec, rows: int, length: int) -> AnyBatch:
+    """Shapes and dtypes of a batch of that many rows and tokens. Reads no data."""
+    sizes, arrays = {"B": rows, "T": length, **spec.sizes}, {}
+    for name, (dims, dtype) in list_fields(spec.kind).items():
+        if unknown := [d for d in dims if d not in sizes and not d.isdigit()]:
+            raise ConfigError(
+                f"{spec.kind.__name__}.{name} has a dimension {unknown[0]}: give its"
+                " size in the BatchSpec of the dataset."
+            )
+        shape = tuple(sizes[d] if d in sizes else int(d) for d in dims)
+        arrays[name] = jax.ShapeDtypeStruct(shape, dtype)
+    return spec.kind(**arrays)
+
+
+def check_batch(batch: AnyBatch, spec: BatchSpec, rows: int, length: int) -> None:
+    """Refuses a batch that is not what its dataset declares."""
+    expected = make_abstract_batch(spec, rows, length)
+    found, declared = (
+        {name: (x.shape, f"{x.dtype}") for name, x in each._asdict().items()}
+        for each in (batch, expected)
+    )
+    require(
+        type(batch) is spec.kind and found == declared,
+        f"the dataset makes {type(batch).__name__} {found}, and its spec declares"
+        f" {spec.kind.__name__} {declared}: make them the same.",
+    )
+
+
+def batch_shardings(
+    batch: AnyBatch, mesh: jax.sharding.Mesh, rules: sharding.Rules
+) -> AnyBatch:
+    """The sharding of each array of a batch: B and T by the rules, others never."""
+    axes = {"B": "batch", "T": "length"}
+
+    def place(field: BatchField, x: Any) -> NamedSharding:
+        names = [axes.get(dim, "") for dim in field.dims]
+        return NamedSharding(mesh, sharding.spec(names, x.shape, mesh, rules))
+
+    fields = list_fields(type(batch)).values()
+    return type(batch)(*map(place, fields, batch))
 
 
 def local_rows(placement: NamedSharding, shape: tuple[int, ...]) -> list[slice]:

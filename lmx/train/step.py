@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lmx.core import partitioning, rng
-from lmx.core.batch import Batch
+from lmx.core.batch import AnyBatch, count_rows
 from lmx.core.mean import Mean
 from lmx.core.sharding import is_variable
 from lmx.models.hf.weights import flatten_params
@@ -20,7 +20,7 @@ from lmx.train.loss import Means
 from lmx.train.optim.optimizer import apply_sign_updates, zero_sign_grads
 
 Metrics = dict[str, Float[Array, "..."]]  # scalars, or one number per layer
-LossFn = Callable[[Any, Batch, Any], tuple[Mean, Means]]  # of model, batch and keys
+LossFn = Callable[[Any, AnyBatch, Any], tuple[Mean, Means]]  # of model, batch and keys
 
 
 class TrainState(NamedTuple):
@@ -76,7 +76,7 @@ def compute_gradients(
     graph: nnx.GraphDef,
     loss_fn: LossFn,
     params: PyTree,
-    batch: Batch,
+    batch: AnyBatch,
     keys: Key[Array, "B"] | None = None,
 ) -> tuple[PyTree, Mean, Means]:
     """The gradient of the summed (not mean) loss, the loss, and its means.
@@ -94,7 +94,7 @@ def compute_gradients(
 
 
 def accumulate_gradients(
-    config: StepConfig, params: PyTree, batch: Batch, keys: Key[Array, "B"]
+    config: StepConfig, params: PyTree, batch: AnyBatch, keys: Key[Array, "B"]
 ) -> tuple[PyTree, Mean, Means]:
     """The sum of `compute_gradients` over the microbatches of a batch.
 
@@ -124,7 +124,7 @@ def step_on_mesh(
     context: partitioning.PartitionContext,
     config: StepConfig,
     state: TrainState,
-    batch: Batch,
+    batch: AnyBatch,
 ) -> tuple[TrainState, Metrics]:
     """A step, traced with the mesh and sharding rules of the context."""
     with partitioning.use(context):
@@ -134,7 +134,7 @@ def step_on_mesh(
 def train_step(
     config: StepConfig,
     state: TrainState,
-    batch: Batch,
+    batch: AnyBatch,
     keys: Key[Array, "B"] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Forward pass, backward pass and update. The caller jits, shards and donates.
@@ -142,7 +142,7 @@ def train_step(
     `keys` has one per row; None: those of rows 0, 1, ... at the step of the state.
     """
     if keys is None:
-        keys = rng.fold(config.seed, state.step, "dropout", batch.tokens.shape[0])
+        keys = rng.fold(config.seed, state.step, "dropout", count_rows(batch))
     grad = partial(accumulate_gradients, config, state.params)
     grads, loss, means = partitioning.sum_over_slices(grad)(batch, keys)
     all_grads = optax.tree.scale(1.0 / jnp.maximum(loss.weight, 1.0), grads)

@@ -11,7 +11,7 @@ import jax
 from lmx.config.registry import ConfigError
 from lmx.config.value import Config, explain_errors
 from lmx.core import distributed
-from lmx.core.batch import Batch
+from lmx.core.batch import AnyBatch
 from lmx.core.console import print_line, warn_on_error
 from lmx.data.dataset import prefetch
 from lmx.run.goodput import TimeAccounting, now
@@ -210,7 +210,9 @@ def _check_same_data(run: RunContext) -> None:
         )
 
 
-def time_data(timing: TimeAccounting, batches: Iterator[Batch]) -> Iterator[Batch]:
+def time_data(
+    timing: TimeAccounting, batches: Iterator[AnyBatch]
+) -> Iterator[AnyBatch]:
     """The batches. Counts the seconds of waiting as `data`."""
     while True:
         with timing.measure("data"):
@@ -222,11 +224,12 @@ def time_data(timing: TimeAccounting, batches: Iterator[Batch]) -> Iterator[Batc
 
 def time_compile(timing: TimeAccounting, step_fn: StepFn) -> StepFn:
     """The step. Counts the first call for each shape of a batch as `compile`."""
-    compiled: set[tuple[int, ...]] = set()
+    compiled: set[tuple[tuple[int, ...], ...]] = set()
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        phase = "step" if batch.tokens.shape in compiled else "compile"
-        compiled.add(batch.tokens.shape)
+    def step(state: TrainState, batch: AnyBatch) -> tuple[TrainState, Metrics]:
+        shapes = tuple(x.shape for x in batch)
+        phase = "step" if shapes in compiled else "compile"
+        compiled.add(shapes)
         with timing.measure(phase):
             return step_fn(state, batch)
 

@@ -21,7 +21,7 @@ from lmx.layers.moe.router import TopKRouter
 from lmx.models.decoder import Decoder
 from lmx.models.mtp import MultiTokenPrediction
 from lmx.train.loss import MultiToken, NextToken
-from lmx.train.program import batch_sharding
+from lmx.train.program import batch_shardings
 from lmx.train.step import compute_gradients
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -72,7 +72,7 @@ def found(loss, model, mesh=None, batch=BATCH):
     if mesh is None:
         return jax.jit(take)(params, batch)
     places = shardings(params, mesh, RULES)
-    rows = batch_sharding(batch.tokens.shape, mesh, RULES)
+    rows = batch_shardings(batch, mesh, RULES)
     return jax.jit(take, in_shardings=(places, rows))(params, batch)
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from lmx.core import partitioning, rng
 from lmx.core.batch import Batch
 from lmx.core.sharding import RULES, Mesh
-from lmx.train.program import batch_sharding
+from lmx.train.program import batch_shardings
 from lmx.train.step import StepConfig, accumulate_gradients
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -79,7 +79,7 @@ def sums_of(tiny):
         batch = laid_out(layout)
         keys = rng.fold(0, 0, "dropout", len(batch.tokens))
         mesh = Mesh(data=width).build(jax.devices(), RULES)
-        rows = batch_sharding(batch.tokens.shape, mesh, RULES)
+        rows = batch_shardings(batch, mesh, RULES)
         take = partitioning.with_partitioning(
             mesh, RULES, functools.partial(accumulate_gradients, recipe)
         )

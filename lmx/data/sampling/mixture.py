@@ -22,6 +22,8 @@ from lmx.data.dataset import (
     DatasetInfo,
     DatasetWrapper,
     DocumentSpan,
+    refuse_rollouts,
+    require_text,
 )
 from lmx.data.sampling.packing import empty_batch
 from lmx.data.schedule import (
@@ -192,7 +194,9 @@ class Mixture(DatasetConfig):
         return MixtureDataset(components=components, datasets=datasets)
 
     def _open(self, name: str) -> Dataset:
+        require_text(self.components[name].source, "Mixture")
         dataset = inner = self.components[name].source.open()
+        refuse_rollouts(dataset, "Mixture")
         while isinstance(inner, DatasetWrapper):
             inner = inner.source
         require(

@@ -17,6 +17,7 @@ from lmx.data.dataset import (
     DatasetWrapper,
     DocumentSpan,
     WrapperConfig,
+    require_text,
 )
 from lmx.data.sampling.packing import empty_batch
 from lmx.data.schedule import RowRequest
@@ -56,6 +57,7 @@ class DocumentTransform(WrapperConfig):
         """The transformed document, or the same one. Both are of WEIGHTED_TOKEN."""
 
     def open(self) -> "TransformedDataset":
+        require_text(self.source, type(self).__name__)
         source = self.source.open()
         sentinels = find_sentinels(source, self.sentinel_names, type(self).__name__)
         return TransformedDataset(source=source, config=self, sentinels=sentinels)
@@ -206,6 +208,7 @@ class PauseTokens(WrapperConfig):
         check_fields(self, rate=(is_valid, "0 or more, and finite"))
 
     def open(self) -> "PauseTokensDataset":
+        require_text(self.source, "PauseTokens")
         return PauseTokensDataset(source=self.source.open(), rate=self.rate)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool
 
 from lmx.config.registry import Positive, configurable
 from lmx.core import distributed
-from lmx.core.batch import Batch
+from lmx.core.batch import AnyBatch
 from lmx.core.console import print_line
 from lmx.data.dataset import DocumentSpan
 from lmx.data.schedule import BatchSchedule
@@ -203,6 +203,6 @@ def to_data_step(skipped: SkippedRanges, step: int) -> int:
     return step
 
 
-def make_reader(run: RunContext, skipped: SkippedRanges) -> Callable[[int], Batch]:
+def make_reader(run: RunContext, skipped: SkippedRanges) -> Callable[[int], AnyBatch]:
     """A function that loads the batch of a training step."""
     return lambda step: run.load_batch(run.data, run.seed, to_data_step(skipped, step))

@@ -66,7 +66,8 @@ class MetricLogger:
 
     def _write(self, step: int, metrics: Metrics) -> None:
         values = {name: to_python(value) for name, value in metrics.items()}
-        values["perplexity"] = float(np.exp(values["nats"]))
+        if "nats" in values:
+            values["perplexity"] = float(np.exp(values["nats"]))
         values["tokens_seen"] = self.run.count_tokens(step)
         speed = self._measure_throughput(step)
         self.run_dir.log_metrics(step, values | speed)

@@ -1,0 +1,115 @@
+"""A user's module: a loss, a batch with a field of its own, and rollouts."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float32, Int32
+
+from lmx.config.registry import configurable
+from lmx.core.batch import Batch, BatchSpec
+from lmx.data.dataset import (
+    Dataset,
+    DatasetConfig,
+    DatasetInfo,
+    DatasetWrapper,
+    RolloutDataset,
+    WrapperConfig,
+)
+from lmx.data.schedule import BatchSchedule
+from lmx.train.loss import Loss, sum_cross_entropy
+
+
+class TemperedBatch(NamedTuple):
+    """A batch with the temperature of each row, and two numbers of each token."""
+
+    tokens: Int32[np.ndarray, "B T"]
+    targets: Int32[np.ndarray, "B T"]
+    weights: Float32[np.ndarray, "B T"]
+    positions: Int32[np.ndarray, "B T"]
+    segments: Int32[np.ndarray, "B T"]
+    temperature: Float32[np.ndarray, "B"]
+    pair: Float32[np.ndarray, "B T pair"]
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Tempered(WrapperConfig):
+    """Another dataset, and a temperature for each of its rows."""
+
+    pair: int = 2
+
+    @property
+    def spec(self) -> BatchSpec:
+        return BatchSpec(TemperedBatch, {"pair": self.pair})
+
+    def open(self) -> Any:
+        return TemperedDataset(source=self.source.open())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TemperedDataset(DatasetWrapper):
+    def read(self, request: Any) -> TemperedBatch:
+        batch = self.source.read(request)
+        temperature = 1 + (request.indices % 3).astype(np.float32)
+        pair = np.repeat(batch.weights[:, :, None], 2, axis=2)
+        return TemperedBatch(*batch[:5], temperature=temperature, pair=pair)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class TemperedLoss(Loss):
+    """Cross-entropy at the temperature of each row. It returns no nats."""
+
+    def __call__(self, model: Any, batch: Any, keys: Any = None) -> Any:
+        x_BTD, _ = model.hidden_states(
+            batch.tokens, batch.positions, batch.segments, keys
+        )
+        logits = model.logits(x_BTD) / batch.temperature[:, None, None]
+        total, _ = sum_cross_entropy(logits, batch._replace(weights=batch.pair[..., 1]))
+        return total, {"tempered": total}
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Rollouts(DatasetConfig):
+    """Rows whose second half the model writes; the loss is of that half."""
+
+    source: DatasetConfig
+
+    @property
+    def schedule(self) -> BatchSchedule:
+        return self.source.schedule
+
+    def open(self) -> Dataset:
+        return RolloutsDataset(source=self.source.open())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RolloutsDataset(RolloutDataset):
+    source: Dataset
+
+    @property
+    def info(self) -> DatasetInfo:
+        return self.source.info
+
+    def read(self, request: Any) -> Batch:
+        return self.source.read(request)
+
+    def rollout(self, model: Any, batch: Any, keys: Any) -> Batch:
+        T = batch.tokens.shape[1]
+        logits = compute_logits(*nnx.split(model), batch)
+        later = jnp.arange(T)[None] >= T // 2
+        targets = jnp.where(later, logits.argmax(axis=-1), batch.targets)
+        weights = (later & (targets != batch.targets)).astype(jnp.float32)
+        return batch._replace(targets=targets.astype(jnp.int32), weights=weights)
+
+
+@partial(jax.jit, static_argnums=0)
+def compute_logits(graph: Any, params: Any, batch: Any) -> Any:
+    model = nnx.merge(graph, params)
+    return model(batch.tokens, batch.positions, batch.segments)
