@@ -87,7 +87,7 @@ class Supervisor:
 def newest_step(run: Path) -> int:
     """The step of the latest checkpoint in the folder of a run; -1 if there is none."""
     names = [path.name for path in (run / "checkpoints").glob("*")]
-    return max((int(name) for name in names if name.isdigit()), default=-1)
+    return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 
 def _describe(status: int) -> str:

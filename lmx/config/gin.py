@@ -5,6 +5,7 @@ The grammar is gin's own (`gin.config_parser`); no other part of gin is used.
 
 import difflib
 import importlib
+import os
 import re
 import tokenize
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lmx.config.json_object import WRONG_KIND
 from lmx.config.registry import (
     ConfigError,
     Ref,
@@ -24,6 +26,8 @@ from lmx.config.registry import (
     suggest,
 )
 
+MAX_BYTES = 1_000_000  # of all files of a config; each counts as 1 kB or more
+MAX_INCLUDES = 20  # levels
 _GIN_SYNTAX = re.compile(r"[\[\](){}@%'\"]")  # absent from text that needs no quotes
 
 
@@ -75,6 +79,12 @@ class Binding(NamedTuple):
 Bindings = dict[BindingKey, Binding]
 
 
+class ParsedBindings(Bindings):
+    """Bindings, and the bytes of the files that they are from."""
+
+    bytes = 0
+
+
 def bind(
     bindings: Bindings,
     key: BindingKey,
@@ -106,7 +116,7 @@ def parse(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Binding
 
     A file that does not exist may be the name of a shipped experiment.
     """
-    bindings: Bindings = {}
+    bindings = ParsedBindings()
     for file in files:
         _add_file(locate_config(file), bindings, ())
     for override in overrides:
@@ -117,18 +127,24 @@ def parse(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Binding
 
 def parse_text(text: str, source: str) -> Bindings:
     """The bindings of a text, which may not include files or import modules."""
-    bindings: Bindings = {}
+    bindings = ParsedBindings()
     _add_text(text, Location(source, 1), bindings)
     return bindings
 
 
-def _add_file(file: Path, bindings: Bindings, includes: tuple[Location, ...]) -> None:
+def _add_file(
+    file: Path, bindings: ParsedBindings, includes: tuple[Location, ...]
+) -> None:
     """Adds the bindings of a file, which the last of these lines includes."""
     prefix = "".join(f"{line}: " for line in includes[-1:])
     message = f"{prefix}{file} is a folder: name the .gin file in it"
-    require(not file.is_dir(), message)
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        require(not file.is_dir(), message)
+        message = f"{prefix}{file} is no regular file: include a .gin file"
+        require(not includes or file.is_file() or not file.exists(), message)
+        with file.open("rb") as opened:
+            content = opened.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
         near = _suggest_file(file)
         raise ConfigError(f"{prefix}there is no file {file}{near}") from None
@@ -136,6 +152,9 @@ def _add_file(file: Path, bindings: Bindings, includes: tuple[Location, ...]) ->
         raise ConfigError(f"{prefix}{file} is not text: {error}") from error
     except OSError as error:
         raise ConfigError(f"{prefix}{file}: {error.strerror}") from error
+    bindings.bytes += max(len(content), 1000)
+    message = f"{prefix}{file}: a config has at most {MAX_BYTES:,} bytes, all files"
+    require(bindings.bytes <= MAX_BYTES, f"{message} that it includes among them")
     _add_text(text, Location(str(file), 1), bindings, includes)
 
 
@@ -153,7 +172,7 @@ def _suggest_file(file: Path) -> str:
 def _add_text(
     text: str,
     source: Location,
-    bindings: Bindings,
+    bindings: ParsedBindings,
     includes: tuple[Location, ...] | None = None,
 ) -> None:
     """Adds the bindings of a text; without `includes` it may not include or import.
@@ -194,7 +213,12 @@ def _check_parameter(key: BindingKey, location: Location) -> None:
 
 
 def _check_include(target: Path, includes: tuple[Location, ...]) -> None:
-    if target.resolve() in {Path(line.source).resolve() for line in includes}:
+    message = f"{includes[-1]}: files are included at most {MAX_INCLUDES} levels deep"
+    require(len(includes) <= MAX_INCLUDES, message)
+    message = f"{includes[-1]}: {str(target)!r} is no name of a file"
+    require("\0" not in str(target), message)
+    real = os.path.realpath  # unlike `resolve`, it passes links in a loop
+    if real(target) in {real(line.source) for line in includes}:
         *chain, location = map(str, includes)
         through = f", through {', '.join(chain)}" if chain else ""
         raise ConfigError(f"{location}: including {target} makes a cycle{through}")
@@ -234,10 +258,10 @@ def _parse_statements(text: str, location: Location) -> Iterator[tuple[Any, Loca
         code = (n for n, x in enumerate(rest, start) if x and x[0] != "#")
         line = next(code, start)
         message = "a bracket or quote of this statement is never closed"
-    except (TypeError, ValueError) as error:  # as of {[1]: 2}
+    except WRONG_KIND as error:  # as of {[1]: 2}
         line, message = _current_line(parser), str(error)
     if token := re.search(r"Failed to parse token '(.*)'$", message, re.DOTALL):
-        message = f"{token[1]} is not a value: put text in quotes"
+        message = f"{token[1][:80]} is not a value: put text in quotes"
     location = location._replace(line=line) if location.line else location
     raise ConfigError(f"{location}: {message}")
 

@@ -10,7 +10,6 @@ Where a config differs from gin's own runtime on purpose, docs/config.md says ho
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from lmx.config.coerce import coerce_field
 from lmx.config.format import to_gin
 from lmx.config.gin import BindingKey, Bindings, Macro, parse, parse_text
+from lmx.config.json_object import WRONG_KIND, check_depth, parse_object
 from lmx.config.registry import (
     REQUIRED,
     ConfigError,
@@ -37,11 +37,13 @@ from lmx.config.value import (
     Provenance,
     format_value,
     map_items,
+    to_jsonable,
 )
 
 T = TypeVar("T")
 Scope = tuple[str, ...]
 
+MAX_NODES = 10_000  # values and references, those of macros as often as they are used
 REQUIRED_MACRO = Macro(BindingKey((), "gin.REQUIRED", ""))  # to be overridden
 
 
@@ -66,7 +68,11 @@ def apply_overrides(config: Config[T], overrides: Iterable[str]) -> Config[T]:
 def resolve(bindings: Bindings, root: str, *, strict: bool = True) -> Config[Any]:
     """The configuration of `root()` from bindings. Refuses unused ones if `strict`."""
     resolver = Resolver(bindings)
-    config = resolver.resolve_ref(Ref((), root, called=True), (), "command line")
+    try:
+        config = resolver.resolve_ref(Ref((), root, called=True), (), "command line")
+    except RecursionError:
+        raise ConfigError("the config is nested too deeply: simplify it.") from None
+    check_depth(to_jsonable(config), "the config", "Simplify it.")
     overrides = [b.value for b in bindings.values() if b.location.is_override]
     replaces_class = any(find_refs(value, Ref) for value in overrides)
     used = resolver.reached | resolver.find_macro_keys()
@@ -104,16 +110,16 @@ def _explain_unused(key: BindingKey, root: str, resolver: "Resolver") -> str:
     return reason + near
 
 
-def from_json(text: str) -> Config[Any]:
+def from_json(text: str, where: object = "JSON") -> Config[Any]:
     """The inverse of `Config.to_json`, checked against the current signatures."""
+    content = parse_object(text.encode(), where)
     try:
-        value = _from_jsonable(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"JSON: {error}") from error
-    require(
-        isinstance(value, Ref), 'JSON: a configuration starts with {"@Name()": {...}}'
-    )
-    return Resolver({}, RECORDED).resolve_default(value, (), "JSON")
+        value = _from_jsonable(content)
+    except WRONG_KIND as error:
+        raise ConfigError(f"{where} is not a configuration: {error!r}") from error
+    message = f'{where}: a configuration starts with {{"@Name()": {{...}}}}'
+    require(isinstance(value, Ref), message)
+    return Resolver({}, RECORDED).resolve_default(value, (), f"{where}")
 
 
 def _from_jsonable(value: Any) -> Any:
@@ -146,9 +152,11 @@ class Resolver:
         self.deciding: set[BindingKey] = set()
         self.seen: list[tuple[Scope, str]] = []
         self._open: list[tuple[Scope, str]] = []
+        self._nodes = 0
 
     def resolve_ref(self, ref: Ref, scope: Scope, where: object) -> Config[Any]:
         """The config of a reference in a scope."""
+        self._count_node(where)
         scope = ref.scope or scope
         known, node = config_fields(find(ref.name, where)), (scope, ref.name)
         require(node not in self._open, f"{where}: @{ref.name} contains itself")
@@ -180,6 +188,11 @@ class Resolver:
             fields[name] = coerce_field(value, kind, label, location, limits)
         self._open.pop()
         return Config(ref.name, ref.called, fields, provenance)
+
+    def _count_node(self, where: object) -> None:
+        self._nodes += 1
+        message = f"{where}: with its macros the config has over {MAX_NODES:,} values"
+        require(self._nodes <= MAX_NODES, message)
 
     def _matching_keys(
         self, scope: Scope, name: str, parameter: str
@@ -216,6 +229,7 @@ class Resolver:
 
         `macros` are those that are being resolved.
         """
+        self._count_node(where)
         if isinstance(value, Ref):
             return self.resolve_ref(value, scope, where)
         if isinstance(value, Macro):

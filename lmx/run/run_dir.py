@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmx.config.format import to_gin
+from lmx.config.json_object import check_kinds, parse_object
 from lmx.config.registry import ConfigError, require
 from lmx.config.resolve import from_json
 from lmx.config.value import Config, diff
@@ -20,6 +21,15 @@ from lmx.run.tensorboard import TensorBoardWriter
 SCHEMA = 4  # version of all files; increased when older readers would fail
 METRICS, LEDGER, TIMING = "metrics.jsonl", "ledger.jsonl", "timing.jsonl"
 METADATA, CONFIG = "metadata.json", "experiment.json"
+KINDS = {  # the types of the metadata that commands read
+    "name": str | None,
+    "run_id": str,
+    "data": Mapping[str, Any] | None,
+    "former_run_ids": tuple[str, ...] | None,
+    "allowed_changes": tuple[Mapping[str, str], ...] | None,
+    "devices": str | None,
+    "mesh": Mapping[str, int] | None,
+}
 Value = int | float | str | list[float]
 Values = Mapping[str, Value]
 Changes = Mapping[str, tuple[str, str]]  # from and to, by name
@@ -177,6 +187,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         check_schema(path, 3)
     metadata = _read_json(path, METADATA)
     check_schema(path, metadata.get("schema"))
+    check_kinds(metadata, KINDS, path / METADATA)
     return metadata
 
 
@@ -189,7 +200,7 @@ def read_run_ids(path: Path) -> list[str]:
 def read_config(path: Path) -> Config:
     """The config of the run in a folder; raises what `read_metadata` raises."""
     read_metadata(path)
-    return from_json(json.dumps(_read_json(path, CONFIG)))
+    return from_json(json.dumps(_read_json(path, CONFIG)), path / CONFIG)
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -236,13 +247,13 @@ def write_initial_files(
         tokenizer.save(path)
 
 
-def _read_json(path: Path, name: str) -> Any:
+def _read_json(path: Path, name: str) -> dict[str, Any]:
     """A JSON file of the run in a folder."""
     try:
-        return json.loads((path / name).read_text())
+        return parse_object((path / name).read_bytes(), path / name)
     except FileNotFoundError:
         raise ConfigError(f"{path} is not a run: it has no {name}.") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ConfigError(
             f"{path / name} cannot be read ({error}): restore it from a copy, or name"
             " another folder with --run."

@@ -212,8 +212,8 @@ def test_defaults_are_written_too(house):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "JSON: Expecting"),
-        ("[1]", "JSON: a configuration starts with"),
+        ("{", "JSON is not JSON: Expecting"),
+        ("[1]", "JSON must hold a JSON object"),
         (
             '{"@Hous()": {}}',
             "nothing configurable is named 'Hous'; did you mean 'House'",

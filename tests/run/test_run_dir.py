@@ -126,7 +126,7 @@ def test_execution_settings_can_change(claim):
 def test_an_unreadable_file_is_named(claim, name):
     path = claim().path
     (path / name).write_text("{")
-    with pytest.raises(ConfigError, match=f"{name} cannot be read .*restore it"):
+    with pytest.raises(ConfigError, match=f"{name} is not JSON.*restore it"):
         claim()
 
 

@@ -124,8 +124,8 @@ class MappedShards(Sequence[np.ndarray]):
 
     def select(self, numbers: Sequence[int]) -> "MappedShards":
         """Some of the files."""
-        paths, blocks = ([x[n] for n in numbers] for x in (self._paths, self._blocks))
-        return MappedShards(paths, self._dtype, blocks)
+        paths = [self._paths[n] for n in numbers]
+        return MappedShards(paths, self._dtype, [self._blocks[n] for n in numbers])
 
     def verify(self, number: int, begin: int, end: int) -> None:
         """Reads the blocks of these tokens that this process has not yet read.
@@ -181,6 +181,8 @@ def open_store(folder: Path) -> Store:
             fingerprint={"tokens": tokens, "tokenizer": manifest["tokenizer"]},
             sources=_group_sources(manifest["shards"]),
         )
+        if store.documents and store.starts[[0, -1]].tolist() != [0, store.size]:
+            raise ValueError(f"{STARTS_FILE} is of other shards")
     except ConfigError:
         raise
     except (OSError, *WRONG_KIND) as error:

@@ -23,6 +23,7 @@ from lmx.core.console import print_line
 from lmx.core.files import get_cache_path, write_atomic
 from lmx.data.corpus.corpus import SPLITS, Corpus
 
+MAX_VOCAB = 2_000_000  # tokens
 BYTES = tuple(bytes([value]) for value in range(256))
 TOKENIZER_DIR = "tokenizer"  # of a run or a token store
 SETTINGS = "lmx_tokenizer.json"  # in it: the class, and what its files do not say
@@ -195,7 +196,9 @@ def list_vocab(tokens: Iterable[tuple[int, bytes]]) -> tuple[bytes, ...]:
     wrong = [token for token, _ in pairs if type(token) is not int or token < 0]
     require(not wrong, f"the ids {wrong[:8]} of tokens must be whole numbers from 0.")
     bytes_of = dict(pairs)
-    return tuple(bytes_of.get(token, b"") for token in range(max(bytes_of) + 1))
+    largest = max(bytes_of)
+    require(largest < MAX_VOCAB, f"token {largest}: ids must be below {MAX_VOCAB:,}.")
+    return tuple(bytes_of.get(token, b"") for token in range(largest + 1))
 
 
 def parse_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

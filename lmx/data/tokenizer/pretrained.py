@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lmx.config.coerce import coerce_field
+from lmx.config.json_object import parse_object
 from lmx.config.registry import (
     ConfigError,
     Execution,
@@ -32,6 +33,14 @@ from lmx.data.tokenizer.sentencepiece import (
 )
 from lmx.data.tokenizer.tokenizer_json import TOKENIZER_JSON, HFTokenizer
 
+SETTINGS_KINDS = {
+    "class": str,
+    "files": tuple[str, ...] | None,
+    "bos": int | None,
+    "eos": int | None,
+    "stop_tokens": tuple[int, ...] | None,
+    "strip_leading_space": bool | None,
+}
 CLASSES: dict[str, type[Tokenizer]] = {
     kind.__name__: kind
     for kind in (ByteTokenizer, CharTokenizer, HFTokenizer, SentencePieceTokenizer)
@@ -51,16 +60,21 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             f"{folder} has no {TOKENIZER_DIR}/{SETTINGS}: give the folder of a run, or"
             " of another output of lmx."
         )
-    settings = parse_json({SETTINGS: (path / SETTINGS).read_bytes()}, SETTINGS)
-    name = settings.pop("class", None)
+    content = (path / SETTINGS).read_bytes()
+    settings = parse_object(content, path / SETTINGS, SETTINGS_KINDS)
+    name = settings.pop("class")
     if name not in CLASSES:
         raise ConfigError(
             f"{path / SETTINGS} is of class {name!r}, and this version of lmx has"
             f" {', '.join(CLASSES)}: another version wrote it."
         )
-    files = {name: (path / name).read_bytes() for name in settings.pop("files", ())}
+    names = settings.pop("files", None) or ()
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return CLASSES[name](**values, **({"files": files} if files else {}))
+    try:
+        files = {x: (path / Path(x).name).read_bytes() for x in names}
+        return CLASSES[name](**values, **({"files": files} if files else {}))
+    except (OSError, TypeError) as error:  # the latter of an unknown setting
+        raise ConfigError(f"{path / SETTINGS} does not fit: {error}.") from None
 
 
 def load_hf_folder(path: Path, model_config: Mapping[str, Any]) -> FileTokenizer | None:

@@ -68,8 +68,7 @@ class CheckpointDir:
     def list_steps(self) -> list[int]:
         """The steps that are committed, oldest first."""
         folders = [path for path in self.folder.glob("*") if STEP.fullmatch(path.name)]
-        committed = filter(ocp.utils.is_checkpoint_finalized, folders)
-        return sorted(int(path.name) for path in committed)
+        return sorted(int(path.name) for path in folders if _is_committed(path))
 
     def list_quarantined(self) -> list[Path]:
         """The damaged checkpoints."""
@@ -108,6 +107,13 @@ class CheckpointDir:
         except OSError as error:
             return f"{error}"
         return None
+
+
+def _is_committed(path: Path) -> bool:
+    try:
+        return ocp.utils.is_checkpoint_finalized(path)
+    except (OSError, ValueError):  # removed meanwhile, or no folder
+        return False
 
 
 class CheckpointManager:
@@ -334,7 +340,7 @@ class CheckpointManager:
         abstract = flatten_by_path(abstract_state)
         reader = CheckpointReader(self.directory.step_path(step))
         metadata = reader.read_metadata()
-        digests, run_id = metadata["digests"], metadata["run_id"]
+        digests, run_id = metadata["digests"], metadata.get("run_id")
         require(
             self.run_ids is None or run_id in self.run_ids,
             f"{reader.path} is a checkpoint of run {run_id}, and this is run"

@@ -1,6 +1,5 @@
 """Reads a checkpoint: its metadata, its tensors, and damage to them."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 import tensorstore as ts
 
+from lmx.config.json_object import check_kinds, parse_object
 from lmx.config.registry import ConfigError, require
 from lmx.core.hardware import empty_aligned
 from lmx.run.run_dir import check_schema
@@ -24,6 +24,14 @@ from lmx.train.checkpoint.digest import (
 )
 
 METADATA, STATE = "metadata/metadata.json", "state"  # below the folder of a step
+KINDS = {  # the types of the metadata
+    "step": int,
+    "run_id": str | None,
+    "lineage": tuple[Mapping[str, Any], ...],
+    "extra": Mapping[str, Any],
+    "root": str,
+    "digests": Mapping[str, str],
+}
 MISMATCH = "is not what was saved"
 PARALLEL_TENSORS = 4  # tensors to read at the same time
 CACHE_BYTES = 32 << 20  # for the names of tensors and their locations
@@ -60,7 +68,7 @@ class DamageError(ConfigError):
 
     def __init__(self, path: Path, *faults: CheckpointFault):
         super().__init__("\n".join(f"{path}/{fault}" for fault in faults))
-        self.faults = faults
+        self.path, self.faults = path, faults
 
 
 class CheckpointReader:
@@ -78,15 +86,19 @@ class CheckpointReader:
     def read_metadata(self) -> dict[str, Any]:
         """Schema, step, run ID, parent, lineage, extra, digests and their `root`."""
         try:
-            metadata = json.loads((self.path / METADATA).read_bytes())
-            schema = metadata["schema"]
+            content = (self.path / METADATA).read_bytes()
+            metadata = parse_object(content, METADATA, {"schema": int})
         except FileNotFoundError:
             if (self.path / "meta").is_dir():  # as in schema 3
                 check_schema(self.path, 3)
             raise self._damage(METADATA, None, "is missing") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ConfigError) as error:
             raise self._damage(METADATA, None, f"cannot be read ({error})") from None
-        check_schema(self.path, schema)
+        check_schema(self.path, metadata["schema"])
+        try:
+            check_kinds(metadata, KINDS, METADATA)
+        except ConfigError as error:
+            raise self._damage(METADATA, None, f"cannot be read ({error})") from None
         if combine_digests(metadata["digests"]) != metadata["root"]:
             raise self._damage(METADATA, None, "does not match its root digest")
         return metadata

@@ -17,7 +17,7 @@ from lmx.models.hf.weights import flatten_params
 from lmx.models.trained_model import TrainedModel
 from lmx.run.run_dir import RunDir, read_config, read_metadata, read_run_ids
 from lmx.train.checkpoint.manager import CheckpointManager
-from lmx.train.checkpoint.reader import CheckpointReader
+from lmx.train.checkpoint.reader import CheckpointReader, DamageError
 
 ORIGIN = ("family", "hf_fields", "generation")  # fields of `Pretrained` for an export
 
@@ -73,7 +73,16 @@ def restore(path: str | Path) -> TrainedModel:
 
     On one device.
     """
-    weights = RunWeights(Path(path))
+    while True:
+        try:
+            return _restore(RunWeights(Path(path)))
+        except DamageError as error:
+            if error.path.exists():
+                raise  # else the run, which still trains, has just removed it
+
+
+def _restore(weights: RunWeights) -> TrainedModel:
+    """The model with these weights."""
     build = weights.config.build().model
     graph, shapes = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
     device = SingleDeviceSharding(jax.devices()[0])

@@ -55,6 +55,16 @@ DAMAGES = {
         lambda path, _: (path / "state/manifest.ocdbt").unlink(),
         "cannot be read",
     ),
+    "metadata of wrong kinds": (
+        lambda path, _: (path / reader.METADATA).write_text(
+            f'{{"schema": {run_dir.SCHEMA}, "digests": [], "lineage": 1}}'
+        ),
+        "cannot be read",
+    ),
+    "nested metadata": (
+        lambda path, _: (path / reader.METADATA).write_text("[" * 99999),
+        "cannot be read",
+    ),
     "partial metadata": (
         lambda path, _: (path / reader.METADATA).write_text("{"),
         "cannot be read",
