@@ -17,8 +17,6 @@ equation, in a jaxtyping annotation and, through `logical`, in a sharding rule.
     U  microbatches of a pipeline
 """
 
-from collections.abc import Iterable
-
 LOGICAL = {
     "B": "batch", "T": "length", "S": "kv_length", "V": "vocab", "L": "layers",
     "D": "embed", "F": "mlp", "H": "head_dim", "N": "heads", "K": "kv_heads",
@@ -34,6 +32,6 @@ def logical(dims: str) -> tuple[str, ...]:
     return tuple(LOGICAL[d] for d in dims)
 
 
-def letters(axes: Iterable[str]) -> str:
+def letters(axes: tuple[str, ...]) -> str:
     """The letters of logical axes: the inverse of `logical`."""
     return "".join(LETTERS[axis] for axis in axes)

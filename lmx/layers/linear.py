@@ -6,9 +6,8 @@ than as an array: `models/adapters/` replaces weights of a built model by a `Wei
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from types import EllipsisType
-from typing import ClassVar, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +34,7 @@ class Weight(nnx.Module):
         self.layers: tuple[int, ...] = getattr(like, "layers", ())
 
     @abstractmethod
-    def __getitem__(self, index: EllipsisType) -> Float[Array, "..."]:
+    def __getitem__(self, index: Any) -> Float[Array, "..."]:
         """The weight as one array, as of a parameter."""
 
     def contract(self, equation: str, x: Array) -> Array:
@@ -57,7 +56,6 @@ class Weight(nnx.Module):
 
 
 AnyWeight = nnx.Param | Weight
-W = TypeVar("W", nnx.Param, Weight, AnyWeight)
 
 
 def contract(equation: str, x: Array, weight: AnyWeight | Array) -> Array:
@@ -85,7 +83,9 @@ def lookup(
     return weight[...][index]
 
 
-def slice_weight(weight: W, axis: str, start: int, stop: int | None) -> W:
+def slice_weight(
+    weight: AnyWeight, axis: str, start: int, stop: int | None
+) -> AnyWeight:
     """The part of a weight between two positions of a logical axis."""
 
     def slice_part(param: nnx.Variable) -> nnx.Variable:
@@ -98,19 +98,18 @@ def slice_weight(weight: W, axis: str, start: int, stop: int | None) -> W:
     return jax.tree.map(slice_part, weight, is_leaf=is_variable)
 
 
-def cast_weight(weight: W, dtype: jnp.dtype) -> W:
+def cast_weight(weight: AnyWeight, dtype: jnp.dtype) -> AnyWeight:
     """The weight with its matrices in `dtype`; codes and scales of others stay."""
 
     def cast(param: nnx.Variable) -> nnx.Variable:
         is_matrix = param.in_dims and jnp.issubdtype(param.dtype, jnp.floating)
-        if is_matrix or param is weight:
-            return param.replace(param[...].astype(dtype))
-        return param
+        casts = is_matrix or param is weight
+        return param.replace(param[...].astype(dtype)) if casts else param
 
     return jax.tree.map(cast, weight, is_leaf=is_variable)
 
 
-def array_axes(param: nnx.Variable) -> Sequence[str]:
+def array_axes(param: nnx.Variable) -> tuple[str, ...]:
     """The logical axes of the array, which in a scan over layers lacks the first."""
     return param.axes[len(param.axes) - param.ndim :]
 

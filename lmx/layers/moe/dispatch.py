@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from lmx.layers.moe.all_to_all import (
     PaddedAllToAll,
     exchange,
 )
-from lmx.layers.moe.experts import ExpertMatmul, Experts, Weights
+from lmx.layers.moe.experts import ExpertMatmul, Experts
 from lmx.layers.moe.grouped_matmul import GroupedMatmul, RaggedDot
 from lmx.layers.moe.router import Routing, count_choices
 
@@ -146,8 +147,8 @@ class DroplessDispatch:
             B, T, C = experts_BTC.shape
             arrays = gather_width(shards, letters, width_axes)
             local = [p.replace(w) for p, w in zip(params, arrays, strict=True)]
-            local = dict(zip(weights, jax.tree.unflatten(tree, local), strict=True))
-            local = mask_biases(local, hidden_axes)
+            local = zip(weights, jax.tree.unflatten(tree, local), strict=True)
+            local = {name: mask_bias(weight, hidden_axes) for name, weight in local}
             apply = partial(experts.apply_experts, weights=local)
             x_MD = rearrange(jnp.repeat(x, C, axis=1), "B M D -> (B M) D")
             expert_M = rearrange(experts_BTC, "B T C -> (B T C)")
@@ -255,15 +256,12 @@ def gather_width(
     return arrays
 
 
-def mask_biases(weights: Weights, hidden_axes: tuple[str, ...]) -> Weights:
-    """Sets biases of the output to 0 on all but the first device of `hidden_axes`."""
-    if not hidden_axes:
-        return weights
-    is_first, masked = jax.lax.axis_index(hidden_axes) == 0, dict(weights)
-    for name, weight in weights.items():
-        if not weight.in_dims and "mlp" not in weight.axes:
-            masked[name] = weight.replace(jnp.where(is_first, weight[...], 0))
-    return masked
+def mask_bias(weight: Any, hidden_axes: tuple[str, ...]) -> Any:
+    """0 for a bias of the output on all but the first device of `hidden_axes`."""
+    if weight.in_dims or "mlp" in weight.axes or not hidden_axes:
+        return weight
+    is_first = jax.lax.axis_index(hidden_axes) == 0
+    return weight.replace(jnp.where(is_first, weight[...], 0))
 
 
 @jax.custom_vjp
