@@ -4,8 +4,12 @@ A signature is the schema. The calling code supplies the positional parameters, 
 the star; a config sets the keyword-only parameters, after it:
 
     def __init__(self, width: int, rngs: nnx.Rngs, *, heads: int, kv_heads: int): ...
+
+`**kwargs` stands for the parameters of the one call that it is passed on to, as in
+`super().__init__(width, rngs, **kwargs)`: without those that the call gives a value.
 """
 
+import ast
 import contextlib
 import dataclasses
 import difflib
@@ -14,6 +18,7 @@ import importlib
 import inspect
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -206,17 +211,28 @@ def _get_function(thing: Callable[..., Any]) -> Callable[..., Any]:
     return thing.__init__ if inspect.isclass(thing) else thing
 
 
-@functools.cache
 def config_fields(thing: Callable[..., Any]) -> dict[str, ConfigField]:
-    """The parameters that a config may set: the keyword-only ones, in order."""
-    function = _get_function(thing)
+    """The parameters that a config may set: the keyword-only ones, in order.
+
+    Those behind `**kwargs` come first; the signature may state some of them anew.
+    """
+    return _read_fields(thing, _get_function(thing))
+
+
+@functools.cache
+def _read_fields(
+    thing: Callable[..., Any], function: Callable[..., Any]
+) -> dict[str, ConfigField]:
+    """The fields of `thing` in this function: itself, or a constructor in its MRO."""
     hints, extras = get_type_hints(function), get_type_hints(function, None, None, True)
     defaults = _factory_defaults(thing)
     fields = {}
-    for name, parameter in get_parameters(thing).items():
+    for name, parameter in inspect.signature(function).parameters.items():
+        label = f"{thing.__name__}.{name}"
+        if parameter.kind is parameter.VAR_KEYWORD and function is not object.__init__:
+            fields = _forwarded_fields(thing, function, name) | fields
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
-        label = f"{thing.__name__}.{name}"
         if name not in extras:
             raise ConfigError(f"{label} has no annotation: add its type.")
         if reason := unsupported_reason(extras[name]):
@@ -227,6 +243,51 @@ def config_fields(thing: Callable[..., Any]) -> dict[str, ConfigField]:
         execution = is_execution(extras[name])
         fields[name] = ConfigField(hints[name], default, execution, ranges)
     return fields
+
+
+def _forwarded_fields(
+    thing: Callable[..., Any], function: Callable[..., Any], kwargs: str
+) -> dict[str, ConfigField]:
+    """The fields that `**kwargs` stands for: those of the call that it is passed to.
+
+    The source of the function says which call that is, and what it is given besides.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):  # no source
+        tree = ast.Module([], [])
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and any(k.arg is None and ast.unparse(k.value) == kwargs for k in node.keywords)
+    ]
+    fields = _find_callee_fields(thing, function, *calls) if len(calls) == 1 else None
+    if fields is None:
+        raise ConfigError(
+            f"{thing.__name__}: a config cannot see the parameters behind **{kwargs}:"
+            f" pass them to one call, as in super().__init__(..., **{kwargs}), of a"
+            " class or function that a module names, in a file; or name them."
+        )
+    own = inspect.signature(function).parameters
+    given = {keyword.arg for keyword in calls[0].keywords} - {*own}
+    return {name: field for name, field in fields.items() if name not in given}
+
+
+def _find_callee_fields(
+    thing: Callable[..., Any], function: Callable[..., Any], call: ast.Call
+) -> Mapping[str, ConfigField] | None:
+    """The fields of what a call in a function calls; None if that is unknown."""
+    path = ast.unparse(call.func)
+    if path == "super().__init__" and inspect.isclass(thing):
+        kinds = [vars(kind) for kind in thing.__mro__ if "__init__" in vars(kind)]
+        constructors = [kind["__init__"] for kind in kinds]
+        return _read_fields(thing, constructors[constructors.index(function) + 1])
+    first, *rest = path.split(".")
+    closure = inspect.getclosurevars(function)
+    target = {**closure.globals, **closure.nonlocals}.get(first)
+    target = functools.reduce(lambda x, name: getattr(x, name, None), rest, target)
+    return config_fields(target) if callable(target) else None
 
 
 def _factory_defaults(thing: Callable[..., Any]) -> dict[str, Any]:

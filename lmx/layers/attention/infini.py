@@ -3,19 +3,18 @@
 Munkhdalai et al. 2024, arXiv:2404.07143, section 2.1.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from lmx.config.registry import Positive, Rate, check_argument, configurable
+from lmx.config.registry import check_argument, configurable
 from lmx.core.precision import upcast
 from lmx.layers.attention.attention import Attention
-from lmx.layers.attention.backend import AttentionMask
+from lmx.layers.attention.backend import AttentionMask, ReferenceAttention
 from lmx.layers.attention.kv_cache import (
     AttentionInputs,
     KVCache,
@@ -23,11 +22,7 @@ from lmx.layers.attention.kv_cache import (
     SlotCache,
 )
 from lmx.layers.init import Init
-from lmx.layers.linear import Einsum
 from lmx.layers.mask import TokenInfo, make_attention_mask
-from lmx.layers.norm import Norm
-from lmx.layers.position import RelativePosition
-from lmx.layers.rope import RoPE
 from lmx.layers.tap import tap
 
 
@@ -125,18 +120,9 @@ class InfiniAttention(Attention):
         init: Init,
         *,
         heads: int,
-        kv_heads: int,
-        head_dim: int,
         segment_length: int,
         gate: float = 0.0,
-        position: RelativePosition | Callable[..., RelativePosition] | None = RoPE(),
-        qk_norm: Callable[..., Norm] | None = None,
-        qk_norm_over: Literal["head", "heads"] = "head",
-        scale: float | None = None,
-        logit_cap: Positive[float | None] = None,
-        dropout: Rate[float] = 0.0,
-        qkv: Callable[..., Einsum] = Einsum,
-        out: Callable[..., Einsum] = Einsum,
+        **kwargs: Any,
     ):
         check_argument(
             segment_length >= 1,
@@ -147,17 +133,10 @@ class InfiniAttention(Attention):
             width,
             init,
             heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            position=position,
             window=segment_length,
-            qk_norm=qk_norm,
-            qk_norm_over=qk_norm_over,
-            scale=scale,
-            logit_cap=logit_cap,
-            dropout=dropout,
-            qkv=qkv,
-            out=out,
+            sink=None,
+            backend=ReferenceAttention(),
+            **kwargs,
         )
         self.gate = init.full("N", dict(N=heads), gate)
         self.segment_length = segment_length

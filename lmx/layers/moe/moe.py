@@ -1,6 +1,7 @@
 """Mixture-of-experts (MoE) layers: token choice and expert choice."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,21 +66,11 @@ class ClampedMoE(MoE):
         *,
         experts: int,
         hidden: int,
-        router: Callable[..., Router],
-        dispatch: DroplessDispatch | CapacityDispatch = DroplessDispatch(),
-        shared: Callable[..., FeedForward] | None = None,
         limit: float = 7.0,
         alpha: float = 1.702,
+        **kwargs: Any,
     ):
-        super().__init__(
-            width,
-            init,
-            experts=experts,
-            hidden=hidden,
-            router=router,
-            dispatch=dispatch,
-            shared=shared,
-        )
+        super().__init__(width, init, experts=experts, hidden=hidden, **kwargs)
         sizes = dict(D=width, E=experts, F=hidden)
         self.gate_b = init.full("EF", sizes, 0.0)
         self.up_b = init.full("EF", sizes, 0.0)
