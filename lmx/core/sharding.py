@@ -23,7 +23,7 @@ gradients and optimizer states, as all carry the names; batches are sharded like
 weights that are sharded over `fsdp` are gathered for a layer and their gradients
 scattered (ZeRO-3), products over `tensor` are summed after each pair of matrices
 (Megatron), gradients over `data`. With rows sharded over `context`, each device would
-gather all keys, unless `Attention.backend=@RingAttention()` rotates them
+gather all keys, unless `backend=@RingAttention()` of the layer rotates them
 (`layers/attention/ring.py`). Two axes are explicit: `stage` is a pipeline
 (`models/pipeline.py`), and gradients are summed within slices of devices before they
 cross `replica`, the slow links between slices (`core/partitioning.py`).

@@ -12,7 +12,6 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from lmx.config.registry import ConfigError
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Rules, is_variable
-from lmx.layers.attention.attention import Attention
 from lmx.layers.attention.backend import ReferenceAttention
 from lmx.layers.moe.dispatch import DroplessDispatch
 from lmx.layers.moe.moe import MoE
@@ -179,8 +178,7 @@ def build_case(experiment: Experiment, machine: Machine) -> Case:
     """The experiment with the settings of its config. Reads no data."""
     model = experiment.abstract_model()
     for block, _ in model.stack.kinds():
-        if isinstance(block.attention, Attention):
-            block.attention.backend = ReferenceAttention()  # for shapes, on any device
+        block.attention.backend = ReferenceAttention()  # for shapes, on any device
         if isinstance(block.mlp, MoE) and isinstance(
             block.mlp.dispatch, DroplessDispatch
         ):

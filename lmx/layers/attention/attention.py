@@ -7,7 +7,7 @@ arXiv:2305.13245) and multi-query (Shazeer 2019, arXiv:1911.02150).
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -42,16 +42,26 @@ class SelfAttention(nnx.Module):
     Attributes:
         macs_per_pair: multiply-adds per pair of query and key.
         window: maximum number of tokens that a token sees, itself included; None: all.
+        backend: implementation; all give the same numbers up to rounding.
     """
 
     macs_per_pair: int
     window: int | None = None
+    backend: AttentionBackend
 
     @abstractmethod
     def __call__(
         self, x: Float[Array, "B T D"], inputs: AttentionInputs, cache: PyTree = None
     ) -> tuple[Float[Array, "B T D"], PyTree]:
         """The change of `x`, and the updated cache."""
+
+    def run_backend(self, *inputs: Any, **options: Any) -> Float[Array, "B T N J"]:
+        """The result of `backend`, or of the reference if its probabilities are tapped.
+
+        Other backends do not store them.
+        """
+        asked = is_asked("attention.probs")
+        return (ReferenceAttention() if asked else self.backend)(*inputs, **options)
 
     @abstractmethod
     def init_cache(self, size: CacheSize) -> LayerCache:
@@ -138,7 +148,7 @@ class Attention(SelfAttention):
         self.kv_shape, self.window = (kv_heads, head_dim), window
         self.macs_per_pair = 2 * heads * head_dim
         self.scale, self.logit_cap, self.dropout = scale, logit_cap, dropout
-        backend.check(head_dim, self._list_features())
+        backend.check("Attention", head_dim, self._list_features())
         self.backend = backend
 
     def __call__(self, x, inputs, cache=None):
@@ -176,8 +186,7 @@ class Attention(SelfAttention):
             modify_logits = partial(
                 position.modify_logits, q=q, mask=mask.dense, query=tokens, key=key_info
             )
-        asked = is_asked("attention.probs")  # which other backends do not store
-        y_BTNH = (ReferenceAttention() if asked else self.backend)(
+        y_BTNH = self.run_backend(
             q,
             k,
             v,

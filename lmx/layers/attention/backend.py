@@ -124,7 +124,8 @@ class AttentionBackend(ABC):
     """Base class of implementations of attention.
 
     Attributes:
-        supports: supported parameters of `Attention` beyond plain dot products.
+        supports: supported parameters of layers beyond plain dot products; "value_dim"
+            are values of another size than keys.
         platforms, dtypes: where it runs, and what it computes in; empty: any.
         sharded_length: whether it runs where the sequence is sharded.
     """
@@ -134,19 +135,23 @@ class AttentionBackend(ABC):
     dtypes: ClassVar[tuple[str, ...]] = ()
     sharded_length: ClassVar[bool] = True
 
-    def check(self, head_dim: int, required: Iterable[str]) -> None:
-        """Raises ValueError for an unsupported head size or `required` parameter."""
+    def check(self, layer: str, head_dim: int, required: Iterable[str]) -> None:
+        """Raises ValueError for what it does not support of a `layer` of that name.
+
+        That is a head size, or a `required` parameter.
+        """
         for parameter in required:
             check_argument(
                 parameter in self.supports,
-                f"{type(self).__name__} does not support Attention.{parameter}:"
-                " leave it out, or set Attention.backend=@ReferenceAttention().",
+                f"{type(self).__name__} does not support {layer}.{parameter}:"
+                f" leave it out, or set {layer}.backend=@ReferenceAttention().",
             )
 
     def check_program(self, dtype: jnp.dtype) -> None:
         """Raises ConfigError where the traced program is not supported."""
         remedy = (
-            "change that, or set Attention.backend=@RingAttention(), which always runs."
+            "change that, or set the layer's backend=@RingAttention(), which always"
+            " runs."
         )
         partitioning.check_kernel(self, dtype, remedy)
         split = partitioning.mesh_axes("T")
@@ -161,10 +166,10 @@ class AttentionBackend(ABC):
         self,
         q: Float[Array, "B T N H"],
         k: Float[Array, "B S K H"],
-        v: Float[Array, "B S K H"],
+        v: Float[Array, "B S K J"],
         mask: AttentionMask,
         **options: Any,
-    ) -> Float[Array, "B T N H"]:
+    ) -> Float[Array, "B T N J"]:
         """The result of `attend`, which has these options, for `mask.dense`."""
 
 
@@ -173,7 +178,7 @@ class AttentionBackend(ABC):
 class ReferenceAttention(AttentionBackend):
     """`attend`: supports everything everywhere, and stores all logits."""
 
-    supports = frozenset(("position", "sink", "logit_cap", "dropout"))
+    supports = frozenset(("position", "sink", "logit_cap", "dropout", "value_dim"))
 
     def __call__(self, q, k, v, mask, **options):
         return attend(q, k, v, mask.dense, **options)
@@ -218,11 +223,11 @@ class CuDNNAttention(XLAAttention):
     implementation = "cudnn"
     platforms, dtypes, sharded_length = ("gpu",), ("bfloat16", "float16"), False
 
-    def check(self, head_dim, required):
-        super().check(head_dim, required)
+    def check(self, layer, head_dim, required):
+        super().check(layer, head_dim, required)
         check_argument(
             head_dim % 8 == 0 and head_dim <= 256,
-            f"CuDNNAttention does not support Attention.head_dim={head_dim}: make"
-            " it a multiple of 8 and at most 256, or set"
-            " Attention.backend=@ReferenceAttention().",
+            f"CuDNNAttention does not support {layer}.head_dim={head_dim}: make"
+            f" it a multiple of 8 and at most 256, or set {layer}.backend="
+            "@ReferenceAttention().",
         )

@@ -7,14 +7,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lmx.config.registry import Rate, configurable
+from lmx.config.registry import Execution, Rate, configurable
 from lmx.layers.attention.attention import SelfAttention
-from lmx.layers.attention.backend import attend
+from lmx.layers.attention.backend import (
+    AttentionBackend,
+    AttentionMask,
+    ReferenceAttention,
+)
 from lmx.layers.attention.kv_cache import AttentionInputs, SlotCache, update_cache
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum, contract, slice_weight
-from lmx.layers.mask import make_attention_mask
 from lmx.layers.norm import Norm, RMSNorm
 from lmx.layers.rope import RoPE
 from lmx.layers.tap import tap
@@ -33,6 +36,7 @@ class MLA(SelfAttention):
         kv_rank, q_rank: sizes of the latents; `q_rank` None: full-rank queries.
         head_dim, rope_dim: sizes of the parts without and with rotation.
         scale: factor of the logits; None: 1 / sqrt(head_dim + rope_dim).
+        backend: implementation; all give the same numbers up to rounding.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class MLA(SelfAttention):
         norm: Callable[..., Norm] = RMSNorm,
         scale: float | None = None,
         dropout: Rate[float] = 0.0,
+        backend: Execution[AttentionBackend] = ReferenceAttention(),
     ):
         query_dim = head_dim + rope_dim
         query_sizes = dict(D=width, N=heads, H=query_dim)
@@ -70,6 +75,9 @@ class MLA(SelfAttention):
         self.macs_per_pair = heads * (query_dim + value_dim)
         self.scale = query_dim**-0.5 if scale is None else scale
         self.dropout = dropout
+        required = ["value_dim", "dropout"] if dropout else ["value_dim"]
+        backend.check("MLA", query_dim, required)
+        self.backend = backend
 
     def __call__(self, x, inputs, cache=None):
         """The projected attention output, and `cache` with the latents of `x`."""
@@ -77,12 +85,15 @@ class MLA(SelfAttention):
         latent_BTR = self.compress(x, inputs)
         latent_BSR, key_info, cache = update_cache(cache, latent_BTR, inputs)
         q_BTNH = self.query(x)
+        single_document = inputs.single_document and cache is None
         y_BTNJ = attend_to(
             q_BTNH[..., : self.head_dim],
             self._rotate(q_BTNH[..., self.head_dim :], inputs),
             latent_BSR[..., : self.kv_rank],
             latent_BSR[:, :, None, self.kv_rank :],
-            mask=make_attention_mask(inputs.tokens, key_info),
+            mask=AttentionMask(
+                inputs.tokens, key_info, single_document=single_document
+            ),
             scale=self.scale,
             dropout=partial(dropout, rate=self.dropout, keys=inputs.keys, site=0),
         )
@@ -111,7 +122,7 @@ class MLA(SelfAttention):
         """Attention to keys and values expanded from the latents."""
         k_BSNH, v_BSNJ = jnp.split(self.up(latent), [self.head_dim], axis=-1)
         k_BSNP = jnp.broadcast_to(k_rope, (*k_BSNH.shape[:3], self.rope_dim))
-        return attend(
+        return self.run_backend(
             jnp.concatenate([q, q_rope], axis=-1),
             jnp.concatenate([k_BSNH, k_BSNP], axis=-1),
             v_BSNJ,
@@ -130,7 +141,7 @@ class MLA(SelfAttention):
         up_k = slice_weight(self.up.w, "head_dim", 0, self.head_dim)
         up_v = slice_weight(self.up.w, "head_dim", self.head_dim, None)
         q_BTNR = contract("BTNH,RNH->BTNR", q, up_k)
-        y_BTNR = attend(
+        y_BTNR = self.run_backend(
             jnp.concatenate([q_BTNR, q_rope], axis=-1),
             jnp.concatenate([latent[:, :, None], k_rope], axis=-1),
             latent[:, :, None],

@@ -63,7 +63,7 @@ class RingAttention(AttentionBackend):
     """
 
     block: int = 512
-    supports = frozenset(("sink", "logit_cap"))
+    supports = frozenset(("sink", "logit_cap", "value_dim"))
 
     def __post_init__(self):
         check_argument(

@@ -31,7 +31,7 @@ class SplashAttention(AttentionBackend):
     """
 
     block: int = 512
-    supports = frozenset(("sink", "logit_cap"))
+    supports = frozenset(("sink", "logit_cap", "value_dim"))
     platforms, dtypes = ("tpu",), ("bfloat16", "float16", "float32")
     sharded_length = False
 
