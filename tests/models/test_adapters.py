@@ -60,7 +60,7 @@ class Int8(Weight):
         super().__init__(weight)
         over = weight.in_dims if over is None else over
         at = tuple(i for i, axis in enumerate(weight.axes) if axis in over)
-        scale = jnp.abs(weight[...]).max(axis=at, keepdims=True) / 127
+        scale = jnp.abs(weight[...]).max(axis=at, keepdims=True, initial=1e-9) / 127
         codes = jnp.round(weight[...] / scale).astype("int8")
         about = dict(in_dims=weight.in_dims, out_dims=weight.out_dims)
         rest = tuple(axis for axis in weight.axes if axis not in over)
