@@ -10,7 +10,7 @@ from typing import Any
 
 from lmx.config.gin import parse
 from lmx.config.registry import ConfigError, require
-from lmx.config.resolve import resolve
+from lmx.config.resolve import apply_overrides, resolve
 from lmx.config.value import Config
 
 ROOT = "Experiment"  # the root of a config, but for those of `lmx data`
@@ -19,21 +19,16 @@ ROOT = "Experiment"  # the root of a config, but for those of `lmx data`
 def load_config(
     name: str | Path, overrides: Sequence[str] = (), imports: Iterable[str] = ()
 ) -> Config[Any]:
-    """The config in a file or of a shipped experiment, or the one that a run recorded.
+    """The config in a file, of a shipped experiment, or of a run, with overrides.
 
     A run is a folder with an `experiment.json`. `imports` are modules of the user.
     """
     import_modules(imports)
     if not (Path(name) / "experiment.json").is_file():
         return resolve(parse([name], overrides), ROOT)
-    if overrides:
-        raise ConfigError(
-            f"override {overrides[0]!r}: {name} is a run, whose config is fixed: start"
-            f" from its file, {Path(name) / 'experiment.gin'}"
-        )
     from lmx.run.run_dir import read_config
 
-    return read_config(Path(name))
+    return apply_overrides(read_config(Path(name)), overrides)
 
 
 def load_experiment(args: argparse.Namespace, extra: Sequence[str] = ()) -> Config[Any]:

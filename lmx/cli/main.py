@@ -7,7 +7,7 @@ from typing import Any
 
 from lmx.cli import config, data, hf, plan, train
 from lmx.cli.command import RAW, Command, Parser
-from lmx.cli.runs import ckpt, eval, faulttest, generate, inspect, replay
+from lmx.cli.runs import ckpt, eval, faulttest, generate, inspect, overview, replay
 from lmx.core.console import print_line, protect_output
 
 _ABOUT = """\
@@ -17,6 +17,7 @@ Language models in JAX. An experiment is a .gin config; a run is a folder.
   lmx train quickstart Experiment.steps=50         the same with one setting changed
   lmx generate runs/quickstart-... --prompt "def "  text from a trained run
   lmx eval runs/quickstart-... essay.txt           how well it predicts a text
+  lmx runs                                         a table of the runs in runs/
   lmx config show quickstart                       every setting, and what set it
   lmx plan gpt2_124m --on v5e-16                   whether it fits, speed and cost
   lmx inspect runs/quickstart-... --step 100       the batch and losses of one step
@@ -38,7 +39,20 @@ _GROUPS = {
     "export": ("a run as a model of another library", "Exports a run.\n"),
 }
 _MODULES = (
-    *(train, generate, eval, config, data, plan, hf, ckpt, inspect, replay, faulttest),
+    *(
+        train,
+        generate,
+        eval,
+        overview,
+        config,
+        data,
+        plan,
+        hf,
+        ckpt,
+        inspect,
+        replay,
+        faulttest,
+    ),
 )
 COMMANDS = tuple(
     command

@@ -69,6 +69,8 @@ def train(args: argparse.Namespace) -> Output | int:
       lmx train experiments/shakespeare_char.gin Text.path=input.txt --run runs/bard
       lmx train gpt2_124m Text.path=fineweb --plan     refuses what exceeds the memory
       lmx train quickstart --restarts 20               restarts when the process dies
+      lmx train runs/quickstart-...                    resumes that run
+      lmx train runs/x Experiment.steps=900 --allow-change Experiment.steps   extends it
       lmx config show quickstart                       all settings, and what set them
 
     Several processes train one run if each is started with the same command and the
@@ -102,7 +104,7 @@ def _train(args: argparse.Namespace) -> Output | int:
     from lmx.core import distributed
 
     config = load_experiment(args)
-    folder = args.folder or _default_folder(args.names[0], config.run_id())
+    folder = _choose_folder(args, config.run_id())
     info = distributed.detect_cluster(args.process, args.processes, args.coordinator)
     must_match = {"config": config.digest()}
     with distributed.distributed_session(
@@ -127,6 +129,9 @@ def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int
 
     allowed = tuple(args.allow_change)
     options = RunOptions(read_process_start(), args.grace, allowed)
+    if is_leader():
+        with warn_on_error("compare the run with others"):
+            _report_new_run(config, args.names[0], folder)
     try:
         train_run(Path(args.names[0]).stem, config, folder, options)
     except (StoppedError, FaultError) as error:
@@ -168,13 +173,37 @@ def _supervise(args: argparse.Namespace) -> int:
         shown = subprocess.run(show, stdout=subprocess.PIPE, text=True)
         if shown.returncode:
             return shown.returncode
-        folder = _default_folder(args.names[0], json.loads(shown.stdout)["run_id"])
+        folder = _choose_folder(args, json.loads(shown.stdout)["run_id"])
     last = ["--run", str(folder), "--restarts", "0"]  # the last of each flag counts
     return Supervisor([*lmx, *args.argv, *last], folder, args.restarts)()
 
 
-def _default_folder(config: str, run_id: str) -> Path:
-    return Path("runs") / f"{Path(config).stem}-{run_id}"
+def _choose_folder(args: argparse.Namespace, run_id: str) -> Path:
+    """The run that is named, the folder of --run, or that of a config by default."""
+    name = Path(args.names[0])
+    if not (name / "experiment.json").is_file():
+        return args.folder or Path("runs") / f"{name.stem}-{run_id}"
+    require(
+        args.folder in (None, name),
+        f"{name} is a run, which lmx train resumes in its own folder: for a new run in"
+        f" {args.folder}, name its config, {name / 'experiment.gin'}.",
+    )
+    return name
+
+
+def _report_new_run(config: Config, name: str, folder: Path) -> None:
+    """Says that a run is new, and how it differs from the newest of that config."""
+    from lmx.config.value import diff
+    from lmx.run.run_dir import CONFIG, read_config
+
+    if (folder / CONFIG).is_file():
+        return
+    print(f"{folder}: a new run", file=sys.stderr)
+    others = [*Path("runs").glob(f"{Path(name).stem}-*/{CONFIG}")]
+    if others:
+        run = max(others, key=lambda file: file.stat().st_mtime).parent
+        changes = diff(read_config(run).identity(), config.identity())
+        print(f"{run} differs in {', '.join(changes) or 'nothing'}", file=sys.stderr)
 
 
 def _enable_compilation_cache() -> None:

@@ -137,7 +137,9 @@ def _add_file(
 ) -> None:
     """Adds the bindings of a file, which the last of these lines includes."""
     prefix = "".join(f"{line}: " for line in includes[-1:])
-    message = f"{prefix}{file} is a folder: name the .gin file in it"
+    message = (
+        f"{prefix}{file} is a folder, and not that of a run: name the .gin file in it"
+    )
     try:
         require(not file.is_dir(), message)
         message = f"{prefix}{file} is no regular file: include a .gin file"

@@ -142,6 +142,19 @@ class Lease:
         self.path.unlink(missing_ok=True)
 
 
+def is_being_written(folder: Path) -> bool:
+    """Whether a process has locked a folder; one of another machine may have died."""
+    holder = _read_holder(folder / LOCK) or _read_holder(folder / LEASE)
+    try:
+        if holder and holder["host"] == socket.gethostname():
+            os.kill(holder["pid"], 0)  # no signal: only whether it exists
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return bool(holder)
+
+
 def acquire_lock(folder: Path) -> Lock | Lease:
     """Makes this process the folder's only writer; ConfigError if another one is."""
     if _get_filesystem(folder).startswith("fuse"):

@@ -1,13 +1,14 @@
 """Plots the metrics of a run."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lmx.core.files import open_atomic
-from lmx.run.run_dir import read_metrics
+from lmx.run.run_dir import find_losses, read_metrics
 
 Curve = tuple[list[int], list[float]]  # steps and values
 
@@ -17,21 +18,23 @@ def plot_run(path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = list(read_metrics(path))
-    train, validation = (extract_curve(rows, n) for n in ("nats", "validation/nats"))
-    unit = "nats per token" if train[0] else "loss"
-    train = train if train[0] else extract_curve(rows, "loss")
+    names = dict.fromkeys(name for row in rows for name in row)
+    unit = "nats per token" if "nats" in names else "loss"
+    train = extract_curve(rows, unit.split()[0])
     if not train[0]:
         return
+    losses = find_losses(names)
+    curves = {name: extract_curve(rows, loss) for name, loss in losses.items()}
     figure = Figure(figsize=(11, 4), layout="constrained", dpi=120)
     left, right = figure.subplots(1, 2)
     left.plot(*train, color="tab:blue", alpha=0.35, linewidth=0.8)
     left.plot(*smooth(train), color="tab:blue", label="training")
-    if validation[0]:
-        left.plot(*validation, "o-", color="tab:orange", label="validation")
+    for color, (name, curve) in enumerate(curves.items(), 1):
+        left.plot(*curve, "o-", color=f"C{color}", label=name)
     left.set(xlabel="step", ylabel=unit, title=path.name)
-    left.set_ylim(top=_upper_limit(train, validation))
+    left.set_ylim(top=_upper_limit(train, *curves.values()))
     left.legend()
-    _plot_right(right, rows)
+    _plot_right(right, rows, losses)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     (path / "plots").mkdir(exist_ok=True)
@@ -39,20 +42,24 @@ def plot_run(path: Path) -> None:
         figure.savefig(file, format="png")
 
 
-def _plot_right(axes: Any, rows: list[dict[str, Any]]) -> None:
+def _plot_right(
+    axes: Any, rows: list[dict[str, Any]], evaluations: Iterable[str]
+) -> None:
     """Plots bits per byte next to those of compressors; gradient norms without text."""
-    bits = extract_curve(rows, "validation/bits_per_byte")
-    if not bits[0]:
+    curves = {n: extract_curve(rows, f"{n}/bits_per_byte") for n in evaluations}
+    if not any(steps for steps, _ in curves.values()):
         axes.plot(*extract_curve(rows, "grad_norm"), color="tab:green")
         axes.set(xlabel="step", ylabel="gradient norm", yscale="log")
         return
-    axes.plot(*bits, "o-", color="tab:orange", label=f"model: {bits[1][-1]:.3f}")
-    for name, style in (("zlib", "--"), ("xz", ":")):
-        _, level = extract_curve(rows, f"validation/{name}_bits_per_byte")
-        if level:
-            label = f"{name}: {level[-1]:.3f}"
-            axes.axhline(level[-1], color="gray", linestyle=style, label=label)
-    axes.set(xlabel="step", ylabel="bits per byte of validation text")
+    for color, (evaluation, bits) in enumerate(curves.items(), 1):
+        last = "".join(f": {value:.3f}" for value in bits[1][-1:])
+        axes.plot(*bits, "o-", color=f"C{color}", label=f"{evaluation}{last}")
+        for name, style in (("zlib", "--"), ("xz", ":")):
+            _, level = extract_curve(rows, f"{evaluation}/{name}_bits_per_byte")
+            if level:
+                label = f"{name}: {level[-1]:.3f}"
+                axes.axhline(level[-1], color="gray", linestyle=style, label=label)
+    axes.set(xlabel="step", ylabel="bits per byte of text")
     axes.legend()
 
 

@@ -43,6 +43,7 @@ class RunDir:
         self.path, self.writable = path, writable
         self._writers = {name: JsonlWriter(path / name) for name in names}
         self._board: TensorBoardWriter | None = None
+        self.evaluated: dict[str, float] = {}  # the newest loss of each evaluation
         self._lock: Lock | Lease | None = None
 
     @classmethod
@@ -142,6 +143,8 @@ class RunDir:
         """Appends a line of metrics, and passes them to TensorBoard."""
         line = {name: encode_non_finite(value) for name, value in values.items()}
         self.append(METRICS, {"step": step} | line)
+        numbers = {n: x for n, x in values.items() if isinstance(x, int | float)}
+        self.evaluated |= {n: numbers[loss] for n, loss in find_losses(numbers).items()}
         if self._board:
             self._board.add(step, values)
 
@@ -223,6 +226,12 @@ def read_last_metrics(path: Path) -> dict[str, Any]:
     for row in read_metrics(path):
         newest.update(row)
     return newest
+
+
+def find_losses(metrics: Iterable[str]) -> dict[str, str]:
+    """The metric that is the loss of each evaluation, by the evaluation's name."""
+    losses = [name for name in metrics if name.endswith(("/loss", "/nats"))]
+    return {name.rpartition("/")[0]: name for name in losses}
 
 
 def encode_non_finite(value: Value) -> Any:

@@ -9,7 +9,19 @@ from tqdm import tqdm
 
 from lmx.data.tokenizer.base import TOKENIZER_DIR
 from lmx.run.goodput import total_seconds
-from lmx.run.run_dir import read_last_metrics, read_metadata
+from lmx.run.run_dir import find_losses, read_last_metrics, read_metadata
+
+SHOWN = {
+    "nats": "{:.4f} nats per token",
+    "loss": "loss {:.4f}",
+    "perplexity": "perplexity {:.2f}",
+    "bits_per_byte": "{:.4f} bits per byte",
+    "zlib_bits_per_byte": "zlib {:.4f}",
+    "xz_bits_per_byte": "xz {:.4f}",
+    "entropy": "of which {:.4f} are entropy",
+    "excess": "an excess of {:.4f}",
+    "standard_error": "standard error {:.4f}",
+}
 
 
 def format_summary(path: Path) -> str:
@@ -18,22 +30,12 @@ def format_summary(path: Path) -> str:
     lines = [
         f"{metadata['name']}: {last['step']:,} steps, {last['tokens_seen']:,} tokens,"
         f" {metadata['parameters']:,} parameters, on {metadata['devices']}",
-        f"  training    {_format_loss(last)}",
+        f"  training    {_format_loss(last, '')}",
+        *(
+            f"  {name:11} {_format_loss(last, f'{name}/')}"
+            for name in find_losses(last)
+        ),
     ]
-    if "validation/nats" in last:
-        lines.append(
-            f"  validation  {last['validation/nats']:.4f} nats per token,"
-            f" perplexity {last['validation/perplexity']:.2f}"
-        )
-    if "validation/bits_per_byte" in last:
-        lines.append(f"  validation  {_format_bits(last)}")
-    if "fresh/excess" in last:
-        lines.append(
-            f"  fresh       {last['fresh/nats']:.4f} nats per token, of which"
-            f" {last['fresh/entropy']:.4f} are entropy: an excess of"
-            f" {last['fresh/excess']:.4f} (standard error"
-            f" {last['fresh/standard_error']:.4f})"
-        )
     lmx = sys.argv[0] if Path(sys.argv[0]).name == "lmx" else "lmx"
     lines += [
         f"  time        {_format_time(total_seconds(path))}",
@@ -47,14 +49,6 @@ def format_summary(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _format_loss(last: Mapping[str, Any]) -> str:
-    """The nats of the last step; its loss, if that is not of tokens."""
-    has_nats = "nats" in last
-    return (
-        f"{last['nats']:.4f} nats per token" if has_nats else f"loss {last['loss']:.4f}"
-    )
-
-
 def _format_time(seconds: Mapping[str, float]) -> str:
     """The total, and the phases that took at least 1% of it."""
     total = sum(seconds.values())
@@ -63,12 +57,7 @@ def _format_time(seconds: Mapping[str, float]) -> str:
     return f"{tqdm.format_interval(total)}: {parts}"
 
 
-def _format_bits(last: Mapping[str, Any]) -> str:
-    """The bits per byte of the model, and of compressors if they were measured."""
-    text = f"{last['validation/bits_per_byte']:.4f} bits per byte"
-    others = [
-        f"{name} {last[key]:.4f}"
-        for name in ("zlib", "xz")
-        if (key := f"validation/{name}_bits_per_byte") in last
-    ]
-    return f"{text} ({', '.join(others)})" if others else text
+def _format_loss(last: Mapping[str, Any], prefix: str) -> str:
+    """The last loss of an evaluation, or of training for an empty prefix."""
+    names = {name: f"{prefix}{name}" for name in SHOWN if f"{prefix}{name}" in last}
+    return ", ".join(SHOWN[name].format(last[key]) for name, key in names.items())

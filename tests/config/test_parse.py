@@ -112,7 +112,11 @@ def test_an_error_names_the_override(bell, override, message):
         ("import lmx.nothing", 1, "No module named 'lmx.nothing'"),
         ("import lmxx", 1, "modules of lmx only"),
         ("include 'gone.gin'", 1, "there is no file gone.gin"),
-        ("include '.'", 1, "is a folder: name the .gin file in it"),
+        (
+            "include '.'",
+            1,
+            "is a folder, and not that of a run: name the .gin file in it",
+        ),
         ("include 3", 1, "Expected file path as string."),
         ("R = 'x'\nBell.rings = %R", 2, "must be int, got 'x'"),
         (

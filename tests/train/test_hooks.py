@@ -14,7 +14,7 @@ from lmx.data.dataset import prefetch
 from lmx.data.synthetic.task import RepeatTask
 from lmx.run.goodput import TimeAccounting
 from lmx.run.progress import RunProgress
-from lmx.run.run_dir import RunDir
+from lmx.run.run_dir import RunDir, read_metrics
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.guard.nonfinite import make_reader
@@ -182,3 +182,24 @@ def test_a_step_is_checked_after_the_next_or_at_a_flush(run, run_dir):
     logger.flush()
     logger.flush()
     assert checked == [(1, {"loss": 1.0}), (2, {"loss": 2.0})]
+
+
+def test_the_speed_of_each_step_is_its_own_where_dispatch_computes(run, run_dir):
+    """As on a CPU, whose newest step is done when the one before is logged."""
+    timing = TimeAccounting()
+    logger = MetricLogger(
+        run,
+        run_dir,
+        timing,
+        RunProgress("tiny", 0, 10, enabled=False),
+        check=lambda step, values: None,
+        log_every=1,
+    )
+    for step in range(1, run.steps + 1):
+        with timing.measure("step"):
+            time.sleep(0.02)
+        metrics = {"loss": jnp.float32(1), "nats": jnp.float32(1)}
+        logger(step, state_of(step), jax.block_until_ready(metrics))
+    first, *rows = read_metrics(run_dir.path)
+    assert "seconds/step" not in first and len(rows) == run.steps - 1
+    assert min(row["seconds/step"] for row in rows) > 0.015

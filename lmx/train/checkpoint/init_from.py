@@ -41,8 +41,9 @@ class HFWeights:
         model = init_abstract(config)
         self.slices = self.checkpoint.map_tensors(model)
         self.checkpoint.infer_dtype(model, self.slices)  # refuses those it cannot read
-        params = flatten_params(nnx.state(model))
-        self.shapes = {path: leaf.shape for path, leaf in params.items()}
+        self.shapes = {
+            path: leaf.shape for path, leaf in flatten_params(nnx.state(model)).items()
+        }
         self.origin = {name: to_jsonable(config[name]) for name in ORIGIN}
         self.digest = distributed.broadcast_from_leader(
             lambda: digest_files(self.checkpoint)
@@ -129,8 +130,10 @@ class InitFrom:
                 f" InitFrom.{name}.",
             )
             idle = [x for x in patterns if not any(fnmatchcase(p, x) for p in paths)]
-            message = f"InitFrom.{name} = {idle} names no parameter that differs so."
-            require(not idle, message)
+            require(
+                not idle,
+                f"InitFrom.{name} = {idle} names no parameter that differs so.",
+            )
         for path in found["resize"]:
             _check_resizable(path, shapes[path], params[path])
         return found
@@ -218,5 +221,6 @@ class InitialState:
         whole = sharding.spec(param.axes, param.shape, self.run.mesh, self.run.rules)
         sizes = zip(whole, shape, param.shape, strict=True)
         spec = PartitionSpec(*(axes if n == m else None for axes, n, m in sizes))
-        placement = NamedSharding(self.run.mesh, spec)
-        return jax.ShapeDtypeStruct(shape, param.dtype, sharding=placement)
+        return jax.ShapeDtypeStruct(
+            shape, param.dtype, sharding=NamedSharding(self.run.mesh, spec)
+        )

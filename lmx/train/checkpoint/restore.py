@@ -40,9 +40,11 @@ class RunWeights:
         steps = self.checkpoints.list_steps()
         require(steps, f"{path} has no checkpoint yet: train it further first.")
         self.step = steps[-1] if step is None else step
-        saved = ", ".join(map(str, steps))
-        message = f"{path} has no checkpoint of step {step}: it has {saved}."
-        require(self.step in steps, message)
+        require(
+            self.step in steps,
+            f"{path} has no checkpoint of step {step}: it has"
+            f" {', '.join(map(str, steps))}.",
+        )
         reader = CheckpointReader(self.checkpoints.directory.step_path(self.step))
         metadata = reader.read_metadata()
         self.digest = metadata["root"]
@@ -91,5 +93,11 @@ def _restore(weights: RunWeights) -> TrainedModel:
     params = jax.tree.unflatten(jax.tree.structure(shapes), loaded.values())
     has_tokenizer = (weights.path / TOKENIZER_DIR).is_dir()
     tokenizer = load_tokenizer(weights.path) if has_tokenizer else None
-    args = (weights.config, weights.step, graph, params, tokenizer)
-    return TrainedModel(*args, weights.origin)
+    return TrainedModel(
+        config=weights.config,
+        step=weights.step,
+        graph=graph,
+        params=params,
+        tokenizer=tokenizer,
+        origin=weights.origin,
+    )

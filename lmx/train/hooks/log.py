@@ -1,6 +1,6 @@
 """Reads the metrics of each step: the guard checks all, some are logged and shown."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -12,6 +12,8 @@ from lmx.run.run_dir import RunDir
 from lmx.train.guard.nonfinite import WATCHED_METRICS, MetricCheck
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
+
+Lap = tuple[int, float, float]  # steps done, seconds, and those of waiting for data
 
 
 class MetricLogger:
@@ -34,8 +36,8 @@ class MetricLogger:
         self.progress, self.check, self.log_every = progress, check, log_every
         self.peak = hardware.peak_flops(run.mesh.size)
         self.pending: tuple[int, Metrics] | None = None
-        # Steps done, seconds and seconds of waiting at the last measurement.
-        self.last_lap: tuple[int, float, float] | None = None
+        self.pending_lap: Lap | None = None
+        self.last_lap: Lap | None = None
         self.done = 0
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
@@ -46,7 +48,9 @@ class MetricLogger:
         if self.last_lap is None:  # excludes the first step, which warms up
             jax.block_until_ready(metrics["loss"])
             self._measure_throughput(step)
-        self.pending = (step, metrics)
+        self.pending, loss = (step, metrics), cast(Any, metrics["loss"])
+        # CPUs may have computed it already: at a flush, they have the next one as well.
+        self.pending_lap = self._take_lap(step) if loss.is_ready() else None
         if step == self.run.steps:
             self.flush()
 
@@ -72,6 +76,7 @@ class MetricLogger:
         speed = self._measure_throughput(step)
         self.run_dir.log_metrics(step, values | speed)
         shown = {"loss": f"{values['loss']:.3f}"}
+        shown |= {name: f"{x:.3f}" for name, x in self.run_dir.evaluated.items()}
         if speed:
             shown["tok/s"] = f"{speed['tokens_per_second']:,.0f}"
         if "mfu" in speed:
@@ -80,8 +85,7 @@ class MetricLogger:
 
     def _measure_throughput(self, step: int) -> dict[str, float]:
         """Means over the steps since the last measurement; `step` must be finished."""
-        seconds = self.timing.sum_seconds(*TRAINING_PHASES)
-        lap = (step, seconds, self.timing.sum_seconds("data"))
+        lap = self.pending_lap or self._take_lap(step)
         previous, self.last_lap = self.last_lap, lap
         if previous is None or previous[0] == step:
             return {}
@@ -97,6 +101,10 @@ class MetricLogger:
             flops = self.run.count_flops(step) - self.run.count_flops(previous[0])
             speed["mfu"] = flops / seconds / self.peak
         return speed
+
+    def _take_lap(self, step: int) -> Lap:
+        seconds = self.timing.sum_seconds(*TRAINING_PHASES)
+        return step, seconds, self.timing.sum_seconds("data")
 
 
 def to_python(value: Any) -> float | list[float]:

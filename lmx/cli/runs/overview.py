@@ -1,0 +1,42 @@
+"""`lmx runs`: a table of runs."""
+
+import argparse
+import csv
+import io
+from pathlib import Path
+
+from lmx.cli.command import Command, Output
+from lmx.config.registry import require
+from lmx.core.console import format_table
+
+
+@Command(
+    "runs",
+    "[DIR]",
+    "a table of runs",
+    {"--csv": {"action": "store_true", "help": "print CSV"}},
+)
+def list_all(args: argparse.Namespace) -> Output:
+    """Lists the runs in a folder, runs/ by default, and in the folders in it.
+
+    One line each: state, steps done and planned, the settings that are not the same in
+    all of them, and the last losses. A part with another class is shown without its
+    settings. A run is running if a process of this machine has locked it, or one of
+    another machine has not unlocked it.
+
+      lmx runs
+      lmx runs sweeps/rate --csv > rates.csv
+    """
+    from lmx.run.overview import list_runs
+
+    folder = Path(*args.names or ("runs",))
+    rows = list_runs(folder)
+    require(rows, f"{folder} has no runs: give the folder that has them.")
+    header = [*dict.fromkeys(name for row in rows for name in row)]
+    table = [[row.get(name, "") for name in header] for row in rows]
+    if not args.csv:
+        text = [[f"{x:.4f}" if type(x) is float else x for x in row] for row in table]
+        return Output(format_table(header, text, 2), rows)
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([header, *table])
+    return Output(file.getvalue().rstrip(), rows)
