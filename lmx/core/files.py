@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from lmx.config.registry import ConfigError, require
 
+MOUNT_CONTENT = "lost+found"  # what a new file system may have
 REMOVED = ".lmx-removed-"  # begins the name of a folder that is being removed
 
 
@@ -70,16 +71,26 @@ def create_dir_once(path: Path, fill: Callable[[Path], None]) -> None:
 def create_dir(path: Path, advice: str) -> Iterator[Path]:
     """A new folder, which gets its name if the body of the `with` succeeds.
 
-    Leaves nothing if that fails. Refuses a folder that is not empty, with the advice.
+    Leaves nothing if that fails. Refuses a folder that is not empty, with the advice. A
+    symbolic link is followed; the files are moved into a mount point at the end.
     """
-    is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    require(is_new, f"{path} exists and {advice}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path = Path(os.path.realpath(path))
+    content = {item.name for item in path.iterdir()} if path.is_dir() else set()
+    is_new = path.is_dir() or not path.exists()
+    require(is_new and content <= {MOUNT_CONTENT}, f"{path} exists and {advice}")
+    is_mount = os.path.ismount(path)
+    parent = path if is_mount else path.parent
+    temporary = parent / f".{path.name}.{os.getpid()}"
     absent = [parent for parent in path.parents if not parent.exists()]
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        temporary.rename(path)
+        if is_mount:
+            for item in temporary.iterdir():
+                item.rename(path / item.name)
+            temporary.rmdir()
+        else:
+            temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in absent:

@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from typing import Any, NoReturn
 
+from lmx.config.json_object import check_kinds
+from lmx.config.registry import ConfigError
+
 EXIT_RESTART = 75  # exit status: a restart may help
 SUPERVISOR = "LMX_SUPERVISOR"  # environment variable: the pid of what restarts a run
 # Timeouts and intervals are in seconds.
@@ -67,6 +70,15 @@ class Peer:
 
     def __str__(self):
         return f"process {self.process_id} ({self.host}, pid {self.pid})"
+
+
+PEER_KINDS = {
+    "process_id": int,
+    "num_processes": int,
+    "host": str,
+    "pid": int,
+    "must_match": Mapping[str, str],
+}
 
 
 class Rendezvous:
@@ -180,9 +192,12 @@ def _accept_peers(me: Peer, address: str, timeout: float) -> dict[socket.socket,
                 break
             connection.settimeout(HANDSHAKE_TIMEOUT)
             try:
-                peers[connection] = peer = Peer(**_receive(connection))
+                message = _receive(connection)
+                check_kinds(message, PEER_KINDS, "a peer")
+                peer = Peer(**message)
+                peers[connection] = peer
                 _check_match(joined, peer)
-            except TypeError:  # not a process of lmx
+            except (TypeError, ConfigError):  # not a process of lmx
                 connection.close()
             except ClusterConfigError as mismatch:
                 error = mismatch
@@ -206,13 +221,15 @@ def _connect_to_leader(
     while True:
         try:
             connection = socket.create_connection(target, _remaining(deadline))
-            connection.settimeout(None)
-            _enable_keepalive(connection)  # the leader may die before it answers
+            # The leader may die, be another program, or answer at its own deadline.
+            connection.settimeout(_remaining(deadline) + HANDSHAKE_TIMEOUT)
+            _enable_keepalive(connection)
             _send(connection, **asdict(me))
-            if reply := _receive(connection):
+            if (reply := _receive(connection)) and "error" in reply:
+                connection.settimeout(None)
                 break
             connection.close()
-            problem = "it closed the connection"
+            problem = "what listens there sends no answer"
         except OSError as error:
             problem = error.strerror or f"{error}"
         if time.monotonic() > deadline:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lmx.config.registry import ConfigError, Execution, configurable, require, suggest
+from lmx.config.registry import (
+    ConfigError,
+    Execution,
+    Positive,
+    configurable,
+    require,
+    suggest,
+)
 from lmx.core.batch import Batch
 from lmx.data.corpus.corpus import Corpus, Split
 from lmx.data.dataset import Dataset, DatasetConfig, DatasetInfo, DocumentSpan
@@ -41,8 +48,8 @@ class PackedDataset(DatasetConfig):
             rows are counted separately from those of other lengths.
     """
 
-    batch_size: int | PiecewiseConstant
-    sequence_length: int | PiecewiseConstant
+    batch_size: Positive[int | PiecewiseConstant]
+    sequence_length: Positive[int | PiecewiseConstant]
     order: Order = Shuffled()
     packing: Packing = ConcatAndSplit()
 

@@ -58,6 +58,12 @@ class Evaluate(HookConfig):
             whole,
             f"the data of {self.name!r} have no fixed pass: set Evaluate.batches.",
         )
+        requests = (data.info.schedule.request(0, n, slice(None)) for n in range(whole))
+        require(
+            any(np.any(data.read(request).weights) for request in requests),
+            f"the data of {self.name!r} have no target, so that no mean exists: use"
+            " longer documents, or a larger part of the data.",
+        )
 
         def evaluate(step: int, state: TrainState, metrics: Metrics) -> Values:
             del metrics

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from lmx.config.registry import check_argument, configurable
+from lmx.config.registry import Positive, check_argument, configurable
 from lmx.core.precision import upcast
 from lmx.layers.position import Length, RelativePosition
 
@@ -26,7 +26,7 @@ class RoPE(RelativePosition):
         layout: which channels form a pair: p and p + P, or 2p and 2p + 1.
     """
 
-    theta: float = 10_000.0
+    theta: Positive[float] = 10_000.0
     rotary_fraction: float = 1.0
     layout: Literal["split", "interleaved"] = "split"
 
@@ -133,8 +133,8 @@ class NTKByParts(RoPE):
 
     factor: float
     trained_length: int  # tokens
-    beta_slow: float = 1.0  # rotations in trained_length, interpolated below
-    beta_fast: float = 32.0  # rotations in trained_length, unchanged above
+    beta_slow: Positive[float] = 1.0  # rotations in trained_length, interpolated below
+    beta_fast: Positive[float] = 32.0  # rotations in trained_length, unchanged above
 
     def __post_init__(self):
         check_argument(
@@ -171,7 +171,7 @@ class YaRN(NTKByParts):
         truncate: whether the ramp starts and ends at integer indices.
     """
 
-    attention_factor: float | None = None
+    attention_factor: Positive[float | None] = None
     truncate: bool = True
 
     @property
@@ -198,7 +198,7 @@ class YaRN(NTKByParts):
 class Llama3RoPE(NTKByParts):
     """`NTKByParts` as in Llama 3.1. Grattafiori et al. 2024, arXiv:2407.21783."""
 
-    theta: float = 500_000.0
-    factor: float = 8.0
-    trained_length: int = 8192  # tokens
-    beta_fast: float = 4.0
+    theta: Positive[float] = 500_000.0
+    factor: Positive[float] = 8.0
+    trained_length: Positive[int] = 8192  # tokens
+    beta_fast: Positive[float] = 4.0

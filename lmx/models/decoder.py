@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from lmx.config.registry import Execution, Positive, Rate, configurable
+from lmx.config.registry import Execution, Positive, Range, Rate, configurable
 from lmx.core.mean import Aux
 from lmx.core.partitioning import constrain, constrain_embedding
 from lmx.core.precision import Precision, upcast
@@ -52,9 +52,9 @@ class Decoder(nnx.Module):
         self,
         rngs: nnx.Rngs,
         *,
-        vocab: int,
-        width: int,
-        depth: int,
+        vocab: Positive[int],
+        width: Positive[int],
+        depth: Annotated[int, Range("from 1 to 10,000", lambda x: 0 < x <= 10_000)],
         attention: Cyclic[SelfAttention],
         mlp: Cyclic[FeedForward],
         first_mlps: tuple[Callable[..., FeedForward], ...] = (),

@@ -19,7 +19,7 @@ from lmx.run.run_dir import TIMING, RunDir
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 TRAINING_PHASES = ("step", "data", "log")  # utilization is measured over these
-FIXED_COSTS = {"start", "restore", "compile"}  # of each attempt, however short
+FIXED_COSTS = {"start", "init", "restore", "compile"}  # of each attempt, however short
 
 
 def now() -> float:
@@ -56,7 +56,7 @@ def timestamp() -> dict[str, Any]:
 class TimeAccounting:
     """A clock with one current phase; phases nest, and no second counts twice.
 
-    Phases: `start`, `restore` (or initialization), `compile` (the first step of each
+    Phases: `start`, `init` or `restore`, `compile` (the first step of each
     shape), `data` (waiting for it), `step`, `log`, hooks by name, and `stop`. Each
     `record` appends to `timing.jsonl`; a kill loses the seconds after the last one.
     """

@@ -23,7 +23,7 @@ METRICS, LEDGER, TIMING = "metrics.jsonl", "ledger.jsonl", "timing.jsonl"
 METADATA, CONFIG = "metadata.json", "experiment.json"
 KINDS = {  # the types of the metadata that commands read
     "name": str | None,
-    "run_id": str,
+    "run_id": str | None,
     "data": Mapping[str, Any] | None,
     "former_run_ids": tuple[str, ...] | None,
     "allowed_changes": tuple[Mapping[str, str], ...] | None,
@@ -197,6 +197,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def read_run_ids(path: Path) -> list[str]:
     """The ID of a run, and those that it had before allowed changes."""
     metadata = read_metadata(path)
+    check_kinds(metadata, {"run_id": str}, path / METADATA)
     return [metadata["run_id"], *metadata.get("former_run_ids", [])]
 
 

@@ -139,7 +139,8 @@ class Trainer:
         """The newest state, or the initial one."""
         checkpoints.prepare()
         on_damage = self.experiment.checkpoint.handle_damage
-        with self.timing.measure("restore"):
+        phase = "restore" if checkpoints.list_steps() else "init"
+        with self.timing.measure(phase):
             state = checkpoints.restore_newest(self.run.abstract_state(), on_damage)
             return initial.load() if state is None else state
 

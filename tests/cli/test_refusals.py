@@ -103,7 +103,7 @@ CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
     "no saves": (
         ["tiny.gin", "CheckpointPolicy.every=0"],
         "CheckpointPolicy.every",
-        "must be 1 or more",
+        "must be above 0",
     ),
     "impossible sampler": (
         ["tiny.gin", "Experiment.hooks=[@Sample()]", "Sampler.top_p=2"],
@@ -111,7 +111,11 @@ CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
         "above 0 and at most 1",
     ),
     "no heads": (["tiny.gin", "Attention.kv_heads=0"], "share 0", "multiple of"),
-    "no width": (["tiny.gin", "Decoder.width=-8"], "'embed': -8", "must be 1 or more"),
+    "no width": (
+        ["tiny.gin", "Decoder.width=-8"],
+        "Decoder.width is -8",
+        "must be above 0",
+    ),
 }
 RUNS = {  # found only by training
     "aux loss not named": (
@@ -228,8 +232,8 @@ RUNS = {  # found only by training
     ),
     "a broken record": (
         ["tiny.gin", "--run", "broken"],
-        "broken/metadata.json cannot be read",
-        "restore it from a copy",
+        "broken/metadata.json is not JSON",
+        "restore it from its source",
     ),
 }  # fmt: skip
 

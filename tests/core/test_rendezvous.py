@@ -1,5 +1,7 @@
 """Startup rendezvous and joint exit of several processes."""
 
+import contextlib
+import json
 import socket
 import subprocess
 import sys
@@ -112,6 +114,35 @@ def test_an_unreachable_leader_is_named_with_its_address(address):
     match = f"process 1 cannot reach process 0 at {address}"
     with pytest.raises(PeerLostError, match=match):
         Rendezvous.join(ProcessInfo(1, 2, address), {}, 0.3)
+
+
+def test_a_leader_that_never_answers_is_left_at_the_deadline(address, monkeypatch):
+    """Another program listens at the port of the coordinator, and says nothing."""
+    monkeypatch.setattr("lmx.core.rendezvous.HANDSHAKE_TIMEOUT", 0.1)
+    port = int(address.rpartition(":")[2])
+    start = time.monotonic()
+    with socket.create_server(("", port)):
+        with pytest.raises(PeerLostError, match="what listens there sends no answer"):
+            Rendezvous.join(ProcessInfo(1, 2, address), {}, 0.3)
+    assert time.monotonic() - start < 5.0
+
+
+def test_a_stranger_who_sends_json_to_the_leader_is_ignored(start, address):
+    leader = start(0, 2)
+    target = ("localhost", int(address.rpartition(":")[2]))
+    strange = {"process_id": [], "num_processes": "2", "host": 1, "pid": {}}
+    for message in ({}, {"a": 1}, strange | {"must_match": 3}):
+        deadline = time.monotonic() + 20.0
+        while time.monotonic() < deadline:
+            with contextlib.suppress(ConnectionRefusedError):
+                with socket.create_connection(target, 5.0) as stranger:
+                    stranger.sendall(json.dumps(message).encode() + b"\n")
+                    assert stranger.recv(99) == b""  # it is disconnected
+                    break
+            time.sleep(0.05)
+    other = start(1, 2)
+    for process in (leader, other):
+        assert process.stdout.readline().strip().isdigit()
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,20 @@ def test_data_without_a_fixed_pass_are_measured_on_all_batches(run_and_hooks, ba
         assert metrics["validation/tokens"] == batches * 64
 
 
+def test_data_without_any_target_are_refused_at_the_start(run_and_hooks, monkeypatch):
+    run, _, _ = run_and_hooks
+    data = endless()
+    read = type(data.open()).read
+
+    def without_weights(self, request):
+        batch = read(self, request)
+        return batch._replace(weights=0 * batch.weights)
+
+    monkeypatch.setattr(type(data.open()), "read", without_weights)
+    with pytest.raises(ConfigError, match="the data of 'validation' have no target"):
+        Evaluate(data=data, batches=2).build(run)
+
+
 def test_data_without_a_fixed_pass_need_a_number_of_batches(run_and_hooks):
     run, _, _ = run_and_hooks
     with pytest.raises(ConfigError, match=r"no fixed pass.* set Evaluate\.batches"):

@@ -32,8 +32,8 @@ WORDS = [
     "Decoder.dropout=0.1",
     "Mesh.data=1",
 ]
-STATES = {"start", "restore", "compile", "data", "step", "log", "save", "Evaluate"}
-STATES |= {"stop", "lost", "down"}
+STATES = {"start", "init", "compile", "data", "step", "log", "save", "Evaluate"}
+STATES |= {"restore", "stop", "lost", "down"}
 
 
 @pytest.fixture

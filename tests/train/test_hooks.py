@@ -68,11 +68,23 @@ def test_the_state_is_saved_every_few_steps_and_at_the_last(checkpoints, run_dir
     assert saved == [[], [3], [3, 6]]  # metrics are flushed before each save
 
 
-@pytest.mark.parametrize("wrong", [{"every": 0}, {"keep": 0}, {"max_failures": 0}])
-def test_never_to_save_or_to_keep_is_refused(wrong):
-    match = r"CheckpointPolicy.every, keep and max_failures must be 1 or more"
-    with pytest.raises(ConfigError, match=match):
-        CheckpointPolicy(**wrong)
+WRONG = [
+    *("CheckpointPolicy.every=0", "CheckpointPolicy.keep=0"),
+    *("CheckpointPolicy.max_failures=-1", "Decoder.depth=1000000000"),
+    *("Decoder.width=0", "RepeatTask.batch_size=0", "RepeatTask.sequence_length=-1"),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_number_outside_its_range_is_refused_when_a_config_is_read(tiny, wrong):
+    with pytest.raises(ConfigError, match=f"{wrong.split('=')[0]} is .*: it must be"):
+        tiny(wrong)
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
+def test_a_seed_that_does_not_fit_in_64_bits_is_refused(tiny, seed):
+    with pytest.raises(ValueError, match=f"the seed is {seed}: a seed must be from"):
+        tiny(f"Experiment.seed={seed}").build().open()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

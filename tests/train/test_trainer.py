@@ -95,7 +95,7 @@ def test_timing_accounts_for_every_second_of_the_run(finished):
     assert sum(seconds.values()) == pytest.approx(
         rows[-1]["clock"] - rows[0]["started"], rel=1e-4
     )
-    phases = {"start", "restore", "compile", "data", "step", "log", "save", "stop"}
+    phases = {"start", "init", "compile", "data", "step", "log", "save", "stop"}
     assert seconds.keys() == phases and min(seconds.values()) > 0.0
     lines = format_summary(finished).splitlines()
     (line,) = [line for line in lines if "  time " in line]

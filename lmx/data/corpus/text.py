@@ -29,6 +29,7 @@ from lmx.data.optional import import_optional
 MAX_DOCUMENT_BYTES = 2**30  # a document must fit in memory
 READ_BYTES = 2**20  # at a time
 ZSTD_SUFFIX = ".zst"
+UNREADABLE_SUFFIXES = (".gz", ".bz2", ".xz", ".lz4", ".zip", ".tar")
 COMPRESSION_RATIO = 4  # bytes of text per compressed byte, approximately
 TOPICS = "pydoc_data/topics.py"
 EXCLUDED_DIRS = frozenset({
@@ -85,6 +86,11 @@ class Text(FileCorpus):
 def is_json_lines(path: Path) -> bool:
     """Whether each line is a JSON object, by the name of a file. Refuses `.json`."""
     name = path.name.lower().removesuffix(ZSTD_SUFFIX)
+    require(
+        not name.endswith(UNREADABLE_SUFFIXES),
+        f"{path} is compressed in a format that lmx does not read: decompress it, or"
+        f" compress its JSON lines by Zstandard ({ZSTD_SUFFIX}).",
+    )
     require(
         not name.endswith(".json"),
         f"{path} may hold one JSON value or one a line: convert it to one object per"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from lmx.config.registry import check_fields, require
+from lmx.config.registry import Positive, check_fields, require
 from lmx.core.batch import Batch
 from lmx.data.dataset import Dataset, DatasetConfig, DatasetInfo
 from lmx.data.schedule import BatchSchedule, RowRequest
@@ -24,8 +24,8 @@ class SyntheticDataset(DatasetConfig, Dataset):
     property.
     """
 
-    batch_size: int  # B, rows over all devices
-    sequence_length: int  # T, tokens
+    batch_size: Positive[int]  # B, rows over all devices
+    sequence_length: Positive[int]  # T, tokens
 
     if TYPE_CHECKING:
 

@@ -9,7 +9,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from lmx.config.registry import configurable
+from lmx.config.registry import Positive, configurable
 from lmx.core.precision import upcast
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
@@ -32,8 +32,8 @@ class MoE(Experts):
         width: int,
         init: Init,
         *,
-        experts: int,
-        hidden: int,
+        experts: Positive[int],
+        hidden: Positive[int],
         router: Callable[..., Router],
         dispatch: DroplessDispatch | CapacityDispatch = DroplessDispatch(),
         shared: Callable[..., FeedForward] | None = None,
@@ -64,9 +64,9 @@ class ClampedMoE(MoE):
         width: int,
         init: Init,
         *,
-        experts: int,
-        hidden: int,
-        limit: float = 7.0,
+        experts: Positive[int],
+        hidden: Positive[int],
+        limit: Positive[float] = 7.0,
         alpha: float = 1.702,
         **kwargs: Any,
     ):
@@ -103,9 +103,9 @@ class ExpertChoice(Experts):
         width: int,
         init: Init,
         *,
-        experts: int,
-        hidden: int,
-        capacity_factor: int,
+        experts: Positive[int],
+        hidden: Positive[int],
+        capacity_factor: Positive[int],
         shared: Callable[..., FeedForward] | None = None,
     ):
         check_top_k("ExpertChoice.capacity_factor", capacity_factor, experts)

@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from lmx.config.registry import check_argument, configurable
+from lmx.config.registry import NonNegative, Positive, check_argument, configurable
 from lmx.core import partitioning
 from lmx.core.mean import Aux, Mean
 from lmx.core.precision import upcast
@@ -124,7 +124,7 @@ class TopKRouter(Router):
         experts: int,
         init: Init,
         *,
-        top_k: int,
+        top_k: Positive[int],
         linear: Callable[..., Einsum] = Einsum,
     ):
         check_top_k(f"{type(self).__name__}.top_k", top_k, experts)
@@ -178,11 +178,11 @@ class SigmoidRouter(Router):
         experts: int,
         init: Init,
         *,
-        top_k: int,
-        groups: int = 1,
-        group_top_k: int = 1,
-        scale: float = 1.0,
-        bias_update_rate: float = 0.001,
+        top_k: Positive[int],
+        groups: Positive[int] = 1,
+        group_top_k: Positive[int] = 1,
+        scale: Positive[float] = 1.0,
+        bias_update_rate: NonNegative[float] = 0.001,
     ):
         name = type(self).__name__
         check_top_k(f"{name}.top_k", top_k, experts)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import Positive, configurable
 from lmx.core import distributed
 from lmx.core.console import print_line
 from lmx.run.run_dir import RunDir
@@ -25,16 +25,10 @@ class CheckpointPolicy:
             it, and resume from the one before; `refuse`: do not start.
     """
 
-    every: int = 1000  # steps
-    keep: int = 2
-    max_failures: int = 3
+    every: Positive[int] = 1000  # steps
+    keep: Positive[int] = 2
+    max_failures: Positive[int] = 3
     damaged: Literal["quarantine", "refuse"] = "quarantine"
-
-    def __post_init__(self):
-        require(
-            min(self.every, self.keep, self.max_failures) >= 1,
-            "CheckpointPolicy.every, keep and max_failures must be 1 or more.",
-        )
 
     def handle_damage(self, error: DamageError) -> None:
         """Reports a damaged checkpoint, or refuses to resume."""

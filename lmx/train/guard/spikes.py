@@ -2,13 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import (
+    NonNegative,
+    Positive,
+    Range,
+    configurable,
+    require,
+)
 from lmx.core import distributed
 from lmx.data.schedule import BatchSchedule
 from lmx.run.run_dir import RunDir, read_ledger
@@ -58,14 +64,8 @@ class SpikeDetector:
         window: steps.
     """
 
-    sigma: float = 6.0
-    window: int = 100
-
-    def __post_init__(self):
-        require(
-            self.sigma > 0 and self.window >= 2,
-            "SpikeDetector.sigma must be above 0 and SpikeDetector.window above 1.",
-        )
+    sigma: Positive[float] = 6.0
+    window: Annotated[int, Range("2 or more", lambda x: x >= 2)] = 100
 
     def wrap_init(self, init: Init) -> Init:
         """Adds empty statistics to the state of step 0."""
@@ -149,14 +149,8 @@ class Rewind(Guard):
     """
 
     detector: SpikeDetector = SpikeDetector()
-    steps_back: int = 100
-    skip_beyond: int = 100
-
-    def __post_init__(self):
-        require(
-            self.steps_back >= 1 and self.skip_beyond >= 0,
-            "Rewind.steps_back must be 1 or more, Rewind.skip_beyond 0 or more.",
-        )
+    steps_back: Positive[int] = 100
+    skip_beyond: NonNegative[int] = 100
 
     def check(self, schedule: BatchSchedule, checkpoint: CheckpointPolicy) -> None:
         require(

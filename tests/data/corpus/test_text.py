@@ -114,6 +114,8 @@ def test_every_name_of_json_lines_is_read_as_that(write, name):
 
 def test_a_json_file_is_not_read_as_text(write):
     check_refused(Text(path=write("a.json", "[]")), r"a\.json may hold one JSON value")
+    for name in ("a.jsonl.gz", "a.TXT.bz2", "a.zip"):
+        check_refused(Text(path=write(name, "x")), f"{name} is compressed in a format")
 
 
 def test_the_tail_begins_where_nanogpt_splits(write):
