@@ -60,8 +60,9 @@ class DecodeState(NamedTuple):
 
     def evict(self, rows: Int[Array, "M"]) -> "DecodeState":
         """The state with these rows empty and inactive."""
-        active_B = self.active.at[rows].set(False)
-        return self._replace(cache=self.cache.clear(rows), active=active_B)
+        cache = self.cache.clear(rows)
+        others = (x.at[rows].set(jnp.zeros((), x.dtype)) for x in self[1:])
+        return DecodeState(cache, *others)
 
 
 class Generated(NamedTuple):
@@ -181,13 +182,12 @@ def read_prompts(model: Decoder, state: DecodeState, prompts: Prompts) -> Decode
     """
     tokens, segments, row_ids = map(jnp.asarray, prompts)
     unpadded_BT, row_B1 = segments > 0, jnp.arange(len(tokens))[:, None]
-    length_B = unpadded_BT.sum(axis=1, dtype=jnp.int32)
-    read_B = length_B > 0
+    read_B = unpadded_BT.any(axis=1)
     logits_BV, cache = prefill(model, state.cache, tokens, segments)
     return DecodeState(
         cache,
         jnp.where(read_B[:, None], logits_BV, state.logits),
-        state.position + length_B,
+        cache.lengths,
         state.seen.at[row_B1, tokens].max(unpadded_BT),
         state.active | read_B,
         jnp.where(read_B, row_ids, state.row_ids),
@@ -242,7 +242,7 @@ def decode_step(
         position=state.position + 1,
         seen=state.seen.at[jnp.arange(len(token_B)), token_B].set(True),
         active=active_B,
-        generated=state.generated + 1,
+        generated=state.generated + state.active,
     )
     return following, Generated(token_B, logprob_B, state.active)
 

@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,6 +151,29 @@ def test_a_row_among_others_equals_the_row_alone_to_the_bit(batch, together, num
     alone = batch.serve([number], row)[number]
     assert (tokens, row) == (alone[0], alone[2])
     np.testing.assert_array_equal(logits, alone[1])
+
+
+def test_a_row_is_read_in_place_after_another_that_was_not_finite(batch):
+    """It equals the row alone to the bit, and the other rows go on."""
+
+    def decode(state, steps, found):
+        for _ in range(steps):
+            state, new = batch.step(batch.model, stops=jnp.zeros(V, bool), state=state)
+            found.append((new.tokens[1], state.logits[1]))
+        return state
+
+    model, late = batch.model, pad([[], [7, 3], []], 4)
+    empty = empty_state(model, model.init_cache(ROWS, CAPACITY))
+    state = decode(batch.read(model, empty, pad([[1], [2], [3]])), 1, [])
+    layers = jax.tree.map(lambda x: x.at[:, 1].set(jnp.nan), state.cache.layers)
+    state = state._replace(cache=state.cache._replace(layers=layers))
+    state = decode(batch.evict(decode(state, 1, []), jnp.array([1])), 1, [])
+    among, alone = [], []
+    last = decode(batch.read(model, state, late), 2, among)
+    decode(batch.read(model, empty, late), 2, alone)
+    chex.assert_trees_all_equal(among, alone)
+    assert jnp.isfinite(last.logits).all()
+    assert last.cache.lengths.tolist() == [6, 4, 6]
 
 
 def test_the_logits_of_each_row_equal_those_of_a_full_pass(batch, together):

@@ -175,10 +175,10 @@ class KVCache(NamedTuple):
         )
 
     def clear(self, rows: Int[Array, "M"]) -> "KVCache":
-        """The cache with these rows empty."""
-        return self._replace(
-            lengths=self.lengths.at[rows].set(0), longest=self.longest.at[rows].set(0)
-        )
+        """The cache with these rows empty, without what was not finite in them."""
+        layers = jax.tree.map(lambda x: x.at[:, rows].set(0), self.layers)
+        empty = KVCache(layers, *(x.at[rows].set(0) for x in self[1:]))
+        return empty._replace(final_length=self.final_length)
 
     def insert(self, rows: Int[Array, "M"], other: "KVCache") -> "KVCache":
         """The cache with the rows of `other` in place of these; drops rows beyond B.
