@@ -88,8 +88,8 @@ class LoRA(Weight):
     def __getitem__(self, index):
         base = self.base[...]
         w_dims = dims.letters(self.axes[-base.ndim :])
-        equation = f"{self._letters(w_dims)}->{w_dims}"
-        product = jnp.einsum(equation, self.down[...], self.up[...])
+        terms = f"{self._letters(w_dims)}->{w_dims}"
+        product = jnp.einsum(terms, self.down[...], self.up[...])
         return (base + self.scale * product)[index]
 
     def contract(self, equation, x):
@@ -112,5 +112,7 @@ class LoRA(Weight):
         """Those of both matrices, as in "DZ,ZNH" where the weight has "DNH"."""
         axes = (*self.axes[-len(w_dims) :], RANK)
         letters = dict(zip(axes, w_dims + "Z", strict=True))
-        factors = (array_axes(param) for param in (self.down, self.up))
-        return ",".join("".join(letters[a] for a in axes) for axes in factors)
+        return ",".join(
+            "".join(letters[axis] for axis in array_axes(param))
+            for param in (self.down, self.up)
+        )
