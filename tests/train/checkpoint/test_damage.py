@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from lmx.config.registry import ConfigError
+from lmx.models.trained_model import TrainedModel
 from lmx.run import run_dir
-from lmx.train.checkpoint import manager, reader
+from lmx.train.checkpoint import manager, reader, restore
 from lmx.train.checkpoint.manager import CheckpointManager, SaveError
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.checkpoint.reader import CheckpointReader, DamageError
@@ -222,3 +223,23 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="no checkpoint can be .*Not a directory"):
         CheckpointManager(tmp_path / "file" / "checkpoints").prepare()
+
+
+def test_a_checkpoint_that_the_run_removes_is_read_again_and_a_damaged_one_is_not(
+    tmp_path, monkeypatch
+):
+    """As by `generate` while the run saves: the newest is then another one."""
+    model = tuple.__new__(TrainedModel)
+    steps = [tmp_path / "removed", tmp_path / "removed too", model]
+
+    def load(weights):
+        if isinstance(step := steps.pop(0), TrainedModel):
+            return step
+        raise DamageError(step, reader.CheckpointFault("metadata", None, "is missing"))
+
+    monkeypatch.setattr(restore, "RunWeights", str)
+    monkeypatch.setattr(restore, "_restore", load)
+    assert restore.restore(tmp_path) is model
+    steps[:] = [tmp_path, model]
+    with pytest.raises(DamageError, match="is missing"):
+        restore.restore(tmp_path)
