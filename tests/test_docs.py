@@ -67,4 +67,7 @@ def test_a_python_block_runs(text, checkout, tiny_run, llama):
     (checkout / "runs").mkdir()
     (checkout / "runs" / "quickstart").symlink_to(tiny_run)
     (checkout / "Llama-3.2-1B").symlink_to(llama())
-    exec(text, {"tokens": jnp.zeros((1, 4), "int32"), "__name__": "mymodule"})
+    file = checkout / "mymodule.py"  # whose source shows what **kwargs stands for
+    file.write_text(text)
+    scope = {"tokens": jnp.zeros((1, 4), "int32"), "__name__": "mymodule"}
+    exec(compile(text, file, "exec"), scope)

@@ -265,8 +265,8 @@ def test_no_complaint_is_silenced():
 
 RUNS_CODE = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "torch"}
 IMPORTERS = {  # may import a module by name: those of lmx, or of `--import`
-    "__init__.py", "cli/load.py", "config/gin.py", "config/registry.py",
-    "data/optional.py", "models/hf/family.py", "plan/compile.py",
+    "__init__.py", "config/gin.py", "config/registry.py", "data/optional.py",
+    "models/hf/family.py", "plan/compile.py", "run/user_code.py",
 }  # fmt: skip
 
 

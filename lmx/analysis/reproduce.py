@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from lmx.config.registry import ConfigError, check_argument, require
-from lmx.config.resolve import apply_overrides, from_json
+from lmx.config.resolve import apply_overrides
 from lmx.config.value import Config, diff, explain_errors
 from lmx.run.metadata import affects_bits, diff_metadata, sample_losses
 from lmx.run.run_dir import METADATA, check_schema, read_metadata, read_metrics
+from lmx.run.user_code import (
+    CODE,
+    diff_modules,
+    digest_modules,
+    load_recorded_config,
+)
 from lmx.train.experiment import Experiment
 from lmx.train.hooks.preemption import StoppedError
 from lmx.train.trainer import RunOptions, train_run
@@ -35,7 +41,8 @@ class RunMetadata:
 
     @classmethod
     def load(cls, path: Path) -> "RunMetadata":
-        """Reads a metadata file, or that in the folder of a run. Imports no module.
+        """Reads a metadata file, or that in the folder of a run. Imports no module
+        but those that the user has named with --import.
 
         The losses of an unfinished run are those of its metrics.jsonl.
         """
@@ -52,12 +59,8 @@ class RunMetadata:
                 " of a run that lmx trained."
             ) from None
         check_schema(path, fields.get("schema"))
-        try:
-            config = from_json(json.dumps(experiment))
-        except ConfigError as error:
-            flags = " ".join(f"--import {name}" for name in fields.get("imports", {}))
-            hint = f" It has classes of other modules: give {flags}." if flags else ""
-            raise ConfigError(f"{path}: {error}.{hint}") from error
+        modules = fields.get("imports") or {}
+        config = load_recorded_config(json.dumps(experiment), modules, path)
         require(
             config.name == "Experiment",
             f"{path} is of @{config.name}, which lmx did not train.",
@@ -149,6 +152,13 @@ def _check_reproducible(
         raise ConfigError(
             f"no loss of the first {last} steps can be compared: the metadata {has}."
         )
+    modules = metadata.fields.get("imports") or {}
+    changed = diff_modules(modules, digest_modules(config))
+    require(
+        not changed,
+        f"{', '.join(changed)} is not the code of the run: restore it from the folder"
+        f" {CODE} of the run.",
+    )
     with explain_errors(config):
         experiment = config.build()
         fingerprint = dict(experiment.data.open().info.fingerprint)

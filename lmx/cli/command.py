@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lmx.config.registry import require
+from lmx.run.user_code import import_modules
 
 Options = Mapping[str, Mapping[str, Any]]  # arguments of `add_argument` by flag
 
@@ -21,7 +22,7 @@ _IMPORT: Options = {
         "metavar": "MODULE",
         "action": "append",
         "default": [],
-        "help": "import a module of yours whose classes the config names (repeatable)",
+        "help": "import a module of yours whose classes a config names (repeatable)",
     }
 }
 
@@ -52,7 +53,7 @@ class Command:
         name: its words, as in "ckpt list"; all but the last name a group.
         arguments: its positional arguments, as in "RUN FILE ..."; dots repeat the last.
         summary: one line for the list of commands.
-        takes_overrides: whether it takes Name.parameter=value and --import.
+        takes_overrides: whether it takes Name.parameter=value.
         errors: exceptions that mean invalid input: exit status 2. Any other exception
             with an `exit_status` ends with that status.
         hint: printed when it was interrupted or a restart may help (exit status 75);
@@ -100,14 +101,14 @@ class Command:
         first, *_ = self.arguments.split()
         count = "*" if first[0] == "[" else "+"
         parser.add_argument("words", nargs=count, metavar=first, help=argparse.SUPPRESS)
-        imports = _IMPORT if self.takes_overrides else {}
-        for flag, keywords in {**self.options, **_JSON, **imports}.items():
+        for flag, keywords in {**self.options, **_JSON, **_IMPORT}.items():
             parser.add_argument(flag, **keywords)
 
     def execute(self, args: argparse.Namespace) -> int:
         """Runs it and prints its result or its error. Returns the exit status."""
         try:
             self.split_words(args)
+            import_modules(args.imports)
             result = self.run(args)
         except (Exception, KeyboardInterrupt) as error:
             status = self._exit_status(error)

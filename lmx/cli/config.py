@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from lmx.cli.command import Command, Output
-from lmx.cli.load import import_modules, load_config
+from lmx.cli.load import load_config
 from lmx.config.format import draw_tree, show
 from lmx.config.registry import (
     REQUIRED,
@@ -36,7 +36,7 @@ a shipped experiment or the folder of a run works too.
 
 
 def _resolve(name: str, args: argparse.Namespace) -> Config:
-    config = load_config(name, args.overrides, args.imports)
+    config = load_config(name, args.overrides)
     for note in config.unused_bindings:
         print("note:", note, file=sys.stderr)
     return config
@@ -180,7 +180,6 @@ def list_names(args: argparse.Namespace) -> Output:
         modules = {name: found[0] for name, found in find_declarations().items()}
         rows = sorted(modules.items(), key=lambda row: row[::-1])
         return Output(format_table(("name", "module"), rows, 2), modules)
-    import_modules(args.imports)
     thing = find(name, "config list")
     rows = [
         (f"{name}.{parameter}", format_type(field.annotation), _default(field.default))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmx.cli.command import Command, Output, option
-from lmx.cli.load import import_modules, load_root
+from lmx.cli.load import load_root
 from lmx.config.gin import parse
 from lmx.config.registry import ConfigError, locate_config, require
 from lmx.config.resolve import resolve
@@ -165,7 +165,6 @@ def train_tokenizer(args: argparse.Namespace) -> Output:
     from lmx.data.store.build import ConcatCorpus
     from lmx.data.tokenizer.stats import compute_stats
 
-    import_modules(args.imports)
     source, out = args.names
     config, corpora, tokenizer_config = _load_corpora(source, args.overrides)
     with create_dir(Path(out), "is not empty: give a new folder.") as folder:

@@ -1,29 +1,24 @@
 """Loads what a command names: a config file, a run, or a shipped experiment."""
 
 import argparse
-import importlib
 import os
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lmx.config.gin import parse
-from lmx.config.registry import ConfigError, require
+from lmx.config.registry import require
 from lmx.config.resolve import apply_overrides, resolve
 from lmx.config.value import Config
 
 ROOT = "Experiment"  # the root of a config, but for those of `lmx data`
 
 
-def load_config(
-    name: str | Path, overrides: Sequence[str] = (), imports: Iterable[str] = ()
-) -> Config[Any]:
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config[Any]:
     """The config in a file, of a shipped experiment, or of a run, with overrides.
 
-    A run is a folder with an `experiment.json`. `imports` are modules of the user.
+    A run is a folder with an `experiment.json`.
     """
-    import_modules(imports)
     if not (Path(name) / "experiment.json").is_file():
         return resolve(parse([name], overrides), ROOT)
     from lmx.run.run_dir import read_config
@@ -33,7 +28,7 @@ def load_config(
 
 def load_experiment(args: argparse.Namespace, extra: Sequence[str] = ()) -> Config[Any]:
     """The experiment that a command names first, and jax set up for it."""
-    config = load_config(args.names[0], [*args.overrides, *extra], args.imports)
+    config = load_config(args.names[0], [*args.overrides, *extra])
     require(
         config.name == ROOT,
         f"{args.names[0]} is @{config.name}, which has a model but no training recipe:"
@@ -45,19 +40,7 @@ def load_experiment(args: argparse.Namespace, extra: Sequence[str] = ()) -> Conf
 
 def load_root(args: argparse.Namespace, root: str) -> Config[Any]:
     """The config that a command names first, with another root."""
-    import_modules(args.imports)
     return resolve(parse(args.names[:1], args.overrides), root)
-
-
-def import_modules(modules: Iterable[str]) -> None:
-    """Imports modules of the user, which may be in the working folder."""
-    for module in modules:
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(f"--import {module}: {error}") from error
 
 
 def set_up_jax(config: Config) -> None:

@@ -44,7 +44,7 @@ _OPTIONS = {
         "default": [],
         "metavar": "NAME",
         "help": "resume although this differs from the run's first config: a path, a"
-        " Class.parameter, or data (repeatable)",
+        " Class.parameter, data, or code (repeatable)",
     },
 }
 

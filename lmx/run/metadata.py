@@ -1,8 +1,6 @@
 """Run metadata: the environment and the provenance of a run, and its results."""
 
-import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -15,11 +13,11 @@ from typing import Any
 
 import jax
 
-from lmx.config.registry import find
-from lmx.config.value import Config, map_nodes
+from lmx.config.value import Config
 from lmx.core import hardware
 from lmx.run.goodput import TRAINING_PHASES, total_seconds
 from lmx.run.run_dir import SCHEMA, read_last_metrics, read_metrics
+from lmx.run.user_code import digest_modules
 
 PACKAGES = ("lmx", "jax", "jaxlib", "flax", "optax", "numpy")
 COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
@@ -41,7 +39,7 @@ def initial_metadata(
         "run_id": config.run_id(),
         "digest": config.digest(),
         "experiment": json.loads(config.to_json()),
-        "imports": find_user_modules(config),
+        "imports": digest_modules(config),
         **facts,
         **describe_environment(),
     }
@@ -76,22 +74,6 @@ def sample_losses(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, float | 
 def mesh_axes(mesh: jax.sharding.Mesh) -> dict[str, int]:
     """The size of each axis of the mesh that has more than one device."""
     return {axis: size for axis, size in mesh.shape.items() if size > 1}
-
-
-def find_user_modules(config: Config) -> dict[str, str]:
-    """The modules outside lmx that the classes of a config are from, with SHA-256."""
-    modules: dict[str, str] = {}
-
-    def visit(node: Config) -> None:
-        name = find(node.name, "metadata").__module__
-        spec = importlib.util.find_spec(name)
-        if name.split(".")[0] != "lmx" and spec and spec.origin:
-            modules[name] = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
-        for value in node.fields.values():
-            map_nodes(value, visit)
-
-    visit(config)
-    return modules
 
 
 def describe_environment() -> dict[str, Any]:

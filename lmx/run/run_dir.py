@@ -9,7 +9,6 @@ from typing import Any
 from lmx.config.format import to_gin
 from lmx.config.json_object import check_kinds, parse_object
 from lmx.config.registry import ConfigError, require
-from lmx.config.resolve import from_json
 from lmx.config.value import Config, diff
 from lmx.core.console import print_line
 from lmx.core.files import create_dir, write_atomic
@@ -17,6 +16,7 @@ from lmx.data.tokenizer.base import Tokenizer
 from lmx.run.jsonl import JsonlWriter, read_jsonl
 from lmx.run.lock import LOCK, Lease, Lock, acquire_lock
 from lmx.run.tensorboard import TensorBoardWriter
+from lmx.run.user_code import CODE, diff_modules, load_recorded_config, save_sources
 
 SCHEMA = 4  # version of all files; increased when older readers would fail
 METRICS, LEDGER, TIMING = "metrics.jsonl", "ledger.jsonl", "timing.jsonl"
@@ -29,6 +29,7 @@ KINDS = {  # the types of the metadata that commands read
     "allowed_changes": tuple[Mapping[str, str], ...] | None,
     "devices": str | None,
     "mesh": Mapping[str, int] | None,
+    "imports": Mapping[str, str] | None,
 }
 Value = int | float | str | list[float]
 Values = Mapping[str, Value]
@@ -74,6 +75,7 @@ class RunDir:
                     **metadata, allowed_changes=changes, former_run_ids=former
                 )
             _write_config(path, config)
+            save_sources(config, path)
         except ConfigError:
             run_dir.close()
             raise
@@ -203,8 +205,9 @@ def read_run_ids(path: Path) -> list[str]:
 
 def read_config(path: Path) -> Config:
     """The config of the run in a folder; raises what `read_metadata` raises."""
-    read_metadata(path)
-    return from_json(json.dumps(_read_json(path, CONFIG)), path / CONFIG)
+    modules = read_metadata(path).get("imports") or {}
+    text = json.dumps(_read_json(path, CONFIG))
+    return load_recorded_config(text, modules, path / CONFIG)
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -309,12 +312,21 @@ def _check_same_run(
         for name in sorted({**digests[0], **digests[1]})
         if digests[0].get(name) != digests[1].get(name)
     }
-    allowed = [place for name in allow_change for place in config.find_paths(name)]
+    modules = [known.get("imports") or {} for known in (old_metadata, metadata)]
+    code = {
+        f"{CODE}.{name}": (f"{modules[0].get(name)}", f"{modules[1].get(name)}")
+        for name in diff_modules(*modules)
+    }
+    allowed: list[str] = []
+    for name in allow_change:
+        is_code = name == CODE or name in code
+        allowed += [name] if is_code else config.find_paths(name)
     _raise_if_changed(f"{path} holds another run", settings, allowed)
     _raise_if_changed(f"the data have changed since {path} started", data, allowed)
+    _raise_if_changed(f"the code has changed since {path} started", code, allowed)
     changes = [
         {"name": name, "from": before, "to": after}
-        for name, (before, after) in {**settings, **data}.items()
+        for name, (before, after) in {**settings, **data, **code}.items()
     ]
     return [*old_metadata.get("allowed_changes", []), *changes] if changes else []
 

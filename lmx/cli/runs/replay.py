@@ -7,7 +7,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from lmx.cli.command import Command, Output, option
-from lmx.cli.load import import_modules, set_up_jax
+from lmx.cli.load import set_up_jax
 from lmx.config.registry import ConfigError
 from lmx.core.console import format_table
 
@@ -21,7 +21,6 @@ STEP = {"--step": option("counted from 1", int, metavar="N") | {"required": True
 def open_recorded_run(args: argparse.Namespace) -> "RecordedRun":
     """The run that a command names, under its overrides."""
     folder = Path(args.names[0])
-    import_modules(args.imports)
     from lmx.analysis.replay import RecordedRun, load_run_config
 
     set_up_jax(load_run_config(folder, args.overrides))
@@ -135,9 +134,9 @@ def reproduce_run(args: argparse.Namespace) -> Output:
       lmx reproduce metadata.json --import mine            imports your classes
 
     The metadata file and the data are all that is needed. The file is never executed;
-    its config names classes of lmx, or of the modules that --import gives.
+    its config names classes of lmx, or of modules that you name with --import, now or
+    once before. Their code must be that of the run.
     """
-    import_modules(args.imports)
     from lmx.analysis.reproduce import RunMetadata, override_execution, reproduce
 
     metadata = RunMetadata.load(Path(args.names[0]))
