@@ -17,7 +17,7 @@ from lmx.core.batch import AnyBatch, Batch, count_rows
 from lmx.data.dataset import DocumentSpan
 from lmx.data.tokenizer.base import Tokenizer, token_to_bytes
 from lmx.train.diloco import ReplicaState
-from lmx.train.step import StepConfig, TrainState
+from lmx.train.step import Frozen, StepConfig, TrainState, merge_params
 
 
 class ScoredDocument(NamedTuple):
@@ -144,21 +144,27 @@ def score_tokens(
         )
     )
     if not isinstance(state.opt_state, ReplicaState):
-        return np.asarray(score(state.params, batch, keys_B))
+        return np.asarray(score(state.params, batch, keys_B, state.frozen))
     params = state.opt_state.params
     replicas = jax.tree.leaves(params)[0].shape[0]
     rows = jax.tree.map(
         lambda x: x.reshape(replicas, -1, *x.shape[1:]), (batch, keys_B)
     )
     parts = [
-        np.asarray(score(*jax.tree.map(lambda x, n=n: x[n], (params, *rows))))
+        np.asarray(
+            score(*jax.tree.map(lambda x, n=n: x[n], (params, *rows)), state.frozen)
+        )
         for n in range(replicas)
     ]
     return np.concatenate(parts)
 
 
 def compute_token_nats(
-    config: StepConfig, params: PyTree, batch: AnyBatch, keys: Key[Array, "B"]
+    config: StepConfig,
+    params: PyTree,
+    batch: AnyBatch,
+    keys: Key[Array, "B"],
+    frozen: Frozen = Frozen(),
 ) -> Float[Array, "B T"]:
     """Nats of every target, as computed by the loss of the training step.
 
@@ -167,8 +173,10 @@ def compute_token_nats(
     """
 
     def total(weights: Float[Array, "B T"], batch: AnyBatch, keys: Key[Array, "B"]):
-        model = nnx.merge(config.graph, params)
-        _, means = config.loss(model, batch._replace(weights=weights), keys)
+        model = nnx.merge(config.graph, merge_params(params, frozen.params))
+        _, means = config._replace(frozen=frozen).bind_loss()(
+            model, batch._replace(weights=weights), keys
+        )
         require(
             "nats" in means,
             f"{type(config.loss).__name__} returns no nats of tokens: `lmx replay` has"

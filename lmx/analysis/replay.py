@@ -23,6 +23,7 @@ from lmx.run.run_dir import (
     read_metrics,
     read_run_ids,
 )
+from lmx.train.checkpoint.frozen import attach_frozen
 from lmx.train.checkpoint.init_from import InitialState, read_init_from
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.reader import DamageError
@@ -110,10 +111,14 @@ class RecordedRun:
         )
         folder = RunDir(self.folder).checkpoint_folder
         checkpoints = CheckpointManager(folder, run_ids=read_run_ids(self.folder))
+        recorded = read_init_from(self.folder)
+        initial = InitialState(self.experiment.init_from, self.run, recorded)
         for saved in reversed(checkpoints.list_steps()):
             try:
                 if saved < step:
-                    return checkpoints.restore(saved, self.run.abstract_state())
+                    abstract = self.run.abstract_state().trained
+                    state = checkpoints.restore(saved, abstract)
+                    return attach_frozen(state, initial.load_frozen(), checkpoints)
             except DamageError as error:
                 print_line(f"using an older checkpoint: this one is damaged: {error}")
             except ConfigError as error:
@@ -123,8 +128,7 @@ class RecordedRun:
                     f" {error}\nKeep what determines the arrays of the state, or give a"
                     " step before the first checkpoint."
                 ) from error
-        recorded = read_init_from(self.folder)
-        return InitialState(self.experiment.init_from, self.run, recorded).load()
+        return initial.load()
 
     def train(
         self, state: TrainState, last: int, steps: Collection[int] = ()

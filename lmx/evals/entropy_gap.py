@@ -44,7 +44,7 @@ class EntropyGap(HookConfig):
         def measure(step: int, state: TrainState, metrics: Metrics) -> Values:
             del step, metrics
             nats, weights, _ = score_batches(
-                partial(score, state.params),
+                partial(score, state.all_params),
                 lambda index: run.load_batch(data, run.seed, run.steps + index),
                 self.batches,
                 self.name,

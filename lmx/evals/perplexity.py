@@ -70,7 +70,7 @@ class Evaluate(HookConfig):
             count = whole if step == run.steps else min(whole, self.batches or whole)
             batch_at = partial(run.load_batch, data, 0)
             sums = score_batches(
-                partial(score, state.params), batch_at, count, self.name
+                partial(score, state.all_params), batch_at, count, self.name
             )
             values = summarize(sums.sum(axis=1))
             return {f"{self.name}/{k}": v for k, v in values.items()}
@@ -94,7 +94,7 @@ def make_scorer(
         f" {', '.join(missing)}. Evaluate other data.",
     )
     batch_shardings(batch, run.mesh, run.rules)
-    jax.eval_shape(score, run.abstract_state().params, batch, token_bytes)
+    jax.eval_shape(score, run.abstract_state().all_params, batch, token_bytes)
     return lambda params, batch: score(params, batch, token_bytes)
 
 

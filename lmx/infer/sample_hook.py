@@ -30,12 +30,12 @@ class Sample(HookConfig):
         if tokenizer is None:
             raise ConfigError("@Sample() needs data that are text: remove the hook.")
         prompt = encode_prompt(tokenizer, self.prompt)
-        params = run.abstract_state().params
+        params = run.abstract_state().all_params
         generator = Generator(run.graph, params, self.sampler, self.seed)
 
         def sample(step: int, state: TrainState, metrics: Metrics) -> Values:
             del metrics
-            generator.params = state.params
+            generator.params = state.all_params
             tokens = generator.stream(prompt, self.tokens, tokenizer.stop_tokens)
             text = self.prompt + tokenizer.decode_after(prompt, [*tokens])
             generator.params = params  # the next step donates those of the state

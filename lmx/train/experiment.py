@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,21 @@ import jax
 import optax
 from flax import nnx
 
-from lmx.config.registry import ConfigError, Execution, Positive, configurable, require
+from lmx.config.registry import (
+    ConfigError,
+    Execution,
+    Positive,
+    configurable,
+    require,
+    suggest,
+)
 from lmx.config.resolve import load
 from lmx.config.value import Config
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Mesh
 from lmx.data.dataset import DatasetConfig, RolloutDataset
 from lmx.models.decoder import Decoder
+from lmx.models.hf.weights import flatten_params
 from lmx.models.remat import check_offload
 from lmx.train.checkpoint.init_from import InitFrom
 from lmx.train.checkpoint.policy import CheckpointPolicy
@@ -48,6 +57,8 @@ class Experiment:
         rules: mesh axes of each logical axis, where they differ from `RULES`.
         microbatches: equal parts of a batch that are processed one after the other, to
             save memory; the gradient is that of the whole batch.
+        trainable: patterns of names of parameters, as in `*.norm.*`. Others are frozen:
+            they have no gradient and no optimizer state, and no checkpoint holds them.
         init_from: the weights to begin with; None: random ones.
         local_sgd: how replicas synchronize; None: in every step.
         guard: what to do at a step with non-finite numbers or a loss spike.
@@ -62,6 +73,7 @@ class Experiment:
     schedule: Schedule
     steps: int
     loss: Loss = NextToken()
+    trainable: tuple[str, ...] = ("*",)
     init_from: InitFrom | None = None
     local_sgd: DiLoCo | None = None
     guard: Guard = AbortOnNonFinite()
@@ -94,7 +106,10 @@ class Experiment:
         model = self.abstract_model()
         schedule = self.schedule.build(self.steps)
         optimizer = self.optimizer(schedule)
-        init = partial(init_state, self.model, optimizer, self.seed)
+        graph, params = nnx.split(model)
+        self._check_trainable(flatten_params(params))
+        parts: Any = {"trainable": self.trainable, "loss": self.loss}
+        init = partial(init_state, self.model, optimizer, self.seed, **parts)
         init, step = self.guard.wrap_init(init), self.guard.wrap_step(train_step)
         if self.local_sgd:
             init = partial(self.local_sgd.init, init)
@@ -102,12 +117,13 @@ class Experiment:
         rules = dict(RULES) | dict(self.rules)
         mesh = self.mesh.build(devices, rules)
         check_offload(model.stack.remat, mesh.devices.flat[0].platform)
-        graph, _ = nnx.split(model)
+        owned = nnx.eval_shape(lambda: self.loss.frozen(self.model(nnx.Rngs(0))))
         shardings = sharding.shardings(jax.eval_shape(init), mesh, rules)
         return StepProgram(
             model=model,
             step_config=StepConfig(
-                graph, self.loss, optimizer, schedule, self.seed, self.microbatches
+                *(graph, self.loss, optimizer, schedule, self.seed),
+                *(self.microbatches, nnx.split(owned)[0] if owned else None),
             ),
             step_fn=step,
             mesh=mesh,
@@ -115,6 +131,7 @@ class Experiment:
             init=jax.jit(init, out_shardings=shardings),
             shardings=shardings,
             batch_spec=self.data.spec,
+            steps=self.steps,
         )
 
     def open(self) -> RunContext:
@@ -146,7 +163,6 @@ class Experiment:
             jax.eval_shape(step, program.abstract_state(), batch)
         run = RunContext(
             **vars(program),
-            steps=self.steps,
             seed=self.seed,
             data=data,
             step=step,
@@ -159,6 +175,15 @@ class Experiment:
             " Experiment.local_sgd.",
         )
         return run.with_rollouts() if makes_rollouts else run
+
+    def _check_trainable(self, params: Mapping[str, Any]) -> None:
+        for pattern in self.trainable:
+            require(
+                any(fnmatchcase(name, pattern) for name in params),
+                f"Experiment.trainable has {pattern!r}, which no parameter matches"
+                f"{suggest(pattern, params)}",
+            )
+        require(self.trainable, "Experiment.trainable is empty: name a parameter.")
 
     def _check_microbatches(self, rows: int, program: StepProgram) -> None:
         rules = dict(program.rules)

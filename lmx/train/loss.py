@@ -26,6 +26,17 @@ Means = Mapping[str, Mean]
 class Loss(ABC):
     """What training minimizes."""
 
+    def frozen(self, model: Any) -> Mapping[str, Any]:
+        """Modules and arrays that the loss reads and training does not change.
+
+        Such as a teacher or a reference. Each is passed to `__call__` by its name, and
+        sharded like parameters. They are made by this function, with the seed or the
+        files that the loss names, whenever the run starts or resumes, and must then be
+        the same to the bit. `model` is the model that training began with.
+        """
+        del model
+        return {}
+
     @abstractmethod
     def __call__(
         self, model: Any, batch: AnyBatch, keys: Key[Array, "B"] | None = None

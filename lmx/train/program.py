@@ -42,6 +42,7 @@ class StepProgram:
     init: Callable[..., TrainState]
     shardings: TrainState
     batch_spec: BatchSpec
+    steps: int
 
     @property
     def graph(self) -> nnx.GraphDef:
@@ -52,22 +53,47 @@ class StepProgram:
         """Shapes, dtypes and shardings of a state."""
         return sharding.with_shardings(jax.eval_shape(self.init), self.shardings)
 
+    @property
+    def has_frozen(self) -> bool:
+        """Whether a state has a frozen part."""
+        return bool(jax.tree.leaves(self.shardings.frozen))
+
     def jit_step(self, batch: AnyBatch) -> Any:
-        """The step for batches of that shape. It donates its state."""
+        """The step for batches of that shape. It donates its state, if not frozen."""
         context = partitioning.PartitionContext(self.mesh, self.rules)
         step = partial(step_on_mesh, self.step_fn, context, self.step_config)
         rows = batch_shardings(batch, self.mesh, self.rules)
-        return jax.jit(
+        state, frozen = self.shardings.trained, self.shardings.frozen
+        jit = partial(
+            jax.jit,
             step,
-            in_shardings=(self.shardings, rows),
-            out_shardings=(self.shardings, NamedSharding(self.mesh, PartitionSpec())),
+            out_shardings=(state, NamedSharding(self.mesh, PartitionSpec())),
             donate_argnums=0,
         )
+        if not self.has_frozen:
+            return jit(in_shardings=(state, rows))
+        return FrozenStep(jit(in_shardings=(state, rows, frozen)))
 
     def lower(self, rows: int, length: int) -> jax.stages.Lowered:
         """The step for a batch of that shape, lowered."""
         batch = make_abstract_batch(self.batch_spec, rows, length)
         return self.jit_step(batch).lower(self.abstract_state(), batch)
+
+
+@dataclass(frozen=True)
+class FrozenStep:
+    """A jitted step that takes the frozen part of the state last, and keeps it."""
+
+    jitted: Any
+
+    def __call__(
+        self, state: TrainState, batch: AnyBatch
+    ) -> tuple[TrainState, Metrics]:
+        new, metrics = self.jitted(state.trained, batch, state.frozen)
+        return new._replace(frozen=state.frozen), metrics
+
+    def lower(self, state: TrainState, batch: AnyBatch) -> jax.stages.Lowered:
+        return self.jitted.lower(state.trained, batch, state.frozen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +105,6 @@ class RunContext(StepProgram):
         batch_schedule: the shape of the batch of every step.
     """
 
-    steps: int
     seed: int
     data: Dataset
     step: StepFn
@@ -104,11 +129,16 @@ class RunContext(StepProgram):
 
     def describe(self) -> dict[str, Any]:
         """Fields for the metadata of the run."""
-        params = jax.tree.leaves(self.abstract_state().params)
+        state = self.abstract_state()
+        count, trained = (
+            sum(leaf.size for leaf in jax.tree.leaves(params))
+            for params in (state.all_params, state.params)
+        )
         return {
             "seed": self.seed,
             "data": dict(self.data.info.fingerprint),
-            "parameters": sum(leaf.size for leaf in params),
+            "parameters": count,
+            **({"trained_parameters": trained} if trained != count else {}),
             "tokens": self.count_tokens(self.steps),
             "flops": self.count_flops(self.steps),
             "mesh": mesh_axes(self.mesh),
@@ -144,7 +174,7 @@ class RunContext(StepProgram):
         if not isinstance(self.data, RolloutDataset):
             return batch
         keys = rng.fold(self.seed, state.step, "rollout", count_rows(batch))
-        model = nnx.merge(self.graph, state.params)
+        model = nnx.merge(self.graph, state.all_params)
         with partitioning.use(partitioning.PartitionContext(self.mesh, self.rules)):
             made = self.data.rollout(model, batch, keys)
         stage = self.batch_schedule.stage_at(int(state.step))

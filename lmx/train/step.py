@@ -1,6 +1,7 @@
 """The training step: gradient of a loss, optimizer update and metrics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,23 +17,48 @@ from lmx.core.batch import AnyBatch, count_rows
 from lmx.core.mean import Mean
 from lmx.core.sharding import is_variable
 from lmx.models.hf.weights import flatten_params
-from lmx.train.loss import Means
+from lmx.train.loss import Loss, Means
 from lmx.train.optim.optimizer import apply_sign_updates, zero_sign_grads
 
 Metrics = dict[str, Float[Array, "..."]]  # scalars, or one number per layer
-LossFn = Callable[[Any, AnyBatch, Any], tuple[Mean, Means]]  # of model, batch and keys
+LossFn = Callable[..., tuple[Mean, Means]]  # of model, batch and keys, as a `Loss`
+
+
+class Frozen(NamedTuple):
+    """Arrays that a step reads and does not change."""
+
+    params: PyTree = ()  # of the model
+    loss: PyTree = ()  # that the loss owns
 
 
 class TrainState(NamedTuple):
-    """All that a checkpoint must hold to resume: the data is a function of `step`."""
+    """What a run has after a step: the data is a function of `step`.
+
+    `params` are those that are trained. A checkpoint holds all but the frozen part,
+    which is made again.
+    """
 
     step: Int[Array, ""]
     params: PyTree
     opt_state: PyTree
+    frozen: Frozen = Frozen()
+
+    @property
+    def trained(self) -> "TrainState":
+        """The state without its frozen part."""
+        return self._replace(frozen=Frozen())
+
+    @property
+    def all_params(self) -> PyTree:
+        """The parameters of the model, trained and frozen."""
+        return merge_params(self.params, self.frozen.params)
 
 
 class StepConfig(NamedTuple):
-    """The parts of a step that stay the same during a run."""
+    """The parts of a step that stay the same during a run.
+
+    `frozen` has arguments of the program that is traced.
+    """
 
     graph: nnx.GraphDef
     loss: LossFn
@@ -40,6 +66,14 @@ class StepConfig(NamedTuple):
     schedule: optax.Schedule
     seed: int
     microbatches: int
+    loss_graph: nnx.GraphDef | None = None  # of what the loss owns
+    frozen: Frozen = Frozen()
+
+    def bind_loss(self) -> LossFn:
+        """The loss with the arrays that it owns."""
+        if self.loss_graph is None:
+            return self.loss
+        return partial(self.loss, **nnx.merge(self.loss_graph, self.frozen.loss))
 
 
 TrainStepFn = Callable[..., tuple[TrainState, Metrics]]  # like `train_step`
@@ -50,20 +84,46 @@ def init_state(
     optimizer: optax.GradientTransformation,
     seed: int,
     given: Mapping[str, Array] = MappingProxyType({}),
+    *,
+    trainable: Sequence[str] = ("*",),
+    loss: Loss | None = None,
 ) -> TrainState:
     """The state of step 0. Jit it with `core.sharding.shardings` to shard it.
 
     `given` has parameters by path, which replace the random ones: as far as they reach,
-    where sizes differ.
+    where sizes differ. Those that no pattern of `trainable` matches are frozen.
     """
-    _, params = nnx.split(build_model(nnx.Rngs(params=rng.key(seed, "params"))))
+    graph, params = nnx.split(build_model(nnx.Rngs(params=rng.key(seed, "params"))))
 
     leaves = [
         leaf if (value := given.get(path)) is None else overlay(leaf, value)
         for path, leaf in flatten_params(params).items()
     ]
     params = jax.tree.unflatten(jax.tree.structure(params), leaves)
-    return TrainState(jnp.zeros((), "int32"), params, optimizer.init(params))
+    owned = loss.frozen(nnx.merge(graph, params)) if loss else {}
+    trained, fixed = split_params(params, trainable)
+    frozen = Frozen(fixed, nnx.split(owned)[1] if owned else ())
+    return TrainState(jnp.zeros((), "int32"), trained, optimizer.init(trained), frozen)
+
+
+def split_params(params: PyTree, trainable: Sequence[str]) -> tuple[PyTree, PyTree]:
+    """Parameters whose path matches a pattern, as in `*.norm.*`, and the others.
+
+    The others are () if there are none.
+    """
+
+    def is_trained(path: tuple[Any, ...], value: Any) -> bool:
+        del value
+        name = ".".join(map(str, path))
+        return any(fnmatchcase(name, pattern) for pattern in trainable)
+
+    trained, frozen = nnx.split_state(params, is_trained, ...)
+    return (trained, frozen) if jax.tree.leaves(frozen) else (params, ())
+
+
+def merge_params(trained: PyTree, frozen: PyTree) -> PyTree:
+    """The parameters that `split_params` split."""
+    return nnx.merge_state(trained, frozen) if jax.tree.leaves(frozen) else trained
 
 
 def overlay(array: Array, value: Array) -> Array:
@@ -78,6 +138,8 @@ def compute_gradients(
     params: PyTree,
     batch: AnyBatch,
     keys: Key[Array, "B"] | None = None,
+    *,
+    frozen: PyTree = (),
 ) -> tuple[PyTree, Mean, Means]:
     """The gradient of the summed (not mean) loss, the loss, and its means.
 
@@ -86,7 +148,8 @@ def compute_gradients(
     """
 
     def total(params: PyTree) -> tuple[Float[Array, ""], tuple[Mean, Means]]:
-        loss, means = loss_fn(nnx.merge(graph, params), batch, keys)
+        model = nnx.merge(graph, merge_params(params, frozen))
+        loss, means = loss_fn(model, batch, keys)
         return loss.total, (loss, means)
 
     grads, (loss, means) = jax.grad(total, has_aux=True)(params)
@@ -101,7 +164,9 @@ def accumulate_gradients(
     It is summed in at least float32, and has that dtype. Microbatch i of n has rows
     i, i + n, ..., so that each device keeps the rows it has.
     """
-    grad = partial(compute_gradients, config.graph, config.loss, params)
+    fixed = config.frozen.params
+    loss = config.bind_loss()
+    grad = partial(compute_gradients, config.graph, loss, params, frozen=fixed)
     count = config.microbatches
     if count == 1:
         return grad(batch, keys)
@@ -125,10 +190,11 @@ def step_on_mesh(
     config: StepConfig,
     state: TrainState,
     batch: AnyBatch,
+    frozen: Frozen = Frozen(),
 ) -> tuple[TrainState, Metrics]:
     """A step, traced with the mesh and sharding rules of the context."""
     with partitioning.use(context):
-        return step_fn(config, state, batch)
+        return step_fn(config._replace(frozen=frozen), state, batch)
 
 
 def train_step(

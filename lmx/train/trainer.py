@@ -19,6 +19,7 @@ from lmx.run.metadata import ORIGIN, final_metadata, initial_metadata
 from lmx.run.plots import plot_run
 from lmx.run.progress import RunProgress
 from lmx.run.run_dir import RunDir, read_run_ids
+from lmx.train.checkpoint.frozen import KEY, attach_frozen, digest_frozen
 from lmx.train.checkpoint.init_from import InitialState, read_init_from
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import require_written
@@ -31,7 +32,7 @@ from lmx.train.hooks.log import MetricLogger
 from lmx.train.hooks.preemption import GracefulShutdown, PreemptionWatcher
 from lmx.train.loop import StepFn, train
 from lmx.train.program import RunContext
-from lmx.train.step import Metrics, TrainState
+from lmx.train.step import Frozen, Metrics, TrainState
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,18 @@ class Trainer:
         """The newest state, or the initial one."""
         checkpoints.prepare()
         on_damage = self.experiment.checkpoint.handle_damage
-        phase = "restore" if checkpoints.list_steps() else "init"
-        with self.timing.measure(phase):
-            state = checkpoints.restore_newest(self.run.abstract_state(), on_damage)
-            return initial.load() if state is None else state
+        resumes = bool(checkpoints.list_steps())
+        with self.timing.measure("restore" if resumes else "init"):
+            frozen = initial.load_frozen() if resumes else Frozen()
+            abstract = self.run.abstract_state().trained
+            state = checkpoints.restore_newest(abstract, on_damage)
+            if state is None:
+                state = initial.load()
+            else:
+                state = attach_frozen(state, frozen, checkpoints)
+            if digests := digest_frozen(state.frozen):
+                checkpoints.extra_metadata[KEY] = digests
+            return state
 
     def _train(
         self, run_dir: RunDir, checkpoints: CheckpointManager, state: TrainState

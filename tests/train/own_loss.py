@@ -1,5 +1,6 @@
 """A user's module: a loss, a batch with a field of its own, and rollouts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from jaxtyping import Float32, Int32
 
 from lmx.config.registry import configurable
 from lmx.core.batch import Batch, BatchSpec
+from lmx.core.mean import Mean
 from lmx.data.dataset import (
     Dataset,
     DatasetConfig,
@@ -21,6 +23,7 @@ from lmx.data.dataset import (
     WrapperConfig,
 )
 from lmx.data.schedule import BatchSchedule
+from lmx.models.decoder import Decoder
 from lmx.train.loss import Loss, sum_cross_entropy
 
 
@@ -113,3 +116,36 @@ class RolloutsDataset(RolloutDataset):
 def compute_logits(graph: Any, params: Any, batch: Any) -> Any:
     model = nnx.merge(graph, params)
     return model(batch.tokens, batch.positions, batch.segments)
+
+
+@configurable
+@dataclass(frozen=True, kw_only=True)
+class Distill(Loss):
+    """Cross-entropy, and that of a teacher's distribution at each row's temperature.
+
+    Attributes:
+        teacher: a model with random parameters; None: the model at the start.
+        weight: of the teacher's part.
+    """
+
+    teacher: Callable[..., Decoder] | None = None
+    seed: int = 7
+    weight: float = 1.0
+
+    def frozen(self, model: Any) -> Any:
+        return {"teacher": self.teacher(nnx.Rngs(self.seed)) if self.teacher else model}
+
+    def __call__(
+        self, model: Any, batch: Any, keys: Any = None, teacher: Any = None
+    ) -> Any:
+        inputs = (batch.tokens, batch.positions, batch.segments)
+        x_BTD, _ = model.hidden_states(*inputs, keys)
+        logits_BTV = model.logits(x_BTD)
+        nats, _ = sum_cross_entropy(logits_BTV, batch)
+        heat_B11 = batch.temperature[:, None, None]
+        wanted_BTV = jax.nn.softmax(teacher(*inputs) / heat_B11)
+        given_BTV = jax.nn.log_softmax(logits_BTV / heat_B11)
+        each_BT = -(wanted_BTV * given_BTV).sum(axis=-1) * batch.weights
+        taught = Mean(each_BT.sum(), batch.weights.sum())
+        loss = Mean(nats.total + self.weight * taught.total, nats.weight)
+        return loss, {"nats": nats, "taught": taught}

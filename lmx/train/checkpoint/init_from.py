@@ -20,9 +20,9 @@ from lmx.models.hf.api import HFCheckpoint, init_abstract
 from lmx.models.hf.weights import MAX_NAMES_SHOWN, flatten_params, load_params
 from lmx.run.run_dir import CONFIG, METADATA, read_metadata
 from lmx.train.checkpoint.import_hf import digest_files
-from lmx.train.checkpoint.restore import ORIGIN, RunWeights
-from lmx.train.program import RunContext
-from lmx.train.step import TrainState
+from lmx.train.checkpoint.run_weights import ORIGIN, RunWeights
+from lmx.train.program import StepProgram
+from lmx.train.step import Frozen, TrainState
 
 RESIZABLE = {"vocab", "length"}  # logical axes whose size may differ
 PROBLEMS = {
@@ -171,7 +171,7 @@ class InitialState:
     """
 
     def __init__(
-        self, init_from: InitFrom | None, run: RunContext, recorded: Mapping[str, Any]
+        self, init_from: InitFrom | None, run: StepProgram, recorded: Mapping[str, Any]
     ):
         self.init_from, self.run, self.recorded = init_from, run, recorded
         self.facts: dict[str, Any] = {}
@@ -189,6 +189,11 @@ class InitialState:
                 f"begins with the {self.init_from.take} of {self.init_from.path}"
             )
         if isinstance(source, RunWeights) and self.init_from.take == "state":
+            require(
+                not self.run.has_frozen,
+                "InitFrom.take='state' has no frozen parameters and arrays of losses:"
+                " take 'weights'.",
+            )
             return source.checkpoints.restore(source.step, self.run.abstract_state())
         wanted = {
             path: self._place(param, source.shapes[path])
@@ -196,6 +201,10 @@ class InitialState:
             if path not in facts["new"]
         }
         return self.run.init(source.load(wanted))
+
+    def load_frozen(self) -> Frozen:
+        """The frozen part of the state."""
+        return self.load().frozen if self.run.has_frozen else Frozen()
 
     @cached_property
     def _opened(self) -> tuple[RunWeights | HFWeights, dict[str, Any]]:

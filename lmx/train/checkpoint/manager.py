@@ -223,7 +223,7 @@ class CheckpointManager:
         """The metadata of a checkpoint; complete in the leader."""
         sums = {n: checksum_parts(p, arrays[n].shape) for n, p in shards.items()}
         reports = distributed.gather_to_leader(f"saved/{save_id}", sums) or []
-        totals = _add_reports(reports).items()
+        totals = add_reports(reports).items()
         digests = {
             name: format_digest(name, arrays[name], sums) for name, sums in totals
         }
@@ -380,12 +380,12 @@ def _find_mismatches(
     digests = reader.read_metadata()["digests"]
     return [
         CheckpointFault(reader.find_file(name), name, MISMATCH)
-        for name, sums in _add_reports(reports).items()
+        for name, sums in add_reports(reports).items()
         if reader.format_digest(name, sums) != digests[name]
     ]
 
 
-def _add_reports(reports: Sequence[Mapping[str, Checksums]]) -> dict[str, Checksums]:
+def add_reports(reports: Sequence[Mapping[str, Checksums]]) -> dict[str, Checksums]:
     """The checksums of tensors, given those of the parts that each process has."""
     names = dict.fromkeys(name for sums in reports for name in sums)
     return {n: add_checksums(sums[n] for sums in reports if n in sums) for n in names}

@@ -47,7 +47,7 @@ class CheckpointPolicy:
             if error := distributed.broadcast_from_leader(run_dir.flush):
                 checkpoints.record_failure(error)
             else:
-                checkpoints.save(step, state)
+                checkpoints.save(step, state.trained)
 
         is_due = every_steps(self.every, steps)
         return Hook(call=save, is_due=is_due, order=HookOrder.SAVE)

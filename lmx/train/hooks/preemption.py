@@ -96,7 +96,7 @@ class GracefulShutdown:
             require_written(self.run_dir)
             self.checkpoints.wait_pending()
             if step not in self.checkpoints.list_steps():
-                self.checkpoints.save(step, state)
+                self.checkpoints.save(step, state.trained)
             self.checkpoints.wait()
         self.timing.record(step)
         raise StoppedError(int(f"{self.stop_signal.get()}".split()[0]), step)
