@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LMX = f"{ROOT / 'lmx'}{os.sep}"
 CONFIG = ROOT / "tests" / "train" / "tiny.gin"
-PRODUCT = ("layers/attention/backend.py", "attend")  # where attention is computed
+PRODUCT = ("layers/attention/reference.py", "attend")  # where attention is computed
 
 
 def measure(command: list[str]) -> tuple[list[str], list[str]]:

@@ -25,12 +25,8 @@ from lmx.core.hardware import peak_flops
 from lmx.core.mean import Mean
 from lmx.core.precision import Precision
 from lmx.layers.attention.attention import Attention
-from lmx.layers.attention.backend import (
-    AttentionBackend,
-    CuDNNAttention,
-    ReferenceAttention,
-    XLAAttention,
-)
+from lmx.layers.attention.backend import AttentionBackend, CuDNNAttention, XLAAttention
+from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.linear import TiedLMHead
 from lmx.layers.mlp import GELU, SwiGLU
 from lmx.layers.norm import LayerNorm

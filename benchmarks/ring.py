@@ -22,11 +22,8 @@ from lmx.core import partitioning
 from lmx.core.sharding import RULES, Mesh
 from lmx.layers import mask
 from lmx.layers.attention import ring_schedule
-from lmx.layers.attention.backend import (
-    AttentionBackend,
-    AttentionMask,
-    ReferenceAttention,
-)
+from lmx.layers.attention.backend import AttentionBackend, AttentionMask
+from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.attention.ring import RingAttention
 
 DEVICES, HEADS, WIDTH, BLOCK = 8, 2, 32, 128

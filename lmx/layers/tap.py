@@ -4,9 +4,10 @@
 part of the key of JAX's caches: no program is shared with functions without it.
 """
 
+import contextlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -95,8 +96,22 @@ def refuse_taps(where: str, remedy: str) -> None:
     require(_FRAME.get() is None, f"taps cannot be recorded in {where}: {remedy}")
 
 
+@contextlib.contextmanager
+def recording(
+    request: TapRequest, layer: Int[Array, ""] | None = None
+) -> Iterator[Records]:
+    """Lets taps do what the request says, and yields what they record."""
+    frame = _Frame(request, layer, tracers.current_trace(), OrderedDict())
+    token = _FRAME.set(frame)
+    try:
+        with _CACHE_KEY(request.named):
+            yield frame.records
+    finally:
+        _FRAME.reset(token)
+
+
 def record(
-    fn: Callable[..., Any], request: TapRequest, layer: Int[Array, ""] | None = None
+    fn: Callable[..., Any], request: TapRequest
 ) -> Callable[..., tuple[Any, Records]]:
     """`fn`, which does what the request says, and returns its result and the records.
 
@@ -105,28 +120,23 @@ def record(
     """
 
     def call(*args: Any) -> tuple[Any, Records]:
-        frame = _Frame(request, layer, tracers.current_trace(), OrderedDict())
-        token = _FRAME.set(frame)
-        try:
-            with _CACHE_KEY(request.named):
-                return fn(*args), frame.records
-        finally:
-            _FRAME.reset(token)
+        with recording(request) as records:
+            return fn(*args), records
 
     return call
 
 
-def record_layer(
-    block: Callable[..., Any], layers: Int[Array, "kinds"], kind: int
-) -> Callable[..., tuple[Any, Records]]:
-    """`record` for a block in a recorded function, with the number `layers[kind]`.
+def recording_layer(
+    layers: Int[Array, "kinds"], kind: int
+) -> contextlib.AbstractContextManager[Records]:
+    """`recording` of a block in a recorded function, with the number `layers[kind]`.
 
     Without a request the records are empty, and `layers` is not used.
     """
     frame = _FRAME.get()
     if frame is None:
-        return lambda *args: (block(*args), OrderedDict())
-    return record(block, frame.request, layers[kind])
+        return contextlib.nullcontext(OrderedDict())
+    return recording(frame.request, layers[kind])
 
 
 def add_layers(

@@ -13,13 +13,13 @@ from lmx.core.mean import Aux
 from lmx.core.partitioning import constrain, constrain_embedding
 from lmx.core.precision import Precision, upcast
 from lmx.layers.attention.attention import SelfAttention
-from lmx.layers.attention.backend import soft_cap
 from lmx.layers.attention.kv_cache import (
     AttentionInputs,
     CacheSize,
     KVCache,
     make_inputs,
 )
+from lmx.layers.attention.reference import soft_cap
 from lmx.layers.dropout import EMBEDDING_SITE, dropout
 from lmx.layers.init import FanIn, Init, Initializer
 from lmx.layers.linear import AnyWeight, LMHead, lookup

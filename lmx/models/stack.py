@@ -20,7 +20,7 @@ from lmx.layers.attention.attention import SelfAttention
 from lmx.layers.attention.kv_cache import AttentionInputs, CacheSize
 from lmx.layers.init import Init
 from lmx.layers.mlp import FeedForward
-from lmx.layers.tap import add_layers, record_layer
+from lmx.layers.tap import add_layers, recording_layer
 from lmx.models.block import Block, BlockCache
 from lmx.models.pipeline import PipelineSchedule
 from lmx.models.remat import BLOCK_INPUT, Remat, apply_remat
@@ -189,8 +189,9 @@ class Stack(nnx.Module):
 
         def run(layers, kind, params, x, keys, cache: BlockCache | None):
             x = checkpoint_name(constrain(x, "BTD"), BLOCK_INPUT)
-            block = record_layer(nnx.merge(graphs[kind], params), layers, kind)
-            return block(x, inputs._replace(keys=keys), cache)
+            block = nnx.merge(graphs[kind], params)
+            with recording_layer(layers, kind) as records:
+                return block(x, inputs._replace(keys=keys), cache), records
 
         fold_keys = jax.vmap(jax.random.fold_in, (0, None))
 

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from lmx.config.registry import ConfigError
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Rules, is_variable
-from lmx.layers.attention.backend import ReferenceAttention
+from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.moe.dispatch import DroplessDispatch
 from lmx.layers.moe.moe import MoE
 from lmx.models.decoder import Decoder

@@ -15,6 +15,6 @@ def test_few_files_are_on_the_call_stack_and_run_in_a_training_command(tmp_path)
     spec.loader.exec_module(call_depth)
     words = ["train", str(TINY), "Experiment.steps=1", "Mesh.data=1"]
     stack, called = call_depth.measure([*words, "--run", str(tmp_path / "run")])
-    assert stack[0] == "cli/main.py" and stack[-1] == "layers/attention/backend.py"
+    assert stack[0] == "cli/main.py" and stack[-1] == "layers/attention/reference.py"
     assert len(stack) <= 12, stack
     assert len(called) <= 80, called

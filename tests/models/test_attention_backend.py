@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from lmx.layers.attention.attention import Attention
-from lmx.layers.attention.backend import ReferenceAttention, XLAAttention
+from lmx.layers.attention.backend import XLAAttention
+from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.attention.ring import RingAttention
 
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 11, (2, 6)), "int32")

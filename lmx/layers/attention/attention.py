@@ -14,11 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from lmx.config.registry import Execution, Positive, Rate, check_argument, configurable
-from lmx.layers.attention.backend import (
-    AttentionBackend,
-    AttentionMask,
-    ReferenceAttention,
-)
+from lmx.layers.attention.backend import AttentionBackend, AttentionMask
 from lmx.layers.attention.kv_cache import (
     AttentionInputs,
     CacheSize,
@@ -26,6 +22,7 @@ from lmx.layers.attention.kv_cache import (
     SlotCache,
     update_cache,
 )
+from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum

@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from lmx.core.precision import upcast
-from lmx.layers.attention.backend import MASKED, soft_cap
+from lmx.layers.attention.reference import MASKED, soft_cap
 from lmx.layers.mask import TokenInfo, make_attention_mask
 
 Pairs = Int[Array, "pairs 3"]  # query block, key block, 0 for a pair to ignore

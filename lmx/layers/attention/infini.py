@@ -14,13 +14,14 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from lmx.config.registry import check_argument, configurable
 from lmx.core.precision import upcast
 from lmx.layers.attention.attention import Attention
-from lmx.layers.attention.backend import AttentionMask, ReferenceAttention
+from lmx.layers.attention.backend import AttentionMask
 from lmx.layers.attention.kv_cache import (
     AttentionInputs,
     KVCache,
     LayerCache,
     SlotCache,
 )
+from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.init import Init
 from lmx.layers.mask import TokenInfo, make_attention_mask
 from lmx.layers.tap import tap

@@ -9,12 +9,9 @@ from jaxtyping import Array, Float
 
 from lmx.config.registry import Execution, Rate, configurable
 from lmx.layers.attention.attention import SelfAttention
-from lmx.layers.attention.backend import (
-    AttentionBackend,
-    AttentionMask,
-    ReferenceAttention,
-)
+from lmx.layers.attention.backend import AttentionBackend, AttentionMask
 from lmx.layers.attention.kv_cache import AttentionInputs, SlotCache, update_cache
+from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.dropout import dropout
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum, contract, slice_weight

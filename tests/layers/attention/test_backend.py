@@ -15,13 +15,9 @@ from lmx.core.sharding import RULES, Mesh
 from lmx.layers import mask
 from lmx.layers.attention import backend as kernels
 from lmx.layers.attention.attention import Attention, AttentionSink
-from lmx.layers.attention.backend import (
-    AttentionMask,
-    CuDNNAttention,
-    ReferenceAttention,
-    XLAAttention,
-)
+from lmx.layers.attention.backend import AttentionMask, CuDNNAttention, XLAAttention
 from lmx.layers.attention.kv_cache import make_inputs
+from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.attention.ring import RingAttention
 from lmx.layers.attention.splash import SplashAttention
 from lmx.layers.position import ALiBi, CoPE

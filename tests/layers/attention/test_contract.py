@@ -11,7 +11,8 @@ import pytest
 from lmx.core import partitioning
 from lmx.layers import mask
 from lmx.layers.attention import backend, splash
-from lmx.layers.attention.backend import AttentionMask, ReferenceAttention, XLAAttention
+from lmx.layers.attention.backend import AttentionMask, XLAAttention
+from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.attention.ring import RingAttention
 from lmx.layers.attention.splash import SplashAttention
 

@@ -12,12 +12,7 @@ from flax import nnx
 from lmx.core import partitioning
 from lmx.core.sharding import RULES, Mesh
 from lmx.layers.attention import splash
-from lmx.layers.attention.backend import (
-    CuDNNAttention,
-    ReferenceAttention,
-    XLAAttention,
-    attend,
-)
+from lmx.layers.attention.backend import CuDNNAttention, XLAAttention
 from lmx.layers.attention.kv_cache import (
     AttentionInputs,
     CacheSize,
@@ -25,6 +20,7 @@ from lmx.layers.attention.kv_cache import (
     make_inputs,
 )
 from lmx.layers.attention.mla import MLA
+from lmx.layers.attention.reference import ReferenceAttention, attend
 from lmx.layers.attention.ring import RingAttention
 from lmx.layers.attention.splash import SplashAttention
 from lmx.layers.init import FanIn, Init

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from lmx.layers import mask
-from lmx.layers.attention import backend
-from lmx.layers.attention.backend import soft_cap
+from lmx.layers.attention import reference
+from lmx.layers.attention.reference import soft_cap
 
 B, T, N, H = 2, 5, 4, 8
-attend = jax.jit(backend.attend, static_argnames=("scale", "modify_logits", "dropout"))
+OPTIONS = ("scale", "modify_logits", "dropout")
+attend = jax.jit(reference.attend, static_argnames=OPTIONS)
 
 CAPS = {None: None, 0.5: partial(soft_cap, cap=0.5)}
 KV_HEADS = pytest.mark.parametrize("K", [1, 2, 4], ids=["mqa", "gqa", "mha"])
@@ -110,7 +111,7 @@ def test_dropout_acts_on_probabilities():
         seen.append(probs)
         return probs.at[..., 1:].set(0.0)
 
-    y = backend.attend(q, k, v, mask, dropout=first_key_only)
+    y = reference.attend(q, k, v, mask, dropout=first_key_only)
     np.testing.assert_allclose(seen[0].sum(axis=-1), 1.0, rtol=1e-5)
     share = seen[0][..., 0].transpose(0, 3, 1, 2).reshape(B, T, N, 1)
     want = share * jnp.repeat(v[:, :1], N // 2, axis=2)

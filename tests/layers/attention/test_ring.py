@@ -11,7 +11,8 @@ import pytest
 from lmx.core import partitioning
 from lmx.core.sharding import RULES, Mesh
 from lmx.layers import mask
-from lmx.layers.attention.backend import AttentionMask, ReferenceAttention
+from lmx.layers.attention.backend import AttentionMask
+from lmx.layers.attention.reference import ReferenceAttention
 from lmx.layers.attention.ring import RingAttention
 
 B, N, K, H = 2, 4, 2, 4
