@@ -56,7 +56,8 @@ def load_recorded_config(
         missing = [f"--import {name}" for name in modules if name not in sys.modules]
         hint = f" (it has classes of other modules: give {' '.join(missing)})"
         raise ConfigError(f"{error}{hint if missing else ''}") from error
-    for change in diff_modules(modules, digest_modules(config)):
+    changes = diff_modules(modules, digest_modules(config))
+    for change in (name for name in changes if name in modules):
         _note(f"note: {change} has changed since the run of {source} was trained")
     return config
 
@@ -116,7 +117,7 @@ def find_sources(modules: Iterable[str]) -> dict[str, Path]:
     queue = list(modules)
     while queue:
         name = queue.pop(0)
-        path = _locate(name)
+        path = None if name.partition(".")[0] == "lmx" else _locate(name)
         if path is None or name in sources:
             continue
         sources[name] = path

@@ -133,7 +133,7 @@ def test_list_shows_names_parameters_and_experiments(lmx):
         (["diff", "a.gin"], "write lmx config diff A B [Name.parameter=value ...]"),
         (["explain", "a.gin"], "write lmx config explain CONFIG.gin PATH ..."),
         (["explain", "a.gin", "titel"], "has no field 'titel'; did you mean 'title'?"),
-        (["show", "run", "P=3"], "start from its file, run/experiment.gin"),
+        (["show", "run", "P=3"], "nothing under @Book() uses P"),
         (["show", "a.gin", "--import", "nowhere"], "--import nowhere: No module named"),
     ],
 )

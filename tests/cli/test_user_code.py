@@ -200,3 +200,4 @@ def test_sources_are_found_without_running_any_of_them(tmp_path, monkeypatch):
     ]
     assert find_sources(["", "..", "nowhere", "pack.nothing", "sys"]) == {}
     assert "pack" not in sys.modules
+    assert "lmx" not in find_sources([__name__])  # though it lies beside the tests
