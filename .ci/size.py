@@ -8,7 +8,7 @@ import collections
 import pathlib
 import sys
 
-STATEMENTS, LINES, FUNCTION = 14_450, 29_900, 50
+STATEMENTS, LINES, FUNCTION = 14_600, 30_200, 50
 ROOT = pathlib.Path(__file__).parents[1] / "lmx"
 
 
