@@ -11,7 +11,7 @@ import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lmx.config.json_object import WRONG_KIND
 from lmx.config.registry import (
@@ -21,13 +21,17 @@ from lmx.config.registry import (
     find,
     find_experiments,
     get_parameters,
+    is_known,
     locate_config,
     require,
     suggest,
 )
 
+T = TypeVar("T")
+
 MAX_BYTES = 1_000_000  # of all files of a config; each counts as 1 kB or more
 MAX_INCLUDES = 20  # levels
+_PATH = re.compile(r"[a-z_]\w*(\.\w+)+")  # as `config show` prints it
 _GIN_SYNTAX = re.compile(r"[\[\](){}@%'\"]")  # absent from text that needs no quotes
 
 
@@ -65,6 +69,16 @@ class Macro:
 
     def __repr__(self) -> str:
         return f"%{self.key}"
+
+
+def find_refs(value: Any, kind: type[T]) -> list[T]:
+    """All references, or macros, inside a value as written."""
+    if isinstance(value, kind):
+        return [value]
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    items = value if isinstance(value, list | tuple) else ()
+    return [ref for item in items for ref in find_refs(item, kind)]
 
 
 class Binding(NamedTuple):
@@ -119,13 +133,23 @@ def parse(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Binding
     bindings = ParsedBindings()
     for file in files:
         _add_file(locate_config(file), bindings, ())
-    for override in overrides:
-        location = Location(f"override {override!r}", 0)
-        _add_text(_add_quotes(override, location), location, bindings)
+    add_overrides(bindings, overrides)
     return bindings
 
 
-def parse_text(text: str, source: str) -> Bindings:
+def add_overrides(bindings: ParsedBindings, overrides: Iterable[str]) -> None:
+    """Adds overrides; one of a path such as `model.depth` is bound like a macro."""
+    for override in overrides:
+        location = Location(f"override {override!r}", 0)
+        key, value = _split_override(override, location)
+        if _PATH.fullmatch(key) and not is_known(key.partition(".")[0]):
+            ((statement, _),) = _parse_statements(f"x = {value}", location)
+            bind(bindings, BindingKey((), key, ""), statement.value, location)
+        else:
+            _add_text(f"{key} = {value}", location, bindings)
+
+
+def parse_text(text: str, source: str) -> ParsedBindings:
     """The bindings of a text, which may not include files or import modules."""
     bindings = ParsedBindings()
     _add_text(text, Location(source, 1), bindings)
@@ -273,8 +297,8 @@ def _current_line(parser: Any) -> int:
     return token.start[0] if token else 1
 
 
-def _add_quotes(override: str, location: Location) -> str:
-    """`Text.path=/data/x` with the quotes that the shell removed."""
+def _split_override(override: str, location: Location) -> tuple[str, str]:
+    """`Text.path` and `'/data/x'`: the quotes that the shell removed are added."""
     key, _, value = map(str.strip, override.removeprefix("--gin.").partition("="))
     require(value, f"{location}: write it as Name.parameter=value")
     try:
@@ -282,4 +306,4 @@ def _add_quotes(override: str, location: Location) -> str:
     except ValueError:  # not one value in gin's syntax
         if not _GIN_SYNTAX.search(value):
             value = repr(value)
-    return f"{key} = {value}"
+    return key, value

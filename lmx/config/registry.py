@@ -12,7 +12,6 @@ the star; a config sets the keyword-only parameters, after it:
 import ast
 import contextlib
 import dataclasses
-import difflib
 import functools
 import importlib
 import inspect
@@ -33,6 +32,8 @@ from typing import (
     get_origin,
     get_type_hints,
 )
+
+from lmx.config.names import find_nearest
 
 Thing = TypeVar("Thing", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -161,6 +162,11 @@ def find(name: str, where: object, parameter: str = "") -> Callable[..., Any]:
 def is_registered(name: str) -> bool:
     """Whether a configurable of that name is imported."""
     return name in _REGISTRY
+
+
+def is_known(name: str) -> bool:
+    """Whether something configurable has that name, imported or not."""
+    return name in _REGISTRY or name in find_declarations()
 
 
 @functools.cache
@@ -372,10 +378,7 @@ def _is_registered(thing: Any) -> bool:
 def suggest(name: str, candidates: Iterable[str], *, near_only: bool = False) -> str:
     """Ends a message: the nearest candidate, or all if there are few, or nothing."""
     words = sorted(set(candidates))
-    near = difflib.get_close_matches(name, words, n=1) or difflib.get_close_matches(
-        name.rsplit(".", 1)[-1], words, n=1
-    )
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    if near := find_nearest(name, words):
+        return f"; did you mean {near!r}?"
     few = 0 < len(words) <= 12 and not near_only
     return f"; there are {', '.join(words)}" if few else ""

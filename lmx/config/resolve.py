@@ -3,8 +3,8 @@
 Five rules. Only what the root references can be set. A reference `@s/X` reads `s/X.p`
 first and `X.p` second, and passes its scope on to what X references. The later of two
 bindings wins. Every value has the type of its annotation. A binding or macro that
-nothing uses is an error, unless an include supplied it, or an override replaced the
-class that it was for.
+nothing uses is an error, unless an include supplied it, or an override replaced what
+it was for.
 
 Where a config differs from gin's own runtime on purpose, docs/config.md says how.
 """
@@ -16,8 +16,20 @@ from typing import Any, TypeVar
 
 from lmx.config.coerce import coerce_field
 from lmx.config.format import to_gin
-from lmx.config.gin import BindingKey, Bindings, Macro, parse, parse_text
+from lmx.config.gin import (
+    Binding,
+    BindingKey,
+    Bindings,
+    Location,
+    Macro,
+    add_overrides,
+    bind,
+    find_refs,
+    parse,
+    parse_text,
+)
 from lmx.config.json_object import WRONG_KIND, check_depth, parse_object
+from lmx.config.names import find_synonyms
 from lmx.config.registry import (
     REQUIRED,
     ConfigError,
@@ -38,6 +50,7 @@ from lmx.config.value import (
     format_value,
     map_items,
     to_jsonable,
+    walk,
 )
 
 T = TypeVar("T")
@@ -59,22 +72,18 @@ def load(
 
 def apply_overrides(config: Config[T], overrides: Iterable[str]) -> Config[T]:
     """The configuration with overrides."""
-    changes = parse([], overrides)
-    if not changes:
+    if not (overrides := [*overrides]):
         return config
-    return resolve(parse_text(to_gin(config), "config") | changes, config.name)
+    bindings = parse_text(to_gin(config), "config")
+    add_overrides(bindings, overrides)
+    return resolve(bindings, config.name)
 
 
 def resolve(bindings: Bindings, root: str, *, strict: bool = True) -> Config[Any]:
     """The configuration of `root()` from bindings. Refuses unused ones if `strict`."""
+    bindings = _place_paths(bindings, root)
     resolver = Resolver(bindings)
-    try:
-        config = resolver.resolve_ref(Ref((), root, called=True), (), "command line")
-    except RecursionError:
-        raise ConfigError("the config is nested too deeply: simplify it.") from None
-    check_depth(to_jsonable(config), "the config", "Simplify it.")
-    overrides = [b.value for b in bindings.values() if b.location.is_override]
-    replaces_class = any(find_refs(value, Ref) for value in overrides)
+    config = resolver.resolve_root(root)
     used = resolver.reached | resolver.find_macro_keys()
     unused = []
     for key, binding in bindings.items():
@@ -82,11 +91,80 @@ def resolve(bindings: Bindings, root: str, *, strict: bool = True) -> Config[Any
         hidden = bool(key.parameter) and key not in resolver.deciding
         if key in used and not (override and hidden):
             continue
-        if strict and not binding.included and (override or not replaces_class):
+        if strict and not binding.included and not _is_replaced(key, bindings, root):
             reason = _explain_unused(key, root, resolver)
             raise ConfigError(f"{binding.location}: {reason}")
         unused.append(f"{binding.location}: nothing uses {key}")
     return dataclasses.replace(config, unused_bindings=tuple(unused))
+
+
+def _place_paths(bindings: Bindings, root: str) -> Bindings:
+    """The bindings, with an override of a path as one of the class that is there."""
+    macros = Resolver(bindings).find_macro_keys()
+    paths = {
+        key: binding
+        for key, binding in bindings.items()
+        if not key.parameter and key not in macros and not _as_written(binding)
+    }
+    placed = {key: bindings[key] for key in bindings if key not in paths}
+    for path, binding in paths.items():
+        key = _find_key(path, binding.location, placed, root)
+        other = placed[key].location if key in placed else binding.location
+        message = f"{binding.location} and {other} set the same value: give one"
+        require(other == binding.location or not other.is_override, message)
+        bind(placed, key, binding.value, binding.location)
+    return placed
+
+
+def _find_key(
+    path: BindingKey, location: Location, bindings: Bindings, root: str
+) -> BindingKey:
+    """What an override of a path binds. A word that is no path stays what it is."""
+    resolver = Resolver(bindings)
+    config = resolver.resolve_root(root)
+    nodes = [place for place, node, *_ in walk(config) if isinstance(node, Config)]
+    places = dict(zip(nodes, resolver.seen, strict=True))  # both parents first
+    holder, _, parameter = path.name.rpartition(".")
+    scope, name = places.get(holder, ((), ""))
+    if not name or parameter not in config_fields(find(name, location)):
+        if path.name.partition(".")[0] in config.fields:
+            near = suggest(path.name, [known for known, _ in config.flatten()])
+            raise ConfigError(f"{location}: {config} has no field {path}{near}")
+        if holder:
+            find(holder, location, parameter)  # raises
+        return path
+    key = BindingKey(scope, name, parameter)
+    others = [
+        f"{place}.{parameter}"
+        for place, (inner, other) in places.items()
+        if place != holder and other == name and inner[: len(scope)] == scope
+    ]
+    require(
+        not others,
+        f"{location}: write {key}=VALUE, which sets {', '.join(others)} too; or use"
+        f" @NEW/{name} in place of this @{name}, and NEW/{name}.{parameter}=VALUE",
+    )
+    return key
+
+
+def _as_written(binding: Binding) -> Binding | None:
+    """The binding of a file; None if only overrides set it."""
+    written = (x for x in (binding, *binding.replaced) if not x.location.is_override)
+    return next(written, None)
+
+
+def _is_replaced(key: BindingKey, bindings: Bindings, root: str) -> bool:
+    """Whether the files alone use a binding of theirs, and the overrides do not."""
+    written = {k: old for k, new in bindings.items() if (old := _as_written(new))}
+    overrides = any(x.location.is_override for x in bindings.values())
+    if bindings[key].location.is_override or not overrides:
+        return False
+    resolver = Resolver(written)
+    try:
+        resolver.resolve_root(root)
+    except ConfigError:  # incomplete without the overrides
+        return True
+    return key in resolver.reached | resolver.find_macro_keys()
 
 
 def _explain_unused(key: BindingKey, root: str, resolver: "Resolver") -> str:
@@ -105,8 +183,11 @@ def _explain_unused(key: BindingKey, root: str, resolver: "Resolver") -> str:
         return f"{reason}: write {key.name}.parameter=value"
     macros = [f"{k}" for k in resolver.find_macro_keys() if k != key]
     near = suggest(key.name, macros, near_only=True)
-    if not near and (owners := find_owners(key.name)):
-        near = f"; there is {', '.join(owners)}"
+    names = {name for _, name in resolver.seen}
+    for parameter in (key.name, *find_synonyms(key.name)):
+        owners = find_owners(parameter)
+        owners = [x for x in owners if x.split(".")[0] in names] or owners
+        near = near or (f"; there is {', '.join(owners)}" if owners else "")
     return reason + near
 
 
@@ -153,6 +234,16 @@ class Resolver:
         self.seen: list[tuple[Scope, str]] = []
         self._open: list[tuple[Scope, str]] = []
         self._nodes = 0
+
+    def resolve_root(self, root: str) -> Config[Any]:
+        """The config of `root()`. It reads all bindings that can be used."""
+        try:
+            config = self.resolve_ref(Ref((), root, called=True), (), "command line")
+        except RecursionError:
+            message = "the config is nested too deeply: simplify it."
+            raise ConfigError(message) from None
+        check_depth(to_jsonable(config), "the config", "Simplify it.")
+        return config
 
     def resolve_ref(self, ref: Ref, scope: Scope, where: object) -> Config[Any]:
         """The config of a reference in a scope."""
@@ -300,13 +391,3 @@ class Resolver:
             yield f"replaces {format_value(old.value)} of {old.location}"
         for macro in dict.fromkeys(find_refs(binding.value, Macro)):
             yield from self._trace_replaced(macro.key)
-
-
-def find_refs(value: Any, kind: type[T]) -> list[T]:
-    """All references, or macros, inside a value as written."""
-    if isinstance(value, kind):
-        return [value]
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    items = value if isinstance(value, list | tuple) else ()
-    return [ref for item in items for ref in find_refs(item, kind)]

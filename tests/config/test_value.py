@@ -125,6 +125,62 @@ def test_an_unknown_scope_is_reported_with_the_known_ones(house):
         house(FULL, "dimm/Lamp.watts=3")
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("door.lamp.wats=9", "has no field door.lamp.wats; did you mean 'door.lamp.w"),
+        ("lamps.1=3", "has no field lamps.1"),
+        ("dor.lamp.watts=9", "nothing configurable is named 'dor.lamp'"),
+        (
+            "door.lamp.watts=9",
+            "write Lamp.watts=VALUE, which sets lamps.0.watts, lamps.1.watts,",
+        ),
+        ("lamps.1.watts=9", "write dim/Lamp.watts=VALUE, which sets rooms."),
+    ],
+)
+def test_a_path_that_is_unknown_or_not_alone_says_what_to_write(
+    house, override, message
+):
+    with pytest.raises(ConfigError) as error:
+        house(FULL, override)
+    assert f"{error.value}".startswith(f"override {override!r}: ")
+    assert message in f"{error.value}"
+
+
+def test_a_path_as_it_is_shown_is_an_override(house):
+    text = (
+        "House.lamps = [@a/Lamp(), @b/Lamp()]\nHouse.door = @d/Door\nb/Lamp.watts = 5"
+    )
+    config = house(text, "lamps.0.watts=7", "lamps.1.watts=9", "limit=2")
+    assert [config[f"lamps.{n}.watts"] for n in (0, 1)] == [7.0, 9.0]
+    assert (config["door.lamp.watts"], config["limit"]) == (40.0, 2.0)
+    assert config.explain("lamps.1.watts").splitlines()[1:] == [
+        "  override 'lamps.1.watts=9'",
+        "  replaces 5 of house.gin:3",
+    ]
+    assert house("", "door.lamp.watts=8")["door.lamp.watts"] == 8.0
+    with pytest.raises(ConfigError, match="override 'Lamp.watts=2' set the same value"):
+        house("", "Lamp.watts=2", "door.lamp.watts=8")
+
+
+def test_a_path_keeps_to_a_macro_of_that_name(house):
+    config = house("limit = 3.0\nHouse.limit = %limit", "limit=4.0")
+    assert config["limit"] == 4.0
+    assert config.find_provenance("limit")[0].endswith("override 'limit=4.0'")
+
+
+def test_the_settings_of_what_an_override_removed_are_no_error(house):
+    text = "House.lamps = [@dim/Lamp()]\ndim/Lamp.watts = 15"
+    for override in ("House.lamps=()", "lamps=()"):
+        config = house(text, override)
+        assert config.unused_bindings == ("house.gin:2: nothing uses dim/Lamp.watts",)
+    for removed in ("House.lamps=()", "House.lamps=[@Lamp()]"):
+        with pytest.raises(ConfigError, match="house.gin:3: nothing .* uses no/Lamp"):
+            house(text + "\nno/Lamp.watts = 1", removed)
+    with pytest.raises(ConfigError, match="override 'dim/Lamp.watts=3': nothing under"):
+        house(text, "House.lamps=()", "dim/Lamp.watts=3")
+
+
 def test_the_tree_shows_references_and_values_that_are_not_defaults(house):
     assert draw_tree(house(FULL, "House.limit=2")).splitlines() == [
         "@House()",
