@@ -60,7 +60,8 @@ def write_model(folder: Path) -> int:
     from lmx.models.families.llama import FAMILY
     from lmx.models.hf.api import CONFIG, init_abstract, write_json
     from lmx.models.hf.safetensors import TensorInfo, write_tensors
-    from lmx.models.hf.weights import flatten_params, group_by_tensor, map_tensors
+    from lmx.models.hf.weights import group_by_tensor, map_tensors
+    from lmx.models.params import flatten_params
 
     model = init_abstract(FAMILY.to_config(FAMILY.presets[PRESET], PRESET))
     shapes = {

@@ -1,6 +1,9 @@
-"""Parameter table of a model, and FLOPs per token of training."""
+"""Parameters of a model by path, their table, and FLOPs per token of training."""
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
@@ -10,19 +13,27 @@ from lmx.core.sharding import is_variable
 from lmx.layers.linear import TiedLMHead
 from lmx.models.decoder import Decoder
 
+MAX_NAMES_SHOWN = 8  # in a message
+
+
+def flatten_params(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> dict[str, Any]:
+    """Every array, or its shape, by its path, as in `norm.scale`."""
+    leaves, _ = jax.tree.flatten_with_path(tree, is_leaf)
+    keystr = partial(jax.tree_util.keystr, simple=True, separator=".")
+    return {keystr(path).removesuffix(".value"): leaf for path, leaf in leaves}
+
 
 def list_parameters(model: nnx.Module) -> dict[str, dict[str, int]]:
     """The sizes of each parameter by logical axis, stacked over its layers.
 
     `model` may be abstract. The names are sorted.
     """
-    _, params = nnx.split(model)
-    leaves, _ = jax.tree.flatten_with_path(params, is_leaf=is_variable)
+    params = flatten_params(nnx.split(model)[1], is_variable)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): dict(
-            zip(leaf.axes, leaf.shape, strict=True)
-        )
-        for path, leaf in leaves
+        path: dict(zip(leaf.axes, leaf.shape, strict=True))
+        for path, leaf in params.items()
     }
 
 

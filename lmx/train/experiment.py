@@ -25,7 +25,7 @@ from lmx.core import sharding
 from lmx.core.sharding import RULES, Mesh
 from lmx.data.dataset import DatasetConfig, RolloutDataset
 from lmx.models.decoder import Decoder
-from lmx.models.hf.weights import flatten_params
+from lmx.models.params import flatten_params
 from lmx.models.remat import check_offload
 from lmx.train.checkpoint.init_from import InitFrom
 from lmx.train.checkpoint.policy import CheckpointPolicy

@@ -16,7 +16,7 @@ from lmx.core import partitioning, rng
 from lmx.core.batch import AnyBatch, count_rows
 from lmx.core.mean import Mean
 from lmx.core.sharding import is_variable
-from lmx.models.hf.weights import flatten_params
+from lmx.models.params import flatten_params
 from lmx.train.loss import Loss, Means
 from lmx.train.optim.optimizer import apply_sign_updates, zero_sign_grads
 

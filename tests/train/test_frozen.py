@@ -13,7 +13,7 @@ import lmx
 from lmx.analysis.batch_report import inspect_step
 from lmx.analysis.replay import RecordedRun, replay
 from lmx.config.registry import ConfigError
-from lmx.models.hf.weights import flatten_params
+from lmx.models.params import flatten_params
 from lmx.run.run_dir import read_metrics
 from lmx.train.checkpoint.digest import flatten_by_path
 from lmx.train.checkpoint.reader import CheckpointReader

@@ -28,13 +28,13 @@ from lmx.models.hf.weights import (
     TensorSlice,
     check_tensors,
     check_tied_copy,
-    flatten_params,
     group_by_tensor,
     load_params,
     map_tensors,
     raise_if,
     save_params,
 )
+from lmx.models.params import flatten_params
 from lmx.models.trained_model import TrainedModel
 
 CONFIG, GENERATION = "config.json", "generation_config.json"

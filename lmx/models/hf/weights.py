@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import EllipsisType
-from typing import Any
 
 import jax
 import numpy as np
@@ -26,11 +25,11 @@ from lmx.models.hf.safetensors import (
     TensorInfo,
     write_tensors,
 )
+from lmx.models.params import MAX_NAMES_SHOWN, flatten_params
 
 Shape = tuple[int, ...]
 Bounds = Sequence[Sequence[int]]  # start and stop along each dimension
 LAYER, EXPERT = "{layer}", "{expert}"
-MAX_NAMES_SHOWN = 8
 COMPARED_ROWS = 4096  # at a time
 
 
@@ -127,15 +126,6 @@ def group_by_tensor(found: Iterable[TensorSlice]) -> dict[str, list[TensorSlice]
     for part in found:
         tensors.setdefault(part.tensor, []).append(part)
     return tensors
-
-
-def flatten_params(
-    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
-) -> dict[str, Any]:
-    """Every array, or its shape, by its path, as in `norm.scale`."""
-    leaves, _ = jax.tree.flatten_with_path(tree, is_leaf)
-    keystr = partial(jax.tree_util.keystr, simple=True, separator=".")
-    return {keystr(path).removesuffix(".value"): leaf for path, leaf in leaves}
 
 
 def load_params(

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from lmx.config.registry import require
 from lmx.core import distributed
 from lmx.core.sharding import Mesh
-from lmx.models.hf.weights import flatten_params
+from lmx.models.params import flatten_params
 from lmx.train.checkpoint.digest import (
     checksum_parts,
     combine_digests,

@@ -1,15 +1,25 @@
-"""Imports a Hugging Face model as a run."""
+"""Hugging Face models as runs, and as the weights that a run begins with."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
+from flax import nnx
+
+from lmx.config.value import to_jsonable
+from lmx.core import distributed
 from lmx.core.files import create_dir
 from lmx.core.precision import Dtype
-from lmx.models.hf.api import CONFIG, HFCheckpoint, load_model
+from lmx.models.hf.api import CONFIG, HFCheckpoint, init_abstract, load_model
+from lmx.models.hf.weights import load_params
+from lmx.models.params import flatten_params
 from lmx.models.trained_model import TrainedModel
 from lmx.run.metadata import initial_metadata
 from lmx.run.run_dir import RunDir, write_initial_files
 from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.run_weights import ORIGIN
 
 
 def import_hf(folder: Path, run: Path, dtype: Dtype | None = None) -> TrainedModel:
@@ -34,3 +44,25 @@ def digest_files(source: HFCheckpoint) -> str:
         with file.open("rb") as opened:
             content.update(hashlib.file_digest(opened, "sha256").digest())
     return content.hexdigest()
+
+
+class HFWeights:
+    """The parameters in a folder of Hugging Face; attributes as in `RunWeights`."""
+
+    def __init__(self, path: Path):
+        self.step, self.checkpoint = 0, HFCheckpoint(path)
+        config = self.checkpoint.to_config("bfloat16")
+        model = init_abstract(config)
+        self.slices = self.checkpoint.map_tensors(model)
+        self.checkpoint.infer_dtype(model, self.slices)  # refuses those it cannot read
+        self.shapes = {
+            path: leaf.shape for path, leaf in flatten_params(nnx.state(model)).items()
+        }
+        self.origin = {name: to_jsonable(config[name]) for name in ORIGIN}
+        self.digest = distributed.broadcast_from_leader(
+            lambda: digest_files(self.checkpoint)
+        )
+
+    def load(self, abstract: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The parameters at these paths, with these dtypes and shardings."""
+        return load_params(self.checkpoint.weights, self.slices, dict(abstract))

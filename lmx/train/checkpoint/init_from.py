@@ -5,24 +5,24 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.config.registry import Execution, NonNegative, configurable, require
-from lmx.config.value import to_jsonable
 from lmx.core import distributed, sharding
 from lmx.core.console import print_line
 from lmx.core.sharding import is_variable
-from lmx.models.hf.api import HFCheckpoint, init_abstract
-from lmx.models.hf.weights import MAX_NAMES_SHOWN, flatten_params, load_params
+from lmx.models.params import MAX_NAMES_SHOWN, flatten_params
 from lmx.run.run_dir import CONFIG, METADATA, read_metadata
-from lmx.train.checkpoint.import_hf import digest_files
-from lmx.train.checkpoint.run_weights import ORIGIN, RunWeights
+from lmx.train.checkpoint.run_weights import RunWeights
 from lmx.train.program import StepProgram
 from lmx.train.step import Frozen, TrainState
+
+if TYPE_CHECKING:
+    from lmx.train.checkpoint.import_hf import HFWeights
 
 RESIZABLE = {"vocab", "length"}  # logical axes whose size may differ
 PROBLEMS = {
@@ -30,28 +30,6 @@ PROBLEMS = {
     "drop": "the model lacks parameters of the weights",
     "resize": "the weights have parameters in other sizes than the model",
 }
-
-
-class HFWeights:
-    """The parameters in a folder of Hugging Face; attributes as in `RunWeights`."""
-
-    def __init__(self, path: Path):
-        self.step, self.checkpoint = 0, HFCheckpoint(path)
-        config = self.checkpoint.to_config("bfloat16")
-        model = init_abstract(config)
-        self.slices = self.checkpoint.map_tensors(model)
-        self.checkpoint.infer_dtype(model, self.slices)  # refuses those it cannot read
-        self.shapes = {
-            path: leaf.shape for path, leaf in flatten_params(nnx.state(model)).items()
-        }
-        self.origin = {name: to_jsonable(config[name]) for name in ORIGIN}
-        self.digest = distributed.broadcast_from_leader(
-            lambda: digest_files(self.checkpoint)
-        )
-
-    def load(self, abstract: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The parameters at these paths, with these dtypes and shardings."""
-        return load_params(self.checkpoint.weights, self.slices, dict(abstract))
 
 
 @configurable
@@ -87,7 +65,7 @@ class InitFrom:
             " empty, or take 'weights'.",
         )
 
-    def open(self, recorded: Mapping[str, Any]) -> RunWeights | HFWeights:
+    def open(self, recorded: Mapping[str, Any]) -> "RunWeights | HFWeights":
         """The weights, of which only headers are read.
 
         Refuses others than a run has `recorded`, as by `read_init_from`.
@@ -100,7 +78,7 @@ class InitFrom:
             " 'weights', and give no step.",
         )
         step = recorded.get("step", self.step)
-        source = RunWeights(path, step) if is_run else HFWeights(path)
+        source = RunWeights(path, step) if is_run else _read_hf(path)
         require(
             recorded.get("digest") in (None, source.digest),
             f"the weights of {path} are not those that the run began with, whose digest"
@@ -137,6 +115,12 @@ class InitFrom:
         for path in found["resize"]:
             _check_resizable(path, shapes[path], params[path])
         return found
+
+
+def _read_hf(path: Path) -> "HFWeights":
+    from lmx.train.checkpoint.import_hf import HFWeights  # few runs need it
+
+    return HFWeights(path)
 
 
 def matches(path: str, patterns: tuple[str, ...]) -> bool:
@@ -207,7 +191,7 @@ class InitialState:
         return self.load().frozen if self.run.has_frozen else Frozen()
 
     @cached_property
-    def _opened(self) -> tuple[RunWeights | HFWeights, dict[str, Any]]:
+    def _opened(self) -> "tuple[RunWeights | HFWeights, dict[str, Any]]":
         """The weights, and the facts about them."""
         assert self.init_from
         source = self.init_from.open(self.recorded)

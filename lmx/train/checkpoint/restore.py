@@ -9,7 +9,7 @@ from jax.sharding import SingleDeviceSharding
 from lmx.core import sharding
 from lmx.data.tokenizer.base import TOKENIZER_DIR
 from lmx.data.tokenizer.pretrained import load_tokenizer
-from lmx.models.hf.weights import flatten_params
+from lmx.models.params import flatten_params
 from lmx.models.trained_model import TrainedModel
 from lmx.train.checkpoint.frozen import load_frozen_params
 from lmx.train.checkpoint.reader import DamageError

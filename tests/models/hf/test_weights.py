@@ -11,12 +11,8 @@ from flax import nnx
 from lmx.config.registry import ConfigError
 from lmx.core.sharding import RULES, Mesh, shardings, with_shardings
 from lmx.models.hf.api import HFCheckpoint, init_abstract
-from lmx.models.hf.weights import (
-    flatten_params,
-    group_by_param,
-    load_params,
-    read_slice,
-)
+from lmx.models.hf.weights import group_by_param, load_params, read_slice
+from lmx.models.params import flatten_params
 
 MESHES = [Mesh(data=1, fsdp=4, tensor=2), Mesh(data=2, fsdp=2, tensor=2), Mesh(data=8)]
 

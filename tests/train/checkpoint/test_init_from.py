@@ -13,7 +13,7 @@ import lmx
 from lmx.analysis.replay import RecordedRun, replay
 from lmx.config.registry import ConfigError
 from lmx.core.sharding import is_variable
-from lmx.models.hf.weights import flatten_params
+from lmx.models.params import flatten_params
 from lmx.run.run_dir import read_metrics
 from lmx.train.checkpoint.import_hf import import_hf
 from lmx.train.checkpoint.init_from import InitialState, read_init_from
