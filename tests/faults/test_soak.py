@@ -1,5 +1,6 @@
 """A run that is killed many times ends with the same bits as an undisturbed one."""
 
+import importlib
 import json
 import os
 import shutil
@@ -54,11 +55,14 @@ def compare(
     """Compares runs that are killed at these points with an undisturbed one."""
     overrides = [*WORDS, f"Experiment.steps={steps}", *words]
     overrides.append("CheckpointPolicy.every=8")
+    imports = [module] if module else []
+    for name in imports:
+        importlib.import_module(name)
     scenario = Scenario(
         config=lmx.load_experiment(PAGE, overrides),
         file=f"{PAGE}",
         overrides=overrides,
-        imports=[module] if module else [],
+        imports=imports,
         folder=folder,
     )
     return compare_killed(scenario, kill_points)[1]
