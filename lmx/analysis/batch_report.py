@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, SupportsIndex
 
 import jax
@@ -10,14 +9,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from lmx.analysis.nonfinite import explain_step
 from lmx.analysis.replay import RecordedRun, Scalars
 from lmx.config.registry import require
-from lmx.core import partitioning, rng
-from lmx.core.batch import AnyBatch, Batch, count_rows
+from lmx.core.batch import AnyBatch, Batch
 from lmx.data.dataset import DocumentSpan
 from lmx.data.tokenizer.base import Tokenizer, token_to_bytes
-from lmx.train.diloco import ReplicaState
-from lmx.train.step import Frozen, StepConfig, TrainState, merge_params
+from lmx.train.guard.nonfinite import FINITE_METRICS
+from lmx.train.step import Frozen, StepConfig, merge_params
 
 
 class ScoredDocument(NamedTuple):
@@ -56,6 +55,7 @@ class BatchReport:
         documents: all documents of the batch, row by row.
         metrics: those of the step, norms of layers among them.
         tokenizer: None if tokens have no text.
+        cause: where a number that is not finite comes from; None: there is none.
     """
 
     start_step: int
@@ -63,6 +63,7 @@ class BatchReport:
     documents: list[ScoredDocument]
     metrics: Scalars
     tokenizer: Tokenizer | None
+    cause: str | None = None
 
     @property
     def nats(self) -> float:
@@ -120,43 +121,19 @@ def inspect_step(recorded: RecordedRun, step: int) -> BatchReport:
         f"the tokens of {type(whole).__name__} cannot be shown: it lacks"
         f" {', '.join(missing)}.",
     )
-    nats, documents = score_tokens(recorded, state, whole), []
+    parts = recorded.run_by_replica(compute_token_nats, state, whole)
+    nats, documents = np.concatenate([np.asarray(part) for part in parts]), []
     batch = jax.tree.map(np.asarray, whole)
     _, metrics = recorded.train(state, step, {step})
+    is_finite = not any(isinstance(metrics[step][name], str) for name in FINITE_METRICS)
+    cause = None if is_finite else explain_step(recorded, step)
     for origin in run.data.locate_at(run.seed, data_step):
         at = np.flatnonzero(batch.segments[origin.row] == origin.segment)
         fields = (batch.tokens, batch.targets, batch.weights, nats)
         parts = (field[origin.row][at] for field in fields)
         documents.append(ScoredDocument(origin, int(at[0]), *parts))
-    return BatchReport(start, step, documents, metrics[step], run.data.info.tokenizer)
-
-
-def score_tokens(
-    recorded: RecordedRun, state: TrainState, batch: AnyBatch
-) -> Float[np.ndarray, "B T"]:
-    """Nats of every target. Each DiLoCo replica scores its own rows."""
-    run = recorded.run
-    config = recorded.experiment.build_program(jax.devices()).step_config
-    keys_B = rng.fold(config.seed, state.step, "dropout", count_rows(batch))
-    score = jax.jit(
-        partitioning.with_partitioning(
-            run.mesh, run.rules, partial(compute_token_nats, config)
-        )
-    )
-    if not isinstance(state.opt_state, ReplicaState):
-        return np.asarray(score(state.params, batch, keys_B, state.frozen))
-    params = state.opt_state.params
-    replicas = jax.tree.leaves(params)[0].shape[0]
-    rows = jax.tree.map(
-        lambda x: x.reshape(replicas, -1, *x.shape[1:]), (batch, keys_B)
-    )
-    parts = [
-        np.asarray(
-            score(*jax.tree.map(lambda x, n=n: x[n], (params, *rows)), state.frozen)
-        )
-        for n in range(replicas)
-    ]
-    return np.concatenate(parts)
+    tokenizer = run.data.info.tokenizer
+    return BatchReport(start, step, documents, metrics[step], tokenizer, cause)
 
 
 def compute_token_nats(

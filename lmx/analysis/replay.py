@@ -1,17 +1,21 @@
 """A recorded run, opened read-only, and the replay of its steps."""
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import Array, PyTree
 from tqdm import tqdm
 
 from lmx.config.registry import ConfigError, require
 from lmx.config.resolve import apply_overrides
 from lmx.config.value import Config, diff, explain_errors
+from lmx.core import partitioning, rng
+from lmx.core.batch import AnyBatch, count_rows
 from lmx.core.console import print_line
 from lmx.data.dataset import prefetch
 from lmx.run.metadata import describe_environment, diff_metadata, mesh_axes
@@ -27,12 +31,13 @@ from lmx.train.checkpoint.frozen import attach_frozen
 from lmx.train.checkpoint.init_from import InitialState, read_init_from
 from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.reader import DamageError
+from lmx.train.diloco import ReplicaState
 from lmx.train.experiment import Experiment
 from lmx.train.guard.nonfinite import load_skipped, make_reader, to_data_step
 from lmx.train.hooks.log import to_python
 from lmx.train.loop import train
 from lmx.train.program import RunContext
-from lmx.train.step import Metrics, TrainState
+from lmx.train.step import Frozen, Metrics, StepConfig, TrainState
 
 Scalar = int | float | str
 Scalars = Mapping[str, Scalar]  # by name; a list has one for each element, as in `x/0`
@@ -129,6 +134,32 @@ class RecordedRun:
                     " step before the first checkpoint."
                 ) from error
         return initial.load()
+
+    def run_by_replica(
+        self,
+        fn: Callable[[StepConfig, PyTree, AnyBatch, Array, Frozen], Any],
+        state: TrainState,
+        batch: AnyBatch,
+    ) -> list[Any]:
+        """`fn` of parameters, a batch, the keys of the next step, and what is frozen.
+
+        Once, or once for each DiLoCo replica with its own rows.
+        """
+        run = self.run
+        keys_B = rng.fold(run.seed, state.step, "dropout", count_rows(batch))
+        call = partial(fn, run.step_config)
+        call = jax.jit(partitioning.with_partitioning(run.mesh, run.rules, call))
+        if not isinstance(state.opt_state, ReplicaState):
+            return [call(state.params, batch, keys_B, state.frozen)]
+        params = state.opt_state.params
+        replicas = jax.tree.leaves(params)[0].shape[0]
+        rows = jax.tree.map(
+            lambda x: x.reshape(replicas, -1, *x.shape[1:]), (batch, keys_B)
+        )
+        return [
+            call(*jax.tree.map(lambda x, n=n: x[n], (params, *rows)), state.frozen)
+            for n in range(replicas)
+        ]
 
     def train(
         self, state: TrainState, last: int, steps: Collection[int] = ()

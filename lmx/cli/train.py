@@ -118,6 +118,7 @@ def _train(args: argparse.Namespace) -> Output | int:
 
 def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int:
     """Trains or resumes the run; process 0 has the output."""
+    from lmx.analysis.nonfinite import train_and_explain
     from lmx.core.console import warn_on_error
     from lmx.core.distributed import is_leader
     from lmx.run.goodput import read_process_start
@@ -125,7 +126,7 @@ def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int
     from lmx.run.summary import format_summary
     from lmx.train.guard.nonfinite import FaultError
     from lmx.train.hooks.preemption import StoppedError
-    from lmx.train.trainer import RunOptions, train_run
+    from lmx.train.trainer import RunOptions
 
     allowed = tuple(args.allow_change)
     options = RunOptions(read_process_start(), args.grace, allowed)
@@ -133,9 +134,9 @@ def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int
         with warn_on_error("compare the run with others"):
             _report_new_run(config, args.names[0], folder)
     try:
-        train_run(Path(args.names[0]).stem, config, folder, options)
+        train_and_explain(Path(args.names[0]).stem, config, folder, options)
     except (StoppedError, FaultError) as error:
-        message = f"error: {error}"
+        message = "\n".join([f"error: {error}", *getattr(error, "__notes__", [])])
         if isinstance(error, StoppedError):
             message = f"{error}; the same command resumes: {folder}"
         if is_leader():

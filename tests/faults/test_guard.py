@@ -106,8 +106,8 @@ def test_a_non_finite_loss_ends_the_run_before_its_state_is_saved(work, runs):
     status, stderr = runs["abort"].result()
     assert status == 1
     assert "error: step 6 has loss nan" in stderr and "Traceback" not in stderr
-    assert "Its batch: row 0 of RepeatTask" in stderr
-    assert "The newest checkpoint is that of step 4" in stderr
+    assert "The first tensor that is not finite: loss." in stderr
+    assert "Saved before it: the checkpoint of step 4" in stderr
     assert saved(work / "abort") == [2, 4]  # step 6 was due
     words = ["train", "tiny.gin", *FAULTY, *CASES["abort"], "--run", "abort"]
     words += ["Experiment.guard=@SkipNonFinite()", "--allow-change", "Experiment.guard"]

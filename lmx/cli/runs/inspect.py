@@ -73,6 +73,7 @@ def _to_json(run: "RecordedRun", report: "BatchReport") -> dict[str, Any]:
         "step": report.step,
         "nats": report.nats,
         "metrics": report.metrics,
+        "cause": report.cause,
         "documents": documents,
     }
 
@@ -94,7 +95,8 @@ def _format(run: "RecordedRun", report: "BatchReport", top: int) -> str:
             f"{run.folder}, step {report.step}: {len(report.documents)} documents or"
             f" parts of them, {targets:,} targets, {report.nats:.6f} nats each"
             f" ({logged} logged)",
-            f"parameters from the checkpoint of step {report.start_step}\n",
+            f"parameters from the checkpoint of step {report.start_step}",
+            f"{report.cause or ''}\n",
             f"{_format_norms(report)}\n",
             "documents with the highest loss",
             f"{format_table(header, rows, 2)}\n",

@@ -15,7 +15,6 @@ from lmx.config.registry import Positive, configurable
 from lmx.core import distributed
 from lmx.core.batch import AnyBatch
 from lmx.core.console import print_line
-from lmx.data.dataset import DocumentSpan
 from lmx.data.schedule import BatchSchedule
 from lmx.run.run_dir import RunDir, read_ledger
 from lmx.train.checkpoint.manager import CheckpointManager
@@ -30,15 +29,19 @@ REWIND = "Rewind"  # name in the ledger
 SKIPPED, SPIKE = "skipped", "spike"  # metrics of guards: above 0 if that happened
 FINITE_METRICS = ("loss", "grad_norm", "update_norm", "param_norm")
 WATCHED_METRICS = (*FINITE_METRICS, SKIPPED, SPIKE)
-MAX_DOCUMENTS = 8  # that a message names
 
 
 class FaultError(Exception):
-    """Training must stop; the process exits with `exit_status`."""
+    """Training must stop; the process exits with `exit_status`.
 
-    def __init__(self, reason: str, exit_status: int = 1):
+    `nonfinite_step` is the step with a number that is not finite, if that is why.
+    """
+
+    def __init__(
+        self, reason: str, exit_status: int = 1, nonfinite_step: int | None = None
+    ):
         super().__init__(reason)
-        self.exit_status = exit_status
+        self.exit_status, self.nonfinite_step = exit_status, nonfinite_step
 
 
 @dataclass(frozen=True)
@@ -50,22 +53,20 @@ class GuardContext:
     checkpoints: CheckpointManager
 
     def make_fault(self, step: int, values: Mapping[str, float]) -> FaultError:
-        """An error that names the step's fault and documents; saves are finished."""
+        """An error that names the step's fault and what to do; saves are finished."""
         self.checkpoints.wait()
-        newest = max(self.checkpoints.list_steps(), default=0)
+        saved = self.checkpoints.list_steps()
+        newest = f"the checkpoint of step {saved[-1]}" if saved else "nothing"
         bad = [f"{name} {x:g}" for name, x in find_nonfinite(values).items()]
         reason = ", ".join(bad) or f"a spike of its loss, {values['loss']:g}"
-        data_step = to_data_step(load_skipped(self.run_dir.path), step - 1)
-        spans = self.run.data.locate_at(self.run.seed, data_step)
-        documents = "; ".join(map(_format_span, spans[:MAX_DOCUMENTS]))
-        if len(spans) > MAX_DOCUMENTS:
-            documents += f"; and {len(spans) - MAX_DOCUMENTS} more"
         self.run_dir.record_hook(step, "Guard", "failed", reason=reason)
         return FaultError(
-            f"step {step} has {reason}. Its batch: {documents}. The newest checkpoint"
-            f" is that of step {newest}. The same command fails at the same step again:"
-            " change something, as by Experiment.guard=@SkipNonFinite() --allow-change"
-            " Experiment.guard."
+            f"step {step} has {reason}. Saved before it: {newest}."
+            f" lmx inspect {self.run_dir.path} --step {step} shows the documents of its"
+            " batch with the loss of each token. The same command fails at the same"
+            " step again: change something, as by Experiment.guard=@SkipNonFinite()"
+            " --allow-change Experiment.guard.",
+            nonfinite_step=step if bad else None,
         )
 
 
@@ -165,13 +166,6 @@ def select_state(
 def find_nonfinite(values: Mapping[str, Any]) -> dict[str, float]:
     """The metrics that must be finite and are not."""
     return {n: values[n] for n in FINITE_METRICS if not np.isfinite(values.get(n, 0))}
-
-
-def _format_span(span: DocumentSpan) -> str:
-    row, _, source, document, offset, length = span
-    if document is None or offset is None:
-        return f"row {row} of {source}"
-    return f"row {row} {source} document {document} [{offset}, {offset + length})"
 
 
 def load_skipped(path: Path) -> SkippedRanges:

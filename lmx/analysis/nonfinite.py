@@ -1,0 +1,133 @@
+"""Finds the first tensor of a training step that is not finite, by replaying it."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Key, PyTree
+
+from lmx.analysis.replay import RecordedRun
+from lmx.config.value import Config
+from lmx.core.batch import AnyBatch
+from lmx.core.console import print_line
+from lmx.core.sharding import is_variable
+from lmx.layers.tap import Records, TapRequest, record
+from lmx.train.experiment import Experiment
+from lmx.train.guard.nonfinite import FaultError
+from lmx.train.step import Frozen, StepConfig, merge_params
+from lmx.train.trainer import RunOptions, train_run
+
+Checks = tuple[Records, Records, Bool[Array, ""], Records]
+
+
+def train_and_explain(
+    name: str, config: Config[Experiment], folder: Path, options: RunOptions
+) -> None:
+    """`train_run`, whose `FaultError` also names the first tensor that is not finite.
+
+    For that the run is replayed from its newest checkpoint, unless it has several
+    processes, of which one might fail alone and leave the others waiting.
+    """
+    try:
+        train_run(name, config, folder, options)
+        return
+    except FaultError as error:
+        fault = error.with_traceback(None)  # whose frames hold the state
+    if fault.nonfinite_step is not None and jax.process_count() == 1:
+        print_line(f"replaying step {fault.nonfinite_step}; Ctrl-C skips this")
+        try:
+            recorded = RecordedRun.open(folder)
+            fault.add_note(explain_step(recorded, fault.nonfinite_step))
+        except (Exception, KeyboardInterrupt) as error:  # it ends as it would without
+            fault.add_note(f"The step was not replayed: {error!r}")
+    raise fault
+
+
+def explain_step(recorded: RecordedRun, step: int) -> str:
+    """Names the first tensor that is not finite in that step of a run."""
+    state, _ = recorded.train(recorded.restore_before(step), step - 1)
+    run, data_step = recorded.run, recorded.data_step(step)
+    batch = run.add_rollouts(state, run.load_batch(run.data, run.seed, data_step))
+    return describe_checks(recorded.run_by_replica(check_finite, state, batch))
+
+
+def describe_checks(replicas: Sequence[Checks]) -> str:
+    """The first tensor that is not finite, by `check_finite` of each replica.
+
+    Parameters come first, then activations, the loss, and the gradients, of which that
+    of the last layer is computed first.
+    """
+    for parameters, activations, loss, gradients in jax.device_get(replicas):
+        found = [
+            *list_nonfinite(parameters),
+            *list_nonfinite(activations),
+            *([] if loss else ["loss"]),
+            *reversed(list_nonfinite(gradients)),
+        ]
+        if found:
+            return f"The first tensor that is not finite: {found[0]}."
+    return "All parameters, activations and gradients of this step are finite."
+
+
+def check_finite(
+    config: StepConfig,
+    params: PyTree,
+    batch: AnyBatch,
+    keys: Key[Array, "B"],
+    frozen: Frozen = Frozen(),
+) -> Checks:
+    """Whether parameters, activations, loss and gradients are finite."""
+    request = TapRequest(None, reduce=_is_finite)
+    loss_fn = config._replace(frozen=frozen).bind_loss()
+
+    def check(part: tuple[AnyBatch, Key[Array, "B"]]) -> tuple[Records, Array, Records]:
+        def total(params: PyTree) -> tuple[Array, Records]:
+            model = nnx.merge(config.graph, merge_params(params, frozen.params))
+            (loss, _), records = record(loss_fn, request)(model, *part)
+            return loss.total, records
+
+        (loss, records), grads = jax.value_and_grad(total, has_aux=True)(params)
+        return records, _is_finite(loss), check_parameters("gradient", grads)
+
+    count = config.microbatches
+    parts = jax.tree.map(
+        lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), (batch, keys)
+    )
+    checks = jax.tree.map(lambda x: x.all(axis=0), jax.lax.map(check, parts))
+    everything = merge_params(params, frozen.params)
+    return check_parameters("parameter", everything), *checks
+
+
+def _is_finite(x: Array) -> Bool[Array, ""]:
+    return jnp.isfinite(x).all()
+
+
+def check_parameters(kind: str, params: PyTree) -> Records:
+    """Whether each parameter is finite, by layer, in the order of a forward pass."""
+    order = {"embedding": 0, "position": 0, "stack": 1}
+    leaves = jax.tree.leaves_with_path(params, is_leaf=is_variable)
+    leaves.sort(key=lambda leaf: order.get(leaf[0][0].key, 2))
+    records: Records = OrderedDict()
+    for path, leaf in leaves:
+        layers = leaf.get_metadata().get("layers", ())
+        flags = jnp.isfinite(leaf[...]).all(axis=tuple(range(bool(layers), leaf.ndim)))
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        records[f"{kind} {name}"] = {layers: flags}
+    return records
+
+
+def list_nonfinite(records: Records) -> list[str]:
+    """The tensors that are not finite, layer after layer."""
+    group, rows = 0, []
+    for index, (name, parts) in enumerate(records.items()):
+        group += () in parts
+        for layers, flags in parts.items():
+            for layer, flag in zip(layers or (-1,), np.atleast_1d(flags), strict=True):
+                where = name if layer < 0 else f"{name} of layer {layer}"
+                if flag is not None and not flag:
+                    rows.append((group, layer, index, where))
+    return [where for *_, where in sorted(rows)]
