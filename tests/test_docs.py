@@ -4,7 +4,9 @@ import contextlib
 import io
 import re
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -23,6 +25,7 @@ def find_blocks(language):
     return [
         pytest.param(text, id=f"{page.name} {index}")
         for page in PAGES
+        if (language, page.name) != ("python", "notebook.md")
         for index, text in enumerate(pattern.findall(page.read_text()))
     ]
 
@@ -71,3 +74,14 @@ def test_a_python_block_runs(text, checkout, tiny_run, llama):
     file.write_text(text)
     scope = {"tokens": jnp.zeros((1, 4), "int32"), "__name__": "mymodule"}
     exec(compile(text, file, "exec"), scope)
+
+
+def test_the_blocks_of_the_notebook_run_in_order(checkout, monkeypatch):
+    page = (ROOT / "docs" / "notebook.md").read_text()
+    cells = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+    names: dict[str, Any] = {"__name__": "notebook"}
+    for cell in cells:
+        exec(cell, names)
+    assert max(map(str.count, cells, ["\n"] * len(cells))) <= 25
+    assert jnp.isfinite(names["nats"]) and names["nats"] < 4.0

@@ -14,27 +14,36 @@ from lmx.analysis.replay import RecordedRun
 from lmx.config.value import Config
 from lmx.core.batch import AnyBatch
 from lmx.core.console import print_line
+from lmx.core.hardware import set_up_jax
 from lmx.core.sharding import is_variable
 from lmx.layers.tap import Records, TapRequest, record
+from lmx.train import trainer
 from lmx.train.experiment import Experiment
 from lmx.train.guard.nonfinite import FaultError
 from lmx.train.step import Frozen, StepConfig, merge_params
-from lmx.train.trainer import RunOptions, train_run
+from lmx.train.trainer import RunOptions
 
 Checks = tuple[Records, Records, Bool[Array, ""], Records]
 
 
-def train_and_explain(
-    name: str, config: Config[Experiment], folder: Path, options: RunOptions
-) -> None:
-    """`train_run`, whose `FaultError` also names the first tensor that is not finite.
+def train_run(
+    experiment: Config[Experiment],
+    run: str | Path,
+    options: RunOptions = RunOptions(),
+    name: str | None = None,
+) -> Path:
+    """Trains an experiment in the folder `run`, or resumes it, and returns the folder.
 
-    For that the run is replayed from its newest checkpoint, unless it has several
+    Raises ConfigError, `StoppedError` once a signal stopped the run and it is saved,
+    and `FaultError`, with a note that names the first tensor that is not finite. For
+    that the run is replayed from its newest checkpoint, unless it has several
     processes, of which one might fail alone and leave the others waiting.
     """
+    folder = Path(run)
+    set_up_jax(experiment)
     try:
-        train_run(name, config, folder, options)
-        return
+        trainer.train_run(name or folder.name, experiment, folder, options)
+        return folder
     except FaultError as error:
         fault = error.with_traceback(None)  # whose frames hold the state
     if fault.nonfinite_step is not None and jax.process_count() == 1:

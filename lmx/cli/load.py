@@ -1,7 +1,6 @@
 """Loads what a command names: a config file, a run, or a shipped experiment."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,8 @@ def load_experiment(args: argparse.Namespace, extra: Sequence[str] = ()) -> Conf
         f"{args.names[0]} is @{config.name}, which has a model but no training recipe:"
         f" name a config whose root is {ROOT}.",
     )
+    from lmx.core.hardware import set_up_jax
+
     set_up_jax(config)
     return config
 
@@ -41,14 +42,3 @@ def load_experiment(args: argparse.Namespace, extra: Sequence[str] = ()) -> Conf
 def load_root(args: argparse.Namespace, root: str) -> Config[Any]:
     """The config that a command names first, with another root."""
     return resolve(parse(args.names[:1], args.overrides), root)
-
-
-def set_up_jax(config: Config) -> None:
-    """Sets the flags of the TPU compiler, unless they are set, and 64-bit types."""
-    import jax
-
-    from lmx.core.hardware import TPU_FLAGS
-
-    os.environ.setdefault("LIBTPU_INIT_ARGS", TPU_FLAGS)  # before libtpu is loaded
-    if config["model.precision"].build().needs_x64:
-        jax.config.update("jax_enable_x64", True)

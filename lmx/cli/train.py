@@ -118,7 +118,7 @@ def _train(args: argparse.Namespace) -> Output | int:
 
 def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int:
     """Trains or resumes the run; process 0 has the output."""
-    from lmx.analysis.nonfinite import train_and_explain
+    from lmx.analysis.nonfinite import train_run
     from lmx.core.console import warn_on_error
     from lmx.core.distributed import is_leader
     from lmx.run.goodput import read_process_start
@@ -134,7 +134,7 @@ def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int
         with warn_on_error("compare the run with others"):
             _report_new_run(config, args.names[0], folder)
     try:
-        train_and_explain(Path(args.names[0]).stem, config, folder, options)
+        train_run(config, folder, options, Path(args.names[0]).stem)
     except (StoppedError, FaultError) as error:
         message = "\n".join([f"error: {error}", *getattr(error, "__notes__", [])])
         if isinstance(error, StoppedError):

@@ -1,10 +1,13 @@
 """Peak FLOP/s of devices, flags of the TPU compiler, and host memory."""
 
 import math
+import os
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+
+from lmx.config.value import Config
 
 ALIGNMENT = 64  # bytes: XLA aliases host memory that is so aligned, without a copy
 
@@ -53,3 +56,10 @@ def empty_aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(size + ALIGNMENT, np.uint8)
     begin = -memory.ctypes.data % ALIGNMENT
     return memory[begin : begin + size].view(dtype).reshape(shape)
+
+
+def set_up_jax(config: Config) -> None:
+    """Sets the flags of the TPU compiler, unless they are set, and 64-bit types."""
+    os.environ.setdefault("LIBTPU_INIT_ARGS", TPU_FLAGS)  # before libtpu is loaded
+    if config["model.precision"].build().needs_x64:
+        jax.config.update("jax_enable_x64", True)

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,9 @@ from lmx.config.registry import Positive, configurable, require
 from lmx.core.batch import AnyBatch, Batch
 from lmx.data.dataset import Dataset, DatasetConfig, refuse_rollouts
 from lmx.data.text_dataset import TextDataset
+from lmx.models.trained_model import TrainedModel
 from lmx.run.run_dir import Values
+from lmx.train.checkpoint.restore import restore
 from lmx.train.hook import Hook, HookConfig, every_steps
 from lmx.train.program import (
     RunContext,
@@ -53,17 +56,7 @@ class Evaluate(HookConfig):
     def build(self, run: RunContext) -> Hook:
         data = self.data.open()
         score = make_scorer(run, data)
-        whole = data.info.steps or self.batches or 0
-        require(
-            whole,
-            f"the data of {self.name!r} have no fixed pass: set Evaluate.batches.",
-        )
-        requests = (data.info.schedule.request(0, n, slice(None)) for n in range(whole))
-        require(
-            any(np.any(data.read(request).weights) for request in requests),
-            f"the data of {self.name!r} have no target, so that no mean exists: use"
-            " longer documents, or a larger part of the data.",
-        )
+        whole = count_batches(data, self.batches, f"of {self.name!r}")
 
         def evaluate(step: int, state: TrainState, metrics: Metrics) -> Values:
             del metrics
@@ -76,6 +69,43 @@ class Evaluate(HookConfig):
             return {f"{self.name}/{k}": v for k, v in values.items()}
 
         return Hook(call=evaluate, is_due=every_steps(self.every, run.steps))
+
+
+def count_batches(data: Dataset, batches: int | None, name: str) -> int:
+    """The batches of a pass, or for data without a fixed pass the given number.
+
+    Raises ConfigError if there is none, or no target in them.
+    """
+    count = data.info.steps or batches or 0
+    require(count, f"the data {name} have no fixed pass: set Evaluate.batches.")
+    requests = (data.info.schedule.request(0, n, slice(None)) for n in range(count))
+    require(
+        any(np.any(data.read(request).weights) for request in requests),
+        f"the data {name} have no target, so that no mean exists: use longer documents,"
+        " or a larger part of the data.",
+    )
+    return count
+
+
+def evaluate(
+    run: str | Path | TrainedModel, data: DatasetConfig, batches: int | None = None
+) -> dict[str, float]:
+    """Nats per token, perplexity, and bits per byte of text, of a trained model.
+
+    In all batches, or the first so many; data without a fixed pass need a number.
+    """
+    trained, dataset = restore(run), data.open()
+    refuse_rollouts(dataset, "an evaluation")
+    check_vocab(dataset.info, trained.model)
+    whole = count_batches(dataset, batches, "given to `evaluate`")
+    score = jax.jit(partial(score_rows, trained.graph))
+    sums = score_batches(
+        lambda batch: score(trained.params, batch, dataset.info.token_bytes),
+        partial(dataset.batch_at, 0),
+        min(whole, batches or whole),
+        "evaluate",
+    )
+    return summarize(sums.sum(axis=1))
 
 
 def make_scorer(

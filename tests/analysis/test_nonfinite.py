@@ -10,6 +10,8 @@ import pytest
 from lmx.analysis.nonfinite import check_finite, describe_checks
 from lmx.core import rng
 
+pytestmark = pytest.mark.faults
+
 PARTS = ["Mesh.data=1", "Experiment.microbatches=2", "NextToken.chunk=8"]
 
 

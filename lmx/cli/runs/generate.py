@@ -12,7 +12,6 @@ from lmx.config.registry import ConfigError, require
 if TYPE_CHECKING:
     from lmx.data.tokenizer.base import Tokenizer
     from lmx.infer.beam import BeamConfig, BeamSearch
-    from lmx.infer.generate import Generator
     from lmx.infer.sample import Sampler
 
 _RULES = {
@@ -131,44 +130,24 @@ def _continue(
     """The continuation of each text; `emit` receives sampled text in pieces."""
     import lmx
     from lmx.infer.beam import BeamConfig, BeamSearch
-    from lmx.infer.generate import Generator, encode_prompt
+    from lmx.infer.text import encode_prompts, sample_texts
 
     trained = lmx.restore(args.names[0])
-    if (tokenizer := trained.tokenizer) is None:
-        raise ConfigError(f"{args.names[0]} has no tokenizer: it cannot generate text.")
-    prompts = [encode_prompt(tokenizer, text) for text in texts]
     if isinstance(method, BeamConfig):
+        tokenizer, prompts = encode_prompts(trained, texts)
         search = BeamSearch(trained.graph, trained.params, method)
         yield from _search_beams(args, tokenizer, search, prompts)
-    else:
-        generator = Generator(trained.graph, trained.params, method, args.seed or 0)
-        yield from _sample(args, tokenizer, generator, prompts, emit)
-
-
-def _sample(
-    args: argparse.Namespace,
-    tokenizer: "Tokenizer",
-    generator: "Generator",
-    prompts: Sequence[Sequence[int]],
-    emit: Callable[[str], object],
-) -> Iterator[dict[str, Any]]:
-    """A sampled continuation of each prompt."""
-    from lmx.infer.stop import StopStringFilter
-
-    for first in range(0, len(prompts), args.batch):
-        batch = prompts[first : first + args.batch]
-        texts = [StopStringFilter(tokenizer, args.stop) for _ in batch]
-        emit(args.prompt or "")
-        for chunk in generator(batch, args.tokens, tokenizer.stop_tokens, first):
-            for text, tokens, logprobs, active in zip(texts, *chunk, strict=True):
-                for new in zip(tokens[active], logprobs[active], strict=True):
-                    emit(text(*new))
-            if all(text.stopped for text in texts):
-                break
-        for text in texts:
-            emit(text.flush())
-            logprobs = [round(logprob, 6) for logprob in text.logprobs]
-            yield {"text": text.text, "tokens": text.tokens, "logprobs": logprobs}
+        return
+    yield from sample_texts(
+        trained,
+        texts,
+        method,
+        args.tokens,
+        args.stop,
+        seed=args.seed or 0,
+        batch_size=args.batch,
+        emit=emit,
+    )
 
 
 def _search_beams(

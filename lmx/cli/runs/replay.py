@@ -7,7 +7,6 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from lmx.cli.command import Command, Output, option
-from lmx.cli.load import set_up_jax
 from lmx.config.registry import ConfigError
 from lmx.core.console import format_table
 
@@ -22,6 +21,7 @@ def open_recorded_run(args: argparse.Namespace) -> "RecordedRun":
     """The run that a command names, under its overrides."""
     folder = Path(args.names[0])
     from lmx.analysis.replay import RecordedRun, load_run_config
+    from lmx.core.hardware import set_up_jax
 
     set_up_jax(load_run_config(folder, args.overrides))
     return RecordedRun.open(folder, args.overrides)
@@ -138,6 +138,7 @@ def reproduce_run(args: argparse.Namespace) -> Output:
     once before. Their code must be that of the run.
     """
     from lmx.analysis.reproduce import RunMetadata, override_execution, reproduce
+    from lmx.core.hardware import set_up_jax
 
     metadata = RunMetadata.load(Path(args.names[0]))
     config = override_execution(metadata.config, args.overrides)

@@ -16,14 +16,16 @@ from lmx.train.checkpoint.reader import DamageError
 from lmx.train.checkpoint.run_weights import RunWeights
 
 
-def restore(path: str | Path) -> TrainedModel:
+def restore(run: str | Path | TrainedModel) -> TrainedModel:
     """The model in the newest checkpoint of a run: `restore(run).model(tokens)`.
 
-    On one device.
+    On one device. A model that is restored already is returned.
     """
+    if isinstance(run, TrainedModel):
+        return run
     while True:
         try:
-            return _restore(RunWeights(Path(path)))
+            return _restore(RunWeights(Path(run)))
         except DamageError as error:
             if error.path.exists():
                 raise  # else the run, which still trains, has just removed it
