@@ -8,7 +8,7 @@ import collections
 import pathlib
 import sys
 
-STATEMENTS, LINES, FUNCTION = 14_720, 30_450, 50
+STATEMENTS, LINES, FUNCTION = 14_800, 30_600, 50
 ROOT = pathlib.Path(__file__).parents[1] / "lmx"
 
 
