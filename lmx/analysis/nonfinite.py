@@ -36,8 +36,7 @@ def train_run(
 
     Raises ConfigError, `StoppedError` once a signal stopped the run and it is saved,
     and `FaultError`, with a note that names the first tensor that is not finite. For
-    that the run is replayed from its newest checkpoint, unless it has several
-    processes, of which one might fail alone and leave the others waiting.
+    that the run is replayed from its newest checkpoint.
     """
     folder = Path(run)
     set_up_jax(experiment)
@@ -46,14 +45,23 @@ def train_run(
         return folder
     except FaultError as error:
         fault = error.with_traceback(None)  # whose frames hold the state
-    if fault.nonfinite_step is not None and jax.process_count() == 1:
-        print_line(f"replaying step {fault.nonfinite_step}; Ctrl-C skips this")
-        try:
-            recorded = RecordedRun.open(folder)
-            fault.add_note(explain_step(recorded, fault.nonfinite_step))
-        except (Exception, KeyboardInterrupt) as error:  # it ends as it would without
-            fault.add_note(f"The step was not replayed: {error!r}")
+    explain_fault(fault, folder)
     raise fault
+
+
+def explain_fault(fault: FaultError, run: Path) -> None:
+    """Adds the first tensor that is not finite to the notes, if the fault is one.
+
+    Not in several processes, of which one might fail alone and leave others waiting.
+    """
+    if fault.nonfinite_step is None or jax.process_count() > 1:
+        return
+    print_line(f"replaying step {fault.nonfinite_step}; Ctrl-C skips this")
+    try:
+        recorded = RecordedRun.open(run)
+        fault.add_note(explain_step(recorded, fault.nonfinite_step))
+    except (Exception, KeyboardInterrupt) as error:  # it ends as it would without
+        fault.add_note(f"The step was not replayed: {error!r}")
 
 
 def explain_step(recorded: RecordedRun, step: int) -> str:

@@ -118,7 +118,6 @@ def _train(args: argparse.Namespace) -> Output | int:
 
 def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int:
     """Trains or resumes the run; process 0 has the output."""
-    from lmx.analysis.nonfinite import train_run
     from lmx.core.console import warn_on_error
     from lmx.core.distributed import is_leader
     from lmx.run.goodput import read_process_start
@@ -126,7 +125,7 @@ def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int
     from lmx.run.summary import format_summary
     from lmx.train.guard.nonfinite import FaultError
     from lmx.train.hooks.preemption import StoppedError
-    from lmx.train.trainer import RunOptions
+    from lmx.train.trainer import RunOptions, train_run
 
     allowed = tuple(args.allow_change)
     options = RunOptions(read_process_start(), args.grace, allowed)
@@ -134,14 +133,21 @@ def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int
         with warn_on_error("compare the run with others"):
             _report_new_run(config, args.names[0], folder)
     try:
-        train_run(config, folder, options, Path(args.names[0]).stem)
+        train_run(Path(args.names[0]).stem, config, folder, options)
+        stop = None
     except (StoppedError, FaultError) as error:
-        message = "\n".join([f"error: {error}", *getattr(error, "__notes__", [])])
-        if isinstance(error, StoppedError):
-            message = f"{error}; the same command resumes: {folder}"
-        if is_leader():
-            print(message, file=sys.stderr)
-        return error.exit_status
+        stop = error.with_traceback(None)  # whose frames hold the state
+    if isinstance(stop, FaultError):
+        from lmx.analysis.nonfinite import explain_fault
+
+        explain_fault(stop, folder)
+    if stop and is_leader():
+        message = "\n".join([f"error: {stop}", *getattr(stop, "__notes__", [])])
+        if isinstance(stop, StoppedError):
+            message = f"{stop}; the same command resumes: {folder}"
+        print(message, file=sys.stderr)
+    if stop:
+        return stop.exit_status
     if not is_leader():
         return 0
     data = {"run": str(folder), **read_last_metrics(folder)}
