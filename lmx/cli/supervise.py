@@ -35,7 +35,8 @@ class Supervisor:
 
     def __call__(self) -> int:
         """The exit status of the last process; 128 + n for one killed by signal n."""
-        caught = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+        is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        caught = [s for s in SIGNALS if s != signal.SIGHUP or not is_nohup]
         before = {signum: signal.signal(signum, self._forward) for signum in caught}
         try:
             return self._supervise()

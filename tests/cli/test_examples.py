@@ -61,6 +61,9 @@ NAMES = {  # what an example names, and what stands for it here
     "800": "1",
     "1200": "2",
     "100": "2",
+    "runs/x": "runs/a",
+    "sweeps/rate": "runs",
+    "mymodule": "mine",
 }
 NEVER_RUN = {  # by a part of the example
     "--processes 2": "two processes: tests/train/test_processes.py runs them",
@@ -88,6 +91,7 @@ FILES = {
     "a.jsonl": "".join(f'{{"body": "line {n} of a log"}}\n' for n in range(99)),
     "web.jsonl": "".join(f'{{"text": "page {n} of the web"}}\n' for n in range(9)),
     "quiz.jsonl": '{"text": "which page of the web is it"}\n',
+    "my.gin": TINY,
     "mine.py": "",
     "sbatch": "#!/bin/sh\n",
     **{f"{name}/{n}.txt": f"{name} {n} " * 30 for n in range(40) for name in
@@ -160,7 +164,8 @@ def place(folder, monkeypatch):
 
 def parse(example):
     """The arguments of an example, with names that exist here, and the parsed ones."""
-    words = shlex.split(example.replace("quickstart-...", "quickstart"))[1:]
+    command, *_ = example.replace("quickstart-...", "quickstart").split(" > ")
+    words = shlex.split(command)[1:]
     words = [NAMES.get(word, word) for word in words]
     words = [
         file

@@ -63,7 +63,8 @@ class GracefulShutdown:
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
         self.previous_fd = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
-        caught = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+        is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        caught = [s for s in SIGNALS if s != signal.SIGHUP or not is_nohup]
         self.previous = {s: signal.signal(s, self._on_signal) for s in caught}
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
