@@ -8,7 +8,7 @@ import collections
 import pathlib
 import sys
 
-STATEMENTS, LINES, FUNCTION = 14_800, 30_600, 50
+STATEMENTS, LINES, FUNCTION = 14_880, 30_700, 50
 ROOT = pathlib.Path(__file__).parents[1] / "lmx"
 
 

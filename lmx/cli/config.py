@@ -2,11 +2,13 @@
 
 import argparse
 import inspect
+import re
 import sys
 from typing import Any
 
 from lmx.cli.command import Command, Output
 from lmx.cli.load import load_config
+from lmx.config.coerce import find_choices, name_kind, split_kind
 from lmx.config.format import draw_tree, show
 from lmx.config.registry import (
     REQUIRED,
@@ -15,6 +17,10 @@ from lmx.config.registry import (
     find_declarations,
     find_experiments,
     format_type,
+    import_all,
+    is_known,
+    require,
+    suggest,
 )
 from lmx.config.resolve import Resolver
 from lmx.config.value import (
@@ -159,16 +165,22 @@ def _abstract_model(config: Config) -> Any:
 
 
 @Command(
-    "config list", "[NAME]", "the names that a config can use", takes_overrides=True
+    "config list",
+    "[NAME | KIND]",
+    "the names that a config can use",
+    takes_overrides=True,
 )
 def list_names(args: argparse.Namespace) -> Output:
     """The classes and functions that a config can name, by module.
 
-    With a name, its parameters with types, defaults and documentation. `experiments`
-    lists the experiments that ship with lmx and the question that each one answers.
+    With a name, its parameters with types, ranges, defaults and documentation. With a
+    parameter or a type, what can stand there. `experiments` lists the experiments that
+    ship with lmx and the question that each one answers.
 
       lmx config list
       lmx config list Attention
+      lmx config list Decoder.mlp
+      lmx config list FeedForward
       lmx config list experiments
     """
     name, *_ = (*args.names, "")
@@ -180,13 +192,60 @@ def list_names(args: argparse.Namespace) -> Output:
         modules = {name: found[0] for name, found in find_declarations().items()}
         rows = sorted(modules.items(), key=lambda row: row[::-1])
         return Output(format_table(("name", "module"), rows, 2), modules)
+    if is_known(name):
+        return _list_parameters(name)
+    kinds = _find_kinds(name)
+    rows = {
+        choice: (inspect.getdoc(thing) or "").split("\n")[0]
+        for choice, thing in find_choices(*kinds).items()
+    }
+    if not rows:
+        find(name, "config list")  # raises
+    return Output(format_table(("choice", "what it is"), rows.items(), 2), rows)
+
+
+def _find_kinds(name: str) -> list[Any]:
+    """The type of the place `Class.parameter`, or every type of that name."""
+    holder, _, parameter = name.partition(".")
+    holders = [holder] if parameter else import_all()
+    fields = {
+        f"{holder}.{known}": field.annotation
+        for holder in holders
+        for known, field in config_fields(find(holder, "config list")).items()
+    }
+    if parameter:
+        message = f"config list: there is no {name}{suggest(name, fields)}"
+        require(name in fields, message)
+        return [fields[name]]
+    parts = [part for kind in fields.values() for part in split_kind(kind)]
+    return [part for part in parts if name_kind(part) == name]
+
+
+def _list_parameters(name: str) -> Output:
     thing = find(name, "config list")
-    rows = [
-        (f"{name}.{parameter}", format_type(field.annotation), _default(field.default))
-        for parameter, field in config_fields(thing).items()
-    ]
-    table = format_table(("parameter", "type", "default"), rows, 3)
-    return Output(f"{inspect.getdoc(thing)}\n\n{table}", rows)
+    docs = _read_docs(thing)
+    rows, lines = [], [f"{inspect.getdoc(thing)}".split("\n\nAttributes:")[0], ""]
+    for parameter, field in config_fields(thing).items():
+        kind = "; ".join(
+            (format_type(field.annotation), *(x.text for x in field.ranges))
+        )
+        default, doc = _default(field.default), docs.get(parameter, "")
+        rows.append((f"{name}.{parameter}", kind, default, doc))
+    lines.append(
+        format_table(("parameter", "type", "default"), [x[:3] for x in rows], 3)
+    )
+    lines += ["", *(f"{row[0]}: {row[3]}" for row in rows if row[3])]
+    return Output("\n".join(lines).rstrip(), rows)
+
+
+def _read_docs(thing: Any) -> dict[str, str]:
+    """What the docstrings of a class and its bases say on each attribute."""
+    docs: dict[str, str] = {}
+    for kind in reversed(inspect.getmro(thing) if inspect.isclass(thing) else (thing,)):
+        text = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2]
+        for names, doc in re.findall(r"^    (\w[\w, ]*): ((?:.|\n {8})+)", text, re.M):
+            docs |= dict.fromkeys(names.split(", "), " ".join(doc.split()))
+    return docs
 
 
 def _default(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from lmx.config.names import find_nearest
 from lmx.config.registry import (
     SCALARS,
     UNIONS,
@@ -13,10 +14,14 @@ from lmx.config.registry import (
     Range,
     find,
     format_type,
+    import_all,
+    is_known,
     require,
     suggest,
 )
 from lmx.config.value import Config, format_value
+
+SHOWN = 8  # choices in an error
 
 
 def coerce_field(
@@ -147,14 +152,68 @@ def _is_callable(origin: Any, actual: Any, result: Any) -> bool:
     return inspect.isfunction(call) and is_assignable(_return_hint(call), result)
 
 
+def find_choice(name: str, kind: Any, where: object) -> Callable[..., Any]:
+    """`find`, whose error lists what a config can name where `kind` is expected."""
+    try:
+        return find(name, where)
+    except ConfigError as error:
+        known = is_known(name) or "did you mean" in str(error)
+        raise ConfigError(f"{error}{'' if known else _list_choices(kind)}") from error
+
+
+def find_choices(*kinds: Any) -> dict[str, Callable[..., Any]]:
+    """What a config can write where one of `kinds` is expected, as `@RoPE()`."""
+    wanted = [part for kind in kinds for part in split_kind(kind)]
+    choices = {}
+    for name in import_all():
+        for called in (False, True):
+            config = Config(name, called, {})
+            parts = [part for part in wanted if _is_factory(part) is not called]
+            is_typed = return_type(config) is not Any
+            if is_typed and any(_is_instance(config, part) for part in parts):
+                choices[f"{config}"] = find(name, "list")
+    return choices
+
+
+def _is_factory(kind: Any) -> bool:
+    return (get_origin(kind) or kind) is Callable
+
+
+def split_kind(kind: Any) -> list[Any]:
+    """The types of a union, or of the items of a tuple or mapping; else `kind` itself.
+
+    Without scalars.
+    """
+    if (get_origin(kind) or kind) in (*UNIONS, tuple, Mapping):
+        return [part for each in get_args(kind) for part in split_kind(each)]
+    is_plain = kind in (*SCALARS, ..., Any, Callable) or get_origin(kind) is Literal
+    return [] if is_plain else [kind]
+
+
+def name_kind(kind: Any) -> str:
+    """The name of a type without items: that of X for `Callable[..., X]`."""
+    return format_type(_result_of(kind) if _is_factory(kind) else kind)
+
+
+def _list_choices(kind: Any, value: Any = None) -> str:
+    """Ends a message: the choice that a word means, or the first few."""
+    choices, names = [*find_choices(kind)], [*map(name_kind, split_kind(kind))]
+    near = find_nearest(value, [x.strip("@()") for x in choices]) if value else None
+    if near:
+        return f": write {next(x for x in choices if x.strip('@()') == near)}"
+    few = [*choices[:SHOWN], *["..."] * (len(choices) > SHOWN)]
+    hint = f" (`lmx config list {names[0]}`)" if names else ""
+    return f"; one of {', '.join(few)}{hint}" if few else ""
+
+
 def _suggest_fix(value: Any, kind: Any) -> str:
     """A value that would be accepted, where it is easy to name."""
     if isinstance(value, Config):
         other = Config(value.name, not value.called, {})
-        return f": write {other}" if _is_instance(other, kind) else ""
+        return f": write {other}" if _is_instance(other, kind) else _list_choices(kind)
     if get_origin(kind) is Literal and isinstance(value, str):
         choices = [choice for choice in get_args(kind) if isinstance(choice, str)]
         return suggest(value, choices, near_only=True)
     if type(value) not in (*SCALARS, tuple, list, dict, bytes, complex):
         return ", which a config cannot express: make it @configurable"
-    return ""
+    return _list_choices(kind, value if isinstance(value, str) else None)

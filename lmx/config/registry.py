@@ -164,6 +164,17 @@ def is_registered(name: str) -> bool:
     return name in _REGISTRY
 
 
+def import_all() -> list[str]:
+    """Every name of lmx and of imported modules, sorted, with its module imported.
+
+    Names whose modules need packages that are not installed are left out.
+    """
+    for name in {*find_declarations()} - {*_REGISTRY}:
+        with contextlib.suppress(ConfigError):
+            find(name, "list")
+    return sorted(_REGISTRY)
+
+
 def is_known(name: str) -> bool:
     """Whether something configurable has that name, imported or not."""
     return name in _REGISTRY or name in find_declarations()

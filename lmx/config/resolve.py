@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmx.config.coerce import coerce_field
+from lmx.config.coerce import coerce_field, find_choice
 from lmx.config.format import to_gin
 from lmx.config.gin import (
     Binding,
@@ -264,6 +264,8 @@ class Resolver:
             if keys := self._matching_keys(scope, ref.name, name):
                 self._check_required(keys[0])
                 binding = self.bindings[keys[0]]
+                for inner in find_refs(binding.value, Ref):
+                    find_choice(inner.name, field.annotation, binding.location)
                 value = self.resolve_value(binding.value, scope, binding.location)
                 provenance[name] = tuple(self._trace(keys))
             else:

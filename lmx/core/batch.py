@@ -53,7 +53,7 @@ def list_fields(kind: type) -> dict[str, BatchField]:
     fields = {}
     for name, hint in get_type_hints(kind).items():
         dims: tuple[str, ...] = tuple(getattr(hint, "dim_str", "").split())
-        dtypes = getattr(hint, "dtypes", ())
+        dtypes: list[str] = [*getattr(hint, "dtypes", ())]
         require(
             dims[:1] == ("B",) and len(dtypes) == 1,
             f"{kind.__name__}.{name} must be annotated with one dtype, and with its"

@@ -118,9 +118,28 @@ def test_list_shows_names_parameters_and_experiments(lmx):
         ["Book.shelf", "int", "1"],
     ]
     assert "did you mean 'Book'" in lmx("list", "Boook")[2]
+    assert "no Book.page; did you mean" in lmx("list", "Book.page")[2]
     data = json.loads(lmx("list", "experiments", "--json")[1])
     assert {"quickstart", "families/llama3_8b"} <= data.keys()
     assert data["quickstart"].endswith("?")
+
+
+def test_list_shows_what_can_stand_in_a_place_with_one_line_each(lmx):
+    for name in ("Book.chapter", "Chapter"):
+        assert "Chapter" in lmx("list", name)[1]
+    rows = json.loads(lmx("list", "FeedForward", "--json")[1])
+    assert {"@SwiGLU", "@GELU", "@MoE"} <= rows.keys() and all(rows.values())
+    assert not any("Attention" in row for row in rows)
+    assert rows.keys() == json.loads(lmx("list", "Decoder.mlp", "--json")[1]).keys()
+    assert "@Evaluate()" in json.loads(lmx("list", "HookConfig", "--json")[1])
+
+
+def test_list_shows_ranges_and_the_documentation_of_bases(lmx):
+    out = lmx("list", "Attention")[1]
+    assert "float; 0 or more, and below 1" in out
+    assert "Attention.out: make the projections; `@EinsumBias` adds biases." in out
+    rows = json.loads(lmx("list", "InfiniAttention", "--json")[1])
+    assert all(len(row) == 4 for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Rows of a decoding batch that come and go do not affect one another."""
 
 from functools import cache, partial
+from typing import Any
 
 import chex
 import jax
@@ -107,7 +108,8 @@ class Batch:
             self.model, self.start(self.model, length), pad([PREFIX])
         )
         cache = self.model.init_cache(ROWS, CAPACITY)
-        state, rows = empty_state(self.model, cache), [None] * ROWS
+        state = empty_state(self.model, cache)
+        rows: list[Any] = [None] * ROWS
         rows[:first_row] = [UNUSED] * first_row
         waiting, found, time = list(numbers), {}, 0
         while waiting or set(rows) - {None, UNUSED}:

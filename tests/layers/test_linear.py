@@ -38,7 +38,7 @@ def test_the_equation_determines_the_shape_and_axes_of_the_weight(
 def test_it_computes_in_the_dtype_of_its_input(init):
     layer = Einsum("BTD,DF->BTF", SIZES, init)
     assert layer(jnp.ones((1, 2, 5), "bfloat16")).dtype == jnp.bfloat16
-    assert layer.w.dtype == jnp.float32
+    assert layer.w[...].dtype == jnp.float32
 
 
 @pytest.mark.parametrize(

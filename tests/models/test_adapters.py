@@ -5,6 +5,7 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -333,7 +334,7 @@ def test_a_convolution_reads_a_weight_that_is_quantized():
     layer.w.set_value(jax.random.normal(jax.random.key(0), (2, 8)))
     x = jax.random.normal(jax.random.key(1), (8, 6, 8))
     tokens = describe_tokens(PLACES, ONES)
-    layer.w = Int8(layer.w, over=["reach"])
+    layer.w = cast(Any, Int8(layer.w, over=["reach"]))
     got, _ = layer(x, tokens, None)
     layer.w = nnx.Param(layer.w[...])
     np.testing.assert_array_equal(got, layer(x, tokens, None)[0])

@@ -87,7 +87,7 @@ def test_agrees_with_one_query_at_a_time(x, rank):
 def test_without_rotation_it_equals_multi_head_attention_to_expanded_latents(x):
     """A zero rotary part of queries ignores positions."""
     layer = make_layer(scale=H**-0.5)
-    assert isinstance(layer.query, Einsum)
+    assert isinstance(layer.query, Einsum) and isinstance(layer.query.w, nnx.Param)
     layer.query.w.set_value(layer.query.w[...].at[:, :, H:].set(0.0))
     latent_BTR = (x @ layer.down.w[...])[..., :R]
     made_BTNH = layer.up(rms_norm(latent_BTR, jnp.ones(R), 1e-6))
