@@ -11,7 +11,11 @@ MAX_DEPTH = 64  # of nested objects and arrays; files of models have less than 1
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has of a file
 # What code raises for a value of an unexpected kind, if no check is made before.
 WRONG_KIND = (
-    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError),
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
     ValueError,
 )
 Pairs = list[tuple[str, Any]]

@@ -108,8 +108,14 @@ class Experiment:
         optimizer = self.optimizer(schedule)
         graph, params = nnx.split(model)
         self._check_trainable(flatten_params(params))
-        parts: Any = {"trainable": self.trainable, "loss": self.loss}
-        init = partial(init_state, self.model, optimizer, self.seed, **parts)
+        init = partial(
+            init_state,
+            self.model,
+            optimizer,
+            self.seed,
+            trainable=self.trainable,
+            loss=self.loss,
+        )
         init, step = self.guard.wrap_init(init), self.guard.wrap_step(train_step)
         if self.local_sgd:
             init = partial(self.local_sgd.init, init)
@@ -122,8 +128,13 @@ class Experiment:
         return StepProgram(
             model=model,
             step_config=StepConfig(
-                *(graph, self.loss, optimizer, schedule, self.seed),
-                *(self.microbatches, nnx.split(owned)[0] if owned else None),
+                graph,
+                self.loss,
+                optimizer,
+                schedule,
+                self.seed,
+                self.microbatches,
+                loss_graph=nnx.split(owned)[0] if owned else None,
             ),
             step_fn=step,
             mesh=mesh,
