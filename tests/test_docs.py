@@ -15,8 +15,10 @@ from lmx.config.resolve import load
 from lmx.data.store.build import BuildTokenStore
 from lmx.train.checkpoint.import_hf import import_hf
 from lmx.train.experiment import Experiment
+from tests.data.tokenizer.test_hf_folder import by_bytes
 
 ROOT = Path(__file__).parents[1]
+IN_ORDER = ("notebook.md", "recipes.md")  # whose Python blocks need those before
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -25,7 +27,7 @@ def find_blocks(language):
     return [
         pytest.param(text, id=f"{page.name} {index}")
         for page in PAGES
-        if (language, page.name) != ("python", "notebook.md")
+        if language != "python" or page.name not in IN_ORDER
         for index, text in enumerate(pattern.findall(page.read_text()))
     ]
 
@@ -76,12 +78,36 @@ def test_a_python_block_runs(text, checkout, tiny_run, llama):
     exec(compile(text, file, "exec"), scope)
 
 
-def test_the_blocks_of_the_notebook_run_in_order(checkout, monkeypatch):
-    page = (ROOT / "docs" / "notebook.md").read_text()
+def run_in_order(name: str) -> dict[str, Any]:
+    """The names after all Python blocks of a page, each of at most 25 lines."""
+    page = (ROOT / "docs" / name).read_text()
     cells = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
     names: dict[str, Any] = {"__name__": "notebook"}
     for cell in cells:
+        assert cell.count("\n") <= 25
         exec(cell, names)
-    assert max(map(str.count, cells, ["\n"] * len(cells))) <= 25
+    return names
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+
+
+def test_the_blocks_of_the_notebook_run_in_order(checkout, one_device):
+    names = run_in_order("notebook.md")
     assert jnp.isfinite(names["nats"]) and names["nats"] < 4.0
+
+
+@pytest.mark.faults
+def test_the_jobs_of_a_new_user_run_in_order(checkout, one_device, llama, capsys):
+    model = llama(vocab_size=310, eos_token_id=1)
+    by_bytes().save(str(model / "tokenizer.json"))
+    (checkout / "Llama-3.2-1B").symlink_to(model)
+    names = run_in_order("recipes.md")
+    assert len(names["table"]) == 6
+    assert {row["state"] for row in names["table"]} == {"done"}
+    assert (checkout / "exported" / "config.json").is_file()
+    out = capsys.readouterr().out
+    for part in ("kv_heads", "The first tensor that is not finite", "does not fit"):
+        assert part in out
