@@ -166,7 +166,7 @@ def _abstract_model(config: Config) -> Any:
 
 @Command(
     "config list",
-    "[NAME | KIND]",
+    "[NAME|KIND]",
     "the names that a config can use",
     takes_overrides=True,
 )
