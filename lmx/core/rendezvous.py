@@ -17,6 +17,7 @@ from lmx.config.registry import ConfigError
 
 EXIT_RESTART = 75  # exit status: a restart may help
 SUPERVISOR = "LMX_SUPERVISOR"  # environment variable: the pid of what restarts a run
+SUPERVISOR_PID = os.environ.pop(SUPERVISOR, None)  # not that of runs started from here
 # Timeouts and intervals are in seconds.
 BARRIER_TIMEOUT = 300.0  # between the first and the last process that leaves
 LEADER_LINGER = 10.0  # the leader waits this long for its peers to exit

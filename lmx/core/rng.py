@@ -5,13 +5,15 @@ import zlib
 import jax
 from jaxtyping import Array, Int, Key
 
-from lmx.config.registry import check_argument
+from lmx.config.registry import Range, check_argument
+
+SEEDS = Range("from -2^63 to 2^63 - 1", lambda x: -(2**63) <= x < 2**63)
 
 
 def key(seed: int, purpose: str) -> Key[Array, ""]:
     """The key of one purpose, independent of those of other purposes."""
-    rule = "a seed must be from -2^63 to 2^63 - 1."
-    check_argument(-(2**63) <= seed < 2**63, f"the seed is {seed}: {rule}")
+    rule = f"the seed is {seed}: it must be {SEEDS.text}."
+    check_argument(SEEDS.contains(seed), rule)
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from lmx.config.registry import ConfigError, Positive, Rate, configurable, require
+from lmx.config.registry import ConfigError, Positive, Rate, configurable
 from lmx.core import rng
 from lmx.core.batch import AnyBatch, count_rows
 from lmx.core.partitioning import vmap_over_replicas
@@ -41,16 +41,10 @@ class DiLoCo:
         sync_every: steps from one synchronization to the next.
     """
 
-    replicas: int
-    sync_every: int = 500
+    replicas: Positive[int]
+    sync_every: Positive[int] = 500
     outer_lr: Positive[float] = 0.7
     outer_momentum: Rate[float] = 0.9
-
-    def __post_init__(self):
-        require(
-            self.replicas >= 1 and self.sync_every >= 1,
-            "DiLoCo.replicas and DiLoCo.sync_every must be 1 or more.",
-        )
 
     def check(self, steps: int, rows: int) -> None:
         """Refuses a run that does not end with a synchronization, and uneven rows."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
@@ -22,6 +22,7 @@ from lmx.config.registry import (
 from lmx.config.resolve import load
 from lmx.config.value import Config
 from lmx.core import sharding
+from lmx.core.rng import SEEDS
 from lmx.core.sharding import RULES, Mesh
 from lmx.data.dataset import DatasetConfig, RolloutDataset
 from lmx.models.decoder import Decoder
@@ -71,30 +72,20 @@ class Experiment:
     data: DatasetConfig
     optimizer: Callable[..., optax.GradientTransformation]
     schedule: Schedule
-    steps: int
+    steps: Positive[int]
     loss: Loss = NextToken()
     trainable: tuple[str, ...] = ("*",)
     init_from: InitFrom | None = None
     local_sgd: DiLoCo | None = None
     guard: Guard = AbortOnNonFinite()
-    seed: int = 0
+    seed: Annotated[int, SEEDS] = 0
     mesh: Execution[Mesh] = Mesh()
     rules: Execution[Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     microbatches: Execution[Positive[int]] = 1
     hooks: Execution[tuple[HookConfig, ...]] = ()
     checkpoint: Execution[CheckpointPolicy] = CheckpointPolicy()
-    log_every: Execution[int] = 10
-    hang_timeout: Execution[float] = 1800.0
-
-    def __post_init__(self):
-        for name in ("steps", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"Experiment.{name} is {getattr(self, name)}: it must be 1 or more."
-                )
-        require(
-            self.hang_timeout > 0, "Experiment.hang_timeout must be above 0 seconds."
-        )
+    log_every: Execution[Positive[int]] = 10
+    hang_timeout: Execution[Positive[float]] = 1800.0
 
     def abstract_model(self) -> Decoder:
         """The model as shapes and dtypes. Uses no data and no device."""
@@ -202,7 +193,7 @@ class Experiment:
             self.local_sgd.check(self.steps, rows)
             rows //= self.local_sgd.replicas
             rules["batch"] = tuple(a for a in rules["batch"] if a != "replica")
-        if self.microbatches < 1 or rows % self.microbatches:
+        if rows % self.microbatches:
             raise ConfigError(
                 f"{rows} rows cannot be split into {self.microbatches} equal parts:"
                 " Experiment.microbatches must divide the batch size."

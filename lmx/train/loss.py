@@ -13,6 +13,7 @@ from lmx.config.registry import (
     ConfigError,
     Execution,
     NonNegative,
+    Positive,
     configurable,
     require,
 )
@@ -62,7 +63,7 @@ class NextToken(Loss):
 
     z_loss: NonNegative[float] = 0.0
     aux: Mapping[str, float] = field(default_factory=dict)
-    chunk: Execution[int | None] = None
+    chunk: Execution[Positive[int | None]] = None
 
     def __call__(
         self, model: Any, batch: AnyBatch, keys: Key[Array, "B"] | None = None
@@ -160,7 +161,7 @@ def sum_over_chunks(fn: Callable[..., Sums], chunk: int | None, *arrays: Any) ->
     if chunk is None:
         return fn(*arrays)
     T = jax.tree.leaves(arrays)[0].shape[1]
-    if chunk < 1 or T % chunk:
+    if T % chunk:
         raise ConfigError(
             f"rows of {T} tokens cannot be split into chunks of {chunk}:"
             " NextToken.chunk must divide the length of a row."

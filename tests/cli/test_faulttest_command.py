@@ -25,7 +25,7 @@ def calls(monkeypatch):
     "words, out",
     [
         (["--kills", "0"], "--kills 0: at least 1"),
-        (["--steps", "0"], "Experiment.steps is 0: it must be 1 or more"),
+        (["--steps", "0"], "Experiment.steps is 0: it must be above 0"),
         (["--out", "."], "is not empty: name another --out"),
         (["CheckpointPolicy.evry=3"], "'evry'"),
     ],

@@ -94,10 +94,10 @@ CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
         "a warmup of 10 steps leaves none of 10",
         "schedule.warmup_steps = 10\n    override 'Constant.warmup_steps=10'",
     ),
-    "no steps": (["tiny.gin", "Experiment.steps=0"], "steps is 0", "1 or more"),
+    "no steps": (["tiny.gin", "Experiment.steps=0"], "steps is 0", "above 0"),
     "no lines": (
         ["tiny.gin", "Experiment.log_every=0"],
-        "Experiment.log_every is 0: it must be 1 or more",
+        "Experiment.log_every is 0: it must be above 0",
         "override 'Experiment.log_every=0'",
     ),
     "no saves": (

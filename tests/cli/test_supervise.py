@@ -148,3 +148,19 @@ def test_a_dead_process_is_recorded_in_the_timing_of_its_run(
     attempt, note, death = read_timing(tmp_path)
     assert attempt["step"] == note["step"] == 3 and death["exit_status"] == -9
     assert 0.0 <= death["clock"] - note["clock"] < time.monotonic() - started
+
+
+def test_a_run_started_from_a_supervised_one_has_no_supervisor(tmp_path, monkeypatch):
+    """The child knows the supervisor; what the child starts knows none."""
+    code = (
+        "import subprocess, sys\n"
+        "from lmx.core.rendezvous import SUPERVISOR_PID\n"
+        "print(SUPERVISOR_PID, file=open('pids', 'a'))\n"
+        "if len(sys.argv) == 1:\n"
+        "    subprocess.run([sys.executable, __file__, 'inner'], check=True)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    Path("child.py").write_text(code)
+    assert Supervisor([sys.executable, "child.py"], tmp_path, 0)() == 0
+    assert Path("pids").read_text().split() == [f"{os.getpid()}", "None"]

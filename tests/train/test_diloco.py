@@ -8,7 +8,6 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from lmx.train.checkpoint.manager import CheckpointManager
-from lmx.train.diloco import DiLoCo
 from tests.collectives import collectives
 
 pytestmark = pytest.mark.meshes
@@ -159,5 +158,3 @@ def test_impossible_settings_are_refused(tiny):
     ]:
         with pytest.raises(ValueError, match=message):
             tiny("Mesh.data=1", *PAIR, *overrides).build().open()
-    with pytest.raises(ValueError, match="must be 1 or more"):
-        DiLoCo(replicas=0)

@@ -58,12 +58,6 @@ def test_a_warmup_of_all_steps_is_refused(warmup):
         Cosine(peak_lr=1.0, warmup_steps=warmup).build(10)
 
 
-@pytest.mark.parametrize("decay", [0.0, 1.5])
-def test_a_decay_fraction_out_of_range_is_refused(decay):
-    with pytest.raises(ConfigError, match=f"WSD.decay_fraction is {decay}: it must be"):
-        WSD(peak_lr=1.0, decay_fraction=decay)
-
-
 DATA = "Evaluate.data=@RepeatTask()"
 
 
@@ -76,7 +70,15 @@ DATA = "Evaluate.data=@RepeatTask()"
         ["adamw.clip=0.0"],
         ["Decoder.dropout=1.5"],
         ["Attention.dropout=1.0"],
+        ["WSD.decay_fraction=0.0", "Experiment.schedule=@WSD()", "WSD.peak_lr=1.0"],
         ["Experiment.microbatches=-2"],
+        ["Experiment.steps=0"],
+        ["Experiment.seed=9223372036854775808"],
+        ["Experiment.log_every=0"],
+        ["Experiment.hang_timeout=0.0"],
+        ["NextToken.chunk=0"],
+        ["DiLoCo.replicas=0", "Experiment.local_sgd=@DiLoCo()"],
+        ["DiLoCo.sync_every=0", "Experiment.local_sgd=@DiLoCo()", "DiLoCo.replicas=2"],
         ["Evaluate.every=0", "Experiment.hooks=(@Evaluate(),)", DATA],
     ],
     ids=lambda overrides: overrides[0],

@@ -12,7 +12,7 @@ from types import FrameType
 
 from lmx.core.console import print_line
 from lmx.core.distributed import StopSignal, max_steps_in_flight
-from lmx.core.rendezvous import SUPERVISOR
+from lmx.core.rendezvous import SUPERVISOR_PID
 from lmx.run.goodput import TimeAccounting
 from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.manager import CheckpointManager
@@ -164,10 +164,9 @@ class PreemptionWatcher:
     def __init__(self):
         self.host, self.closed = find_metadata_host(), threading.Event()
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        self.supervisor = os.environ.get(SUPERVISOR)
         if self.host:
             threading.Thread(target=self._poll, daemon=True).start()
-        if self.supervisor:
+        if SUPERVISOR_PID:
             threading.Thread(target=self._watch_parent, daemon=True).start()
 
     def close(self) -> None:
@@ -183,7 +182,7 @@ class PreemptionWatcher:
             self.closed.wait(POLL_INTERVAL)
 
     def _watch_parent(self) -> None:
-        while f"{os.getppid()}" == self.supervisor:
+        while f"{os.getppid()}" == SUPERVISOR_PID:
             if self.closed.wait(PARENT_INTERVAL):
                 return
         self._stop("the supervisor of this run has died")

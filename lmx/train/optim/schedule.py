@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from lmx.config.registry import Fraction, NonNegative, configurable, require
+from lmx.config.registry import Fraction, NonNegative, Range, configurable, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +80,9 @@ class WSD(Schedule):
     Hu et al. 2024, arXiv:2404.06395, section 4.
     """
 
-    decay_fraction: float = 0.2  # of the steps after warmup
+    # Of the steps after warmup.
+    decay_fraction: Annotated[float, Range("in (0, 1]", lambda x: 0 < x <= 1)] = 0.2
     final_fraction: Fraction[float] = 0.0
-
-    def __post_init__(self):
-        require(
-            0 < self.decay_fraction <= 1,
-            f"WSD.decay_fraction is {self.decay_fraction}: it must be in (0, 1].",
-        )
 
     def scale(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         left = jnp.minimum((1 - progress) / self.decay_fraction, 1.0)
