@@ -40,13 +40,14 @@ processes: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -m 'processes and not nightly'
 
 faults: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -m 'faults and not nightly' -n 2
+	@$(BIN)/python -m pytest -q -m 'faults and not nightly' -n 2 --dist loadfile \
+	  --no-loadscope-reorder
 
 soak: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -m nightly tests/faults/test_soak.py
 
 meshes: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -m meshes -n 2
+	@$(BIN)/python -m pytest -q -m meshes -n 2 --dist loadfile
 
 style: $(VENV)/.dev
 	@$(BIN)/ruff check --quiet .

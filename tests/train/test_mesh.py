@@ -2,15 +2,20 @@
 
 In float64, where rounding cannot hide a fault, and in float32 as one trains. Rows are
 packed and padded, and a run in parts or without a loop is held against a plain one.
+Cases are chosen by pairs: any two axes, and any two of axis, kind and override that are
+in one case of `make nightly`, are in one case of `make meshes` in float64.
 Expert choice is left out: which of two equal tokens an expert takes, rounding decides.
 """
 
 import functools
+import itertools
+from dataclasses import asdict
 
 import jax
 import numpy as np
 import pytest
 
+from lmx.core.sharding import Mesh
 from lmx.train.loop import train
 
 STEPS = 20
@@ -33,7 +38,25 @@ MODELS = {
     ],
 }
 BY_DAY = [("data=2 x fsdp=2 x tensor=2", "dense", PARTS, UNROLLED)]
-OTHERS = [
+IN_BOTH = [  # in float32, every axis, kind and override once
+    ("replica=2 x context=2 x stage=2", "dense", RING, ROUNDS),
+    ("replica=2 x data=2 x fsdp=2", "sigmoid", PARTS, UNROLLED),
+    ("fsdp=2 x context=2 x stage=2", "window", RING, PARTS),
+    ("fsdp=2 x expert=2 x stage=2", "moe", ROUNDS, UNROLLED),
+    ("fsdp=4 x tensor=2", "dense", PARTS, CHUNKS),
+    ("data=4 x context=2", "shifted", RING),
+    ("fsdp=2 x expert=4", "capacity"),
+]
+IN_FLOAT64 = [
+    ("replica=2 x expert=2 x tensor=2", "moe", PARTS, CHUNKS),
+    ("data=2 x expert=2 x context=2", "moe", RING),
+    ("data=2 x tensor=2 x stage=2", "dense", ROUNDS),
+    ("expert=2 x tensor=2 x stage=2", "sigmoid"),
+    ("context=4 x tensor=2", "dense", RING, UNROLLED),
+    ("data=2 x stage=4", "dense", CHUNKS),
+    ("replica=4 x stage=2", "window"),
+]
+NIGHTLY = [
     ("fsdp=8", "dense", CHUNKS),
     ("data=2 x fsdp=4", "moe"),
     ("context=4", "dense", RING, UNROLLED),
@@ -81,18 +104,18 @@ OTHERS = [
 ]
 
 
-def listed(by_day, others):
-    """Mesh, kind and overrides of each case; `make meshes` runs the others."""
+def listed(**cases):
+    """Mesh, kind and overrides of each case, by its mark."""
     return [
         pytest.param(
             mesh,
             kind,
             tuple(" ".join(overrides).split()),
-            marks=marks,
+            marks=getattr(pytest.mark, mark) if mark != "test" else (),
             id=f"{mesh} {kind}",
         )
-        for cases, marks in ((by_day, ()), (others, pytest.mark.meshes))
-        for mesh, kind, *overrides in cases
+        for mark in cases
+        for mesh, kind, *overrides in cases[mark]
     ]
 
 
@@ -147,7 +170,10 @@ def numbers_of(tiny):
     return numbers_of
 
 
-@pytest.mark.parametrize(("mesh", "kind", "overrides"), listed(BY_DAY, OTHERS))
+@pytest.mark.parametrize(
+    ("mesh", "kind", "overrides"),
+    listed(test=BY_DAY, meshes=IN_BOTH + IN_FLOAT64, nightly=NIGHTLY),
+)
 def test_many_devices_agree_with_one_to_1e_9_in_float64(
     numbers_of, mesh, kind, overrides
 ):
@@ -158,13 +184,33 @@ def test_many_devices_agree_with_one_to_1e_9_in_float64(
     assert found[-1, 0] < 0.95 * found[0, 0]  # and it was no idle run
 
 
-@pytest.mark.parametrize(("mesh", "kind", "overrides"), listed([], BY_DAY + OTHERS))
+@pytest.mark.parametrize(
+    ("mesh", "kind", "overrides"),
+    listed(meshes=IN_BOTH, nightly=BY_DAY + IN_FLOAT64 + NIGHTLY),
+)
 def test_many_devices_agree_with_one_to_1e_4_in_float32(
     numbers_of, mesh, kind, overrides
 ):
     alone = numbers_of("data=1", kind, (), "float32")
     found = numbers_of(mesh, kind, overrides, "float32")
     np.testing.assert_allclose(found, alone, rtol=1e-4)
+
+
+def test_two_factors_that_are_together_by_night_are_together_by_day():
+    def list_factors(cases):
+        return [
+            sorted([*(part.split("=")[0] for part in mesh.split(" x ")), *others])
+            for mesh, *others in cases
+        ]
+
+    def list_pairs(cases):
+        each = (itertools.combinations(found, 2) for found in list_factors(cases))
+        return set(itertools.chain.from_iterable(each))
+
+    by_day = list_pairs(BY_DAY + IN_BOTH + IN_FLOAT64)
+    assert list_pairs(NIGHTLY) <= by_day
+    assert {*itertools.combinations(sorted(asdict(Mesh())), 2)} <= by_day
+    assert set(sum(by_day, ())) == set(sum(list_factors(IN_BOTH), []))
 
 
 @pytest.mark.parametrize(
