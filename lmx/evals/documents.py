@@ -1,6 +1,5 @@
 """Scores texts of any length with a sliding window."""
 
-import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -64,17 +63,8 @@ class SlidingWindow:
 
 def find_training_length(trained: TrainedModel) -> int:
     """The longest sequence length of training, or else the maximum of the model."""
-    known = [
-        length
-        for name, value in trained.config.flatten()
-        if re.fullmatch(r"data\.(.+\.)?sequence_length(\.values)?", name)
-        for length in (value if isinstance(value, tuple) else (value,))
-    ]
-    length = max(
-        (value for value in known if isinstance(value, int)),
-        default=trained.model.max_length,
-    )
-    if not isinstance(length, int):
+    length = trained.training_length or trained.model.max_length
+    if length is None:
         raise ConfigError(
             "the run has no sequence length: give the length of the window, as in"
             " --length 2048."

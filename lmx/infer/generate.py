@@ -294,7 +294,7 @@ class Generator:
             count = left
             if limit:
                 rows = [row if len(row) < limit else row[-limit // 2 :] for row in rows]
-                count = min(left, limit - max(map(len, rows)))
+                count = min(left, max(1, limit - max(map(len, rows))))
             padded = pad_prompts(rows, limit, first_row_id)
             width = padded.tokens.shape[1] + -(-count // CHUNK) * CHUNK
             state = self.start(

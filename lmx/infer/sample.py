@@ -3,29 +3,28 @@
 Each rule is a function from logits to logits, with -inf at the tokens it excludes.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import (
+    Fraction,
+    Positive,
+    PositiveFraction,
+    Range,
+    config_fields,
+    configurable,
+    require,
+)
 
-LIMITS = {  # of the fields of `Sampler`, and the message for other values
-    "temperature": (
-        lambda x: x == 0 or x >= 1e-6,  # logits over less overflow float32
-        "it must be 0, or 1e-6 or more",
-    ),
-    "top_k": (lambda x: x is None or x > 0, "it must be 1 or more"),
-    "top_p": (lambda x: 0 < x <= 1, "it must be above 0 and at most 1"),
-    "min_p": (lambda x: 0 <= x <= 1, "it must be from 0 to 1"),
-    "typical_p": (lambda x: 0 < x <= 1, "it must be above 0 and at most 1"),
-    "repetition_penalty": (
-        lambda x: 1e-6 <= x <= 1e6,
-        "it must be from 1e-6 to 1e6",
-    ),
-}
+# Logits over a lower temperature overflow float32.
+TEMPERATURES = Range("0, or 1e-6 or more", lambda x: x == 0 or 1e-6 <= x < math.inf)
+PENALTIES = Range("from 1e-6 to 1e6", lambda x: 1e-6 <= x <= 1e6)
 
 
 @configurable
@@ -43,18 +42,20 @@ class Sampler:
         repetition_penalty: above 1, tokens that the row contains are less likely.
     """
 
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
+    temperature: Annotated[float, TEMPERATURES] = 0.8
+    top_k: Positive[int | None] = None
+    top_p: PositiveFraction[float] = 1.0
+    min_p: Fraction[float] = 0.0
+    typical_p: PositiveFraction[float] = 1.0
+    repetition_penalty: Annotated[float, PENALTIES] = 1.0
 
     def __post_init__(self):
-        for name, (is_valid, problem) in LIMITS.items():
-            if not is_valid(getattr(self, name)):
-                raise ConfigError(
-                    f"Sampler.{name} is {getattr(self, name)}: {problem}."
+        for name, field in config_fields(Sampler).items():
+            value = getattr(self, name)
+            for limits in field.ranges:
+                require(
+                    value is None or limits.contains(value),
+                    f"Sampler.{name} is {value}: it must be {limits.text}.",
                 )
 
     def __call__(

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
-from lmx.config.registry import check_argument, configurable
+from lmx.config.registry import Positive, configurable
 from lmx.layers.attention.kv_cache import LayerCache
 from lmx.layers.init import Init
+from lmx.layers.linear import AnyWeight, scale_by_row
 from lmx.layers.mask import TokenInfo
 
 
@@ -24,7 +25,7 @@ class ConvMemory(LayerCache):
 def causal_conv(
     x: Float[Array, "B T D"],
     previous: Float[Array, "B I D"],
-    w: Float[Array, "I D"],
+    w: AnyWeight | Float[Array, "I D"],
     positions: Int[Array, "B T"],
 ) -> Float[Array, "B T D"]:
     """y[t] = x[t] + sum over i from 1 to I of w[i - 1] * x[t - i].
@@ -36,7 +37,7 @@ def causal_conv(
     for i in range(1, I + 1):
         inside_BT1 = (positions >= i)[:, :, None]
         shifted_BTD = padded_BTD[:, I - i : I - i + T]
-        x += jnp.where(inside_BT1, shifted_BTD * w[i - 1][None, None], 0)
+        x += jnp.where(inside_BT1, scale_by_row(shifted_BTD, w, i - 1), 0)
     return x
 
 
@@ -48,11 +49,8 @@ class ShortConv(nnx.Module):
     Allen-Zhu 2025, "Physics of Language Models: Part 4.1" (Canon layers A and C).
     """
 
-    def __init__(self, width: int, init: Init, *, reach: int = 3):
-        check_argument(
-            reach >= 1, f"ShortConv.reach is {reach}: it must be 1 token or more."
-        )
-        self.w = init.full("ID", dict(I=reach, D=width), 0.0)
+    def __init__(self, width: int, init: Init, *, reach: Positive[int] = 3):
+        self.w: AnyWeight = init.full("ID", dict(I=reach, D=width), 0.0)
         self.reach, self.width = reach, width
 
     def __call__(
@@ -62,15 +60,14 @@ class ShortConv(nnx.Module):
         cache: ConvMemory | None,
     ) -> tuple[Float[Array, "B T D"], ConvMemory | None]:
         """The output, and the last `reach` vectors of `cache` followed by `x`."""
-        w_ID = self.w[...].astype(x.dtype)
         if cache is None:
             empty = self.init_cache(x.shape[0], x.dtype)
-            return causal_conv(x, empty.last, w_ID, tokens.positions), None
+            return causal_conv(x, empty.last, self.w, tokens.positions), None
         # Padding may be anywhere: move it behind the tokens, and back afterwards.
         order_BT = jnp.argsort(~tokens.unpadded, axis=1, stable=True)
         x_BTD = _gather_tokens(x, order_BT)
         positions_BT = jnp.take_along_axis(tokens.positions, order_BT, axis=1)
-        y_BTD = causal_conv(x_BTD, cache.last, w_ID, positions_BT)
+        y_BTD = causal_conv(x_BTD, cache.last, self.w, positions_BT)
         all_BTD = jnp.concatenate([cache.last, x_BTD], axis=1)
         last_BI = tokens.unpadded.sum(axis=1)[:, None] + jnp.arange(self.reach)[None]
         y_BTD = _gather_tokens(y_BTD, jnp.argsort(order_BT, axis=1))

@@ -45,7 +45,7 @@ class Weight(nnx.Module):
         """See the function."""
         return contract_grouped(matmul, x, self[...])
 
-    def lookup(self, index: Int[Array, "*rows"]) -> Array:
+    def lookup(self, index: int | Int[Array, "*rows"]) -> Array:
         """See the function."""
         return lookup(self[...], index)
 
@@ -75,12 +75,19 @@ def contract_grouped(
 
 
 def lookup(
-    weight: AnyWeight | Array, index: Int[Array, "*rows"]
+    weight: AnyWeight | Array, index: int | Int[Array, "*rows"]
 ) -> Float[Array, "*rows D"]:
     """The rows of a table at these indices."""
     if isinstance(weight, Weight):
         return weight.lookup(index)
     return weight[...][index]
+
+
+def scale_by_row(
+    x: Float[Array, "*rows D"], weight: AnyWeight | Array, row: int
+) -> Float[Array, "*rows D"]:
+    """`x` times a row of a table, channel by channel."""
+    return x * jnp.broadcast_to(lookup(weight, row).astype(x.dtype), x.shape)
 
 
 def slice_weight(

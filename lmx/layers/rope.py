@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from lmx.config.registry import Positive, check_argument, configurable
+from lmx.config.registry import (
+    Positive,
+    PositiveFraction,
+    check_argument,
+    configurable,
+)
 from lmx.core.precision import upcast
 from lmx.layers.position import Length, RelativePosition
 
@@ -27,7 +32,7 @@ class RoPE(RelativePosition):
     """
 
     theta: Positive[float] = 10_000.0
-    rotary_fraction: float = 1.0
+    rotary_fraction: PositiveFraction[float] = 1.0
     layout: Literal["split", "interleaved"] = "split"
 
     def inverse_frequency(self, H: int, length: Length = 0) -> Float[Array, "P"]:
@@ -45,11 +50,6 @@ class RoPE(RelativePosition):
         return 1.0
 
     def check(self, head_dim):
-        check_argument(
-            0.0 < self.rotary_fraction <= 1.0,
-            f"RoPE.rotary_fraction is {self.rotary_fraction}: it must be above 0"
-            " and at most 1.",
-        )
         self.inverse_frequency(int(head_dim * self.rotary_fraction))
 
     def rotate(self, x, positions, length=0):

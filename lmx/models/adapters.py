@@ -1,4 +1,4 @@
-"""Replaces weights of a built model by name, as by low-rank sums (LoRA)."""
+"""Replaces weights of a built model by name, as by LoRA or int8 codes."""
 
 import math
 import re
@@ -116,3 +116,28 @@ class LoRA(Weight):
             "".join(letters[axis] for axis in array_axes(param))
             for param in (self.down, self.up)
         )
+
+
+class Int8(Weight):
+    """int8 codes, with one scale (absmax / 127) for what is summed into each output."""
+
+    def __init__(self, weight: AnyWeight):
+        super().__init__(weight)
+        over = [i for i, axis in enumerate(self.axes) if axis in self.in_dims]
+        axes = tuple(axis for axis in self.axes if axis not in self.in_dims)
+        scale = jnp.abs(weight[...]).max(over, keepdims=True, initial=1e-9) / 127
+        self.codes = nnx.Param(
+            jnp.round(weight[...] / scale).astype("int8"),
+            axes=self.axes,
+            in_dims=self.in_dims,
+            out_dims=self.out_dims,
+            layers=self.layers,
+        )
+        self.scale = nnx.Param(
+            scale.squeeze(over), axes=axes, in_dims=(), out_dims=(), layers=self.layers
+        )
+
+    def __getitem__(self, index):
+        axes = array_axes(self.codes)
+        over = [i for i, axis in enumerate(axes) if axis in self.in_dims]
+        return (self.codes[...] * jnp.expand_dims(self.scale[...], over))[index]

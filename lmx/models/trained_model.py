@@ -1,5 +1,6 @@
 """A model with trained parameters, and the config root of one trained elsewhere."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -55,6 +56,15 @@ class TrainedModel(NamedTuple):
     def model(self) -> Decoder:
         """The model with its parameters."""
         return nnx.merge(self.graph, self.params)
+
+    @property
+    def training_length(self) -> int:
+        """The longest sequence length of its training data; 0 without any."""
+        pattern, lengths = re.compile(r"data\.(.+\.)?sequence_length(\.values)?"), [0]
+        for name, value in self.config.flatten():
+            if pattern.fullmatch(name):
+                lengths += value if isinstance(value, tuple) else [value]
+        return max(length for length in lengths if isinstance(length, int))
 
     @property
     def num_parameters(self) -> int:

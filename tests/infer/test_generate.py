@@ -24,20 +24,18 @@ from lmx.models.decoder import Decoder
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 GREEDY = Sampler(temperature=0.0)
 LIMIT = 24
+LEARNED = "Decoder.position=@LearnedPosition"
 KINDS = {
     "endless": [],
-    "limited": [
-        "Decoder.position=@LearnedPosition",
-        f"LearnedPosition.max_length={LIMIT}",
-    ],
+    "limited": [LEARNED, f"LearnedPosition.max_length={LIMIT}"],
     "conv": ["Decoder.block=@PreNorm", "PreNorm.conv=@ShortConv"],
 }
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5]]
 
 
-def make_model(kind):
+def make_model(kind, *words):
     """The graph and parameters of an untrained model."""
-    words = ["Decoder.vocab=32", "RepeatTask.vocab=32", *KINDS[kind]]
+    words = ["Decoder.vocab=32", "RepeatTask.vocab=32", *KINDS[kind], *words]
     return nnx.split(lmx.load_experiment(TINY, words).build().model(nnx.Rngs(1)))
 
 
@@ -106,12 +104,22 @@ def count_programs(jitted: Any) -> int:
     return jitted._cache_size()
 
 
-def test_prompts_of_one_bucket_share_one_program(model):
-    graph, params = model
-    generator = Generator(graph, params, GREEDY, 0)
-    for length in (1, 5, 8):
-        join(generator([[1] * length], 10))
+def test_prompts_of_one_bucket_and_all_stop_tokens_share_one_program():
+    generator = Generator(*make_model("endless"), GREEDY, 0)
+    for length, stop in ((1, ()), (5, {1}), (8, {2, 3})):
+        join(generator([[4] * length], 10, stop))
     assert count_programs(generator.start) == count_programs(generator.decode) == 1
+
+
+def test_a_context_of_one_token_is_the_last_token():
+    graph, params = make_model("endless", LEARNED, "LearnedPosition.max_length=1")
+    model = nnx.merge(graph, params)
+    following = jax.jit(model.__call__)(jnp.arange(32)[:, None])[:, 0].argmax(axis=1)
+    expected = [4]
+    for _ in range(3):
+        expected.append(int(following[expected[-1]]))
+    found = join(Generator(graph, params, GREEDY, 0)([[3, 1, 4]], 3))
+    assert found.tolist() == [expected[1:]]
 
 
 def test_a_seed_determines_the_samples():
@@ -151,14 +159,6 @@ def test_generation_ends_when_all_rows_have_stopped(greedy):
     free = join(greedy(PROMPTS, 5))
     chunks = list(greedy(PROMPTS, 1000, set(free[:, 2].tolist())))
     assert sum(chunk.tokens.shape[1] for chunk in chunks) <= 16
-
-
-def test_other_stop_tokens_need_no_other_program(model):
-    graph, params = model
-    generator = Generator(graph, params, GREEDY, 0)
-    for stop in ((), {1}, {2, 3}):
-        join(generator([[4, 5]], 3, stop))
-    assert count_programs(generator.start) == count_programs(generator.decode) == 1
 
 
 def test_a_model_that_is_not_causal_is_refused():

@@ -95,11 +95,6 @@ def test_it_starts_as_the_identity_with_a_gradient(init, x):
     assert layer.w.axes == ("reach", "embed")
 
 
-def test_a_reach_of_zero_is_refused(init):
-    with pytest.raises(ValueError, match="reach is 0: it must be 1 token or more"):
-        ShortConv(D, init, reach=0)
-
-
 def test_the_second_call_does_not_recompile(layer, x):
     call = jax.jit(chex.assert_max_traces(lambda layer, *args: layer(*args), n=1))
     for shift in range(2):

@@ -1,6 +1,7 @@
 """Contract of RoPE schemes, and the formula of each."""
 
 import math
+from pathlib import Path
 
 import chex
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lmx
 from lmx.layers.rope import (
     DynamicNTK,
     Llama3RoPE,
@@ -18,6 +20,7 @@ from lmx.layers.rope import (
     YaRN,
 )
 
+TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 H = 8
 SCALED = [
     PositionInterpolation(factor=4.0),
@@ -241,4 +244,4 @@ def test_invalid_schemes_are_refused():
     with pytest.raises(ValueError, match="beta_slow must be below beta_fast"):
         NTKByParts(factor=2.0, trained_length=64, beta_slow=4.0, beta_fast=4.0)
     with pytest.raises(ValueError, match="rotary_fraction is 1.5: it must be above 0"):
-        RoPE(rotary_fraction=1.5).check(8)
+        lmx.load_experiment(TINY, ["RoPE.rotary_fraction=1.5"])

@@ -5,7 +5,6 @@ import json
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,6 @@ from lmx.layers.init import FanIn, Init
 from lmx.layers.linear import (
     TiedLMHead,
     Weight,
-    array_axes,
     contract,
     contract_grouped,
     lookup,
@@ -33,7 +31,7 @@ from lmx.layers.mask import describe_tokens
 from lmx.layers.moe.dispatch import CapacityDispatch
 from lmx.layers.moe.moe import ClampedMoE, ExpertChoice
 from lmx.layers.position import CoPE, LearnedPosition
-from lmx.models.adapters import LoRA, replace_weights
+from lmx.models.adapters import Int8, LoRA, replace_weights
 from lmx.models.decoder import Decoder
 from lmx.models.mtp import MultiTokenPrediction, mtp_hidden_states
 from tests.models.conftest import (
@@ -52,28 +50,6 @@ ONES = jnp.ones_like(TOKENS)
 FAMILIES = sorted((Path(__file__).parents[1] / "golden" / "families").glob("*.json"))
 NUMBERS = np.random.default_rng(2)
 SIZES = dict(E=4, D=8, N=2, H=6, F=4, R=5, V=7, T=3, M=6)
-
-
-class Int8(Weight):
-    """int8 codes times absmax / 127 of the elements along the axes `over`."""
-
-    def __init__(self, weight, over=None):
-        super().__init__(weight)
-        over = weight.in_dims if over is None else over
-        at = tuple(i for i, axis in enumerate(weight.axes) if axis in over)
-        scale = jnp.abs(weight[...]).max(axis=at, keepdims=True, initial=1e-9) / 127
-        codes = jnp.round(weight[...] / scale).astype("int8")
-        about = dict(in_dims=weight.in_dims, out_dims=weight.out_dims)
-        rest = tuple(axis for axis in weight.axes if axis not in over)
-        self.codes = nnx.Param(codes, axes=weight.axes, **about)
-        self.scale = nnx.Param(scale.squeeze(at), axes=rest, in_dims=())
-
-    def __getitem__(self, index):
-        own = array_axes(self.scale)
-        axes = array_axes(self.codes)
-        missing = [i for i, axis in enumerate(axes) if axis not in own]
-        scale = jnp.expand_dims(self.scale[...], missing)
-        return (self.codes[...].astype(scale.dtype) * scale)[index]
 
 
 class Sealed(Weight):
@@ -329,14 +305,15 @@ def test_a_low_rank_sum_is_at_first_the_weight_which_may_be_quantized(model):
     assert new.mlp.up.w.shape == (3, 16, 16) and new.mlp.up.w.down.layers == (0, 1, 2)
 
 
-def test_a_convolution_reads_a_weight_that_is_quantized():
+@pytest.mark.parametrize("change", [Sealed, Int8])
+def test_a_convolution_reads_and_multiplies_through_the_reader_alone(change):
     layer = ShortConv(8, Init(nnx.Rngs(0), FanIn(), depth=2), reach=2)
     layer.w.set_value(jax.random.normal(jax.random.key(0), (2, 8)))
     x = jax.random.normal(jax.random.key(1), (8, 6, 8))
     tokens = describe_tokens(PLACES, ONES)
-    layer.w = cast(Any, Int8(layer.w, over=["reach"]))
+    dense, layer.w = layer.w, change(layer.w)
     got, _ = layer(x, tokens, None)
-    layer.w = nnx.Param(layer.w[...])
+    layer.w = dense if change is Sealed else nnx.Param(layer.w[...])
     np.testing.assert_array_equal(got, layer(x, tokens, None)[0])
 
 

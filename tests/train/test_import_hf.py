@@ -27,6 +27,9 @@ def tensors(folder):
     return found
 
 
+NAME = "max_position_embeddings"
+
+
 def read_json(folder, name="config.json"):
     return json.loads((folder / name).read_text())
 
@@ -128,6 +131,19 @@ def test_the_run_is_named_by_what_is_in_the_files(llama, tmp_path):
         import_hf(llama(extra=extra), run)
         ids.add(lmx.restore(run).config.run_id())
     assert len(ids) == 2
+
+
+@pytest.mark.parametrize(
+    "imported, exported", [({}, 16), ({NAME: 4}, 16), ({NAME: 64}, 64)]
+)
+def test_an_export_has_the_longest_context_of_import_and_training(
+    tmp_path, tiny, imported, exported
+):
+    config = tiny()
+    graph, params = nnx.split(config.build().model(nnx.Rngs(0)))
+    origin = {"family": "llama", "hf_fields": imported, "generation": {}}
+    save_hf(TrainedModel(config, 5, graph, params, None, origin), tmp_path / "out")
+    assert read_json(tmp_path / "out")[NAME] == exported
 
 
 def test_a_run_trained_here_is_exported_and_loads_to_the_same_logits(tmp_path, tiny):

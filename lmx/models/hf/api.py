@@ -22,6 +22,7 @@ from lmx.core.precision import Dtype
 from lmx.core.sharding import RULES, Mesh, Rules
 from lmx.data.tokenizer.pretrained import load_hf_folder
 from lmx.models.decoder import Decoder
+from lmx.models.hf.attention_fields import MAX_LENGTH
 from lmx.models.hf.family import find_family, match_family
 from lmx.models.hf.safetensors import SHARD_BYTES, SafetensorsFolder
 from lmx.models.hf.weights import (
@@ -199,8 +200,12 @@ def save_hf(
     found = map_tensors(family.tensor_maps, shapes, model)
     raise_if("no tensor holds", sorted(shapes.keys() - {part.path for part in found}))
     imported = origin.get("family") == family.model_type
+    own = to_jsonable(origin["hf_fields"]) if imported else {}
+    if trained.training_length and not model.max_length:  # of learned positions
+        longest = max(trained.training_length, own.get(MAX_LENGTH) or 0)
+        own = {**own, MAX_LENGTH: longest}
     config = {
-        **(to_jsonable(origin["hf_fields"]) if imported else {}),
+        **own,
         **fields,
         "architectures": [family.architecture],
         "model_type": family.model_type,
