@@ -50,7 +50,7 @@ class ShortConv(nnx.Module):
     """
 
     def __init__(self, width: int, init: Init, *, reach: Positive[int] = 3):
-        self.w: AnyWeight = init.full("ID", dict(I=reach, D=width), 0.0)
+        self.w = init.full("ID", dict(I=reach, D=width), 0.0)
         self.reach, self.width = reach, width
 
     def __call__(

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from lmx.config.registry import check_argument
-
 EMBEDDING_SITE = 2**31  # dropout of embeddings; above every layer number
 
 
@@ -16,7 +14,6 @@ def dropout(
 
     `site` separates several uses of one key. Srivastava et al. 2014, JMLR 15.
     """
-    check_argument(0.0 <= rate < 1.0, f"dropout rate is {rate}: it must be in [0, 1).")
     if keys is None or rate == 0.0:
         return x
 

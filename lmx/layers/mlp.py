@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lmx.config.registry import configurable
+from lmx.config.registry import Positive, configurable
 from lmx.core.mean import Aux
 from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
@@ -49,7 +49,7 @@ class MLP(FeedForward):
         width: int,
         init: Init,
         *,
-        hidden: int,
+        hidden: Positive[int],
         linear: Callable[..., Einsum] = Einsum,
     ):
         sizes = dict(D=width, F=hidden)

@@ -1,7 +1,8 @@
 """Normalization of activations over their last dimension."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,26 @@ def layer_norm(
 
 
 class Norm(nnx.Module):
-    """Base class of norms of vectors of `size`; `letter` names their dimension."""
+    """Base class of norms of vectors of `size`; `letter` names their dimension.
+
+    `initial` has the learned vectors by name, and the value that they start with.
+    """
+
+    initial: ClassVar[Mapping[str, float]] = {"scale": 1.0}
+    scale: nnx.Param
+    offset: nnx.Param
+
+    def __init__(
+        self,
+        size: int,
+        init: Init,
+        letter: str = "D",
+        *,
+        epsilon: NonNegative[float] = 1e-6,
+    ):
+        for name, value in self.initial.items():
+            setattr(self, name, init.full(letter, {letter: size}, value))
+        self.epsilon = epsilon
 
     @abstractmethod
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
@@ -44,17 +64,6 @@ class Norm(nnx.Module):
 class RMSNorm(Norm):
     """Root-mean-square norm with a learned gain."""
 
-    def __init__(
-        self,
-        size: int,
-        init: Init,
-        letter: str = "D",
-        *,
-        epsilon: NonNegative[float] = 1e-6,
-    ):
-        self.scale = init.full(letter, {letter: size}, 1.0)
-        self.epsilon = epsilon
-
     def __call__(self, x):
         return rms_norm(x, self.scale[...], self.epsilon)
 
@@ -63,33 +72,22 @@ class RMSNorm(Norm):
 class LayerNorm(Norm):
     """Layer norm with a learned gain and no offset."""
 
-    use_offset: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        size: int,
-        init: Init,
-        letter: str = "D",
-        *,
-        epsilon: NonNegative[float] = 1e-5,
-    ):
-        self.scale = init.full(letter, {letter: size}, 1.0)
-        self.epsilon = epsilon
-        if self.use_offset:
-            self.offset = init.full(letter, {letter: size}, 0.0)
+    def __init__(self, *args: Any, epsilon: NonNegative[float] = 1e-5):
+        super().__init__(*args, epsilon=epsilon)
 
     def __call__(self, x):
-        y = layer_norm(x, self.scale[...], self.epsilon)
-        if self.use_offset:
-            y += jnp.broadcast_to(self.offset[...].astype(y.dtype), y.shape)
-        return y
+        return layer_norm(x, self.scale[...], self.epsilon)
 
 
 @configurable
 class AffineLayerNorm(LayerNorm):
     """Layer norm with a learned gain and offset. Ba et al. 2016, arXiv:1607.06450."""
 
-    use_offset = True
+    initial = {"scale": 1.0, "offset": 0.0}
+
+    def __call__(self, x):
+        y = super().__call__(x)
+        return y + jnp.broadcast_to(self.offset[...].astype(y.dtype), y.shape)
 
 
 @configurable
@@ -100,16 +98,7 @@ class OffsetRMSNorm(Norm):
     code.
     """
 
-    def __init__(
-        self,
-        size: int,
-        init: Init,
-        letter: str = "D",
-        *,
-        epsilon: NonNegative[float] = 1e-6,
-    ):
-        self.offset = init.full(letter, {letter: size}, 0.0)
-        self.epsilon = epsilon
+    initial = {"offset": 0.0}
 
     def __call__(self, x):
         gain = 1.0 + upcast(self.offset[...])

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from lmx.config.registry import check_argument, configurable
+from lmx.config.registry import Positive, Range, check_argument, configurable
 from lmx.layers.init import Init
 from lmx.layers.linear import contract, lookup
 from lmx.layers.mask import TokenInfo
@@ -50,11 +51,6 @@ class RelativePosition:
         return logits
 
 
-def distance(query: TokenInfo, key: TokenInfo) -> Int[Array, "B T S"]:
-    """Tokens from key s to query t, 0 for the query itself."""
-    return query.positions[:, :, None] - key.positions[:, None, :]
-
-
 def alibi_slopes(heads: int, bias_max: float = 8.0) -> Float[Array, "N"]:
     """Logits lost per token by each head: 2^(-8/N) to 2^-8 for N heads.
 
@@ -76,7 +72,8 @@ class ALiBi(RelativePosition):
     def modify_logits(self, logits, q, mask, query, key):
         slope_N = alibi_slopes(q.shape[2], self.bias_max).astype(logits.dtype)
         slope_KG = rearrange(slope_N, "(K G) -> K G", K=logits.shape[1])
-        distance_BTS = jnp.where(mask, distance(query, key), 0).astype(logits.dtype)
+        distance_BTS = query.positions[:, :, None] - key.positions[:, None, :]
+        distance_BTS = jnp.where(mask, distance_BTS, 0).astype(logits.dtype)
         return logits - slope_KG[None, :, :, None, None] * distance_BTS[:, None, None]
 
 
@@ -116,8 +113,14 @@ class CoPE(nnx.Module, RelativePosition):
     last.
     """
 
-    def __init__(self, heads: int, head_dim: int, init: Init, *, limit: int = 64):
-        check_argument(limit >= 2, f"CoPE.limit is {limit}: it must be 2 or more.")
+    def __init__(
+        self,
+        heads: int,
+        head_dim: int,
+        init: Init,
+        *,
+        limit: Annotated[int, Range("2 or more", lambda x: x >= 2)] = 64,
+    ):
         sizes = dict(H=head_dim, I=limit)  # shared by all heads
         self.table = init.weight("HI", sizes, in_dims="H", out_dims="I")
 
@@ -142,7 +145,7 @@ class AbsolutePosition(nnx.Module):
 class LearnedPosition(AbsolutePosition):
     """One learned vector per position. Radford et al. 2018 (GPT), section 3.1."""
 
-    def __init__(self, width: int, init: Init, *, max_length: int):
+    def __init__(self, width: int, init: Init, *, max_length: Positive[int]):
         sizes = dict(T=max_length, D=width)
         self.table = init.weight("TD", sizes, in_dims="T", role="embed")
         self.max_length = max_length
@@ -161,7 +164,7 @@ class LearnedPosition(AbsolutePosition):
 class SinusoidalPosition(AbsolutePosition):
     """Sines, then cosines, of wavelengths 2 pi to 2 pi * theta. Vaswani et al. 2017."""
 
-    def __init__(self, width: int, init: Init, *, theta: float = 10_000.0):
+    def __init__(self, width: int, init: Init, *, theta: Positive[float] = 1e4):
         check_argument(
             width % 2 == 0, f"sines and cosines need an even width, not {width}."
         )

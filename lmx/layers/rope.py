@@ -79,7 +79,7 @@ class RoPE(RelativePosition):
 class PositionInterpolation(RoPE):
     """All frequencies divided by `factor`. Chen et al. 2023, arXiv:2306.15595."""
 
-    factor: float
+    factor: Positive[float]
 
     def inverse_frequency(self, H, length=0):
         return super().inverse_frequency(H, length) / self.factor
@@ -93,7 +93,7 @@ class NTKAware(RoPE):
     Peng et al. 2023, arXiv:2309.00071, section 3.1 (due to "bloc97").
     """
 
-    factor: float
+    factor: Positive[float]
 
     def inverse_frequency(self, H, length=0):
         frequency_P = super().inverse_frequency(H, length)
@@ -119,7 +119,7 @@ class DynamicNTK(NTKAware):
     2023, arXiv:2309.00071, section 3.3 ("emozilla").
     """
 
-    trained_length: int  # tokens
+    trained_length: Positive[int]  # tokens
 
     def ntk_factor(self, length):
         ratio = jnp.maximum(length, self.trained_length) / self.trained_length
@@ -131,8 +131,8 @@ class DynamicNTK(NTKAware):
 class NTKByParts(RoPE):
     """Slow pairs interpolated, fast pairs unchanged. Peng et al. 2023, section 3.2."""
 
-    factor: float
-    trained_length: int  # tokens
+    factor: Positive[float]
+    trained_length: Positive[int]  # tokens
     beta_slow: Positive[float] = 1.0  # rotations in trained_length, interpolated below
     beta_fast: Positive[float] = 32.0  # rotations in trained_length, unchanged above
 
@@ -200,5 +200,5 @@ class Llama3RoPE(NTKByParts):
 
     theta: Positive[float] = 500_000.0
     factor: Positive[float] = 8.0
-    trained_length: Positive[int] = 8192  # tokens
+    trained_length: Positive[int] = 8192
     beta_fast: Positive[float] = 4.0

@@ -68,7 +68,7 @@ class Decoder(nnx.Module):
         logit_cap: Positive[float | None] = None,
         dropout: Rate[float] = 0.0,
         precision: Precision = Precision(),
-        unroll: Execution[int] = 1,
+        unroll: Execution[Positive[int]] = 1,
         remat: Execution[Remat] = "keep_all",
         pipeline: Execution[PipelineSchedule] = PipelineSchedule(),
     ):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lmx.config.registry import check_argument, configurable
+from lmx.config.registry import Positive, configurable
 from lmx.core.mean import Aux, merge_aux
 from lmx.layers.attention.kv_cache import AttentionInputs, make_inputs
 from lmx.layers.init import Init
@@ -58,12 +58,8 @@ class MultiTokenPrediction(nnx.Module):
         make_block: Callable[[Init], Block],
         norm: Callable[..., Norm],
         *,
-        modules: int = 1,
+        modules: Positive[int] = 1,
     ):
-        check_argument(
-            modules >= 1,
-            f"MultiTokenPrediction.modules is {modules}: it must be 1 or more.",
-        )
         self.modules = nnx.List(
             [MTPBlock(width, init, make_block, norm) for _ in range(modules)]
         )

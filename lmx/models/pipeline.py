@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import Positive, configurable, require
 from lmx.core.mean import Aux
 from lmx.core.partitioning import constrain, mesh_axes, num_shards, vmap_over_axes
 from lmx.layers.attention.kv_cache import AttentionInputs
@@ -24,20 +24,15 @@ ApplyLayers = Callable[
 ]
 
 
-def bubble_fraction(stages: int, microbatches: int, virtual_stages: int) -> float:
-    """The fraction of time that a stage is idle."""
-    return (stages - 1) / (microbatches * virtual_stages + stages - 1)
-
-
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class PipelineSchedule:
     """GPipe, or with `virtual_stages` above 1 a circular (interleaved) schedule.
 
     Layer l is on stage (l // n) % stages, where n = layers / (virtual_stages * stages).
-    A stage is idle for `bubble_fraction` of the iterations. GPipe: Huang et al. 2018,
-    arXiv:1811.06965. Circular: Narayanan et al. 2021, arXiv:2104.04473, section 2.2,
-    but with all forward passes first.
+    A stage is idle in stages - 1 of microbatches * virtual_stages + stages - 1
+    iterations. GPipe: Huang et al. 2018, arXiv:1811.06965. Circular: Narayanan et al.
+    2021, arXiv:2104.04473, section 2.2, but with all forward passes first.
 
     With several virtual stages parameters are redistributed once per step, and so are
     their gradients. Embedding and head run on all stages, with the vocabulary sharded.
@@ -47,14 +42,8 @@ class PipelineSchedule:
         virtual_stages: how often a microbatch visits each stage.
     """
 
-    microbatches: int | None = None
-    virtual_stages: int = 1
-
-    def __post_init__(self):
-        require(
-            self.virtual_stages >= 1 and (self.microbatches or 1) >= 1,
-            "PipelineSchedule.virtual_stages and .microbatches must be 1 or more.",
-        )
+    microbatches: Positive[int | None] = None
+    virtual_stages: Positive[int] = 1
 
     def __call__(
         self,

@@ -97,8 +97,3 @@ def test_the_order_of_keys_in_the_cache_does_not_matter(scheme, inputs, tokens):
         logits, q, mask.make_attention_mask(tokens, tokens), tokens, tokens
     )
     np.testing.assert_allclose(got, want[..., order], atol=1e-12)
-
-
-def test_a_single_position_vector_is_refused(init):
-    with pytest.raises(ValueError, match="CoPE.limit is 1: it must be 2 or more"):
-        CoPE(N, H, init, limit=1)

@@ -1,7 +1,6 @@
 """Contract of RoPE schemes, and the formula of each."""
 
 import math
-from pathlib import Path
 
 import chex
 import jax
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import lmx
 from lmx.layers.rope import (
     DynamicNTK,
     Llama3RoPE,
@@ -20,7 +18,6 @@ from lmx.layers.rope import (
     YaRN,
 )
 
-TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 H = 8
 SCALED = [
     PositionInterpolation(factor=4.0),
@@ -243,5 +240,3 @@ def test_invalid_schemes_are_refused():
         NTKAware(factor=2.0).inverse_frequency(2)
     with pytest.raises(ValueError, match="beta_slow must be below beta_fast"):
         NTKByParts(factor=2.0, trained_length=64, beta_slow=4.0, beta_fast=4.0)
-    with pytest.raises(ValueError, match="rotary_fraction is 1.5: it must be above 0"):
-        lmx.load_experiment(TINY, ["RoPE.rotary_fraction=1.5"])

@@ -102,11 +102,11 @@ class Attention(SelfAttention):
         width: int,
         init: Init,
         *,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
+        heads: Positive[int],
+        kv_heads: Positive[int],
+        head_dim: Positive[int],
         position: RelativePosition | Callable[..., RelativePosition] | None = RoPE(),
-        window: int | None = None,
+        window: Positive[int | None] = None,
         sink: Callable[..., AttentionSink] | None = None,
         qk_norm: Callable[..., Norm] | None = None,
         qk_norm_over: Literal["head", "heads"] = "head",
@@ -118,13 +118,9 @@ class Attention(SelfAttention):
         backend: Execution[AttentionBackend] = ReferenceAttention(),
     ):
         check_argument(
-            kv_heads >= 1 and heads % kv_heads == 0,
+            heads % kv_heads == 0,
             f"{heads} query heads cannot share {kv_heads} key/value heads evenly: heads"
             " must be a multiple of kv_heads.",
-        )
-        check_argument(
-            window is None or window >= 1,
-            f"Attention.window is {window}: it must be 1 token or more.",
         )
         sizes = dict(D=width, N=heads, K=kv_heads, H=head_dim)
         self.q = qkv("BTD,DNH->BTNH", sizes, init)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from lmx.config.registry import check_argument, configurable
+from lmx.config.registry import Positive, configurable
 from lmx.core.precision import upcast
 from lmx.layers.attention.attention import Attention
 from lmx.layers.attention.backend import AttentionMask
@@ -120,16 +120,11 @@ class InfiniAttention(Attention):
         width: int,
         init: Init,
         *,
-        heads: int,
-        segment_length: int,
+        heads: Positive[int],
+        segment_length: Positive[int],
         gate: float = 0.0,
         **kwargs: Any,
     ):
-        check_argument(
-            segment_length >= 1,
-            f"InfiniAttention.segment_length is {segment_length}: it must be 1"
-            " token or more.",
-        )
         super().__init__(
             width,
             init,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lmx.config.registry import Execution, Rate, configurable
+from lmx.config.registry import Execution, Positive, Rate, configurable
 from lmx.layers.attention.attention import SelfAttention
 from lmx.layers.attention.backend import AttentionBackend, AttentionMask
 from lmx.layers.attention.kv_cache import AttentionInputs, SlotCache, update_cache
@@ -41,12 +41,12 @@ class MLA(SelfAttention):
         width: int,
         init: Init,
         *,
-        heads: int,
-        kv_rank: int,
-        q_rank: int | None = None,
-        head_dim: int,
-        rope_dim: int,
-        value_dim: int,
+        heads: Positive[int],
+        kv_rank: Positive[int],
+        q_rank: Positive[int | None] = None,
+        head_dim: Positive[int],
+        rope_dim: Positive[int],
+        value_dim: Positive[int],
         position: RoPE = RoPE(),
         norm: Callable[..., Norm] = RMSNorm,
         scale: float | None = None,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from lmx.config.registry import check_argument, configurable
+from lmx.config.registry import configurable
 from lmx.core.precision import upcast
 from lmx.layers.attention.backend import AttentionBackend
 from lmx.layers.tap import is_asked, tap
@@ -78,7 +78,6 @@ def softmax(
 
 def soft_cap(logits: Float[Array, "*dims"], cap: float) -> Float[Array, "*dims"]:
     """Cap * tanh(logits / cap). Gemma Team 2024, arXiv:2408.00118, section 2."""
-    check_argument(cap > 0.0, f"logit cap is {cap}: it must be above 0.")
     return cap * jnp.tanh(logits / cap)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, PyTree
 
-from lmx.config.registry import check_argument, configurable
+from lmx.config.registry import Positive, configurable
 from lmx.core import partitioning
 from lmx.core.precision import upcast
 from lmx.layers.attention.backend import AttentionBackend, AttentionMask
@@ -62,13 +62,8 @@ class RingAttention(AttentionBackend):
     read in blocks of `block` tokens.
     """
 
-    block: int = 512
+    block: Positive[int] = 512
     supports = frozenset(("sink", "logit_cap", "value_dim"))
-
-    def __post_init__(self):
-        check_argument(
-            self.block >= 1, f"RingAttention.block is {self.block}: it must be >= 1."
-        )
 
     def __call__(
         self, q, k, v, mask, *, scale=None, logit_cap=None, sink=None, **unused

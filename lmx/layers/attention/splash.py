@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,13 @@ from einops import rearrange
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jaxtyping import Array
 
-from lmx.config.registry import check_argument, configurable
+from lmx.config.registry import Range, configurable
 from lmx.core import partitioning
 from lmx.layers.attention.backend import AttentionBackend, log_once
 from lmx.layers.attention.ring import RingAttention
 
-LANES = 128  # of a TPU's vector unit; block sizes are multiples
+LANES = 128  # of a TPU's vector unit
+WHOLE_LANES = Range(f"a multiple of {LANES}", lambda x: x > 0 and x % LANES == 0)
 
 
 @configurable
@@ -30,16 +31,10 @@ class SplashAttention(AttentionBackend):
     `block` is a multiple of 128 tokens; short rows use smaller blocks.
     """
 
-    block: int = 512
+    block: Annotated[int, WHOLE_LANES] = 512
     supports = frozenset(("sink", "logit_cap", "value_dim"))
     platforms, dtypes = ("tpu",), ("bfloat16", "float16", "float32")
     sharded_length = False
-
-    def __post_init__(self):
-        check_argument(
-            self.block >= LANES and self.block % LANES == 0,
-            f"SplashAttention.block is {self.block}: it must be a multiple of {LANES}.",
-        )
 
     def __call__(
         self, q, k, v, mask, *, scale=None, logit_cap=None, sink=None, **unused

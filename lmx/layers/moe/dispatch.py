@@ -12,7 +12,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from lmx.config.registry import Execution, configurable, require
+from lmx.config.registry import Execution, Positive, configurable, require
 from lmx.core import dims
 from lmx.core.mean import Aux, Mean
 from lmx.core.partitioning import (
@@ -46,14 +46,7 @@ class CapacityDispatch:
     arXiv:2006.16668; Fedus et al. 2021, arXiv:2101.03961, section 2.2.
     """
 
-    capacity_factor: float = 1.25
-
-    def __post_init__(self):
-        require(
-            self.capacity_factor > 0,
-            f"CapacityDispatch.capacity_factor is {self.capacity_factor}: it must"
-            " be above 0.",
-        )
+    capacity_factor: Positive[float] = 1.25
 
     def __call__(
         self,

@@ -3,15 +3,17 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int
 
-from lmx.config.registry import configurable, require
+from lmx.config.registry import Range, configurable
 from lmx.core import partitioning
+
+TILES = Range("a multiple of 128", lambda x: x > 0 and x % 128 == 0)
 
 
 class GroupedMatmul(ABC):
@@ -92,14 +94,8 @@ class Megablox(GroupedMatmul):
     Gale et al. 2022, arXiv:2211.15841.
     """
 
-    tile: int = 128
+    tile: Annotated[int, TILES] = 128
     platforms, dtypes, check_vma = ("tpu",), ("bfloat16", "float32"), False
-
-    def __post_init__(self):
-        require(
-            self.tile >= 128 and self.tile % 128 == 0,
-            f"Megablox.tile is {self.tile}: it must be a multiple of 128.",
-        )
 
     def __call__(self, x, w, sizes):
         return megablox_matmul(x, w, sizes, self.tile)

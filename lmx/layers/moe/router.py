@@ -187,14 +187,12 @@ class SigmoidRouter(Router):
         name = type(self).__name__
         check_top_k(f"{name}.top_k", top_k, experts)
         check_argument(
-            groups >= 1
-            and experts % groups == 0
-            and (groups <= 1 or experts // groups >= 2),
+            experts % groups == 0 and (groups == 1 or experts // groups >= 2),
             f"{experts} experts do not form {groups} groups: {name}.groups must divide"
             " MoE.experts into equal groups of 2 or more.",
         )
         check_argument(
-            0 < group_top_k <= groups and group_top_k * experts // groups >= top_k,
+            group_top_k <= groups and group_top_k * experts // groups >= top_k,
             f"a token cannot choose {top_k} experts within {group_top_k} of {groups}"
             f" groups of {experts // groups}: {name}.group_top_k must be at most"
             f" {name}.groups, and cover {name}.top_k experts.",
@@ -245,7 +243,7 @@ class UnnormalizedSigmoidRouter(SigmoidRouter):
 def check_top_k(parameter: str, top_k: int, experts: int) -> None:
     """Raises ValueError unless tokens can choose `top_k` of the experts."""
     check_argument(
-        0 < top_k <= experts,
-        f"a token cannot choose {top_k} of {experts} experts: {parameter} must be 1"
-        " or more, and at most MoE.experts.",
+        top_k <= experts,
+        f"a token cannot choose {top_k} of {experts} experts: {parameter} must be at"
+        " most MoE.experts.",
     )

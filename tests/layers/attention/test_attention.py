@@ -120,11 +120,6 @@ def test_with_a_window_of_one_a_token_sees_itself_only(make, x):
     np.testing.assert_allclose(run(layer, x), want, atol=1e-5)
 
 
-def test_an_empty_window_is_refused(make):
-    with pytest.raises(ValueError, match="Attention.window is 0: it must be 1"):
-        make(window=0)
-
-
 def test_a_sink_has_one_initial_logit_per_head(make):
     sink = make(sink=partial(AttentionSink, logit=0.5)).sink
     assert sink.logit.axes == ("heads",)

@@ -150,11 +150,3 @@ def test_splash_refuses_other_platforms_and_float64(tpu, monkeypatch):
         ValueError, match=r"this program is for gpu: change .*@RingAttention\(\)"
     ):
         SplashAttention()(q, k, v, AttentionMask(info, info))
-
-
-@pytest.mark.parametrize(
-    "make", [partial(RingAttention, block=0), partial(SplashAttention, block=200)]
-)
-def test_an_invalid_block_size_is_refused(make):
-    with pytest.raises(ValueError, match=r"(Ring|Splash)Attention\.block is (0|200): "):
-        make()

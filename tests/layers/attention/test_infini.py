@@ -136,10 +136,3 @@ def test_sigma_is_elu_plus_one_and_positive():
     np.testing.assert_allclose(elu_plus_one(x), jax.nn.elu(x) + 1.0, atol=1e-15)
     assert (elu_plus_one(x) > 0.0).all()
     np.testing.assert_allclose(jax.grad(lambda x: elu_plus_one(x).sum())(x)[-1], 1.0)
-
-
-def test_an_empty_segment_is_refused(make):
-    with pytest.raises(
-        ValueError, match="InfiniAttention.segment_length is 0: it must be 1"
-    ):
-        make(segment_length=0)

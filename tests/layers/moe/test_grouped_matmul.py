@@ -61,11 +61,6 @@ def test_a_grouped_matmul_equals_a_loop_over_groups(product, sizes, width):
         np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-5)
 
 
-def test_an_unsupported_tile_is_refused():
-    with pytest.raises(ConfigError, match=r"Megablox\.tile is 100"):
-        Megablox(tile=100)
-
-
 def test_an_unsupported_dtype_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     Megablox().check(jnp.dtype("bfloat16"))

@@ -293,13 +293,8 @@ def test_expert_choice_of_all_tokens_equals_token_choice_of_all_experts(init, x)
     np.testing.assert_allclose(run(by_experts, x)[0], want, atol=1e-5)
 
 
-def test_a_capacity_factor_of_zero_is_refused():
-    with pytest.raises(ValueError, match=r"CapacityDispatch\.capacity_factor is 0\.0"):
-        CapacityDispatch(capacity_factor=0.0)
-
-
 def test_expert_choice_refuses_a_capacity_factor_above_the_experts(init):
     with pytest.raises(
-        ValueError, match=r"ExpertChoice\.capacity_factor must be 1 or more"
+        ValueError, match=r"ExpertChoice\.capacity_factor must be at most"
     ):
         ExpertChoice(D, init, experts=E, hidden=F, capacity_factor=E + 1)

@@ -203,7 +203,7 @@ def test_bfloat16_is_scored_in_float32(init, x, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("choices", [0, E + 1])
+@pytest.mark.parametrize("choices", [E + 1])
 def test_top_k_outside_the_number_of_experts_is_refused(init, kind, choices):
     options = rf"cannot choose {choices} of {E} experts: {kind.__name__}\.top_k"
     with pytest.raises(ValueError, match=options):
@@ -215,7 +215,6 @@ def test_top_k_outside_the_number_of_experts_is_refused(init, kind, choices):
     [
         (dict(groups=3), "8 experts do not form 3 groups"),
         (dict(groups=8), "groups of 2 or more"),
-        (dict(groups=0), "do not form 0 groups"),
         (dict(groups=2, group_top_k=3), "within 3 of 2 groups of 4"),
         (dict(groups=4, group_top_k=1, top_k=3), "cannot choose 3 experts within"),
     ],
