@@ -36,7 +36,8 @@ def main() -> None:
         experiment = config.build()
         graph, params = nnx.split(experiment.model(nnx.Rngs(0)))
         batch = experiment.data.open().batch_at(0, 0)
-        gradient = jax.jit(partial(compute_gradients, graph, experiment.loss))
+        build_model = partial(nnx.merge, graph)
+        gradient = jax.jit(partial(compute_gradients, build_model, experiment.loss))
         programs[chunk] = partial(
             gradient.lower(params, batch).compile(), params, batch
         )

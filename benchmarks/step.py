@@ -63,7 +63,7 @@ def main() -> None:
     base = 0.0
     for name, seconds in times.items():
         median = statistics.median(seconds)
-        speed = runs[name].run.count_tokens(1) / median
+        speed = runs[name].run.batch_schedule.count_tokens(1) / median
         base = base or speed
         spread = " ".join(
             f"{1e3 * t:7.1f}" for t in (min(seconds), median, max(seconds))

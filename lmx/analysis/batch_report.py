@@ -1,12 +1,12 @@
 """What a step was trained on: its documents, and the loss of each token."""
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, SupportsIndex
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lmx.analysis.nonfinite import explain_step
@@ -16,7 +16,7 @@ from lmx.core.batch import AnyBatch, Batch
 from lmx.data.dataset import DocumentSpan
 from lmx.data.tokenizer.base import Tokenizer, token_to_bytes
 from lmx.train.guard.nonfinite import FINITE_METRICS
-from lmx.train.step import Frozen, StepConfig, merge_params
+from lmx.train.step import StepConfig, split_rows
 
 
 class ScoredDocument(NamedTuple):
@@ -48,22 +48,14 @@ class WorstToken(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchReport:
-    """A step of a run in detail.
+    """A step of a run in detail."""
 
-    Attributes:
-        start_step: the step whose checkpoint was restored; 0 for the initial state.
-        documents: all documents of the batch, row by row.
-        metrics: those of the step, norms of layers among them.
-        tokenizer: None if tokens have no text.
-        cause: where a number that is not finite comes from; None: there is none.
-    """
-
-    start_step: int
+    start_step: int  # whose checkpoint was restored; 0 for the initial state
     step: int
-    documents: list[ScoredDocument]
-    metrics: Scalars
-    tokenizer: Tokenizer | None
-    cause: str | None = None
+    documents: list[ScoredDocument]  # of the batch, row by row
+    metrics: Scalars  # norms of layers among them
+    tokenizer: Tokenizer | None  # None if tokens have no text
+    cause: str | None = None  # where a number that is not finite comes from
 
     @property
     def nats(self) -> float:
@@ -72,13 +64,13 @@ class BatchReport:
 
     def worst_tokens(self, count: int) -> list[WorstToken]:
         """The weighted targets with the highest loss, the highest first."""
-        tokens = [
+        tokens = (
             WorstToken(nats, document, index)
             for document in self.documents
             for index, nats in enumerate(document.nats.tolist())
             if document.weights[index] > 0
-        ]
-        return sorted(tokens, key=lambda token: -token.nats)[:count]
+        )
+        return heapq.nlargest(count, tokens, key=lambda token: token.nats)
 
     @property
     def layer_norms(self) -> Mapping[str, list[float | str]]:
@@ -113,8 +105,7 @@ def inspect_step(recorded: RecordedRun, step: int) -> BatchReport:
     state = recorded.restore_before(step)
     start = int(state.step)
     state, _ = recorded.train(state, step - 1)
-    run, data_step = recorded.run, recorded.data_step(step)
-    whole = run.add_rollouts(state, run.load_batch(run.data, run.seed, data_step))
+    run, whole = recorded.run, recorded.load_batch(state)
     missing = sorted({*Batch._fields} - {*whole._fields})
     require(
         not missing,
@@ -122,26 +113,22 @@ def inspect_step(recorded: RecordedRun, step: int) -> BatchReport:
         f" {', '.join(missing)}.",
     )
     parts = recorded.run_by_replica(compute_token_nats, state, whole)
-    nats, documents = np.concatenate([np.asarray(part) for part in parts]), []
-    batch = jax.tree.map(np.asarray, whole)
-    _, metrics = recorded.train(state, step, {step})
-    is_finite = not any(isinstance(metrics[step][name], str) for name in FINITE_METRICS)
-    cause = None if is_finite else explain_step(recorded, step)
-    for origin in run.data.locate_at(run.seed, data_step):
+    nats = np.concatenate([np.asarray(part) for part in parts])
+    batch, documents = jax.tree.map(np.asarray, whole), []
+    for origin in run.data.locate_at(run.seed, recorded.data_step(step)):
         at = np.flatnonzero(batch.segments[origin.row] == origin.segment)
         fields = (batch.tokens, batch.targets, batch.weights, nats)
         parts = (field[origin.row][at] for field in fields)
         documents.append(ScoredDocument(origin, int(at[0]), *parts))
+    metrics = recorded.train(state, step, {step})[1][step]
+    is_finite = not any(isinstance(metrics[name], str) for name in FINITE_METRICS)
+    cause = None if is_finite else explain_step(recorded, step)
     tokenizer = run.data.info.tokenizer
-    return BatchReport(start, step, documents, metrics[step], tokenizer, cause)
+    return BatchReport(start, step, documents, metrics, tokenizer, cause)
 
 
 def compute_token_nats(
-    config: StepConfig,
-    params: PyTree,
-    batch: AnyBatch,
-    keys: Key[Array, "B"],
-    frozen: Frozen = Frozen(),
+    config: StepConfig, params: PyTree, batch: AnyBatch, keys: Key[Array, "B"]
 ) -> Float[Array, "B T"]:
     """Nats of every target, as computed by the loss of the training step.
 
@@ -150,10 +137,8 @@ def compute_token_nats(
     """
 
     def total(weights: Float[Array, "B T"], batch: AnyBatch, keys: Key[Array, "B"]):
-        model = nnx.merge(config.graph, merge_params(params, frozen.params))
-        _, means = config._replace(frozen=frozen).bind_loss()(
-            model, batch._replace(weights=weights), keys
-        )
+        batch = batch._replace(weights=weights)
+        _, means = config.bind_loss()(config.build_model(params), batch, keys)
         require(
             "nats" in means,
             f"{type(config.loss).__name__} returns no nats of tokens: `lmx replay` has"
@@ -161,9 +146,6 @@ def compute_token_nats(
         )
         return means["nats"].total.sum()
 
-    parts = config.microbatches
-    split = jax.tree.map(
-        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, keys)
-    )
+    split = split_rows((batch, keys), config.microbatches)
     nats = jax.lax.map(lambda part: jax.grad(total)(part[0].weights, *part), split)
     return nats.swapaxes(0, 1).reshape(batch.tokens.shape)

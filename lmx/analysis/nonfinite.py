@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Key, PyTree
 
 from lmx.analysis.replay import RecordedRun
@@ -20,7 +19,7 @@ from lmx.layers.tap import Records, TapRequest, record
 from lmx.train import trainer
 from lmx.train.experiment import Experiment
 from lmx.train.guard.nonfinite import FaultError
-from lmx.train.step import Frozen, StepConfig, merge_params
+from lmx.train.step import StepConfig, merge_params, split_rows
 from lmx.train.trainer import RunOptions
 
 Checks = tuple[Records, Records, Bool[Array, ""], Records]
@@ -67,8 +66,7 @@ def explain_fault(fault: FaultError, run: Path) -> None:
 def explain_step(recorded: RecordedRun, step: int) -> str:
     """Names the first tensor that is not finite in that step of a run."""
     state, _ = recorded.train(recorded.restore_before(step), step - 1)
-    run, data_step = recorded.run, recorded.data_step(step)
-    batch = run.add_rollouts(state, run.load_batch(run.data, run.seed, data_step))
+    batch = recorded.load_batch(state)
     return describe_checks(recorded.run_by_replica(check_finite, state, batch))
 
 
@@ -91,31 +89,22 @@ def describe_checks(replicas: Sequence[Checks]) -> str:
 
 
 def check_finite(
-    config: StepConfig,
-    params: PyTree,
-    batch: AnyBatch,
-    keys: Key[Array, "B"],
-    frozen: Frozen = Frozen(),
+    config: StepConfig, params: PyTree, batch: AnyBatch, keys: Key[Array, "B"]
 ) -> Checks:
     """Whether parameters, activations, loss and gradients are finite."""
-    request = TapRequest(None, reduce=_is_finite)
-    loss_fn = config._replace(frozen=frozen).bind_loss()
+    loss_fn = record(config.bind_loss(), TapRequest(None, reduce=_is_finite))
 
     def check(part: tuple[AnyBatch, Key[Array, "B"]]) -> tuple[Records, Array, Records]:
         def total(params: PyTree) -> tuple[Array, Records]:
-            model = nnx.merge(config.graph, merge_params(params, frozen.params))
-            (loss, _), records = record(loss_fn, request)(model, *part)
+            (loss, _), records = loss_fn(config.build_model(params), *part)
             return loss.total, records
 
         (loss, records), grads = jax.value_and_grad(total, has_aux=True)(params)
         return records, _is_finite(loss), check_parameters("gradient", grads)
 
-    count = config.microbatches
-    parts = jax.tree.map(
-        lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), (batch, keys)
-    )
-    checks = jax.tree.map(lambda x: x.all(axis=0), jax.lax.map(check, parts))
-    everything = merge_params(params, frozen.params)
+    checks = jax.lax.map(check, split_rows((batch, keys), config.microbatches))
+    checks = jax.tree.map(lambda x: x.all(axis=0), checks)
+    everything = merge_params(params, config.frozen.params)
     return check_parameters("parameter", everything), *checks
 
 

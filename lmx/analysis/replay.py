@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +54,11 @@ def load_run_config(folder: Path, overrides: Iterable[str] = ()) -> Config[Exper
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run, opened without its hooks. Nothing is written to its folder.
-
-    Attributes:
-        config: that of the run, with overrides.
-        changes: what the overrides change, by path: the old and the new value.
-    """
+    """A run, opened without its hooks. Nothing is written to its folder."""
 
     folder: Path
-    config: Config[Experiment]
-    changes: Mapping[str, tuple[Any, Any]]
+    config: Config[Experiment]  # that of the run, with overrides
+    changes: Mapping[str, tuple[Any, Any]]  # by path: the old and the new value
     experiment: Experiment
     run: RunContext
 
@@ -80,9 +74,8 @@ class RecordedRun:
             experiment = config.build()
             run = experiment.open()
         old, new = read_metadata(folder)["data"], dict(run.data.info.fingerprint)
-        same_data = config.identity()["data"] == original.identity()["data"]
         require(
-            new == old or not same_data,
+            new == old or config.identity()["data"] != original.identity()["data"],
             f"the data have changed since {folder} was trained: restore them."
             f"\n  {old} in the run\n  {new} now",
         )
@@ -91,9 +84,9 @@ class RecordedRun:
     @property
     def environment_diff(self) -> Mapping[str, tuple[Any, Any]]:
         """The differences between the environment of the run and this process."""
-        now = {"mesh": mesh_axes(self.run.mesh), **describe_environment()}
-        metadata = read_metadata(self.folder)
-        return diff_metadata(metadata, metadata | now)
+        metadata, axes = read_metadata(self.folder), mesh_axes(self.run.mesh)
+        now = {**metadata, "mesh": axes, **describe_environment()}
+        return diff_metadata(metadata, now)
 
     @property
     def logged_metrics(self) -> Mapping[int, Mapping[str, Any]]:
@@ -102,6 +95,11 @@ class RecordedRun:
         for row in read_metrics(self.folder):
             rows.setdefault(row["step"], {}).update(row)
         return rows
+
+    def load_batch(self, state: TrainState) -> AnyBatch:
+        """The batch of the step after this state."""
+        run, step = self.run, self.data_step(int(state.step) + 1)
+        return run.add_rollouts(state, run.load_batch(run.data, run.seed, step))
 
     def data_step(self, step: int) -> int:
         """The dataset's step, counted from 0, of a step of the run."""
@@ -118,12 +116,11 @@ class RecordedRun:
         checkpoints = CheckpointManager(folder, run_ids=read_run_ids(self.folder))
         recorded = read_init_from(self.folder)
         initial = InitialState(self.experiment.init_from, self.run, recorded)
-        for saved in reversed(checkpoints.list_steps()):
+        abstract = self.run.abstract_state().trained
+        for saved in reversed([n for n in checkpoints.list_steps() if n < step]):
             try:
-                if saved < step:
-                    abstract = self.run.abstract_state().trained
-                    state = checkpoints.restore(saved, abstract)
-                    return attach_frozen(state, initial.load_frozen(), checkpoints)
+                state = checkpoints.restore(saved, abstract)
+                return attach_frozen(state, initial.load_frozen(), checkpoints)
             except DamageError as error:
                 print_line(f"using an older checkpoint: this one is damaged: {error}")
             except ConfigError as error:
@@ -137,27 +134,30 @@ class RecordedRun:
 
     def run_by_replica(
         self,
-        fn: Callable[[StepConfig, PyTree, AnyBatch, Array, Frozen], Any],
+        fn: Callable[[StepConfig, PyTree, AnyBatch, Array], Any],
         state: TrainState,
         batch: AnyBatch,
     ) -> list[Any]:
-        """`fn` of parameters, a batch, the keys of the next step, and what is frozen.
+        """`fn` of the step's config, parameters, a batch and the keys of its rows.
 
         Once, or once for each DiLoCo replica with its own rows.
         """
         run = self.run
-        keys_B = rng.fold(run.seed, state.step, "dropout", count_rows(batch))
-        call = partial(fn, run.step_config)
+
+        def call(frozen: Frozen, *inputs: Any) -> Any:
+            return fn(run.step_config._replace(frozen=frozen), *inputs)
+
         call = jax.jit(partitioning.with_partitioning(run.mesh, run.rules, call))
+        keys_B = rng.fold(run.seed, state.step, "dropout", count_rows(batch))
         if not isinstance(state.opt_state, ReplicaState):
-            return [call(state.params, batch, keys_B, state.frozen)]
+            return [call(state.frozen, state.params, batch, keys_B)]
         params = state.opt_state.params
-        replicas = jax.tree.leaves(params)[0].shape[0]
+        replicas = len(jax.tree.leaves(params)[0])
         rows = jax.tree.map(
             lambda x: x.reshape(replicas, -1, *x.shape[1:]), (batch, keys_B)
         )
         return [
-            call(*jax.tree.map(lambda x, n=n: x[n], (params, *rows)), state.frozen)
+            call(state.frozen, *jax.tree.map(lambda x, n=n: x[n], (params, *rows)))
             for n in range(replicas)
         ]
 
@@ -168,8 +168,7 @@ class RecordedRun:
 
         Consumes the state that it starts from.
         """
-        measured: dict[int, Scalars] = {}
-        done = int(state.step)
+        measured, done = {}, int(state.step)
         read = make_reader(self.run, load_skipped(self.folder))
         with (
             tqdm(total=last - done, desc="replay", leave=False, disable=None) as bar,
@@ -181,8 +180,9 @@ class RecordedRun:
                 jax.block_until_ready(metrics)  # at most one step is in flight
                 bar.update()
                 if step in steps:
-                    values = {name: to_python(x) for name, x in metrics.items()}
-                    measured[step] = flatten(values)
+                    measured[step] = flatten(
+                        {n: to_python(x) for n, x in metrics.items()}
+                    )
 
             state = train(self.run.step, state, batches, steps=last, hooks=[measure])
         return state, measured
@@ -190,29 +190,22 @@ class RecordedRun:
 
 def flatten(row: Mapping[str, Any]) -> Scalars:
     """A row of metrics as in JSON, with one name for each element of a list."""
-    scalars: dict[str, Scalar] = {}
-    for name, value in row.items():
-        value = encode_non_finite(value)
-        if isinstance(value, list):
-            scalars |= {f"{name}/{index}": item for index, item in enumerate(value)}
-        else:
-            scalars[name] = value
-    return scalars
+    encoded = {name: encode_non_finite(value) for name, value in row.items()}
+    return {
+        f"{name}/{index}" if isinstance(value, list) else name: item
+        for name, value in encoded.items()
+        for index, item in enumerate(value if isinstance(value, list) else [value])
+    }
 
 
 @dataclass(frozen=True)
 class Replay:
-    """The steps after `start_step` up to `step`, as logged and as replayed.
-
-    Attributes:
-        logged: the metrics of the steps that were logged.
-        replayed: the metrics of the same steps now, and of `step` in any case.
-    """
+    """The steps after `start_step` up to `step`, as logged and as replayed."""
 
     start_step: int
     step: int
     logged: Mapping[int, Scalars]
-    replayed: Mapping[int, Scalars]
+    replayed: Mapping[int, Scalars]  # of the same steps, and of `step` in any case
 
     @property
     def num_compared(self) -> int:

@@ -14,7 +14,7 @@ from lmx.run.metadata import affects_bits, diff_metadata, sample_losses
 from lmx.run.run_dir import METADATA, check_schema, read_metadata, read_metrics
 from lmx.run.user_code import (
     CODE,
-    diff_digests,
+    diff_modules,
     digest_modules,
     load_recorded_config,
 )
@@ -28,16 +28,11 @@ DEFAULT_RTOL = 0.01  # of a loss, where it cannot be the same to the bit
 
 @dataclass(frozen=True)
 class RunMetadata:
-    """The metadata of a run, without its folder.
-
-    Attributes:
-        config: the experiment of the run.
-        losses: those of some steps, in order.
-    """
+    """The metadata of a run, without its folder."""
 
     fields: Mapping[str, Any]
     config: Config[Experiment]
-    losses: Mapping[int, float | str]
+    losses: Mapping[int, float | str]  # of some steps, in order
 
     @classmethod
     def load(cls, path: Path) -> "RunMetadata":
@@ -74,41 +69,33 @@ def override_execution(
 ) -> Config[Experiment]:
     """The experiment with overrides; refused if they change its identity."""
     config = apply_overrides(original, overrides)
-    if changes := diff(original.identity(), config.identity()):
-        raise ConfigError(
-            f"{', '.join(changes)} cannot be changed, since they change the results:"
-            " override only how the run is executed, as in Mesh.fsdp=1."
-        )
+    changes = diff(original.identity(), config.identity())
+    require(
+        not changes,
+        f"{', '.join(changes)} cannot be changed, since they change the results:"
+        " override only how the run is executed, as in Mesh.fsdp=1.",
+    )
     return config
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A run compared with the run that it reproduces.
-
-    Attributes:
-        steps: the number of steps done.
-        environment_diff: the differences between the environments, by name.
-        rtol: relative tolerance of losses; 0: the same to the bit.
-        losses: those of the original and of this run, for each step that both logged.
-    """
+    """A run compared with the run that it reproduces."""
 
     steps: int
     environment_diff: Mapping[str, tuple[Any, Any]]
-    rtol: float
-    losses: Mapping[int, tuple[float | str, float | str]]
+    rtol: float  # of losses; 0: the same to the bit
+    losses: Mapping[int, tuple[float | str, float | str]]  # of steps that both logged
 
     @property
     def differing_steps(self) -> list[int]:
         """The steps whose losses are not within the tolerance."""
-        return [s for s, pair in self.losses.items() if not is_close(*pair, self.rtol)]
-
-
-def is_close(old: float | str, new: float | str, rtol: float) -> bool:
-    """Whether two losses are within the tolerance; NaN and infinity are strings."""
-    if isinstance(old, str) or isinstance(new, str) or not rtol:
-        return old == new
-    return math.isclose(old, new, rel_tol=rtol)
+        return [
+            step
+            for step, (old, new) in self.losses.items()  # NaN and infinity are strings
+            if old != new
+            and not math.isclose(float(old), float(new), rel_tol=self.rtol)
+        ]
 
 
 def reproduce(
@@ -125,12 +112,11 @@ def reproduce(
     """
     last = min(config["steps"] if steps is None else steps, config["steps"])
     _check_reproducible(metadata, config, path, last)
-    stop_after = last if last < config["steps"] else None
-    options = RunOptions(stop_after=stop_after)
+    options = RunOptions(stop_after=last if last < config["steps"] else None)
     try:
         train_run(f"{metadata.fields['name']}", config, path, options)
     except StoppedError as stopped:
-        if stopped.done != stop_after:
+        if stopped.done != options.stop_after:
             raise
     changes = diff_metadata(metadata.fields, read_metadata(path))
     if rtol is None:
@@ -146,14 +132,14 @@ def _check_reproducible(
 ) -> None:
     """Refuses an existing folder, steps without a loss, and other data."""
     require(not path.exists(), f"{path} exists: name a new folder with --run.")
-    if not metadata.losses or min(metadata.losses) > last:
-        first = next(iter(metadata.losses), None)
-        has = "has no losses" if first is None else f"starts with step {first}"
-        raise ConfigError(
-            f"no loss of the first {last} steps can be compared: the metadata {has}."
-        )
+    first = min(metadata.losses, default=math.inf)
+    require(
+        first <= last,
+        f"no loss of the first {last} steps can be compared: the metadata"
+        f" {f'starts with step {first}' if metadata.losses else 'has no losses'}.",
+    )
     modules = metadata.fields.get("imports") or {}
-    changed = diff_digests(modules, digest_modules(config))
+    changed = diff_modules(modules, digest_modules(config))
     require(
         not changed,
         f"{', '.join(changed)} is not the code of the run: restore it from the folder"
@@ -164,8 +150,8 @@ def _check_reproducible(
         fingerprint = dict(experiment.data.open().info.fingerprint)
         if experiment.init_from:
             experiment.init_from.open(metadata.fields["init_from"])
-    if fingerprint != metadata.fields["data"]:
-        raise ConfigError(
-            "the data are not those of the run: restore them.\n"
-            f"  {metadata.fields['data']} in the metadata\n  {fingerprint} now"
-        )
+    require(
+        fingerprint == metadata.fields["data"],
+        "the data are not those of the run: restore them.\n"
+        f"  {metadata.fields['data']} in the metadata\n  {fingerprint} now",
+    )

@@ -142,7 +142,8 @@ def configurable(thing: Thing) -> Thing:
 def find(name: str, where: object, parameter: str = "") -> Callable[..., Any]:
     """The class or function of that name; imports it if it ships with lmx.
 
-    The error starts with `where`, and suggests names near it or with the parameter.
+    The error message starts with `where` and suggests the nearest name, or the names
+    that have the parameter.
     """
     if name not in _REGISTRY:
         try:
@@ -156,9 +157,6 @@ def find(name: str, where: object, parameter: str = "") -> Callable[..., Any]:
     found = ", ".join(find_owners(parameter))
     if found and "did you mean" not in near:
         near = f"; there is {found}"
-    module = name.rpartition(".")[0]
-    if module or not (parameter and near):
-        near += f" (a class of your own: --import {module or 'MODULE'})"
     raise ConfigError(f"{where}: nothing configurable is named {name!r}{near}")
 
 
@@ -187,19 +185,15 @@ def is_known(name: str) -> bool:
 def find_declarations() -> Mapping[str, tuple[str, ...]]:
     """The modules that declare each configurable name of lmx.
 
-    They are read as text: no package imports another only to register its names.
+    They are read as text and not imported, so that a config needs no imports for what
+    ships with lmx, and no package imports another only to register its names.
     """
     modules: dict[str, tuple[str, ...]] = {}
     for file in sorted(_LMX.rglob("*.py")):
         module = ".".join(("lmx", *file.relative_to(_LMX).with_suffix("").parts))
-        for name in list_declarations(file):
-            modules[name] = (*modules.get(name, ()), module)
+        for names in _DECLARATION.findall(file.read_text(encoding="utf-8")):
+            modules["".join(names)] = (*modules.get("".join(names), ()), module)
     return modules
-
-
-def list_declarations(file: Path) -> list[str]:
-    """The configurable names that a source declares."""
-    return ["".join(x) for x in _DECLARATION.findall(file.read_text(encoding="utf-8"))]
 
 
 def find_experiments() -> dict[str, Path]:
@@ -257,7 +251,8 @@ def _read_fields(
             fields = _forwarded_fields(thing, function, name) | fields
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
-        require(name in extras, f"{label} has no annotation: add its type.")
+        if name not in extras:
+            raise ConfigError(f"{label} has no annotation: add its type.")
         if reason := unsupported_reason(extras[name]):
             raise ConfigError(f"{label}: {reason}")
         default = defaults.get(name, parameter.default)
@@ -335,8 +330,9 @@ def unsupported_reason(hint: Any) -> str | None:
         hint = get_args(hint)[0]
     origin, args = get_origin(hint) or hint, get_args(hint)
     if origin in _ALTERNATIVES:
-        advice = f"annotate it as {_ALTERNATIVES[origin]}"
-        return f"{format_type(hint)} cannot be written in a config: {advice}"
+        return f"{format_type(hint)} cannot be written in a config: annotate it as" + (
+            f" {_ALTERNATIVES[origin]}"
+        )
     if origin in (*UNIONS, tuple, Mapping):
         inner = [arg for arg in args if arg is not ...]
         if any(map(is_execution, inner)):
@@ -377,11 +373,11 @@ def as_reference(value: Any) -> Any:
     kind = type(value)
     if not _is_registered(kind):
         return value
-    require(
-        dataclasses.is_dataclass(kind),
-        f"the arguments of a {kind.__name__} instance are unknown: make"
-        f" {kind.__name__} a dataclass, or give it no default.",
-    )
+    if not dataclasses.is_dataclass(kind):
+        raise ConfigError(
+            f"the arguments of a {kind.__name__} instance are unknown: make"
+            f" {kind.__name__} a dataclass, or give it no default."
+        )
     fields = {name: getattr(value, name) for name in config_fields(kind)}
     return Ref((), kind.__name__, True, fields)
 

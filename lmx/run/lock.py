@@ -66,6 +66,7 @@ class Lock:
             return False
 
     def release(self) -> None:
+        """Lets another process acquire it."""
         if self._is_owner():
             self.path.unlink()
         os.close(self.file)
@@ -135,6 +136,7 @@ class Lease:
         os._exit(EXIT_RESTART)
 
     def release(self) -> None:
+        """Lets another process acquire it."""
         self.stopped.set()
         self.thread.join()
         self.path.unlink(missing_ok=True)

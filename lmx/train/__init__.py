@@ -1,15 +1,13 @@
-"""The package of training; called, as in `lmx.train(experiment, run)`, it trains."""
+"""The package of training. It is callable: `lmx.train(...)` is `lmx.train_run(...)`."""
 
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 
-class _TrainPackage(ModuleType):
-    def __call__(self, *args: Any, **options: Any) -> Path:
-        """`lmx.train_run`: this package has the name that a user expects of it."""
+class _CallablePackage(ModuleType):  # as an import sets `lmx.train` to this package
+    def __call__(self, *args: Any, **options: Any) -> Any:
         return sys.modules["lmx"].train_run(*args, **options)
 
 
-sys.modules[__name__].__class__ = _TrainPackage
+sys.modules[__name__].__class__ = _CallablePackage

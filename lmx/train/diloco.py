@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from lmx.config.registry import ConfigError, Positive, Rate, configurable
+from lmx.config.registry import Positive, Rate, configurable, require
 from lmx.core import rng
 from lmx.core.batch import AnyBatch, count_rows
 from lmx.core.partitioning import vmap_over_replicas
@@ -30,11 +30,10 @@ class ReplicaState(NamedTuple):
 class DiLoCo:
     """Replicas train on their share of each batch, and synchronize periodically.
 
-    The outer optimizer, Nesterov momentum, then applies the mean change of the
-    replicas to the parameters of all. Douillard et al. 2023, arXiv:2311.08105,
-    algorithm 1 and section 3.1. The `params` of a state are those of the last
-    synchronization. Metrics are means over replicas; between synchronizations the
-    replicas communicate nothing else.
+    The outer optimizer, Nesterov momentum, then applies their mean change to the
+    parameters of all. Douillard et al. 2023, arXiv:2311.08105, algorithm 1 and section
+    3.1. The `params` of a state are those of the last synchronization. Metrics are
+    means over replicas, which communicate nothing else in between.
 
     Attributes:
         replicas: equal to `Mesh.replica`, or any number if that is 1.
@@ -48,20 +47,22 @@ class DiLoCo:
 
     def check(self, steps: int, rows: int) -> None:
         """Refuses a run that does not end with a synchronization, and uneven rows."""
-        if steps % self.sync_every:
-            raise ConfigError(
-                f"{steps} steps do not end with a synchronization: DiLoCo.sync_every is"
-                f" {self.sync_every}, and must divide Experiment.steps."
-            )
-        if rows % self.replicas:
-            raise ConfigError(
-                f"{rows} rows cannot be split evenly over {self.replicas} replicas:"
-                " DiLoCo.replicas must divide the batch size."
-            )
+        require(
+            steps % self.sync_every == 0,
+            f"{steps} steps do not end with a synchronization: DiLoCo.sync_every is"
+            f" {self.sync_every}, and must divide Experiment.steps.",
+        )
+        require(
+            rows % self.replicas == 0,
+            f"{rows} rows cannot be split evenly over {self.replicas} replicas:"
+            " DiLoCo.replicas must divide the batch size.",
+        )
 
-    def init(self, init_replica: Callable[..., TrainState], *given: Any) -> TrainState:
+    def init(
+        self, init_replica: Callable[..., TrainState], *weights: Any
+    ) -> TrainState:
         """The state of step 0, from that of one replica."""
-        state = init_replica(*given)
+        state = init_replica(*weights)
         params, opt_state = self._broadcast((state.params, state.opt_state))
         outer = self._outer_optimizer().init(state.params)
         return state._replace(opt_state=ReplicaState(params, opt_state, outer))
@@ -84,8 +85,7 @@ class DiLoCo:
             new, metrics = step_fn(config, old, *rows)
             return (new.params, new.opt_state), metrics
 
-        each = (state.opt_state.params, state.opt_state.opt_state)
-        each = _rename_axes(each, lambda axes: axes[1:])
+        each = _rename_axes(state.opt_state[:2], lambda axes: axes[1:])
         each, metrics = vmap_over_replicas(replica_step, self.replicas)(*each, rows)
         params, opt_state = _rename_axes(each, lambda axes: ("replicas", *axes))
         common, params, outer = jax.lax.cond(
@@ -103,12 +103,10 @@ class DiLoCo:
         self, common: PyTree, params: PyTree, outer: optax.OptState
     ) -> tuple[PyTree, PyTree, optax.OptState]:
         """The new common parameters, those of the replicas, and the outer state."""
-        changes = jax.tree.map(
-            lambda old, new: old - new.mean(axis=0),
-            jax.tree.leaves(common),
-            jax.tree.leaves(params),
+        pairs = zip(jax.tree.leaves(common), jax.tree.leaves(params), strict=True)
+        changes = jax.tree.unflatten(
+            jax.tree.structure(common), [old - new.mean(axis=0) for old, new in pairs]
         )
-        changes = jax.tree.unflatten(jax.tree.structure(common), changes)
         updates, outer = self._outer_optimizer().update(changes, outer, common)
         common = optax.apply_updates(common, updates)
         return common, self._broadcast(common), outer

@@ -12,7 +12,6 @@ import optax
 from flax import nnx
 
 from lmx.config.registry import (
-    ConfigError,
     Execution,
     Positive,
     configurable,
@@ -99,14 +98,8 @@ class Experiment:
         optimizer = self.optimizer(schedule)
         graph, params = nnx.split(model)
         self._check_trainable(flatten_params(params))
-        init = partial(
-            init_state,
-            self.model,
-            optimizer,
-            self.seed,
-            trainable=self.trainable,
-            loss=self.loss,
-        )
+        init = partial(init_state, self.model, optimizer, self.seed)
+        init = partial(init, trainable=self.trainable, loss=self.loss)
         init, step = self.guard.wrap_init(init), self.guard.wrap_step(train_step)
         if self.local_sgd:
             init = partial(self.local_sgd.init, init)
@@ -155,27 +148,21 @@ class Experiment:
         step = program.jit_step(batches[0])  # compiled once for each shape
         makes_rollouts = isinstance(data, RolloutDataset)
         for stage, batch in zip(shapes, batches, strict=True):
-            read = abstract_batch(data, stage.first_step)
             if not makes_rollouts:
-                check_batch(read, self.data.spec, *stage[1:])
+                check_batch(abstract_batch(data, stage.first_step), batch)
             self._check_microbatches(stage.batch_size, program)
             rows = batch_shardings(batch, program.mesh, program.rules)
             batch = sharding.with_shardings(batch, rows)
             # The first step of this shape reuses the trace.
             jax.eval_shape(step, program.abstract_state(), batch)
-        run = RunContext(
-            **vars(program),
-            seed=self.seed,
-            data=data,
-            step=step,
-            batch_schedule=schedule,
-        )
         require(
             not (makes_rollouts and self.local_sgd),
             f"the replicas of DiLoCo have parameters of their own, and"
             f" {type(data).__name__} makes rollouts with one model: unset"
             " Experiment.local_sgd.",
         )
+        parts = {"data": data, "step": step, "batch_schedule": schedule}
+        run = RunContext(**vars(program), seed=self.seed, **parts)
         return run.with_rollouts() if makes_rollouts else run
 
     def _check_trainable(self, params: Mapping[str, Any]) -> None:
@@ -193,11 +180,11 @@ class Experiment:
             self.local_sgd.check(self.steps, rows)
             rows //= self.local_sgd.replicas
             rules["batch"] = tuple(a for a in rules["batch"] if a != "replica")
-        if rows % self.microbatches:
-            raise ConfigError(
-                f"{rows} rows cannot be split into {self.microbatches} equal parts:"
-                " Experiment.microbatches must divide the batch size."
-            )
+        require(
+            rows % self.microbatches == 0,
+            f"{rows} rows cannot be split into {self.microbatches} equal parts:"
+            " Experiment.microbatches must divide the batch size.",
+        )
         sharding.spec(("batch",), (rows // self.microbatches,), program.mesh, rules)
 
 
@@ -211,8 +198,10 @@ def load_experiment(
 def _check_no_idle_process(mesh: jax.sharding.Mesh) -> None:
     """Refuses a mesh that has no device of some process, which could only wait."""
     working = {device.process_index for device in mesh.devices.flat}
-    if idle := sorted({device.process_index for device in jax.devices()} - working):
-        raise ConfigError(
-            f"the mesh takes {mesh.size} of {jax.device_count()} devices, and none of"
-            f" process {idle[0]}: make it larger, or start {len(working)} processes."
-        )
+    idle = sorted({device.process_index for device in jax.devices()} - working)
+    require(
+        not idle,
+        f"the mesh takes {mesh.size} of {jax.device_count()} devices, and none of"
+        f" process {', '.join(map(str, idle))}: make it larger, or start"
+        f" {len(working)} processes.",
+    )

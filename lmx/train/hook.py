@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 from lmx.config.registry import require
 from lmx.core import distributed
@@ -13,28 +12,18 @@ from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 
 
-class HookOrder(IntEnum):
-    """The order of hooks after one step."""
-
-    CHECK = 1  # may end the run before the state is saved
-    SAVE = 2
-    ACT = 3
-
-
 @dataclass(frozen=True, kw_only=True)
 class Hook:
     """An action after some steps of a run.
 
-    Attributes:
-        call: takes the number of steps done, the state and the metrics of the last
-            step; returns metrics to log, or None. If a run resumes at a step whose
-            hooks were not done, they are called first, with empty metrics.
-        is_due: whether it is called after that many steps.
+    `call` takes the number of steps done, the state and the metrics of the last step;
+    it returns metrics to log, or None. If a run resumes at a step whose hooks were not
+    done, they are called first, with empty metrics.
     """
 
     call: Callable[[int, TrainState, Metrics], Values | None]
-    is_due: Callable[[int], bool] = lambda step: True
-    order: HookOrder = HookOrder.ACT
+    is_due: Callable[[int], bool] = lambda step: True  # after that many steps
+    before_save: bool = False  # and may end the run instead
 
 
 class HookConfig(ABC):
@@ -55,11 +44,11 @@ SAVE = "save"  # the name of the hook that saves the state
 
 
 class HookRunner:
-    """Calls the hooks that are due after each step, in their order.
+    """Calls the hooks that are due after each step, most of them after the save.
 
-    The ledger records all that are due as `due`, before the first of them is called,
-    and each as `done` after its call, so that a run that resumes from a checkpoint can
-    call those that were not done. `flush` is called before the hooks.
+    The ledger records all that are due as `due` before the first is called, and each as
+    `done` after its call, so that a run that resumes can call the others. `flush` is
+    called before the hooks.
     """
 
     def __init__(
@@ -69,7 +58,9 @@ class HookRunner:
         timing: TimeAccounting,
         flush: Callable[[], None] = lambda: None,
     ):
-        self.hooks = dict(sorted(hooks.items(), key=lambda item: item[1].order))
+        first = {name: hook for name, hook in hooks.items() if hook.before_save}
+        save = {SAVE: hooks[SAVE]} if SAVE in hooks else {}
+        self.hooks = {**first, **save, **hooks}
         self.run_dir, self.timing, self.flush = run_dir, timing, flush
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from lmx.config.registry import (
-    ConfigError,
     Execution,
     NonNegative,
     Positive,
@@ -28,12 +27,11 @@ class Loss(ABC):
     """What training minimizes."""
 
     def frozen(self, model: Any) -> Mapping[str, Any]:
-        """Modules and arrays that the loss reads and training does not change.
+        """Modules and arrays that training does not change, such as a teacher.
 
-        Such as a teacher or a reference. Each is passed to `__call__` by its name, and
-        sharded like parameters. They are made by this function, with the seed or the
-        files that the loss names, whenever the run starts or resumes, and must then be
-        the same to the bit. `model` is the model that training began with.
+        Each is passed to `__call__` by its name, and sharded like parameters. This is
+        called whenever the run starts or resumes, and must then give the same to the
+        bit. `model` is the model that training began with.
         """
         del model
         return {}
@@ -161,11 +159,11 @@ def sum_over_chunks(fn: Callable[..., Sums], chunk: int | None, *arrays: Any) ->
     if chunk is None:
         return fn(*arrays)
     T = jax.tree.leaves(arrays)[0].shape[1]
-    if T % chunk:
-        raise ConfigError(
-            f"rows of {T} tokens cannot be split into chunks of {chunk}:"
-            " NextToken.chunk must divide the length of a row."
-        )
+    require(
+        T % chunk == 0,
+        f"rows of {T} tokens cannot be split into chunks of {chunk}:"
+        " NextToken.chunk must divide the length of a row.",
+    )
     chunks = jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(len(x), chunk, -1, *x.shape[2:]), 2, 0), arrays
     )
@@ -177,10 +175,9 @@ def sum_over_chunks(fn: Callable[..., Sums], chunk: int | None, *arrays: Any) ->
 def shift_targets(batch: AnyBatch, offset: int) -> AnyBatch:
     """The batch with targets `offset` tokens later, of the same document."""
     T = batch.tokens.shape[1]
-    rolled = [
-        jnp.roll(x, -offset, axis=1)
-        for x in (batch.targets, batch.weights, batch.segments)
-    ]
-    inside_BT = (rolled[2] == batch.segments) & (jnp.arange(T) < T - offset)[None]
-    weights_BT = jnp.where(inside_BT, rolled[1], 0)
-    return batch._replace(targets=rolled[0], weights=weights_BT)
+    fields = (batch.targets, batch.weights, batch.segments)
+    targets_BT, weights_BT, segments_BT = (jnp.roll(x, -offset, axis=1) for x in fields)
+    inside_BT = (segments_BT == batch.segments) & (jnp.arange(T) < T - offset)[None]
+    return batch._replace(
+        targets=targets_BT, weights=jnp.where(inside_BT, weights_BT, 0)
+    )

@@ -19,28 +19,20 @@ from lmx.models import params
 from lmx.models.decoder import Decoder
 from lmx.run.metadata import mesh_axes
 from lmx.train.loop import StepFn
-from lmx.train.step import Metrics, StepConfig, TrainState, step_on_mesh
+from lmx.train.step import Metrics, StepConfig, TrainState, TrainStepFn, step_on_mesh
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepProgram:
-    """One training step over a mesh, without parameters or data.
+    """One training step over a mesh, without parameters or data."""
 
-    Attributes:
-        model: the model as shapes and dtypes.
-        step_fn: one step by the config.
-        init: makes the state of step 0, sharded; given parameters by path, with those.
-        shardings: the sharding of each array of a state.
-        batch_spec: what the batches are.
-    """
-
-    model: Decoder
+    model: Decoder  # as shapes and dtypes
     step_config: StepConfig
-    step_fn: Callable[[StepConfig, TrainState, AnyBatch], tuple[TrainState, Metrics]]
+    step_fn: TrainStepFn
     mesh: jax.sharding.Mesh
     rules: sharding.Rules
-    init: Callable[..., TrainState]
-    shardings: TrainState
+    init: Callable[..., TrainState]  # state of step 0; takes parameters by path, if any
+    shardings: TrainState  # of each array of a state
     batch_spec: BatchSpec
     steps: int
 
@@ -98,31 +90,21 @@ class FrozenStep:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext(StepProgram):
-    """What training and every hook need: the program, the data and the schedule.
-
-    Attributes:
-        step: the jitted training step, which donates its state.
-        batch_schedule: the shape of the batch of every step.
-    """
+    """What training and every hook need: the program, the data and the schedule."""
 
     seed: int
     data: Dataset
-    step: StepFn
-    batch_schedule: BatchSchedule
-
-    def count_tokens(self, step: int) -> int:
-        """Tokens of the first `step` steps, padding among them."""
-        return self.batch_schedule.count_tokens(step)
+    step: StepFn  # jitted; it donates its state
+    batch_schedule: BatchSchedule  # the shape of the batch of every step
 
     def count_flops(self, step: int) -> float:
         """FLOPs of the first `step` steps, forward and backward."""
+        stages = self.batch_schedule.split_steps(step)
+        flops = self._flops_per_token
         return sum(
             (
-                stage.batch_size
-                * stage.sequence_length
-                * steps
-                * self._flops_per_token[stage.sequence_length]
-                for stage, steps in self.batch_schedule.split_steps(step)
+                batch_size * length * steps * flops[length]
+                for (_, batch_size, length), steps in stages
             ),
             start=0.0,
         )
@@ -139,7 +121,7 @@ class RunContext(StepProgram):
             "data": dict(self.data.info.fingerprint),
             "parameters": count,
             **({"trained_parameters": trained} if trained != count else {}),
-            "tokens": self.count_tokens(self.steps),
+            "tokens": self.batch_schedule.count_tokens(self.steps),
             "flops": self.count_flops(self.steps),
             "mesh": mesh_axes(self.mesh),
         }
@@ -157,7 +139,7 @@ class RunContext(StepProgram):
         """The sharded batch of that step. This process reads its devices' rows only."""
         count = data.info.schedule.stage_at(step).batch_size
         spec = sharding.spec(("batch",), (count,), self.mesh, self.rules)
-        rows = local_rows(NamedSharding(self.mesh, spec), (count,))
+        rows = local_rows(NamedSharding(self.mesh, spec), count)
         parts = [data.batch_at(seed, step, part) for part in rows]
         local = jax.tree.map(lambda *part: np.concatenate(part), *parts)
         check_tokens(local, step, self.model.vocab)
@@ -176,10 +158,10 @@ class RunContext(StepProgram):
         keys = rng.fold(self.seed, state.step, "rollout", count_rows(batch))
         model = nnx.merge(self.graph, state.all_params)
         with partitioning.use(partitioning.PartitionContext(self.mesh, self.rules)):
-            made = self.data.rollout(model, batch, keys)
+            rollouts = self.data.rollout(model, batch, keys)
         stage = self.batch_schedule.stage_at(int(state.step))
-        check_batch(made, self.batch_spec, *stage[1:])
-        return self.put_batch(made)
+        check_batch(rollouts, make_abstract_batch(self.batch_spec, *stage[1:]))
+        return self.put_batch(rollouts)
 
     def with_rollouts(self) -> "RunContext":
         """The same, with a step that makes rollouts first."""
@@ -241,17 +223,16 @@ def make_abstract_batch(spec: BatchSpec, rows: int, length: int) -> AnyBatch:
     return spec.kind(**arrays)
 
 
-def check_batch(batch: AnyBatch, spec: BatchSpec, rows: int, length: int) -> None:
+def check_batch(batch: AnyBatch, expected: AnyBatch) -> None:
     """Refuses a batch that is not what its dataset declares."""
-    expected = make_abstract_batch(spec, rows, length)
     found, declared = (
         {name: (x.shape, f"{x.dtype}") for name, x in each._asdict().items()}
         for each in (batch, expected)
     )
     require(
-        type(batch) is spec.kind and found == declared,
+        type(batch) is type(expected) and found == declared,
         f"the dataset makes {type(batch).__name__} {found}, and its spec declares"
-        f" {spec.kind.__name__} {declared}: make them the same.",
+        f" {type(expected).__name__} {declared}: make them the same.",
     )
 
 
@@ -269,14 +250,9 @@ def batch_shardings(
     return type(batch)(*map(place, fields, batch))
 
 
-def local_rows(placement: NamedSharding, shape: tuple[int, ...]) -> list[slice]:
+def local_rows(placement: NamedSharding, count: int) -> list[slice]:
     """The rows of this process's devices, in order, in as few slices as possible."""
-    indices = placement.addressable_devices_indices_map(shape).values()
-    bounds = sorted({index[0].indices(shape[0])[:2] for index in indices if index})
-    merged = bounds[:1]
-    for start, stop in bounds[1:]:
-        if start == merged[-1][1]:
-            merged[-1] = (merged[-1][0], stop)
-        else:
-            merged.append((start, stop))
-    return [slice(*pair) for pair in merged]
+    indices = placement.addressable_devices_indices_map((count,)).values()
+    rows = np.unique(np.concatenate([np.arange(count)[index] for index in indices]))
+    parts = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]

@@ -32,16 +32,12 @@ class Frozen(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """What a run has after a step: the data is a function of `step`.
-
-    `params` are those that are trained. A checkpoint holds all but the frozen part,
-    which is made again.
-    """
+    """What a run has after a step: the data is a function of `step`."""
 
     step: Int[Array, ""]
-    params: PyTree
+    params: PyTree  # that are trained
     opt_state: PyTree
-    frozen: Frozen = Frozen()
+    frozen: Frozen = Frozen()  # made again whenever the run starts; not in checkpoints
 
     @property
     def trained(self) -> "TrainState":
@@ -55,10 +51,7 @@ class TrainState(NamedTuple):
 
 
 class StepConfig(NamedTuple):
-    """The parts of a step that stay the same during a run.
-
-    `frozen` has arguments of the program that is traced.
-    """
+    """The parts of a step that stay the same during a run."""
 
     graph: nnx.GraphDef
     loss: LossFn
@@ -67,7 +60,11 @@ class StepConfig(NamedTuple):
     seed: int
     microbatches: int
     loss_graph: nnx.GraphDef | None = None  # of what the loss owns
-    frozen: Frozen = Frozen()
+    frozen: Frozen = Frozen()  # arguments of the program that is traced
+
+    def build_model(self, params: PyTree) -> Any:
+        """The model with these parameters, and those that are frozen."""
+        return nnx.merge(self.graph, merge_params(params, self.frozen.params))
 
     def bind_loss(self) -> LossFn:
         """The loss with the arrays that it owns."""
@@ -83,20 +80,19 @@ def init_state(
     build_model: Callable[[nnx.Rngs], nnx.Module],
     optimizer: optax.GradientTransformation,
     seed: int,
-    given: Mapping[str, Array] = MappingProxyType({}),
+    weights: Mapping[str, Array] = MappingProxyType({}),
     *,
     trainable: Sequence[str] = ("*",),
     loss: Loss | None = None,
 ) -> TrainState:
     """The state of step 0. Jit it with `core.sharding.shardings` to shard it.
 
-    `given` has parameters by path, which replace the random ones: as far as they reach,
-    where sizes differ. Those that no pattern of `trainable` matches are frozen.
+    `weights` by path replace the random parameters, as far as they reach where sizes
+    differ. Parameters that no pattern of `trainable` matches are frozen.
     """
     graph, params = nnx.split(build_model(nnx.Rngs(params=rng.key(seed, "params"))))
-
     leaves = [
-        leaf if (value := given.get(path)) is None else overlay(leaf, value)
+        overlay(leaf, weights[path]) if path in weights else leaf
         for path, leaf in flatten_params(params).items()
     ]
     params = jax.tree.unflatten(jax.tree.structure(params), leaves)
@@ -133,13 +129,11 @@ def overlay(array: Array, value: Array) -> Array:
 
 
 def compute_gradients(
-    graph: nnx.GraphDef,
+    build_model: Callable[[PyTree], Any],
     loss_fn: LossFn,
     params: PyTree,
     batch: AnyBatch,
     keys: Key[Array, "B"] | None = None,
-    *,
-    frozen: PyTree = (),
 ) -> tuple[PyTree, Mean, Means]:
     """The gradient of the summed (not mean) loss, the loss, and its means.
 
@@ -148,8 +142,7 @@ def compute_gradients(
     """
 
     def total(params: PyTree) -> tuple[Float[Array, ""], tuple[Mean, Means]]:
-        model = nnx.merge(graph, merge_params(params, frozen))
-        loss, means = loss_fn(model, batch, keys)
+        loss, means = loss_fn(build_model(params), batch, keys)
         return loss.total, (loss, means)
 
     grads, (loss, means) = jax.grad(total, has_aux=True)(params)
@@ -159,20 +152,11 @@ def compute_gradients(
 def accumulate_gradients(
     config: StepConfig, params: PyTree, batch: AnyBatch, keys: Key[Array, "B"]
 ) -> tuple[PyTree, Mean, Means]:
-    """The sum of `compute_gradients` over the microbatches of a batch.
-
-    It is summed in at least float32, and has that dtype. Microbatch i of n has rows
-    i, i + n, ..., so that each device keeps the rows it has.
-    """
-    fixed = config.frozen.params
-    loss = config.bind_loss()
-    grad = partial(compute_gradients, config.graph, loss, params, frozen=fixed)
-    count = config.microbatches
-    if count == 1:
+    """The sum of `compute_gradients` over microbatches, in at least float32."""
+    grad = partial(compute_gradients, config.build_model, config.bind_loss(), params)
+    if config.microbatches == 1:
         return grad(batch, keys)
-    split = jax.tree.map(
-        lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), (batch, keys)
-    )
+    split = split_rows((batch, keys), config.microbatches)
     shapes = jax.eval_shape(grad, *jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes
@@ -182,6 +166,16 @@ def accumulate_gradients(
         return jax.tree.map(jnp.add, total, grad(*microbatch)), None
 
     return jax.lax.scan(add, zeros, split)[0]
+
+
+def split_rows(tree: PyTree, count: int) -> PyTree:
+    """Arrays of rows as `count` microbatches, along a new leading dimension.
+
+    Microbatch i of n has rows i, i + n, ..., so that each device keeps the rows it has.
+    """
+    return jax.tree.map(
+        lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), tree
+    )
 
 
 def step_on_mesh(
@@ -220,12 +214,13 @@ def train_step(
     metrics = {name: mean.value for name, mean in means.items()}
     metrics |= {"loss": loss.value, "tokens": loss.weight}
     metrics["learning_rate"] = jnp.asarray(config.schedule(state.step))
-    metrics |= norm_metrics(grad=grads, update=updates, param=params)
+    for name, tree in (("grad", grads), ("update", updates), ("param", params)):
+        metrics |= compute_norms(name, tree)
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def compute_norms(tree: PyTree) -> tuple[Float[Array, ""], Float[Array, "L"]]:
-    """The Euclidean norm of a tree of parameters, in total and by layer."""
+def compute_norms(name: str, tree: PyTree) -> Metrics:
+    """The Euclidean norm of a tree, and by layer: `NAME_norm` and `NAME_norm/layer`."""
     leaves = jax.tree.leaves(tree, is_leaf=is_variable)
     numbers = [leaf.get_metadata().get("layers", ()) for leaf in leaves]
     depth = max((max(n) + 1 for n in numbers if n), default=0)
@@ -235,12 +230,4 @@ def compute_norms(tree: PyTree) -> tuple[Float[Array, ""], Float[Array, "L"]]:
         whole += square.sum()
         if number:
             layers = layers.at[jnp.array(number)].add(square)
-    return jnp.sqrt(whole), jnp.sqrt(layers)
-
-
-def norm_metrics(**trees: PyTree) -> dict[str, Float[Array, "..."]]:
-    """The norms of each tree as metrics: `NAME_norm`, and `NAME_norm/layer`."""
-    metrics = {}
-    for name, tree in trees.items():
-        metrics[f"{name}_norm"], metrics[f"{name}_norm/layer"] = compute_norms(tree)
-    return metrics
+    return {f"{name}_norm": jnp.sqrt(whole), f"{name}_norm/layer": jnp.sqrt(layers)}

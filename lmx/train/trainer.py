@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 from lmx.config.value import Config, explain_errors
 from lmx.core import distributed
 from lmx.core.batch import AnyBatch
@@ -37,20 +37,13 @@ from lmx.train.step import Frozen, Metrics, TrainState
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options that do not affect the result.
+    """Options that do not affect the result."""
 
-    Attributes:
-        started: when the process started, by `run.goodput.now`; None: now.
-        grace: seconds after a signal in which the state may be saved; None: no limit.
-        allow_changes: what may differ from the start of the run: config paths,
-            `Class.parameter` or `data`.
-        stop_after: the step after which the run stops as at a signal; None: the last.
-    """
-
-    started: float | None = None
-    grace: float | None = None
+    started: float | None = None  # of the process, by `run.goodput.now`; None: now
+    grace: float | None = None  # seconds to save in after a signal; None: no limit
+    # May differ from the start of the run: config paths, `Class.parameter` or `data`.
     allow_changes: tuple[str, ...] = ()
-    stop_after: int | None = None
+    stop_after: int | None = None  # the step after which to stop as at a signal
 
 
 def train_run(
@@ -164,19 +157,22 @@ class Trainer:
         checkpoints.extra_metadata["skipped_data"] = skipped
         enabled = distributed.is_leader()
         progress = RunProgress(self.name, step, run.steps, enabled=enabled)
-        context = GuardContext(run, run_dir, checkpoints)
-        log = MetricLogger(
-            run,
-            run_dir,
-            timing,
-            progress,
-            check=self.experiment.guard.build(context),
-            log_every=self.experiment.log_every,
-        )
+        check = self.experiment.guard.build(GuardContext(run_dir, checkpoints))
+        every = self.experiment.log_every
+        log = MetricLogger(run, run_dir, timing, progress, check=check, log_every=every)
         with (
             closing(progress),
             closing(prefetch(make_reader(run, skipped), step, run.steps)) as batches,
-            closing(self._catch_signals(checkpoints, run_dir, log)) as stop,
+            closing(
+                GracefulShutdown(
+                    checkpoints,
+                    run_dir,
+                    timing,
+                    flush=log.flush,
+                    grace=self.options.grace,
+                    stop_after=self.options.stop_after,
+                )
+            ) as stop,
             closing(PreemptionWatcher()),
         ):
             save = self.experiment.checkpoint.build(checkpoints, run_dir, run.steps)
@@ -196,28 +192,16 @@ class Trainer:
             final = final_metadata(run_dir.path, flops, run.mesh.size)
             run_dir.update_metadata(**final)
 
-    def _catch_signals(
-        self, checkpoints: CheckpointManager, run_dir: RunDir, log: MetricLogger
-    ) -> GracefulShutdown:
-        return GracefulShutdown(
-            checkpoints,
-            run_dir,
-            self.timing,
-            flush=log.flush,
-            grace=self.options.grace,
-            stop_after=self.options.stop_after,
-        )
-
 
 def _check_same_data(run: RunContext) -> None:
     """Refuses data that differ between processes."""
     local = dict(run.data.info.fingerprint)
     leader = distributed.broadcast_from_leader(lambda: local)
-    if local != leader:
-        raise ConfigError(
-            f"the data of process {jax.process_index()} differ from those of process 0:"
-            f" give all the same files.\n  {local}\n  {leader} in process 0"
-        )
+    require(
+        local == leader,
+        f"the data of process {jax.process_index()} differ from those of process 0:"
+        f" give all the same files.\n  {local}\n  {leader} in process 0",
+    )
 
 
 def time_data(

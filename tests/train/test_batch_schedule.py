@@ -53,11 +53,14 @@ def test_a_run_counts_the_tokens_and_flops_of_each_step(staged):
     model = staged().build().abstract_model()
     tokens, cost = 0, 0.0
     for step, (batch, length) in enumerate(SHAPES):
-        assert (run.count_tokens(step), run.count_flops(step)) == (tokens, cost)
+        assert (run.batch_schedule.count_tokens(step), run.count_flops(step)) == (
+            tokens,
+            cost,
+        )
         assert run.data.batch_at(0, step).tokens.shape == (batch, length)
         tokens += batch * length
         cost += batch * length * params.train_flops_per_token(model, length)
-    assert run.count_tokens(len(SHAPES)) == tokens
+    assert run.batch_schedule.count_tokens(len(SHAPES)) == tokens
 
 
 @pytest.mark.nightly
@@ -85,7 +88,7 @@ def test_a_stage_beyond_the_last_step_is_not_checked(staged):
     far = staged(
         "rows/PiecewiseConstant.values=(4, 7)", "rows/PiecewiseConstant.boundaries=(9,)"
     )
-    assert far.build().open().count_tokens(8) == 3 * 4 * 8 + 5 * 4 * 16
+    assert far.build().open().batch_schedule.count_tokens(8) == 3 * 4 * 8 + 5 * 4 * 16
 
 
 @pytest.mark.parametrize(

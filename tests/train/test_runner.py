@@ -9,7 +9,7 @@ import pytest
 from lmx.run.goodput import TimeAccounting, total_seconds
 from lmx.run.run_dir import RunDir, read_ledger, read_metrics
 from lmx.train.guard.nonfinite import FaultError
-from lmx.train.hook import SAVE, Hook, HookOrder, HookRunner, unique_names
+from lmx.train.hook import SAVE, Hook, HookRunner, unique_names
 from lmx.train.step import TrainState
 from lmx.train.trainer import train_run
 
@@ -51,8 +51,7 @@ def make_runner(tmp_path):
                 if name == fails:
                     raise ValueError("no such luck")
 
-            order = HookOrder.SAVE if name == SAVE else HookOrder.ACT
-            return Hook(call=call, is_due=lambda step: step % 2 == 0, order=order)
+            return Hook(call=call, is_due=lambda step: step % 2 == 0)
 
         timing = TimeAccounting()
         timing.start_attempt(run_dir, step)
@@ -91,8 +90,8 @@ def test_a_check_comes_before_the_save_of_its_step_and_may_prevent_it(tmp_path):
 
     hooks = {
         "Sample": Hook(call=lambda *_: calls.append("sample")),
-        SAVE: Hook(call=lambda *_: calls.append("save"), order=HookOrder.SAVE),
-        "Check": Hook(call=fail, is_due=lambda step: step == 2, order=HookOrder.CHECK),
+        SAVE: Hook(call=lambda *_: calls.append("save")),
+        "Check": Hook(call=fail, is_due=lambda step: step == 2, before_save=True),
     }
     runner = HookRunner(hooks, RunDir(tmp_path), TimeAccounting())
     runner(1, state_of(1), {})
@@ -153,6 +152,7 @@ def test_two_hooks_of_one_class_have_two_names(tiny):
     assert tuple(unique_names(configs).values()) == configs
 
 
+@pytest.mark.faults
 def test_an_evaluation_is_not_skipped_if_a_run_is_killed_between_save_and_ledger(
     tiny, tmp_path
 ):

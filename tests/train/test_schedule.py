@@ -73,7 +73,6 @@ DATA = "Evaluate.data=@RepeatTask()"
         ["WSD.decay_fraction=0.0", "Experiment.schedule=@WSD()", "WSD.peak_lr=1.0"],
         ["Experiment.microbatches=-2"],
         ["Experiment.steps=0"],
-        ["Experiment.seed=9223372036854775808"],
         ["Experiment.log_every=0"],
         ["Experiment.hang_timeout=0.0"],
         ["NextToken.chunk=0"],

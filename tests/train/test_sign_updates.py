@@ -33,20 +33,27 @@ def bias(params):
     return found
 
 
-def loads(run, params, batch):
-    """Tokens of each expert of each layer, counted inside the model."""
+@pytest.fixture(scope="module")
+def count_loads(run):
+    """Counts the tokens of each expert of each layer inside the model."""
     seen, route = [], SigmoidRouter.route
 
-    def watched(router, scores, bias):
+    def record_route(router, scores, bias):
         routing = route(router, scores, bias)
         jax.debug.callback(seen.append, routing.experts, ordered=True)
         return routing
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SigmoidRouter, "route", watched)
-        jax.jit(lambda p, tokens: nnx.merge(run.graph, p)(tokens))(params, batch.tokens)
-        jax.effects_barrier()
-    return np.stack([np.bincount(np.ravel(e), minlength=E) for e in seen])
+    model = jax.jit(lambda p, tokens: nnx.merge(run.graph, p)(tokens))
+
+    def count_loads(params, batch):
+        seen.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SigmoidRouter, "route", record_route)
+            model(params, batch.tokens)
+            jax.effects_barrier()
+        return np.stack([np.bincount(np.ravel(e), minlength=E) for e in seen])
+
+    return count_loads
 
 
 def after(run, state):
@@ -54,24 +61,24 @@ def after(run, state):
     return run.step(state, run.put_batch(run.data.batch_at(run.seed, int(state.step))))
 
 
-def test_a_step_moves_each_bias_by_the_sign_of_its_load(run):
-    counts = loads(run, run.init().params, run.data.batch_at(run.seed, 0))
+def test_a_step_moves_each_bias_by_the_sign_of_its_load(run, count_loads):
+    counts = count_loads(run.init().params, run.data.batch_at(run.seed, 0))
     assert counts.shape == (2, E) and counts.std() > 0
     moved = bias(after(run, run.init())[0].params)[...]
     want = RATE * np.sign(counts.mean(axis=1, keepdims=True) - counts)
     np.testing.assert_allclose(moved, want, rtol=1e-6)
 
 
-def test_biases_balance_a_skewed_router(run):
+def test_biases_balance_a_skewed_router(run, count_loads):
     state, batch = run.init(), run.data.batch_at(run.seed, 0)
     skewed = jnp.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
     bias(state.params).set_value(skewed)
-    before = loads(run, state.params, batch)
+    before = count_loads(state.params, batch)
     assert before.max() == batch.tokens.size  # everyone chooses some of them
     for _ in range(40):
         state, _ = after(run, state)
     even = batch.tokens.size * 2 / E
-    assert np.abs(loads(run, state.params, batch) - even).max() < 0.5 * even
+    assert np.abs(count_loads(state.params, batch) - even).max() < 0.5 * even
 
 
 def test_the_weight_of_the_load_changes_nothing(run, tiny):

@@ -9,7 +9,7 @@ from lmx.core.console import print_line
 from lmx.run.run_dir import RunDir
 from lmx.train.checkpoint.manager import CheckpointManager, SaveError
 from lmx.train.checkpoint.reader import DamageError
-from lmx.train.hook import Hook, HookOrder, every_steps
+from lmx.train.hook import Hook, every_steps
 from lmx.train.step import Metrics, TrainState
 
 
@@ -50,7 +50,7 @@ class CheckpointPolicy:
                 checkpoints.save(step, state.trained)
 
         is_due = every_steps(self.every, steps)
-        return Hook(call=save, is_due=is_due, order=HookOrder.SAVE)
+        return Hook(call=save, is_due=is_due)
 
 
 def require_written(run_dir: RunDir) -> None:

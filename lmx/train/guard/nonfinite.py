@@ -32,10 +32,7 @@ WATCHED_METRICS = (*FINITE_METRICS, SKIPPED, SPIKE)
 
 
 class FaultError(Exception):
-    """Training must stop; the process exits with `exit_status`.
-
-    `nonfinite_step` is the step with a number that is not finite, if that is why.
-    """
+    """Training must stop; `nonfinite_step` has a number that is not finite, if any."""
 
     def __init__(
         self, reason: str, exit_status: int = 1, nonfinite_step: int | None = None
@@ -48,7 +45,6 @@ class FaultError(Exception):
 class GuardContext:
     """What the metric check of a guard may use."""
 
-    run: RunContext
     run_dir: RunDir
     checkpoints: CheckpointManager
 
@@ -112,10 +108,9 @@ class AbortOnNonFinite(Guard):
 class SkipNonFinite(Guard):
     """Skips the update of a step with a non-finite loss or gradient.
 
-    Parameters and optimizer state stay the same to the bit; the step counts as done,
-    and its data are not used again. Its metric `skipped` is 1, and it is recorded in
-    the ledger. Replicas of `DiLoCo` skip independently. A run that `AbortOnNonFinite`
-    ended can resume with this guard.
+    Parameters and optimizer state keep their bits; the step counts as done, has the
+    metric `skipped`, and is recorded in the ledger. Replicas of `DiLoCo` skip
+    independently. A run that `AbortOnNonFinite` ended can resume with this guard.
 
     Attributes:
         max_consecutive: steps in a row; one more ends the run.
@@ -141,15 +136,14 @@ class SkipNonFinite(Guard):
                 find_nonfinite(values) and not consecutive
             ):
                 raise context.make_fault(step, values)
-            if not consecutive:
-                return
-            shown = {name: f"{value:g}" for name, value in values.items()}
-            context.run_dir.record_hook(step, "Skip", "done", **shown)
-            if distributed.is_leader():
-                print_line(
-                    f"step {step} was skipped: its loss is {shown['loss']}, its"
-                    f" gradient norm {shown['grad_norm']}"
-                )
+            if consecutive:
+                shown = {name: f"{value:g}" for name, value in values.items()}
+                context.run_dir.record_hook(step, "Skip", "done", **shown)
+                if distributed.is_leader():
+                    print_line(
+                        f"step {step} was skipped: its loss is {shown['loss']}, its"
+                        f" gradient norm {shown['grad_norm']}"
+                    )
 
         return check
 
@@ -183,9 +177,9 @@ def merge_ranges(ranges: Iterable[Sequence[int]]) -> SkippedRanges:
     merged: list[tuple[int, int]] = []
     for begin, end in sorted(map(tuple, ranges)):
         if merged and begin <= merged[-1][1]:
-            begin, previous_end = merged.pop()
-            end = max(end, previous_end)
-        merged.append((begin, end))
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((begin, end))
     return merged
 
 

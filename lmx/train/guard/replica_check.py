@@ -18,7 +18,7 @@ from lmx.core.console import print_line
 from lmx.core.rendezvous import EXIT_RESTART
 from lmx.train.checkpoint.digest import flatten_by_path
 from lmx.train.guard.nonfinite import FaultError
-from lmx.train.hook import Hook, HookConfig, HookOrder, every_steps
+from lmx.train.hook import Hook, HookConfig, every_steps
 from lmx.train.program import RunContext
 from lmx.train.step import Metrics, TrainState
 
@@ -31,10 +31,10 @@ FMIX32 = [(np.uint32(0x85EBCA6B), 16), (np.uint32(0xC2B2AE35), 13)]
 class ReplicaCheck(HookConfig):
     """Compares arrays that several devices hold, every so many steps.
 
-    If replicas differ, as by a bit that memory or an arithmetic unit got wrong, the run
-    ends with status 75 and names tensor and device, before that state is saved: let
-    `every` divide `CheckpointPolicy.every`. Costs one pass over the state, and 4 bytes
-    of communication for each tensor and device. Does not check sharded arrays.
+    If replicas differ, as by a flipped bit, the run ends with status 75 and names
+    tensor and device, before that state is saved: let `every` divide
+    `CheckpointPolicy.every`. Costs one pass over the state, and 4 bytes of
+    communication for each tensor and device. Does not check sharded arrays.
     """
 
     every: Positive[int] = 1000  # steps
@@ -57,7 +57,7 @@ class ReplicaCheck(HookConfig):
                 )
 
         is_due = every_steps(self.every, run.steps)
-        return Hook(call=check, is_due=is_due, order=HookOrder.CHECK)
+        return Hook(call=check, is_due=is_due, before_save=True)
 
 
 def compare_replicas(state: PyTree, mesh: Mesh) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -55,9 +56,9 @@ class SpikeState(NamedTuple):
 class SpikeDetector:
     """Detects losses far above their running mean.
 
-    Mean and standard deviation are those of all earlier losses, up to `window` of
-    them; then older losses decay by 1 / window a step. No loss is a spike before that,
-    unless it or its gradient is not finite.
+    Mean and standard deviation are of all earlier losses; after `window` of them, older
+    losses decay by 1 / window a step. Before that, only a loss or a gradient that is
+    not finite is a spike.
 
     Attributes:
         sigma: standard deviations above the mean.
@@ -70,8 +71,8 @@ class SpikeDetector:
     def wrap_init(self, init: Init) -> Init:
         """Adds empty statistics to the state of step 0."""
 
-        def init_with_stats(*given: Any) -> TrainState:
-            state = init(*given)
+        def init_with_stats(*weights: Any) -> TrainState:
+            state = init(*weights)
             stats = RunningStats(jnp.zeros((), "int32"), jnp.zeros(()), jnp.zeros(()))
             return state._replace(opt_state=SpikeState(state.opt_state, stats))
 
@@ -99,12 +100,12 @@ class SpikeDetector:
         share = 1 / jnp.minimum(stats.count + 1, self.window).astype(stats.mean.dtype)
         new = RunningStats(
             stats.count + 1,
-            (stats.mean + share * above).astype(stats.mean.dtype),
-            ((1 - share) * (stats.variance + share * above**2)).astype(
-                stats.mean.dtype
-            ),
+            stats.mean + share * above,
+            (1 - share) * (stats.variance + share * above**2),
         )
-        stats = jax.tree.map(lambda old, new: jnp.where(spike, old, new), stats, new)
+        stats = jax.tree.map(
+            lambda old, new: jnp.where(spike, old, new.astype(old.dtype)), stats, new
+        )
         return spike, jnp.where(known, sigmas, 0.0), stats
 
 
@@ -138,10 +139,9 @@ class RewindError(Exception):
 class Rewind(Guard):
     """Rewinds to a checkpoint before a loss spike, and skips the data seen since.
 
-    It also skips `skip_beyond` data steps after the spike. The steps that follow read
-    the batches after the skipped ones. The ledger records what is skipped. The run
-    ends if the loss spikes again at or before the step of the last spike: other data
-    did not help. Chowdhery et al. 2022, arXiv:2204.02311, section 5.1.
+    The ledger records what is skipped. The run ends if the loss spikes again at or
+    before the step of the last spike: other data did not help. Chowdhery et al. 2022,
+    arXiv:2204.02311, section 5.1.
 
     Attributes:
         steps_back: steps between the checkpoint and the spike, at least.
@@ -170,10 +170,7 @@ class Rewind(Guard):
         return self.detector.wrap_init(init)
 
     def wrap_step(self, step_fn: TrainStepFn) -> TrainStepFn:
-        def step(*inputs: Any) -> Any:
-            return self.detector.run_step(step_fn, *inputs)
-
-        return step
+        return partial(self.detector.run_step, step_fn)
 
     def build(self, context: GuardContext) -> MetricCheck:
         checkpoints, run_dir = context.checkpoints, context.run_dir
@@ -205,9 +202,8 @@ class Rewind(Guard):
         for step in context.checkpoints.list_steps()[::-1]:
             if step > to:
                 context.checkpoints.delete(step)
-        context.run_dir.record_hook(
-            to, REWIND, "done", spike_step=spike, data=[begin, end]
-        )
+        facts = {"spike_step": spike, "data": [begin, end]}
+        context.run_dir.record_hook(to, REWIND, "done", **facts)
         raise RewindError(
             f"step {spike} is a spike: rewinding to step {to}, and skipping the data of"
             f" steps {begin} to {end - 1}"

@@ -21,16 +21,12 @@ class Watchdog:
 
     `progress` returns the current phase, and a value that changes whenever a phase
     starts or ends. All Python stacks are written to `folder`/hang-I.txt, I being the
-    index of the process, and to stderr. The watchdog works while the main thread waits
-    in C++, and does not use the wall clock. Time in which the process was stopped, or
-    the machine asleep, does not count.
+    index of the process, and to stderr, also while the main thread waits in C++. Time
+    in which the process was stopped, or the machine asleep, does not count.
     """
 
     def __init__(
-        self,
-        progress: Callable[[], tuple[str, Hashable]],
-        timeout: float,
-        folder: Path,
+        self, progress: Callable[[], tuple[str, Hashable]], timeout: float, folder: Path
     ):
         self.progress, self.timeout = progress, timeout
         self.file = folder / f"hang-{jax.process_index()}.txt"
@@ -61,9 +57,7 @@ class Watchdog:
         print(reason, file=sys.stderr, flush=True)
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
         # In a thread, as this disk may be what hangs.
-        writer = threading.Thread(
-            target=self._write_stacks, args=(reason,), daemon=True
-        )
+        writer = threading.Thread(target=self._write_stacks, args=[reason], daemon=True)
         writer.start()
         writer.join(EXIT_DELAY)
         time.sleep(EXIT_DELAY if jax.process_count() > 1 else 0.0)

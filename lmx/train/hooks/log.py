@@ -72,7 +72,7 @@ class MetricLogger:
         values = {name: to_python(value) for name, value in metrics.items()}
         if "nats" in values:
             values["perplexity"] = float(np.exp(values["nats"]))
-        values["tokens_seen"] = self.run.count_tokens(step)
+        values["tokens_seen"] = self.run.batch_schedule.count_tokens(step)
         speed = self._measure_throughput(step)
         self.run_dir.log_metrics(step, values | speed)
         shown = {"loss": f"{values['loss']:.3f}"}
@@ -90,12 +90,12 @@ class MetricLogger:
         if previous is None or previous[0] == step:
             return {}
         steps, seconds, waiting = np.subtract(lap, previous).tolist()
-        tokens = self.run.count_tokens(step) - self.run.count_tokens(previous[0])
+        first, last = map(self.run.batch_schedule.count_tokens, (previous[0], step))
         speed = {
             "seconds/step": seconds / steps,
             "seconds/data_wait": waiting / steps,
             "seconds/compute": (seconds - waiting) / steps,
-            "tokens_per_second": tokens / seconds,
+            "tokens_per_second": (last - first) / seconds,
         }
         if self.peak:
             flops = self.run.count_flops(step) - self.run.count_flops(previous[0])

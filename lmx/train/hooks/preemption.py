@@ -19,7 +19,11 @@ from lmx.train.checkpoint.manager import CheckpointManager
 from lmx.train.checkpoint.policy import require_written
 from lmx.train.step import Metrics, TrainState
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS: dict[int, int] = {  # and what they are taken for
+    signal.SIGINT: signal.SIGINT,
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGHUP: signal.SIGTERM,
+}
 # Seconds. A signal sent to a process group and to its members arrives more than once.
 DEBOUNCE = 0.5
 
@@ -37,11 +41,9 @@ class GracefulShutdown:
     """Stops the run at Ctrl-C or SIGTERM, after saving; at a second one, at once.
 
     SIGHUP, as of a terminal that closes, is taken for SIGTERM, unless nohup ignores it.
-
-    A signal to one process stops all processes, after the same step; `flush` is called
-    before they save. `grace` seconds after the signal, or at the second one, the
-    process exits without saving, even if the main thread hangs. After step `stop_after`
-    the run stops as at SIGTERM.
+    A signal to one process stops all, after the same step; `flush` is called before
+    they save. `grace` seconds after the signal, or at the second one, the process exits
+    unsaved, even if the main thread hangs. After step `stop_after` the run stops too.
     """
 
     def __init__(
@@ -55,8 +57,7 @@ class GracefulShutdown:
         stop_after: int | None = None,
     ):
         self.checkpoints, self.run_dir, self.timing = checkpoints, run_dir, timing
-        self.flush = flush
-        self.grace, self.stop_after = grace, stop_after
+        self.flush, self.grace, self.stop_after = flush, grace, stop_after
         self.requested: int | None = None
         self.stop_signal = StopSignal()
         # A thread receives signals while the main thread runs C++.
@@ -89,7 +90,6 @@ class GracefulShutdown:
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         """Saves the state and raises StoppedError, if the run stops after this step."""
-        del metrics
         if not self._is_due(step):
             return
         self.flush()
@@ -103,7 +103,7 @@ class GracefulShutdown:
         raise StoppedError(int(f"{self.stop_signal.get()}".split()[0]), step)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = self.requested or as_stop_signal(signum)
+        self.requested = self.requested or SIGNALS[signum]
 
     def _listen(self) -> None:
         first = self._next_signal(None)
@@ -128,12 +128,7 @@ class GracefulShutdown:
                 return None
             byte = os.read(self.reader, 1)
             if not byte or byte[0] in SIGNALS:
-                return as_stop_signal(byte[0]) if byte else 0
-
-
-def as_stop_signal(signum: int) -> int:
-    """SIGTERM for SIGHUP; the others as they are."""
-    return signal.SIGTERM if signum == signal.SIGHUP else signum
+                return SIGNALS[byte[0]] if byte else 0
 
 
 POLL_INTERVAL = 5.0  # seconds between two requests, and for one response

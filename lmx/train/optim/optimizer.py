@@ -38,12 +38,10 @@ def adamw(
     clip: Positive[float | None] = 1.0,
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay. Loshchilov, Hutter 2017, arXiv:1711.05101."""
-    return _with_clipping(
-        clip,
-        optax.adamw(
-            learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=matrix_mask
-        ),
+    adam = optax.adamw(
+        learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=matrix_mask
     )
+    return _with_clipping(clip, adam)
 
 
 @configurable
@@ -56,10 +54,10 @@ def lion(
     clip: Positive[float | None] = 1.0,
 ) -> optax.GradientTransformation:
     """Lion: the sign of a momentum. Chen et al. 2023, arXiv:2302.06675."""
-    return _with_clipping(
-        clip,
-        optax.lion(learning_rate, b1, b2, weight_decay=weight_decay, mask=matrix_mask),
+    sign = optax.lion(
+        learning_rate, b1, b2, weight_decay=weight_decay, mask=matrix_mask
     )
+    return _with_clipping(clip, sign)
 
 
 @configurable
@@ -74,15 +72,10 @@ def adafactor(
 
     Dimensions below `min_dim_size_to_factor` keep a full second moment.
     """
-    return _with_clipping(
-        clip,
-        optax.adafactor(
-            learning_rate,
-            min_dim_size_to_factor=min_dim_size_to_factor,
-            multiply_by_parameter_scale=False,
-        ),
-        optax.masked(_add_decay(learning_rate, weight_decay), matrix_mask),
+    factored = optax.adafactor(
+        learning_rate, min_dim_size_to_factor, multiply_by_parameter_scale=False
     )
+    return _with_clipping(clip, factored, _add_decay(learning_rate, weight_decay))
 
 
 @configurable
@@ -94,11 +87,8 @@ def sgd(
     clip: Positive[float | None] = 1.0,
 ) -> optax.GradientTransformation:
     """Gradient descent with Nesterov momentum. Sutskever et al. 2013, ICML."""
-    return _with_clipping(
-        clip,
-        optax.sgd(learning_rate, momentum, nesterov=True),
-        optax.masked(_add_decay(learning_rate, weight_decay), matrix_mask),
-    )
+    gradient = optax.sgd(learning_rate, momentum, nesterov=True)
+    return _with_clipping(clip, gradient, _add_decay(learning_rate, weight_decay))
 
 
 @configurable
@@ -117,10 +107,9 @@ def muon(
 ) -> optax.GradientTransformation:
     """Muon for hidden matrices, Adam for all other parameters.
 
-    Embeddings, head, and scales and offsets use Adam, each at its own multiple of the
-    learning rate. The root mean square of an orthogonalized update is
-    sqrt(max(1, out / in)) / sqrt(max(in, out)). Jordan 2024, "Muon: an optimizer for
-    hidden layers in neural networks".
+    Each kind of the others has its own multiple of the learning rate. The root mean
+    square of an orthogonalized update is sqrt(max(1, out / in)) / sqrt(max(in, out)).
+    Jordan 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
 
     def lr_scale(p: Any) -> float:
@@ -143,7 +132,9 @@ def muon(
     return _with_clipping(
         clip,
         optax.masked(orthogonal, hidden_matrix_mask),
-        optax.masked(adam, _not_hidden),
+        optax.masked(
+            adam, lambda p: jax.tree.map(operator.not_, hidden_matrix_mask(p))
+        ),
     )
 
 
@@ -154,10 +145,6 @@ def hidden_matrix_mask(params: PyTree) -> PyTree:
         return bool(p.in_dims) and "vocab" not in p.axes and "length" not in p.axes
 
     return jax.tree.map(is_hidden, params, is_leaf=is_variable)
-
-
-def _not_hidden(params: PyTree) -> PyTree:
-    return jax.tree.map(operator.not_, hidden_matrix_mask(params))
 
 
 def _dimensions(params: PyTree) -> PyTree:
@@ -195,16 +182,17 @@ def _scale_params(factor: Callable[[Any], float]) -> optax.GradientTransformatio
 
 
 def _add_decay(rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
-    """Subtracts learning rate * decay * weight, like decoupled weight decay."""
+    """Subtracts learning rate * decay * weight of matrices: decoupled weight decay."""
 
     def update(updates, state, params=None):
         share = decay * rate(state.count)
         updates = jax.tree.map(lambda u, p: u - share * p, updates, params)
         return updates, optax.ScaleByScheduleState(state.count + 1)
 
-    return optax.GradientTransformation(
-        lambda params: optax.ScaleByScheduleState(jnp.zeros([], "int32")), update
-    )
+    def init(params):
+        return optax.ScaleByScheduleState(jnp.zeros([], "int32"))
+
+    return optax.masked(optax.GradientTransformation(init, update), matrix_mask)
 
 
 def zero_sign_grads(grads: PyTree) -> PyTree:
