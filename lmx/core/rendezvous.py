@@ -10,10 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 from lmx.config.json_object import check_kinds
-from lmx.config.registry import ConfigError
+from lmx.config.registry import ConfigError, require
+from lmx.core.console import print_line
 
 EXIT_RESTART = 75  # exit status: a restart may help
 SUPERVISOR = "LMX_SUPERVISOR"  # environment variable: the pid of what restarts a run
@@ -67,19 +68,10 @@ class Peer:
     num_processes: int
     host: str
     pid: int
-    must_match: Mapping[str, str]  # digests that are equal in all processes
+    must_match: Mapping[str, str]  # digests that only processes of this run share
 
     def __str__(self):
         return f"process {self.process_id} ({self.host}, pid {self.pid})"
-
-
-PEER_KINDS = {
-    "process_id": int,
-    "num_processes": int,
-    "host": str,
-    "pid": int,
-    "must_match": Mapping[str, str],
-}
 
 
 class Rendezvous:
@@ -102,7 +94,9 @@ class Rendezvous:
         """Waits until all processes have joined.
 
         Raises PeerLostError if one does not join in time, ClusterConfigError if
-        processes disagree about their number, their indices or `must_match`.
+        processes disagree about their number. One that differs from process 0 in
+        `must_match`, or whose index is taken, may be of another run: ClusterConfigError
+        is raised there, and process 0 waits on.
         """
         process, processes = info.process_id, info.num_processes
         me = Peer(process, processes, socket.gethostname(), os.getpid(), must_match)
@@ -180,38 +174,82 @@ def _remaining(deadline: float) -> float:
 def _accept_peers(me: Peer, address: str, timeout: float) -> dict[socket.socket, Peer]:
     """Connections to all other processes; each is sent the leader or an error."""
     peers: dict[socket.socket, Peer] = {}
-    error: PeerLostError | ClusterConfigError | None = None
+    refusals: dict[str, None] = {}
     deadline = time.monotonic() + timeout
-    with _listen(address, me.num_processes) as listener:
-        while len(peers) < me.num_processes - 1 and not error:
-            joined = [me, *peers.values()]
-            try:
+    try:
+        with _listen(address, me.num_processes) as listener:
+            while len(peers) < me.num_processes - 1:
+                if time.monotonic() > deadline:
+                    missing = _describe_missing([me, *peers.values()], timeout)
+                    refused = "".join(f". Refused: {reason}" for reason in refusals)
+                    raise PeerLostError(f"{missing}{refused}")
                 listener.settimeout(_remaining(deadline))
-                connection, _ = listener.accept()
-            except TimeoutError:
-                error = PeerLostError(_describe_missing(joined, timeout))
-                break
-            connection.settimeout(HANDSHAKE_TIMEOUT)
-            try:
-                message = _receive(connection)
-                check_kinds(message, PEER_KINDS, "a peer")
-                peer = Peer(**message)
-                peers[connection] = peer
-                _check_match(joined, peer)
-            except (TypeError, ConfigError):  # not a process of lmx
-                connection.close()
-            except ClusterConfigError as mismatch:
-                error = mismatch
+                with contextlib.suppress(TimeoutError):
+                    connection, source = listener.accept()
+                    _accept(connection, f"{source[0]}", me, peers, refusals)
+    except (PeerLostError, ClusterConfigError) as error:
+        for connection in peers:
+            _send(connection, error=(error.exit_status, f"{error}"))
+            connection.close()
+        raise
     for connection in peers:
         connection.settimeout(None)
         _enable_keepalive(connection)
-        reason = error and (error.exit_status, f"{error}")
-        _send(connection, leader=asdict(me), error=reason)
-        if error:
-            connection.close()
-    if error:
-        raise error
+        _send(connection, leader=asdict(me), error=None)
     return peers
+
+
+def _accept(
+    connection: socket.socket,
+    host: str,
+    me: Peer,
+    peers: dict[socket.socket, Peer],
+    refusals: dict[str, None],
+) -> None:
+    """Adds the peer of a connection; drops what is not of this run, and logs it once.
+
+    Raises ClusterConfigError if a process of this run has another number of processes.
+    """
+    closed: list[Any] = wait([*peers], 0)  # of dead processes, which may be restarted
+    for old in closed:
+        del peers[old]
+    connection.settimeout(HANDSHAKE_TIMEOUT)
+    try:
+        peer = _identify(_receive(connection), [me, *peers.values()])
+    except ConfigError as error:
+        _send(connection, error=(ClusterConfigError.exit_status, f"{error}"))
+        connection.close()
+        reason = f"a connection from {host}: {f'{error}'[:300]}"
+        if reason not in refusals:
+            print_line(f"warning: refused {reason}")
+        refusals[reason] = None
+        return
+    peers[connection] = peer
+    if peer.num_processes != me.num_processes:
+        raise ClusterConfigError(
+            f"{peer} was started with {peer.num_processes} processes, {me} with"
+            f" {me.num_processes}: give all the same --processes."
+        )
+
+
+def _identify(handshake: dict[str, Any], joined: list[Peer]) -> Peer:
+    """The process that sent this. Raises ConfigError for one that is not of the run."""
+    kinds = get_type_hints(Peer)
+    check_kinds(handshake, kinds, "a process of lmx")
+    require(handshake.keys() == kinds.keys(), "it is no process of this lmx")
+    peer, expected = Peer(**handshake), joined[0].must_match
+    differing = [n for n, x in expected.items() if peer.must_match.get(n) != x]
+    require(
+        not differing,
+        f"process {peer.process_id} differs from process 0 in {', '.join(differing)}:"
+        " start all processes of a run with the same code and the same command",
+    )
+    for other in joined:
+        message = f"{peer} and {other} have the same index: set --process in each"
+        require(other.process_id != peer.process_id, message)
+    is_one = peer.process_id in range(peer.num_processes)
+    require(is_one, f"{peer} is none of {peer.num_processes} processes")
+    return peer
 
 
 def _connect_to_leader(
@@ -255,30 +293,6 @@ def _describe_missing(joined: list[Peer], timeout: float) -> str:
         f"{len(missing)} of {joined[0].num_processes} processes did not join within"
         f" {timeout:.0f} s: {first}. Joined: {', '.join(map(str, joined[:20]))}"
     )
-
-
-def _check_match(joined: list[Peer], peer: Peer) -> None:
-    """Raises ClusterConfigError if the peer disagrees with those that joined."""
-    leader = joined[0]
-    if peer.num_processes != leader.num_processes:
-        raise ClusterConfigError(
-            f"{peer} was started with {peer.num_processes} processes, {leader} with"
-            f" {leader.num_processes}: give all the same --processes."
-        )
-    for other in joined:
-        if other.process_id == peer.process_id:
-            raise ClusterConfigError(
-                f"{peer} and {other} have the same index: set --process in each."
-            )
-    differences = [
-        f"{name} is {peer.must_match.get(name)} instead of {value}"
-        for name, value in leader.must_match.items()
-        if peer.must_match.get(name) != value
-    ]
-    if differences:
-        raise ClusterConfigError(
-            f"{peer} differs from {leader}: {'; '.join(differences)}."
-        )
 
 
 def _split_address(address: str) -> tuple[str, int]:

@@ -1,6 +1,5 @@
 """Startup rendezvous and joint exit of several processes."""
 
-import contextlib
 import json
 import socket
 import subprocess
@@ -127,44 +126,77 @@ def test_a_leader_that_never_answers_is_left_at_the_deadline(address, monkeypatc
     assert time.monotonic() - start < 5.0
 
 
-def test_a_stranger_who_sends_json_to_the_leader_is_ignored(start, address):
+STRANGER = {"process_id": 1, "num_processes": 2, "host": "h", "pid": 7}
+
+
+def test_strangers_are_refused_and_logged_once_and_the_leader_waits_on(start, address):
+    """Whatever they send; a whole handshake of another run ended process 0."""
     leader = start(0, 2)
-    target = ("localhost", int(address.rpartition(":")[2]))
-    strange = {"process_id": [], "num_processes": "2", "host": 1, "pid": {}}
-    for message in ({}, {"a": 1}, strange | {"must_match": 3}):
-        deadline = time.monotonic() + 60.0
-        while time.monotonic() < deadline:
-            with contextlib.suppress(ConnectionRefusedError):
-                with socket.create_connection(target, 30.0) as stranger:
-                    stranger.sendall(json.dumps(message).encode() + b"\n")
-                    assert stranger.recv(99) == b""  # it is disconnected
-                    break
-            time.sleep(0.05)
+    own = STRANGER | {"must_match": {"config": "a"}}
+    messages = {
+        "process_id must be int, got None": {},
+        "process_id must be int, got ()": {name: [] for name in STRANGER},
+        "no process of this lmx": own | {"token": "x"},
+        "differs from process 0 in config": own | {"must_match": {"config": "b"}},
+        "have the same index": own | {"process_id": 0},
+        "pid 7) is none of 2 processes": own | {"process_id": 2},
+    }
+    wait_for_listener(address)
+    host, port = address.split(":")
+    for reason, message in [*messages.items()] * 2:
+        with socket.create_connection((host, int(port)), 30.0) as stranger:
+            stranger.sendall(json.dumps(message).encode() + b"\n")
+            status, answer = json.loads(stranger.makefile().read())["error"]
+            assert status == 2 and reason in answer
     other = start(1, 2)
     for process in (leader, other):
-        assert process.stdout.readline().strip().isdigit()
+        wait_for_join(process)
+        release(process)
+    status, out, stderr = wait_for_exit(leader)
+    assert (status, out) == (0, ["left"])
+    for line, reason in zip(stderr.splitlines(), messages, strict=True):
+        assert "warning: refused a connection from " in line and reason in line
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ((1, 3, "b"), "differs from process 0 .*: config is b instead of a"),
-        ((1, 4, "a"), "was started with 4 processes, process 0 .* with 3"),
-        ((0, 3, "a"), "cannot listen at port"),
-    ],
-)
-def test_processes_that_disagree_are_refused_on_both_sides(
-    start, other, message, address
-):
+def test_processes_that_disagree_are_refused_on_both_sides(start, address):
     leader = start(0)
-    with pytest.raises(ClusterConfigError, match=message) as refused:
-        process, processes, config = other
-        if process == 0:
-            wait_for_listener(address)
-        info = ProcessInfo(process, processes, address)
-        Rendezvous.join(info, {"config": config}, 30.0)
-    if other[0]:
-        assert f"ClusterConfigError: {refused.value}" in wait_for_exit(leader)[2]
+    match = "was started with 4 processes, process 0 .* with 3"
+    with pytest.raises(ClusterConfigError, match=match) as refused:
+        Rendezvous.join(ProcessInfo(1, 4, address), {"config": "a"}, 30.0)
+    assert f"ClusterConfigError: {refused.value}" in wait_for_exit(leader)[2]
+
+
+def test_a_second_leader_cannot_listen(start, address):
+    start(0)
+    wait_for_listener(address)
+    with pytest.raises(ClusterConfigError, match="cannot listen at port"):
+        Rendezvous.join(ProcessInfo(0, 3, address), {}, 30.0)
+
+
+def test_another_config_is_refused_at_once_and_named_by_the_leader_in_the_end(
+    start, address
+):
+    leader = start(0, 2, timeout=2.0)
+    match = "process 1 differs from process 0 in config: start all .* same command"
+    with pytest.raises(ClusterConfigError, match=match) as refused:
+        Rendezvous.join(ProcessInfo(1, 2, address), {"config": "b"}, 30.0)
+    status, _, stderr = wait_for_exit(leader)
+    assert status == 1  # of MEMBER
+    log, error = stderr.splitlines()
+    assert f"{refused.value}" in log and "warning: refused" in log
+    assert "1 of 2 processes did not join" in error and f"{refused.value}" in error
+
+
+def test_a_process_that_dies_before_all_joined_is_replaced_by_its_restart(start):
+    leader, dead = start(0), start(1)
+    time.sleep(1.0)  # it has joined, or has not been started
+    dead.kill()
+    dead.wait()
+    members = [leader, start(1), start(2)]
+    for member in members:
+        wait_for_join(member)
+        release(member)
+    assert [wait_for_exit(member) for member in members] == [(0, ["left"], "")] * 3
 
 
 def wait_for_listener(address):
@@ -180,6 +212,9 @@ def wait_for_listener(address):
 
 def test_two_processes_with_the_same_index_are_both_named(start):
     leader, one, other = start(0), start(1), start(1)
+    while one.poll() is None is other.poll():
+        time.sleep(0.05)
+    leader.kill()
     stderr = wait_for_exit(leader)[2]
     for member in (one, other):
         assert f"pid {member.pid}" in stderr
