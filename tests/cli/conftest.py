@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import lmx as library
 from lmx.cli.main import main
+from lmx.evals import documents
+from lmx.infer import beam, text
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 WORDS = [
@@ -82,3 +85,27 @@ def trained(tmp_path_factory):
                 main([*words, "--json"])
     assert stop.value.code == 0
     return Trained(work, words, json.loads(out.getvalue()))
+
+
+MEMO: dict[tuple[Any, ...], Any] = {}
+
+
+@pytest.fixture
+def compile_once(monkeypatch):
+    """Restores each run once, and compiles each sampler, search and window once."""
+
+    def memoize(owner, name, find_key):
+        make = getattr(owner, name)
+
+        def find(*args):
+            key = (name, *find_key(*args))
+            if key not in MEMO:
+                MEMO[key] = make(*args)
+            return MEMO[key]
+
+        monkeypatch.setattr(owner, name, find)
+
+    memoize(library, "restore", lambda run: (f"{run}",))
+    memoize(text, "Generator", lambda graph, params, *rest: (id(params), *rest))
+    memoize(beam, "BeamSearch", lambda graph, params, *rest: (id(params), *rest))
+    memoize(documents, "Scorer", lambda trained, *rest: (id(trained), *rest))

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 LINES = "a bead faded\n" * 40
 HELD_OUT = LINES[int(len(LINES) * 0.9) :]
 

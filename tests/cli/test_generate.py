@@ -12,6 +12,8 @@ from lmx.cli.runs.generate import read_prompts
 from lmx.data.tokenizer.base import ByteTokenizer
 from lmx.infer.beam import BeamSearch, Hypothesis
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 GREEDY = ("--temperature", "0", "--tokens", "20")
 PROMPTS = ["a be", "faded", "b"]
 
@@ -152,9 +154,9 @@ def test_what_cannot_be_generated_is_refused(trained, lmx, words, message):
 def test_a_file_of_no_prompts_is_refused_where_it_is_wrong(tmp_path):
     for name, text, message in (
         ("a.txt", "\n \n", "a.txt has no prompts: write one per line"),
-        ("a.jsonl", '{"prompt": "a"}\n[1]', "a.jsonl:2: each line must be"),
-        ("b.jsonl", '{"prompt": 1}', "b.jsonl:1: each line must be"),
-        ("c.jsonl", "prompt", "c.jsonl:1: each line must be"),
+        ("a.jsonl", '{"prompt": "a"}\n[1]', "a.jsonl:2 must hold a JSON object"),
+        ("b.jsonl", '{"prompt": 1}', "b.jsonl:1: prompt must be str, got 1"),
+        ("c.jsonl", "prompt", "c.jsonl:1 is not JSON"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):
