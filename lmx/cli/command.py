@@ -1,6 +1,7 @@
 """Base of every command: arguments, help, errors, exit status and output."""
 
 import argparse
+import errno
 import inspect
 import json
 import sys
@@ -46,16 +47,16 @@ def option(
 class Command:
     """Makes a function a command of `lmx`, whose help is the docstring.
 
-    In the function, `args.names` are the positional arguments and `args.overrides` the
-    overrides. It returns the exit status if it has printed its result itself.
+    It reads `args.names`, the positional arguments, and `args.overrides`. It returns
+    the exit status if it has printed its result itself.
 
     Attributes:
         name: its words, as in "ckpt list"; all but the last name a group.
         arguments: its positional arguments, as in "RUN FILE ..."; dots repeat the last.
         summary: one line for the list of commands.
         takes_overrides: whether it takes Name.parameter=value.
-        errors: exceptions that mean invalid input: exit status 2. Any other exception
-            with an `exit_status` ends with that status.
+        errors: exceptions that mean invalid input: exit status 2. So is a path that is
+            too long or a loop. One with an `exit_status` ends with that status.
         hint: printed when it was interrupted or a restart may help (exit status 75);
             `{n}` is positional argument n.
     """
@@ -83,9 +84,9 @@ class Command:
     def usage(self) -> str:
         """One line with everything that must be given."""
         words = [f"lmx {self.name} {self.arguments}"]
-        words += [f"[{OVERRIDES} ...]"] if self.takes_overrides else []
-        required = {flag: x for flag, x in self.options.items() if x.get("required")}
-        words += [f"{flag} {x['metavar']}" for flag, x in required.items()]
+        words += [f"[{OVERRIDES} ...]"] * self.takes_overrides
+        for flag, keywords in self.options.items():
+            words += [f"{flag} {keywords.get('metavar')}"] * ("required" in keywords)
         return " ".join((*words, "[options]"))
 
     def add_to(self, commands: Any) -> None:
@@ -128,7 +129,8 @@ class Command:
         """The status of an expected error; None for a bug."""
         if isinstance(error, KeyboardInterrupt):
             return 130
-        known = 2 if isinstance(error, self.errors) else None
+        is_path = getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ELOOP)
+        known = 2 if is_path or isinstance(error, self.errors) else None
         return getattr(error, "exit_status", known)
 
     def split_words(self, args: argparse.Namespace) -> None:

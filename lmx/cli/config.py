@@ -33,13 +33,6 @@ from lmx.config.value import (
 )
 from lmx.core.console import format_table
 
-ABOUT = """\
-An experiment is a .gin file. It sets parameters of classes; the constructor of a class
-lists the parameters that can be set. These commands resolve a config with its includes,
-macros, scopes, defaults and overrides, and run nothing. In place of a file, the name of
-a shipped experiment or the folder of a run works too.
-"""
-
 
 def _resolve(name: str, args: argparse.Namespace) -> Config:
     config = load_config(name, args.overrides)
@@ -54,6 +47,7 @@ def _resolve(name: str, args: argparse.Namespace) -> Config:
 def show_config(args: argparse.Namespace) -> Output:
     """One line per value: its path, the value, and the line or override that set it.
 
+    A config is a .gin file, the name of a shipped experiment, or the folder of a run.
     The last line identifies the run; the run id ignores execution settings (mesh,
     logging, paths).
 
@@ -127,12 +121,7 @@ def _side(value: Any) -> str:
     return value if isinstance(value, str) and value[:1] == "@" else format_value(value)
 
 
-@Command(
-    "config tree",
-    "CONFIG.gin",
-    "the classes and the model parameters",
-    takes_overrides=True,
-)
+@Command("config tree", "CONFIG.gin", "classes and parameters", takes_overrides=True)
 def show_tree(args: argparse.Namespace) -> Output:
     """The classes and the values that are not defaults, as a tree.
 
@@ -164,12 +153,7 @@ def _abstract_model(config: Config) -> Any:
         return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
 
 
-@Command(
-    "config list",
-    "[NAME|KIND]",
-    "the names that a config can use",
-    takes_overrides=True,
-)
+@Command("config list", "[NAME|KIND]", "what a config can name", takes_overrides=True)
 def list_names(args: argparse.Namespace) -> Output:
     """The classes and functions that a config can name, by module.
 
@@ -206,35 +190,35 @@ def list_names(args: argparse.Namespace) -> Output:
 
 def _find_kinds(name: str) -> list[Any]:
     """The type of the place `Class.parameter`, or every type of that name."""
-    holder, _, parameter = name.partition(".")
-    holders = [holder] if parameter else import_all()
+    owner, _, parameter = name.partition(".")
     fields = {
         f"{holder}.{known}": field.annotation
-        for holder in holders
+        for holder in ([owner] if parameter else import_all())
         for known, field in config_fields(find(holder, "config list")).items()
     }
-    if parameter:
-        message = f"config list: there is no {name}{suggest(name, fields)}"
-        require(name in fields, message)
-        return [fields[name]]
-    parts = [part for kind in fields.values() for part in split_kind(kind)]
-    return [part for part in parts if name_kind(part) == name]
+    if not parameter:
+        parts = [part for kind in fields.values() for part in split_kind(kind)]
+        return [part for part in parts if name_kind(part) == name]
+    message = f"config list: there is no {name}{suggest(name, fields)}"
+    require(name in fields, message)
+    return [fields[name]]
 
 
 def _list_parameters(name: str) -> Output:
-    thing = find(name, "config list")
+    thing, rows = find(name, "config list"), []
     docs = _read_docs(thing)
-    rows, lines = [], [f"{inspect.getdoc(thing)}".split("\n\nAttributes:")[0], ""]
     for parameter, field in config_fields(thing).items():
         kind = "; ".join(
             (format_type(field.annotation), *(x.text for x in field.ranges))
         )
-        default, doc = _default(field.default), docs.get(parameter, "")
-        rows.append((f"{name}.{parameter}", kind, default, doc))
-    lines.append(
-        format_table(("parameter", "type", "default"), [x[:3] for x in rows], 3)
-    )
-    lines += ["", *(f"{row[0]}: {row[3]}" for row in rows if row[3])]
+        default = "required"
+        if field.default is not REQUIRED:
+            value = Resolver({}).resolve_default(field.default, (), "default")
+            default = format_value(value)
+        rows.append((f"{name}.{parameter}", kind, default, docs.get(parameter, "")))
+    about = f"{inspect.getdoc(thing)}".split("\n\nAttributes:")[0]
+    table = format_table(("parameter", "type", "default"), [x[:3] for x in rows], 3)
+    lines = [about, "", table, "", *(f"{row[0]}: {row[3]}" for row in rows if row[3])]
     return Output("\n".join(lines).rstrip(), rows)
 
 
@@ -246,9 +230,3 @@ def _read_docs(thing: Any) -> dict[str, str]:
         for names, doc in re.findall(r"^    (\w[\w, ]*): ((?:.|\n {8})+)", text, re.M):
             docs |= dict.fromkeys(names.split(", "), " ".join(doc.split()))
     return docs
-
-
-def _default(value: Any) -> str:
-    if value is REQUIRED:
-        return "required"
-    return format_value(Resolver({}).resolve_default(value, (), "default"))

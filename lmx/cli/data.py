@@ -14,10 +14,8 @@ from lmx.config.registry import ConfigError, locate_config, require
 from lmx.config.resolve import resolve
 from lmx.config.value import Config, explain_errors, walk
 
-ABOUT = """\
-Prepares text for training. Inputs are never changed; results go to a new folder.
-"""
 REPORT = "report.json"  # in the folder of a tokenizer
+_SELECTS: Any = {"takes_overrides": True, "hint": "nothing was written to {1}"}
 
 
 @Command(
@@ -240,13 +238,7 @@ def _select(args: argparse.Namespace, root: str) -> Output:
     return Output("\n".join([*lines, f"in {folder}"]), report)
 
 
-@Command(
-    "data dedup",
-    "CONFIG.gin OUT",
-    "one of each group of duplicates",
-    takes_overrides=True,
-    hint="nothing was written to {1}",
-)
+@Command("data dedup", "CONFIG.gin OUT", "one of each group of duplicates", **_SELECTS)
 def deduplicate(args: argparse.Namespace) -> Output:
     """Removes documents whose text, or a near duplicate of it, occurs earlier.
 
@@ -267,13 +259,7 @@ def deduplicate(args: argparse.Namespace) -> Output:
     return _select(args, "Dedup")
 
 
-@Command(
-    "data filter",
-    "CONFIG.gin OUT",
-    "the documents that pass filters",
-    takes_overrides=True,
-    hint="nothing was written to {1}",
-)
+@Command("data filter", "CONFIG.gin OUT", "the documents that pass filters", **_SELECTS)
 def filter_documents(args: argparse.Namespace) -> Output:
     """Filters documents by rules. The root of the config is @FilterDocuments.
 
@@ -295,13 +281,7 @@ def filter_documents(args: argparse.Namespace) -> Output:
     return _select(args, "FilterDocuments")
 
 
-@Command(
-    "data decontaminate",
-    "CONFIG.gin OUT",
-    "the documents that share no text with evaluations",
-    takes_overrides=True,
-    hint="nothing was written to {1}",
-)
+@Command("data decontaminate", "CONFIG.gin OUT", "without evaluation text", **_SELECTS)
 def decontaminate(args: argparse.Namespace) -> Output:
     """Removes documents that share 13 consecutive words with an evaluation set.
 

@@ -1,6 +1,7 @@
 """The command line. Each command imports what it needs when it runs."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,67 +30,39 @@ such as experiments/mine.gin names a config of yours. Exit status: 0 success, 1 
 failed, 2 invalid arguments or inputs, 75 a restart may help, 130 Ctrl-C, 143 SIGTERM.
 """
 _GROUPS = {
-    "config": ("read a config without running it", config.ABOUT),
-    "data": ("prepare text for training", data.ABOUT),
-    "ckpt": (
-        "the checkpoints of a run: list, verify, diff, lineage",
-        "Reads the checkpoints of a run, and changes none.\n",
-    ),
-    "import": ("a model of another library as a run", "Imports a model as a run.\n"),
-    "export": ("a run as a model of another library", "Exports a run.\n"),
+    "config": "read a config without running it: show, explain, diff, tree, list",
+    "data": "prepare text for training, in a new folder; inputs are never changed",
+    "ckpt": "read the checkpoints of a run: list, verify, diff, lineage",
+    "import": "a model of another library as a run",
+    "export": "a run as a model of another library",
 }
 _MODULES = (
-    *(
-        train,
-        generate,
-        eval,
-        overview,
-        config,
-        data,
-        plan,
-        hf,
-        ckpt,
-        inspect,
-        replay,
-        faulttest,
-    ),
-)
-COMMANDS = tuple(
-    command
-    for module in _MODULES
-    for command in vars(module).values()
-    if isinstance(command, Command)
-)
+    train, generate, eval, overview, config, data, plan, hf, ckpt, inspect, replay,
+    faulttest,
+)  # fmt: skip
+_OBJECTS = [thing for module in _MODULES for thing in vars(module).values()]
+COMMANDS = tuple(thing for thing in _OBJECTS if isinstance(thing, Command))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser("lmx", description=_ABOUT, formatter_class=RAW)
-    subparsers = {"": _add_subparsers(parser)}
+    keywords: Any = dict(required=True, metavar="COMMAND", parser_class=Parser)
+    groups = {"": parser.add_subparsers(**keywords)}
     for command in COMMANDS:
         group = command.name.rpartition(" ")[0]
-        if group not in subparsers:
-            summary, about = _GROUPS[group]
-            commands = [c for c in COMMANDS if c.name.startswith(f"{group} ")]
-            examples = "\n".join(_first_example(c.description) for c in commands)
-            group_parser = subparsers[""].add_parser(
-                group,
-                help=summary,
-                description=f"{about}\n{examples}",
-                formatter_class=RAW,
+        if group not in groups:
+            texts = [c.description for c in COMMANDS if c.name.startswith(f"{group} ")]
+            examples = [
+                re.findall("^  lmx .*", text, re.MULTILINE)[0] for text in texts
+            ]
+            about = "\n".join((f"lmx {group}: {_GROUPS[group]}\n", *examples))
+            parser_of_group = groups[""].add_parser(
+                group, help=_GROUPS[group], description=about, formatter_class=RAW
             )
-            subparsers[group] = _add_subparsers(group_parser)
-        command.add_to(subparsers[group])
+            groups[group] = parser_of_group.add_subparsers(**keywords)
+        command.add_to(groups[group])
     return parser
-
-
-def _add_subparsers(parser: argparse.ArgumentParser) -> Any:
-    return parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-
-
-def _first_example(description: str) -> str:
-    lines = description.split("\n")
-    return next((line for line in lines if line.startswith("  lmx ")), "")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,8 +21,7 @@ class Supervisor:
 
     The pause before a restart doubles from 1 to 60 s, and is reset once the run has
     saved a newer checkpoint. It gives up when a process dies twice in the same way with
-    nothing saved between. SIGTERM and Ctrl-C are forwarded and not restarted,
-    SIGHUP as SIGTERM.
+    nothing saved between. Signals are forwarded, SIGHUP as SIGTERM, and end it.
     The command has its own process group, so that a terminal's Ctrl-C reaches it once,
     and knows its supervisor, so that it stops if that is killed.
     """
@@ -59,7 +58,9 @@ class Supervisor:
             code = 128 - status if status < 0 else status
             if self.received_signal or code in FINAL:
                 return code
-            reason = _describe(status)
+            reason = f"the run exited with {status}"
+            if status < 0:
+                reason = f"the run was killed by {signal.Signals(-status).name}"
             if previous == cause:
                 print_line(f"error: {reason}, as before, and nothing was saved between")
                 return code
@@ -89,9 +90,3 @@ def newest_step(run: Path) -> int:
     """The step of the latest checkpoint in the folder of a run; -1 if there is none."""
     names = [path.name for path in (run / "checkpoints").glob("*")]
     return max((int(name) for name in names if name.isdecimal()), default=-1)
-
-
-def _describe(status: int) -> str:
-    if status < 0:
-        return f"the run was killed by {signal.Signals(-status).name}"
-    return f"the run exited with {status}"

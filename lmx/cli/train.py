@@ -25,26 +25,14 @@ _OPTIONS = {
     "--processes": option("number of processes", int, metavar="N"),
     "--process": option("index of this process, from 0", int, metavar="I"),
     "--coordinator": option("where process 0 listens", metavar="HOST:PORT"),
-    "--wait": option(
-        "how long to wait for the other processes at the start (300)",
-        float,
-        300.0,
-        "SECONDS",
-    ),
-    "--restarts": option(
-        "restart up to N times when the process dies or a restart may help", int, 0, "N"
-    ),
-    "--grace": option(
-        "exit this long after a signal, saved or not (default: once saved)",
-        float,
-        metavar="SECONDS",
-    ),
+    "--wait": option("seconds to wait for other processes (300)", float, 300.0, "S"),
+    "--restarts": option("restart up to N times where that may help", int, 0, "N"),
+    "--grace": option("exit S seconds after a signal (once saved)", float, None, "S"),
     "--allow-change": {
         "action": "append",
         "default": [],
         "metavar": "NAME",
-        "help": "resume although this differs from the run's first config: a path, a"
-        " Class.parameter, data, or code (repeatable)",
+        "help": "resume although it differs: a path, data, or code (repeatable)",
     },
 }
 
@@ -118,6 +106,7 @@ def _train(args: argparse.Namespace) -> Output | int:
 
 def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int:
     """Trains or resumes the run; process 0 has the output."""
+    from lmx.analysis.nonfinite import train_run
     from lmx.core.console import warn_on_error
     from lmx.core.distributed import is_leader
     from lmx.run.goodput import read_process_start
@@ -125,28 +114,21 @@ def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int
     from lmx.run.summary import format_summary
     from lmx.train.guard.nonfinite import FaultError
     from lmx.train.hooks.preemption import StoppedError
-    from lmx.train.trainer import RunOptions, train_run
+    from lmx.train.trainer import RunOptions
 
-    allowed = tuple(args.allow_change)
+    allowed, name = tuple(args.allow_change), args.names[0]
     options = RunOptions(read_process_start(), args.grace, allowed)
     if is_leader():
         with warn_on_error("compare the run with others"):
-            _report_new_run(config, args.names[0], folder)
+            _report_new_run(config, name, folder)
     try:
-        train_run(Path(args.names[0]).stem, config, folder, options)
-        stop = None
-    except (StoppedError, FaultError) as error:
-        stop = error.with_traceback(None)  # whose frames hold the state
-    if isinstance(stop, FaultError):
-        from lmx.analysis.nonfinite import explain_fault
-
-        explain_fault(stop, folder)
-    if stop and is_leader():
+        train_run(config, folder, options, Path(name).stem)
+    except (StoppedError, FaultError) as stop:
         message = "\n".join([f"error: {stop}", *getattr(stop, "__notes__", [])])
         if isinstance(stop, StoppedError):
             message = f"{stop}; the same command resumes: {folder}"
-        print(message, file=sys.stderr)
-    if stop:
+        if is_leader():
+            print(message, file=sys.stderr)
         return stop.exit_status
     if not is_leader():
         return 0
@@ -199,7 +181,7 @@ def _choose_folder(args: argparse.Namespace, run_id: str) -> Path:
 
 
 def _report_new_run(config: Config, name: str, folder: Path) -> None:
-    """Says that a run is new, and how it differs from the newest of that config."""
+    """Prints that a run is new, and how it differs from the newest of that config."""
     from lmx.config.value import diff
     from lmx.run.run_dir import CONFIG, read_config
 
@@ -235,7 +217,6 @@ def _enable_compilation_cache() -> None:
     "train an experiment on other machines",
     _OPTIONS,
     takes_overrides=True,
-    errors=(ConfigError,),
 )
 def launch(args: argparse.Namespace) -> int:
     """Runs a command that trains elsewhere, with the arguments of `lmx train` after it.
@@ -252,7 +233,8 @@ def launch(args: argparse.Namespace) -> int:
     needs. The command is split as by a shell and is not run by one. Exit status: that
     of the command; 1 the plan does not fit; 2 invalid arguments.
     """
-    program = _split(args.names.pop(0))
+    program = shlex.split(args.names.pop(0))
+    require(program, "the command has no program: write 'sbatch job.sh'.")
     config = load_experiment(args)
     require(
         args.plan != LOCAL,
@@ -267,12 +249,3 @@ def launch(args: argparse.Namespace) -> int:
         return subprocess.run(command).returncode
     except OSError as error:
         raise ConfigError(f"cannot run {program[0]}: {error}") from error
-
-
-def _split(command: str) -> list[str]:
-    try:
-        program = shlex.split(command)
-    except ValueError as error:
-        raise ConfigError(f"{command!r}: {error}.") from error
-    require(program, f"{command!r} has no program: write 'sbatch job.sh'.")
-    return program

@@ -27,10 +27,7 @@ SHOWN = 8  # choices in an error
 def coerce_field(
     value: Any, kind: Any, label: str, location: object, ranges: tuple[Range, ...] = ()
 ) -> Any:
-    """`coerce`, with a ConfigError that names the field, its type and its location.
-
-    Refuses numbers outside the ranges.
-    """
+    """`coerce` for a field, which a ConfigError names; refuses numbers out of range."""
     try:
         value = coerce(value, kind)
     except TypeError:
@@ -50,8 +47,7 @@ def coerce_field(
 def coerce(value: Any, kind: Any) -> Any:
     """`value` as the type `kind`; an int becomes a float where a float is expected.
 
-    Supports scalars, None, Literal, unions, tuples, mappings, classes and factories
-    (`Callable[..., X]`). Raises TypeError for any other value.
+    Raises TypeError for a value of another type.
     """
     origin, args = get_origin(kind) or kind, get_args(kind)
     if isinstance(value, Config):
@@ -180,10 +176,7 @@ def _is_factory(kind: Any) -> bool:
 
 
 def split_kind(kind: Any) -> list[Any]:
-    """The types of a union, or of the items of a tuple or mapping; else `kind` itself.
-
-    Without scalars.
-    """
+    """The types in a union, tuple or mapping, or `kind` itself; without scalars."""
     if (get_origin(kind) or kind) in (*UNIONS, tuple, Mapping):
         return [part for each in get_args(kind) for part in split_kind(each)]
     is_plain = kind in (*SCALARS, ..., Any, Callable) or get_origin(kind) is Literal

@@ -41,19 +41,16 @@ def _list_entries(config: Config) -> Iterator[tuple[str, Config | None]]:
         inner = ((path, x) for path, x, owner, _ in walk(value, name) if owner is None)
         nodes = [(path, x) for path, x in inner if isinstance(x, Config)]
         default = known[name].default
-        is_default = default is not REQUIRED and to_jsonable(value) == to_jsonable(
-            default
-        )
         yield from ((f"{path}: {node}", node) for path, node in nodes)
-        if not nodes and not is_default:
+        is_set = default is REQUIRED or to_jsonable(value) != to_jsonable(default)
+        if not nodes and is_set:
             yield f"{name} = {format_value(value)}", None
 
 
 def to_gin(root: Config) -> str:
-    """One flat `.gin` file that loads to an equal value.
+    """One flat `.gin` file with every field, which loads to an equal value.
 
-    It has every field, defaults too, and no includes, macros or comments. A class that
-    is used with different fields gets a scope, named after the path of each use.
+    A class that is used with different fields gets a scope, named after its path.
     """
     scopes = _assign_scopes(root)
 

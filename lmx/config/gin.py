@@ -126,10 +126,7 @@ class _Delegate:
 
 
 def parse(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Bindings:
-    """All bindings; a later one replaces an earlier one, and overrides come last.
-
-    A file that does not exist may be the name of a shipped experiment.
-    """
+    """All bindings, of files or shipped experiments, and then of overrides."""
     bindings = ParsedBindings()
     for file in files:
         _add_file(locate_config(file), bindings, ())
@@ -201,10 +198,7 @@ def _add_text(
     bindings: ParsedBindings,
     includes: tuple[Location, ...] | None = None,
 ) -> None:
-    """Adds the bindings of a text; without `includes` it may not include or import.
-
-    Bindings of included files are added in the order written.
-    """
+    """Adds the bindings of a text; without `includes` it may not include or import."""
     from gin import config_parser  # here: library code without configs needs no gin
 
     for statement, location in _parse_statements(text, source):
@@ -263,10 +257,7 @@ def _import_module(module: str, location: Location) -> None:
 
 
 def _parse_statements(text: str, location: Location) -> Iterator[tuple[Any, Location]]:
-    """The statements of `text` with their lines; errors become ConfigErrors.
-
-    `location` is an override, or any line of the file that has the text.
-    """
+    """The statements of an override, or of the file of `location`, with their lines."""
     from gin import config_parser
 
     start, parser = 1, None

@@ -29,8 +29,7 @@ def parse_object(
 ) -> dict[str, Any]:
     """The object in a JSON file, with fields of these types (see `coerce`).
 
-    A type that allows None makes its field optional. `hook` makes each object from its
-    pairs. All errors are ConfigErrors, which start with `where`.
+    A type that allows None makes its field optional. Errors are ConfigErrors.
     """
     fix = "It is damaged or of another kind: restore it from its source."
     if content.startswith(LFS_POINTER):

@@ -82,9 +82,8 @@ class ConfigError(ValueError):
 def check_fields(config: object, **checks: tuple[bool, str]) -> None:
     """Raises ConfigError for a field whose check is False; its text is the rule."""
     for name, (is_valid, rule) in checks.items():
-        if not is_valid:
-            owner, value = type(config).__name__, getattr(config, name)
-            raise ConfigError(f"{owner}.{name} is {value}: it must be {rule}.")
+        owner, value = type(config).__name__, getattr(config, name)
+        require(is_valid, f"{owner}.{name} is {value}: it must be {rule}.")
 
 
 def require(condition: object, message: str) -> None:
@@ -100,16 +99,12 @@ def check_argument(condition: object, message: str) -> None:
 
 
 class ConfigField(NamedTuple):
-    """One parameter that a config may set.
-
-    `execution` fields say how a run is executed and are not part of its identity.
-    Numbers must be in each of `ranges`.
-    """
+    """One parameter that a config may set."""
 
     annotation: Any
     default: Any = REQUIRED
-    execution: bool = False
-    ranges: tuple[Range, ...] = ()
+    execution: bool = False  # not part of the identity of a run
+    ranges: tuple[Range, ...] = ()  # a number must be in each
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -160,16 +155,8 @@ def find(name: str, where: object, parameter: str = "") -> Callable[..., Any]:
     raise ConfigError(f"{where}: nothing configurable is named {name!r}{near}")
 
 
-def is_registered(name: str) -> bool:
-    """Whether a configurable of that name is imported."""
-    return name in _REGISTRY
-
-
 def import_all() -> list[str]:
-    """Every name of lmx and of imported modules, sorted, with its module imported.
-
-    Names whose modules need packages that are not installed are left out.
-    """
+    """Every name, sorted, but those whose modules need packages that are missing."""
     for name in {*find_declarations()} - {*_REGISTRY}:
         with contextlib.suppress(ConfigError):
             find(name, "list")
@@ -183,7 +170,7 @@ def is_known(name: str) -> bool:
 
 @functools.cache
 def find_declarations() -> Mapping[str, tuple[str, ...]]:
-    """The modules that declare each configurable name of lmx.
+    """The modules that declare each configurable name of lmx, read as text.
 
     They are read as text and not imported, so that a config needs no imports for what
     ships with lmx, and no package imports another only to register its names.
@@ -197,11 +184,8 @@ def find_declarations() -> Mapping[str, tuple[str, ...]]:
 
 
 def find_experiments() -> dict[str, Path]:
-    """The files of the shipped experiments by name, such as `families/llama3_8b`.
-
-    A wheel has them in the package, a checkout in the folder that holds the package.
-    """
-    folders = (_LMX / "experiments", _LMX.parent / "experiments")
+    """The files of the shipped experiments by name, such as `families/llama3_8b`."""
+    folders = (_LMX / "experiments", _LMX.parent / "experiments")  # wheel, checkout
     folder = next(filter(Path.is_dir, folders), folders[0])
     files = sorted(folder.rglob("*.gin"))
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
@@ -220,7 +204,7 @@ def find_owners(parameter: str) -> list[str]:
 
 
 def get_parameters(thing: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """The whole signature, with the parameters that the calling code supplies."""
+    """The signature, with the parameters that the calling code supplies."""
     return inspect.signature(_get_function(thing)).parameters
 
 
@@ -230,10 +214,7 @@ def _get_function(thing: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def config_fields(thing: Callable[..., Any]) -> dict[str, ConfigField]:
-    """The parameters that a config may set: the keyword-only ones, in order.
-
-    Those behind `**kwargs` come first; the signature may state some of them anew.
-    """
+    """The keyword-only parameters, in order, those behind `**kwargs` first."""
     return _read_fields(thing, _get_function(thing))
 
 
@@ -243,7 +224,9 @@ def _read_fields(
 ) -> dict[str, ConfigField]:
     """The fields of `thing` in this function: itself, or a constructor in its MRO."""
     hints, extras = get_type_hints(function), get_type_hints(function, None, None, True)
-    defaults = _factory_defaults(thing)
+    attributes = getattr(thing, "__dataclass_fields__", {}).values()
+    factories = [x for x in attributes if x.default_factory is not dataclasses.MISSING]
+    defaults = {field.name: field.default_factory() for field in factories}
     fields = {}
     for name, parameter in inspect.signature(function).parameters.items():
         label = f"{thing.__name__}.{name}"
@@ -251,25 +234,20 @@ def _read_fields(
             fields = _forwarded_fields(thing, function, name) | fields
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
-        if name not in extras:
-            raise ConfigError(f"{label} has no annotation: add its type.")
-        if reason := unsupported_reason(extras[name]):
-            raise ConfigError(f"{label}: {reason}")
+        require(name in extras, f"{label} has no annotation: add its type.")
+        reason = unsupported_reason(extras[name])
+        require(not reason, f"{label}: {reason}")
         default = defaults.get(name, parameter.default)
         metadata = getattr(extras[name], "__metadata__", ())
         ranges = tuple(x for x in metadata if isinstance(x, Range))
-        execution = is_execution(extras[name])
-        fields[name] = ConfigField(hints[name], default, execution, ranges)
+        fields[name] = ConfigField(hints[name], default, EXECUTION in metadata, ranges)
     return fields
 
 
 def _forwarded_fields(
     thing: Callable[..., Any], function: Callable[..., Any], kwargs: str
 ) -> dict[str, ConfigField]:
-    """The fields that `**kwargs` stands for: those of the call that it is passed to.
-
-    The source of the function says which call that is, and what it is given besides.
-    """
+    """The fields of the one call that the function passes `**kwargs` on to."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):  # no source
@@ -308,22 +286,6 @@ def _find_callee_fields(
     return config_fields(target) if callable(target) else None
 
 
-def _factory_defaults(thing: Callable[..., Any]) -> dict[str, Any]:
-    """The values of the default factories of a dataclass."""
-    if not (inspect.isclass(thing) and dataclasses.is_dataclass(thing)):
-        return {}
-    return {
-        field.name: field.default_factory()
-        for field in dataclasses.fields(thing)
-        if field.default_factory is not dataclasses.MISSING
-    }
-
-
-def is_execution(hint: Any) -> bool:
-    """Whether `hint` is `Execution[X]`."""
-    return get_origin(hint) is Annotated and EXECUTION in hint.__metadata__
-
-
 def unsupported_reason(hint: Any) -> str | None:
     """Why no config value can satisfy an annotation (with its extras), or None."""
     if get_origin(hint) is Annotated:
@@ -335,7 +297,7 @@ def unsupported_reason(hint: Any) -> str | None:
         )
     if origin in (*UNIONS, tuple, Mapping):
         inner = [arg for arg in args if arg is not ...]
-        if any(map(is_execution, inner)):
+        if any(EXECUTION in getattr(arg, "__metadata__", ()) for arg in inner):
             return "Execution must be outermost: Execution[X | None]"
         return next(filter(None, map(unsupported_reason, inner)), None)
     if origin is Literal and not all(type(arg) in SCALARS for arg in args):

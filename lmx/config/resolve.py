@@ -38,7 +38,7 @@ from lmx.config.registry import (
     config_fields,
     find,
     find_owners,
-    is_registered,
+    is_known,
     require,
     suggest,
 )
@@ -79,8 +79,8 @@ def apply_overrides(config: Config[T], overrides: Iterable[str]) -> Config[T]:
     return resolve(bindings, config.name)
 
 
-def resolve(bindings: Bindings, root: str, *, strict: bool = True) -> Config[Any]:
-    """The configuration of `root()` from bindings. Refuses unused ones if `strict`."""
+def resolve(bindings: Bindings, root: str) -> Config[Any]:
+    """The configuration of `root()` from bindings, which it must use."""
     bindings = _place_paths(bindings, root)
     resolver = Resolver(bindings)
     config = resolver.resolve_root(root)
@@ -91,7 +91,7 @@ def resolve(bindings: Bindings, root: str, *, strict: bool = True) -> Config[Any
         hidden = bool(key.parameter) and key not in resolver.deciding
         if key in used and not (override and hidden):
             continue
-        if strict and not binding.included and not _is_replaced(key, bindings, root):
+        if not binding.included and not _is_replaced(key, bindings, root):
             reason = _explain_unused(key, root, resolver)
             raise ConfigError(f"{binding.location}: {reason}")
         unused.append(f"{binding.location}: nothing uses {key}")
@@ -149,8 +149,8 @@ def _find_key(
 
 def _as_written(binding: Binding) -> Binding | None:
     """The binding of a file; None if only overrides set it."""
-    written = (x for x in (binding, *binding.replaced) if not x.location.is_override)
-    return next(written, None)
+    lines = (binding, *binding.replaced)
+    return next((x for x in lines if not x.location.is_override), None)
 
 
 def _is_replaced(key: BindingKey, bindings: Bindings, root: str) -> bool:
@@ -179,7 +179,7 @@ def _explain_unused(key: BindingKey, root: str, resolver: "Resolver") -> str:
         matches = sorted({f"@{x}" for x in seen if x.rpartition("/")[2] == key.name})
         near = suggest("/".join((*key.scope, key.name)), seen, near_only=True)
         return f"{reason}; there is {', '.join(matches)}" if matches else reason + near
-    if is_registered(key.name):
+    if is_known(key.name):
         return f"{reason}: write {key.name}.parameter=value"
     macros = [f"{k}" for k in resolver.find_macro_keys() if k != key]
     near = suggest(key.name, macros, near_only=True)
@@ -220,18 +220,14 @@ def _from_jsonable(value: Any) -> Any:
 
 
 class Resolver:
-    """Follows references from a root and records the bindings that it reads.
-
-    `reached` are the bindings that match some reference, `deciding` those that set some
-    value (a longer scope hides the others), `seen` the references. `source` is the
-    provenance of the fields of default references.
-    """
+    """Follows references from a root and records the bindings that it reads."""
 
     def __init__(self, bindings: Bindings, source: Provenance = DEFAULT):
-        self.bindings, self.source = bindings, source
-        self.reached: set[BindingKey] = set()
-        self.deciding: set[BindingKey] = set()
-        self.seen: list[tuple[Scope, str]] = []
+        self.bindings = bindings
+        self.source = source  # provenance of the fields of default references
+        self.reached: set[BindingKey] = set()  # they match some reference
+        self.deciding: set[BindingKey] = set()  # no longer scope hides them everywhere
+        self.seen: list[tuple[Scope, str]] = []  # references
         self._open: list[tuple[Scope, str]] = []
         self._nodes = 0
 
@@ -318,10 +314,7 @@ class Resolver:
     def resolve_value(
         self, value: Any, scope: Scope, where: object, macros: tuple[Macro, ...] = ()
     ) -> Any:
-        """`value` with references and macros resolved, and lists made tuples.
-
-        `macros` are those that are being resolved.
-        """
+        """Resolves references and macros, of which `macros` are open, in any value."""
         self._count_node(where)
         if isinstance(value, Ref):
             return self.resolve_ref(value, scope, where)
@@ -363,7 +356,7 @@ class Resolver:
         return map_items(value, lambda x: self.resolve_default(x, scope, where))
 
     def find_macro_keys(self) -> set[BindingKey]:
-        """The macros that any binding names, including unused and replaced ones."""
+        """The macros that any binding names, also a replaced one."""
         return {
             macro.key
             for binding in self.bindings.values()

@@ -26,8 +26,7 @@ class Config(Generic[T]):
     """A class or function with a value for each of its configurable parameters.
 
     A called config stands for the object that it builds, an uncalled one for a factory
-    that its caller completes. Values are scalars, None, tuples, mappings and configs.
-    Equality ignores provenance.
+    that its caller completes. Equality ignores provenance.
     """
 
     name: str
@@ -67,8 +66,8 @@ class Config(Generic[T]):
     def build(self) -> T:
         """Calls the called configs, innermost first; makes a `Factory` of the others.
 
-        A ValueError of a constructor becomes a ConfigError that also says where the
-        fields named in the message were set.
+        A ConfigError for a ValueError of a constructor also says where the fields in
+        the message were set.
         """
         result: Any = instantiate(self) if self.called else Factory(self)
         return result
@@ -106,10 +105,7 @@ class Config(Generic[T]):
         return hashlib.sha256(self._json.encode()).hexdigest()[:12]
 
     def identity(self) -> "Config[T]":
-        """The fields that affect the result: all but execution fields, at any depth.
-
-        For comparison and naming only; it cannot be built.
-        """
+        """All but execution fields, at any depth; it can be compared and not built."""
         known = config_fields(find(self.name, "identity"))
         fields = {
             name: map_nodes(value, Config.identity)
@@ -139,8 +135,7 @@ class Config(Generic[T]):
 class Factory:
     """Builds an uncalled config when its caller supplies the remaining arguments.
 
-    Nested called configs are built anew at every call, as in gin, so that two layers
-    share no object by accident. Hashing and pickling follow the config.
+    Nested called configs are built anew at every call, so that layers share no object.
     """
 
     config: Config
@@ -203,10 +198,7 @@ def map_nodes(value: Any, function: Callable[[Any], Any]) -> Any:
 def walk(
     value: Any, path: str = "", owner: Config | None = None, name: str = ""
 ) -> Iterator[tuple[str, Any, Config | None, str]]:
-    """`value` and all values inside it, parents first.
-
-    Yields dotted path, value, and the config and field that hold it.
-    """
+    """Dotted path, value, and the config and field that hold it; parents first."""
     yield path, value, owner, name
     fields = value.fields if isinstance(value, Config) else value
     children: Iterable[tuple[Any, Any]] = ()
@@ -282,10 +274,7 @@ def diff(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 @contextlib.contextmanager
 def explain_errors(config: Config) -> Iterator[None]:
-    """Adds to a ValueError the provenance of each `Class.parameter` it mentions.
-
-    Parameters that the message already shows with a value are left out.
-    """
+    """Adds to a ValueError the provenance of each `Class.parameter` without a value."""
     try:
         yield
     except ValueError as error:

@@ -31,8 +31,7 @@ from lmx.core.rendezvous import (
 
 T = TypeVar("T")
 
-# An error may be caused by a lost process, which the rendezvous reports within seconds.
-PEER_LOSS_DELAY = 2.0
+PEER_LOSS_DELAY = 2.0  # seconds in which the rendezvous reports the cause of an error
 LEADER_TIMEOUT = 3600.0  # seconds for work that one process does alone
 # One process compiled 30 s longer than another.
 GLOO_TIMEOUT_MESSAGE = "Gloo context initialization failed"
@@ -94,10 +93,9 @@ def distributed_session(
 ) -> Iterator[None]:
     """Runs its body as one process of several; `info` None runs it as the only one.
 
-    Raises ClusterConfigError if `must_match` differs between processes, PeerLostError
-    if a process does not join within `timeout` seconds. An exception in the body exits
-    all processes: with status 2 if it is one of `usage_errors`, else 1. If a process
-    dies, all others exit with 75.
+    Raises as `Rendezvous.join` does. An exception in the body exits all processes: with
+    status 2 if it is one of `usage_errors`, else 1. If a process dies, all others exit
+    with 75.
     """
     if info is None:
         yield
@@ -162,10 +160,9 @@ def is_leader() -> bool:
 
 
 def broadcast_from_leader(compute: Callable[[], T]) -> T:
-    """Calls `compute` in process 0 and returns its result in all processes.
+    """The result of `compute` in process 0, as JSON, in all processes.
 
-    The result must be representable in JSON. All processes must make the same calls in
-    the same order.
+    All processes must make the same calls in the same order.
     """
     if jax.process_count() == 1:
         return compute()
@@ -178,15 +175,13 @@ def broadcast_from_leader(compute: Callable[[], T]) -> T:
 
 
 def gather_to_leader(key: str, value: T) -> list[T] | None:
-    """The value of each process, in process 0; None in the others.
+    """The value of each process, as JSON, in process 0; None in the others.
 
-    Values must be representable in JSON. Each process must call this once with the
-    same key, from any thread.
+    Each process must call this once with the same key, from any thread.
     """
     if not is_leader():
-        key = f"lmx/{key}/{jax.process_index()}"
-        _client().key_value_set(key, json.dumps(value))
-        return None
+        name = f"lmx/{key}/{jax.process_index()}"
+        return _client().key_value_set(name, json.dumps(value))
     values = [value]
     for process in range(1, jax.process_count()):
         values.append(_wait_for_value(f"lmx/{key}/{process}", process))
@@ -212,8 +207,8 @@ def fetch_global(x: jax.Array) -> np.ndarray:
 def max_steps_in_flight() -> int:
     """Steps that a peer may still start before it sees a signal set by this process.
 
-    A process that sets it after step n has not started n + 1. A peer can have started
-    n + 1, and waits for it before it starts n + 3.
+    A process that sets it after step n has not started n + 1, for which a peer waits
+    before it starts n + 3.
     """
     return 2 if jax.process_count() > 1 else 0
 

@@ -81,7 +81,7 @@ def platform() -> str:
 def check_kernel(kernel: Any, dtype: jnp.dtype, remedy: str) -> None:
     """Raises ConfigError unless the kernel supports this platform and dtype.
 
-    Empty `platforms` or `dtypes` support all. The error ends with the `remedy`.
+    Empty `platforms` or `dtypes` support all.
     """
     name, target = type(kernel).__name__, platform()
     require(
@@ -120,8 +120,7 @@ def constrain_embedding(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """Shards `x` along D first, and along B and T by the mesh axes that are left.
 
     This is the layout of a lookup in a table VD that is sharded along D. The change to
-    the layout of BTD, and back for gradients, then is one all-to-all. XLA by itself
-    would gather all rows on all devices.
+    that of BTD then is one all-to-all, where XLA would gather all rows on all devices.
     """
     return jnp.moveaxis(constrain(jnp.moveaxis(x, -1, 0), "DBT"), 0, -1)
 
@@ -133,9 +132,9 @@ def vmap_over_axes(
 
     Within `fn` the rules use the other mesh axes only.
     """
-    context = _CONTEXT.get()
     if not axes:
         return jax.vmap(fn, in_axes)
+    context = _CONTEXT.get()
     rules = {
         name: tuple(axis for axis in onto if axis not in axes)
         for name, onto in context.rules.items()
@@ -163,8 +162,7 @@ def vmap_over_replicas(fn: Callable[..., Any], count: int) -> Callable[..., Any]
 def sum_over_slices(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, computed as the sum of `fn` of the rows of each slice.
 
-    Gradients are thus reduced within slices first, scattered over their devices, and
-    then cross the slow links between slices once.
+    Gradients are thus reduced within slices first, and cross the slow links once.
     """
     if REPLICA not in mesh_axes("B"):
         return fn
@@ -189,9 +187,9 @@ def shard_map(
 
     Within `fn`, collectives use the names that `mesh_axes` returns outside of it;
     `constrain` and `shard_map` do nothing. An input of no letters ("") is replicated;
-    an input may be a tree of arrays of the same letters, or None. `check_vma` is that
-    of `jax.shard_map`. It must be False with Pallas kernels, and is off within
-    `vmap_over_axes`, where the carry of a loop may start out replicated.
+    an input may be a tree of arrays of the same letters, or None. `check_vma` must be
+    False with Pallas kernels. It is off within `vmap_over_axes`, where the carry of a
+    loop may start out replicated.
     """
     context = _CONTEXT.get()
     if context.mesh.size == 1:

@@ -217,12 +217,12 @@ def _accept(
     try:
         peer = _identify(_receive(connection), [me, *peers.values()])
     except ConfigError as error:
-        _send(connection, error=(ClusterConfigError.exit_status, f"{error}"))
-        connection.close()
         reason = f"a connection from {host}: {f'{error}'[:300]}"
         if reason not in refusals:
             print_line(f"warning: refused {reason}")
         refusals[reason] = None
+        _send(connection, error=(ClusterConfigError.exit_status, f"{error}"))
+        connection.close()
         return
     peers[connection] = peer
     if peer.num_processes != me.num_processes:

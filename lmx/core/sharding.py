@@ -30,7 +30,7 @@ cross `replica`, the slow links between slices (`core/partitioning.py`).
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -88,31 +88,26 @@ class Mesh:
         used = devices[: math.prod(sizes.values())]
         types = (jax.sharding.AxisType.Auto,) * len(sizes)
         if len({getattr(device, "slice_index", 0) for device in used}) > 1:
-            return jax.sharding.Mesh(
-                arrange_hybrid_devices(sizes, used), tuple(sizes), types
-            )
+            arranged = arrange_hybrid_devices(sizes, used)
+            return jax.sharding.Mesh(arranged, tuple(sizes), types)
         shape = tuple(sizes.values())
         return jax.make_mesh(shape, tuple(sizes), types, devices=used)
 
     def resolve_sizes(self, devices: int, rules: Rules) -> dict[str, int]:
         """Devices along each axis for a number of devices, slowest axis first."""
         sizes = asdict(self) | {"data": self.data or self._infer_data(devices)}
-        for axis, onto in rules.items():
-            _check_name("logical axis", axis, LOGICAL.values())
-            for mesh_axis in onto:
-                _check_name("mesh axis", mesh_axis, sizes)
+        used = {axis for axes in rules.values() for axis in axes}
+        _check_names("logical axis", rules, LOGICAL.values())
+        _check_names("mesh axis", used, sizes)
         count = math.prod(sizes.values())
         check_argument(
             count <= devices,
             f"a mesh of {format_mesh(sizes)} needs {count} devices and there are"
             f" {devices}: make an axis smaller.",
         )
-        used = {axis for axes in rules.values() for axis in axes}
         idle = [axis for axis, size in sizes.items() if size > 1 and axis not in used]
-        if idle:
-            raise ValueError(
-                f"no rule splits anything over mesh axis {idle[0]!r}: leave it at 1."
-            )
+        name = f"mesh axis {''.join(idle[:1])!r}"
+        check_argument(not idle, f"no rule splits anything over {name}: leave it at 1.")
         return sizes
 
     def _infer_data(self, devices: int) -> int:
@@ -132,8 +127,8 @@ def arrange_hybrid_devices(
 ) -> np.ndarray:
     """Devices of several slices in the shape of a mesh.
 
-    If `replica` is a multiple of the number of slices, as it must be on TPUs, it
-    separates them. Otherwise, as for GPUs of several machines, their order is kept.
+    `replica` separates the slices if it is a multiple of their number, as it must be on
+    TPUs. Otherwise, as for GPUs of several machines, their order is kept.
     """
     shape = tuple(sizes.values())
     slices = len({device.slice_index for device in devices})
@@ -149,10 +144,11 @@ def arrange_hybrid_devices(
     return mesh_utils.create_device_mesh(shape, devices)
 
 
-def _check_name(kind: str, name: str, names: Collection[str]) -> None:
-    """Refuses a rule for a name that does not exist."""
-    if name not in names:
-        raise ValueError(f"no {kind} is named {name!r}{suggest(name, names)}")
+def _check_names(kind: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Refuses rules for names that do not exist."""
+    for name in names:
+        near = suggest(name, known)
+        check_argument(name in known, f"no {kind} is named {name!r}{near}")
 
 
 def format_mesh(sizes: Mapping[str, int]) -> str:
@@ -164,10 +160,7 @@ def format_mesh(sizes: Mapping[str, int]) -> str:
 def spec(
     axes: Sequence[str], shape: Sequence[int], mesh: AnyMesh, rules: Rules
 ) -> PartitionSpec:
-    """The sharding of an array with these logical axes.
-
-    A mesh axis splits at most one dimension of an array: the first that its rules name.
-    """
+    """The sharding of an array. A mesh axis splits the first dimension with a rule."""
     taken: set[str] = set()
     split = []
     for axis, size in zip(axes, shape, strict=True):
@@ -187,11 +180,10 @@ def spec(
 
 
 def shardings(tree: PyTree, mesh: AnyMesh, rules: Rules) -> PyTree:
-    """The sharding of each parameter; arrays without logical axes are replicated.
+    """The shardings of parameters, gradients or an optimizer state, abstract or not.
 
-    Applies to parameters, gradients and optimizer states, abstract or not. State of an
-    optimizer in another shape than its parameter, as a factored moment, its (1,)
-    placeholder or a mask, is replicated too.
+    Arrays without logical axes are replicated. So is state of an optimizer in another
+    shape than its parameter: a factored moment, its (1,) placeholder, or a mask.
     """
 
     def place(leaf: Any) -> NamedSharding:

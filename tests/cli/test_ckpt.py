@@ -161,7 +161,9 @@ def test_lineage_lists_each_attempt_that_led_to_a_checkpoint(
         (["list", "nowhere"], "nowhere is not a run"),
         (["verify", "RUN", "--step", "5"], "has no checkpoint of step 5: it has 4, 8"),
         (["diff", "RUN"], "write lmx ckpt diff A B"),
-        (["diff", "RUN@x", "RUN"], "is not a checkpoint: write RUN, or RUN@STEP"),
+        (["diff", "RUN@x", "RUN"], "has no checkpoint of step x: it has 4, 8"),
+        (["diff", "RUN@²", "RUN"], "has no checkpoint of step ²: it has 4, 8"),
+        (["diff", f"RUN@{'4' * 200}", "RUN"], "has no checkpoint of step 444"),
     ],
 )
 def test_unknown_runs_and_checkpoints_are_refused(run_folder, lmx, words, message):

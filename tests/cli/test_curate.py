@@ -27,19 +27,19 @@ def configs(tmp_path, monkeypatch):
     for name, texts in {"web": TEXTS, "quiz": ["The end is near."]}.items():
         lines = [f"{json.dumps({'text': text})}\n" for text in texts]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
-    for name, page in CONFIGS.items():
-        (tmp_path / f"{name}.gin").write_text(page)
+    for name, text in CONFIGS.items():
+        (tmp_path / f"{name}.gin").write_text(text)
     return tmp_path
 
 
 def test_each_command_reads_what_the_last_one_kept(lmx, configs):
     before = (configs / "web.jsonl").read_bytes()
-    for verb, name, why in (
+    for command, name, why in (
         ("dedup", "once", "same text"),
         ("filter", "good", "fewer than 12 characters"),
         ("decontaminate", "fair", "shares words with quiz"),
     ):
-        status, out, err = lmx("data", verb, f"{name}.gin", name)
+        status, out, err = lmx("data", command, f"{name}.gin", name)
         assert status == 0 and f"1 removed: {why}" in out, err
     kept = (configs / "fair" / "kept" / "web.jsonl").read_text()
     assert json.loads(kept)["text"] == "a text that stays"

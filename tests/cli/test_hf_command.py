@@ -1,10 +1,12 @@
 """`lmx import hf` and `lmx export hf`."""
 
 import json
+import os
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from lmx import load_hf, save_hf
 from tests.data.tokenizer.test_hf_folder import by_bytes
 
 
@@ -62,6 +64,20 @@ def test_float64_stays_float64_from_folder_to_folder(lmx, work, llama):
     for name, tensor in old.items():
         assert new[name].dtype == np.float64
         np.testing.assert_array_equal(tensor, new[name])
+
+
+def test_a_mount_point_and_what_a_link_names_are_filled(work, llama, monkeypatch):
+    for name in ("disk", "folder"):
+        (work / name).mkdir()
+    os.symlink("folder", "link")
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == work / "disk")
+    inode = (work / "disk").stat().st_ino
+    source = llama()
+    trained = load_hf(source)
+    for name in ("disk", "link"):
+        save_hf(trained, name)
+        assert tensors(work / name).keys() == tensors(source).keys()
+    assert (work / "disk").stat().st_ino == inode and (work / "link").is_symlink()
 
 
 def test_a_model_that_no_family_can_express_is_refused(lmx, work, trained):

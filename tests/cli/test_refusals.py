@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmx import load_experiment as experiment
+from lmx.cli.main import COMMANDS
 from lmx.run.run_dir import SCHEMA, RunDir
 
 ROOT = Path(__file__).parents[2]
@@ -57,24 +58,24 @@ CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
         "must be Callable[..., FeedForward] or tuple",
     ),
     "undefined macro": (["tiny.gin", "Decoder.depth=%DEPHT"], "DEPHT", "override"),
-    "missing page": (["tinny.gin"], "there is no file tinny.gin", "tiny.gin"),
+    "missing config": (["tinny.gin"], "there is no file tinny.gin", "tiny.gin"),
     "missing include": (["lost.gin"], "gone.gin", "lost.gin:1"),
-    "nothing given": (["bare.gin"], "needs Experiment.model", "set them"),
-    "a folder for a page": (["docs"], "docs is a folder", "name the .gin file in it"),
-    "no text for a page": (["binary.gin"], "binary.gin is not text", "utf-8"),
+    "nothing set": (["bare.gin"], "needs Experiment.model", "set them"),
+    "a folder for a config": (["docs"], "docs is a folder", "name the .gin file in it"),
+    "no text in a config": (["binary.gin"], "binary.gin is not text", "utf-8"),
     "unknown import": (
         ["tiny.gin", "--import", "nowhere"],
         "--import nowhere",
         "No mo",
     ),
     "unknown option": (["tiny.gin", "--jsn"], "--jsn", "usage: lmx"),
-    "no page": ([], "required: CONFIG.gin", "usage: lmx"),
+    "no config": ([], "required: CONFIG.gin", "usage: lmx"),
     "heads not divisible": (
         ["tiny.gin", "Attention.kv_heads=3"],
         "4 query heads cannot share 3 key/value heads evenly",
         "Attention.kv_heads = 3 set by override 'Attention.kv_heads=3'",
     ),
-    "heads not divisible on the page": (
+    "heads not divisible in a file": (
         ["echo.gin"],
         "heads must be a multiple of kv_heads",
         "Attention.heads = 5 set at echo.gin:2",
@@ -240,7 +241,7 @@ RUNS = {  # found only by training
 
 @pytest.fixture
 def listed(work):
-    """Lists the working folder, which holds pages, texts and what is in the way."""
+    """Lists the working folder, which has configs, texts and what is in the way."""
     for name, content in FILES.items():
         (work / name).parent.mkdir(exist_ok=True)
         (work / name).write_bytes(content)
@@ -258,10 +259,10 @@ def check(outcome, *parts):
 
 
 @pytest.mark.parametrize(("words", "cause", "cure"), CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("verb", [["train"], ["config", "show"]], ids=" ".join)
-def test_an_invalid_config_is_refused(lmx, listed, verb, words, cause, cure):
+@pytest.mark.parametrize("command", [["train"], ["config", "show"]], ids=" ".join)
+def test_an_invalid_config_is_refused(lmx, listed, command, words, cause, cure):
     before = listed()
-    check(lmx(*verb, *words), cause, cure)
+    check(lmx(*command, *words), cause, cure)
     assert listed() == before
 
 
@@ -296,6 +297,22 @@ def test_the_folder_of_another_experiment_is_refused(lmx, listed, work):
 )
 def test_an_unknown_command_is_refused(lmx, words, cause, cure):
     check(lmx(*words), cause, cure)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "loop", "loop/x"], ids=len)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_a_path_that_is_too_long_or_a_loop_is_refused(lmx, listed, command, path):
+    """By every command that takes one, and as the folder of a run."""
+    os.symlink("loop", "loop")
+    names = [path] * len(command.arguments.replace(" ...", "").split())
+    words = [*command.name.split(), *names]
+    for flag, value in (("--step", "1"), ("--on", "cpu")):
+        words += [flag, value] if command.options.get(flag, {}).get("required") else []
+    before = listed()
+    check(lmx(*words))
+    if command.name == "train":
+        check(lmx("train", "tiny.gin", "--run", path), path)
+    assert listed() == before
 
 
 def test_a_process_refuses_the_same(listed):

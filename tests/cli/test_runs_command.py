@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from lmx import restore
+from lmx.cli.supervise import newest_step
 from lmx.run.plots import plot_run
 from lmx.run.run_dir import RunDir, read_last_metrics
 from lmx.run.summary import format_summary
@@ -62,6 +64,22 @@ def test_a_table_of_runs_has_what_differs_and_the_losses(lmx, runs):
     assert status == 0 and f"{last['validation/nats']:.4f}" in text
     status, _, err = lmx("runs", f"{runs / 'nothing'}")
     assert status == 2 and "has no runs" in err
+
+
+def test_a_folder_that_is_no_step_disturbs_no_command(lmx, trained, tmp_path):
+    """`²` is a digit of Unicode that int() refuses."""
+    run = shutil.copytree(trained.run, tmp_path / "runs" / "a")
+    expected = lmx("ckpt", "list", f"{run}")
+    for name in ("²", "٣", "00000004.tmp"):
+        (run / "checkpoints" / name).mkdir()
+    assert lmx("ckpt", "list", f"{run}") == expected
+    for words in (["verify"], ["lineage"], ["diff", f"{run}"]):
+        status, out, _ = lmx("ckpt", *words, f"{run}")
+        assert status == 0 and "²" not in out
+    status, out, _ = lmx("runs", f"{run.parent}")
+    assert status == 0 and "done" in out
+    assert lmx("config", "show", f"{run}")[0] == 0
+    assert restore(run).step == 3 == newest_step(run)
 
 
 def test_losses_of_evaluations_of_any_name_are_kept_shown_and_plotted(

@@ -16,7 +16,7 @@ import pytest
 from lmx.config.format import to_gin
 from lmx.config.gin import parse
 from lmx.config.registry import configurable
-from lmx.config.resolve import from_json, load, resolve
+from lmx.config.resolve import Resolver, from_json, load
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ def test_random_files_have_the_same_meaning_as_in_gin(gin_trunk, random_files, s
     for files in random_files(seed):
         gin.clear_config()
         gin.parse_config_files_and_bindings(files, [])
-        ours = resolve(parse(files), "Trunk", strict=False).build()
+        ours = Resolver(parse(files)).resolve_root("Trunk").build()
         assert plain(ours) == plain(gin_trunk())
 
 
@@ -177,7 +177,7 @@ def test_a_random_config_round_trips_through_json_and_gin(random_files, seed):
     for thing in KINDS:
         configurable(thing)
     for files in random_files(seed):
-        config = resolve(parse(files), "Trunk", strict=False)
+        config = Resolver(parse(files)).resolve_root("Trunk")
         assert from_json(config.to_json()) == config
         Path("flat.gin").write_text(to_gin(config))
         again = load(["flat.gin"], root=Trunk)

@@ -58,9 +58,9 @@ def test_the_platform_is_that_of_the_mesh():
 
 
 def test_constrain_shards_by_letters_and_keeps_the_values():
-    kept = traced(lambda x: partitioning.constrain(x + 1, "BTN"))(ROWS)
-    assert kept.sharding.spec == PartitionSpec("data", "context", "tensor")
-    np.testing.assert_array_equal(kept, ROWS + 1)
+    constrained = traced(lambda x: partitioning.constrain(x + 1, "BTN"))(ROWS)
+    assert constrained.sharding.spec == PartitionSpec("data", "context", "tensor")
+    np.testing.assert_array_equal(constrained, ROWS + 1)
     alone = jnp.asarray(ROWS)
     assert partitioning.constrain(alone, "BTN") is alone
     some = traced(

@@ -117,14 +117,14 @@ def test_moments_are_sharded_like_their_parameters(mesh, optimizer):
     }
     state = jax.eval_shape(optimizer.init, params)
     places = jax.tree.leaves(shardings(state, mesh, RULES))
-    kept = {
+    split = {
         (128, 256): PartitionSpec(("fsdp",), ("tensor",)),
         (128,): PartitionSpec(("fsdp",)),
     }
     shapes = [leaf.shape for leaf in jax.tree.leaves(state)]
     assert not all(place.is_fully_replicated for place in places)
     for shape, place in zip(shapes, places, strict=True):
-        assert place.spec in (WHOLE, kept.get(shape))
+        assert place.spec in (WHOLE, split.get(shape))
 
 
 def test_masked_state_of_an_optimizer_has_shardings_too(mesh):

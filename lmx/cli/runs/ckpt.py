@@ -27,25 +27,19 @@ def _open(run: Path) -> "CheckpointDir":
     return checkpoints
 
 
-def _open_step(checkpoints: "CheckpointDir", step: int, run: Any) -> "CheckpointReader":
-    from lmx.train.checkpoint.reader import CheckpointReader
-
-    steps = checkpoints.list_steps()
-    saved = ", ".join(map(str, steps))
-    require(step in steps, f"{run} has no checkpoint of step {step}: it has {saved}.")
-    return CheckpointReader(checkpoints.step_path(step))
-
-
 def _open_checkpoint(name: str) -> tuple[Path, "CheckpointReader"]:
     """The run and the checkpoint that RUN or RUN@STEP names."""
+    from lmx.train.checkpoint.reader import CheckpointReader
+
     run, at, step = name.rpartition("@")
     if Path(name).is_dir() or not at:
         run, step = name, ""
     checkpoints = _open(Path(run))
-    newest = f"{max(checkpoints.list_steps(), default='')}"
-    message = f"{name} is not a checkpoint: write RUN, or RUN@STEP."
-    require((step or newest).isdigit(), message)
-    return Path(run), _open_step(checkpoints, int(step or newest), run)
+    steps = {f"{saved}": saved for saved in checkpoints.list_steps()}
+    step = step or next(reversed(steps), "")
+    saved = ", ".join(steps) or "none that can be read"
+    require(step in steps, f"{run} has no checkpoint of step {step}: it has {saved}.")
+    return Path(run), CheckpointReader(checkpoints.step_path(steps[step]))
 
 
 @Command("ckpt list", "RUN", "the checkpoints of a run")
@@ -87,7 +81,7 @@ def _describe(path: Path) -> dict[str, Any]:
         "saved": path.stat().st_mtime,
         "bytes": sum(f.stat().st_size for f in path.rglob("*") if f.is_file()),
         "root": root,
-        "complete": path.name.isdigit() and not faults,
+        "complete": path.name.isdecimal() and not faults,
         "faults": faults,
     }
 
@@ -107,11 +101,10 @@ def verify_checkpoints(args: argparse.Namespace) -> Output:
       lmx ckpt verify runs/quickstart-...
       lmx ckpt verify runs/quickstart-... --step 800
     """
-    run = Path(args.names[0])
-    checkpoints = _open(run)
-    data, lines = [], []
-    for step in checkpoints.list_steps() if args.step is None else [args.step]:
-        reader = _open_step(checkpoints, step, run)
+    run, data, lines = args.names[0], [], []
+    steps = _open(Path(run)).list_steps() if args.step is None else [args.step]
+    for step in steps:
+        _, reader = _open_checkpoint(f"{run}@{step}")
         faults = reader.verify()
         data.append({"step": step, "faults": [fault._asdict() for fault in faults]})
         if faults:

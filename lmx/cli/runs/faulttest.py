@@ -49,16 +49,13 @@ def inject_faults(args: argparse.Namespace) -> Output:
     every = max(1, config["steps"] // (2 * args.kills))
     if every < config["checkpoint.every"]:
         extra.append(f"CheckpointPolicy.every={every}")
-    return _run_faulttest(args, extra)
+    config, file = load_experiment(args, extra), locate_config(args.names[0])
 
-
-def _run_faulttest(args: argparse.Namespace, extra: list[str]) -> Output:
     from lmx.faulttest.kill_point import sample_kills
     from lmx.faulttest.process_group import Scenario
     from lmx.faulttest.report import format_report
     from lmx.faulttest.scenario import create_folder, run_faulttest
 
-    config, file = load_experiment(args, extra), locate_config(args.names[0])
     name = f"faulttest-{file.stem}-{config.run_id()}"
     scenario = Scenario(
         config=config,

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmx.cli.command import Command, option
-from lmx.config.registry import ConfigError, require
+from lmx.config.json_object import parse_object
+from lmx.config.registry import require
 
 if TYPE_CHECKING:
     from lmx.data.tokenizer.base import Tokenizer
@@ -178,15 +179,9 @@ def read_prompts(path: Path) -> list[str]:
     prompts = {f"{path}:{n}": line.rstrip("\r") for n, line in lines if line.strip()}
     require(prompts, f"{path} has no prompts: write one per line.")
     if is_json_lines(path):
-        return [_parse_prompt(line, location) for location, line in prompts.items()]
+        kinds = {"prompt": str}
+        objects = (
+            parse_object(x.encode(), where, kinds) for where, x in prompts.items()
+        )
+        return [prompt["prompt"] for prompt in objects]
     return [*prompts.values()]
-
-
-def _parse_prompt(line: str, location: str) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, TypeError, KeyError):
-        prompt = None
-    if not isinstance(prompt, str):
-        raise ConfigError(f'{location}: each line must be {{"prompt": "..."}} in JSON.')
-    return prompt

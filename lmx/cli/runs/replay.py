@@ -109,11 +109,7 @@ def _format_changes(changes: Mapping[str, tuple[Any, Any]]) -> Iterable[str]:
     {
         "--steps": option("only the first N steps (all)", int, metavar="N"),
         "--run": option("the new folder", Path) | {"dest": "folder"},
-        "--rtol": option(
-            "relative tolerance of a loss (0 where bits can agree, else 0.01)",
-            float,
-            metavar="X",
-        ),
+        "--rtol": option("tolerance (0 where bits can agree, else 0.01)", float),
     },
     takes_overrides=True,
     errors=(ConfigError,),
