@@ -30,7 +30,7 @@ def coerce_field(
     """`coerce` for a field, which a ConfigError names; refuses numbers out of range."""
     try:
         value = coerce(value, kind)
-    except TypeError:
+    except (TypeError, OverflowError):
         fix = _suggest_fix(value, kind)
         raise ConfigError(
             f"{location}: {label} must be {format_type(kind)}, got"

@@ -33,6 +33,7 @@ from lmx.config.names import find_synonyms
 from lmx.config.registry import (
     REQUIRED,
     ConfigError,
+    Range,
     Ref,
     as_reference,
     config_fields,
@@ -57,6 +58,9 @@ T = TypeVar("T")
 Scope = tuple[str, ...]
 
 MAX_NODES = 10_000  # values and references, those of macros as often as they are used
+INT64 = Range(
+    "from -2^63 to 2^63 - 1", lambda x: type(x) is float or -(2**63) <= x < 2**63
+)
 REQUIRED_MACRO = Macro(BindingKey((), "gin.REQUIRED", ""))  # to be overridden
 
 
@@ -155,10 +159,9 @@ def _as_written(binding: Binding) -> Binding | None:
 
 def _is_replaced(key: BindingKey, bindings: Bindings, root: str) -> bool:
     """Whether the files alone use a binding of theirs, and the overrides do not."""
-    written = {k: old for k, new in bindings.items() if (old := _as_written(new))}
-    overrides = any(x.location.is_override for x in bindings.values())
-    if bindings[key].location.is_override or not overrides:
+    if bindings[key].location.is_override:
         return False
+    written = {k: old for k, new in bindings.items() if (old := _as_written(new))}
     resolver = Resolver(written)
     try:
         resolver.resolve_root(root)
@@ -273,7 +276,7 @@ class Resolver:
                 origin = f"{provenance[name][0]} {label}"
                 value = self.resolve_default(value, scope, origin)
             location = provenance[name][0]
-            kind, limits = field.annotation, field.ranges
+            kind, limits = field.annotation, (*field.ranges, INT64)
             fields[name] = coerce_field(value, kind, label, location, limits)
         self._open.pop()
         return Config(ref.name, ref.called, fields, provenance)

@@ -40,6 +40,8 @@ def read(tmp_path):
         ("Cart.load = " + "[" * 5000 + "]" * 5000, "a.gin:1: .*recursion"),
         ("Cart.load = " + "{1: " * 300 + "1" + "}" * 300, "must be|nesting|too deeply"),
         ("Cart.load = " + "9" * 5000, "a.gin:1: 9{80} is not a value"),
+        ("Wheel.pairs = " + "9" * 4000, r"pairs is 9+: it must be from -2\^63 to"),
+        ("Axle.length = " + "9" * 4000, "Axle.length must be float, got 9999"),
         ("include 'b\\0.gin'", "is no name of a file"),
         (f"include '{'b' * 300}.gin'", "too long"),
     ],
