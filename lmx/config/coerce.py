@@ -39,7 +39,7 @@ def coerce_field(
     for limits in ranges:
         require(
             type(value) not in (int, float) or limits.contains(value),
-            f"{location}: {label} is {value}: it must be {limits.text}.",
+            f"{location}: {label} is {format_value(value)}: it must be {limits.text}.",
         )
     return value
 

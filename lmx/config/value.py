@@ -250,6 +250,8 @@ def format_value(value: Any, format_ref: Callable[[Any], str] = str) -> str:
         return "{" + ", ".join(map(": ".join, pairs)) + "}"
     if isinstance(value, float) and math.isinf(value):
         return "1e999" if value > 0 else "-1e999"  # gin has no literal for infinity
+    if isinstance(value, int) and value.bit_length() > 64:
+        return hex(value)  # Python refuses to print thousands of decimal digits
     return repr(value)
 
 
