@@ -106,7 +106,6 @@ def _train(args: argparse.Namespace) -> Output | int:
 
 def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int:
     """Trains or resumes the run; process 0 has the output."""
-    from lmx.analysis.nonfinite import train_run
     from lmx.core.console import warn_on_error
     from lmx.core.distributed import is_leader
     from lmx.run.goodput import read_process_start
@@ -114,16 +113,23 @@ def _run(args: argparse.Namespace, config: Config, folder: Path) -> Output | int
     from lmx.run.summary import format_summary
     from lmx.train.guard.nonfinite import FaultError
     from lmx.train.hooks.preemption import StoppedError
-    from lmx.train.trainer import RunOptions
+    from lmx.train.trainer import RunOptions, train_run
 
     allowed, name = tuple(args.allow_change), args.names[0]
     options = RunOptions(read_process_start(), args.grace, allowed)
     if is_leader():
         with warn_on_error("compare the run with others"):
             _report_new_run(config, name, folder)
+    stop = None
     try:
-        train_run(config, folder, options, Path(name).stem)
-    except (StoppedError, FaultError) as stop:
+        train_run(Path(name).stem, config, folder, options)
+    except (StoppedError, FaultError) as error:
+        stop = error.with_traceback(None)  # whose frames hold the state
+    if isinstance(stop, FaultError):
+        from lmx.analysis.nonfinite import explain_fault
+
+        explain_fault(stop, folder)
+    if stop:
         message = "\n".join([f"error: {stop}", *getattr(stop, "__notes__", [])])
         if isinstance(stop, StoppedError):
             message = f"{stop}; the same command resumes: {folder}"
