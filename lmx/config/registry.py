@@ -170,7 +170,7 @@ def is_known(name: str) -> bool:
 
 @functools.cache
 def find_declarations() -> Mapping[str, tuple[str, ...]]:
-    """The modules that declare each configurable name of lmx, read as text.
+    """The modules that declare each configurable name of lmx.
 
     They are read as text and not imported, so that a config needs no imports for what
     ships with lmx, and no package imports another only to register its names.

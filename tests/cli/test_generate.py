@@ -126,7 +126,7 @@ def test_beams_come_best_first_and_the_first_is_the_text(trained, lmx, generate_
         (["--prompt", "a", "--batch", "0"], "--batch is 0: it must be 1 or more"),
         (
             ["--prompt", "a", "--top-p", "2"],
-            "top_p is 2.0: it must be above 0 and at most 1",
+            "top_p is 2.0: it must be above 0, and at most 1",
         ),
         (["--prompt", "a", "--temperature", "-1"], "temperature is -1.0: it must be 0"),
         ([], "this model has no token that starts a document: give a prompt"),

@@ -109,9 +109,9 @@ CONFIGS = {  # `lmx config show` refuses these as `lmx train` does
     "impossible sampler": (
         ["tiny.gin", "Experiment.hooks=[@Sample()]", "Sampler.top_p=2"],
         "top_p is 2",
-        "above 0 and at most 1",
+        "above 0, and at most 1",
     ),
-    "no heads": (["tiny.gin", "Attention.kv_heads=0"], "share 0", "multiple of"),
+    "no heads": (["tiny.gin", "Attention.kv_heads=0"], "is 0", "must be above 0"),
     "no width": (
         ["tiny.gin", "Decoder.width=-8"],
         "Decoder.width is -8",
