@@ -14,7 +14,7 @@ from lmx.run.metadata import affects_bits, diff_metadata, sample_losses
 from lmx.run.run_dir import METADATA, check_schema, read_metadata, read_metrics
 from lmx.run.user_code import (
     CODE,
-    diff_modules,
+    diff_digests,
     digest_modules,
     load_recorded_config,
 )
@@ -139,7 +139,7 @@ def _check_reproducible(
         f" {f'starts with step {first}' if metadata.losses else 'has no losses'}.",
     )
     modules = metadata.fields.get("imports") or {}
-    changed = diff_modules(modules, digest_modules(config))
+    changed = diff_digests(modules, digest_modules(config))
     require(
         not changed,
         f"{', '.join(changed)} is not the code of the run: restore it from the folder"

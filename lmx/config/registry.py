@@ -137,8 +137,7 @@ def configurable(thing: Thing) -> Thing:
 def find(name: str, where: object, parameter: str = "") -> Callable[..., Any]:
     """The class or function of that name; imports it if it ships with lmx.
 
-    The error message starts with `where` and suggests the nearest name, or the names
-    that have the parameter.
+    The error starts with `where`, and suggests names near it or with the parameter.
     """
     if name not in _REGISTRY:
         try:
@@ -152,6 +151,9 @@ def find(name: str, where: object, parameter: str = "") -> Callable[..., Any]:
     found = ", ".join(find_owners(parameter))
     if found and "did you mean" not in near:
         near = f"; there is {found}"
+    module = name.rpartition(".")[0]
+    if module or not (parameter and near):
+        near += f" (a class of your own: --import {module or 'MODULE'})"
     raise ConfigError(f"{where}: nothing configurable is named {name!r}{near}")
 
 
@@ -172,15 +174,19 @@ def is_known(name: str) -> bool:
 def find_declarations() -> Mapping[str, tuple[str, ...]]:
     """The modules that declare each configurable name of lmx.
 
-    They are read as text and not imported, so that a config needs no imports for what
-    ships with lmx, and no package imports another only to register its names.
+    They are read as text: no package imports another only to register its names.
     """
     modules: dict[str, tuple[str, ...]] = {}
     for file in sorted(_LMX.rglob("*.py")):
         module = ".".join(("lmx", *file.relative_to(_LMX).with_suffix("").parts))
-        for names in _DECLARATION.findall(file.read_text(encoding="utf-8")):
-            modules["".join(names)] = (*modules.get("".join(names), ()), module)
+        for name in list_declarations(file):
+            modules[name] = (*modules.get(name, ()), module)
     return modules
+
+
+def list_declarations(file: Path) -> list[str]:
+    """The configurable names that a source declares."""
+    return ["".join(x) for x in _DECLARATION.findall(file.read_text(encoding="utf-8"))]
 
 
 def find_experiments() -> dict[str, Path]:
@@ -292,9 +298,8 @@ def unsupported_reason(hint: Any) -> str | None:
         hint = get_args(hint)[0]
     origin, args = get_origin(hint) or hint, get_args(hint)
     if origin in _ALTERNATIVES:
-        return f"{format_type(hint)} cannot be written in a config: annotate it as" + (
-            f" {_ALTERNATIVES[origin]}"
-        )
+        advice = f"annotate it as {_ALTERNATIVES[origin]}"
+        return f"{format_type(hint)} cannot be written in a config: {advice}"
     if origin in (*UNIONS, tuple, Mapping):
         inner = [arg for arg in args if arg is not ...]
         if any(EXECUTION in getattr(arg, "__metadata__", ()) for arg in inner):
@@ -335,11 +340,11 @@ def as_reference(value: Any) -> Any:
     kind = type(value)
     if not _is_registered(kind):
         return value
-    if not dataclasses.is_dataclass(kind):
-        raise ConfigError(
-            f"the arguments of a {kind.__name__} instance are unknown: make"
-            f" {kind.__name__} a dataclass, or give it no default."
-        )
+    require(
+        dataclasses.is_dataclass(kind),
+        f"the arguments of a {kind.__name__} instance are unknown: make"
+        f" {kind.__name__} a dataclass, or give it no default.",
+    )
     fields = {name: getattr(value, name) for name in config_fields(kind)}
     return Ref((), kind.__name__, True, fields)
 

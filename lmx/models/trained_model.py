@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from lmx.config.registry import configurable
-from lmx.config.value import Config
+from lmx.config.value import Config, to_jsonable
 from lmx.data.tokenizer.base import Tokenizer
 from lmx.models.decoder import Decoder
 
@@ -33,6 +33,12 @@ class Pretrained:
     source: str | None = None
     hf_fields: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
+
+
+def get_origin(config: Config[Pretrained]) -> dict[str, Any]:
+    """The fields that an export needs: `TrainedModel.origin`."""
+    names = ("family", "hf_fields", "generation")
+    return {name: to_jsonable(config.fields[name]) for name in names}
 
 
 class TrainedModel(NamedTuple):

@@ -67,7 +67,6 @@ class JsonlWriter:
         return file
 
     def close(self) -> None:
-        """Closes the file."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

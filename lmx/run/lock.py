@@ -66,7 +66,6 @@ class Lock:
             return False
 
     def release(self) -> None:
-        """Lets another process acquire it."""
         if self._is_owner():
             self.path.unlink()
         os.close(self.file)
@@ -136,7 +135,6 @@ class Lease:
         os._exit(EXIT_RESTART)
 
     def release(self) -> None:
-        """Lets another process acquire it."""
         self.stopped.set()
         self.thread.join()
         self.path.unlink(missing_ok=True)

@@ -92,7 +92,6 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _get_processor() -> str:
-    """The model name of the processor, if the system has it."""
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ():
         if line.startswith("model name"):

@@ -65,22 +65,20 @@ def _plot_right(
 
 def extract_curve(rows: list[dict[str, Any]], name: str) -> Curve:
     """The steps at which a metric was logged, and its values, where they are finite."""
-    points = [(row["step"], float(row[name])) for row in rows if name in row]
-    points = [(step, value) for step, value in points if math.isfinite(value)]
-    return [step for step, _ in points], [value for _, value in points]
+    rows = [row for row in rows if math.isfinite(float(row.get(name, "nan")))]
+    return [row["step"] for row in rows], [float(row[name]) for row in rows]
 
 
-def smooth(curve: Curve, fraction: float = 0.05) -> Curve:
-    """A running mean over that fraction of the points."""
+def smooth(curve: Curve) -> Curve:
+    """The mean of each point and those before it, 5% of all."""
     steps, values = curve
-    window = max(int(len(values) * fraction), 1)
-    stops = np.arange(1, len(values) + 1)
-    starts = np.maximum(stops - window, 0)
-    sums = np.cumsum([0.0, *values])
-    return steps, ((sums[stops] - sums[starts]) / (stops - starts)).tolist()
+    window = max(len(values) // 20, 1)
+    counts = np.minimum(np.arange(len(values)) + 1, window)
+    sums = np.convolve(values, np.ones(window))[: len(values)]
+    return steps, (sums / counts).tolist()
 
 
 def _upper_limit(*curves: Curve) -> float:
     """Slightly above most points, so that the first few do not set the scale."""
-    values = sorted(value for _, values in curves for value in values)
-    return values[int(0.98 * (len(values) - 1))] * 1.05
+    values = [value for _, values in curves for value in values]
+    return 1.05 * float(np.quantile(values, 0.98))

@@ -27,12 +27,10 @@ class RunProgress:
         )
 
     def update(self, done: int) -> None:
-        """Shows that `done` steps are done."""
         self.bar.update(done - self.done)
         self.done = done
 
     def show_metrics(self, values: Mapping[str, str]) -> None:
-        """Shows the newest metrics."""
         self.bar.set_postfix(values, refresh=False)
         now = time.monotonic()
         recent = now - self.last_shown < LINE_INTERVAL and self.done < self.steps
@@ -47,5 +45,4 @@ class RunProgress:
         )
 
     def close(self) -> None:
-        """Leaves the bar on the terminal."""
         self.bar.close()

@@ -16,7 +16,7 @@ from lmx.data.tokenizer.base import Tokenizer
 from lmx.run.jsonl import JsonlWriter, read_jsonl
 from lmx.run.lock import LOCK, Lease, Lock, acquire_lock
 from lmx.run.tensorboard import TensorBoardWriter
-from lmx.run.user_code import CODE, diff_modules, load_recorded_config, save_sources
+from lmx.run.user_code import CODE, diff_digests, load_recorded_config, save_sources
 
 SCHEMA = 4  # version of all files; increased when older readers would fail
 METRICS, LEDGER, TIMING = "metrics.jsonl", "ledger.jsonl", "timing.jsonl"
@@ -33,7 +33,7 @@ KINDS = {  # the types of the metadata that commands read
 }
 Value = int | float | str | list[float]
 Values = Mapping[str, Value]
-Changes = Mapping[str, tuple[str, str]]  # from and to, by name
+Changes = Mapping[str, tuple[Any, Any]]  # from and to, by name
 
 
 class RunDir:
@@ -89,7 +89,6 @@ class RunDir:
 
     @property
     def checkpoint_folder(self) -> Path:
-        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
@@ -109,6 +108,7 @@ class RunDir:
         for name, size in ((METRICS, sizes[-1] if sizes else None), (LEDGER, None)):
             self._writers[name].truncate(lambda row: row["step"] <= step, size)
         self._writers[TIMING].truncate(lambda row: True)
+        self._update_evaluated(read_last_metrics(self.path))
         self._board = TensorBoardWriter(self.path, step + 1)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -145,10 +145,13 @@ class RunDir:
         """Appends a line of metrics, and passes them to TensorBoard."""
         line = {name: encode_non_finite(value) for name, value in values.items()}
         self.append(METRICS, {"step": step} | line)
-        numbers = {n: x for n, x in values.items() if isinstance(x, int | float)}
-        self.evaluated |= {n: numbers[loss] for n, loss in find_losses(numbers).items()}
+        self._update_evaluated(values)
         if self._board:
             self._board.add(step, values)
+
+    def _update_evaluated(self, values: Mapping[str, Any]) -> None:
+        numbers = {n: x for n, x in values.items() if isinstance(x, int | float)}
+        self.evaluated |= {n: numbers[loss] for n, loss in find_losses(numbers).items()}
 
     @property
     def metrics_size(self) -> int:
@@ -160,12 +163,10 @@ class RunDir:
         self.append(LEDGER, {"step": step, "hook": hook, "status": status, **fields})
 
     def update_metadata(self, **fields: Any) -> None:
-        """Adds or replaces fields of the metadata."""
         if self.writable:
             _write_json(self.path / METADATA, read_metadata(self.path) | fields)
 
     def close(self) -> None:
-        """Closes all files and releases the lock."""
         for writer in self._writers.values():
             writer.close()
         if self._board:
@@ -261,7 +262,6 @@ def write_initial_files(
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
-    """A JSON file of the run in a folder."""
     try:
         return parse_object((path / name).read_bytes(), path / name)
     except FileNotFoundError:
@@ -278,7 +278,6 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_config(path: Path, config: Config) -> None:
-    """Writes the config as JSON and as gin."""
     texts = {CONFIG: config.to_json(indent=1), "experiment.gin": to_gin(config)}
     for name, text in texts.items():
         write_atomic(path / name, f"{text.rstrip()}\n".encode())
@@ -302,21 +301,14 @@ def _check_same_run(
 ) -> list[dict[str, str]]:
     """Refuses changes that are not allowed; returns all allowed ones if any is new."""
     old, old_metadata = read_config(path), read_metadata(path)
-    settings = {
-        name: (f"{before}", f"{after}")
-        for name, (before, after) in diff(old.identity(), config.identity()).items()
-    }
-    digests = [known.get("data", {}) for known in (old_metadata, metadata)]
-    data = {
-        f"data {name}": (f"{digests[0].get(name)}", f"{digests[1].get(name)}")
-        for name in sorted({**digests[0], **digests[1]})
-        if digests[0].get(name) != digests[1].get(name)
-    }
-    modules = [known.get("imports") or {} for known in (old_metadata, metadata)]
-    code = {
-        f"{CODE}.{name}": (f"{modules[0].get(name)}", f"{modules[1].get(name)}")
-        for name in diff_modules(*modules)
-    }
+    settings = diff(old.identity(), config.identity())
+
+    def diff_field(field: str, prefix: str) -> Changes:
+        before, after = (each.get(field) or {} for each in (old_metadata, metadata))
+        names = diff_digests(before, after)
+        return {f"{prefix}{n}": (before.get(n), after.get(n)) for n in names}
+
+    data, code = diff_field("data", "data "), diff_field("imports", f"{CODE}.")
     allowed: list[str] = []
     for name in allow_change:
         is_code = name == CODE or name in code
@@ -325,7 +317,7 @@ def _check_same_run(
     _raise_if_changed(f"the data have changed since {path} started", data, allowed)
     _raise_if_changed(f"the code has changed since {path} started", code, allowed)
     changes = [
-        {"name": name, "from": before, "to": after}
+        {"name": name, "from": f"{before}", "to": f"{after}"}
         for name, (before, after) in {**settings, **data, **code}.items()
     ]
     return [*old_metadata.get("allowed_changes", []), *changes] if changes else []

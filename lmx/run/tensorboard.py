@@ -38,7 +38,6 @@ class TensorBoardWriter:
                 self.writer.flush()
 
     def close(self) -> None:
-        """Flushes and closes the file."""
         with self._disable_on_error():
             if self.writer:
                 self.writer.close()

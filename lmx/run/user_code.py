@@ -1,9 +1,8 @@
 """User code: modules outside lmx that a config names classes of, and their digests.
 
 Nothing is imported but what the user names with --import. A module that was named once
-is remembered in the cache by the digest of its source and of the modules beside it that
-it imports: so a run that names it can be opened without the flag while nothing of that
-changes.
+is remembered in the cache, by the digests of it and of what it imports beside it: runs
+and configs of it can be opened without the flag until these change.
 """
 
 import ast
@@ -12,14 +11,14 @@ import hashlib
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from lmx.config.registry import ConfigError, find
+from lmx.config.registry import ConfigError, find, list_declarations
 from lmx.config.resolve import from_json
-from lmx.config.value import Config, map_nodes
+from lmx.config.value import Config, walk
 from lmx.core.console import print_line, warn_on_error
-from lmx.core.files import create_dir_once, get_cache_path
+from lmx.core.files import create_dir_once, get_cache_dir, get_cache_path
 
 CODE = "code"  # the folder of a run that keeps the source of user modules
 NO_FILE = "not in a file"  # in place of the digest, as of a class in a notebook
@@ -35,15 +34,26 @@ def import_modules(modules: Iterable[str]) -> None:
             raise ConfigError(f"--import {module}: {error}") from error
         with warn_on_error(f"remember --import {module}"):
             for name in find_sources([module]):
-                _memory_path(name).touch()
+                _memory_path(name).write_text(name)
+
+
+def import_remembered(names: Collection[str]) -> None:
+    """Imports the modules that the user has named before and that declare a name."""
+    _add_working_folder()
+    for file in get_cache_dir("imports").iterdir():
+        module = file.read_text()
+        path = _locate(module)
+        declares = path and not {*list_declarations(path)}.isdisjoint(names)
+        if declares and _memory_path(module) == file:
+            importlib.import_module(module)
 
 
 def load_recorded_config(
     text: str, modules: Mapping[str, str], source: object
 ) -> Config:
-    """The config of a run as JSON, whose classes are also of these modules (digests).
+    """The config of a run as JSON. `modules` have the digests of its user modules.
 
-    Imports those that the user has named before, and no others.
+    Imports those of them that the user has named before, and no others.
     """
     _add_working_folder()
     for module in modules:
@@ -56,9 +66,9 @@ def load_recorded_config(
         missing = [f"--import {name}" for name in modules if name not in sys.modules]
         hint = f" (it has classes of other modules: give {' '.join(missing)})"
         raise ConfigError(f"{error}{hint if missing else ''}") from error
-    changes = diff_modules(modules, digest_modules(config))
-    for change in (name for name in changes if name in modules):
-        _note(f"note: {change} has changed since the run of {source} was trained")
+    for name in diff_digests(modules, digest_modules(config)):
+        if name in modules:
+            _note(f"note: {name} has changed since the run of {source} was trained")
     return config
 
 
@@ -67,25 +77,17 @@ def _note(text: str) -> None:
     print_line(text)
 
 
-def diff_modules(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """The modules whose digests differ, sorted."""
+def diff_digests(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The names whose digests differ, sorted."""
     return sorted(n for n in {**old, **new} if old.get(n) != new.get(n))
 
 
 def digest_modules(config: Config) -> dict[str, str]:
     """The user modules behind a config, with the SHA-256 of each source."""
-    modules: set[str] = set()
-
-    def visit(node: Config) -> None:
-        name = find(node.name, "user code").__module__
-        if name.partition(".")[0] != "lmx":
-            modules.add(name)
-        for value in node.fields.values():
-            map_nodes(value, visit)
-
-    visit(config)
-    unknown = dict.fromkeys(sorted(modules), NO_FILE)
-    return unknown | _digest(find_sources(sorted(modules)))
+    nodes = [node for _, node, *_ in walk(config) if isinstance(node, Config)]
+    names = sorted({find(node.name, "user code").__module__ for node in nodes})
+    modules = [name for name in names if name.partition(".")[0] != "lmx"]
+    return dict.fromkeys(modules, NO_FILE) | _digest(find_sources(modules))
 
 
 def save_sources(config: Config, folder: Path) -> None:
@@ -114,20 +116,18 @@ def find_sources(modules: Iterable[str]) -> dict[str, Path]:
     Beside a module is what lies in its package, or in its folder if it has none.
     """
     sources: dict[str, Path] = {}
-    queue = list(modules)
-    while queue:
-        name = queue.pop(0)
-        path = None if name.partition(".")[0] == "lmx" else _locate(name)
-        if path is None or name in sources:
+    queue = [*modules]
+    for name in queue:
+        top = name.partition(".")[0]
+        path = _locate(name) if top != "lmx" and name not in sources else None
+        if path is None:
             continue
         sources[name] = path
-        root = _find_root(name, path)
         for other in _list_imports(name, path):
             found = _locate(other)
-            installed = "site-packages" in f"{found}"
-            same = other.partition(".")[0] == name.partition(".")[0]
-            if found and _find_root(other, found) == root and (same or not installed):
-                queue.append(other)
+            if found and _find_root(other, found) == _find_root(name, path):
+                same = other.partition(".")[0] == top
+                queue += [other] * (same or "site-packages" not in found.parts)
     return sources
 
 

@@ -135,6 +135,20 @@ def test_a_module_that_was_not_named_is_not_imported(inside, lmx, changed):
     assert status == 2 and f"--import {MODULE}" in err
 
 
+def test_a_config_needs_the_flag_until_its_module_was_named_and_where_it_changed(
+    inside, lmx
+):
+    assert "@GatedAttention" in lmx("config", "show", "tiny.gin", *WORDS)[1]
+    forget()
+    with (inside / "constants.py").open("a") as file:
+        file.write("NEW = 1\n")
+    for name, module in (("GatedAttention", "MODULE"), (f"{MODULE}.Gated", MODULE)):
+        status, _, err = lmx("config", "show", "tiny.gin", f"Decoder.mlp=@{name}")
+        assert status == 2 and MODULE not in sys.modules
+        assert f"named '{name}'" in err
+        assert f"(a class of your own: --import {module})" in err
+
+
 def claim(folder, allow=()):
     """Opens the run to resume it, with the code of now."""
     config = read_config(folder / "run")

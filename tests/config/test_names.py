@@ -40,7 +40,7 @@ def test_what_synonyms_stand_for_exists():
     [
         ("Decoder.mlp=swiglu", "got 'swiglu': write @SwiGLU"),
         ("Decoder.mlp=@swiglu", "did you mean 'SwiGLU'?"),
-        ("Decoder.mlp=@Zzzz", "named 'Zzzz'; one of @ClampedMoE"),
+        ("Decoder.mlp=@Zzzz", "own: --import MODULE); one of @ClampedMoE"),
         ("Decoder.mlp=@RoPE", "@SwiGLU (`lmx config list FeedForward`)"),
         ("Experiment.optimizer=adam", "write @adamw"),
         ("Experiment.schedule=cosine", "write @Cosine()"),

@@ -241,3 +241,12 @@ def test_a_run_with_a_damaged_line_can_be_resumed(claim, name):
     resumed.truncate_after(2)
     assert path.read_bytes() == first + second
     assert path.with_name(f"{name}.damaged").read_bytes() == b"\0\0\0\n"
+
+
+def test_a_run_that_resumes_shows_the_last_loss_of_each_evaluation(claim):
+    directory = claim()
+    directory.log_metrics(2, {"loss": 3.0, "validation/nats": 2.5, "books/loss": 4.0})
+    directory.log_metrics(4, {"validation/nats": math.nan, "books/loss": 1.0})
+    directory = claim()
+    directory.truncate_after(2)
+    assert directory.evaluated == {"validation": 2.5, "books": 4.0}

@@ -8,18 +8,17 @@ from typing import Any
 import jax
 from flax import nnx
 
-from lmx.config.value import to_jsonable
 from lmx.core import distributed
 from lmx.core.files import create_dir
 from lmx.core.precision import Dtype
+from lmx.core.sharding import Rules
 from lmx.models.hf.api import CONFIG, HFCheckpoint, init_abstract, load_model
 from lmx.models.hf.weights import load_params
 from lmx.models.params import flatten_params
-from lmx.models.trained_model import TrainedModel
+from lmx.models.trained_model import TrainedModel, get_origin
 from lmx.run.metadata import initial_metadata
 from lmx.run.run_dir import RunDir, write_initial_files
 from lmx.train.checkpoint.manager import CheckpointManager
-from lmx.train.checkpoint.run_weights import ORIGIN
 
 
 def import_hf(folder: Path, run: Path, dtype: Dtype | None = None) -> TrainedModel:
@@ -58,11 +57,14 @@ class HFWeights:
         self.shapes = {
             path: leaf.shape for path, leaf in flatten_params(nnx.state(model)).items()
         }
-        self.origin = {name: to_jsonable(config[name]) for name in ORIGIN}
+        self.origin = get_origin(config)
         self.digest = distributed.broadcast_from_leader(
             lambda: digest_files(self.checkpoint)
         )
 
-    def load(self, abstract: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def load(
+        self, abstract: Mapping[str, Any], mesh: jax.sharding.Mesh, rules: Rules
+    ) -> dict[str, jax.Array]:
         """The parameters at these paths, with these dtypes and shardings."""
+        del mesh, rules
         return load_params(self.checkpoint.weights, self.slices, dict(abstract))

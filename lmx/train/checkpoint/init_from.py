@@ -1,7 +1,7 @@
 """The state that a run begins with: random, or from weights trained before."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lmx.config.registry import Execution, NonNegative, configurable, require
 from lmx.core import distributed, sharding
 from lmx.core.console import print_line
-from lmx.core.sharding import is_variable
+from lmx.core.sharding import Mesh, is_variable
 from lmx.models.params import MAX_NAMES_SHOWN, flatten_params
-from lmx.run.run_dir import CONFIG, METADATA, read_metadata
-from lmx.train.checkpoint.run_weights import RunWeights
+from lmx.models.trained_model import get_origin
+from lmx.run.run_dir import (
+    CONFIG,
+    METADATA,
+    RunDir,
+    read_config,
+    read_metadata,
+    read_run_ids,
+)
+from lmx.train.checkpoint.digest import combine_digests, flatten_by_path
+from lmx.train.checkpoint.frozen import KEY, check_frozen
+from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.loss import NextToken
 from lmx.train.program import StepProgram
 from lmx.train.step import Frozen, TrainState
 
@@ -144,6 +155,71 @@ def read_init_from(run: Path) -> dict[str, Any]:
     return read_metadata(run).get("init_from", {}) if exists else {}
 
 
+class RunWeights:
+    """The parameters of a run, of which a checkpoint has those that were trained.
+
+    Attributes:
+        step: of the checkpoint, the newest by default.
+        digest: of all its tensors, and of frozen parameters.
+        model: as shapes and dtypes.
+        shapes: by the path of a parameter, as in `norm.scale`.
+        saved: the paths of those that the checkpoint has.
+        origin: as in `TrainedModel`.
+    """
+
+    def __init__(self, path: Path, step: int | None = None):
+        """Raises ConfigError if the run has no such checkpoint."""
+        self.path, self.config = path, read_config(path)
+        folder = RunDir(path, writable=False).checkpoint_folder
+        self.checkpoints = CheckpointManager(folder, run_ids=read_run_ids(path))
+        steps = self.checkpoints.list_steps()
+        require(steps, f"{path} has no checkpoint yet: train it further first.")
+        self.step = steps[-1] if step is None else step
+        require(
+            self.step in steps,
+            f"{path} has no checkpoint of step {step}: it has"
+            f" {', '.join(map(str, steps))}.",
+        )
+        metadata = self.checkpoints.read_metadata(self.step)
+        frozen = metadata["extra"].get(KEY, {}).get("params")
+        digests = {"trained": metadata["root"], "frozen": frozen}
+        self.digest = combine_digests(digests) if frozen else metadata["root"]
+        build = self.config.build().model
+        self.model = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+        params = flatten_params(nnx.state(self.model))
+        self.shapes = {path: leaf.shape for path, leaf in params.items()}
+        self.saved = {p for p in params if f"params.{p}.value" in metadata["digests"]}
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        if self.config.name == "Pretrained":
+            return get_origin(self.config)
+        return read_init_from(self.path).get("origin", {})
+
+    def load(
+        self,
+        abstract: Mapping[str, Any],
+        mesh: jax.sharding.Mesh,
+        rules: sharding.Rules,
+    ) -> dict[str, jax.Array]:
+        """The parameters at these paths, with these dtypes and shardings.
+
+        Frozen ones are made again on the mesh.
+        """
+        names = {p: f"params.{p}.value" for p in abstract if p in self.saved}
+        saved = {name: abstract[path] for path, name in names.items()}
+        loaded = self.checkpoints.restore(self.step, saved)
+        params = {path: loaded[name] for path, name in names.items()}
+        if len(params) < len(abstract):
+            initial = _open_initial(self.path, mesh, rules, NextToken())
+            frozen = initial.load_frozen()
+            check_frozen(frozen, self.checkpoints, self.step)
+            for path, value in flatten_params(frozen.params).items():
+                if x := abstract.get(path):
+                    params[path] = jax.device_put(value.astype(x.dtype), x.sharding)
+        return params
+
+
 class InitialState:
     """The state that a run begins with.
 
@@ -173,22 +249,34 @@ class InitialState:
                 f"begins with the {self.init_from.take} of {self.init_from.path}"
             )
         if isinstance(source, RunWeights) and self.init_from.take == "state":
-            require(
-                not self.run.has_frozen,
-                "InitFrom.take='state' has no frozen parameters and arrays of losses:"
-                " take 'weights'.",
-            )
-            return source.checkpoints.restore(source.step, self.run.abstract_state())
+            frozen, checkpoints = self.load_frozen(), source.checkpoints
+            check_frozen(frozen, checkpoints, source.step)
+            abstract = self.run.abstract_state().trained
+            return checkpoints.restore(source.step, abstract)._replace(frozen=frozen)
         wanted = {
             path: self._place(param, source.shapes[path])
             for path, param in self._params.items()
             if path not in facts["new"]
         }
-        return self.run.init(source.load(wanted))
+        return self.run.init(source.load(wanted, self.run.mesh, self.run.rules))
 
     def load_frozen(self) -> Frozen:
-        """The frozen part of the state."""
-        return self.load().frozen if self.run.has_frozen else Frozen()
+        """The frozen part of the state; with `take="state"` that of the other run."""
+        if not self.run.has_frozen:
+            return Frozen()
+        if self.init_from is None or self.init_from.take == "weights":
+            return self.load().frozen
+        path, loss = Path(self.init_from.path).expanduser(), self.run.step_config.loss
+        other = _open_initial(path, self.run.mesh, self.run.rules, loss).load_frozen()
+        abstract, arrays = self.run.abstract_state().frozen, flatten_by_path(other)
+        wanted = flatten_by_path(abstract)
+        require(
+            arrays.keys() == wanted.keys(),
+            "InitFrom.take='state' takes the state as it is: give Experiment.trainable"
+            f" as in {path}, or take 'weights'.",
+        )
+        leaves = [jax.device_put(arrays[n], x.sharding) for n, x in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
     @cached_property
     def _opened(self) -> "tuple[RunWeights | HFWeights, dict[str, Any]]":
@@ -217,3 +305,18 @@ class InitialState:
         return jax.ShapeDtypeStruct(
             shape, param.dtype, sharding=NamedSharding(self.run.mesh, spec)
         )
+
+
+def _open_initial(
+    path: Path, mesh: jax.sharding.Mesh, rules: sharding.Rules, loss: Any
+) -> InitialState:
+    """The state that a run began with, on this mesh, for this loss."""
+    experiment = replace(
+        read_config(path).build(),
+        mesh=Mesh(**mesh.shape),
+        rules=rules,
+        local_sgd=None,
+        loss=loss,
+    )
+    program = experiment.build_program([*mesh.devices.flat])
+    return InitialState(experiment.init_from, program, read_init_from(path))

@@ -62,7 +62,6 @@ class CheckpointDir:
         self.folder = folder
 
     def step_path(self, step: int) -> Path:
-        """The folder of that step."""
         return self.folder / f"{step:08d}"
 
     def list_steps(self) -> list[int]:
@@ -71,7 +70,6 @@ class CheckpointDir:
         return sorted(int(path.name) for path in folders if _is_committed(path))
 
     def list_quarantined(self) -> list[Path]:
-        """The damaged checkpoints."""
         return sorted(self.folder.glob(f"*{QUARANTINED}*"))
 
     def quarantine(self, step: int) -> None:
@@ -147,7 +145,6 @@ class CheckpointManager:
         return distributed.broadcast_from_leader(self.directory.list_steps)
 
     def read_metadata(self, step: int) -> dict[str, Any]:
-        """The metadata of that checkpoint: `CheckpointReader.read_metadata`."""
         return CheckpointReader(self.directory.step_path(step)).read_metadata()
 
     def save(self, step: int, state: PyTree) -> None:
@@ -162,12 +159,25 @@ class CheckpointManager:
         arrays = self.buffers.copy(flatten_by_path(state))
         shards, save_id = get_local_parts(arrays), next(_message_ids)
         parts = {name: [index for index, _ in found] for name, found in shards.items()}
-        extra = dict(self.extra_metadata)
-        metadata = partial(self._make_metadata, step, arrays, shards, save_id, extra)
+        origin = self.lineage[-1]
+        facts = {
+            "schema": SCHEMA,
+            "step": step,
+            "run_id": origin.get("run_id"),
+            "parent": origin["parent"],
+            "lineage": self.lineage,
+            "extra": dict(self.extra_metadata),
+        }
+
+        def make_metadata() -> dict[str, Any]:
+            """The metadata of the checkpoint; complete in the leader."""
+            digests = digest_shards(arrays, shards, f"saved/{save_id}")
+            return {**facts, "root": combine_digests(digests), "digests": digests}
+
         write = partial(
             self.checkpointer.save,
             self.directory.step_path(step),
-            args=writer.make_save_args(arrays, metadata),
+            args=writer.make_save_args(arrays, make_metadata),
             force=True,
         )
         copied = threading.Event()
@@ -211,33 +221,6 @@ class CheckpointManager:
             )
         if self.consecutive_failures >= self.max_failures:
             self.wait()
-
-    def _make_metadata(
-        self,
-        step: int,
-        arrays: Mapping[str, Any],
-        shards: Mapping[str, Parts],
-        save_id: int,
-        extra: dict[str, Any],
-    ) -> dict[str, Any]:
-        """The metadata of a checkpoint; complete in the leader."""
-        sums = {n: checksum_parts(p, arrays[n].shape) for n, p in shards.items()}
-        reports = distributed.gather_to_leader(f"saved/{save_id}", sums) or []
-        totals = add_reports(reports).items()
-        digests = {
-            name: format_digest(name, arrays[name], sums) for name, sums in totals
-        }
-        origin = self.lineage[-1]
-        return {
-            "schema": SCHEMA,
-            "step": step,
-            "run_id": origin.get("run_id"),
-            "parent": origin["parent"],
-            "lineage": self.lineage,
-            "extra": extra,
-            "root": combine_digests(digests),
-            "digests": digests,
-        }
 
     def _save(
         self,
@@ -327,7 +310,6 @@ class CheckpointManager:
         return None
 
     def delete(self, step: int) -> None:
-        """Removes the checkpoint of that step."""
         path = self.directory.step_path(step)
         distributed.broadcast_from_leader(lambda: remove_dir(path))
 
@@ -385,6 +367,15 @@ def _find_mismatches(
     ]
 
 
+def digest_shards(
+    arrays: Mapping[str, Any], shards: Mapping[str, Parts], message: str
+) -> dict[str, str]:
+    """The digest of each array, given the shards of this process; in the leader."""
+    sums = {n: checksum_parts(p, arrays[n].shape) for n, p in shards.items()}
+    totals = add_reports(distributed.gather_to_leader(message, sums) or [])
+    return {n: format_digest(n, arrays[n], total) for n, total in totals.items()}
+
+
 def add_reports(reports: Sequence[Mapping[str, Checksums]]) -> dict[str, Checksums]:
     """The checksums of tensors, given those of the parts that each process has."""
     names = dict.fromkeys(name for sums in reports for name in sums)
@@ -392,5 +383,4 @@ def add_reports(reports: Sequence[Mapping[str, Checksums]]) -> dict[str, Checksu
 
 
 def _format_error(error: Exception) -> str:
-    """The error in one line."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -14,7 +14,7 @@ import tensorstore as ts
 from lmx.config.json_object import check_kinds, parse_object
 from lmx.config.registry import ConfigError, require
 from lmx.core.hardware import empty_aligned
-from lmx.run.run_dir import check_schema
+from lmx.run.run_dir import SCHEMA, check_schema
 from lmx.train.checkpoint.digest import (
     Checksums,
     Index,
@@ -88,6 +88,8 @@ class CheckpointReader:
         try:
             content = (self.path / METADATA).read_bytes()
             metadata = parse_object(content, METADATA, {"schema": int})
+            if metadata["schema"] == SCHEMA:
+                check_kinds(metadata, KINDS, METADATA)
         except FileNotFoundError:
             if (self.path / "meta").is_dir():  # as in schema 3
                 check_schema(self.path, 3)
@@ -95,10 +97,6 @@ class CheckpointReader:
         except (OSError, ConfigError) as error:
             raise self._damage(METADATA, None, f"cannot be read ({error})") from None
         check_schema(self.path, metadata["schema"])
-        try:
-            check_kinds(metadata, KINDS, METADATA)
-        except ConfigError as error:
-            raise self._damage(METADATA, None, f"cannot be read ({error})") from None
         if combine_digests(metadata["digests"]) != metadata["root"]:
             raise self._damage(METADATA, None, "does not match its root digest")
         return metadata

@@ -7,13 +7,13 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from lmx.core import sharding
+from lmx.core.sharding import RULES, Mesh
 from lmx.data.tokenizer.base import TOKENIZER_DIR
 from lmx.data.tokenizer.pretrained import load_tokenizer
 from lmx.models.params import flatten_params
 from lmx.models.trained_model import TrainedModel
-from lmx.train.checkpoint.frozen import load_frozen_params
+from lmx.train.checkpoint.init_from import RunWeights
 from lmx.train.checkpoint.reader import DamageError
-from lmx.train.checkpoint.run_weights import RunWeights
 
 
 def restore(run: str | Path | TrainedModel) -> TrainedModel:
@@ -32,13 +32,11 @@ def restore(run: str | Path | TrainedModel) -> TrainedModel:
 
 
 def _restore(weights: RunWeights) -> TrainedModel:
-    """The model with these weights."""
-    build = weights.config.build().model
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    graph, shapes = nnx.split(weights.model)
     device = SingleDeviceSharding(jax.devices()[0])
-    abstract = sharding.with_shardings(shapes, device)
-    wanted, frozen = flatten_params(abstract), load_frozen_params(weights)
-    loaded = weights.load({p: x for p, x in wanted.items() if p not in frozen}) | frozen
+    wanted = flatten_params(sharding.with_shardings(shapes, device))
+    mesh = Mesh(data=1).build(jax.devices()[:1], RULES)
+    loaded = weights.load(wanted, mesh, RULES)
     leaves = [loaded[path] for path in wanted]
     params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     has_tokenizer = (weights.path / TOKENIZER_DIR).is_dir()

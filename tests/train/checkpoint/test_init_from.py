@@ -18,6 +18,9 @@ from lmx.run.run_dir import read_metrics
 from lmx.train.checkpoint.import_hf import import_hf
 from lmx.train.checkpoint.init_from import InitialState, read_init_from
 from lmx.train.trainer import train_run
+from tests.train import own_loss
+
+assert own_loss.Distill  # which configs name
 
 CONTINUE = """\
 include "{tiny}"  # data, optimizer and schedule
@@ -83,15 +86,52 @@ def test_a_branch_from_the_whole_state_is_the_rest_of_the_run(trunk, tiny, tmp_p
     assert [row["step"] for row in read_metrics(same)] == [5, 6]
     assert not replay(RecordedRun.open(same), 6).differences
     decay = ["Experiment.schedule=@WSD()", "WSD.peak_lr=0.01", "Experiment.steps=8"]
+    decay.append(f"WSD.decay_fraction={4 / 8}")
+    decayed, alone = (
+        train_run(name, tiny(*words, *decay), tmp_path / name).path
+        for name, words in (("decayed", branch), ("alone", ["Mesh.data=1"]))
+    )
+    assert_equal(lmx.restore(decayed).params, lmx.restore(alone).params)
+    rates = [row["learning_rate"] for row in read_metrics(decayed)]
+    np.testing.assert_allclose(rates, [0.01, 0.0075, 0.005, 0.0025], rtol=1e-5)
     shutil.rmtree(trunk / "checkpoints" / "00000004")
     train_run("same", tiny(*branch), same)  # resumes without the weights
     with pytest.raises(ConfigError, match="no checkpoint of step 4: it has 6"):
         RecordedRun.open(same).restore_before(5)
-    config = tiny(*branch, *decay, f"WSD.decay_fraction={4 / 8}")
-    run = config.build().open()
-    rates = [float(run.step_config.schedule(step)) for step in range(8)]
-    np.testing.assert_allclose(rates[:5], 0.01, rtol=1e-6)
-    np.testing.assert_allclose(rates[5:], [0.0075, 0.005, 0.0025], rtol=1e-5)
+
+
+@pytest.mark.faults
+def test_a_run_with_frozen_parts_is_continued_and_a_source_of_all_its_weights(
+    tiny, begin, tmp_path
+):
+    """The teacher is the model at the start of the first run."""
+    frozen = ["Experiment.loss=@Distill()", "Experiment.data=@Tempered()"]
+    frozen += ["Tempered.source=@RepeatTask()", "Mesh.data=1", "Experiment.steps=6"]
+    frozen.append("Experiment.trainable=['*norm*', 'head*']")
+    first = train_run("first", tiny(*frozen), tmp_path / "first").path
+    source = ["Experiment.init_from=@InitFrom()", f"InitFrom.path={first}"]
+    words = [*frozen, *source, "InitFrom.take=state", "InitFrom.step=4"]
+    more = train_run("more", tiny(*words), tmp_path / "more").path
+    rows = [
+        {n: x for n, x in row.items() if "second" not in n}
+        for path in (first, more)
+        for row in read_metrics(path)
+        if row["step"] > 4
+    ]
+    assert rows[:2] == rows[2:]
+    wanted = lmx.restore(first).params
+    assert_equal(lmx.restore(more).params, wanted)
+    assert not replay(RecordedRun.open(more), 6).differences
+    for path in (first, more):
+        state, facts = begin(path, "Mesh.data=1", "Decoder.dropout=0.5")
+        assert_equal(state.params, wanted)
+        assert not any(facts[name] for name in ("new", "drop", "resize"))
+    with pytest.raises(ConfigError, match="give Experiment.trainable as in"):
+        words = [*frozen, "Experiment.steps=8", "Experiment.trainable=['head*']"]
+        begin(first, *words, take="state")
+    with pytest.raises(ConfigError, match="the frozen arrays of the loss are not"):
+        words = [*frozen, "Experiment.steps=8", "Distill.teacher=@Decoder"]
+        begin(first, *words, take="state")
 
 
 def test_an_imported_model_goes_on_in_ten_lines_and_out_again(

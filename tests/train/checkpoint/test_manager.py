@@ -11,9 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.core.sharding import RULES, Mesh
 from lmx.run import run_dir
-from lmx.train.checkpoint import reader
+from lmx.train.checkpoint import manager, reader
 from lmx.train.checkpoint.digest import combine_digests
-from lmx.train.checkpoint.manager import CheckpointManager
+from lmx.train.checkpoint.manager import CheckpointManager, digest_shards
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.checkpoint.reader import CheckpointReader
 from tests.train.checkpoint.conftest import abstract, make_state, reader_of, save
@@ -194,17 +194,17 @@ def test_a_step_during_a_save_still_reuses_the_memory_of_its_arrays(checkpoints)
 
 
 def test_a_save_waits_for_the_one_before_it(checkpoints, monkeypatch):
-    make_metadata, in_progress = CheckpointManager._make_metadata, []
+    in_progress = []
 
-    def make_slowly(self, step, *args):
-        in_progress.append(step)
+    def digest_slowly(arrays, shards, message):
+        in_progress.append(message)
         assert len(in_progress) == 1
         time.sleep(0.2)
-        metadata = make_metadata(self, step, *args)
+        digests = digest_shards(arrays, shards, message)
         in_progress.clear()
-        return metadata
+        return digests
 
-    monkeypatch.setattr(CheckpointManager, "_make_metadata", make_slowly)
+    monkeypatch.setattr(manager, "digest_shards", digest_slowly)
     for step in (1, 2, 3):
         checkpoints.save(step, make_state(step))
         assert set(range(max(1, step - 1), step)) <= set(checkpoints.list_steps())
