@@ -16,7 +16,7 @@ from lmx.data.store.build import BuildTokenStore
 from lmx.run.goodput import total_seconds
 from lmx.run.run_dir import METRICS, read_ledger, read_metrics
 from lmx.train.checkpoint.manager import CheckpointManager
-from tests.faults.trainer import wait_for_exit
+from tests.faults.trainer import copy_config, start, wait_for_exit
 
 pytestmark = pytest.mark.faults
 
@@ -43,6 +43,19 @@ def cloud():
         yield answers, f"localhost:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a run that nothing disturbs, under a strict umask."""
+    work, before = copy_config(tmp_path_factory.mktemp("undisturbed")), os.umask(0o027)
+    try:
+        process = start(work, "a")
+    finally:
+        os.umask(before)
+    status, stderr = wait_for_exit(process)
+    assert status == 0, stderr
+    return work / "a"
 
 
 def saved(path):
@@ -107,9 +120,8 @@ def test_a_second_trainer_is_refused_a_notice_saves_and_a_failed_hook_runs_again
     assert [row["step"] for row in read_metrics(tmp_path / "a")] == list(range(1, 11))
 
 
-def test_partial_lines_and_clock_jumps_change_nothing(trainer, tmp_path):
+def test_partial_lines_and_clock_jumps_change_nothing(trainer, tmp_path, undisturbed):
     """Killed within a line of each record, then a day ahead, a day back, and ahead."""
-    assert wait_for_exit(trainer.start("--run", "reference"))[0] == 0
     first = trainer.gated("--run", "a", at="6")
     trainer.reach(first, 6)
     first.kill()
@@ -124,7 +136,7 @@ def test_partial_lines_and_clock_jumps_change_nothing(trainer, tmp_path):
     )
     assert status == 0, stderr
     reference, found = (
-        list(read_metrics(tmp_path / name)) for name in ("reference", "a")
+        list(read_metrics(path)) for path in (undisturbed, tmp_path / "a")
     )
     losses = [
         [(row["step"], row["loss"]) for row in rows] for rows in (reference, found)
@@ -257,13 +269,7 @@ def test_a_corrupt_compilation_cache_changes_nothing(trainer, tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_files_of_a_run_follow_the_umask(trainer, tmp_path):
-    before = os.umask(0o027)
-    try:
-        process = trainer.start("--run", "a")
-    finally:
-        os.umask(before)
-    assert wait_for_exit(process)[0] == 0
-    for path in [tmp_path / "a", *(tmp_path / "a").rglob("*")]:
+def test_files_of_a_run_follow_the_umask(undisturbed):
+    for path in [undisturbed, *undisturbed.rglob("*")]:
         wanted = 0o750 if path.is_dir() else 0o640
         assert path.stat().st_mode & 0o777 == wanted, path
