@@ -37,7 +37,7 @@ test: $(VENV)/.dev
 	  -m 'not nightly and not processes and not faults and not meshes and not tpu'
 
 processes: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -m 'processes and not nightly'
+	@$(BIN)/python -m pytest -q -m 'processes and not nightly' -n 2 --dist loadfile
 
 faults: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -m 'faults and not nightly' -n 2 --dist loadfile \
