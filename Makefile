@@ -36,18 +36,22 @@ test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile \
 	  -m 'not nightly and not processes and not faults and not meshes and not tpu'
 
+# Only files with that word are collected; the tests of a file stay on one worker. Those
+# that wait for timeouts of processes have a third; long files come before short ones.
+MARKED = $(BIN)/python -m pytest -q -n 2 --dist loadfile -m '$@ and not nightly' \
+  $$(grep -rlw --include='test_*.py' $@ tests | sort -r)
+
 processes: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -m 'processes and not nightly' -n 2 --dist loadfile
+	@$(MARKED)
 
 faults: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -m 'faults and not nightly' -n 2 --dist loadfile \
-	  --no-loadscope-reorder
+	@$(MARKED) -n 3 --no-loadscope-reorder
 
 soak: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -m nightly tests/faults/test_soak.py
 
 meshes: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -m meshes -n 2 --dist loadfile
+	@$(MARKED)
 
 style: $(VENV)/.dev
 	@$(BIN)/ruff check --quiet .

@@ -99,6 +99,8 @@ def test_slow_saves_run_one_at_a_time_and_are_correct(work, reference, keep):
     words = [*WORDS[:2], "CheckpointPolicy.every=1", f"CheckpointPolicy.keep={keep}"]
     process = trainer.start(work, f"each-{keep}", *words)
     found, most, seen = states(work / f"each-{keep}"), 0, []
+    while process.poll() is None and not found.folder.exists():
+        time.sleep(0.05)
     while process.poll() is None:
         under_way = {path.name for path in found.folder.glob("*.orbax-checkpoint-tmp")}
         most = max(most, len(under_way))

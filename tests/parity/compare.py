@@ -4,11 +4,13 @@
 model, for transformers to read.
 """
 
+import multiprocessing
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -121,17 +123,22 @@ def compare_case(case: Case, folder: pathlib.Path) -> dict[str, float]:
     return found
 
 
+def report_case(root: pathlib.Path, case: Case) -> bool:
+    """Prints the errors of a case. Returns whether it differs."""
+    try:
+        found = compare_case(case, root / case.name)
+        good = all(value <= LIMIT for value in found.values())
+        text = "  ".join(f"{name} {value:.0e}" for name, value in found.items())
+    except ValueError as error:
+        good, text = False, str(error)
+    print(f"{case.name:20} {'' if good else 'DIFFERS  '}{text}", flush=True)
+    return not good
+
+
 def main() -> None:
-    root, start, wrong = pathlib.Path(sys.argv[1]), time.monotonic(), 0
-    for case in CASES.values():
-        try:
-            found = compare_case(case, root / case.name)
-            good = all(value <= LIMIT for value in found.values())
-            text = "  ".join(f"{name} {value:.0e}" for name, value in found.items())
-        except ValueError as error:
-            good, text = False, str(error)
-        wrong += not good
-        print(f"{case.name:20} {'' if good else 'DIFFERS  '}{text}", flush=True)
+    root, start = pathlib.Path(sys.argv[1]), time.monotonic()
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        wrong = sum(pool.map(partial(report_case, root), CASES.values()))
     took = time.monotonic() - start
     print(f"{len(CASES) - wrong} of {len(CASES)} equal in lmx, {took:.0f} s")
     sys.exit(bool(wrong))

@@ -1,9 +1,9 @@
 """Several processes on one machine train, stop and exit like one.
 
 Each is an `lmx train` of its own; gloo carries what their devices tell one another.
-Every mesh axis crosses processes of one device and of two, in two and in four of them:
-`data`, `fsdp` and `tensor` in the tests of resuming here and in `test_elastic.py`, the
-others in `CASES`. `make nightly` has more combinations.
+Every mesh axis crosses processes: `data`, `fsdp` and `tensor` in the tests of resuming
+here and in `test_elastic.py`, `expert` and `context` in `CASES`, where two of their
+devices can also be in one process. `make nightly` has more combinations.
 """
 
 import json
