@@ -14,7 +14,8 @@ from lmx.core.dims import LOGICAL
 ROOT = pathlib.Path(__file__).parents[1]
 # A package imports itself and those before it; pyproject.toml holds the same order.
 PACKAGES = (
-    "config core data layers models run train infer evals analysis faulttest plan cli"
+    "config core data layers models run train infer evals analysis faulttest plan study"
+    " cli"
 ).split()
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "lmx").rglob("*.py"))
 TESTS = sorted(p.relative_to(ROOT) for p in (ROOT / "tests").rglob("*.py"))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lmx.cli import config, data, hf, plan, train
+from lmx.cli import config, data, fit, hf, plan, train
 from lmx.cli.command import RAW, Command, Parser
 from lmx.cli.runs import ckpt, eval, faulttest, generate, inspect, overview, replay
 from lmx.core.console import print_line, protect_output
@@ -21,6 +21,7 @@ Language models in JAX. An experiment is a .gin config; a run is a folder.
   lmx runs                                         a table of the runs in runs/
   lmx config show quickstart                       every setting, and what set it
   lmx plan gpt2_124m --on v5e-16                   whether it fits, speed and cost
+  lmx fit points.csv                               a scaling law, with intervals
   lmx inspect runs/quickstart-... --step 100       the batch and losses of one step
   lmx faulttest quickstart --steps 60              kills it, and shows nothing is lost
   lmx import hf Llama-3.2-1B runs/llama            a Hugging Face model as a run
@@ -37,7 +38,7 @@ _GROUPS = {
     "export": "a run as a model of another library",
 }
 _MODULES = (
-    train, generate, eval, overview, config, data, plan, hf, ckpt, inspect, replay,
+    train, generate, eval, overview, config, data, plan, fit, hf, ckpt, inspect, replay,
     faulttest,
 )  # fmt: skip
 _OBJECTS = [thing for module in _MODULES for thing in vars(module).values()]

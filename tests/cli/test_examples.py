@@ -22,6 +22,7 @@ from lmx.analysis.reproduce import RunMetadata, override_execution
 from lmx.cli.load import load_config
 from lmx.cli.main import COMMANDS, build_parser, main
 from tests.data.tokenizer.test_hf_folder import by_bytes
+from tests.study.test_check import make_ladder
 
 ROOT = Path(__file__).parents[2]
 TINY = (ROOT / "tests" / "train" / "tiny.gin").read_text()
@@ -40,10 +41,20 @@ RUN = [
     *["Experiment.schedule=@WSD()", "WSD.warmup_steps=1", "WSD.peak_lr=0.01"],
     *["WSD.decay_fraction=0.5", "Mesh.data=1"],
 ]
+
+
+def make_points_csv():
+    """A ladder of models, with the columns that examples name."""
+    points = make_ladder()
+    rows = zip(points.n, points.d, points.loss, strict=True)
+    return "\n".join(["params,tokens,val_loss", *(f"{n},{d},{x}" for n, d, x in rows)])
+
+
 SMALL = {  # arguments that make an example small, by command
     "train": [*MODEL, *DATA, *RUN, "Experiment.log_every=1"],
     "generate": ["--tokens", "3"],
     "eval": ["--length", "16", "--stride", "16"],
+    "fit": ["--draws", "9"],
     "plan": ["--analytic"],
     "data build": ["ProcessPool.workers=1"],
     "inspect": ["--top", "2"],
@@ -93,6 +104,7 @@ FILES = {
     "quiz.jsonl": '{"text": "which page of the web is it"}\n',
     "my.gin": TINY,
     "mine.py": "",
+    "points.csv": make_points_csv(),
     "sbatch": "#!/bin/sh\n",
     **{f"{name}/{n}.txt": f"{name} {n} " * 30 for n in range(40) for name in
        ("texts", "books", "fineweb", "examples/good", "examples/bad")},

@@ -1,0 +1,105 @@
+"""`lmx fit`: a report of a ladder made from known parameters."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from lmx.cli.main import main
+from tests.study.test_check import TRUTH, make_ladder
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A ladder as CSV, with two spoiled rows of another set."""
+    points = make_ladder(seed=1)
+    rows = zip(points.n, points.d, points.loss, strict=True)
+    lines = ["set,n,d,loss", *(f"a,{n},{d},{loss}" for n, d, loss in rows)]
+    file = tmp_path / "points.csv"
+    file.write_text("\n".join([*lines, "b,1e9,1e10,9", "b,2e9,2e10,9"]))
+    return file
+
+
+def run(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *map(str, words), "--draws", "20"])
+    return stop.value.code, *capsys.readouterr()
+
+
+def test_the_report_has_the_parameters_the_points_were_made_with(table, capsys):
+    words = ("--where", "set=a", "--predict", "1e10,1e11", "--budget", "1e22", "--json")
+    status, out, _ = run(capsys, table, *words)
+    assert status == 0
+    report = json.loads(out)
+    assert report["points"] == 40
+    for name, value in TRUTH.items():
+        found = report["parameters"][name]
+        assert found["low"] < value < found["high"]
+        assert found["bootstrap_low"] < found["value"] < found["bootstrap_high"]
+    [run_of_1e10] = report["predictions"]
+    loss = TRUTH["E"] + 406.4 / 1e10**0.34 + 410.7 / 1e11**0.28
+    assert run_of_1e10["loss"]["low"] < loss < run_of_1e10["loss"]["high"]
+    [optimum] = report["optima"]
+    assert optimum["n"]["value"] * optimum["tokens"] * 6 == pytest.approx(1e22)
+    assert len(report["next_runs"]) == 3
+    assert {x["held_out"] for x in report["backtests"]} == {"budgets", "models"}
+    assert report["warnings"] == []
+
+
+def test_the_text_names_outliers_which_an_option_drops(table, tmp_path, capsys):
+    image = tmp_path / "fit.png"
+    against = ",".join(f"{name}={value}" for name, value in TRUTH.items())
+    status, out, _ = run(capsys, table, "--png", image, "--against", against)
+    assert status == 0
+    assert "2 outliers" in out and "rows 43 (loss 9.000), 42 (loss 9.000)" in out
+    assert "within the joint 95% region" in out
+    assert image.read_bytes().startswith(b"\x89PNG")
+    status, out, _ = run(capsys, table, "--drop-outliers")
+    assert "40 runs" in out and "outliers" not in out
+    for section in ("alpha", "optimal N", "isoFLOP", "Backtest", "Next runs"):
+        assert section in out
+
+
+def test_the_compute_form_fits_the_frontier_with_a_pinned_asymptote(table, capsys):
+    words = ("--where", "set=a", "--form", "compute", "--pin", "E=1.69", "--json")
+    status, out, _ = run(capsys, table, *words)
+    assert status == 0
+    report = json.loads(out)
+    assert report["pinned"] == {"E": 1.69}
+    # a beta / (alpha + beta) of E + A / N^alpha + B / D^beta along the optimum
+    gamma = TRUTH["alpha"] * TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
+    assert report["parameters"]["gamma"]["value"] == pytest.approx(gamma, abs=0.01)
+    assert report["points"] < 40
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--predict", "1e9"], "--predict: '1e9' must be 2 numbers with a comma"),
+        (["--budget", "-1"], "--budget: '-1' must be a number, above 0"),
+        (["--pin", "E"], "--pin: '' must be a number"),
+        (["--pin", "A=1"], "A cannot be pinned: one of E, alpha, beta can"),
+        (["--against", "E=1"], "A, B, alpha, beta is missing"),
+        (["--delta", "0"], "delta is 0.0, and must be above 0"),
+        (["--n", "size"], "no column 'size'"),
+        (["--form", "repeated"], "fewer unique tokens than tokens: name their column"),
+    ],
+)
+def test_what_is_wrong_is_named(table, capsys, words, message):
+    status, _, err = run(capsys, table, *words)
+    assert status == 2
+    assert re.search(message, err), err
+
+
+def test_one_budget_and_equal_models_are_refused(tmp_path, capsys):
+    points = make_ladder()
+    file = tmp_path / "one.csv"
+    for which, name in ((points.budgets == 0, "C"), (np.arange(40) % 8 == 0, "N")):
+        some = points.select(which)
+        n = some.n if name == "C" else np.full(len(some), 1e9)
+        rows = zip(n, some.d, some.loss, strict=True)
+        lines = ["n,d,loss", *(f"{n},{d},{loss}" for n, d, loss in rows)]
+        file.write_text("\n".join(lines))
+        status, _, err = run(capsys, file)
+        assert status == 2 and f"several values of {name}" in err
