@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmx.config.gin import Bindings, find_refs, parse
-from lmx.config.registry import Ref, is_known, require
+from lmx.config.gin import parse
+from lmx.config.registry import require
 from lmx.config.resolve import apply_overrides, resolve
 from lmx.config.value import Config
-from lmx.run.user_code import import_remembered
 
 ROOT = "Experiment"  # the root of a config, but for those of `lmx data`
 
@@ -20,7 +19,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config[Any]:
     A run is a folder with an `experiment.json`.
     """
     if not (Path(name) / "experiment.json").is_file():
-        return resolve(_parse([name], overrides), ROOT)
+        return resolve(parse([name], overrides), ROOT)
     from lmx.run.run_dir import read_config
 
     return apply_overrides(read_config(Path(name)), overrides)
@@ -42,14 +41,4 @@ def load_experiment(args: argparse.Namespace, extra: Sequence[str] = ()) -> Conf
 
 def load_root(args: argparse.Namespace, root: str) -> Config[Any]:
     """The config that a command names first, with another root."""
-    return resolve(_parse(args.names[:1], args.overrides), root)
-
-
-def _parse(files: Sequence[str | Path], overrides: Sequence[str]) -> Bindings:
-    """The bindings; imports what they name, if the user has imported it before."""
-    bindings = parse(files, overrides)
-    names = {key.name for key in bindings if key.parameter}
-    names |= {ref.name for x in bindings.values() for ref in find_refs(x.value, Ref)}
-    if unknown := {name for name in names if not is_known(name)}:
-        import_remembered(unknown)
-    return bindings
+    return resolve(parse(args.names[:1], args.overrides), root)

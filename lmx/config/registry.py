@@ -179,14 +179,9 @@ def find_declarations() -> Mapping[str, tuple[str, ...]]:
     modules: dict[str, tuple[str, ...]] = {}
     for file in sorted(_LMX.rglob("*.py")):
         module = ".".join(("lmx", *file.relative_to(_LMX).with_suffix("").parts))
-        for name in list_declarations(file):
-            modules[name] = (*modules.get(name, ()), module)
+        for names in _DECLARATION.findall(file.read_text(encoding="utf-8")):
+            modules["".join(names)] = (*modules.get("".join(names), ()), module)
     return modules
-
-
-def list_declarations(file: Path) -> list[str]:
-    """The configurable names that a source declares."""
-    return ["".join(x) for x in _DECLARATION.findall(file.read_text(encoding="utf-8"))]
 
 
 def find_experiments() -> dict[str, Path]:

@@ -1,24 +1,25 @@
 """User code: modules outside lmx that a config names classes of, and their digests.
 
 Nothing is imported but what the user names with --import. A module that was named once
-is remembered in the cache, by the digests of it and of what it imports beside it: runs
-and configs of it can be opened without the flag until these change.
+is remembered in the cache, by the digests of it and of what it imports beside it: a run
+of it can be opened without the flag until these change.
 """
 
 import ast
 import functools
 import hashlib
-import importlib
+import importlib.machinery
+import importlib.util
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from lmx.config.registry import ConfigError, find, list_declarations
+from lmx.config.registry import ConfigError, find
 from lmx.config.resolve import from_json
 from lmx.config.value import Config, walk
 from lmx.core.console import print_line, warn_on_error
-from lmx.core.files import create_dir_once, get_cache_dir, get_cache_path
+from lmx.core.files import create_dir_once, get_cache_path
 
 CODE = "code"  # the folder of a run that keeps the source of user modules
 NO_FILE = "not in a file"  # in place of the digest, as of a class in a notebook
@@ -34,18 +35,7 @@ def import_modules(modules: Iterable[str]) -> None:
             raise ConfigError(f"--import {module}: {error}") from error
         with warn_on_error(f"remember --import {module}"):
             for name in find_sources([module]):
-                _memory_path(name).write_text(name)
-
-
-def import_remembered(names: Collection[str]) -> None:
-    """Imports the modules that the user has named before and that declare a name."""
-    _add_working_folder()
-    for file in get_cache_dir("imports").iterdir():
-        module = file.read_text()
-        path = _locate(module)
-        declares = path and not {*list_declarations(path)}.isdisjoint(names)
-        if declares and _memory_path(module) == file:
-            importlib.import_module(module)
+                _memory_path(name).touch()
 
 
 def load_recorded_config(
@@ -57,8 +47,7 @@ def load_recorded_config(
     """
     _add_working_folder()
     for module in modules:
-        known = module in sys.modules or _locate(module) is None
-        if not known and _memory_path(module).is_file():
+        if module not in sys.modules and _memory_path(module).is_file():
             importlib.import_module(module)
     try:
         config = from_json(text, source)
@@ -150,19 +139,15 @@ def _add_working_folder() -> None:
 
 def _locate(module: str) -> Path | None:
     """The source of a module; does not import its package, as `find_spec` would."""
-    path, origin = None, getattr(sys.modules.get(module), "__file__", None)
-    names = module.split(".") if module != "__main__" else []
-    for count in range(1, len(names) + 1):
-        name = ".".join(names[:count])
-        finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
-        specs = (find_spec(name, path) for find_spec in finders if find_spec)
-        try:
-            spec = next(filter(None, specs), None)
-        except (ImportError, KeyError, ValueError):  # inside a namespace package
-            return None
-        if spec is None or not name:
-            return None
-        path, origin = spec.submodule_search_locations, spec.origin
+    names, finder = module.split("."), importlib.machinery.PathFinder
+    try:
+        spec = importlib.util.find_spec(names[0])
+        for count in range(2, len(names) + 1):
+            path = spec and spec.submodule_search_locations
+            spec = finder.find_spec(".".join(names[:count]), [*(path or ())])
+    except (ImportError, KeyError, ValueError):  # or inside a namespace package
+        spec = None
+    origin = spec.origin if spec else getattr(sys.modules.get(module), "__file__", None)
     return Path(origin) if origin and origin.endswith(".py") else None
 
 

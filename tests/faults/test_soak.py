@@ -12,6 +12,7 @@ import pytest
 
 import lmx
 from lmx.faulttest.kill_point import (
+    FIRST_ARRAY,
     KINDS,
     STARTUP,
     STEP,
@@ -21,6 +22,7 @@ from lmx.faulttest.kill_point import (
 )
 from lmx.faulttest.process_group import Scenario
 from lmx.faulttest.scenario import BASELINE, compare_killed
+from lmx.run.run_dir import read_metadata
 from tests.train.conftest import PAGE
 from tests.xla_flags import FLAGS
 
@@ -91,6 +93,19 @@ def check(folder: Path, runs: list[dict], kills: int) -> None:
 @pytest.mark.faults
 def test_ten_kills_at_random_times_change_no_bit(cpu, tmp_path):
     check(tmp_path, compare(tmp_path, 400, sample_timed_kills(10, kills=10)), 10)
+
+
+@pytest.mark.faults
+def test_kills_of_a_distillation_by_user_code_change_no_bit(cpu, tmp_path):
+    """A module of the user has the loss, with a teacher, and a field of the batch."""
+    words = ["Experiment.loss=@Distill()", "Distill.teacher=@Decoder"]
+    words += ["Experiment.data=@Tempered()", "Tempered.source=@RepeatTask()"]
+    words.append("Experiment.trainable=['*norm*', 'head*']")
+    points = [KillPoint(STEP, 11, 0.5), KillPoint(FIRST_ARRAY, 16)]
+    runs = compare(tmp_path, 24, points, *words, module="tests.train.own_loss")
+    check(tmp_path, runs, 2)
+    assert [run["attempts"][2]["start_step"] for run in runs] == [8]
+    assert "tests.train.own_loss" in read_metadata(tmp_path / BASELINE)["imports"]
 
 
 @pytest.mark.nightly

@@ -122,8 +122,8 @@ def test_a_run_with_frozen_parts_is_continued_and_a_source_of_all_its_weights(
     wanted = lmx.restore(first).params
     assert_equal(lmx.restore(more).params, wanted)
     assert not replay(RecordedRun.open(more), 6).differences
-    for path in (first, more):
-        state, facts = begin(path, "Mesh.data=1", "Decoder.dropout=0.5")
+    for path, mesh in ((first, ["Mesh.data=1"]), (more, ["Mesh.fsdp=2"])):
+        state, facts = begin(path, *mesh)
         assert_equal(state.params, wanted)
         assert not any(facts[name] for name in ("new", "drop", "resize"))
     with pytest.raises(ConfigError, match="give Experiment.trainable as in"):
