@@ -73,6 +73,7 @@ _DECLARATION = re.compile(
     re.MULTILINE,
 )
 _REGISTRY: dict[str, Callable[..., Any]] = {}  # filled by imports, never by configs
+FINDERS: list[Callable[[str], None]] = []  # may import what registers an unknown name
 
 
 class ConfigError(ValueError):
@@ -145,15 +146,16 @@ def find(name: str, where: object, parameter: str = "") -> Callable[..., Any]:
                 importlib.import_module(module)
         except ImportError as error:
             raise ConfigError(f"{where}: cannot import {name}: {error}") from error
+    for finder in FINDERS if name not in _REGISTRY else ():
+        finder(name)
     if name in _REGISTRY:
         return _REGISTRY[name]
     near = suggest(name, {*_REGISTRY, *find_declarations()})
     found = ", ".join(find_owners(parameter))
     if found and "did you mean" not in near:
         near = f"; there is {found}"
-    module = name.rpartition(".")[0]
-    if module or not (parameter and near):
-        near += f" (a class of your own: --import {module or 'MODULE'})"
+    module = name.rpartition(".")[0] or "MODULE"
+    near += f" (a class of your own: --import {module})"
     raise ConfigError(f"{where}: nothing configurable is named {name!r}{near}")
 
 

@@ -1,8 +1,8 @@
 """User code: modules outside lmx that a config names classes of, and their digests.
 
 Nothing is imported but what the user names with --import. A module that was named once
-is remembered in the cache, by the digests of it and of what it imports beside it: a run
-of it can be opened without the flag until these change.
+is remembered in the cache, by the digests of it and of what it imports beside it: runs
+and configs of it can be opened without the flag until these change.
 """
 
 import ast
@@ -15,11 +15,12 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from lmx.config.registry import ConfigError, find
+from lmx.config import registry
+from lmx.config.registry import ConfigError, find, is_known
 from lmx.config.resolve import from_json
 from lmx.config.value import Config, walk
 from lmx.core.console import print_line, warn_on_error
-from lmx.core.files import create_dir_once, get_cache_path
+from lmx.core.files import create_dir_once, get_cache_dir, get_cache_path
 
 CODE = "code"  # the folder of a run that keeps the source of user modules
 NO_FILE = "not in a file"  # in place of the digest, as of a class in a notebook
@@ -35,20 +36,27 @@ def import_modules(modules: Iterable[str]) -> None:
             raise ConfigError(f"--import {module}: {error}") from error
         with warn_on_error(f"remember --import {module}"):
             for name in find_sources([module]):
-                _memory_path(name).touch()
+                _memory_path(name).write_text(name)
+
+
+def import_remembered(name: str) -> None:
+    """Imports the module of that class, if the user has named its code before."""
+    _add_working_folder()
+    with warn_on_error("search the modules that were named by --import"):
+        for file in get_cache_dir("imports").iterdir():
+            module = file.read_text()
+            path = None if is_known(name) else _locate(module)
+            if path and name in path.read_text() and _memory_path(module) == file:
+                importlib.import_module(module)
+
+
+registry.FINDERS.append(import_remembered)
 
 
 def load_recorded_config(
     text: str, modules: Mapping[str, str], source: object
 ) -> Config:
-    """The config of a run as JSON. `modules` have the digests of its user modules.
-
-    Imports those of them that the user has named before, and no others.
-    """
-    _add_working_folder()
-    for module in modules:
-        if module not in sys.modules and _memory_path(module).is_file():
-            importlib.import_module(module)
+    """The config of a run as JSON. `modules` have the digests of its user modules."""
     try:
         config = from_json(text, source)
     except ConfigError as error:

@@ -135,9 +135,12 @@ def test_a_module_that_was_not_named_is_not_imported(inside, lmx, changed):
     assert status == 2 and f"--import {MODULE}" in err
 
 
-def test_an_error_about_a_class_of_a_module_that_is_not_imported_names_the_flag(
+def test_a_config_needs_no_flag_until_the_code_changes_and_then_it_is_named(
     inside, lmx
 ):
+    assert "@GatedAttention" in lmx("config", "show", "tiny.gin", *WORDS)[1]
+    forget()
+    (inside / "constants.py").write_text("raise SystemExit('imported')\n")
     for name, module in (("GatedAttention", "MODULE"), (f"{MODULE}.Gated", MODULE)):
         status, _, err = lmx("config", "show", "tiny.gin", f"Decoder.mlp=@{name}")
         assert status == 2 and MODULE not in sys.modules
