@@ -324,11 +324,9 @@ class Generator:
         stop_tokens: Collection[int] = (),
     ) -> Iterator[int]:
         """The tokens after one prompt, without the stop token."""
-        for chunk in self([prompt], max_new_tokens, stop_tokens):
-            for token in chunk.tokens[chunk.active].tolist():
-                if token in stop_tokens:
-                    return
-                yield token
+        chunks = self([prompt], max_new_tokens, stop_tokens)
+        tokens = (t for chunk in chunks for t in chunk.tokens[chunk.active].tolist())
+        return (token for token in tokens if token not in stop_tokens)
 
 
 def _extend_row(row: list[int], new: list[int], stop: Collection[int]) -> list[int]:

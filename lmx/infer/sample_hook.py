@@ -2,10 +2,12 @@
 
 import sys
 from dataclasses import dataclass
+from typing import Annotated
 
 from lmx.config.registry import ConfigError, Positive, configurable
 from lmx.core import distributed
 from lmx.core.console import print_line
+from lmx.core.rng import SEEDS
 from lmx.infer.generate import Generator, encode_prompt
 from lmx.infer.sample import Sampler
 from lmx.run.run_dir import Values
@@ -23,7 +25,7 @@ class Sample(HookConfig):
     tokens: Positive[int] = 128
     every: Positive[int] = 1000  # steps
     sampler: Sampler = Sampler()
-    seed: int = 0
+    seed: Annotated[int, SEEDS] = 0
 
     def build(self, run: RunContext) -> Hook:
         tokenizer = run.data.info.tokenizer

@@ -28,7 +28,7 @@ class FanIn:
     LeCun et al. 1998, "Efficient BackProp", section 4.6.
     """
 
-    embed: float = 1.0
+    embed: NonNegative[float] = 1.0
 
     def std_for(self, role: Role, fan_in: int, depth: int) -> float:
         """The standard deviation of a weight; `depth` counts residual blocks."""

@@ -11,7 +11,13 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from lmx.config.registry import Positive, Range, check_argument, configurable
+from lmx.config.registry import (
+    NonNegative,
+    Positive,
+    Range,
+    check_argument,
+    configurable,
+)
 from lmx.layers.init import Init
 from lmx.layers.linear import contract, lookup
 from lmx.layers.mask import TokenInfo
@@ -67,7 +73,7 @@ def alibi_slopes(heads: int, bias_max: float = 8.0) -> Float[Array, "N"]:
 class ALiBi(RelativePosition):
     """Linear biases, with slopes down to 2^-bias_max. Press et al. 2021, 2108.12409."""
 
-    bias_max: float = 8.0
+    bias_max: NonNegative[float] = 8.0
 
     def modify_logits(self, logits, q, mask, query, key):
         slope_N = alibi_slopes(q.shape[2], self.bias_max).astype(logits.dtype)

@@ -21,6 +21,9 @@ from tests.parity.weights import weights
 
 CASES = sorted((Path(__file__).parent / "families").glob("*.json"))
 
+# One family for each kind of cache and of positions in it.
+CACHES = {"deepseek_v3", "gemma3", "gpt2", "gpt_oss", "qwen3"}
+
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda path: path.stem)
 def family(request, tmp_path_factory):
@@ -41,6 +44,15 @@ def test_logits_equal_those_of_transformers(family):
     )
 
 
+@pytest.mark.parametrize(
+    "family",
+    [
+        path if path.stem in CACHES else pytest.param(path, marks=pytest.mark.nightly)
+        for path in CASES
+    ],
+    ids=lambda path: path.stem,
+    indirect=True,
+)
 def test_greedy_tokens_of_a_padded_batch_equal_those_of_transformers(family):
     case, _, trained = family
     sampler = Sampler(temperature=0.0)

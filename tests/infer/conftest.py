@@ -13,6 +13,7 @@ from flax import nnx
 from lmx.layers.attention.attention import Attention
 from lmx.layers.mlp import SwiGLU
 from lmx.models.decoder import Decoder
+from tests.hash_init import HashInit
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "infer"
 V, D, N, K, H, F, DEPTH = 13, 16, 4, 2, 4, 24, 2
@@ -65,6 +66,7 @@ def llama():
     """The graph and parameters of a tiny Llama."""
     model = Decoder(
         nnx.Rngs(0),
+        init=HashInit(),
         vocab=V,
         width=D,
         depth=DEPTH,

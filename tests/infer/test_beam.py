@@ -15,6 +15,7 @@ from lmx.layers.attention.attention import Attention
 from lmx.layers.mlp import SwiGLU
 from lmx.layers.position import LearnedPosition
 from lmx.models.decoder import Decoder
+from tests.hash_init import HashInit
 
 
 def make_search(llama, **fields):
@@ -22,59 +23,54 @@ def make_search(llama, **fields):
     return BeamSearch(graph, params, BeamConfig(**fields))
 
 
-def test_sequences_and_scores_are_those_of_transformers(llama, searches):
+@pytest.mark.parametrize(
+    "number",
+    [0, 4, 5, 6, *(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 2, 3))],
+)
+def test_sequences_and_scores_are_those_of_transformers(llama, searches, number):
     """Prompts of different lengths, with and without a stop token that occurs."""
     prompts, stop = searches["prompts"], {searches["end"]}
     cases = [case for case in searches["searches"] if case["options"]["num_beams"] > 1]
     assert len(cases) == 7
-    for case in cases:
-        beams, *options = case["options"].items()
-        search = make_search(llama, beams=beams[1], **dict(options))
-        for found, expected in zip(
-            search(prompts, 12, stop), case["beams"], strict=True
-        ):
-            assert [h.tokens for h in found] == [tokens for tokens, _ in expected]
-            scores = [score for _, score in expected]
-            np.testing.assert_allclose([h.score for h in found], scores, 1e-4)
+    beams, *options = cases[number]["options"].items()
+    search = make_search(llama, beams=beams[1], **dict(options))
+    for found, expected in zip(
+        search(prompts, 12, stop), cases[number]["beams"], strict=True
+    ):
+        assert [h.tokens for h in found] == [tokens for tokens, _ in expected]
+        scores = [score for _, score in expected]
+        np.testing.assert_allclose([h.score for h in found], scores, 1e-4)
+
+
+PROMPT, STOP = [5, 1], {3, 9}
 
 
 @pytest.fixture(scope="module")
-def logprobs(llama):
-    """Log-probabilities after each token of a row, by one pass without a cache."""
+def continuations(llama):
+    """Every continuation by 3 tokens, and its log-probability without a cache."""
     graph, params = llama
+    rows = np.array(list(itertools.product(range(13), repeat=3)))
+    full = np.concatenate([np.broadcast_to(PROMPT, (len(rows), 2)), rows], axis=1)
     forward = jax.jit(lambda row: jax.nn.log_softmax(nnx.merge(graph, params)(row)))
-
-    def logprobs(row):
-        padded = np.zeros((1, 8), np.int32)
-        padded[0, : len(row)] = row
-        return np.asarray(forward(padded)[0], np.float64)
-
-    return logprobs
-
-
-def enumerate_all(logprobs, prompt, tokens, stop, penalty):
-    """Every possible continuation with its score, best first."""
+    logprobs = np.asarray(forward(full)[:, 1:-1], np.float64)
     found = []
-    for row in itertools.product(range(13), repeat=tokens):
-        ends = [at for at, token in enumerate(row, 1) if token in stop]
+    for row, logprob in zip(rows.tolist(), logprobs, strict=True):
+        ends = [at for at, token in enumerate(row, 1) if token in STOP]
         if ends and any(row[ends[0] :]):
             continue  # counted once, with zeros after its end
-        row = list(row[: ends[0]] if ends else row)
-        logprob = logprobs([*prompt, *row])
-        at = range(len(prompt) - 1, len(prompt) + len(row) - 1)
-        total = sum(logprob[i, token] for i, token in zip(at, row, strict=True))
-        found.append((total / len(row) ** penalty, row))
-    return sorted(found, reverse=True)
+        row = row[: ends[0]] if ends else row
+        found.append((sum(logprob[range(len(row)), row]), row))
+    return found
 
 
 @pytest.mark.parametrize("penalty", [1.0, 0.0])
-def test_a_wide_beam_finds_the_best_of_all_continuations(llama, logprobs, penalty):
-    prompt, stop = [5, 1], {3, 9}
-    expected = enumerate_all(logprobs, prompt, 3, stop, penalty)[:13]
+def test_a_wide_beam_finds_the_best_of_all_continuations(llama, continuations, penalty):
+    scored = [(total / len(row) ** penalty, row) for total, row in continuations]
+    expected = sorted(scored, reverse=True)[:13]
     search = make_search(
         llama, beams=169, length_penalty=penalty, early_stopping="never"
     )
-    (found,) = search([prompt], 3, stop)
+    (found,) = search([PROMPT], 3, STOP)
     assert [h.tokens for h in found[:13]] == [row for _, row in expected]
     scores = [score for score, _ in expected]
     np.testing.assert_allclose([h.score for h in found[:13]], scores, 1e-5)
@@ -112,6 +108,7 @@ def test_invalid_searches_are_refused(llama):
     position = partial(LearnedPosition, max_length=16)
     model = Decoder(
         nnx.Rngs(0),
+        init=HashInit(),
         vocab=8,
         width=8,
         depth=1,

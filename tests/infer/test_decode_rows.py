@@ -28,6 +28,7 @@ from lmx.layers.mlp import SwiGLU
 from lmx.layers.rope import DynamicNTK
 from lmx.models.block import PreNorm
 from lmx.models.decoder import Decoder
+from tests.hash_init import HashInit
 
 V, ROWS, BUCKET, CAPACITY, WINDOW = 11, 3, 8, 16, 3
 UNUSED = "unused"
@@ -71,6 +72,7 @@ def make_model(attention, conv=None):
         mlp=partial(SwiGLU, hidden=16),
         block=partial(PreNorm, conv=conv),
         precision=Precision(params="float64", compute="float64"),
+        init=HashInit(),
     )
 
 

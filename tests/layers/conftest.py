@@ -4,7 +4,8 @@ import chex
 import pytest
 from flax import nnx
 
-from lmx.layers.init import FanIn, Init
+from lmx.layers.init import Init
+from tests.hash_init import HashInit
 
 
 @pytest.fixture(autouse=True)
@@ -15,4 +16,4 @@ def count_traces_anew():
 
 @pytest.fixture
 def init():
-    return Init(nnx.Rngs(0), FanIn(), depth=2)
+    return Init(nnx.Rngs(0), HashInit(), depth=2)

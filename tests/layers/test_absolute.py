@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmx.layers.init import FanIn, Init
+from lmx.layers.init import Init
 from lmx.layers.position import LearnedPosition, SinusoidalPosition
+from tests.hash_init import HashInit
 
 D = 6
 KINDS = pytest.mark.parametrize(
@@ -22,7 +23,7 @@ KINDS = pytest.mark.parametrize(
 
 @pytest.fixture
 def make():
-    return lambda kind: kind(D, Init(nnx.Rngs(0), FanIn(), depth=2))
+    return lambda kind: kind(D, Init(nnx.Rngs(0), HashInit(), depth=2))
 
 
 @KINDS
@@ -83,4 +84,4 @@ def test_more_tokens_than_learned_positions_are_refused(make):
 
 def test_an_odd_width_is_refused(make):
     with pytest.raises(ValueError, match="need an even width, not 7"):
-        SinusoidalPosition(7, Init(nnx.Rngs(0), FanIn(), depth=2))
+        SinusoidalPosition(7, Init(nnx.Rngs(0), HashInit(), depth=2))

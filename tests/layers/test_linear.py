@@ -42,16 +42,16 @@ def test_it_computes_in_the_dtype_of_its_input(init):
 
 
 @pytest.mark.parametrize(
-    "equation, made",
+    "equation, bias_axes",
     [("BTD,DNH->BTNH", ("heads", "head_dim")), ("BTNH,NHD->BTD", ("embed",))],
 )
-def test_einsum_bias_adds_one_bias_per_output_channel(init, equation, made):
+def test_einsum_bias_adds_one_bias_per_output_channel(init, equation, bias_axes):
     layer = EinsumBias(equation, SIZES, init)
     x_dims = equation.partition(",")[0]
     x = jnp.ones([(SIZES | dict(B=2, T=3))[d] for d in x_dims])
     plain = layer(x)
     np.testing.assert_allclose(plain, np.einsum(equation, x, layer.w[...]), atol=1e-5)
     layer.b.set_value(jnp.arange(layer.b.size, dtype="float32").reshape(layer.b.shape))
-    assert (layer.b.axes, layer.b.in_dims) == (made, ())
+    assert (layer.b.axes, layer.b.in_dims) == (bias_axes, ())
     for offset in (layer(x) - plain).reshape(6, *layer.b.shape):
         np.testing.assert_allclose(offset, layer.b[...], atol=1e-5)

@@ -26,6 +26,7 @@ from lmx.layers.rope import (
 )
 from lmx.models.block import PostNorm, PreNorm, ReorderedNorm, SandwichNorm
 from lmx.models.decoder import Decoder
+from tests.hash_init import HashInit
 
 DENSE = partial(SwiGLU, hidden=16)
 SPARSE = partial(MoE, experts=4, hidden=8, router=partial(TopKRouter, top_k=2))
@@ -112,7 +113,9 @@ def make():
         attention = tuple(partial(part, dropout=rate) for part in cycle)
         block = partial(block, dropout=rate, **conv)
         chosen = dict(vocab=11, width=16, depth=3, dropout=rate, mlp=mlp, block=block)
-        chosen |= positions | dict(attention=attention) | options
+        chosen |= (
+            positions | dict(init=HashInit()) | dict(attention=attention) | options
+        )
         model = Decoder(nnx.Rngs(0), **chosen)
         return randomize_convs(model) if conv else model
 

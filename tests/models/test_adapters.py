@@ -19,7 +19,7 @@ from lmx.core.partitioning import with_partitioning
 from lmx.core.precision import Precision
 from lmx.core.sharding import RULES, Mesh, is_variable, shardings
 from lmx.layers.conv import ShortConv
-from lmx.layers.init import FanIn, Init
+from lmx.layers.init import Init
 from lmx.layers.linear import (
     TiedLMHead,
     Weight,
@@ -35,6 +35,7 @@ from lmx.layers.position import CoPE, LearnedPosition
 from lmx.models.adapters import Int8, LoRA, replace_weights
 from lmx.models.decoder import Decoder
 from lmx.models.mtp import MultiTokenPrediction, mtp_hidden_states
+from tests.hash_init import HashInit
 from tests.models.conftest import (
     ATTENTION,
     DENSE,
@@ -95,7 +96,7 @@ def make_dense(name, weight):
 
 
 def make_param(letters, into):
-    init = Init(nnx.Rngs(0), FanIn(), depth=2)
+    init = Init(nnx.Rngs(0), HashInit(), depth=2)
     out = "".join(d for d in letters if d not in into + "E")
     return init.weight(letters, SIZES, in_dims=into, out_dims=out)
 
@@ -222,7 +223,7 @@ MODELS = {
 
 def build(options):
     precision = Precision(params="float64", compute="float64")
-    sizes = dict(vocab=16, width=16, depth=2, precision=precision)
+    sizes = dict(vocab=16, width=16, depth=2, precision=precision, init=HashInit())
     return Decoder(nnx.Rngs(0), **sizes, **options)
 
 
@@ -308,7 +309,7 @@ def test_a_low_rank_sum_is_at_first_the_weight_which_may_be_quantized(model):
 
 @pytest.mark.parametrize("change", [Sealed, Int8])
 def test_a_convolution_reads_and_multiplies_through_the_reader_alone(change):
-    layer = ShortConv(8, Init(nnx.Rngs(0), FanIn(), depth=2), reach=2)
+    layer = ShortConv(8, Init(nnx.Rngs(0), HashInit(), depth=2), reach=2)
     dense = nnx.Param(
         jax.random.normal(jax.random.key(0), (2, 8)),
         axes=("reach", "embed"),

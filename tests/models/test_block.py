@@ -12,9 +12,10 @@ from lmx.config.registry import find
 from lmx.layers import mask
 from lmx.layers.attention.attention import Attention
 from lmx.layers.attention.kv_cache import AttentionInputs
-from lmx.layers.init import FanIn, Init
+from lmx.layers.init import Init
 from lmx.layers.mlp import SwiGLU
 from lmx.layers.norm import RMSNorm
+from tests.hash_init import HashInit
 
 B, T, D = 2, 4, 8
 FORMULAS = {
@@ -45,7 +46,7 @@ def kind(request):
 @pytest.fixture
 def block(kind):
     """A block with a random gain for each norm."""
-    init = Init(nnx.Rngs(0), FanIn(), depth=2)
+    init = Init(nnx.Rngs(0), HashInit(), depth=2)
     attention = partial(Attention, heads=2, kv_heads=1, head_dim=4)
     block = find(kind, "a page")(D, init, attention, partial(SwiGLU, hidden=8), RMSNorm)
     names = [name for name in vars(block) if name.endswith("_norm")]

@@ -19,7 +19,7 @@ DOUBLE = Precision(params="float64", compute="float64")
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T)), "int32")
 CYCLE = "lead window cope moe"  # two alternating kinds of attention
 VIRTUAL = PipelineSchedule(microbatches=4, virtual_stages=2)
-CASES = [("stage=2", VIRTUAL, "keep_all", "pre rope dense conv")]
+CASES = [("stage=2", VIRTUAL, "keep_all", "pre waves dense")]
 MORE = [
     ("fsdp=2 stage=4", PipelineSchedule(), "keep_weight_dots", "pre rope dense conv"),
     ("stage=2", PipelineSchedule(microbatches=2), "keep_none", CYCLE),

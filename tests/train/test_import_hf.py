@@ -17,6 +17,7 @@ from lmx.core.sharding import Mesh
 from lmx.models.hf.api import HFCheckpoint, load_model, save_hf
 from lmx.models.trained_model import TrainedModel
 from lmx.train.checkpoint.import_hf import import_hf
+from tests.hash_init import HashInit
 
 
 def tensors(folder):
@@ -140,7 +141,7 @@ def test_an_export_has_the_longest_context_of_import_and_training(
     tmp_path, tiny, imported, exported
 ):
     config = tiny()
-    graph, params = nnx.split(config.build().model(nnx.Rngs(0)))
+    graph, params = nnx.split(config.build().model(nnx.Rngs(0), init=HashInit()))
     origin = {"family": "llama", "hf_fields": imported, "generation": {}}
     save_hf(TrainedModel(config, 5, graph, params, None, origin), tmp_path / "out")
     assert read_json(tmp_path / "out")[NAME] == exported
@@ -148,7 +149,7 @@ def test_an_export_has_the_longest_context_of_import_and_training(
 
 def test_a_run_trained_here_is_exported_and_loads_to_the_same_logits(tmp_path, tiny):
     config = tiny()
-    graph, params = nnx.split(config.build().model(nnx.Rngs(0)))
+    graph, params = nnx.split(config.build().model(nnx.Rngs(0), init=HashInit()))
     save_hf(TrainedModel(config, 5, graph, params, None), tmp_path / "out")
     back = lmx.load_hf(tmp_path / "out")
     tokens = jnp.arange(8)[None]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -109,13 +110,8 @@ class MLA(SelfAttention):
         return self.position.rotate(x, inputs.tokens.positions, inputs.length)
 
     def _attend_expanded(
-        self,
-        q: Float[Array, "B T N H"],
-        q_rope: Float[Array, "B T N P"],
-        latent: Float[Array, "B S R"],
-        k_rope: Float[Array, "B S 1 P"],
-        **options,
-    ) -> Float[Array, "B T N J"]:
+        self, q: Array, q_rope: Array, latent: Array, k_rope: Array, **options: Any
+    ) -> Array:
         """Attention to keys and values expanded from the latents."""
         k_BSNH, v_BSNJ = jnp.split(self.up(latent), [self.head_dim], axis=-1)
         k_BSNP = jnp.broadcast_to(k_rope, (*k_BSNH.shape[:3], self.rope_dim))
@@ -127,13 +123,8 @@ class MLA(SelfAttention):
         )
 
     def _attend_absorbed(
-        self,
-        q: Float[Array, "B T N H"],
-        q_rope: Float[Array, "B T N P"],
-        latent: Float[Array, "B S R"],
-        k_rope: Float[Array, "B S 1 P"],
-        **options,
-    ) -> Float[Array, "B T N J"]:
+        self, q: Array, q_rope: Array, latent: Array, k_rope: Array, **options: Any
+    ) -> Array:
         """The same with the latents as the one key and value of all heads."""
         up_k = slice_weight(self.up.w, "head_dim", 0, self.head_dim)
         up_v = slice_weight(self.up.w, "head_dim", self.head_dim, None)

@@ -58,8 +58,8 @@ class RingAttention(AttentionBackend):
     """Ring attention over `Mesh.context` in plain JAX, on any platform.
 
     Pairs of blocks that the causal mask or the window hides are not computed, and keys
-    outside the window are not sent; pairs hidden by packing are computed. A cache is
-    read in blocks of `block` tokens.
+    outside the window are not sent; pairs hidden by packing are computed. MLA sends
+    expanded keys and values, not latents. A cache is read in blocks of `block` tokens.
     """
 
     block: Positive[int] = 512

@@ -67,11 +67,6 @@ TENSOR_MAPS = (
 )
 
 
-def bind_scale(fields: Values) -> dict[str, Any]:
-    """The scale of the logits of attention."""
-    return {"Attention.scale": fields[SCALAR] ** -0.5}
-
-
 def describe_scale(config: Config) -> dict[str, Any]:
     """The scalar of a scale; transformers wants a whole number where it is one."""
     scales = [scale for scale in find_values(config, "Attention.scale") if scale]
@@ -88,7 +83,11 @@ def map_gemma(vocab: int, cap: float | None) -> list[FieldMap]:
         *map_decoder(vocab, 2304, 26, **sizes, norm="OffsetRMSNorm", tied=True),
         derive("Decoder.embed_scale", lambda fields: math.sqrt(fields["hidden_size"])),
         map_field("intermediate_size", "GeGLU.hidden", 9216),
-        map_fields({SCALAR: 256}, bind_scale, describe_scale),
+        map_fields(
+            {SCALAR: 256},
+            lambda fields: {"Attention.scale": fields[SCALAR] ** -0.5},
+            describe_scale,
+        ),
         map_field("final_logit_softcapping", "Decoder.logit_cap", cap, nullable=True),
         *map_attention_bias(False),
     ]
@@ -121,9 +120,9 @@ def complete_ropes(fields: Values) -> dict[str, Any]:
 
     Until transformers 5, `rope_scaling` was that of layers without a window.
     """
-    given = fields.get("rope_parameters") or {}
+    parameters = fields.get("rope_parameters") or {}
     old = {FULL: fields, WINDOW: {"rope_theta": fields.get(LOCAL_THETA)}}
-    ropes = old | {kind: {"rope_parameters": given[kind]} for kind in given}
+    ropes = old | {kind: {"rope_parameters": parameters[kind]} for kind in parameters}
     complete = {
         kind: complete_rope(ropes[kind], theta, DEFAULT_ROPE)
         for kind, theta in THETAS.items()

@@ -78,8 +78,8 @@ class HFCheckpoint:
         rows = self.family.tensor_maps
         if not any(name.startswith(prefix) for name in names):
             rows = [row._replace(hf=row.hf.removeprefix(prefix)) for row in rows]
-        found = map_tensors(rows, shapes, model)
-        used = {part.tensor for part in found}
+        slices = map_tensors(rows, shapes, model)
+        used = {part.tensor for part in slices}
         if HEAD not in shapes:
             tied = {row.param: row.hf for row in rows}
             if tied.get(HEAD) in names and tied[EMBEDDING] in used:
@@ -90,17 +90,17 @@ class HFCheckpoint:
             f"{self.path}: {self.family.architecture} has no parameter for",
             [n for n in sorted(names - used) if not self.family.is_ignored(n, depth)],
         )
-        check_tensors(self.weights, found, shapes)
-        return found
+        check_tensors(self.weights, slices, shapes)
+        return slices
 
-    def infer_dtype(self, model: Decoder, found: list[TensorSlice]) -> str:
+    def infer_dtype(self, model: Decoder, slices: list[TensorSlice]) -> str:
         """The narrowest dtype that holds every parameter without a dtype of its own.
 
         `model` is built in bfloat16, except for those with their own.
         """
         params = flatten_params(nnx.state(model))
         own = {path for path, leaf in params.items() if leaf.dtype != jnp.bfloat16}
-        tensors = {part.tensor for part in found if part.path not in own}
+        tensors = {part.tensor for part in slices if part.path not in own}
         floats = []
         for dtype in {self.weights.tensors[name].dtype for name in tensors}:
             require(
@@ -153,8 +153,8 @@ def load_model(
     `digest` identifies the files in the config of the result.
     """
     model = init_abstract(source.to_config("bfloat16"))
-    found = source.map_tensors(model)
-    config = source.to_config(dtype or source.infer_dtype(model, found), digest)
+    slices = source.map_tensors(model)
+    config = source.to_config(dtype or source.infer_dtype(model, slices), digest)
     wanted = config["model.precision.params"]
     require(
         jax.dtypes.canonicalize_dtype(wanted) == wanted,
@@ -164,10 +164,10 @@ def load_model(
     graph, shapes = nnx.split(init_abstract(config))
     abstract = _with_shardings(shapes, mesh, dict(RULES) | dict(rules or {}))
     weights = source.weights
-    total = sum(weights.tensors[name].nbytes for name in group_by_tensor(found))
+    total = sum(weights.tensors[name].nbytes for name in group_by_tensor(slices))
     with byte_progress(f"reading {source.path.name}", total) as bar:
         params = load_params(
-            weights, found, abstract, lambda: bar.update(weights.bytes_read - bar.n)
+            weights, slices, abstract, lambda: bar.update(weights.bytes_read - bar.n)
         )
     tokenizer = load_hf_folder(source.path, {**source.fields, **source.generation})
     return TrainedModel(config, 0, graph, params, tokenizer)
@@ -197,8 +197,8 @@ def save_hf(
     params = flatten_params(trained.params)
     model = nnx.merge(trained.graph, jax.eval_shape(lambda: trained.params))
     shapes = {name: leaf.shape for name, leaf in params.items()}
-    found = map_tensors(family.tensor_maps, shapes, model)
-    raise_if("no tensor holds", sorted(shapes.keys() - {part.path for part in found}))
+    slices = map_tensors(family.tensor_maps, shapes, model)
+    raise_if("no tensor holds", sorted(shapes.keys() - {part.path for part in slices}))
     imported = origin.get("family") == family.model_type
     own = to_jsonable(origin["hf_fields"]) if imported else {}
     if trained.training_length and not model.max_length:  # of learned positions
@@ -218,7 +218,7 @@ def save_hf(
             write_json(new / GENERATION, to_jsonable(generation))
         total = sum(leaf.nbytes for leaf in params.values())
         with byte_progress(f"writing {Path(folder).name}", total) as bar:
-            save_params(new, found, params, bar.update, shard_bytes)
+            save_params(new, slices, params, bar.update, shard_bytes)
         for name, content in files.items():
             (new / name).write_bytes(content)
 

@@ -48,16 +48,16 @@ def map_rope(
     """
 
     def to_bindings(fields: Values) -> dict[str, Any]:
-        given = fields["rope_scaling"] or DEFAULT_ROPE
-        name, parameters = ROPE_TYPES[given["rope_type"]]
-        values = {ours: given[theirs] for theirs, ours in parameters.items()}
+        rope = fields["rope_scaling"] or DEFAULT_ROPE
+        name, parameters = ROPE_TYPES[rope["rope_type"]]
+        values = {ours: rope[theirs] for theirs, ours in parameters.items()}
         values["theta"] = float(fields["rope_theta"])
         prefix = f"{scope}/" if scope else ""
         bindings = {f"{prefix}{name}.{ours}": value for ours, value in values.items()}
         return {f"{prefix}{binding}": ref(name, True, scope), **bindings}
 
     def to_hf(config: Config) -> dict[str, Any]:
-        positions = [found for found in find_values(config, binding) if found]
+        positions = [value for value in find_values(config, binding) if value]
         fields = describe_rope(positions[0]) if positions else {}
         if fields and scaling != DEFAULT_ROPE and not fields["rope_scaling"]:
             fields["rope_scaling"] = DEFAULT_ROPE
@@ -73,16 +73,16 @@ def map_rope(
 
 def complete_rope(fields: Values, theta: float, scaling: Values) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` (None for plain RoPE) with all their defaults."""
-    found = fields.get("rope_scaling") or fields.get("rope_parameters") or scaling
+    value = fields.get("rope_scaling") or fields.get("rope_parameters") or scaling
     require(
-        isinstance(found, Mapping),
-        f"rope_scaling = {found!r} must be an object, as in {{'rope_type': 'linear',"
+        isinstance(value, Mapping),
+        f"rope_scaling = {value!r} must be an object, as in {{'rope_type': 'linear',"
         " 'factor': 2.0}.",
     )
-    given = dict(found)
-    kind = given.pop("type", "default")
-    kind = given.pop("rope_type", kind)
-    own_theta = given.pop("rope_theta", fields.get("rope_theta"))
+    rope = dict(value)
+    kind = rope.pop("type", "default")
+    kind = rope.pop("rope_type", kind)
+    own_theta = rope.pop("rope_theta", fields.get("rope_theta"))
     if kind not in ROPE_TYPES:
         known = ", ".join(map(repr, ROPE_TYPES))
         raise ConfigError(f"rope_type = {kind!r}: lmx supports only {known}.")
@@ -90,21 +90,21 @@ def complete_rope(fields: Values, theta: float, scaling: Values) -> dict[str, An
     longest = fields.get(MAX_LENGTH)
     if TRAINED_LENGTH in parameters:
         # transformers ignores the field of "dynamic".
-        own_length = given.get(TRAINED_LENGTH) if kind != "dynamic" else None
-        given[TRAINED_LENGTH] = own_length or longest
+        own_length = rope.get(TRAINED_LENGTH) if kind != "dynamic" else None
+        rope[TRAINED_LENGTH] = own_length or longest
     if kind == "yarn":
-        given = _complete_yarn(given, longest)
+        rope = _complete_yarn(rope, longest)
     known = {*parameters, *(MSCALES if kind == "yarn" else ())}
-    for name in given.keys() - known:
+    for name in rope.keys() - known:
         raise ConfigError(
-            f"{name} = {given[name]!r} is an unknown field of rope_type"
+            f"{name} = {rope[name]!r} is an unknown field of rope_type"
             f" {kind!r}{suggest(name, parameters)}: remove it if it changes no logit."
         )
-    for name in parameters.keys() - given.keys():
+    for name in parameters.keys() - rope.keys():
         raise ConfigError(f"rope_type {kind!r} needs {name}.")
     return {
         "rope_theta": theta if own_theta is None else own_theta,
-        "rope_scaling": None if kind == "default" else {"rope_type": kind, **given},
+        "rope_scaling": None if kind == "default" else {"rope_type": kind, **rope},
     }
 
 
@@ -124,18 +124,18 @@ def describe_rope(position: Config) -> dict[str, Any]:
 
 def _complete_yarn(scaling: Values, longest: int | None) -> dict[str, Any]:
     """All fields of "yarn", `mscale` merged into `attention_factor`."""
-    given = {name: value for name, value in scaling.items() if value is not None}
-    length = given.get(TRAINED_LENGTH)
-    if not given.get("factor") and length and longest:
-        given["factor"] = longest / length
-    mscale, all_dim = (given.get(name) or 0.0 for name in MSCALES)
-    if "attention_factor" not in given and mscale and all_dim and "factor" in given:
-        ratio = yarn_mscale(given["factor"], mscale)
-        given["attention_factor"] = ratio / yarn_mscale(given["factor"], all_dim)
-    given.pop("mscale", None)
-    given["beta_slow"] = given.get("beta_slow") or 1.0
-    given["beta_fast"] = given.get("beta_fast") or 32.0
-    return {"truncate": True, "attention_factor": None, **given}
+    rope = {name: value for name, value in scaling.items() if value is not None}
+    length = rope.get(TRAINED_LENGTH)
+    if not rope.get("factor") and length and longest:
+        rope["factor"] = longest / length
+    mscale, all_dim = (rope.get(name) or 0.0 for name in MSCALES)
+    if "attention_factor" not in rope and mscale and all_dim and "factor" in rope:
+        ratio = yarn_mscale(rope["factor"], mscale)
+        rope["attention_factor"] = ratio / yarn_mscale(rope["factor"], all_dim)
+    rope.pop("mscale", None)
+    rope["beta_slow"] = rope.get("beta_slow") or 1.0
+    rope["beta_fast"] = rope.get("beta_fast") or 32.0
+    return {"truncate": True, "attention_factor": None, **rope}
 
 
 def yarn_mscale(factor: float | int, mscale: float | int) -> float:

@@ -76,9 +76,9 @@ class Family:
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
         except WRONG_KIND as error:
-            given = {name: fields[name] for name in each.names if name in fields}
+            present = {name: fields[name] for name in each.names if name in fields}
             raise ConfigError(
-                f"{where}: lmx cannot read {given or 'the sizes'}, a value is of a"
+                f"{where}: lmx cannot read {present or 'the sizes'}, a value is of a"
                 f" wrong kind ({error}): restore the file from its source."
             ) from error
         rest = {n: v for n, v in fields.items() if n not in known | EXPORT_FIELDS}

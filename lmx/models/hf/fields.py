@@ -61,8 +61,8 @@ def map_field(
     names = (name, *aliases)
 
     def with_defaults(fields: Values) -> dict[str, Any]:
-        given = (fields[n] for n in names if n in fields)
-        value = next((v for v in given if nullable or v is not None), default)
+        present = (fields[n] for n in names if n in fields)
+        value = next((v for v in present if nullable or v is not None), default)
         return {name: value(fields) if callable(value) else value}
 
     def to_bindings(fields: Values) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def map_fields(
     """Maps several fields whose defaults are constants."""
 
     def with_defaults(fields: Values) -> dict[str, Any]:
-        given = {name: fields.get(name) for name in defaults}
-        return {n: defaults[n] if v is None else v for n, v in given.items()}
+        values = {name: fields.get(name) for name in defaults}
+        return {n: defaults[n] if v is None else v for n, v in values.items()}
 
     return FieldMap(tuple(defaults), with_defaults, to_bindings, to_hf)
 

@@ -112,25 +112,27 @@ def expand_map(
             yield TensorSlice(tensor, path, at, shape, pattern, sizes, part)
 
 
-def group_by_param(found: Iterable[TensorSlice]) -> dict[str, dict[Shape, TensorSlice]]:
+def group_by_param(
+    slices: Iterable[TensorSlice],
+) -> dict[str, dict[Shape, TensorSlice]]:
     """The slices of each parameter, by index."""
     params: dict[str, dict[Shape, TensorSlice]] = {}
-    for part in found:
+    for part in slices:
         params.setdefault(part.path, {})[part.index] = part
     return params
 
 
-def group_by_tensor(found: Iterable[TensorSlice]) -> dict[str, list[TensorSlice]]:
+def group_by_tensor(slices: Iterable[TensorSlice]) -> dict[str, list[TensorSlice]]:
     """The slices of each tensor, which cover it."""
     tensors: dict[str, list[TensorSlice]] = {}
-    for part in found:
+    for part in slices:
         tensors.setdefault(part.tensor, []).append(part)
     return tensors
 
 
 def load_params(
     folder: SafetensorsFolder,
-    found: Iterable[TensorSlice],
+    slices: Iterable[TensorSlice],
     like: PyTree,
     on_read: Callable[[], object] = lambda: None,
 ) -> PyTree:
@@ -138,7 +140,7 @@ def load_params(
 
     On top of the result, the host holds this process's share of one parameter.
     """
-    params = group_by_param(found)
+    params = group_by_param(slices)
 
     def load(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         args = (folder, params[path], leaf.dtype, on_read)
@@ -181,13 +183,13 @@ def read_slice(
 
 def save_params(
     folder: Path,
-    found: Iterable[TensorSlice],
+    slices: Iterable[TensorSlice],
     params: Mapping[str, jax.Array],
     on_write: Callable[[int], object] = lambda size: None,
     limit: int = SHARD_BYTES,
 ) -> None:
     """Writes all tensors of the slices, one in memory at a time."""
-    tensors = group_by_tensor(found)
+    tensors = group_by_tensor(slices)
 
     def fill(tensor: TensorInfo) -> np.ndarray:
         array = np.empty(tensor.shape, tensor.dtype)
@@ -204,18 +206,20 @@ def save_params(
 
 
 def check_tensors(
-    folder: SafetensorsFolder, found: Sequence[TensorSlice], shapes: Mapping[str, Shape]
+    folder: SafetensorsFolder,
+    slices: Sequence[TensorSlice],
+    shapes: Mapping[str, Shape],
 ) -> None:
     """Refuses files that lack a parameter, or have one of another shape."""
-    params = group_by_param(found)
-    missing = {part.tensor for part in found} - folder.tensors.keys()
+    params = group_by_param(slices)
+    missing = {part.tensor for part in slices} - folder.tensors.keys()
     raise_if("the files lack", sorted(missing))
     raise_if("no tensor fills", sorted(shapes.keys() - params.keys()))
     for path, parts in params.items():
         depth = len(next(iter(parts)))
         empty = set(np.ndindex(*shapes[path][:depth])) - parts.keys()
         raise_if(f"no tensor fills {path} at", [f"{index}" for index in sorted(empty)])
-    for part in found:
+    for part in slices:
         shape = folder.tensors[part.tensor].shape
         require(
             shape == part.shape,

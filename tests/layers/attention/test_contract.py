@@ -50,16 +50,16 @@ COUNTS += [
 @pytest.fixture
 def tpu(monkeypatch):
     """Pretends to be a TPU; Pallas kernels are interpreted."""
-    kernels, made = splash.kernels, []
+    kernels, options = splash.kernels, []
 
     def interpreted(*args, **how):
-        made.append(how)
+        options.append(how)
         return real(*args, **how, interpret=True)
 
     real = kernels.make_splash_mha
     monkeypatch.setattr(partitioning, "platform", lambda: "tpu")
     monkeypatch.setattr(kernels, "make_splash_mha", interpreted)
-    return made
+    return options
 
 
 def place(length, packed):

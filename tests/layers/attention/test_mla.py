@@ -23,10 +23,11 @@ from lmx.layers.attention.mla import MLA
 from lmx.layers.attention.reference import ReferenceAttention, attend
 from lmx.layers.attention.ring import RingAttention
 from lmx.layers.attention.splash import SplashAttention
-from lmx.layers.init import FanIn, Init
+from lmx.layers.init import Init
 from lmx.layers.linear import Einsum
 from lmx.layers.mask import make_attention_mask
 from lmx.layers.norm import rms_norm
+from tests.hash_init import HashInit
 
 B, T, D, N, H, J, R, P = 2, 5, 12, 3, 4, 6, 7, 2
 MAKE = partial(MLA, heads=N, kv_rank=R, head_dim=H, rope_dim=P, value_dim=J)
@@ -40,7 +41,7 @@ def x():
 
 
 def make_layer(**options):
-    return MAKE(D, Init(nnx.Rngs(0), FanIn(), depth=2, dtype="float64"), **options)
+    return MAKE(D, Init(nnx.Rngs(0), HashInit(), depth=2, dtype="float64"), **options)
 
 
 def layer_inputs():

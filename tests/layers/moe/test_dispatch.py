@@ -20,10 +20,11 @@ from jax.sharding import NamedSharding
 from lmx.config.registry import ConfigError
 from lmx.core import partitioning
 from lmx.core.sharding import RULES, Mesh, shardings, spec
-from lmx.layers.init import FanIn, Init
+from lmx.layers.init import Init
 from lmx.layers.mlp import SwiGLU
 from lmx.layers.moe.moe import ClampedMoE, MoE
 from lmx.layers.moe.router import SigmoidRouter, TopKRouter
+from tests.hash_init import HashInit
 
 B, T, D, E, F = 8, 6, 8, 8, 4
 SEGMENTS = np.repeat([[1, 2, 0]], [3, 2, 1], axis=1).repeat(B, axis=0)
@@ -85,7 +86,7 @@ def weights(layer):
 def make_layer(kind, dtype):
     """Graph and parameters of a layer with random biases."""
     layer = KINDS[kind](
-        D, Init(nnx.Rngs(0), FanIn(), depth=2, dtype=dtype), experts=E, hidden=F
+        D, Init(nnx.Rngs(0), HashInit(), depth=2, dtype=dtype), experts=E, hidden=F
     )
     noise = np.random.default_rng(1)
     for name, p in weights(layer).items():
