@@ -36,9 +36,10 @@ def coerce_field(
             f"{location}: {label} must be {format_type(kind)}, got"
             f" {format_value(value)}{fix}"
         ) from None
+    items = value if isinstance(value, tuple) else (value,)
     for limits in ranges:
         require(
-            type(value) not in (int, float) or limits.contains(value),
+            all(limits.contains(x) for x in items if type(x) in (int, float)),
             f"{location}: {label} is {format_value(value)}: it must be {limits.text}.",
         )
     return value

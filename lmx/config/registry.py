@@ -53,7 +53,14 @@ Positive = Annotated[T, Range("above 0, and finite", lambda x: 0 < x < math.inf)
 NonNegative = Annotated[T, Range("0 or more, and finite", lambda x: 0 <= x < math.inf)]
 Fraction = Annotated[T, Range("from 0 to 1", lambda x: 0 <= x <= 1)]
 PositiveFraction = Annotated[T, Range("above 0, and at most 1", lambda x: 0 < x <= 1)]
+OpenFraction = Annotated[T, Range("above 0, and below 1", lambda x: 0 < x < 1)]
 Rate = Annotated[T, Range("0 or more, and below 1", lambda x: 0 <= x < 1)]
+
+
+def at_least(least: int) -> Range:
+    """The numbers from `least` on, as a range beside a type."""
+    return Range(f"{least} or more, and finite", lambda x: least <= x < math.inf)
+
 
 SCALARS = (bool, int, float, str, NoneType)
 UNIONS = (Union, UnionType)

@@ -10,7 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from lmx.config.registry import check_fields, configurable, require
+from lmx.config.registry import (
+    NonNegative,
+    Positive,
+    check_fields,
+    configurable,
+    require,
+)
 
 
 @configurable
@@ -23,19 +29,16 @@ class PiecewiseConstant:
         boundaries: the steps at which the next value begins.
     """
 
-    values: tuple[int | float, ...]
-    boundaries: tuple[int, ...]
+    values: NonNegative[tuple[int | float, ...]]
+    boundaries: Positive[tuple[int, ...]]
 
     def __post_init__(self):
-        steps = (0, *self.boundaries)
-        is_increasing = all(a < b for a, b in pairwise(steps))
+        count = len(self.boundaries) + 1
+        is_increasing = all(a < b for a, b in pairwise((0, *self.boundaries)))
         check_fields(
             self,
             boundaries=(is_increasing, "above 0 and increasing"),
-            values=(
-                len(self.values) == len(steps),
-                f"{len(steps)} numbers",
-            ),
+            values=(len(self.values) == count, f"{count} numbers"),
         )
 
     def __call__(self, step: int) -> int | float:

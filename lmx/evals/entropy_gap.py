@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
-from lmx.config.registry import Positive, configurable, require
+from lmx.config.registry import Positive, configurable
 from lmx.data.synthetic.base import SyntheticDataset
 from lmx.evals.perplexity import make_scorer, score_batches
 from lmx.run.run_dir import Values
@@ -31,11 +31,8 @@ class EntropyGap(HookConfig):
 
     data: SyntheticDataset
     every: Positive[int] = 1000
-    batches: int = 16
+    batches: Positive[int] = 16
     name: str = "fresh"
-
-    def __post_init__(self):
-        require(self.batches >= 1, f"EntropyGap.batches is {self.batches}: at least 1.")
 
     def build(self, run: RunContext) -> Hook:
         data = self.data.open()

@@ -8,7 +8,6 @@ import pytest
 from flax import nnx
 
 import lmx
-from lmx.config.registry import ConfigError
 from lmx.data.dataset import prefetch
 from lmx.data.synthetic.markov import Markov
 from lmx.evals.entropy_gap import estimate_mean
@@ -110,8 +109,3 @@ def test_the_standard_error_agrees_with_repeated_samples():
         errors.append(error)
     assert np.mean(means) == pytest.approx(1.5, abs=0.01)
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.05)
-
-
-def test_zero_batches_are_refused():
-    with pytest.raises(ConfigError, match=r"EntropyGap.batches is 0: at least 1"):
-        lmx.load_experiment(PAGE, ["EntropyGap.batches=0"]).build()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 from lmx.config.registry import (
     ConfigError,
     Execution,
-    check_fields,
+    Rate,
     configurable,
     require,
     suggest,
@@ -110,12 +110,6 @@ def is_selected(name: str, fraction: float) -> bool:
     return int.from_bytes(head, "big") < fraction * 2**64
 
 
-def check_fraction(config: object, name: str) -> None:
-    """Refuses a fraction to hold out that leaves nothing to train on."""
-    is_valid = 0 <= getattr(config, name) < 1
-    check_fields(config, **{name: (is_valid, "at least 0 and less than 1")})
-
-
 class Holdout(ABC):
     """Selects which part of a corpus is for validation."""
 
@@ -129,10 +123,7 @@ class Holdout(ABC):
 class HoldoutDocuments(Holdout):
     """Holds out documents by a hash of their names, independent of other documents."""
 
-    fraction: float = 0.04
-
-    def __post_init__(self):
-        check_fraction(self, "fraction")
+    fraction: Rate[float] = 0.04
 
     def select(self, document: Document, split: Split) -> Document | None:
         held_out = is_selected(document.name, self.fraction)
@@ -144,10 +135,7 @@ class HoldoutDocuments(Holdout):
 class HoldoutTail(Holdout):
     """Holds out the last characters of each document, as nanoGPT does with one text."""
 
-    fraction: float = 0.1
-
-    def __post_init__(self):
-        check_fraction(self, "fraction")
+    fraction: Rate[float] = 0.1
 
     def select(self, document: Document, split: Split) -> Document | None:
         name, text = document

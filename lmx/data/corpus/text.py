@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lmx.config.registry import ConfigError, configurable, require
+from lmx.config.registry import ConfigError, Rate, configurable, require
 from lmx.data.corpus.corpus import (
     Corpus,
     Document,
@@ -19,7 +19,6 @@ from lmx.data.corpus.corpus import (
     Items,
     Span,
     Split,
-    check_fraction,
     divide_range,
     is_selected,
     read_stamp,
@@ -175,10 +174,7 @@ class Stdlib(Corpus):
     excluded.
     """
 
-    holdout_fraction: float = 0.04  # of the modules, for validation
-
-    def __post_init__(self):
-        check_fraction(self, "holdout_fraction")
+    holdout_fraction: Rate[float] = 0.04  # of the modules, for validation
 
     def list_spans(self, size: int) -> Sequence[Span]:
         root = _find_root()

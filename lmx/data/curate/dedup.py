@@ -5,12 +5,13 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from lmx.config.registry import check_fields, configurable
+from lmx.config.registry import Positive, Range, check_fields, configurable
 from lmx.core.console import print_line
 from lmx.data.corpus.corpus import Corpus
 from lmx.data.curate.document_pass import DocumentPass, DocumentWriter, read_valid
@@ -92,15 +93,10 @@ class MinHash:
         seed: selects the hash functions.
     """
 
-    ngram_size: int = 5
-    bands: int = 21
-    rows: int = 6
+    ngram_size: Positive[int] = 5
+    bands: Positive[int] = 21
+    rows: Positive[int] = 6
     seed: int = 0
-
-    def __post_init__(self):
-        names = ("ngram_size", "bands", "rows")
-        checks = {name: (getattr(self, name) >= 1, "at least 1") for name in names}
-        check_fields(self, **checks)
 
     def compute_signatures(self, texts: list[str]) -> UInt64[np.ndarray, "texts bands"]:
         """Returns one hash for each band of each text."""
@@ -134,12 +130,8 @@ class Dedup(DocumentPass):
     """
 
     sources: Mapping[str, Corpus]
-    threshold: float = 0.8
-    minhash: MinHash | None = field(default_factory=MinHash)
-
-    def __post_init__(self):
-        is_valid = 0 < self.threshold <= 1
-        check_fields(self, threshold=(is_valid, "above 0, and at most 1"))
+    threshold: Annotated[float, Range("above 0, to 1", lambda x: 0 < x <= 1)] = 0.8
+    minhash: MinHash | None = MinHash()
 
     def process(self, writer: DocumentWriter) -> None:
         shared_bands, index = self._find_shared_bands(), _KeptDocuments(self)
@@ -225,18 +217,15 @@ class Decontaminate(DocumentPass):
 
     sources: Mapping[str, Corpus]
     against: Mapping[str, Corpus]
-    ngram_size: int = 13
-    min_words: int = 8
+    ngram_size: Positive[int] = 13
+    min_words: Positive[int] = 8
 
     def __post_init__(self):
         is_valid = 1 <= self.min_words <= self.ngram_size
         check_fields(
             self,
             against=(bool(self.against), "evaluations by their names"),
-            min_words=(
-                is_valid,
-                f"1 to {self.ngram_size}, the ngram_size",
-            ),
+            min_words=(is_valid, f"1 to {self.ngram_size}, the ngram_size"),
         )
 
     def process(self, writer: DocumentWriter) -> None:

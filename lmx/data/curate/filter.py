@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lmx.config.registry import check_fields, configurable, require
+from lmx.config.registry import (
+    Fraction,
+    NonNegative,
+    OpenFraction,
+    check_fields,
+    configurable,
+    require,
+)
 from lmx.core.console import print_line
 from lmx.data.corpus.corpus import Corpus, Document
 from lmx.data.curate.document_pass import (
@@ -69,8 +76,8 @@ def apply_filters(
 class LengthFilter(Filter):
     """Removes documents with too few or too many characters."""
 
-    min_chars: int = 1
-    max_chars: int | None = None
+    min_chars: NonNegative[int] = 1
+    max_chars: NonNegative[int | None] = None
 
     def __post_init__(self):
         is_valid = self.max_chars is None or self.max_chars >= self.min_chars
@@ -123,15 +130,15 @@ class Gopher(Filter):
         min_stop_words: different words of eight frequent English words.
     """
 
-    min_words: int = 50
-    max_words: int = 100_000
-    min_word_length: float = 3.0  # characters, on average
-    max_word_length: float = 10.0
-    max_symbol_ratio: float = 0.1
-    max_bullet_lines: float = 0.9
-    max_ellipsis_lines: float = 0.3
-    min_alphabetic_words: float = 0.8
-    min_stop_words: int = 2
+    min_words: NonNegative[int] = 50
+    max_words: NonNegative[int] = 100_000
+    min_word_length: NonNegative[float] = 3.0  # characters, on average
+    max_word_length: NonNegative[float] = 10.0
+    max_symbol_ratio: NonNegative[float] = 0.1
+    max_bullet_lines: Fraction[float] = 0.9
+    max_ellipsis_lines: Fraction[float] = 0.3
+    min_alphabetic_words: Fraction[float] = 0.8
+    min_stop_words: NonNegative[int] = 2
 
     def __call__(self, document: Document) -> Document | str:
         text = document.text
@@ -175,12 +182,14 @@ class GopherRepetition(Filter):
         max_duplicate_ngram_chars: fraction in duplicate 5-, 6-, ... and 10-grams.
     """
 
-    max_duplicate_lines: float = 0.3
-    max_duplicate_paragraphs: float = 0.3
-    max_duplicate_line_chars: float = 0.2
-    max_duplicate_paragraph_chars: float = 0.2
-    max_top_ngram_chars: tuple[float, ...] = (0.20, 0.18, 0.16)
-    max_duplicate_ngram_chars: tuple[float, ...] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
+    max_duplicate_lines: Fraction[float] = 0.3
+    max_duplicate_paragraphs: Fraction[float] = 0.3
+    max_duplicate_line_chars: Fraction[float] = 0.2
+    max_duplicate_paragraph_chars: Fraction[float] = 0.2
+    max_top_ngram_chars: Fraction[tuple[float, ...]] = (0.20, 0.18, 0.16)
+    max_duplicate_ngram_chars: Fraction[tuple[float, ...]] = (
+        0.15, 0.14, 0.13, 0.12, 0.11, 0.10,
+    )  # fmt: skip
 
     def __call__(self, document: Document) -> Document | str:
         reason = self._check_lines(document.text) or self._check_ngrams(document.text)
@@ -247,10 +256,10 @@ class FineWeb(Filter):
         max_short_lines: fraction of lines with fewer than `short_line_chars`.
     """
 
-    min_ended_lines: float = 0.12
-    max_duplicate_chars: float = 0.1
-    max_short_lines: float = 0.67
-    short_line_chars: int = 30
+    min_ended_lines: Fraction[float] = 0.12
+    max_duplicate_chars: Fraction[float] = 0.1
+    max_short_lines: Fraction[float] = 0.67
+    short_line_chars: NonNegative[int] = 30
 
     def __call__(self, document: Document) -> Document | str:
         lines = [line for line in document.text.splitlines() if line.strip()]
@@ -308,11 +317,7 @@ class QualityClassifier(Filter):
 
     good: Corpus
     bad: Corpus
-    min_probability: float = 0.5
-
-    def __post_init__(self):
-        is_valid = 0 < self.min_probability < 1
-        check_fields(self, min_probability=(is_valid, "between 0 and 1"))
+    min_probability: OpenFraction[float] = 0.5
 
     def __call__(self, document: Document) -> Document | str:
         probability = self.classifier.predict_proba([document.text])[0, 1]

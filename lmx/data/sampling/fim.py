@@ -1,12 +1,19 @@
 """Fill-in-the-middle (FIM) and span corruption."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Int64
 
-from lmx.config.registry import check_fields, configurable
+from lmx.config.registry import (
+    Fraction,
+    NonNegative,
+    OpenFraction,
+    at_least,
+    check_fields,
+    configurable,
+)
 from lmx.data.sampling.transform import WEIGHTED_TOKEN, DocumentTransform, RandomKey
 from lmx.data.stateless_random import hash_u64, randint
 
@@ -35,22 +42,11 @@ class FillInTheMiddle(DocumentTransform):
         loss_on: whether the loss covers the whole document or only the middle.
     """
 
-    rate: float = 0.5
-    spm_rate: float = 0.5
+    rate: Fraction[float] = 0.5
+    spm_rate: Fraction[float] = 0.5
     sentinels: tuple[str | int, str | int, str | int] | None = None
-    reserved_tokens: int = 48
+    reserved_tokens: Annotated[int, at_least(3)] = 48
     loss_on: Literal["all", "middle"] = "all"
-
-    def __post_init__(self):
-        check_fields(
-            self,
-            rate=(0 <= self.rate <= 1, "a fraction from 0 to 1"),
-            spm_rate=(0 <= self.spm_rate <= 1, "a fraction from 0 to 1"),
-            reserved_tokens=(
-                self.reserved_tokens >= 3,
-                "at least 3, since a document needs 3 sentinels",
-            ),
-        )
 
     @property
     def sentinel_names(self) -> tuple[str | int | None, ...]:
@@ -96,20 +92,15 @@ class SpanCorruption(DocumentTransform):
         loss_on: whether the loss covers the whole document or only the spans.
     """
 
-    noise_density: float = 0.15
-    mean_span_length: float = 3.0
+    noise_density: OpenFraction[float] = 0.15
+    mean_span_length: Annotated[float, at_least(1)] = 3.0
     sentinels: int | tuple[str | int, ...] = 100
-    reserved_tokens: int = 16
+    reserved_tokens: NonNegative[int] = 16
     loss_on: Literal["all", "spans"] = "spans"
 
     def __post_init__(self):
-        check_fields(
-            self,
-            noise_density=(0 < self.noise_density < 1, "above 0 and below 1"),
-            mean_span_length=(self.mean_span_length >= 1, "at least 1"),
-            reserved_tokens=(self.reserved_tokens >= 0, "at least 0"),
-            sentinels=(len(self.sentinel_names) >= 2, "at least 2 tokens"),
-        )
+        is_valid = len(self.sentinel_names) >= 2
+        check_fields(self, sentinels=(is_valid, "at least 2 tokens"))
 
     @property
     def sentinel_names(self) -> tuple[str | int | None, ...]:

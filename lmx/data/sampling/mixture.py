@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from lmx.config.registry import ConfigError, check_fields, configurable, require
+from lmx.config.registry import NonNegative, Positive, configurable, require
 from lmx.core.batch import Batch
 from lmx.data.dataset import (
     Dataset,
@@ -73,11 +73,11 @@ def integer_ratio(weights: Sequence[int | float]) -> list[int]:
     scale = math.lcm(*(weight.denominator for weight in exact))
     numbers = [int(weight * scale) for weight in exact]
     numbers = [number // math.gcd(*numbers) for number in numbers]
-    if sum(numbers) > MAX_PERIOD:
-        raise ConfigError(
-            f"weights of {', '.join(f'{w:g}' for w in weights)} have a period of"
-            f" {sum(numbers)} rows, and {MAX_PERIOD} is the maximum: use fewer digits."
-        )
+    require(
+        sum(numbers) <= MAX_PERIOD,
+        f"weights of {', '.join(f'{w:g}' for w in weights)} have a period of"
+        f" {sum(numbers)} rows, and {MAX_PERIOD} is the maximum: use fewer digits.",
+    )
     return numbers
 
 
@@ -115,24 +115,14 @@ class MixtureComponent:
     """A dataset and its share of a mixture.
 
     Attributes:
-        weight: rows, relative to the weights of the other components; 0: none.
+        weight: rows, relative to the weights of the other components. That of a
+            schedule can be 0 at some steps.
         loss_weight: factor of the loss weights of its tokens.
     """
 
     source: DatasetConfig
-    weight: float | PiecewiseConstant = 1.0
-    loss_weight: float = 1.0
-
-    def __post_init__(self):
-        weights = [value_at(self.weight, step) for step in list_changes(self.weight)]
-        check_fields(
-            self,
-            weight=(
-                all(0 <= weight < math.inf for weight in weights),
-                "0 or more, and finite",
-            ),
-            loss_weight=(0 <= self.loss_weight < math.inf, "0 or more, and finite"),
-        )
+    weight: Positive[float | PiecewiseConstant] = 1.0
+    loss_weight: NonNegative[float] = 1.0
 
 
 @configurable

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Bool
 
-from lmx.config.registry import ConfigError, check_fields, configurable, require
+from lmx.config.registry import ConfigError, NonNegative, configurable, require
 from lmx.core.batch import Batch
 from lmx.data.dataset import (
     Dataset,
@@ -201,11 +201,7 @@ class PauseTokens(WrapperConfig):
         rate: pauses per token of a row, before its end is cut off.
     """
 
-    rate: float = 0.1
-
-    def __post_init__(self):
-        is_valid = 0.0 <= self.rate < float("inf")
-        check_fields(self, rate=(is_valid, "0 or more, and finite"))
+    rate: NonNegative[float] = 0.1
 
     def open(self) -> "PauseTokensDataset":
         require_text(self.source, "PauseTokens")

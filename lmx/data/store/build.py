@@ -15,6 +15,8 @@ from pathlib import Path
 from lmx.config.registry import (
     ConfigError,
     Execution,
+    Fraction,
+    Positive,
     check_fields,
     configurable,
     require,
@@ -63,19 +65,14 @@ class BuildTokenStore:
     tokenizer: TokenizerConfig
     filters: tuple[Filter, ...] = ()
     split: Split = "train"
-    shard_bytes: int = 64 * 2**20
-    max_invalid_fraction: Execution[float] = 0.0
-    max_empty_fraction: Execution[float] = 0.1
+    shard_bytes: Positive[int] = 64 * 2**20
+    max_invalid_fraction: Execution[Fraction[float]] = 0.0
+    max_empty_fraction: Execution[Fraction[float]] = 0.1
     executor: Execution[Executor] = ProcessPool()
 
     def __post_init__(self):
-        check_fields(
-            self,
-            sources=(bool(self.sources), "corpora by name, {'books': @Text()}"),
-            shard_bytes=(self.shard_bytes >= 1, "at least 1"),
-            max_invalid_fraction=(0 <= self.max_invalid_fraction <= 1, "0 to 1"),
-            max_empty_fraction=(0 <= self.max_empty_fraction <= 1, "0 to 1"),
-        )
+        rule = "corpora by name, {'books': @Text()}"
+        check_fields(self, sources=(bool(self.sources), rule))
 
     def write(self, folder: Path) -> Store:
         """Builds the store, resumes a stopped build, or adds what is new.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from lmx.config.registry import ConfigError, check_fields, configurable
+from lmx.config.registry import ConfigError, NonNegative, Positive, configurable
 from lmx.data.optional import import_optional
 from lmx.data.store.shard_plan import BuildJob, ShardSpec
 from lmx.data.store.shard_writer import ShardCounts, write_shard
@@ -38,11 +38,7 @@ class Executor(ABC):
 class ProcessPool(Executor):
     """Processes of this machine, by default one per core."""
 
-    workers: int | None = None
-
-    def __post_init__(self):
-        is_valid = self.workers is None or self.workers >= 1
-        check_fields(self, workers=(is_valid, "at least 1"))
+    workers: Positive[int | None] = None
 
     def run(self, job: BuildJob, specs: Specs, on_progress: OnProgress) -> None:
         has_affinity = hasattr(os, "sched_getaffinity")
@@ -128,7 +124,7 @@ class RayExecutor(Executor):
     """
 
     address: str | None = None
-    cpus_per_shard: float = 1.0
+    cpus_per_shard: NonNegative[float] = 1.0
 
     def run(self, job: BuildJob, specs: Specs, on_progress: OnProgress) -> None:
         ray = import_optional("ray", "cluster", "to build on a cluster")

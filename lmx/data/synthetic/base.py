@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from lmx.config.registry import Positive, check_fields, require
+from lmx.config.registry import Positive, require
 from lmx.core.batch import Batch
 from lmx.data.dataset import Dataset, DatasetConfig, DatasetInfo
 from lmx.data.schedule import BatchSchedule, RowRequest
@@ -76,11 +76,3 @@ class SyntheticDataset(DatasetConfig, Dataset):
             positions=np.tile(np.arange(T, dtype=np.int32), (len(row), 1)),
             segments=np.ones(shape, np.int32),
         )
-
-    def require_at_least(self, **bounds: int) -> None:
-        """Refuses fields that are less than their bound."""
-        checks = {
-            name: (getattr(self, name) >= bound, f"at least {bound}")
-            for name, bound in bounds.items()
-        }
-        check_fields(self, **checks)

@@ -2,11 +2,18 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
-from lmx.config.registry import check_fields, configurable, require
+from lmx.config.registry import (
+    Positive,
+    at_least,
+    check_fields,
+    configurable,
+    require,
+)
 from lmx.data.stateless_random import RandomStream, hash_u64, permute
 from lmx.data.synthetic.base import Column, Generated, SyntheticDataset
 
@@ -103,16 +110,20 @@ class Markov(SyntheticDataset):
         language_seed: selects the distributions.
     """
 
-    vocab: int
-    order: int = 1
+    vocab: Annotated[int, at_least(2)]
+    order: Positive[int] = 1
     language_seed: int = 0
 
     def __post_init__(self):
-        self.require_at_least(
-            vocab=2, order=1, batch_size=1, sequence_length=self.order
-        )
         rule = f"such that vocab**order, the contexts, are at most {MAX_STATES:,}"
-        check_fields(self, order=(self.vocab**self.order <= MAX_STATES, rule))
+        check_fields(
+            self,
+            order=(self.vocab**self.order <= MAX_STATES, rule),
+            sequence_length=(
+                self.sequence_length >= self.order,
+                f"at least {self.order}, the order",
+            ),
+        )
 
     @cached_property
     def chain(self) -> MarkovChain:
@@ -158,17 +169,15 @@ class Grammar(SyntheticDataset):
         language_seed: selects the grammar.
     """
 
-    vocab: int
-    categories: int = 3
-    rules: int = 3
-    depth: int = 3
+    vocab: Positive[int]
+    categories: Positive[int] = 3
+    rules: Annotated[int, at_least(2)] = 3
+    depth: Positive[int] = 3
     language_seed: int = 0
 
     def __post_init__(self):
-        self.require_at_least(
-            categories=1, rules=2, depth=1, batch_size=1, sequence_length=1
-        )
-        self.require_at_least(vocab=self.rules)
+        rule = f"at least {self.rules}, the rules"
+        check_fields(self, vocab=(self.vocab >= self.rules, rule))
 
     @cached_property
     def first_tokens(self) -> Int64[np.ndarray, "categories rules"]:

@@ -3,13 +3,20 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool
 
-from lmx.config.registry import check_fields, configurable
-from lmx.data.corpus.corpus import Split, check_fraction
+from lmx.config.registry import (
+    Fraction,
+    Positive,
+    Rate,
+    at_least,
+    check_fields,
+    configurable,
+)
+from lmx.data.corpus.corpus import Split
 from lmx.data.stateless_random import RandomStream, hash_u64, permute, randint
 from lmx.data.synthetic.base import Column, Generated, SyntheticDataset
 from lmx.data.synthetic.markov import UNIT, draw_u32
@@ -25,13 +32,11 @@ class AssociativeRecall(SyntheticDataset):
     2023, arXiv:2312.04927, section 3.
     """
 
-    keys: int
-    values: int
+    keys: Positive[int]
+    values: Positive[int]
+    sequence_length: Annotated[int, at_least(3)]
 
     entropy: ClassVar[float] = 0.0
-
-    def __post_init__(self):
-        self.require_at_least(keys=1, values=1, batch_size=1, sequence_length=3)
 
     @property
     def vocab(self) -> int:
@@ -55,12 +60,9 @@ class RepeatTask(SyntheticDataset):
     The task of induction heads. Olsson et al. 2022, arXiv:2209.11895.
     """
 
-    vocab: int
+    vocab: Positive[int]
 
     entropy: ClassVar[float] = 0.0
-
-    def __post_init__(self):
-        self.require_at_least(vocab=1, batch_size=1, sequence_length=1)
 
     def generate(self, seed: int, step: Column, row: Column) -> Generated:
         half = (self.sequence_length + 2) // 2
@@ -83,12 +85,9 @@ class Copy(SyntheticDataset):
             any token but the separator.
     """
 
-    vocab: int  # V, with the separator
-    noise: float = 0.0
-
-    def __post_init__(self):
-        self.require_at_least(vocab=2, batch_size=1, sequence_length=2)
-        check_fields(self, noise=(0.0 <= self.noise <= 1.0, "from 0 to 1"))
+    vocab: Annotated[int, at_least(2)]  # V, with the separator
+    sequence_length: Annotated[int, at_least(2)]
+    noise: Fraction[float] = 0.0
 
     @property
     def entropy(self) -> float:
@@ -142,19 +141,16 @@ class Arithmetic(SyntheticDataset):
         language_seed: selects those pairs.
     """
 
-    modulus: int
+    modulus: Annotated[int, at_least(2)]
+    sequence_length: Annotated[int, at_least(EQUATION_TOKENS - 1)]
     operation: Operation = "add"
     split: Split = "train"
-    held_out: float = 0.5
+    held_out: Rate[float] = 0.5
     language_seed: int = 0
 
     entropy: ClassVar[float] = 0.0
 
     def __post_init__(self):
-        self.require_at_least(
-            modulus=2, batch_size=1, sequence_length=EQUATION_TOKENS - 1
-        )
-        check_fraction(self, "held_out")
         rule = f"such that {self.split} has some of the {self.modulus**2} pairs"
         check_fields(self, held_out=(self.pairs[1] > 0, rule))
 

@@ -9,12 +9,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from lmx.config.registry import (
     ConfigError,
     Execution,
-    check_fields,
+    at_least,
     configurable,
     require,
 )
@@ -67,13 +67,8 @@ class BPE(TokenizerConfig):
     spelled in text are encoded as other words.
     """
 
-    vocab: int = 4096  # V, including the bytes, BOS and EOS
+    vocab: Annotated[int, at_least(258)] = 4096  # V, with the 256 bytes, BOS and EOS
     pretokenizer: PretokenizerName = "gpt2"
-
-    def __post_init__(self):
-        least = len(BYTES) + 2
-        rule = f"at least {least}, for the bytes, BOS and EOS"
-        check_fields(self, vocab=(self.vocab >= least, rule))
 
     def open(self, corpus: Corpus) -> HFTokenizer:
         library = import_optional("tokenizers", "hf", "for BPE")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int32
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, Positive, configurable
 from lmx.core.console import print_line
 from lmx.data.corpus.corpus import Corpus
 from lmx.data.tokenizer.base import (
@@ -124,7 +124,7 @@ class SentencePiece(TokenizerConfig):
             the indentation of the next; source code needs fewer such tokens.
     """
 
-    vocab: int = 4096  # V, including the bytes, BOS, EOS and one that is never used
+    vocab: Positive[int] = 4096  # V, with the bytes, BOS, EOS and an unused one
     model_type: Literal["bpe", "unigram"] = "bpe"
     split_by: SplitBy = "word"
 

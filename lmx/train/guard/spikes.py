@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from lmx.config.registry import (
     NonNegative,
     Positive,
-    Range,
+    at_least,
     configurable,
     require,
 )
@@ -66,7 +66,7 @@ class SpikeDetector:
     """
 
     sigma: Positive[float] = 6.0
-    window: Annotated[int, Range("2 or more", lambda x: x >= 2)] = 100
+    window: Annotated[int, at_least(2)] = 100
 
     def wrap_init(self, init: Init) -> Init:
         """Adds empty statistics to the state of step 0."""

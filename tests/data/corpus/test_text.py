@@ -223,13 +223,3 @@ def test_an_empty_split_is_refused_when_it_is_read(write):
         Text(path=write("b.txt", ""), holdout=HoldoutTail()),
         "train split of Text.* empty",
     )
-
-
-def test_a_holdout_of_everything_is_refused():
-    for make in (
-        lambda: HoldoutTail(fraction=1.0),
-        lambda: HoldoutDocuments(fraction=-0.1),
-        lambda: Stdlib(holdout_fraction=4.0),
-    ):
-        with pytest.raises(ConfigError, match="at least 0 and less than 1"):
-            make()

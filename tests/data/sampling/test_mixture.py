@@ -173,9 +173,6 @@ def test_a_component_can_be_any_dataset():
     ("weights", "message"),
     [
         ({"web": 0.0}, "'web' of the mixture has weight 0 at every step"),
-        ({"web": -0.5}, "MixtureComponent.weight is -0.5: it must be 0 or more"),
-        ({"web": float("inf")}, "MixtureComponent.weight is inf"),
-        ({"web": float("nan")}, "MixtureComponent.weight is nan"),
         (
             {name: PiecewiseConstant(values=(1, 0), boundaries=(7,)) for name in SIZES},
             "no component of the mixture has a positive weight at step 7",

@@ -4,7 +4,6 @@ import chex
 import numpy as np
 import pytest
 
-from lmx.config.registry import ConfigError
 from lmx.data.corpus.corpus import HoldoutDocuments
 from lmx.data.corpus.text import Text
 from lmx.data.dataset import Dataset, DatasetConfig
@@ -115,9 +114,3 @@ def test_the_pause_token_is_added_to_the_vocabulary_and_has_no_text(source):
     sizes = [paused.info.token_bytes, plain.info.token_bytes]
     wide, narrow = (None if x is None else x.tolist() for x in sizes)
     assert wide == (narrow and [*narrow, 0])
-
-
-@pytest.mark.parametrize("rate", [-0.1, float("inf"), float("nan")])
-def test_an_invalid_rate_is_refused(rate):
-    with pytest.raises(ConfigError, match="PauseTokens.rate is .*: it must be 0 or mo"):
-        PauseTokens(source=TASK, rate=rate)

@@ -131,9 +131,6 @@ def test_equations_hold_and_splits_have_different_pairs(operation):
 
 
 REFUSALS = {
-    "RepeatTask.vocab is 0: it must be at least 1": lambda: RepeatTask(
-        vocab=0, batch_size=1, sequence_length=1
-    ),
     "Markov.sequence_length is 1: it must be at least 2": lambda: Markov(
         vocab=4, order=2, batch_size=1, sequence_length=1
     ),
@@ -142,9 +139,6 @@ REFUSALS = {
     ),
     "Grammar.vocab is 2: it must be at least 3": lambda: Grammar(
         vocab=2, batch_size=1, sequence_length=8
-    ),
-    "Copy.noise is 1.5: it must be from 0 to 1": lambda: Copy(
-        vocab=4, noise=1.5, batch_size=1, sequence_length=4
     ),
     "Arithmetic.held_out is 0.0: it must be such that": lambda: Arithmetic(
         modulus=5, held_out=0.0, split="validation", batch_size=1, sequence_length=8
