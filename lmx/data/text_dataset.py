@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from lmx.config.registry import (
-    ConfigError,
     Execution,
     Positive,
     configurable,
@@ -144,7 +143,6 @@ class TokenDataset(Dataset):
         ]
 
     def pack(self, length: int) -> PackedDocuments:
-        """The documents packed into rows of that length."""
         if length not in self._packings:
             packed = self.packing.pack(self.store, self.order, length)
             self._packings[length] = packed
@@ -176,9 +174,9 @@ class TokenStoreDataset(PackedDataset):
 
 def select_source(store: Store, folder: Path, name: str) -> Store:
     """A store with the documents of one source. Uses 8 bytes of memory per document."""
-    if name not in store.sources:
-        hint = suggest(name, store.sources)
-        raise ConfigError(f"the store in {folder} has no source {name!r}{hint}.")
+    hint = suggest(name, store.sources)
+    message = f"the store in {folder} has no source {name!r}{hint}."
+    require(name in store.sources, message)
     assert isinstance(store.parts, MappedShards)  # those of a folder are
     shards = read_manifest(folder)["shards"]
     numbers = [n for n, shard in enumerate(shards) if shard["source"] == name]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float64, Int32
 
-from lmx.config.registry import ConfigError, require
+from lmx.config.registry import ConfigError, check_fields, require
 from lmx.core.batch import Batch
 from lmx.evals.perplexity import score_batches, score_rows
 from lmx.infer.generate import check_causal
@@ -28,17 +28,14 @@ class SlidingWindow:
     batch_size: int = 8  # rows at a time
 
     def __post_init__(self):
-        for name in ("length", "stride", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"SlidingWindow.{name} is {getattr(self, name)}: at least 1."
-                )
-        if self.stride > self.length:
-            raise ConfigError(
-                f"windows of {self.length} tokens, each {self.stride} after the last,"
-                " leave tokens out: SlidingWindow.stride must be at most"
-                " SlidingWindow.length."
-            )
+        names = ("length", "stride", "batch_size")
+        check_fields(self, **{n: (getattr(self, n) >= 1, "at least 1") for n in names})
+        require(
+            self.stride <= self.length,
+            f"windows of {self.length} tokens, each {self.stride} after the last,"
+            " leave tokens out: SlidingWindow.stride must be at most"
+            " SlidingWindow.length.",
+        )
 
     def count_rows(self, tokens: int) -> int:
         """The number of rows of a text with that many tokens."""
@@ -79,11 +76,11 @@ class Scorer:
         if trained.tokenizer is None:
             raise ConfigError("the run was not trained on text: it has no tokenizer.")
         limit = trained.model.max_length
-        if limit is not None and window.length > limit:
-            raise ConfigError(
-                f"windows of {window.length} tokens exceed the maximum length of the"
-                f" model: SlidingWindow.length must be at most {limit}."
-            )
+        require(
+            limit is None or window.length <= limit,
+            f"windows of {window.length} tokens exceed the maximum length of the"
+            f" model: SlidingWindow.length must be at most {limit}.",
+        )
         check_causal(trained.model)
         self.tokenizer, self.window = trained.tokenizer, window
         self.params, self.token_bytes = trained.params, trained.tokenizer.token_bytes
@@ -101,10 +98,10 @@ class Scorer:
             [] if token is None else [token] for token in (tokenizer.bos, tokenizer.eos)
         )
         stream = np.concatenate([bos, tokenizer.encode(text), eos]).astype(np.int32)
-        if not text or len(stream) < 2:
-            raise ConfigError(
-                f"{name} has {len(text)} characters: it needs at least 2 tokens."
-            )
+        require(
+            text and len(stream) >= 2,
+            f"{name} has {len(text)} characters: it needs at least 2 tokens.",
+        )
         require(
             stream.max() < self.vocab,
             f"{name} has token {stream.max()} and the model knows {self.vocab} tokens:"

@@ -163,8 +163,8 @@ def test_a_text_with_tokens_beyond_the_vocabulary_is_refused():
 def test_invalid_windows_texts_and_runs_are_refused(run):
     for wrong, message in {
         (8, 9): "windows of 8 tokens, each 9 after the last, leave tokens out",
-        (0, 1): "SlidingWindow.length is 0: at least 1",
-        (8, 0): "SlidingWindow.stride is 0: at least 1",
+        (0, 1): "SlidingWindow.length is 0: it must be at least 1",
+        (8, 0): "SlidingWindow.stride is 0: it must be at least 1",
     }.items():
         with pytest.raises(ConfigError, match=message):
             SlidingWindow(length=wrong[0], stride=wrong[1])

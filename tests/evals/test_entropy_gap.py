@@ -52,6 +52,11 @@ def check(found, share):
     assert -3 * error < excess < share * found["fresh/entropy"]
 
 
+def test_two_layers_reach_the_entropy_of_a_simple_markov_chain(trained):
+    check(trained(PAGE, "Markov.order=1", "Experiment.steps=60"), 0.03)
+
+
+@pytest.mark.nightly
 def test_two_layers_reach_the_entropy_of_a_markov_chain(trained):
     check(trained(PAGE), 0.01)
 

@@ -16,13 +16,10 @@ from lmx.core.batch import Batch, BatchSpec
 from lmx.core.mean import Mean
 from lmx.data.dataset import (
     Dataset,
-    DatasetConfig,
-    DatasetInfo,
     DatasetWrapper,
     RolloutDataset,
     WrapperConfig,
 )
-from lmx.data.schedule import BatchSchedule
 from lmx.models.decoder import Decoder
 from lmx.train.loss import Loss, sum_cross_entropy
 
@@ -79,30 +76,15 @@ class TemperedLoss(Loss):
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Rollouts(DatasetConfig):
+class Rollouts(WrapperConfig):
     """Rows whose second half the model writes; the loss is of that half."""
-
-    source: DatasetConfig
-
-    @property
-    def schedule(self) -> BatchSchedule:
-        return self.source.schedule
 
     def open(self) -> Dataset:
         return RolloutsDataset(source=self.source.open())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RolloutsDataset(RolloutDataset):
-    source: Dataset
-
-    @property
-    def info(self) -> DatasetInfo:
-        return self.source.info
-
-    def read(self, request: Any) -> Batch:
-        return self.source.read(request)
-
+class RolloutsDataset(DatasetWrapper, RolloutDataset):
     def rollout(self, model: Any, batch: Any, keys: Any) -> Batch:
         T = batch.tokens.shape[1]
         logits = compute_logits(*nnx.split(model), batch)

@@ -86,11 +86,11 @@ class Corpus(ABC):
         document = None
         for document in self.read(split):
             yield document
-        if document is None:
-            raise ConfigError(
-                f"the {split} split of {self} is empty: add documents, or hold out a"
-                f" {'larger' if split == 'validation' else 'smaller'} fraction."
-            )
+        require(
+            document,
+            f"the {split} split of {self} is empty: add documents, or hold out a"
+            f" {'larger' if split == 'validation' else 'smaller'} fraction.",
+        )
 
     def compute_digest(self) -> str:
         """Returns a SHA-256 of the split, name and text of every document."""
@@ -194,7 +194,6 @@ class FileCorpus(SpanCorpus):
         return self.read_file(root if root.is_file() else root / span.file, span)
 
     def _list_files(self) -> Sequence[tuple[Path, str]]:
-        """Returns each file and its name within the corpus, in order."""
         root = Path(self.path).expanduser()
         if root.is_file():
             return [(root, self.single_name)]
@@ -306,19 +305,17 @@ class EntryParser(NamedTuple):
     ) -> InvalidDocument:
         """Returns why an entry is invalid, and where: at that byte of it, if given."""
         location = f"{self.unit} {number}"
-        if byte is not None and self.unit == "byte":
-            location = f"byte {number + byte}"
-        elif byte is not None:
-            location += f", byte {byte}"
+        if byte is not None:
+            within = f"{location}, byte {byte}"
+            location = f"byte {number + byte}" if self.unit == "byte" else within
         return InvalidDocument("invalid", reason, self.path, location, advice)
 
     def check_column(self, names: Sequence[str]) -> None:
-        """Refuses a table without a column of the text."""
-        if self.field not in names:
-            raise ConfigError(
-                f"{self.path}: no column {self.field!r}, the columns are"
-                f" {', '.join(map(repr, names)) or 'none'}: set {self.owner}.text_field"
-            )
+        require(
+            self.field in names,
+            f"{self.path}: no column {self.field!r}, the columns are"
+            f" {', '.join(map(repr, names)) or 'none'}: set {self.owner}.text_field",
+        )
 
 
 def decode_utf8(raw: bytes, path: Path) -> str:

@@ -131,7 +131,6 @@ class HuggingFaceDataset(SpanCorpus):
 
 @functools.lru_cache(maxsize=4)
 def _load_dataset(name: str, subset: str | None, split: str, revision: str | None):
-    """Returns the rows of a dataset, mapped into memory."""
     datasets = import_optional("datasets", "datasets", f"to read {name}")
     try:
         if not any(Path(name, file).is_file() for file in SAVED_FILES):

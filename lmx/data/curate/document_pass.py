@@ -116,7 +116,6 @@ class DocumentWriter:
         self._bar.update(size)
 
     def remove(self, source: str, name: str, reason: str, **details: Any) -> None:
-        """Logs a removed document, with the reason and details."""
         self.counts[source]["documents"] += 1
         self.counts[source]["removed"][reason] += 1
         _write_line(self._removed, source=source, name=name, reason=reason, **details)

@@ -110,13 +110,10 @@ class SpanCorruption(DocumentTransform):
 
     def source_length(self, length: int) -> int:
         """The longest document that fits once transformed, without the reserve."""
-        size = length - self.reserved_tokens - 1
-        while size > 1:
-            sentinels = 2 * self.count_spans(size)[1] + 1
-            if size + sentinels + self.reserved_tokens <= length:
-                return size
-            size -= 1
-        return 0
+        available = length - self.reserved_tokens - 1
+        sizes = range(available, 1, -1)
+        fitting = (n for n in sizes if n + 2 * self.count_spans(n)[1] <= available)
+        return next(fitting, 0)
 
     def count_spans(self, size: int) -> tuple[int, int]:
         """Counts the tokens in spans, and the spans, of a document of `size` tokens."""

@@ -1,7 +1,6 @@
 """Mixtures of datasets by weight, interleaved deterministically."""
 
 import dataclasses
-import heapq
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,28 +84,23 @@ def _build_cycle(ratio: Sequence[int]) -> list[int]:
     """The source of each turn of one period, by earliest deadline.
 
     Turn j of source i is allowed from (j + 1/d) / w on, and its deadline is
-    (j + 1 - 1/d) / w, where w is its share and d = 2 (n - 1) for n sources.
+    (j + 1 - 1/d) / w, where w is its share and d = 2 (n - 1) for n sources. Times are
+    in units in which they are whole numbers; turns count from 1.
     """
-    sources = [i for i, share in enumerate(ratio) if share]
-    period, d = sum(ratio), 2 * max(len(sources) - 1, 1)
-    allowed: list[tuple[Fraction, int, int]] = []
-    waiting = [(_first_allowed_turn(d, 0, ratio[i], period), i, 0) for i in sources]
-    heapq.heapify(waiting)
+    shares = {i: share for i, share in enumerate(ratio) if share}
+    period, scale = sum(ratio), math.lcm(*shares.values())
+    d = 2 * max(len(shares) - 1, 1)
+    units = {i: scale // share for i, share in shares.items()}
+    start = {i: period * unit for i, unit in units.items()}
+    deadline = {i: (d - 1) * unit for i, unit in units.items()}
     cycle = []
     for turn in range(1, period + 1):
-        while waiting and waiting[0][0] <= turn:
-            _, i, j = heapq.heappop(waiting)
-            heapq.heappush(allowed, (Fraction(d * (j + 1) - 1, ratio[i]), i, j))
-        _, i, j = heapq.heappop(allowed)
-        cycle.append(i)
-        next_turn = _first_allowed_turn(d, j + 1, ratio[i], period)
-        heapq.heappush(waiting, (next_turn, i, j + 1))
+        now = turn * d * scale
+        source = min((i for i in units if start[i] <= now), key=deadline.__getitem__)
+        start[source] += d * period * units[source]
+        deadline[source] += d * units[source]
+        cycle.append(source)
     return cycle
-
-
-def _first_allowed_turn(d: int, taken: int, share: int, period: int) -> int:
-    """The first turn, counted from 1, that a source with `taken` turns may take."""
-    return -(-(d * taken + 1) * period // (d * share))
 
 
 @configurable

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, Integer
 
-from lmx.config.registry import ConfigError, configurable
+from lmx.config.registry import ConfigError, configurable, require
 from lmx.core.batch import Batch
 from lmx.core.files import get_cache_path, write_atomic
 from lmx.data.sampling.order import Order, RowOrder
@@ -180,10 +180,9 @@ def pack_documents(starts: Int64[np.ndarray, " _"], length: int) -> PackedRows:
     """Packs documents. One longer than a row becomes full rows and a remainder."""
     targets = np.maximum(np.diff(starts) - 1, 0)
     full, remainder = np.divmod(targets, length)
-    if not targets.any():
-        raise ConfigError(
-            "no document has two tokens, so there are no targets: add text."
-        )
+    require(
+        targets.any(), "no document has two tokens, so there are no targets: add text."
+    )
     document, nth = repeat_ranges(np.zeros_like(full), full)
     with_remainder = np.flatnonzero(remainder)
     segment_starts = np.concatenate([

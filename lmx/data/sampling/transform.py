@@ -216,7 +216,6 @@ class PauseTokensDataset(DatasetWrapper):
 
     @property
     def pause_token(self) -> int:
-        """The token after those of the source."""
         return self.source.info.vocab
 
     @cached_property

@@ -47,7 +47,6 @@ class BuildJob:
 
     @property
     def work_dir(self) -> Path:
-        """The folder of files that are not committed yet."""
         return self.folder / WORK_DIR
 
     @property
@@ -70,7 +69,6 @@ class BuildJob:
 
 
 def _describe(value: Any) -> str:
-    """Returns the identity of a configurable value as text."""
     config = Resolver({}).resolve_default(value, (), type(value).__name__)
     return config.identity().to_json() if isinstance(config, Config) else repr(value)
 
@@ -144,8 +142,8 @@ def find_missing(job: BuildJob, specs: Sequence[ShardSpec]) -> list[ShardSpec]:
 def check_recipe(new: Mapping[str, Any], old: Mapping[str, Any], folder: Path) -> None:
     """Refuses to combine shards that are built with different settings."""
     for name in new.keys() & old.keys():
-        if new[name] != old[name]:
-            raise ConfigError(
-                f"{folder} was started with {name} {f'{old[name]}':.80}, now it is"
-                f" {f'{new[name]}':.80}: restore it, or build into another folder."
-            )
+        require(
+            new[name] == old[name],
+            f"{folder} was started with {name} {f'{old[name]}':.80}, now it is"
+            f" {f'{new[name]}':.80}: restore it, or build into another folder.",
+        )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lmx.config.registry import ConfigError
+from lmx.config.registry import require
 from lmx.core.files import write_atomic
 from lmx.data.corpus.corpus import Document
 from lmx.data.curate.filter import apply_filters
@@ -158,14 +158,14 @@ def commit(job: BuildJob, specs: Sequence[ShardSpec]) -> None:
     records = [*old, *new]
     excluded = _summarize(records)
     for name, source in excluded.items():
-        if not source["documents"]:
-            counts = {why: entry["count"] for why, entry in source["rejected"].items()}
-            counts |= source["filtered"]
-            reasons = (f"{count:,} {why}" for why, count in counts.items())
-            raise ConfigError(
-                f"source {name!r} has no documents in the {job.split} split:"
-                f" {', '.join(reasons) or 'it is empty'}."
-            )
+        counts = {why: entry["count"] for why, entry in source["rejected"].items()}
+        counts |= source["filtered"]
+        reasons = ", ".join(f"{count:,} {why}" for why, count in counts.items())
+        require(
+            source["documents"],
+            f"source {name!r} has no documents in the {job.split} split:"
+            f" {reasons or 'it is empty'}.",
+        )
     _check_limits(job, new)
     job.tokenizer.save(job.folder)
     lines = ((json.dumps(record) + "\n").encode() for record in records)
@@ -209,7 +209,6 @@ def _write_starts(
 
 
 def _check_limits(job: BuildJob, records: Iterable[Record]) -> None:
-    """Refuses a build with too many invalid or empty documents."""
     [counts] = _summarize({**record, "source": ""} for record in records).values()
     sizes = [entry["count"] for entry in counts["rejected"].values()]
     total = counts["documents"] + counts["filtered"].total() + sum(sizes)
@@ -217,16 +216,16 @@ def _check_limits(job: BuildJob, records: Iterable[Record]) -> None:
         entries = {r: e for r, e in counts["rejected"].items() if e["kind"] == kind}
         count = sum(entry["count"] for entry in entries.values())
         limit = getattr(job, f"max_{kind}_fraction")
-        if count > limit * total:
-            locations = "".join(
-                f"\n  {entry['count']:,} {reason}: {'; '.join(entry['locations'])}"
-                for reason, entry in entries.items()
-            )
-            raise ConfigError(
-                f"{count:,} of {total:,} documents are {kind}, more than"
-                f" BuildTokenStore.max_{kind}_fraction = {limit} allows: repair them,"
-                f" or raise the limit (the shards in {job.folder} are kept).{locations}"
-            )
+        locations = "".join(
+            f"\n  {entry['count']:,} {reason}: {'; '.join(entry['locations'])}"
+            for reason, entry in entries.items()
+        )
+        require(
+            count <= limit * total,
+            f"{count:,} of {total:,} documents are {kind}, more than"
+            f" BuildTokenStore.max_{kind}_fraction = {limit} allows: repair them, or"
+            f" raise the limit (the shards in {job.folder} are kept).{locations}",
+        )
 
 
 def _summarize(records: Iterable[Record]) -> Summary:

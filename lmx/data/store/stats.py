@@ -47,7 +47,6 @@ def compute_stats(
 def _summarize_sources(
     manifest: Mapping[str, Any],
 ) -> dict[str, dict[str, int | float]]:
-    """Returns the sizes of each source, and its fraction of all tokens."""
     sources: dict[str, dict[str, int | float]] = {}
     for shard in manifest["shards"]:
         source = sources.setdefault(shard["source"], dict.fromkeys(SIZES, 0))
@@ -78,7 +77,6 @@ def _measure_shuffle(store: Store, length: int, seed: int) -> dict[str, Any]:
 def _draw_samples(
     store: Store, folder: Path, samples: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Yields decoded documents, drawn with replacement."""
     tokenizer = load_store_tokenizer(folder)
     for number in randint(store.documents, seed, SAMPLE, np.arange(samples)).tolist():
         tokens, (source, _) = store.read_document(number), store.locate(number)

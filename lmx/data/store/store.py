@@ -123,7 +123,6 @@ class MappedShards(Sequence[np.ndarray]):
         return MappedShards, (self._paths, self._dtype, self._blocks)
 
     def select(self, numbers: Sequence[int]) -> "MappedShards":
-        """Some of the files."""
         paths = [self._paths[n] for n in numbers]
         return MappedShards(paths, self._dtype, [self._blocks[n] for n in numbers])
 
@@ -140,7 +139,8 @@ class MappedShards(Sequence[np.ndarray]):
             data = self[number].view(np.uint8)
             at, to = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, len(data))
             if f"{zlib.crc32(data[at:to]):08x}" != self._blocks[number][block]:
-                raise _block_error(self._paths[number], at, to)
+                damage = f"is damaged between byte {at} and byte {to}"
+                raise _damage_error(self._paths[number], damage)
             unverified[block] = 0
 
     def _map(self, number: int) -> np.ndarray:
@@ -166,7 +166,7 @@ def open_store(folder: Path) -> Store:
         for path, size in zip([*paths, starts], expected, strict=True):
             found = path.stat().st_size if path.is_file() else 0
             if found < size:
-                raise _truncation_error(path, found, size)
+                raise _damage_error(path, f"ends at byte {found} but had {size} bytes")
         shard_hashes = [shard["sha256"] for shard in manifest["shards"]]
         hashes = [manifest["dtype"], manifest["starts"]["sha256"], *shard_hashes]
         tokens = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
@@ -261,31 +261,24 @@ def verify(folder: Path, tokens: bool = True) -> Iterator[StoreDamageError]:
 
 
 def _verify_file(path: Path, expected: dict[str, Any]) -> Iterator[StoreDamageError]:
-    """Yields an error for each range of a file that does not match its checksum."""
     size = expected["bytes"]
+    sizes = (min(BLOCK_BYTES, size - n) for n in range(0, size, BLOCK_BYTES))
     try:
-        found = read_checksum(path, size)
+        with path.open("rb") as file:
+            found = compute_checksum(map(file.read, sizes))
     except OSError as error:
         yield StoreDamageError(f"{path}: {error.strerror}")
         return
     if found["bytes"] < size:
-        yield _truncation_error(path, found["bytes"], size)
+        yield _damage_error(path, f"ends at byte {found['bytes']} but had {size} bytes")
         return
     for begin, end in find_mismatches(found, expected):
-        yield _block_error(path, begin, end)
+        yield _damage_error(path, f"is damaged between byte {begin} and byte {end}")
 
 
-def _block_error(path: Path, begin: int, end: int) -> StoreDamageError:
+def _damage_error(path: Path, damage: str) -> StoreDamageError:
     return StoreDamageError(
-        f"{path} is damaged between byte {begin} and byte {end}: build the store"
-        " again, or restore that file."
-    )
-
-
-def _truncation_error(path: Path, found: int, size: int) -> StoreDamageError:
-    return StoreDamageError(
-        f"{path} ends at byte {found} but had {size} bytes: build the store again, or"
-        " restore that file."
+        f"{path} {damage}: build the store again, or restore that file."
     )
 
 
@@ -316,13 +309,6 @@ def write_checksummed(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
                 yield chunk
 
         return compute_checksum(write())
-
-
-def read_checksum(path: Path, size: int) -> dict[str, Any]:
-    """Returns the checksum of the first `size` bytes of a file, or of all it has."""
-    with path.open("rb") as file:
-        sizes = (min(BLOCK_BYTES, size - n) for n in range(0, size, BLOCK_BYTES))
-        return compute_checksum(map(file.read, sizes))
 
 
 def find_mismatches(

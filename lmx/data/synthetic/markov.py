@@ -181,7 +181,6 @@ class Grammar(SyntheticDataset):
 
     @cached_property
     def first_tokens(self) -> Int64[np.ndarray, "categories rules"]:
-        """The first token of each rule."""
         category, rule = np.indices((self.categories, self.rules))
         key = hash_u64(self.language_seed, RandomStream.TABLE, 0, category).ravel()
         tokens = permute(rule.ravel(), self.vocab, key)

@@ -1,7 +1,6 @@
 """Synthetic tasks: associative recall, repetition, copying and modular arithmetic."""
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -114,16 +113,10 @@ class Copy(SyntheticDataset):
 
 
 def _mask_from(first: int, size: int) -> Bool[np.ndarray, "1 _"]:
-    """True from index `first` on."""
     return (np.arange(size) >= first)[None]
 
 
-Operation = Literal["add", "subtract", "multiply"]
-OPERATIONS: Mapping[Operation, Callable] = {
-    "add": np.add,
-    "subtract": np.subtract,
-    "multiply": np.multiply,
-}
+Operation = Literal["add", "subtract", "multiply"]  # functions of NumPy
 EQUATION_TOKENS = 4  # a, b, the equals sign, the result
 
 
@@ -174,7 +167,7 @@ class Arithmetic(SyntheticDataset):
         index = (first + drawn).ravel()
         key = np.repeat(hash_u64(self.language_seed, RandomStream.TABLE), len(index))
         a, b = np.divmod(permute(index, self.modulus**2, key), self.modulus)
-        c = OPERATIONS[self.operation](a, b) % self.modulus
+        c = getattr(np, self.operation)(a, b) % self.modulus
         tokens = np.stack([a, b, np.full_like(a, self.modulus), c], axis=1)
         tokens = tokens.reshape(len(row), -1)
         place = np.arange(tokens.shape[1]) % EQUATION_TOKENS

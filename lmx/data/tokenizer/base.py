@@ -18,7 +18,13 @@ import numpy as np
 from jaxtyping import Int32
 
 from lmx.config.json_object import WRONG_KIND, parse_object
-from lmx.config.registry import ConfigError, check_fields, configurable, require
+from lmx.config.registry import (
+    ConfigError,
+    Execution,
+    check_fields,
+    configurable,
+    require,
+)
 from lmx.core.console import print_line
 from lmx.core.files import get_cache_path, write_atomic
 from lmx.data.corpus.corpus import SPLITS, Corpus
@@ -224,6 +230,26 @@ class TokenizerConfig(ABC):
     @abstractmethod
     def open(self, corpus: Corpus) -> Tokenizer:
         """The tokenizer, trained on the corpus if it needs training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFile(TokenizerConfig):
+    """Configuration of a tokenizer that is not trained here, but read from a path."""
+
+    path: Execution[str]
+    bos: str | None = None
+    eos: str | None = None
+
+    @abstractmethod
+    def load(self, path: Path) -> Tokenizer:
+        """The tokenizer. Errors need not name the path."""
+
+    def open(self, corpus: Corpus) -> Tokenizer:
+        path = Path(self.path).expanduser()
+        try:
+            return self.load(path)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
 
 @configurable

@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 
 from lmx.config.registry import (
     ConfigError,
-    Execution,
     at_least,
     configurable,
     require,
@@ -25,6 +24,7 @@ from lmx.data.tokenizer.base import (
     BYTES,
     Tokenizer,
     TokenizerConfig,
+    TokenizerFile,
     encode_utf8,
     load_or_train,
     read_tokenizer_file,
@@ -113,7 +113,7 @@ def _read_texts(corpus: Corpus) -> Iterator[str]:
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class Tiktoken(TokenizerConfig):
+class Tiktoken(TokenizerFile):
     """A `.tiktoken` file of byte strings by rank, and what it does not contain.
 
     It is stored as a tokenizer.json. Special tokens spelled in text are encoded as
@@ -126,18 +126,11 @@ class Tiktoken(TokenizerConfig):
         eos: the special token after each document; None: none.
     """
 
-    path: Execution[str]
     pretokenizer: PretokenizerName
     special_tokens: Mapping[str, int] = field(default_factory=dict)
-    bos: str | None = None
-    eos: str | None = None
 
-    def open(self, corpus: Corpus) -> Tokenizer:
-        path = Path(self.path).expanduser()
-        try:
-            content = self._convert(read_tokenizer_file(path))
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+    def load(self, path: Path) -> Tokenizer:
+        content = self._convert(read_tokenizer_file(path))
         bos, eos = (self.special_tokens.get(n or "") for n in (self.bos, self.eos))
         return HFTokenizer(
             files={TOKENIZER_JSON: content},
@@ -191,11 +184,11 @@ def parse_ranks(file: bytes) -> dict[bytes, int]:
                 f"line {number}: {line[:40]!r} must be a base64 string, a space and a"
                 " number: the file is damaged or of another kind."
             ) from None
-        if not data or token < 0 or data in ranks or token in tokens:
-            raise ConfigError(
-                f"line {number}: {line[:40]!r} is empty, or repeats the string or the"
-                " number of an earlier line: the file is damaged."
-            )
+        require(
+            data and token >= 0 and data not in ranks and token not in tokens,
+            f"line {number}: {line[:40]!r} is empty, or repeats the string or the"
+            " number of an earlier line: the file is damaged.",
+        )
         ranks[data] = token
         tokens.add(token)
     if missing := [byte[0] for byte in BYTES if byte not in ranks]:

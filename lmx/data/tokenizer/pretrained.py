@@ -9,11 +9,9 @@ from lmx.config.coerce import coerce_field
 from lmx.config.json_object import parse_object
 from lmx.config.registry import (
     ConfigError,
-    Execution,
     configurable,
     require,
 )
-from lmx.data.corpus.corpus import Corpus
 from lmx.data.tokenizer.base import (
     SETTINGS,
     TOKENIZER_DIR,
@@ -21,7 +19,7 @@ from lmx.data.tokenizer.base import (
     CharTokenizer,
     FileTokenizer,
     Tokenizer,
-    TokenizerConfig,
+    TokenizerFile,
     parse_json,
     read_tokenizer_file,
 )
@@ -55,19 +53,19 @@ HF_FILES = (
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote to the folder."""
     path = folder / TOKENIZER_DIR
-    if not (path / SETTINGS).is_file():
-        raise ConfigError(
-            f"{folder} has no {TOKENIZER_DIR}/{SETTINGS}: give the folder of a run, or"
-            " of another output of lmx."
-        )
+    require(
+        (path / SETTINGS).is_file(),
+        f"{folder} has no {TOKENIZER_DIR}/{SETTINGS}: give the folder of a run, or of"
+        " another output of lmx.",
+    )
     content = (path / SETTINGS).read_bytes()
     settings = parse_object(content, path / SETTINGS, SETTINGS_KINDS)
     name = settings.pop("class")
-    if name not in CLASSES:
-        raise ConfigError(
-            f"{path / SETTINGS} is of class {name!r}, and this version of lmx has"
-            f" {', '.join(CLASSES)}: another version wrote it."
-        )
+    require(
+        name in CLASSES,
+        f"{path / SETTINGS} is of class {name!r}, and this version of lmx has"
+        f" {', '.join(CLASSES)}: another version wrote it.",
+    )
     names = settings.pop("files", None) or ()
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     try:
@@ -86,11 +84,11 @@ def load_hf_folder(path: Path, model_config: Mapping[str, Any]) -> FileTokenizer
     paths = [path / name for name in HF_FILES]
     files = {p.name: p.read_bytes() for p in paths if p.is_file()}
     if not files.keys() & {TOKENIZER_JSON, SENTENCEPIECE_FILE}:
-        if "vocab.json" in files:
-            raise ConfigError(
-                f"{path} has a tokenizer in an old format, without {TOKENIZER_JSON}:"
-                " load and save it with AutoTokenizer of transformers."
-            )
+        require(
+            "vocab.json" not in files,
+            f"{path} has a tokenizer in an old format, without {TOKENIZER_JSON}: load"
+            " and save it with AutoTokenizer of transformers.",
+        )
         return None
     tokenizer, config = _load_files(files), parse_json(files, TOKENIZER_CONFIG)
     bos = tokenizer.bos
@@ -127,7 +125,7 @@ def _find_token(tokenizer: FileTokenizer, entry: Any) -> int | None:
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class PretrainedTokenizer(TokenizerConfig):
+class PretrainedTokenizer(TokenizerFile):
     """A SentencePiece `.model`, a `tokenizer.json`, or a folder with a tokenizer.
 
     A folder is one of Hugging Face transformers, a run, or an output of `lmx data
@@ -138,23 +136,15 @@ class PretrainedTokenizer(TokenizerConfig):
         eos: the special token after each document; None: as its files say.
     """
 
-    path: Execution[str]
-    bos: str | None = None
-    eos: str | None = None
-
-    def open(self, corpus: Corpus) -> Tokenizer:
-        path = Path(self.path).expanduser()
-        try:
-            return self._load_folder(path) if path.is_dir() else self._load_file(path)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+    def load(self, path: Path) -> Tokenizer:
+        return self._load_folder(path) if path.is_dir() else self._load_file(path)
 
     def _load_folder(self, path: Path) -> Tokenizer:
-        if self.bos is not None or self.eos is not None:
-            raise ConfigError(
-                "the files of a folder set BOS and EOS: unset PretrainedTokenizer.bos"
-                " and eos, or give the path of a file."
-            )
+        require(
+            self.bos is None and self.eos is None,
+            "the files of a folder set BOS and EOS: unset PretrainedTokenizer.bos and"
+            " eos, or give the path of a file.",
+        )
         if (path / TOKENIZER_DIR / SETTINGS).is_file():
             return load_tokenizer(path)
         tokenizer = load_hf_folder(path, {})
@@ -167,15 +157,15 @@ class PretrainedTokenizer(TokenizerConfig):
     def _load_file(self, path: Path) -> Tokenizer:
         data = read_tokenizer_file(path)
         names = {".json": TOKENIZER_JSON, ".model": SENTENCEPIECE_FILE}
-        if path.suffix not in names:
-            raise ConfigError(
-                f"a tokenizer file ends in {' or '.join(names)}; for .tiktoken use"
-                " @Tiktoken()."
-            )
+        require(
+            path.suffix in names,
+            f"a tokenizer file ends in {' or '.join(names)}; for .tiktoken use"
+            " @Tiktoken().",
+        )
         tokenizer = _load_files({names[path.suffix]: data})
-        for text in (self.bos, self.eos):
-            if text is not None and tokenizer.token_to_id(text) is None:
-                raise ConfigError(f"the file has no token {text!r}.")
+        for text in filter(None, (self.bos, self.eos)):
+            is_known = tokenizer.token_to_id(text) is not None
+            require(is_known, f"the file has no token {text!r}.")
         bos, eos = _find_token(tokenizer, self.bos), _find_token(tokenizer, self.eos)
         return replace(
             tokenizer,

@@ -182,7 +182,6 @@ def piece_bytes(processor: Any, token: int) -> bytes:
 def _iter_sentences(
     corpus: Corpus, stride: int, pattern: re.Pattern[str]
 ) -> Iterator[str]:
-    """Every `stride`-th sentence of the train split."""
     count = 0
     for _, text in corpus.read_nonempty("train"):
         for part in RESERVED_CHARACTERS.split(text):
@@ -195,7 +194,6 @@ def _iter_sentences(
 def _train_model(
     sentences: Iterator[str], vocab: int, model_type: str, split_by: SplitBy
 ) -> bytes:
-    """A serialized model of `vocab` tokens."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -223,7 +221,6 @@ def _train_model(
 
 
 def _explain_error(vocab: int, message: str) -> ConfigError:
-    """An error that names a vocabulary size that works."""
     if high := re.search(r"too high.*<= (\d+)", message):
         return ConfigError(
             f"the text has too few repetitions for {vocab} tokens: set"

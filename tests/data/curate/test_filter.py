@@ -161,7 +161,10 @@ def test_kept_documents_can_be_read_as_a_corpus(make_corpus, run_pass, tmp_path)
     assert [document.text for document in found] == kept
 
 
-def test_a_classifier_keeps_texts_like_the_good_examples(make_corpus, capsys):
+def test_a_classifier_keeps_texts_like_the_good_examples(
+    make_corpus, capsys, monkeypatch
+):
+    monkeypatch.setattr("lmx.data.curate.filter.HASH_FEATURES", 2**10)
     good = make_corpus("good", [f"{PROSE} Chapter {n}." for n in range(10)])
     bad = make_corpus(
         "bad", [f"buy cheap watches click here offer {n}" for n in range(10)]

@@ -65,12 +65,12 @@ def modules(size):
 
 
 TEXTS = {
-    "code": modules(50_000),
+    "code": modules(9000),
     "hard": mixed(60, seed=1),
     "runs": [" " * n + "ab" * n + "a" * n + "aba" * n for n in range(1, 40)],
     "ties": ["".join(CHANCE.choices("abcd", k=8)) for _ in range(60)],
 }
-SIZES = {"code": 400, "hard": 350, "runs": 330, "ties": 330}
+SIZES = {"code": 340, "hard": 350, "runs": 330, "ties": 330}
 
 
 def train_slowly(words, size):
