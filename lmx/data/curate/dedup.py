@@ -6,12 +6,11 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from lmx.config.registry import Positive, Range, check_fields, configurable
+from lmx.config.registry import Positive, PositiveFraction, check_fields, configurable
 from lmx.core.console import print_line
 from lmx.data.corpus.corpus import Corpus
 from lmx.data.curate.document_pass import DocumentPass, DocumentWriter, read_valid
@@ -130,7 +129,7 @@ class Dedup(DocumentPass):
     """
 
     sources: Mapping[str, Corpus]
-    threshold: Annotated[float, Range("above 0, to 1", lambda x: 0 < x <= 1)] = 0.8
+    threshold: PositiveFraction[float] = 0.8
     minhash: MinHash | None = MinHash()
 
     def process(self, writer: DocumentWriter) -> None:
