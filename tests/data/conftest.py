@@ -42,12 +42,12 @@ def at_once():
     def at_once(code: str) -> list[str]:
         command = [sys.executable, "-c", NAMES + code]
         root = Path(__file__).parents[2]
-        began = [
+        processes = [
             subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
             for _ in range(3)
         ]
-        said = [process.communicate()[0] for process in began]
-        assert [process.returncode for process in began] == [0, 0, 0]
-        return said
+        outputs = [process.communicate()[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0, 0]
+        return outputs
 
     return at_once

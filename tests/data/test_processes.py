@@ -65,12 +65,12 @@ def build(folder: str) -> None:
     store.write(Path(folder, "store"))
 
 
-def read(store: str, mine: str, out: str) -> None:
+def read(store: str, first_share: str, out: str) -> None:
     """Writes what one of two readers has: shares of 1, 2, 4 and 8 processes."""
     rows = mixture(store).open()
     for step in STEPS:
         for count in (1, 2, 4, 8):
-            for share in range(int(mine), count, 2):
+            for share in range(int(first_share), count, 2):
                 some = slice(share * 16 // count, (share + 1) * 16 // count)
                 batch = rows.batch_at(11, step, some)
                 np.savez(f"{out}/{step}-{count}-{share}.npz", *batch)

@@ -112,9 +112,9 @@ def test_a_source_that_is_not_there_is_refused_by_name(folder):
 
 def test_a_tokenizer_that_changed_after_the_build_is_refused_by_name(folder):
     path = folder / TOKENIZER_DIR / SETTINGS
-    told = json.loads(path.read_text())
-    told["characters"] = told["characters"][:-1] + "~"
-    path.write_text(json.dumps(told))
+    settings = json.loads(path.read_text())
+    settings["characters"] = settings["characters"][:-1] + "~"
+    path.write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match=f"tokenizer in {folder} is not the one its"):
         TokenStoreDataset(path=str(folder), batch_size=4, sequence_length=16).open()
 

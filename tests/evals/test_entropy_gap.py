@@ -91,9 +91,9 @@ def test_scores_of_rows_are_sums_of_token_logprobs():
     assert isinstance(source := experiment.data, Markov)
     model, batch = run.init().params, run.data.batch_at(0, 0)
     nats, weights, _ = jax.jit(score_rows, static_argnums=0)(run.graph, model, batch)
-    said = np.concatenate([batch.tokens, batch.targets[:, -1:]], axis=1)
+    tokens_BS = np.concatenate([batch.tokens, batch.targets[:, -1:]], axis=1)
     logprobs = jax.jit(lambda p, t: compute_logprobs(nnx.merge(run.graph, p), t))(
-        model, said
+        model, tokens_BS
     )
     expected = -(np.asarray(logprobs)[:, 1:] * batch.weights).sum(axis=1)
     np.testing.assert_allclose(nats, expected, rtol=2e-5)

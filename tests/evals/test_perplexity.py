@@ -188,8 +188,8 @@ def test_samples_are_logged_when_due_and_agree_with_full_passes(
     first, final = logged(2, 1, 2, 3, 4)
     assert (first["step"], final["step"]) == (3, 4)
     assert first["sample"] == final["sample"]
-    said = capsys.readouterr().out
-    assert "--- step 3 ---\nwall" in said
+    output = capsys.readouterr().out
+    assert "--- step 3 ---\nwall" in output
     context = encode_prompt(run.data.info.tokenizer, "wall")
     params = jax.device_put(state.params, jax.devices()[0])
     forward = jax.jit(lambda row: nnx.merge(run.graph, params)(row))

@@ -50,10 +50,9 @@ def hash_ngrams(
     last = np.repeat(ends, counts)
     skipped = (lengths - counts).cumsum() - (lengths - counts)  # no n-gram starts there
     first = np.arange(counts.sum()) + np.repeat(skipped, counts)
-    columns = []
-    for offset in range(size):
-        at = np.minimum(first + offset, max(len(hashes) - 1, 0))
-        columns.append(np.where(first + offset < last, hashes[at], np.uint64(0)))
+    padded = np.append(hashes, np.uint64(0))  # the last for words that a text lacks
+    places = (first + offset for offset in range(size))
+    columns = [padded[np.where(place < last, place, -1)] for place in places]
     return hash_u64(*columns), counts.cumsum()
 
 

@@ -94,7 +94,13 @@ class TransformedDataset(DatasetWrapper):
                 if len(transformed) - len(document) > reserve:
                     transformed = document
                 reserve -= len(transformed) - len(document)
-                start = _write_document(batch, index, start, transformed, segment)
+                tokens, weights = transformed["token"], transformed["weight"]
+                end = start + len(tokens) - 1
+                positions = np.arange(end - start)
+                columns = tokens[:-1], tokens[1:], weights[1:], positions, segment
+                for field, column in zip(batch, columns, strict=True):
+                    field[index, start:end] = column
+                start = end
         return batch
 
     def locate(self, request: RowRequest) -> list[DocumentSpan]:
@@ -148,19 +154,6 @@ def split_documents(batch: Batch, row: int) -> dict[int, np.ndarray]:
         if len(document) > 1:
             documents[int(segments[start])] = document
     return documents
-
-
-def _write_document(
-    batch: Batch, row: int, start: int, document: np.ndarray, segment: int
-) -> int:
-    """Writes a document into a row. Returns where the next one starts."""
-    end = start + len(document) - 1
-    batch.tokens[row, start:end] = document["token"][:-1]
-    batch.targets[row, start:end] = document["token"][1:]
-    batch.weights[row, start:end] = document["weight"][1:]
-    batch.positions[row, start:end] = np.arange(end - start)
-    batch.segments[row, start:end] = segment
-    return end
 
 
 def find_sentinels(

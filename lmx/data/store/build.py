@@ -8,15 +8,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmx.config.registry import (
     ConfigError,
     Execution,
-    Fraction,
-    Positive,
     check_fields,
     configurable,
     require,
@@ -24,12 +22,12 @@ from lmx.config.registry import (
 from lmx.core import console
 from lmx.core.files import create_dir_once, get_cache_path, remove_dir
 from lmx.data.corpus.corpus import Corpus, Document, Span, Split
-from lmx.data.curate.filter import Filter
 from lmx.data.store.executor import Executor, ProcessPool
 from lmx.data.store.shard_plan import (
     WORK_DIR,
     BuildJob,
     ShardSpec,
+    StoreSettings,
     find_missing,
     plan_shards,
 )
@@ -48,26 +46,10 @@ ATTEMPTS = 3  # another process may remove what this one has just built
 
 @configurable
 @dataclass(frozen=True, kw_only=True)
-class BuildTokenStore:
-    """Tokenizes corpora into a token store.
+class BuildTokenStore(StoreSettings):
+    """Tokenizes corpora into a token store."""
 
-    Attributes:
-        sources: corpora by their names in the store.
-        filters: applied in order to each document.
-        shard_bytes: bytes of text per file, approximately. A process works on a shard
-            at a time, and a killed build repeats incomplete shards.
-        max_invalid_fraction: maximum fraction of invalid documents, which are counted
-            and left out; at 0 the first one is refused.
-        max_empty_fraction: the same for documents without text.
-    """
-
-    sources: Mapping[str, Corpus]
     tokenizer: TokenizerConfig
-    filters: tuple[Filter, ...] = ()
-    split: Split = "train"
-    shard_bytes: Positive[int] = 64 * 2**20
-    max_invalid_fraction: Execution[Fraction[float]] = 0.0
-    max_empty_fraction: Execution[Fraction[float]] = 0.1
     executor: Execution[Executor] = ProcessPool()
 
     def __post_init__(self):
@@ -81,17 +63,10 @@ class BuildTokenStore:
         not on the executor or on how often the build was stopped.
         """
         with _lock_folder(folder):
-            corpus = ConcatCorpus(tuple(self.sources.values()))
-            job = BuildJob(
-                folder=folder,
-                sources=self.sources,
-                tokenizer=self.tokenizer.open(corpus),
-                split=self.split,
-                filters=self.filters,
-                shard_bytes=self.shard_bytes,
-                max_invalid_fraction=self.max_invalid_fraction,
-                max_empty_fraction=self.max_empty_fraction,
-            )
+            tokenizer = self.tokenizer.open(ConcatCorpus(tuple(self.sources.values())))
+            names = [field.name for field in dataclasses.fields(StoreSettings)]
+            settings = {name: getattr(self, name) for name in names}
+            job = BuildJob(folder=folder, tokenizer=tokenizer, **settings)
             build(job, self.executor, f"building {folder}")
         return open_store(folder)
 
@@ -190,7 +165,11 @@ def open_cached_store(corpus: Corpus, tokenizer: Tokenizer, split: Split) -> Sto
     def fill(folder: Path) -> None:
         folder.mkdir()
         job = BuildJob(
-            folder=folder, sources={"corpus": corpus}, tokenizer=tokenizer, split=split
+            folder=folder,
+            sources={"corpus": corpus},
+            tokenizer=tokenizer,
+            split=split,
+            max_empty_fraction=1.0,
         )
         build(job, ProcessPool(workers=1), f"tokenizing {split}")
 

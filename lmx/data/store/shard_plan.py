@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lmx.config.registry import ConfigError, require
+from lmx.config.registry import (
+    ConfigError,
+    Execution,
+    Fraction,
+    Positive,
+    require,
+)
 from lmx.config.resolve import Resolver
 from lmx.config.value import Config
 from lmx.data.corpus.corpus import Corpus, Span, Split
@@ -33,17 +39,33 @@ class ShardSpec(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildJob:
+class StoreSettings:
+    """What documents a store has.
+
+    Attributes:
+        sources: corpora by their names in the store.
+        filters: applied in order to each document.
+        shard_bytes: bytes of text per file, approximately. A process works on a shard
+            at a time, and a killed build repeats incomplete shards.
+        max_invalid_fraction: maximum fraction of invalid documents, which are counted
+            and left out; at 0 the first one is refused.
+        max_empty_fraction: the same for documents without text.
+    """
+
+    sources: Mapping[str, Corpus]
+    filters: tuple[Filter, ...] = ()
+    split: Split = "train"
+    shard_bytes: Positive[int] = 64 * 2**20
+    max_invalid_fraction: Execution[Fraction[float]] = 0.0
+    max_empty_fraction: Execution[Fraction[float]] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildJob(StoreSettings):
     """What all shards of a build have in common. It is sent to every process."""
 
     folder: Path
-    sources: Mapping[str, Corpus]
     tokenizer: Tokenizer
-    split: Split = "train"
-    filters: tuple[Filter, ...] = ()
-    shard_bytes: int = 64 * 2**20
-    max_invalid_fraction: float = 0.0
-    max_empty_fraction: float = 1.0
 
     @property
     def work_dir(self) -> Path:

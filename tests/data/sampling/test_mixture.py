@@ -26,15 +26,15 @@ FIRSTS = {"books": 0, "code": 10**6, "web": 2 * 10**6}
 @pytest.fixture
 def make_parts(open_config, make_store, make_dataset):
     def make_parts(batch=8, length=16, packing=BestFitPacking(), **weights):
-        made = {}
+        parts = {}
         for number, (name, count) in enumerate(SIZES.items()):
             sizes = np.random.default_rng(number).integers(2, 20, count)
             rows = make_dataset(make_store(sizes, FIRSTS[name]), packing, batch, length)
             weight = weights.get(name, WEIGHTS[name])
-            made[name] = MixtureComponent(
+            parts[name] = MixtureComponent(
                 source=open_config(dataset=rows), weight=weight
             )
-        return made
+        return parts
 
     return make_parts
 
@@ -128,11 +128,11 @@ def test_weights_and_shapes_change_and_every_row_is_read_once(make_parts):
 
 
 def test_a_loss_weight_scales_only_its_component(make_parts):
-    made = make_parts()
-    made["code"] = dataclasses.replace(made["code"], loss_weight=0.25)
+    parts = make_parts()
+    parts["code"] = dataclasses.replace(parts["code"], loss_weight=0.25)
     plain, weighed = (
         Mixture(components=make_parts()).open(),
-        Mixture(components=made).open(),
+        Mixture(components=parts).open(),
     )
     for step in range(5):
         before, after = plain.batch_at(0, step), weighed.batch_at(0, step)
@@ -187,17 +187,17 @@ def test_invalid_weights_are_refused(make_parts, weights, message):
 
 
 def test_components_that_do_not_agree_are_refused(open_config, make_parts):
-    made = make_parts()
+    parts = make_parts()
     other = make_parts(batch=4)["web"]
     with pytest.raises(ConfigError, match="'books' and 'web' of the mixture differ in"):
-        Mixture(components={**made, "web": other}).open()
+        Mixture(components={**parts, "web": other}).open()
     letters = dataclasses.replace(
-        made["web"].source.open(), tokenizer=CharTokenizer(characters="ab")
+        parts["web"].source.open(), tokenizer=CharTokenizer(characters="ab")
     )
     part = MixtureComponent(source=open_config(dataset=letters))
     with pytest.raises(ConfigError, match="'books' and 'web' .*different tokenizers"):
-        Mixture(components={**made, "web": part}).open()
-    inner = MixtureComponent(source=PauseTokens(source=Mixture(components=made)))
+        Mixture(components={**parts, "web": part}).open()
+    inner = MixtureComponent(source=PauseTokens(source=Mixture(components=parts)))
     with pytest.raises(ConfigError, match="'all' of the mixture is a mixture"):
         Mixture(components={"all": inner}).open()
     with pytest.raises(ConfigError, match="Mixture.components is empty"):
@@ -208,6 +208,6 @@ def test_a_schedule_of_lengths_needs_one_in_every_component(make_parts):
     echo = MixtureComponent(
         source=RepeatTask(vocab=8, batch_size=8, sequence_length=16)
     )
-    made = make_parts(length=PiecewiseConstant(values=(16, 8), boundaries=(5,)))
+    parts = make_parts(length=PiecewiseConstant(values=(16, 8), boundaries=(5,)))
     with pytest.raises(ConfigError, match="differ in batch_size"):
-        Mixture(components={**made, "echo": echo}).open()
+        Mixture(components={**parts, "echo": echo}).open()

@@ -26,31 +26,33 @@ CORPUS = [*TEXTS, "the quick brown fox", "return hello world"] * 4
 
 def by_bytes():
     """A byte-level tokenizer, as of GPT-2, Llama 3 and Qwen."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
+    reference = Tokenizer(models.BPE())
+    reference.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    reference.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
         special_tokens=["<s>", "</s>", "<|user|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(CORPUS, trainer)
-    made.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", made.token_to_id("<s>"))]
+    reference.train_from_iterator(CORPUS, trainer)
+    reference.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", reference.token_to_id("<s>"))]
     )
-    made.add_tokens(["<plain>"])
-    return made
+    reference.add_tokens(["<plain>"])
+    return reference
 
 
 def by_pieces():
     """A tokenizer with byte fallback and a leading space, as of Llama 2."""
     spaced = [text.replace(" ", "\u2581") for text in CORPUS]
-    made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    made.normalizer = normalizers.Sequence(
+    reference = Tokenizer(
+        models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    reference.normalizer = normalizers.Sequence(
         [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
     )
-    made.decoder = decoders.Sequence(
+    reference.decoder = decoders.Sequence(
         [
             decoders.Replace("\u2581", " "),
             decoders.ByteFallback(),
@@ -65,113 +67,121 @@ def by_pieces():
         limit_alphabet=40,
         show_progress=False,
     )
-    made.train_from_iterator(spaced, trainer)
-    said = json.loads(made.to_str())
+    reference.train_from_iterator(spaced, trainer)
+    content = json.loads(reference.to_str())
     # Published files list only the first three as special; the bytes are plain pieces.
-    said["added_tokens"] = said["added_tokens"][:3]
-    return Tokenizer.from_str(json.dumps(said))
+    content["added_tokens"] = content["added_tokens"][:3]
+    return Tokenizer.from_str(json.dumps(content))
 
 
 KINDS = {"bytes": by_bytes, "pieces": by_pieces}
 
 
-def codec_of(folder, **said):
-    codec = load_hf_folder(folder, said)
-    assert codec
-    return codec
+def load_folder(folder, **content):
+    tokenizer = load_hf_folder(folder, content)
+    assert tokenizer
+    return tokenizer
 
 
 @pytest.fixture(params=KINDS)
 def fast(request, tmp_path):
     """A tokenizer of the library, and that of a folder with its file."""
-    made = KINDS[request.param]()
-    made.save(str(tmp_path / "tokenizer.json"))
+    reference = KINDS[request.param]()
+    reference.save(str(tmp_path / "tokenizer.json"))
     about = {"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
-    return made, load_hf_folder(tmp_path, {"eos_token_id": [7, 2]})
+    return reference, load_hf_folder(tmp_path, {"eos_token_id": [7, 2]})
 
 
 def test_tokens_equal_those_of_the_library_and_are_decoded(fast):
-    made, codec = fast
+    reference, tokenizer = fast
     for text in TEXTS:
-        tokens = codec.encode(text)
-        assert tokens.tolist() == made.encode(text, add_special_tokens=False).ids
-        assert codec.decode(tokens) == text == made.decode(tokens.tolist())
+        tokens = tokenizer.encode(text)
+        assert tokens.tolist() == reference.encode(text, add_special_tokens=False).ids
+        assert tokenizer.decode(tokens) == text == reference.decode(tokens.tolist())
 
 
 def test_tokens_have_the_bytes_that_the_library_decodes(fast):
-    made, codec = fast
-    assert codec.vocab == made.get_vocab_size()
+    reference, tokenizer = fast
+    assert tokenizer.vocab == reference.get_vocab_size()
     for text in TEXTS:
-        tokens = codec.encode(text)
-        told = codec.stream()
-        whole = "".join(map(told, tokens)) + told.flush()
-        assert whole.removeprefix(" " * codec.strip_leading_space) == text
-        assert codec.token_bytes[tokens].sum() == len(whole.encode())
+        tokens = tokenizer.encode(text)
+        streamed = tokenizer.stream()
+        whole = "".join(map(streamed, tokens)) + streamed.flush()
+        assert whole.removeprefix(" " * tokenizer.strip_leading_space) == text
+        assert tokenizer.token_bytes[tokens].sum() == len(whole.encode())
 
 
 def test_special_tokens_have_no_text(fast):
-    made, codec = fast
-    assert codec.vocab_bytes[made.token_to_id("</s>")] == b""
-    assert codec.decode([codec.eos, *codec.encode("hi"), codec.eos]) == "hi"
+    reference, tokenizer = fast
+    assert tokenizer.vocab_bytes[reference.token_to_id("</s>")] == b""
+    assert (
+        tokenizer.decode([tokenizer.eos, *tokenizer.encode("hi"), tokenizer.eos])
+        == "hi"
+    )
 
 
 def test_bos_and_eos_are_those_of_the_files(fast, tmp_path):
-    made, codec = fast
-    plain = made.encode("x", add_special_tokens=False).ids
-    before = made.encode("x").ids[: -len(plain)]
-    assert before == [codec.bos] * (codec.bos is not None)
-    assert codec.eos == made.token_to_id("</s>")
-    assert codec.stop_tokens == tuple(sorted({codec.eos, 7, 2}))
+    reference, tokenizer = fast
+    plain = reference.encode("x", add_special_tokens=False).ids
+    before = reference.encode("x").ids[: -len(plain)]
+    assert before == [tokenizer.bos] * (tokenizer.bos is not None)
+    assert tokenizer.eos == reference.token_to_id("</s>")
+    assert tokenizer.stop_tokens == tuple(sorted({tokenizer.eos, 7, 2}))
     about = json.loads((tmp_path / "tokenizer_config.json").read_text())
     first = next(iter(before), None)
-    cases = [(True, made.token_to_id("<s>")), (False, None), (None, first)]
+    cases = [(True, reference.token_to_id("<s>")), (False, None), (None, first)]
     for add, want in cases:
-        said = json.dumps(about | {"add_bos_token": add})
-        (tmp_path / "tokenizer_config.json").write_text(said)
-        assert codec_of(tmp_path).bos == want
+        content = json.dumps(about | {"add_bos_token": add})
+        (tmp_path / "tokenizer_config.json").write_text(content)
+        assert load_folder(tmp_path).bos == want
     (tmp_path / "tokenizer_config.json").unlink()
-    assert codec_of(tmp_path, eos_token_id=9).eos == 9
+    assert load_folder(tmp_path, eos_token_id=9).eos == 9
 
 
 def test_a_saved_tokenizer_is_loaded(fast, tmp_path):
-    _, codec = fast
+    _, tokenizer = fast
     run = tmp_path / "run"
     run.mkdir()
-    codec.save(run)
+    tokenizer.save(run)
     again = load_tokenizer(run)
-    assert again.digest == codec.digest and again.files == codec.files
+    assert again.digest == tokenizer.digest and again.files == tokenizer.files
     for name in ("bos", "eos", "stop_tokens", "strip_leading_space"):
-        assert getattr(again, name) == getattr(codec, name)
-    np.testing.assert_array_equal(again.encode(TEXTS[0]), codec.encode(TEXTS[0]))
+        assert getattr(again, name) == getattr(tokenizer, name)
+    np.testing.assert_array_equal(again.encode(TEXTS[0]), tokenizer.encode(TEXTS[0]))
 
 
 def test_chat_templates_are_stored(fast, tmp_path):
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
-    codec = codec_of(tmp_path)
-    assert codec.files["chat_template.jinja"] == b"{{ messages }}"
+    tokenizer = load_folder(tmp_path)
+    assert tokenizer.files["chat_template.jinja"] == b"{{ messages }}"
 
 
 def test_a_special_token_in_text_is_encoded_as_such():
-    made = by_bytes()
-    codec = HFTokenizer(files={"tokenizer.json": made.to_str().encode()})
-    assert codec.encode("<|user|>hi").tolist()[0] == made.token_to_id("<|user|>")
-    assert codec.decode(codec.encode("<plain>")) == "<plain>"
+    reference = by_bytes()
+    tokenizer = HFTokenizer(files={"tokenizer.json": reference.to_str().encode()})
+    assert tokenizer.encode("<|user|>hi").tolist()[0] == reference.token_to_id(
+        "<|user|>"
+    )
+    assert tokenizer.decode(tokenizer.encode("<plain>")) == "<plain>"
 
 
 def test_only_encoding_needs_the_library(monkeypatch):
-    made = by_bytes()
-    codec = HFTokenizer(files={"tokenizer.json": made.to_str().encode()})
+    reference = by_bytes()
+    tokenizer = HFTokenizer(files={"tokenizer.json": reference.to_str().encode()})
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    assert codec.decode(made.encode("hello", add_special_tokens=False).ids) == "hello"
+    assert (
+        tokenizer.decode(reference.encode("hello", add_special_tokens=False).ids)
+        == "hello"
+    )
     with pytest.raises(ConfigError, match=r"pip install 'lmx\[hf\]'"):
-        codec.encode("hello")
+        tokenizer.encode("hello")
 
 
 def test_a_lossy_decoder_is_refused(tmp_path):
-    made = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
-    made.decoder = decoders.WordPiece()
-    made.save(str(tmp_path / "tokenizer.json"))
+    reference = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    reference.decoder = decoders.WordPiece()
+    reference.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ConfigError, match="has the decoder WordPiece"):
         load_hf_folder(tmp_path, {})
 
@@ -208,44 +218,44 @@ def sentence(tmp_path):
 
 
 def test_a_folder_can_have_only_a_sentencepiece_model(sentence, tmp_path):
-    codec = codec_of(tmp_path, eos_token_id=2)
-    assert codec_of(tmp_path).stop_tokens == (2,) == (codec_of(tmp_path).eos,)
-    assert codec_of(tmp_path, eos_token_id=[5, 7]).stop_tokens == (5, 7)
-    assert codec.vocab == 321 and codec.vocab_bytes[320] == b""
-    assert (codec.bos, codec.eos, codec.stop_tokens) == (1, 2, (2,))
+    tokenizer = load_folder(tmp_path, eos_token_id=2)
+    assert load_folder(tmp_path).stop_tokens == (2,) == (load_folder(tmp_path).eos,)
+    assert load_folder(tmp_path, eos_token_id=[5, 7]).stop_tokens == (5, 7)
+    assert tokenizer.vocab == 321 and tokenizer.vocab_bytes[320] == b""
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.stop_tokens) == (1, 2, (2,))
     for text in TEXTS:
-        tokens = codec.encode(text)
+        tokens = tokenizer.encode(text)
         assert tokens.tolist() == sentence.Encode(text)
-        assert codec.decode(tokens) == text == sentence.Decode(tokens.tolist())
+        assert tokenizer.decode(tokens) == text == sentence.Decode(tokens.tolist())
     run = tmp_path / "run"
     run.mkdir()
-    codec.save(run)
-    assert load_tokenizer(run).digest == codec.digest
+    tokenizer.save(run)
+    assert load_tokenizer(run).digest == tokenizer.digest
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda said: said["model"]["vocab"].update(a="7"),
-        lambda said: said["model"]["vocab"].update(a=7.0),
-        lambda said: said["model"]["vocab"].update(a=[7]),
-        lambda said: said["model"]["vocab"].update(a=-7),
-        lambda said: said["model"]["vocab"].update(a=None),
-        lambda said: said["added_tokens"][0].update(id="0"),
-        lambda said: said["added_tokens"][0].update(id=True),
-        lambda said: said["added_tokens"][0].pop("content"),
-        lambda said: said.update(added_tokens={"a": 1}),
-        lambda said: said.update(added_tokens=7),
-        lambda said: said.update(decoder="ByteLevel"),
-        lambda said: said.update(model=[1]),
-        lambda said: said["post_processor"].pop("single"),
-        lambda said: said["post_processor"].update(special_tokens=[7]),
+        lambda content: content["model"]["vocab"].update(a="7"),
+        lambda content: content["model"]["vocab"].update(a=7.0),
+        lambda content: content["model"]["vocab"].update(a=[7]),
+        lambda content: content["model"]["vocab"].update(a=-7),
+        lambda content: content["model"]["vocab"].update(a=None),
+        lambda content: content["added_tokens"][0].update(id="0"),
+        lambda content: content["added_tokens"][0].update(id=True),
+        lambda content: content["added_tokens"][0].pop("content"),
+        lambda content: content.update(added_tokens={"a": 1}),
+        lambda content: content.update(added_tokens=7),
+        lambda content: content.update(decoder="ByteLevel"),
+        lambda content: content.update(model=[1]),
+        lambda content: content["post_processor"].pop("single"),
+        lambda content: content["post_processor"].update(special_tokens=[7]),
     ],
 )
 def test_a_tokenizer_json_of_wrong_kinds_is_refused(change, tmp_path):
-    said = json.loads(by_bytes().to_str())
-    change(said)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(said))
+    content = json.loads(by_bytes().to_str())
+    change(content)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="wrong kind|ids .* of tokens must"):
         load_hf_folder(tmp_path, {})
 
@@ -254,8 +264,8 @@ def test_a_tokenizer_json_of_wrong_kinds_is_refused(change, tmp_path):
 @pytest.mark.parametrize("entry", [["</s>"], 7, {"content": [1]}])
 def test_a_special_token_of_a_wrong_kind_is_refused(name, entry, tmp_path):
     by_bytes().save(str(tmp_path / "tokenizer.json"))
-    said = json.dumps({name: entry, "add_bos_token": True})
-    (tmp_path / "tokenizer_config.json").write_text(said)
+    content = json.dumps({name: entry, "add_bos_token": True})
+    (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(ConfigError, match="has the token .* it must be a text"):
         load_hf_folder(tmp_path, {})
 

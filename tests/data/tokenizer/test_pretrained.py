@@ -43,19 +43,19 @@ def opened(tokenizer):
 @pytest.fixture
 def fast(tmp_path):
     """A tokenizer.json that brings text to NFC, with two special tokens."""
-    made = Tokenizer(models.BPE())
-    made.normalizer = normalizers.NFC()
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
+    reference = Tokenizer(models.BPE())
+    reference.normalizer = normalizers.NFC()
+    reference.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    reference.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
         special_tokens=["<|begin|>", "<|end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator([PLAIN], trainer)
-    made.save(str(tmp_path / "tokenizer.json"))
-    return made, tmp_path / "tokenizer.json"
+    reference.train_from_iterator([PLAIN], trainer)
+    reference.save(str(tmp_path / "tokenizer.json"))
+    return reference, tmp_path / "tokenizer.json"
 
 
 @pytest.fixture
@@ -111,9 +111,9 @@ def test_unpaired_surrogates_are_refused(fast, sentence, text):
 def test_a_changed_file_has_another_digest(fast):
     _, path = fast
     before = opened(PretrainedTokenizer(path=str(path))).digest
-    said = json.loads(path.read_text())
-    said["model"]["merges"][-1:] = []
-    path.write_text(json.dumps(said))
+    settings = json.loads(path.read_text())
+    settings["model"]["merges"][-1:] = []
+    path.write_text(json.dumps(settings))
     assert opened(PretrainedTokenizer(path=str(path))).digest != before
 
 

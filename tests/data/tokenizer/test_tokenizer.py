@@ -113,8 +113,8 @@ def test_tokens_beyond_the_vocabulary_have_no_text(tokenizer):
 def test_streamed_text_is_the_text(tokenizer):
     for text in HARD:
         stream = tokenizer.stream()
-        said = [stream(token) for token in tokenizer.encode(text).tolist()]
-        assert "".join(said) == text
+        parts = [stream(token) for token in tokenizer.encode(text).tolist()]
+        assert "".join(parts) == text
         assert stream.flush() == ""
 
 
@@ -123,8 +123,8 @@ def test_streamed_text_is_the_text(tokenizer):
 )
 def test_an_unpaired_surrogate_is_refused_by_its_position(tokenizer, text):
     at = next(n for n, letter in enumerate(text) if "\ud800" <= letter <= "\udfff")
-    said = rf"U\+{ord(text[at]):04X} at character {at} .* an unpaired surrogate"
-    with pytest.raises(ConfigError, match=said):
+    message = rf"U\+{ord(text[at]):04X} at character {at} .* an unpaired surrogate"
+    with pytest.raises(ConfigError, match=message):
         tokenizer.encode(text)
 
 
