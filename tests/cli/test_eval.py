@@ -78,7 +78,7 @@ def test_texts_that_cannot_be_scored_are_refused(trained, lmx, file, tmp_path):
         (str(tmp_path / "latin.txt"),): "not UTF-8 (0xe9) at byte 0",
         (str(tmp_path / "data.json"),): "name it .jsonl; or name it .txt",
         (file, "--stride", "17"): "windows of 16 tokens, each 17 after the last",
-        (file, "--batch", "0"): "SlidingWindow.batch_size is 0: at least 1",
+        (file, "--batch", "0"): "SlidingWindow.batch_size is 0: it must be at least 1",
     }.items():
         status, out, err = lmx("eval", trained.run, *words)
         assert (status, out) == (2, "") and message in err
