@@ -22,19 +22,8 @@ from typing import Any
 import numpy as np
 
 from lmx.core.batch import AnyBatch
-from lmx.faulttest.kill_point import (
-    AFTER_COMMIT,
-    BEFORE_COMMIT,
-    BEFORE_HOOKS,
-    BEFORE_PRUNE,
-    FIRST_ARRAY,
-    SAVE_COPIED,
-    SAVE_REQUESTED,
-    STARTUP,
-    STEP,
-    TIMER,
-    KillPoint,
-)
+from lmx.faulttest import kill_point as kinds
+from lmx.faulttest.kill_point import KillPoint
 from lmx.train import loop
 from lmx.train.checkpoint.digest import checksum_parts, get_local_parts
 from lmx.train.checkpoint.manager import CheckpointManager
@@ -51,22 +40,17 @@ class Injector:
     def __init__(self, trace: Path, kill_point: KillPoint | None):
         self.trace_file = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self.kill_point = kill_point or KillPoint("never")
-        self.pending_loss: tuple[int, Any] | None = None  # of the newest step
 
     def record(self, **event: Any) -> None:
         """Appends one line to the trace at once, so that a kill cannot lose it."""
         line = json.dumps({"at": time.monotonic(), **event})
         os.write(self.trace_file, f"{line}\n".encode())
 
-    def matches(self, kind: str, step: int | None) -> bool:
-        """Whether this is the kill point."""
-        return (self.kill_point.kind, self.kill_point.step) == (kind, step)
-
     def maybe_kill(
         self, kind: str, step: int | None, when: Callable[[], bool] = lambda: True
     ) -> None:
         """Kills this process like `kill -9` at the kill point, once `when` is true."""
-        if not self.matches(kind, step):
+        if (kind, step) != (self.kill_point.kind, self.kill_point.step):
             return
         deadline = time.monotonic() + COMMIT_TIMEOUT
         while not when():
@@ -87,67 +71,57 @@ class Injector:
         """The training loop; each step is recorded with its batch and its loss."""
 
         def traced(step_fn: Callable, state: Any, *args: Any, **kwargs: Any) -> Any:
-            numbers = itertools.count(int(state.step) + 1)
+            numbers, seconds = itertools.count(int(state.step) + 1), 0.0
             self.record(from_step=int(state.step))
-            self.pending_loss, started = None, time.perf_counter()
 
             def step(state: Any, batch: AnyBatch) -> Any:
-                nonlocal started
-                number = next(numbers)
-                self.record_loss()
-                started, before = time.perf_counter(), started
+                nonlocal seconds
+                number, started = next(numbers), time.perf_counter()
                 self.record(step=number, batch=f"{fingerprint(batch):016x}")
                 state, metrics = step_fn(state, batch)
-                self.pending_loss = (number, metrics["loss"])
-                if self.matches(STEP, number):
-                    time.sleep(self.kill_point.delay * (started - before))
-                    self.maybe_kill(STEP, number)
+                end = time.perf_counter() + self.kill_point.delay * seconds
+                self.maybe_kill(kinds.STEP, number, lambda: time.perf_counter() > end)
+                loss = float(np.asarray(metrics["loss"]))  # waits for the step
+                self.record(done=number, loss=loss.hex())
+                seconds = time.perf_counter() - started
+                self.start_timer(kinds.TIMER)
                 return state, metrics
 
-            final = train(step, state, *args, **kwargs)
-            self.record_loss()
-            return final
+            return train(step, state, *args, **kwargs)
 
         return traced
 
-    def record_loss(self) -> None:
-        """Waits for the loss of the newest step, and records all its bits."""
-        if self.pending_loss is not None:
-            step, loss = self.pending_loss
-            self.record(done=step, loss=float(np.asarray(loss)).hex())
-            self.pending_loss = None
-            self.start_timer(TIMER)
-
     def before_save(self, manager: CheckpointManager, step: int, *_: Any) -> None:
         """Called before the checkpoint manager's `save`."""
-        self.record_loss()  # no later attempt repeats the steps before a checkpoint
         self.record(saving=step)
-        self.maybe_kill(SAVE_REQUESTED, step)
+        self.maybe_kill(kinds.SAVE_REQUESTED, step)
 
     def after_save(self, manager: CheckpointManager, step: int, *_: Any) -> None:
         """Called when `save` returns, while a thread writes the checkpoint."""
-        self.maybe_kill(SAVE_COPIED, step)
-        self.maybe_kill(FIRST_ARRAY, step, lambda: has_array(manager.folder))
-        self.maybe_kill(BEFORE_HOOKS, step, (manager.folder / f"{step:08d}").exists)
+        self.maybe_kill(kinds.SAVE_COPIED, step)
+        self.maybe_kill(kinds.FIRST_ARRAY, step, lambda: has_array(manager.folder))
+        self.maybe_kill(
+            kinds.BEFORE_HOOKS, step, (manager.folder / f"{step:08d}").exists
+        )
 
     def before_rename(self, source: Any, target: Any) -> None:
         """Called before a file or folder is renamed, as to commit a checkpoint."""
         self.before_removal(source)
-        self.maybe_kill(BEFORE_COMMIT, parse_step(target))
-        if self.matches(FIRST_ARRAY, parse_step(target)):
-            time.sleep(COMMIT_TIMEOUT)  # the main thread kills this process
+        self.maybe_kill(kinds.BEFORE_COMMIT, parse_step(target))
+        # Waits: the main thread kills this process.
+        self.maybe_kill(kinds.FIRST_ARRAY, parse_step(target), lambda: False)
 
     def after_rename(self, source: Any, target: Any) -> None:
         """Called after a file or folder is renamed."""
         if (step := parse_step(target)) is not None:
             self.record(saved=step)
-            self.maybe_kill(AFTER_COMMIT, step)
+            self.maybe_kill(kinds.AFTER_COMMIT, step)
 
     def before_removal(self, path: Any) -> None:
         """Kills before a checkpoint is pruned, once that of the kill point exists."""
         new = Path(os.fsdecode(path)).with_name(f"{self.kill_point.step:08d}")
         if parse_step(path) is not None and new.exists():
-            self.maybe_kill(BEFORE_PRUNE, self.kill_point.step)
+            self.maybe_kill(kinds.BEFORE_PRUNE, self.kill_point.step)
 
     def install(self) -> None:
         """Patches the functions in this process."""
@@ -202,7 +176,7 @@ def main() -> None:
     fields = json.loads(kill_point)
     injector = Injector(Path(trace), KillPoint(**fields) if fields else None)
     injector.install()
-    injector.start_timer(STARTUP)
+    injector.start_timer(kinds.STARTUP)
     sys.argv = [COMMAND, *arguments]
     try:
         runpy.run_module(COMMAND, run_name="__main__", alter_sys=True)

@@ -29,22 +29,16 @@ DESCRIPTIONS = {
     STARTUP,
     TIMER,
 ) = KINDS = tuple(DESCRIPTIONS)
-MAX_DELAY = {STARTUP: 3.0, TIMER: 1.0}  # seconds
+TIMED = (STARTUP, TIMER)  # a run may finish before these
 
 
 @dataclass(frozen=True)
 class KillPoint:
-    """When a process is killed.
+    """When a process is killed."""
 
-    Attributes:
-        kind: one of KINDS.
-        step: the step that is not finished, or whose state is saved.
-        delay: seconds for `startup` and `timer`; for `step` in units of a step's time.
-    """
-
-    kind: str
-    step: int = 0
-    delay: float = 0.0
+    kind: str  # one of KINDS
+    step: int = 0  # that is not finished, or whose state is saved
+    delay: float = 0.0  # seconds if timed; for `step` in units of a step's time
 
     def __str__(self):
         return DESCRIPTIONS[self.kind].format(step=self.step, delay=self.delay)
@@ -76,10 +70,3 @@ def sample_kills(seed: int, kills: int, experiment: Experiment) -> list[KillPoin
         else:
             points.append(KillPoint(STEP, rng.randint(1, steps), rng.random()))
     return sorted(points, key=lambda point: (point.step, point.kind != STEP))
-
-
-def sample_timed_kills(seed: int, kills: int) -> list[KillPoint]:
-    """Kill points at random times, a quarter of them during startup."""
-    rng = random.Random(seed)
-    kinds = [rng.choice([STARTUP, TIMER, TIMER, TIMER]) for _ in range(kills)]
-    return [KillPoint(kind, delay=rng.uniform(0, MAX_DELAY[kind])) for kind in kinds]

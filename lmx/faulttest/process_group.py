@@ -15,9 +15,8 @@ from typing import Any
 from lmx.config.value import Config, explain_errors
 from lmx.core.console import print_line
 from lmx.core.rendezvous import EXIT_RESTART
-from lmx.faulttest.kill_point import MAX_DELAY, KillPoint
+from lmx.faulttest.kill_point import TIMED, KillPoint
 from lmx.run.jsonl import read_jsonl
-from lmx.run.run_dir import read_metrics
 from lmx.train.experiment import Experiment
 
 POLL_INTERVAL = 0.05  # seconds
@@ -38,16 +37,11 @@ class UnexpectedExitError(Exception):
 
 @dataclass(frozen=True)
 class Topology:
-    """Number of processes, devices of each, and the mesh over them.
-
-    Attributes:
-        devices: CPU devices to emulate; other devices are used as they are found.
-        mesh: sizes by axis; empty: those of the config.
-    """
+    """Number of processes, devices of each, and the mesh over them."""
 
     processes: int = 1
-    devices: int = 1
-    mesh: tuple[tuple[str, int], ...] = ()
+    devices: int = 1  # CPU devices to emulate; others are used as they are found
+    mesh: tuple[tuple[str, int], ...] = ()  # sizes by axis; empty: as in the config
 
     def __str__(self):
         axes = " x ".join(f"{axis} {n}" for axis, n in self.mesh if n > 1)
@@ -59,19 +53,13 @@ class Topology:
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """The experiment under test.
-
-    Attributes:
-        config: the resolved experiment.
-        file, overrides, imports: the arguments of `lmx train` that give this config.
-        folder: holds all runs, traces, logs and the report.
-    """
+    """The experiment under test."""
 
     config: Config[Experiment]
-    file: str
+    file: str  # with overrides and imports, the arguments of `lmx train`
     overrides: Sequence[str]
     imports: Sequence[str] = ()
-    folder: Path
+    folder: Path  # of all runs, traces, logs and the report
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -99,24 +87,15 @@ class Scenario:
 
 @dataclass(frozen=True, kw_only=True)
 class RunAttempt:
-    """One attempt of a run, from start to exit.
+    """One attempt of a run, from start to exit."""
 
-    Attributes:
-        run: the folder of the run.
-        kill_point: where the last process is killed.
-        traces: the events of each process, written by `injector`.
-        metrics: lines of metrics.jsonl at its end.
-        started, ended: seconds of a monotonic clock.
-    """
-
-    run: Path
+    run: Path  # its folder
     topology: Topology
-    kill_point: KillPoint | None
+    kill_point: KillPoint | None  # of the last process
     command: list[str]
     statuses: list[int]
-    traces: list[list[dict[str, Any]]]
-    metrics: list[dict[str, Any]]
-    started: float
+    traces: list[list[dict[str, Any]]]  # events of each process, as in `injector`
+    started: float  # seconds of a monotonic clock, as `ended`
     ended: float
 
     @property
@@ -193,7 +172,6 @@ def run_attempt(
         command=["lmx", *command],
         statuses=[member.returncode for member in group],
         traces=[read_jsonl(folder / f"{n}.jsonl") for n in range(len(group))],
-        metrics=list(read_metrics(scenario.folder / run)),
         started=started,
         ended=time.monotonic(),
     )
@@ -245,18 +223,17 @@ def _wait(group: Sequence[subprocess.Popen]) -> None:
 
 
 def _check_statuses(attempt: RunAttempt, folder: Path) -> None:
-    point = attempt.kill_point
-    for index, status in enumerate(attempt.statuses):
-        is_last = index == len(attempt.statuses) - 1
-        allowed = {SIGKILLED if is_last else EXIT_RESTART} if point else {0}
-        if point and point.kind in MAX_DELAY:
-            allowed.add(0)
-        if status not in allowed:
-            log = (folder / f"{index}.log").read_text().strip().splitlines()
-            tail = "\n  ".join(log[-LOG_LINES:])
-            raise UnexpectedExitError(
-                f"process {index} exited with {status}, expected"
-                f" {' or '.join(map(str, sorted(allowed)))}; kill point:"
-                f" {point or 'none'}; command: {' '.join(attempt.command)}\n  {tail}",
-                status,
-            )
+    point, statuses = attempt.kill_point, attempt.statuses
+    finished = [0] * len(statuses)
+    expected = [EXIT_RESTART] * (len(statuses) - 1) + [SIGKILLED] if point else finished
+    if statuses == expected or (point and point.kind in TIMED and statuses == finished):
+        return
+    index = next(i for i, status in enumerate(statuses) if status != expected[i])
+    log = (folder / f"{index}.log").read_text().strip().splitlines()
+    tail = "\n  ".join(log[-LOG_LINES:])
+    raise UnexpectedExitError(
+        f"process {index} exited with {statuses[index]}, expected {expected[index]};"
+        f" kill point: {point or 'none'};"
+        f" command: {' '.join(attempt.command)}\n  {tail}",
+        statuses[index],
+    )

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lmx.config.registry import ConfigError
+from lmx.core.files import create_dir
 from lmx.core.sharding import Mesh
 from lmx.faulttest import report
 from lmx.faulttest.kill_point import STEP, KillPoint
@@ -24,7 +24,6 @@ from lmx.run.run_dir import read_metadata
 BASELINE, KILLED, RESHARDED = "baseline", "killed", "resharded"
 REPORT_FILE = "report.json"
 AXES = ("data", "fsdp", "expert", "context", "tensor", "stage")
-CPU = "cpu"
 # Processes, and the meshes to try with them, where devices are emulated.
 CPU_MESHES = [
     (2, [{"fsdp": 2}, {"data": 2}, {"tensor": 2}]),
@@ -49,12 +48,12 @@ def run_faulttest(
     other_mesh, refused = None, []
     if rounds := other_topologies(scenario.experiment.mesh, metadata):
         resharded, refused = run_resharded(scenario, rounds)
-        rtol = default_rtol(config["model.precision"].fields["compute"], metadata)
+        default = "float32" if has_cpus(metadata) else "bfloat16"
+        rtol = RTOL[config["model.precision"].fields["compute"] or default]
         if len({attempt.topology for attempt in resharded}) > 1:
             other_mesh = report.compare_runs(resharded, baseline, scenario, rtol)
-    compared = [*same_mesh, *([other_mesh] if other_mesh else [])]
     content = {
-        "passed": all(map(report.passed, compared)),
+        "passed": all(map(report.passed, [*same_mesh, other_mesh or {}])),
         **facts,
         "config": scenario.file,
         "overrides": list(scenario.overrides),
@@ -128,7 +127,7 @@ def other_topologies(mesh: Mesh, metadata: Mapping[str, Any]) -> list[list[Topol
     """
     current = {axis: n for axis, n in metadata["mesh"].items() if axis != "replica"}
     used, rounds = math.prod(current.values()), []
-    if metadata["devices"].endswith(f" x {CPU}"):
+    if has_cpus(metadata):
         rounds = CPU_MESHES
     elif used > 1:
         rounds = [(1, [{axis: used} for axis in ("fsdp", "data", "tensor")])]
@@ -146,14 +145,12 @@ def other_topologies(mesh: Mesh, metadata: Mapping[str, Any]) -> list[list[Topol
     ]
 
 
-def default_rtol(compute: str | None, metadata: Mapping[str, Any]) -> float:
-    """The relative tolerance of losses on another mesh."""
-    default = "float32" if metadata["devices"].endswith(f" x {CPU}") else "bfloat16"
-    return RTOL[compute or default]
+def has_cpus(metadata: Mapping[str, Any]) -> bool:
+    """Whether a run used CPUs."""
+    return metadata["devices"].endswith(" x cpu")
 
 
 def create_folder(folder: Path) -> None:
     """Creates the folder of a test; refuses one that is not empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and is not empty: name another --out.")
-    folder.mkdir(parents=True, exist_ok=True)
+    with create_dir(folder, "is not empty: name another --out."):
+        pass

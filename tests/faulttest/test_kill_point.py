@@ -6,11 +6,9 @@ from lmx.faulttest.kill_point import (
     BEFORE_HOOKS,
     BEFORE_PRUNE,
     KINDS,
-    STARTUP,
     STEP,
-    TIMER,
+    TIMED,
     sample_kills,
-    sample_timed_kills,
 )
 
 HOOKS = [
@@ -35,15 +33,13 @@ def sample(tiny):
 
 def test_a_seed_decides_the_kill_points(sample):
     assert sample(3) == sample(3) != sample(4)
-    assert sample_timed_kills(3, 9) == sample_timed_kills(3, 9)
-    assert sample_timed_kills(3, 9) != sample_timed_kills(4, 9)
 
 
 def test_a_run_reaches_every_kill_point_in_order(sample):
     saves = [*range(4, 60, 4), 60]
     for seed in range(20):
         points = sample(seed)
-        assert {point.kind for point in points} == {*KINDS} - {STARTUP, TIMER}
+        assert {point.kind for point in points} == {*KINDS} - {*TIMED}
         used = [point.step for point in points if point.kind != STEP]
         assert used == sorted(set(used)) and set(used) <= set(saves)
         assert [point.step for point in points] == sorted(p.step for p in points)
@@ -61,14 +57,6 @@ def test_no_kind_is_sampled_that_cannot_occur(sample):
 def test_kills_without_a_save_are_in_steps(sample):
     points = sample(0, save_every=30)
     assert len(points) == 16 and len({p.step for p in points if p.kind != STEP}) == 2
-
-
-def test_timed_kills_are_spread_over_the_startup_and_the_second_after_it():
-    points = sample_timed_kills(0, 500)
-    for kind, latest, share in ((STARTUP, 3.0, 0.25), (TIMER, 1.0, 0.75)):
-        delays = [point.delay for point in points if point.kind == kind]
-        assert len(delays) == pytest.approx(500 * share, rel=0.2)
-        assert 0 <= min(delays) < 0.1 * latest and 0.9 * latest < max(delays) <= latest
 
 
 def test_each_kill_point_has_its_own_description(sample):
