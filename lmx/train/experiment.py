@@ -11,13 +11,7 @@ import jax
 import optax
 from flax import nnx
 
-from lmx.config.registry import (
-    Execution,
-    Positive,
-    configurable,
-    require,
-    suggest,
-)
+from lmx.config.registry import Execution, Positive, configurable, require, suggest
 from lmx.config.resolve import load
 from lmx.config.value import Config
 from lmx.core import sharding

@@ -58,9 +58,10 @@ class HookRunner:
         timing: TimeAccounting,
         flush: Callable[[], None] = lambda: None,
     ):
-        first = {name: hook for name, hook in hooks.items() if hook.before_save}
-        save = {SAVE: hooks[SAVE]} if SAVE in hooks else {}
-        self.hooks = {**first, **save, **hooks}
+        def order(item: tuple[str, Hook]) -> tuple[bool, bool]:
+            return not item[1].before_save, item[0] != SAVE
+
+        self.hooks = dict(sorted(hooks.items(), key=order))
         self.run_dir, self.timing, self.flush = run_dir, timing, flush
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:

@@ -9,13 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from lmx.config.registry import (
-    Execution,
-    NonNegative,
-    Positive,
-    configurable,
-    require,
-)
+from lmx.config.registry import Execution, NonNegative, Positive, configurable, require
 from lmx.core.batch import AnyBatch, Batch
 from lmx.core.mean import Mean
 from lmx.models.mtp import mtp_hidden_states

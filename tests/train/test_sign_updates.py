@@ -81,6 +81,7 @@ def test_biases_balance_a_skewed_router(run, count_loads):
     assert np.abs(count_loads(state.params, batch) - even).max() < 0.5 * even
 
 
+@pytest.mark.nightly
 def test_the_weight_of_the_load_changes_nothing(run, tiny):
     """Neither clipping nor gradient norms include it."""
     more = "NextToken.aux={'balance': 0.01, 'load': 64.0}"

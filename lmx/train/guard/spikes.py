@@ -9,13 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from lmx.config.registry import (
-    NonNegative,
-    Positive,
-    at_least,
-    configurable,
-    require,
-)
+from lmx.config.registry import NonNegative, Positive, at_least, configurable, require
 from lmx.core import distributed
 from lmx.data.schedule import BatchSchedule
 from lmx.run.run_dir import RunDir, read_ledger

@@ -136,10 +136,7 @@ PARENT_INTERVAL = 0.5  # seconds between two looks at the parent process
 PRODUCT_NAME = Path("/sys/class/dmi/id/product_name")
 # Values of Google's machines, TPUs among them. Live migration is not one of them.
 # https://cloud.google.com/compute/docs/metadata/predefined-metadata-keys
-EVENTS = {
-    "maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE",
-    "preempted": "TRUE",
-}
+EVENTS = {"maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE", "preempted": "TRUE"}
 
 
 def find_metadata_host() -> str | None:
