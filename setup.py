@@ -9,7 +9,6 @@ setup(
     packages=[*find_packages(include=["lmx*"]), "lmx.experiments"],
     package_dir={"lmx.experiments": "experiments"},
     package_data={
-        "lmx": ["plan/prices.txt"],
         "lmx.experiments": ["*.gin", "families/*.gin"],
     },
 )

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from lmx.plan.forecast import Forecast
 
 LOCAL = "local"  # the devices of this machine
-_SEARCH = "try other meshes, remat policies and microbatches; compile the best N"
-_PRICES = "US dollars per hour of each chip, a line each (lmx/plan/prices.txt)"
 
 
 @Command(
@@ -23,8 +21,10 @@ _PRICES = "US dollars per hour of each chip, a line each (lmx/plan/prices.txt)"
     {
         "--on": option("such as v5p-128", metavar="MACHINE") | {"required": True},
         "--analytic": {"action": "store_true", "help": "arithmetic only, in a second"},
-        "--search": option(_SEARCH, int, metavar="N"),
-        "--prices": option(_PRICES, Path, metavar="FILE"),
+        "--search": option("try other settings; compile the best N", int, metavar="N"),
+        "--prices": option(
+            "US dollars per hour, as in v5p = 4.2", Path, metavar="FILE"
+        ),
         "--png": option("also plot the prediction", Path, metavar="FILE"),
     },
     takes_overrides=True,
@@ -32,11 +32,11 @@ _PRICES = "US dollars per hour of each chip, a line each (lmx/plan/prices.txt)"
 def plan(args: argparse.Namespace) -> Output:
     """Predicts whether an experiment fits a machine, its speed, limits and cost.
 
-    Needs neither the machine nor the data. For TPUs the training step is compiled by
-    their own compiler (`pip install 'lmx[tpu]'`), which takes minutes; for GPUs, and
-    with --analytic, the prediction is arithmetic only, and says so.
+    Needs neither the machine nor the data. For TPUs the training step is compiled
+    (`pip install 'lmx[tpu]'`), which takes minutes; for GPUs, and with --analytic, the
+    prediction is arithmetic only. --search varies mesh, remat and microbatches.
 
-      lmx plan experiments/families/llama2_70b.gin --on v5p-128
+      lmx plan families/llama2_70b 'Attention.backend=@SplashAttention()' --on v5p-128
       lmx plan families/llama3_8b Mesh.fsdp=256 --on v5e-256 --analytic
       lmx plan families/llama2_70b --on 4xv5e-256 --search 2
       lmx plan gpt2_124m --on h100-8 --json
@@ -50,35 +50,33 @@ def plan(args: argparse.Namespace) -> Output:
     from lmx.plan.compile import compile_forecast
 
     config = load_experiment(args)
-    asked = predict(config, args.on, args.prices)
-    best = search.rank_settings(asked)[: args.search] if args.search else [asked]
+    base = predict(config, args.on, args.prices)
+    best = search.rank_settings(base)[: args.search] if args.search else [base]
     if not args.analytic:
         best = [compile_forecast(config, each, args.imports) for each in best]
         best.sort(key=lambda each: (not each.fits, each.seconds.step))
-    forecast = best[0] if best else asked
+    forecast = best[0] if best else base
     fixes = {} if forecast.fits else search.suggest(forecast)
     if args.png:
         report.plot_forecast(forecast, args.png)
     text = report.format_report(forecast, fixes)
     if args.search:
-        text = f"{report.format_ranking(asked, best)}\n\n{text}"
-    would_fit = {x: search.format_overrides(forecast, f) for x, f in fixes.items()}
-    ranking = [
-        {"settings": search.format_overrides(asked, each), **each.to_json()}
-        for each in best
-    ]
-    data = {**forecast.to_json(), "would_fit": would_fit, "ranking": ranking}
+        text = f"{report.format_ranking(base, best)}\n\n{text}"
+    describe = search.format_overrides
+    data = {
+        **forecast.to_json(),
+        "would_fit": {name: describe(forecast, each) for name, each in fixes.items()},
+        "ranking": [{"settings": describe(base, f), **f.to_json()} for f in best],
+    }
     return Output(text, data, 0 if forecast.fits else 1)
 
 
 def predict(config: Config, name: str, prices: Path | None = None) -> "Forecast":
     """The analytic forecast of an experiment on a machine, or on `LOCAL`."""
-    from lmx.plan import topology
-    from lmx.plan.case import build_case
-    from lmx.plan.forecast import make_forecast
+    from lmx.plan import case, forecast, topology
 
     with explain_errors(config):
         local = name == LOCAL
         machine = topology.detect_machine() if local else topology.parse_machine(name)
-        case = build_case(config.build(), machine)
-        return make_forecast(case, topology.load_price(case.machine.kind, prices))
+        price = topology.load_price(machine.kind, prices)
+        return forecast.make_forecast(case.build_case(config.build(), machine), price)

@@ -1,8 +1,10 @@
 """A training experiment on a machine, as shapes and shardings without its devices."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from operator import attrgetter
 from typing import NamedTuple
 
 import jax
@@ -12,14 +14,14 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from lmx.config.registry import ConfigError
 from lmx.core import sharding
 from lmx.core.sharding import RULES, Rules, is_variable
-from lmx.layers.attention.reference import ReferenceAttention
-from lmx.layers.moe.dispatch import DroplessDispatch
-from lmx.layers.moe.moe import MoE
 from lmx.models.decoder import Decoder
 from lmx.models.remat import Remat
 from lmx.plan.topology import Machine
 from lmx.train.experiment import Experiment
-from lmx.train.step import TrainState, init_state
+from lmx.train.step import TrainState
+
+PARTS = ("params", "opt_state", "frozen.params", "frozen.loss")  # of a `TrainState`
+WEIGHTS = ("params", "frozen.params")
 
 
 class PlannedTensor(NamedTuple):
@@ -39,17 +41,14 @@ class PlannedTensor(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Bytes of the whole array."""
         return math.prod(self.shape) * self.itemsize
 
     @property
     def local_size(self) -> int:
-        """Elements on one device."""
         return math.prod(self.local_shape)
 
     @property
     def local_bytes(self) -> int:
-        """Bytes on one device."""
         return self.local_size * self.itemsize
 
     @property
@@ -65,7 +64,6 @@ class PlannedTensor(NamedTuple):
 
     @property
     def mesh_axes(self) -> set[str]:
-        """The mesh axes that shard it."""
         return set(jax.tree.leaves(tuple(self.spec)))
 
     @property
@@ -106,7 +104,7 @@ class Case:
     def __post_init__(self):
         shape = (self.sequences, self.sequence_length)
         sharding.spec(("batch", "length"), shape, self.mesh, self.rules)
-        sharding.shardings(self.state.params, self.mesh, self.rules)
+        self.tensors("params")  # refuses what does not divide
         if self.microbatches < 1 or self.sequences % self.microbatches:
             raise ConfigError(
                 f"{self.sequences} sequences do not divide into {self.microbatches}"
@@ -115,7 +113,6 @@ class Case:
 
     @property
     def mesh(self) -> AbstractMesh:
-        """The mesh, without devices."""
         return AbstractMesh(tuple(self.sizes.values()), tuple(self.sizes))
 
     @property
@@ -131,8 +128,20 @@ class Case:
         )
 
     @property
+    def storage_dtype(self) -> jnp.dtype:
+        """The dtype of saved activations: a CPU has no arithmetic in bfloat16."""
+        return jnp.promote_types(self.compute_dtype, self.machine.chip.compute_dtype)
+
+    @property
+    def peak_flops(self) -> float:
+        """Peak FLOP/s of a device in that dtype."""
+        chip = self.machine.chip
+        return chip.flops * (
+            chip.float32_rate if self.compute_dtype.itemsize > 2 else 1
+        )
+
+    @property
     def tokens(self) -> int:
-        """Tokens of one step."""
         return self.sequences * self.sequence_length
 
     @property
@@ -144,53 +153,54 @@ class Case:
     def local_tokens(self) -> int:
         """Tokens of one microbatch on one device."""
         shards = math.prod(self.sizes[axis] for axis in self.batch_axes)
-        chunks = math.prod(self.sizes[axis] for axis in self.rules.get("length", ()))
         rows = math.ceil(self.sequences / self.microbatches / shards)
-        return rows * self.sequence_length // chunks
+        return rows * self.local_length
+
+    @property
+    def local_length(self) -> int:
+        """Tokens of a row on one device."""
+        chunks = math.prod(self.sizes[axis] for axis in self.rules.get("length", ()))
+        return self.sequence_length // chunks
 
     @property
     def logit_fraction(self) -> float:
         """The fraction of those tokens whose logits are in memory at once."""
         return (self.loss_chunk or self.sequence_length) / self.sequence_length
 
-    def tensors(self, part: str) -> list[PlannedTensor]:
-        """The arrays of `params` or `opt_state`."""
-        tree = getattr(self.state, part)
+    def tensors(self, *parts: str) -> list[PlannedTensor]:
+        """The arrays of those of `PARTS`."""
+        return [tensor for part in parts for tensor in self._tensors[part]]
+
+    @cached_property
+    def _tensors(self) -> dict[str, list[PlannedTensor]]:
+        return {part: [*self._iter_tensors(part)] for part in PARTS}
+
+    def _iter_tensors(self, part: str) -> Iterator[PlannedTensor]:
+        tree = attrgetter(part)(self.state)
         shardings = jax.tree.leaves(sharding.shardings(tree, self.mesh, self.rules))
         leaves, _ = jax.tree.flatten_with_path(tree, is_leaf=is_variable)
-        tensors = []
         for (path, leaf), own in zip(leaves, shardings, strict=True):
             [array] = jax.tree.leaves(leaf)
-            tensors.append(
-                PlannedTensor(
-                    jax.tree_util.keystr(path, simple=True, separator="."),
-                    array.shape,
-                    array.dtype.itemsize,
-                    own.spec,
-                    own.shard_shape(array.shape),
-                    leaf.get_metadata().get("axes", ()) if is_variable(leaf) else (),
-                )
+            yield PlannedTensor(
+                jax.tree_util.keystr(path, simple=True, separator="."),
+                array.shape,
+                array.dtype.itemsize,
+                own.spec,
+                own.shard_shape(array.shape),
+                leaf.get_metadata().get("axes", ()) if is_variable(leaf) else (),
             )
-        return tensors
 
 
 def build_case(experiment: Experiment, machine: Machine) -> Case:
     """The experiment with the settings of its config. Reads no data."""
     model = experiment.abstract_model()
-    for block, _ in model.stack.kinds():
-        block.attention.backend = ReferenceAttention()  # for shapes, on any device
-        if isinstance(block.mlp, MoE) and isinstance(
-            block.mlp.dispatch, DroplessDispatch
-        ):
-            block.mlp.dispatch = DroplessDispatch()
-    optimizer = experiment.optimizer(experiment.schedule.build(experiment.steps))
     rules = dict(RULES) | dict(experiment.rules)
     stages = experiment.data.schedule.truncate(experiment.steps).stages
     largest = max(stages, key=lambda stage: stage.batch_size * stage.sequence_length)
     return Case(
         machine=machine,
         model=model,
-        state=jax.eval_shape(partial(init_state, experiment.model, optimizer, 0)),
+        state=jax.eval_shape(experiment.make_init()),
         rules=rules,
         sizes=experiment.mesh.resolve_sizes(machine.devices, rules),
         sequences=largest.batch_size,

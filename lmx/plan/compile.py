@@ -132,7 +132,14 @@ def compile_step(
     start, refusal, memory, hlo = time.monotonic(), "", {}, None
     try:
         compiled = lowered.compile()
-        memory, hlo = _describe_memory(compiled.memory_analysis()), compiled.as_text()
+        hlo, found = compiled.as_text(), compiled.memory_analysis()
+        memory = {
+            "state and batch": found.argument_size_in_bytes,
+            # Those that alias inputs count once.
+            "new outputs": found.output_size_in_bytes - found.alias_size_in_bytes,
+            "temporaries": found.temp_size_in_bytes,
+            "program": found.generated_code_size_in_bytes,
+        }
     except jax.errors.JaxRuntimeError as error:
         if "memory" not in str(error):
             raise
@@ -144,17 +151,6 @@ def compile_step(
         "memory": memory,
         "refusal": refusal,
         "hlo": hlo,
-    }
-
-
-def _describe_memory(analysis: Any) -> dict[str, float]:
-    """Bytes on a device; outputs that alias inputs count once."""
-    new_outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return {
-        "state and batch": float(analysis.argument_size_in_bytes),
-        "new outputs": float(new_outputs),
-        "temporaries": float(analysis.temp_size_in_bytes),
-        "program": float(analysis.generated_code_size_in_bytes),
     }
 
 
@@ -234,8 +230,7 @@ def _to_collective(case: Case, use: CollectiveUse) -> roofline.Collective:
 
 
 def _count_state(forecast: Forecast) -> float:
-    persistent = forecast.memory.persistent
-    return persistent["parameters"] + persistent["optimizer state"]
+    return sum(float(tensor.local_bytes) for tensor in forecast.tensors)
 
 
 def _parse_refusal(forecast: Forecast, refusal: str) -> dict[str, float]:

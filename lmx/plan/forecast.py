@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmx.core.sharding import format_mesh
-from lmx.plan.case import Case, PlannedTensor
+from lmx.plan.case import PARTS, Case, PlannedTensor
 from lmx.plan.memory import MemoryUse, estimate_memory
 from lmx.plan.roofline import (
     Collective,
@@ -55,7 +55,6 @@ class Forecast:
 
     @property
     def hours(self) -> float:
-        """Hours of the whole run."""
         return self.case.steps * self.seconds.step / 3600
 
     @property
@@ -65,13 +64,12 @@ class Forecast:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Bytes of a checkpoint."""
-        return sum(tensor.bytes for tensor in self.tensors)
+        return sum(tensor.bytes for tensor in self.case.tensors("params", "opt_state"))
 
     @property
     def tensors(self) -> list[PlannedTensor]:
-        """Parameters, then optimizer state."""
-        return [*self.case.tensors("params"), *self.case.tensors("opt_state")]
+        """All that a device holds for the whole run."""
+        return self.case.tensors(*PARTS)
 
     @property
     def settings(self) -> str:
@@ -81,7 +79,6 @@ class Forecast:
         return f"{mesh}, remat {case.remat}, microbatches {case.microbatches}"
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON."""
         case = self.case
         return {
             "method": self.method,
@@ -112,7 +109,7 @@ class Forecast:
                 {
                     "name": tensor.name,
                     "shape": tensor.shape,
-                    "spec": [tensor.spec[i] for i in range(len(tensor.spec))],
+                    "spec": [*tensor.spec],
                     "bytes": tensor.bytes,
                     "device_bytes": tensor.local_bytes,
                 }

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,7 +25,9 @@ PALLAS_KERNEL = 'custom_call_target="tpu_custom_call"'
 # The host sends data to other slices, for this collective.
 CROSS_SLICE = r'megascale_runtime".*transfer_rendezvous="([a-z-]+)'
 
-_HEADER = re.compile(r"(ENTRY )?%([\w.-]+) \(")
+_COMPUTATION = re.compile(
+    r"^(ENTRY )?%([\w.-]+) \([^\n]*\n(.*?)\n\}$", re.MULTILINE | re.DOTALL
+)
 # A shape can have spaces, but no word in lower case before a parenthesis.
 _OP = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)", re.DOTALL)
 
@@ -100,14 +102,15 @@ class HLOProgram:
     def count_trips(self, loop: HLOOp) -> int:
         """How often a loop runs: the bound in its condition."""
         ops = self.computations[loop.find_computation("condition")]
-        operands = {op.name: op.rest.split(")")[0] for op in ops}
-        constants = {op.name for op in ops if op.kind == "constant"}
+        numbers = {
+            op.name: op.search(r"^(\d+)\)") for op in ops if op.kind == "constant"
+        }
         for op in ops:
             if op.kind == "compare" and "direction=LT" in op.rest:
-                _, *bounds = re.findall(r"%([\w.-]+)", operands[op.name])
+                _, *bounds = re.findall(r"%([\w.-]+)", op.rest.split(")")[0])
                 for name in bounds:
-                    if name in constants and operands[name].isdigit():
-                        return int(operands[name])
+                    if numbers.get(name):
+                        return int(numbers[name])
         raise ValueError(f"the HLO has no trip count for the loop {loop.name}.")
 
     def list_fused(self, op: HLOOp) -> list[HLOOp]:
@@ -117,25 +120,12 @@ class HLOProgram:
 
 def parse_hlo(text: str) -> HLOProgram:
     """Parses the text of `jax.stages.Compiled.as_text`."""
-    computations: dict[str, list[HLOOp]] = {}
-    entry, current, lines = "", None, []
-
-    def add_operation() -> None:
-        found = _OP.match("\n".join(lines)) if lines else None
-        if found and current is not None:
-            current.append(HLOOp(*found.groups()))
-        lines.clear()
-
-    for line in text.splitlines():
-        header = _HEADER.match(line)
-        if header or line == "}":
-            add_operation()
-            current = computations.setdefault(header[2], []) if header else None
-            entry = header[2] if header and header[1] else entry
-        else:
-            if line.startswith(("  %", "  ROOT %")):
-                add_operation()
-            lines.append(line)  # an attribute can have line breaks
+    computations, entry = {}, ""
+    for is_entry, name, body in _COMPUTATION.findall(text):
+        operations = re.split(r"\n(?=  (?:ROOT )?%)", body)  # attributes have breaks
+        found = map(_OP.match, operations)
+        computations[name] = [HLOOp(*match.groups()) for match in found if match]
+        entry = name if is_entry else entry
     return HLOProgram(computations, entry)
 
 
@@ -248,8 +238,7 @@ def measure(program: HLOProgram, slices: Sequence[int] = ()) -> StepProfile:
         cycles[not kinds.isdisjoint(MATMULS)] += runs * op.cycles
         if PALLAS_KERNEL in op.rest:
             kernels[re.sub(r"[.\d]+$", "", op.name)] += runs
-    sizes: defaultdict[tuple[str, tuple[int, ...], bool], float] = defaultdict(float)
-    counts: Counter[tuple[str, tuple[int, ...], bool]] = Counter()
+    uses: dict[tuple[str, tuple[int, ...], bool], CollectiveUse] = {}
     seen: set[tuple[str, int]] = set()
     for op, runs, overlapped in _iter_collectives(program):
         part = (op.search(r"channel_id=(\d+)") or op.name, runs)
@@ -258,13 +247,11 @@ def measure(program: HLOProgram, slices: Sequence[int] = ()) -> StepProfile:
         seen.add(part)
         kind = op.cross_slice or op.kind.removesuffix("-start")
         devices = tuple(slices) if op.cross_slice else tuple(parse_group(op))
-        sizes[kind, devices, overlapped] += runs * _count_payload(op)
-        counts[kind, devices, overlapped] += runs
-    uses = [
-        CollectiveUse(*key[:2], size, counts[key], key[2])
-        for key, size in sizes.items()
-    ]
-    return StepProfile(cycles[True], cycles[False], dict(kernels), uses)
+        key = kind, devices, overlapped
+        use = uses.get(key, CollectiveUse(kind, devices, 0.0, 0, overlapped))
+        size = use.bytes + runs * _count_payload(op)
+        uses[key] = use._replace(bytes=size, runs=use.runs + runs)
+    return StepProfile(cycles[True], cycles[False], dict(kernels), [*uses.values()])
 
 
 def _iter_collectives(program: HLOProgram) -> Iterator[tuple[HLOOp, int, bool]]:

@@ -10,11 +10,14 @@ from lmx.plan.search import format_overrides
 from lmx.plan.topology import GIB
 
 ANALYTIC = """\
-Nothing was compiled or run. Assumptions: a fused attention kernel that saves no scores
-and skips masked tokens, at 50% of the peak; other matmuls at 81% of it; gathers of
-weights overlap with other work, on GPUs also sums of gradients, and nothing over
-`tensor` and `expert`; one document per row. Left out: ring attention over `context`,
-bubbles of `stage`, dropout, host work and stragglers."""
+Nothing was compiled or run. Assumptions: attention at 50% of the peak, which skips
+masked tokens unless its backend holds all logits; other matmuls at 81% of it; float32
+in TF32 on GPUs and as fast as bfloat16 on TPUs; gathers of weights overlap with other
+work, on GPUs also sums of gradients, and nothing over `tensor` and `expert`; one
+document per row. Left out: ring attention over `context`, bubbles of `stage`, models
+that a loss runs, dropout, host work and stragglers."""
+# In place of a backend that holds the logits of all pairs of tokens.
+FUSED = "SplashAttention (TPU), CuDNNAttention (GPU) or RingAttention"
 COMPILED = """\
 Memory, cycles and collectives are those of the compiler for this step; nothing was run.
 Assumptions: attention kernels, whose cycles it does not estimate, reach 50% of the
@@ -65,6 +68,10 @@ def format_verdict(forecast: Forecast, better: dict[str, Forecast]) -> str:
     for name, each in better.items():
         step = f"{each.memory.total / GIB:.1f} GiB, {each.seconds.step:.3g} s a step"
         lines.append(f"  {name}: {format_overrides(forecast, each)} fits ({step})")
+    if forecast.memory.parts.get("attention logits", 0.0) > GIB:
+        lines.append(
+            f"  attention holds logits of all pairs of tokens; {FUSED} does not"
+        )
     if not better:
         lines.append("  no settings were found that fit: make the model smaller")
     return "\n".join(lines)

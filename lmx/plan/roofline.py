@@ -11,8 +11,8 @@ from lmx.core.sharding import is_variable
 from lmx.models import params
 from lmx.models.decoder import Decoder
 from lmx.models.remat import Remat
-from lmx.plan.case import Case, PlannedTensor
-from lmx.plan.memory import MemoryUse, list_saved
+from lmx.plan.case import WEIGHTS, Case, PlannedTensor
+from lmx.plan.memory import MemoryUse, measure_layers
 
 # Matmuls of the size of Q K^T in a fused attention kernel, whose backward pass computes
 # the scores again. Dao 2023, arXiv:2307.08691, section 2.3.
@@ -50,19 +50,22 @@ class Flops(NamedTuple):
 def count_flops(model: Decoder, length: int, remat: Remat) -> Flops:
     """All conventions for rows of `length` tokens, each one document.
 
-    Assumes that attention skips masked tokens and saves no scores, so that all policies
+    Attention skips masked tokens unless its backend holds all logits, and all policies
     but `keep_all` compute it again.
     """
     weights = params.train_flops_per_token(model, 0)
     modules = model.mtp.modules if model.mtp else ()
     blocks = [*model.stack.kinds(), *((module.block, 1) for module in modules)]
-    product = active = 0.0
+    product = executed = active = 0.0
     for block, layers in blocks:
         reach = min(length, block.attention.window or length)
         keys = reach * (2 * length - reach + 1) / (2 * length)  # the mean of a query
         product += layers * block.attention.macs_per_pair * keys
+        if block.attention.backend.count_pairs(length, length) == length**2:
+            keys = length
+        executed += layers * block.attention.macs_per_pair * keys
         active += params.count_active_weights(block, block.mlp.active_fraction)
-    attention = product * (FORWARD + BACKWARD + (remat != "keep_all") * FORWARD)
+    attention = executed * (FORWARD + BACKWARD + (remat != "keep_all") * FORWARD)
     recomputed = 2 * active if remat == "keep_none" else 0.0
     return Flops(
         weights=weights,
@@ -102,27 +105,31 @@ def _list_for_weights(case: Case) -> Iterator[Collective]:
     that does not shard a weight; on TPUs over all axes, exposed: libtpu 0.0.42 compiles
     them so for v5e and v5p.
     """
-    tensors, on_tpu = case.tensors("params"), case.machine.topology is not None
+    weights, trained = case.tensors(*WEIGHTS), case.tensors("params")
+    on_tpu = case.machine.topology is not None
     scale = case.microbatches * float(case.compute_dtype.itemsize)
     for axis in case.batch_axes:
-        sharded = [tensor for tensor in tensors if axis in tensor.gathered_axes]
-        rest = [tensor for tensor in tensors if axis not in tensor.mesh_axes]
-        if sharded:
-            size = scale * sum(_count_gathered(case, t, axis) for t in sharded)
+        if size := scale * _count_gathered(case, weights, axis):
             yield _estimate(case, "all-gather", axis, "weights", 2 * size)
+        if size := scale * _count_gathered(case, trained, axis):
             kind = "all-reduce" if on_tpu else "reduce-scatter"
             sums = 2 * size if on_tpu else size
             yield _estimate(case, kind, axis, "gradients", sums, exposed=on_tpu)
-        if rest:
-            size = 2 * scale * sum(tensor.local_size for tensor in rest)
+        if rest := sum(t.local_size for t in trained if axis not in t.mesh_axes):
+            size = 2 * scale * rest
             yield _estimate(case, "all-reduce", axis, "gradients", size, exposed=on_tpu)
 
 
-def _count_gathered(case: Case, tensor: PlannedTensor, axis: str) -> int:
-    """Elements of a weight once gathered over an axis and all faster ones."""
+def _count_gathered(case: Case, tensors: Sequence[PlannedTensor], axis: str) -> int:
+    """Elements of weights that an axis shards, gathered over it and faster ones."""
     names = list(case.sizes)
-    axes = tensor.gathered_axes & set(case.batch_axes) & set(names[names.index(axis) :])
-    return math.prod(case.sizes[name] for name in axes) * tensor.local_size
+    faster = set(case.batch_axes) & set(names[names.index(axis) :])
+    return sum(
+        math.prod(case.sizes[name] for name in tensor.gathered_axes & faster)
+        * tensor.local_size
+        for tensor in tensors
+        if axis in tensor.gathered_axes
+    )
 
 
 def _list_for_activations(case: Case) -> Iterator[Collective]:
@@ -139,7 +146,7 @@ def _list_for_activations(case: Case) -> Iterator[Collective]:
             continue
         kind, payload, times = "all-reduce", "activations", _count_sums(case, axis)
         if axis in case.batch_axes:
-            kind, payload, times = "all-to-all", "tokens", count_expert_visits(case)
+            kind, payload, times = "all-to-all", "tokens", count_expert_traffic(case)
         size = 2 * passes * float(tokens * width * case.compute_dtype.itemsize) * times
         yield _estimate(case, kind, axis, payload, size, exposed=True)
 
@@ -148,13 +155,13 @@ def _count_sums(case: Case, axis: str) -> int:
     """The number of layer outputs that are summed over an axis."""
     layers = {
         (tensor.layer_kind, tensor.name.split(".")[5]): tensor.shape[0]
-        for tensor in case.tensors("params")
+        for tensor in case.tensors(*WEIGHTS)
         if tensor.is_stacked and axis in tensor.mesh_axes
     }
     return sum(layers.values())
 
 
-def count_expert_visits(case: Case) -> float:
+def count_expert_traffic(case: Case) -> float:
     """The number of experts that process a token, in all layers."""
 
     def count_experts(block: nnx.Module) -> int:
@@ -221,12 +228,11 @@ def estimate_time(
     case: Case, flops: Flops, memory: MemoryUse, collectives: Sequence[Collective]
 ) -> StepTime:
     """The time of a step, on devices that are equally fast."""
-    chip = case.machine.chip
     matmuls = (flops.executed - flops.executed_attention) * case.tokens / case.devices
     attention = estimate_attention(case, flops.executed_attention)
     return StepTime.build(
-        matmuls / (MATMUL_EFFICIENCY * chip.flops) + attention,
-        count_memory_traffic(case, memory) / chip.bandwidth,
+        matmuls / (MATMUL_EFFICIENCY * case.peak_flops) + attention,
+        count_memory_traffic(case, memory) / case.machine.chip.bandwidth,
         collectives,
     )
 
@@ -236,9 +242,8 @@ def estimate_attention(case: Case, flops: float) -> float:
 
     One side of both products is as long as a head: it fills a large multiplier in part.
     """
-    chip = case.machine.chip
-    filled = min(1.0, HEAD_DIM / chip.mxu_size)
-    peak = ATTENTION_EFFICIENCY * filled * chip.flops
+    filled = min(1.0, HEAD_DIM / case.machine.chip.mxu_size)
+    peak = ATTENTION_EFFICIENCY * filled * case.peak_flops
     return flops * case.tokens / case.devices / peak
 
 
@@ -249,7 +254,8 @@ def count_memory_traffic(case: Case, memory: MemoryUse) -> float:
     the accumulated gradients; the optimizer reads and writes its state and the
     parameters.
     """
-    between = sum(size * layers for size, layers in list_saved(case, "keep_all"))
+    layers = measure_layers(case, "keep_all")
+    between = sum((each.tokens + each.pairs) * each.layers for each in layers)
     logits = memory.phases["logits"]["logits"] / case.logit_fraction
     params = memory.persistent["parameters"]
     each = 2 * (between + logits) + (2 * params if case.microbatches > 1 else 0.0)

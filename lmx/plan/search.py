@@ -8,7 +8,7 @@ from typing import Any, get_args
 from lmx.models.remat import Remat
 from lmx.plan.case import Case
 from lmx.plan.forecast import Forecast, make_forecast
-from lmx.plan.roofline import count_expert_visits
+from lmx.plan.roofline import count_expert_traffic
 from lmx.plan.topology import Machine
 
 TENSOR_SIZES = (1, 2, 4, 8)  # within one host
@@ -48,7 +48,7 @@ def _list_variants(
 def _list_meshes(case: Case) -> Iterator[dict[str, int]]:
     """The sizes of all meshes of powers of two that use every device."""
     machine = case.machine
-    experts = machine.group if count_expert_visits(case) else 1
+    experts = machine.group if count_expert_traffic(case) else 1
     for tensor, expert in itertools.product(TENSOR_SIZES, _list_powers(experts)):
         rows, rest = divmod(machine.group, tensor * expert)
         if rest:

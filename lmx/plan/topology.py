@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from lmx.config.registry import check_argument
 from lmx.core.hardware import PEAK_FLOPS
 
 GIB = 2.0**30
-PRICES = Path(__file__).with_name("prices.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,11 @@ class Chip:
         max_group: the most devices with fast links between them.
         network_bandwidth: bytes/s between a device and other groups.
         units: TPU cores of a chip, if the number in a machine's name counts these.
+        float32_rate: the fraction of `flops` that float32 products reach.
         clock: cycles/s of the compiler's estimates.
         mxu_size: rows and columns of the matrix multiplier.
+        price: US dollars for an hour, a list price on demand in round figures, as of
+            2026-11-21: cloud.google.com/tpu/pricing, and providers of GPU servers.
     """
 
     flops: float
@@ -39,14 +42,18 @@ class Chip:
     torus_dims: int
     max_group: int
     network_bandwidth: float
+    price: float
     units: int = 1
     compute_dtype: str = "bfloat16"
+    float32_rate: float = 1.0
     clock: float | None = None
     mxu_size: int = 128
 
 
-# NVIDIA H100 SXM data sheet: 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways; DGX H100:
-# 400 Gbit/s of network for each.
+# JAX multiplies float32 in one bfloat16 pass on TPUs, and in TF32 on GPUs:
+# docs.jax.dev/en/latest/201/precision.html.
+# NVIDIA H100 SXM data sheet: 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways, half as many
+# FLOP/s in TF32; DGX H100: 400 Gbit/s of network for each.
 _H100 = Chip(
     flops=PEAK_FLOPS["NVIDIA H100 80GB HBM3"],
     memory=80e9,
@@ -55,6 +62,8 @@ _H100 = Chip(
     torus_dims=1,
     max_group=8,
     network_bandwidth=50e9,
+    price=6.88,
+    float32_rate=0.5,
 )
 # A clock is the peak over what all multipliers do in a cycle: 4 of 128 x 128 on v5e, 8
 # on v5p, and 4 times 65536 products on v6e, whose multipliers are 256 x 256.
@@ -69,6 +78,7 @@ CHIPS = {
         torus_dims=2,
         max_group=256,
         network_bandwidth=3.125e9,
+        price=1.20,
         clock=1.5e9,
     ),
     # cloud.google.com/tpu/docs/v5p: 1200 GB/s of links, both ways; 50 Gbit/s of
@@ -81,6 +91,7 @@ CHIPS = {
         torus_dims=3,
         max_group=6144,
         network_bandwidth=6.25e9,
+        price=4.20,
         units=2,
         clock=1.75e9,
     ),
@@ -93,13 +104,18 @@ CHIPS = {
         torus_dims=2,
         max_group=256,
         network_bandwidth=12.5e9,
+        price=2.70,
         clock=1.75e9,
         mxu_size=256,
     ),
     "h100": _H100,
     # NVIDIA H200 SXM data sheet: 141 GB, 4.8 TB/s; the rest as H100.
     "h200": replace(
-        _H100, flops=PEAK_FLOPS["NVIDIA H200"], memory=141e9, bandwidth=4.8e12
+        _H100,
+        flops=PEAK_FLOPS["NVIDIA H200"],
+        memory=141e9,
+        bandwidth=4.8e12,
+        price=7.91,
     ),
     # Two cores of an AMD EPYC with 24 GiB: 130 GFLOP/s of float32 measured with XLA;
     # the bandwidths are a guess of what such a share of a machine has.
@@ -111,6 +127,7 @@ CHIPS = {
         torus_dims=1,
         max_group=1,
         network_bandwidth=1e9,
+        price=0.0,
         compute_dtype="float32",
     ),
 }
@@ -145,12 +162,10 @@ class Machine:
 
     @property
     def chip(self) -> Chip:
-        """The kind of device."""
         return CHIPS[self.kind]
 
     @property
     def devices(self) -> int:
-        """The number of devices."""
         return self.group * self.groups
 
     @property
@@ -232,21 +247,14 @@ def parse_machine(name: str) -> Machine:
 
 
 def load_price(kind: str, file: Path | None = None) -> float:
-    """US dollars for an hour of a chip, from that file or from prices.txt."""
-    file = file or PRICES
-    prices = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        match line.split("#")[0].split():
-            case []:
-                continue
-            case [name, price] if price.replace(".", "", 1).isdigit():
-                prices[name] = float(price)
-            case _:
-                raise ValueError(
-                    f"{file}:{number}: {line!r} is not a price: a line is a chip and US"
-                    " dollars for an hour of one, as in 'v5p 4.20'."
-                )
-    check_argument(
-        kind in prices, f"{file} has no price of {kind}: add a line like '{kind} 1'."
-    )
-    return prices[kind]
+    """US dollars for an hour of a chip, as in a TOML file or in `CHIPS`."""
+    if file is None:
+        return CHIPS[kind].price
+    example = f"give it lines like '{kind} = 4.20', US dollars for an hour of a chip."
+    try:
+        price = tomllib.loads(file.read_text(encoding="utf-8")).get(kind)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file}: {error}: {example}") from error
+    if not isinstance(price, int | float):
+        raise ValueError(f"{file} has no price of {kind}: {example}")
+    return price

@@ -37,7 +37,7 @@ from lmx.train.program import (
     check_vocab,
     make_abstract_batch,
 )
-from lmx.train.step import StepConfig, init_state, train_step
+from lmx.train.step import StepConfig, TrainState, init_state, train_step
 
 configurable(Mesh)
 
@@ -85,6 +85,19 @@ class Experiment:
         self.optimizer(self.schedule.build(self.steps))
         return nnx.eval_shape(lambda: self.model(nnx.Rngs(0)))
 
+    def make_init(self) -> Callable[..., TrainState]:
+        """Makes the state of step 0; given parameters by path, with those."""
+        init = partial(
+            init_state,
+            self.model,
+            self.optimizer(self.schedule.build(self.steps)),
+            self.seed,
+            trainable=self.trainable,
+            loss=self.loss,
+        )
+        init = self.guard.wrap_init(init)
+        return partial(self.local_sgd.init, init) if self.local_sgd else init
+
     def build_program(self, devices: Sequence[Any]) -> StepProgram:
         """The step on these devices, which need not be local. Reads no data."""
         model = self.abstract_model()
@@ -92,11 +105,8 @@ class Experiment:
         optimizer = self.optimizer(schedule)
         graph, params = nnx.split(model)
         self._check_trainable(flatten_params(params))
-        init = partial(init_state, self.model, optimizer, self.seed)
-        init = partial(init, trainable=self.trainable, loss=self.loss)
-        init, step = self.guard.wrap_init(init), self.guard.wrap_step(train_step)
+        init, step = self.make_init(), self.guard.wrap_step(train_step)
         if self.local_sgd:
-            init = partial(self.local_sgd.init, init)
             step = partial(self.local_sgd.step, step)
         rules = dict(RULES) | dict(self.rules)
         mesh = self.mesh.build(devices, rules)

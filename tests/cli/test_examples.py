@@ -98,7 +98,6 @@ FILES = {
     "prompts.txt": "a bead\nthe dark\n",
     "X.gin": TINY,
     "experiments/x.gin": TINY + "RepeatTask.batch_size = 32\n",
-    "prices.txt": "v5e 1\n",
     "a.jsonl": "".join(f'{{"body": "line {n} of a log"}}\n' for n in range(99)),
     "web.jsonl": "".join(f'{{"text": "page {n} of the web"}}\n' for n in range(9)),
     "quiz.jsonl": '{"text": "which page of the web is it"}\n',

@@ -37,11 +37,13 @@ class SelfAttention(nnx.Module):
     """Base class of layers in which tokens attend to earlier tokens.
 
     Attributes:
+        heads: query heads.
         macs_per_pair: multiply-adds per pair of query and key.
         window: maximum number of tokens that a token sees, itself included; None: all.
         backend: implementation; all give the same numbers up to rounding.
     """
 
+    heads: int
     macs_per_pair: int
     window: int | None = None
     backend: AttentionBackend
@@ -139,7 +141,7 @@ class Attention(SelfAttention):
             position.check(head_dim)
         self.position = position
         self.kv_shape, self.window = (kv_heads, head_dim), window
-        self.macs_per_pair = 2 * heads * head_dim
+        self.heads, self.macs_per_pair = heads, 2 * heads * head_dim
         self.scale, self.logit_cap, self.dropout = scale, logit_cap, dropout
         backend.check("Attention", head_dim, self._list_features())
         self.backend = backend

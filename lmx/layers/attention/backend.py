@@ -76,6 +76,10 @@ class AttentionBackend(ABC):
                 f" leave it out, or set {layer}.backend=@ReferenceAttention().",
             )
 
+    def count_pairs(self, queries: int, keys: int) -> int:
+        """Pairs of a query and a key of which one head holds logits at once."""
+        return queries * keys
+
     def check_program(self, dtype: jnp.dtype) -> None:
         """Raises ConfigError where the traced program is not supported."""
         remedy = (
@@ -140,6 +144,9 @@ class CuDNNAttention(XLAAttention):
 
     implementation = "cudnn"
     platforms, dtypes, sharded_length = ("gpu",), ("bfloat16", "float16"), False
+
+    def count_pairs(self, queries, keys):
+        return 0
 
     def check(self, layer, head_dim, required):
         super().check(layer, head_dim, required)

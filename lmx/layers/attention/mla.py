@@ -70,7 +70,7 @@ class MLA(SelfAttention):
         position.check(rope_dim)
         self.position = position
         self.kv_rank, self.head_dim, self.rope_dim = kv_rank, head_dim, rope_dim
-        self.macs_per_pair = heads * (query_dim + value_dim)
+        self.heads, self.macs_per_pair = heads, heads * (query_dim + value_dim)
         self.scale = query_dim**-0.5 if scale is None else scale
         self.dropout = dropout
         required = ["value_dim", "dropout"] if dropout else ["value_dim"]

@@ -65,6 +65,9 @@ class RingAttention(AttentionBackend):
     block: Positive[int] = 512
     supports = frozenset(("sink", "logit_cap", "value_dim"))
 
+    def count_pairs(self, queries, keys):
+        return min(self.block, queries) * min(self.block, keys)
+
     def __call__(
         self, q, k, v, mask, *, scale=None, logit_cap=None, sink=None, **unused
     ):
