@@ -13,6 +13,7 @@ import pytest
 from lmx.cli.main import main
 from lmx.config.resolve import load
 from lmx.data.store.build import BuildTokenStore
+from lmx.study.sweep import Sweep
 from lmx.train.checkpoint.import_hf import import_hf
 from lmx.train.experiment import Experiment
 from tests.data.tokenizer.test_hf_folder import by_bytes
@@ -46,11 +47,14 @@ def test_a_config_resolves_and_all_of_it_is_used(text, checkout, llama):
     if "runs/llama" in text:
         import_hf(llama(), checkout / "runs" / "llama")
     (checkout / "my.gin").write_text(text)
-    root = BuildTokenStore if text.startswith("BuildTokenStore") else Experiment
+    roots = {kind.__name__: kind for kind in (BuildTokenStore, Sweep)}
+    root = roots.get(text.partition(".")[0], Experiment)
     config = load(["my.gin"], root=root)
     unused = [line for line in config.unused_bindings if line.startswith("my.gin")]
     assert not unused
     built = config.build()
+    if isinstance(built, Sweep):
+        assert built.list_runs()
     if isinstance(built, Experiment):
         built.abstract_model()
 

@@ -27,7 +27,7 @@ REPEATABLE = {
 
 @Command(
     "fit",
-    "POINTS.csv",
+    "POINTS",
     "a scaling law of the losses of runs",
     {
         "--form": option("of the law", default=FORMS[0]) | {"choices": FORMS},
@@ -48,15 +48,16 @@ REPEATABLE = {
     },
 )
 def fit(args: argparse.Namespace) -> Output:
-    """Fits a scaling law to a table of runs, and says how sure it is.
+    """Fits a scaling law to the runs in a folder, or to a table of runs.
 
-    Needs columns of the loss and of two of parameters N, tokens D and FLOPs C; the
-    third is then by C = 6 N D. Prints the parameters, compute-optimal N and D, three
-    ways to the exponent of N over C, a test on the largest runs, the next runs that
-    would help most, and what is doubtful. Each interval is of 95%: of the profile
-    likelihood, and of the bootstrap.
+    A CSV file needs columns of the loss and of two of parameters N, tokens D and FLOPs
+    C; the third is then by C = 6 N D. Of a folder, the finished runs count. Prints the
+    parameters, compute-optimal N and D, three ways to the exponent of N over C, a test
+    on the largest runs, the next runs that would help most, and what is doubtful. Each
+    interval is of 95%: of the profile likelihood, and of the bootstrap.
 
       lmx fit points.csv
+      lmx fit sweeps/ladder
       lmx fit points.csv --n params --d tokens --budget 1e21
       lmx fit points.csv --predict 70e9,1.4e12 --drop-outliers --png fit.png
       lmx fit points.csv --form compute --pin E=1.7 --json

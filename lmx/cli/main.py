@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lmx.cli import config, data, fit, hf, plan, train
+from lmx.cli import config, data, fit, hf, plan, sweep, train
 from lmx.cli.command import RAW, Command, Parser
 from lmx.cli.runs import ckpt, eval, faulttest, generate, inspect, overview, replay
 from lmx.core.console import print_line, protect_output
@@ -33,13 +33,14 @@ failed, 2 invalid arguments or inputs, 75 a restart may help, 130 Ctrl-C, 143 SI
 _GROUPS = {
     "config": "read a config without running it: show, explain, diff, tree, list",
     "data": "prepare text for training, in a new folder; inputs are never changed",
+    "sweep": "train an experiment at many points: plan, run, status",
     "ckpt": "read the checkpoints of a run: list, verify, diff, lineage",
     "import": "a model of another library as a run",
     "export": "a run as a model of another library",
 }
 _MODULES = (
-    train, generate, eval, overview, config, data, plan, fit, hf, ckpt, inspect, replay,
-    faulttest,
+    train, generate, eval, overview, config, data, plan, sweep, fit, hf, ckpt, inspect,
+    replay, faulttest,
 )  # fmt: skip
 _OBJECTS = [thing for module in _MODULES for thing in vars(module).values()]
 COMMANDS = tuple(thing for thing in _OBJECTS if isinstance(thing, Command))

@@ -23,11 +23,19 @@ class Supervisor:
     saved a newer checkpoint. It gives up when a process dies twice in the same way with
     nothing saved between. Signals are forwarded, SIGHUP as SIGTERM, and end it.
     The command has its own process group, so that a terminal's Ctrl-C reaches it once,
-    and knows its supervisor, so that it stops if that is killed.
+    and knows its supervisor, so that it stops if that is killed. It inherits the file
+    descriptors `pass_fds`.
     """
 
-    def __init__(self, command: Sequence[str], run: Path, restarts: int):
+    def __init__(
+        self,
+        command: Sequence[str],
+        run: Path,
+        restarts: int,
+        pass_fds: Sequence[int] = (),
+    ):
         self.command, self.run, self.restarts = command, run, restarts
+        self.pass_fds = pass_fds
         self.child: subprocess.Popen | None = None
         self.received_signal: int | None = None
         self.signal_event = threading.Event()
@@ -77,7 +85,9 @@ class Supervisor:
     def _run_once(self) -> int:
         """Runs the command. Returns its status, negative if a signal killed it."""
         environment = {**os.environ, SUPERVISOR: f"{os.getpid()}"}
-        self.child = subprocess.Popen(self.command, process_group=0, env=environment)
+        self.child = subprocess.Popen(
+            self.command, process_group=0, env=environment, pass_fds=self.pass_fds
+        )
         if self.received_signal:  # while it was being started
             self.child.send_signal(self.received_signal)
         status = self.child.wait()

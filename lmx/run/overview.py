@@ -21,9 +21,9 @@ Row = dict[str, Any]
 def list_runs(folder: Path) -> list[Row]:
     """The runs in a folder, at any depth: one row each, with the names as keys.
 
-    First run, state, step and steps; then the settings that are not the same in all
-    runs, by their paths; then the last losses, by their names. `state` is done,
-    running, stopped or imported, or why the run cannot be read.
+    First run, state, step, steps, parameters and tokens so far; then the settings that
+    are not the same in all runs, by their paths; then the last losses, by their names.
+    `state` is done, running, stopped or imported, or why the run cannot be read.
     """
     runs = [_read_run(path) for path in sorted(f.parent for f in folder.rglob(CONFIG))]
     shown = _find_differing([settings for _, settings, _ in runs if settings])
@@ -38,16 +38,19 @@ def _read_run(path: Path) -> tuple[Row, Row, Row]:
     row: Row = {"run": f"{path}"}
     try:
         config, last = read_config(path), read_last_metrics(path)
+        metadata = read_metadata(path)
     except ConfigError as error:
         return row | {"state": f"unreadable: {error}"}, {}, {}
     states = {
         "imported": "steps" not in config.fields,
-        "done": "final" in read_metadata(path),
+        "done": "final" in metadata,
         "running": is_being_written(path),
         "stopped": True,
     }
     row["state"] = next(state for state, holds in states.items() if holds)
     row |= {"step": last.get("step", 0), "steps": config.fields.get("steps", 0)}
+    row |= {"parameters": metadata.get("parameters", 0)}
+    row |= {"tokens": last.get("tokens_seen", 0)}
     names = ("loss", *find_losses(last).values())
     losses = {name: last[name] for name in names if name in last}
     return row, {name: format_value(x) for name, x in config.flatten()}, losses

@@ -5,12 +5,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from lmx.config.registry import ConfigError, require
+from lmx.run.overview import list_runs
 
 FLOPS = 6.0  # of training, per parameter and token
 # The names by which a column is found, in this order and in any case.
@@ -18,7 +20,7 @@ COLUMNS = {
     "n": ("n", "params", "parameters", "model size"),
     "d": ("d", "tokens"),
     "c": ("c", "flops", "compute", "training flop"),
-    "loss": ("loss", "val_loss"),
+    "loss": ("validation/loss", "val_loss", "loss"),
     "unique": ("unique", "unique_tokens"),
     "experts": ("experts",),
 }
@@ -36,7 +38,7 @@ class Points:
         loss: nats per token.
         unique: tokens without repetition; `d` unless given.
         experts: experts of each layer; 1 unless given.
-        rows: line numbers in the file.
+        rows: line numbers in the file; of a folder, those of `lmx runs`.
     """
 
     n: Float[np.ndarray, "..."]
@@ -87,20 +89,25 @@ def make_points(n: ArrayLike, d: ArrayLike, **known: ArrayLike) -> Points:
 def read_points(
     path: Path, columns: Mapping[str, str | None], where: Sequence[str] = ()
 ) -> Points:
-    """The points of a CSV file with a header, in the rows with COLUMN=VALUE.
+    """The points of a CSV file with a header, or of the finished runs in a folder.
 
-    `columns` are those of fields of `Points`; others are found by `COLUMNS`. Two of n,
-    d and c imply the third by C = 6 N D.
+    In the rows with COLUMN=VALUE. `columns` are those of fields of `Points`; others are
+    found by `COLUMNS`. Two of n, d and c imply the third by C = 6 N D.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        header = table.fieldnames or []
-        names = _find_columns(path, header, columns)
-        rows = [(table.line_num, row) for row in table]
+    if path.is_dir():
+        done = [row for row in list_runs(path) if row["state"] == "done"]
+        header = [*dict.fromkeys(name for row in done for name in row)]
+        rows = [*enumerate(done, 1)]
+    else:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            header = table.fieldnames or []
+            rows = [(table.line_num, row) for row in table]
+    names = _find_columns(path, header, columns)
     for condition in where:
         column, _, wanted = condition.partition("=")
         require(column in header, f"{path} has no column {column!r}: {_list(header)}")
-        rows = [(line, row) for line, row in rows if row[column] == wanted]
+        rows = [(line, row) for line, row in rows if f"{row[column]}" == wanted]
     require(rows, f"{path} has no rows{' with ' if where else ''}{' '.join(where)}.")
     values = {
         field: np.array([_parse(path, line, row, name) for line, row in rows])
@@ -137,7 +144,7 @@ def _list(header: Sequence[str]) -> str:
     return f"its columns are {', '.join(map(repr, header))}."
 
 
-def _parse(path: Path, line: int, row: Mapping[str, str], column: str) -> float:
+def _parse(path: Path, line: int, row: Mapping[str, Any], column: str) -> float:
     try:
         value = float(row[column])
     except (TypeError, ValueError):

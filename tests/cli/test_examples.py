@@ -74,6 +74,7 @@ NAMES = {  # what an example names, and what stands for it here
     "100": "2",
     "runs/x": "runs/a",
     "sweeps/rate": "runs",
+    "sweeps/ladder": "points.csv",  # tests/cli/test_fit.py has a folder
     "mymodule": "mine",
 }
 NEVER_RUN = {  # by a part of the example
@@ -81,6 +82,7 @@ NEVER_RUN = {  # by a part of the example
     "X.gin Mesh.fsdp=8": "SLURM or Kubernetes",
     "--restarts 20": "starts processes: tests/cli/test_supervise.py runs it",
     "@RayExecutor()": "a Ray cluster",
+    "lmx sweep run": "starts processes: tests/faults/test_sweep.py runs it",
     "lmx faulttest": "minutes: tests/faults/test_soak.py runs it",
 }
 RUN_NIGHTLY = {  # by command: the tests that run it with all of its options
@@ -104,6 +106,8 @@ FILES = {
     "my.gin": TINY,
     "mine.py": "",
     "points.csv": make_points_csv(),
+    "sweep.gin": "Sweep.experiment = 'X.gin'\nSweep.points = @Grid()\n"
+                 "Grid.values = {'Decoder.depth': (1, 2)}\n",
     "sbatch": "#!/bin/sh\n",
     **{f"{name}/{n}.txt": f"{name} {n} " * 30 for n in range(40) for name in
        ("texts", "books", "fineweb", "examples/good", "examples/bad")},

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from lmx.cli.main import main
+from lmx.study import points
 from tests.study.test_check import TRUTH, make_ladder
 
 
 @pytest.fixture
 def table(tmp_path):
     """A ladder as CSV, with two spoiled rows of another set."""
-    points = make_ladder(seed=1)
-    rows = zip(points.n, points.d, points.loss, strict=True)
+    made = make_ladder(seed=1)
+    rows = zip(made.n, made.d, made.loss, strict=True)
     lines = ["set,n,d,loss", *(f"a,{n},{d},{loss}" for n, d, loss in rows)]
     file = tmp_path / "points.csv"
     file.write_text("\n".join([*lines, "b,1e9,1e10,9", "b,2e9,2e10,9"]))
@@ -73,6 +74,19 @@ def test_the_compute_form_fits_the_frontier_with_a_pinned_asymptote(table, capsy
     assert report["points"] < 40
 
 
+def test_the_finished_runs_of_a_folder_are_points(tmp_path, capsys, monkeypatch):
+    made = make_ladder()
+    rows = [
+        {"run": f"{i}", "state": "done", "parameters": n, "tokens": d, "loss": loss}
+        for i, (n, d, loss) in enumerate(zip(made.n, made.d, made.loss, strict=True))
+    ]
+    rows.append({"run": "40", "state": "running", "parameters": 9, "tokens": 9})
+    monkeypatch.setattr(points, "list_runs", lambda folder: rows)
+    status, out, _ = run(capsys, tmp_path, "--json")
+    assert status == 0
+    assert json.loads(out)["points"] == 40
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -93,10 +107,10 @@ def test_what_is_wrong_is_named(table, capsys, words, message):
 
 
 def test_one_budget_and_equal_models_are_refused(tmp_path, capsys):
-    points = make_ladder()
+    made = make_ladder()
     file = tmp_path / "one.csv"
-    for which, name in ((points.budgets == 0, "C"), (np.arange(40) % 8 == 0, "N")):
-        some = points.select(which)
+    for which, name in ((made.budgets == 0, "C"), (np.arange(40) % 8 == 0, "N")):
+        some = made.select(which)
         n = some.n if name == "C" else np.full(len(some), 1e9)
         rows = zip(n, some.d, some.loss, strict=True)
         lines = ["n,d,loss", *(f"{n},{d},{loss}" for n, d, loss in rows)]

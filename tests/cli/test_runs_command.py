@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from lmx import restore
 from lmx.cli.supervise import newest_step
 from lmx.run.plots import plot_run
-from lmx.run.run_dir import RunDir, read_last_metrics
+from lmx.run.run_dir import RunDir, read_last_metrics, read_metadata
 from lmx.run.summary import format_summary
 
 
@@ -42,7 +42,7 @@ def runs(trained, tmp_path):
 def test_a_table_of_runs_has_what_differs_and_the_losses(lmx, runs):
     status, out, _ = lmx("runs", f"{runs}", "--csv")
     rows = {Path(row["run"]).name: row for row in csv.DictReader(io.StringIO(out))}
-    last = read_last_metrics(runs / "done")
+    last, metadata = read_last_metrics(runs / "done"), read_metadata(runs / "done")
     assert status == 0
     assert {name: row["state"].split(":")[0] for name, row in rows.items()} == {
         "done": "done",
@@ -55,6 +55,8 @@ def test_a_table_of_runs_has_what_differs_and_the_losses(lmx, runs):
         "state": "stopped",
         "step": "3",
         "steps": "3",
+        "parameters": f"{metadata['parameters']}",
+        "tokens": f"{3 * 8 * 16}",
         "schedule.peak_lr": "0.5",
         "loss": f"{last['loss']}",
         "validation/nats": f"{last['validation/nats']}",

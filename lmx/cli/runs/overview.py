@@ -3,11 +3,15 @@
 import argparse
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lmx.cli.command import Command, Output
 from lmx.config.registry import require
 from lmx.core.console import format_table
+
+Row = Mapping[str, Any]
 
 
 @Command(
@@ -32,11 +36,16 @@ def list_all(args: argparse.Namespace) -> Output:
     folder = Path(*args.names or ("runs",))
     rows = list_runs(folder)
     require(rows, f"{folder} has no runs: give the folder that has them.")
+    return Output(format_rows(rows, args.csv), rows)
+
+
+def format_rows(rows: Sequence[Row], as_csv: bool = False) -> str:
+    """Rows of runs as a table, or as CSV; empty cells for missing names."""
     header = [*dict.fromkeys(name for row in rows for name in row)]
     table = [[row.get(name, "") for name in header] for row in rows]
-    if not args.csv:
+    if not as_csv:
         text = [[f"{x:.4f}" if type(x) is float else x for x in row] for row in table]
-        return Output(format_table(header, text, 2), rows)
+        return format_table(header, text, 2)
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([header, *table])
-    return Output(file.getvalue().rstrip(), rows)
+    return file.getvalue().rstrip()

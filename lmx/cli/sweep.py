@@ -1,0 +1,134 @@
+"""`lmx sweep plan | run | status`: an experiment at many points."""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmx.cli.command import Command, Output, option
+from lmx.cli.load import load_root
+from lmx.cli.plan import predict
+from lmx.core.console import format_table
+
+if TYPE_CHECKING:
+    from lmx.study.sweep import SweepRun
+
+_OUT = {"--out": option("the folder of its runs (sweeps/NAME)", Path, metavar="DIR")}
+
+
+@Command(
+    "sweep plan",
+    "SWEEP.gin",
+    "what a sweep would take, before anything runs",
+    {"--on": option("such as v5e-8", default="cpu", metavar="MACHINE")},
+    takes_overrides=True,
+)
+def plan(args: argparse.Namespace) -> Output:
+    """Lists the runs of a sweep: parameters, tokens, FLOPs, hours and cost of each.
+
+    FLOPs are of the whole run, in three conventions: 6 per active weight and token;
+    with attention to the whole sequence, as in MFU; with attention to earlier tokens.
+
+      lmx sweep plan sweep.gin
+      lmx sweep plan sweep.gin --on v5e-8 "Grid.values={'Experiment.seed': (0, 1)}"
+    """
+    _, runs = _load(args)
+    rows = [{"run": run.name, **_plan_run(run, args.on)} for run in runs]
+    summed = [name for name in rows[0] if name not in ("run", "N", "N without vocab")]
+    total = {name: sum(row[name] for row in rows) for name in summed}
+    last = {**dict.fromkeys(rows[0], ""), "run": f"{len(rows)} runs", **total}
+    table = [
+        [f"{x:.4g}" if type(x) is float else x for x in row.values()]
+        for row in (*rows, last)
+    ]
+    return Output(format_table(list(last), table), {"runs": rows, "total": total})
+
+
+def _plan_run(run: "SweepRun", machine: str) -> dict[str, Any]:
+    forecast = predict(run.config, machine)
+    case, flops = forecast.case, forecast.flops
+    sizes = {x.name: math.prod(x.shape) for x in case.tensors("params")}
+    inner = [n for x, n in sizes.items() if not x.startswith(("embedding", "head"))]
+    tokens = case.steps * case.tokens
+    return {
+        "N": sum(sizes.values()),
+        "N without vocab": sum(inner),
+        "tokens": tokens,
+        "FLOPs": tokens * flops.weights,
+        "with attention": tokens * flops.attention,
+        "causal": tokens * flops.causal,
+        "hours": forecast.hours,
+        "dollars": forecast.dollars,
+    }
+
+
+@Command(
+    "sweep run",
+    "SWEEP.gin",
+    "train the runs of a sweep, also by several workers",
+    {**_OUT, "--restarts": option("of each run, where that may help", int, 3, "N")},
+    takes_overrides=True,
+)
+def run(args: argparse.Namespace) -> int:
+    """Trains the runs that are not done and that no other worker trains.
+
+    Start the same command as often as there are machines or devices for it, here or on
+    machines that share the folder: each worker takes a run that is free. When a worker
+    dies, another one resumes its run from the newest checkpoint. A finished run is not
+    started again. Ctrl-C saves the current run and ends the worker.
+
+      lmx sweep run sweep.gin
+      lmx sweep run sweep.gin --out /shared/rates
+    """
+    from lmx.cli.supervise import Supervisor
+    from lmx.study.sweep import run_sweep
+
+    sweep, runs = _load(args)
+    imports = [word for module in args.imports for word in ("--import", module)]
+
+    def start(run: "SweepRun", path: Path, pass_fds: Sequence[int]) -> int:
+        words = [
+            "train",
+            sweep.experiment,
+            *run.overrides,
+            "--run",
+            f"{path}",
+            *imports,
+        ]
+        command = [sys.executable, "-m", "lmx.cli.main", *words]
+        return Supervisor(command, path, args.restarts, pass_fds)()
+
+    return run_sweep(runs, _choose_folder(args), start)
+
+
+@Command(
+    "sweep status",
+    "SWEEP.gin",
+    "a table of the runs of a sweep",
+    _OUT,
+    takes_overrides=True,
+)
+def status(args: argparse.Namespace) -> Output:
+    """Lists the runs of a sweep: their states, steps, settings and last losses.
+
+    It is the table of `lmx runs`, with the runs that were not started.
+
+      lmx sweep status sweep.gin
+    """
+    from lmx.cli.runs.overview import format_rows
+    from lmx.study.sweep import list_status
+
+    _, runs = _load(args)
+    rows = list_status(runs, _choose_folder(args))
+    return Output(format_rows(rows), rows)
+
+
+def _load(args: argparse.Namespace) -> tuple:
+    sweep = load_root(args, "Sweep").build()
+    return sweep, sweep.list_runs()
+
+
+def _choose_folder(args: argparse.Namespace) -> Path:
+    return args.out or Path("sweeps") / Path(args.names[0]).stem
