@@ -47,8 +47,8 @@ def test_a_config_resolves_and_all_of_it_is_used(text, checkout, llama):
     if "runs/llama" in text:
         import_hf(llama(), checkout / "runs" / "llama")
     (checkout / "my.gin").write_text(text)
-    roots = {kind.__name__: kind for kind in (BuildTokenStore, Sweep)}
-    root = roots.get(text.partition(".")[0], Experiment)
+    roots = (BuildTokenStore, Sweep)
+    root = next((x for x in roots if text.startswith(x.__name__)), Experiment)
     config = load(["my.gin"], root=root)
     unused = [line for line in config.unused_bindings if line.startswith("my.gin")]
     assert not unused
