@@ -1,5 +1,6 @@
 """Readers of files of others, under random damage: no error but the library's own."""
 
+import io
 import json
 import math
 import random
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from lmx.config.registry import ConfigError
 from lmx.config.resolve import load
@@ -38,7 +40,7 @@ from tests.train.checkpoint.conftest import abstract, make_state, save
 
 pytestmark = pytest.mark.faults
 
-PARTS = 6  # readers, which share the time
+PARTS = 7  # readers, which share the time
 LONGEST, MEMORY = 10.0, 2 << 20  # CPU seconds of one read; kB of growth
 DEEP: Any = []
 for _ in range(300):
@@ -180,6 +182,26 @@ def make_tokenizer(folder: Path) -> Callable[[], object]:
     return read
 
 
+def make_sentencepiece(folder: Path) -> Callable[[], object]:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(["a bead faded in the dark", "to be or not to be"] * 9),
+        model_writer=model,
+        vocab_size=285,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+
+    def read() -> None:
+        tokenizer = load_hf_folder(folder, {})
+        if tokenizer is not None:
+            tokenizer.decode(tokenizer.encode("to be dark")[:50])
+
+    return read
+
+
 MAKERS = (
     make_run,
     make_checkpoints,
@@ -187,6 +209,7 @@ MAKERS = (
     make_gin,
     make_weights,
     make_tokenizer,
+    make_sentencepiece,
 )
 
 
