@@ -133,12 +133,12 @@ def compile_step(
     try:
         compiled = lowered.compile()
         hlo, found = compiled.as_text(), compiled.memory_analysis()
+        new_outputs = found.output_size_in_bytes - found.alias_size_in_bytes
         memory = {
-            "state and batch": found.argument_size_in_bytes,
-            # Those that alias inputs count once.
-            "new outputs": found.output_size_in_bytes - found.alias_size_in_bytes,
-            "temporaries": found.temp_size_in_bytes,
-            "program": found.generated_code_size_in_bytes,
+            "state and batch": float(found.argument_size_in_bytes),
+            "new outputs": float(new_outputs),  # those that alias inputs count once
+            "temporaries": float(found.temp_size_in_bytes),
+            "program": float(found.generated_code_size_in_bytes),
         }
     except jax.errors.JaxRuntimeError as error:
         if "memory" not in str(error):
