@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lmx.cli.command import Command, Output, option
 from lmx.config.registry import ConfigError, require
+from lmx.core.console import warn_on_error
 
 FORMS = ("chinchilla", "kaplan", "compute", "repeated", "routed")
 FIELDS = {
@@ -92,7 +93,8 @@ def fit(args: argparse.Namespace) -> Output:
     report = make_report(best, budgets, runs, args.draws, args.seed)
     comparison = compare(best, given) if given else None
     if args.png:
-        plot_fit(report, args.png)
+        with warn_on_error(f"plot {args.png}"):
+            plot_fit(report, args.png)
     return Output(format_report(report, comparison), to_json(report, comparison))
 
 
@@ -100,7 +102,11 @@ def _parse_pairs(flag: str, pairs: Sequence[str]) -> dict[str, float]:
     found = {}
     for pair in filter(None, pairs):
         name, _, value = pair.partition("=")
-        found[name] = _parse_numbers(flag, value, 1)[0]
+        try:
+            found[name] = float(value)
+        except ValueError:
+            message = f"{flag}: {pair!r} must be NAME=VALUE with a number."
+            raise ConfigError(message) from None
     return found
 
 

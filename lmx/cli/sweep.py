@@ -98,7 +98,9 @@ def run(args: argparse.Namespace) -> int:
             *imports,
         ]
         command = [sys.executable, "-m", "lmx.cli.main", *words]
-        return Supervisor(command, path, args.restarts, pass_fds)()
+        supervisor = Supervisor(command, path, args.restarts, pass_fds)
+        status, received = supervisor(), supervisor.received_signal
+        return 128 + received if received else status
 
     return run_sweep(runs, _choose_folder(args), start)
 

@@ -216,6 +216,10 @@ def _add_text(
             _import_module(statement.module, location)
         else:
             target = Path(location.source).parent / statement.filename
+            if not os.path.exists(target):
+                name = statement.filename.removeprefix("experiments/")
+                shipped = find_experiments().get(name.removesuffix(".gin"))
+                target = shipped or target
             _check_include(target, (*includes, location))
             _add_file(target, bindings, (*includes, location))
 
@@ -270,11 +274,13 @@ def _parse_statements(text: str, location: Location) -> Iterator[tuple[Any, Loca
         return
     except SyntaxError as error:
         line, message = error.lineno or start, error.msg
-    except tokenize.TokenError:
+    except tokenize.TokenError as error:
         rest = map(str.strip, text.splitlines()[start - 1 :])
         code = (n for n, x in enumerate(rest, start) if x and x[0] != "#")
         line = next(code, start)
         message = "a bracket or quote of this statement is never closed"
+        if "nested" in f"{error}":  # over 200 levels, from Python 3.12 on
+            message = "the brackets of this statement are nested too deeply"
     except WRONG_KIND as error:  # as of {[1]: 2}
         line, message = _current_line(parser), str(error)
     if token := re.search(r"Failed to parse token '(.*)'$", message, re.DOTALL):

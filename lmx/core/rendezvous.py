@@ -71,7 +71,7 @@ class Peer:
     must_match: Mapping[str, str]  # digests that only processes of this run share
 
     def __str__(self):
-        return f"process {self.process_id} ({self.host}, pid {self.pid})"
+        return f"process {self.process_id} ({ascii(self.host)[1:-1]}, pid {self.pid})"
 
 
 class Rendezvous:
@@ -338,6 +338,6 @@ def _receive(connection: socket.socket) -> dict[str, Any]:
     """
     try:
         message = json.loads(connection.makefile("rb", 0).readline(2**16))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return message if isinstance(message, dict) else {}

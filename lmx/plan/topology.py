@@ -6,6 +6,7 @@ import re
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -252,9 +253,10 @@ def load_price(kind: str, file: Path | None = None) -> float:
         return CHIPS[kind].price
     example = f"give it lines like '{kind} = 4.20', US dollars for an hour of a chip."
     try:
-        price = tomllib.loads(file.read_text(encoding="utf-8")).get(kind)
+        price: Any = tomllib.loads(file.read_text(encoding="utf-8")).get(kind)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{file}: {error}: {example}") from error
-    if not isinstance(price, int | float):
+    is_number = isinstance(price, int | float) and not isinstance(price, bool)
+    if not (is_number and 0 <= price < math.inf):
         raise ValueError(f"{file} has no price of {kind}: {example}")
     return price

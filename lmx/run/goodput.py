@@ -7,10 +7,12 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lmx.config.json_object import check_kinds
+from lmx.config.registry import ConfigError
 from lmx.run.jsonl import JsonlWriter, read_jsonl
 from lmx.run.run_dir import TIMING, RunDir
 
@@ -19,6 +21,12 @@ from lmx.run.run_dir import TIMING, RunDir
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 TRAINING_PHASES = ("step", "data", "log")  # utilization is measured over these
+KINDS = {  # the types of the fields of a line
+    **{"attempt": int, "step": int | None, "seconds": Mapping[str, float] | None},
+    **dict.fromkeys(("started", "clock", "wall_time"), float | None),
+    **{"boot_id": str | None, "host": str | None},
+    **dict.fromkeys(("pid", "exit_status"), int | None),
+}
 FIXED_COSTS = {"start", "init", "restore", "compile"}  # of each attempt, however short
 
 
@@ -119,8 +127,16 @@ class TimeAccounting:
 
 
 def read_timing(path: Path) -> list[dict[str, Any]]:
-    """The lines of `timing.jsonl` of a run."""
-    return read_jsonl(path / TIMING)
+    """The lines of `timing.jsonl` of a run, but those with values of wrong kinds."""
+    return [row for row in read_jsonl(path / TIMING) if _has_kinds(row)]
+
+
+def _has_kinds(row: dict[str, Any]) -> bool:
+    try:
+        check_kinds(row, KINDS, TIMING)
+    except ConfigError:
+        return False
+    return True
 
 
 def record_death(path: Path, pid: int, status: int) -> None:

@@ -21,7 +21,8 @@ Row = dict[str, Any]
 def list_runs(folder: Path) -> list[Row]:
     """The runs in a folder, at any depth: one row each, with the names as keys.
 
-    First run, state, step, steps, parameters and tokens so far; then the settings that
+    First run, state, step, steps, parameters, tokens so far and
+    FLOPs of all steps; then the settings that
     are not the same in all runs, by their paths; then the last losses, by their names.
     `state` is done, running, stopped or imported, or why the run cannot be read.
     """
@@ -51,6 +52,7 @@ def _read_run(path: Path) -> tuple[Row, Row, Row]:
     row |= {"step": last.get("step", 0), "steps": config.fields.get("steps", 0)}
     row |= {"parameters": metadata.get("parameters", 0)}
     row |= {"tokens": last.get("tokens_seen", 0)}
+    row |= {"flops": int(metadata.get("flops", 0))}
     names = ("loss", *find_losses(last).values())
     losses = {name: last[name] for name in names if name in last}
     return row, {name: format_value(x) for name, x in config.flatten()}, losses

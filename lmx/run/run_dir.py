@@ -1,5 +1,6 @@
 """The folder of a run: its config, its metadata, and what it logs."""
 
+import glob
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -265,7 +266,9 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
         return parse_object((path / name).read_bytes(), path / name)
     except FileNotFoundError:
-        raise ConfigError(f"{path} is not a run: it has no {name}.") from None
+        others = sorted(path.parent.glob(f"{glob.escape(path.name)}-*/{CONFIG}"))
+        near = "".join(f" Did you mean {file.parent}?" for file in others[:1])
+        raise ConfigError(f"{path} is not a run: it has no {name}.{near}") from None
     except OSError as error:
         raise ConfigError(
             f"{path / name} cannot be read ({error}): restore it from a copy, or name"

@@ -42,11 +42,12 @@ def import_modules(modules: Iterable[str]) -> None:
 def import_remembered(name: str) -> None:
     """Imports the module of that class, if the user has named its code before."""
     _add_working_folder()
-    with warn_on_error("search the modules that were named by --import"):
-        for file in get_cache_dir("imports").iterdir():
+    for file in get_cache_dir("imports").iterdir():
+        with warn_on_error("search a module that was named by --import"):
             module = file.read_text()
             path = None if is_known(name) else _locate(module)
-            if path and name in path.read_text() and _memory_path(module) == file:
+            is_named = path and name.encode() in path.read_bytes()
+            if is_named and _memory_path(module) == file:
                 importlib.import_module(module)
 
 

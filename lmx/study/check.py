@@ -15,6 +15,7 @@ from lmx.study.points import Points, make_points
 OUTLIER = 4.5  # robust standard deviations
 EARLY = 1e-6  # of the objective: one start ended this much above another
 SPREAD = 1.1  # of C / (N D), largest over smallest, within one convention
+ALIGNED = 0.999  # correlation of log N and log D
 MIN_BUDGETS = 3
 HELD_OUT = 0.1  # of the points, at least, in a backtest
 RUNS = 3  # that are suggested
@@ -48,6 +49,12 @@ def list_warnings(fit: Fit, asymptote: Estimate | None) -> list[str]:
         found.append(
             f"C / (N D) is from {ratio.min():.2f} to {ratio.max():.2f}: N, D or C are"
             " not counted by one convention (embeddings, attention)."
+        )
+    logs = np.log([points.n, points.d])
+    if "n" in fit.law.varies and abs(np.corrcoef(logs)[0, 1]) > ALIGNED:
+        found.append(
+            "D follows from N in these runs, so that the terms of N and of D can hardly"
+            " be told apart: add runs of other D / N (IsoFLOP), or use --form compute."
         )
     if edges := [x for x in fit_parabolas(points) if x.at_edge]:
         budgets = ", ".join(f"{x.c:.2g}" for x in edges)

@@ -269,6 +269,10 @@ def _find_end(
         params = near.params.copy()
         params[fit.free] += direction * (distance - reached)
         target = constraint._replace(value=constraint.value + distance)
+        with np.errstate(all="ignore"):
+            rows = fit.law.log_loss(params, fit.points), target.miss(params)
+        if not all(np.isfinite(x).all() for x in rows):  # not in the domain of the law
+            params = near.params
         near, reached = refine(replace(near, params=params), ROUGH, target), distance
         ratio = 2 * (near.objective - fit.objective) / fit.scale
         root = math.sqrt(max(ratio, 1e-6))

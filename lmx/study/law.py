@@ -82,14 +82,17 @@ class Law(ABC):
 
     def parse(self, published: Mapping[str, float]) -> np.ndarray:
         """The vector of published parameters: the inverse of `report`."""
+        values = self._require_all(published)
+        count = len(self.coefficients)
+        shape = [*values[count:]]
+        return np.array([*(np.log(values[:count]) - self.offsets(shape)), *shape])
+
+    def _require_all(self, published: Mapping[str, float]) -> np.ndarray:
         names = self.names()
         missing = [name for name in names if name not in published]
         message = f"{self.title} needs {', '.join(names)}"
         require(not missing, f"{message}: {', '.join(missing)} is missing.")
-        values = np.array([published[name] for name in names], float)
-        count = len(self.coefficients)
-        shape = [*values[count:]]
-        return np.array([*(np.log(values[:count]) - self.offsets(shape)), *shape])
+        return np.array([published[name] for name in names], float)
 
     def power(self, shape: Shape) -> Any:
         """The exponent of the sum."""
@@ -205,9 +208,8 @@ class Kaplan(Law):
         return {**values, "Nc": values["Nc"] ** root}
 
     def parse(self, published: Mapping[str, float]) -> np.ndarray:
-        values = {"Nc": 1.0, "alpha_N": 1.0, "alpha_D": 1.0, **published}
-        power = values["alpha_N"] / values["alpha_D"]
-        return super().parse({**published, "Nc": values["Nc"] ** power})
+        nc, _, alpha_n, alpha_d = self._require_all(published)
+        return super().parse({**published, "Nc": nc ** (alpha_n / alpha_d)})
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,7 @@ class Routed(Law):
         return self._shift(values, -self.n0 / np.log(10))
 
     def parse(self, published: Mapping[str, float]) -> np.ndarray:
+        self._require_all(published)
         values = self._shift(published, self.n0 / np.log(10))
         return np.array([values[name] for name in self.names()])
 

@@ -96,18 +96,16 @@ def read_points(
     """
     if path.is_dir():
         done = [row for row in list_runs(path) if row["state"] == "done"]
+        require(done, f"{path} has no finished runs.")
         header = [*dict.fromkeys(name for row in done for name in row)]
         rows = [*enumerate(done, 1)]
     else:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            header = table.fieldnames or []
-            rows = [(table.line_num, row) for row in table]
+        header, rows = _read_csv(path)
     names = _find_columns(path, header, columns)
     for condition in where:
         column, _, wanted = condition.partition("=")
         require(column in header, f"{path} has no column {column!r}: {_list(header)}")
-        rows = [(line, row) for line, row in rows if f"{row[column]}" == wanted]
+        rows = [(line, row) for line, row in rows if f"{row.get(column)}" == wanted]
     require(rows, f"{path} has no rows{' with ' if where else ''}{' '.join(where)}.")
     values = {
         field: np.array([_parse(path, line, row, name) for line, row in rows])
@@ -118,6 +116,18 @@ def read_points(
     if "d" not in values:
         values["d"] = values["c"] / (FLOPS * values["n"])
     return make_points(**values, rows=np.array([line for line, _ in rows]))
+
+
+def _read_csv(path: Path) -> tuple[Sequence[str], list[tuple[int, dict[str, Any]]]]:
+    """The header, and each row with its line number."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            return table.fieldnames or [], [(table.line_num, row) for row in table]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a CSV file: {error}") from None
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}.") from None
 
 
 def _find_columns(
@@ -146,9 +156,9 @@ def _list(header: Sequence[str]) -> str:
 
 def _parse(path: Path, line: int, row: Mapping[str, Any], column: str) -> float:
     try:
-        value = float(row[column])
+        value = float(row.get(column) or "nan")
     except (TypeError, ValueError):
         value = math.nan
-    message = f"{path}:{line}: {column} is {row[column]!r}, and must be above 0."
+    message = f"{path}:{line}: {column} is {row.get(column)!r}, and must be above 0."
     require(0 < value < math.inf, message)
     return value

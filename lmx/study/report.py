@@ -137,7 +137,7 @@ def _measure_parameter(fit: Fit, samples: np.ndarray, name: str) -> Measured:
     if fit.law.report(fit.params)[name] <= 0:
         return _measure(fit, samples, lambda p: fit.law.report(p)[name])
     log = _measure(fit, samples, lambda p: np.log(fit.law.report(p)[name]))
-    return log.map(math.exp)
+    return log.map(np.exp)
 
 
 def _optimal_loss(fit: Fit, c: float, params: np.ndarray) -> np.ndarray:
@@ -323,7 +323,7 @@ def _plot_parameters(axes: Any, report: FitReport) -> None:
     """Each parameter's intervals, relative to its value."""
     for row, measured in enumerate(report.parameters.values()):
         for shift, (value, low, high) in zip((-0.1, 0.1), measured, strict=True):
-            ends = np.array([[value - low], [high - value]]) / abs(value)
+            ends = np.maximum([[value - low], [high - value]], 0) / abs(value)
             color = "C0" if shift < 0 else "C1"
             axes.errorbar(1.0, row + shift, xerr=ends, fmt="o", color=color)
     axes.set_yticks(range(len(report.parameters)), list(report.parameters))

@@ -2,27 +2,32 @@
 
 import itertools
 import math
-import operator
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from lmx.config.registry import ConfigError, Positive, configurable, require
+from lmx.config.registry import (
+    ConfigError,
+    Positive,
+    check_fields,
+    configurable,
+    require,
+)
 from lmx.config.value import Config
 from lmx.core.console import print_line
 from lmx.core.files import write_atomic
 from lmx.models.params import train_flops_per_token
 from lmx.run.lock import Lock, acquire_lock
 from lmx.run.overview import Row, list_runs
-from lmx.run.run_dir import CONFIG, read_metadata
+from lmx.run.run_dir import CONFIG, read_metadata, read_run_ids
 from lmx.train.experiment import Experiment, load_experiment
 
 CLAIMS, FAILED = ".claims", "failed"  # a folder of a sweep, and a file of a claim
@@ -76,9 +81,13 @@ class Random(SweepPoints):
     Bergstra and Bengio 2012, Random Search for Hyper-Parameter Optimization.
     """
 
-    ranges: Mapping[str, tuple[Positive[float], Positive[float]]]
+    ranges: Mapping[str, tuple[float, float]]
     count: Positive[int]
     seed: int = 0
+
+    def __post_init__(self):
+        is_valid = all(0 < low < high for low, high in self.ranges.values())
+        check_fields(self, ranges=(is_valid, "pairs of a low and a high end, above 0"))
 
     def list_settings(self, load: Load) -> list[Settings]:
         rng = np.random.default_rng(self.seed)
@@ -95,14 +104,26 @@ class Random(SweepPoints):
 @configurable
 @dataclass(frozen=True, kw_only=True)
 class CrossProduct(SweepPoints):
-    """Each point of the first part with each point of the next ones."""
+    """Each point of the first part with each point of the next ones.
+
+    A `Ladder` derives its steps from the settings of the parts before it.
+    """
 
     parts: tuple[SweepPoints, ...]
 
     def list_settings(self, load: Load) -> list[Settings]:
-        lists = (part.list_settings(load) for part in self.parts)
-        each = (reduce(operator.or_, map(dict, x)) for x in itertools.product(*lists))
-        return [*each]
+        points: list[Settings] = [{}]
+        for part in self.parts:
+            points = [
+                {**point, **more}
+                for point in points
+                for more in part.list_settings(partial(_load_with, load, point))
+            ]
+        return points
+
+
+def _load_with(load: Load, settings: Settings, more: Settings) -> Experiment:
+    return load({**settings, **more})
 
 
 @configurable
@@ -118,7 +139,7 @@ class Ladder(SweepPoints):
             2022, arXiv:2203.15556.
     """
 
-    depths: tuple[Positive[int], ...]
+    depths: Positive[tuple[int, ...]]
     aspect_ratio: Positive[float] = 64.0
     head_dim: Positive[int] = 64
     hidden: str = "SwiGLU.hidden"
@@ -151,7 +172,7 @@ class Ladder(SweepPoints):
 class IsoFLOP(Ladder):
     """The models of a ladder at each of some budgets of FLOPs, which set the steps."""
 
-    budgets: tuple[Positive[float], ...]
+    budgets: Positive[tuple[float, ...]]
 
     def list_settings(self, load: Load) -> list[Settings]:
         points = []
@@ -199,6 +220,7 @@ class Sweep:
             return self._resolve({**base, **settings}).build()
 
         points = self.points.list_settings(load)
+        require(points and all(points), "Sweep.points has no points: give it values.")
         shown = _find_names(points)
         runs, known = [], {}
         for settings in points:
@@ -210,6 +232,8 @@ class Sweep:
             other = known.setdefault(config.run_id(), name)
             message = f"the points {other} and {name} are the same run"
             require(other is name, f"{message}: drop one.")
+            taken = any(run.name == name for run in runs)
+            require(not taken, f"two points have the name {name}: change a value.")
             runs.append(SweepRun(name, _format({**base, **settings}), config))
         return runs
 
@@ -247,12 +271,19 @@ def _name_point(settings: Settings) -> str:
     parts = []
     for (name, value), short in zip(settings.items(), last, strict=True):
         label = short if last.count(short) == 1 else name
-        text = f"{value:g}" if type(value) is float else f"{value}"
-        parts.append(f"{label}={text}")
+        parts.append(f"{label}={value}")
     return re.sub(r"[^\w.,=+-]+", "_", ",".join(parts))
 
 
 Start = Callable[[SweepRun, Path, Sequence[int]], int]
+
+
+def _check_same(run: SweepRun, path: Path) -> None:
+    """Refuses the folder of a run with other settings."""
+    require(
+        not (path / CONFIG).is_file() or run.config.run_id() in read_run_ids(path),
+        f"{path} is a run with other settings: name another folder with --out.",
+    )
 
 
 def is_done(folder: Path) -> bool:
@@ -270,6 +301,8 @@ def run_sweep(runs: Sequence[SweepRun], folder: Path, start: Start) -> int:
     tried by one worker only.
     """
     began, left, worst = time.time(), list(runs), 0
+    for run in runs:
+        _check_same(run, folder / run.name)
     while left:
         waiting = []
         for run in left:
@@ -296,8 +329,9 @@ def _try_run(run: SweepRun, folder: Path, start: Start, began: float) -> int | N
     except ConfigError:
         return None
     try:
-        if failed.is_file() and failed.stat().st_mtime > began:
-            return int(failed.read_text())
+        status = read_failure(folder, run.name)
+        if status and failed.stat().st_mtime > began:
+            return status
         if is_done(path):
             return 0
         print_line(f"{run.name}: {path}")
@@ -309,16 +343,23 @@ def _try_run(run: SweepRun, folder: Path, start: Start, began: float) -> int | N
         lock.release()
 
 
+def read_failure(folder: Path, name: str) -> int | None:
+    """The exit status with which a run failed last; None if it did not."""
+    try:
+        return int((folder / CLAIMS / name / FAILED).read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def list_status(runs: Sequence[SweepRun], folder: Path) -> list[Row]:
-    """A row for each run, as of `lmx runs`; those that were not started among them."""
-    rows = {Path(row["run"]).name: row for row in list_runs(folder)}
-    waiting = {"state": "not started", "step": 0}
-    return [
-        rows.get(run.name)
-        or {
-            "run": f"{folder / run.name}",
-            **waiting,
-            "steps": run.config.fields["steps"],
-        }
-        for run in runs
-    ]
+    """A row for each run, as of `lmx runs`, those that were not started among them."""
+    rows = {row["run"]: row for row in list_runs(folder)}
+    for run in runs:
+        path = folder / run.name
+        _check_same(run, path)
+        status = read_failure(folder, run.name)
+        state = f"failed with {status}" if status else "not started"
+        steps = run.config.fields["steps"]
+        new = {"run": f"{path}", "state": state, "step": 0, "steps": steps}
+        rows.setdefault(f"{path}", new)
+    return [rows[f"{folder / run.name}"] for run in runs]

@@ -72,6 +72,7 @@ NAMES = {  # what an example names, and what stands for it here
     "800": "1",
     "1200": "2",
     "100": "2",
+    "50": "2",
     "runs/x": "runs/a",
     "sweeps/rate": "runs",
     "sweeps/ladder": "points.csv",  # tests/cli/test_fit.py has a folder

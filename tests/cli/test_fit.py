@@ -9,6 +9,7 @@ import pytest
 from lmx.cli.main import main
 from lmx.study import points
 from tests.study.test_check import TRUTH, make_ladder
+from tests.study.test_law import draw_points
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_the_finished_runs_of_a_folder_are_points(tmp_path, capsys, monkeypatch)
     [
         (["--predict", "1e9"], "--predict: '1e9' must be 2 numbers with a comma"),
         (["--budget", "-1"], "--budget: '-1' must be a number, above 0"),
-        (["--pin", "E"], "--pin: '' must be a number"),
+        (["--pin", "E"], "--pin: 'E' must be NAME=VALUE"),
         (["--pin", "A=1"], "A cannot be pinned: one of E, alpha, beta can"),
         (["--against", "E=1"], "A, B, alpha, beta is missing"),
         (["--delta", "0"], "delta is 0.0, and must be above 0"),
@@ -104,6 +105,41 @@ def test_what_is_wrong_is_named(table, capsys, words, message):
     status, _, err = run(capsys, table, *words)
     assert status == 2
     assert re.search(message, err), err
+
+
+def test_the_few_points_of_the_docs_have_a_report_with_undecided_ends(tmp_path, capsys):
+    rows = ["n,d,loss", "1e6,2e7,5.92", "1e6,2e8,5.02", "4e6,8e7,4.57", "4e6,8e8,3.96"]
+    rows += ["16e6,3e8,3.78", "16e6,3e9,3.31", "64e6,1e9,3.16"]
+    (tmp_path / "few.csv").write_text("\n".join(rows))
+    status, out, _ = run(capsys, tmp_path / "few.csv")
+    assert status == 0
+    assert "do not decide the asymptote" in out
+
+
+def test_a_law_of_experts_has_a_report(tmp_path, capsys):
+    made = draw_points("routed", size=40)
+    rows = zip(made.n, made.d, made.experts, made.loss, strict=True)
+    lines = ["n,d,experts,loss", *(",".join(map(str, row)) for row in rows)]
+    (tmp_path / "routed.csv").write_text("\n".join(lines))
+    words = ("--form", "routed", "--against", "a=-0.082,b=-0.1,c=0.009,d=1.1")
+    status, _, err = run(capsys, tmp_path / "routed.csv", *words)
+    assert status == 2 and "E_start, E_max is missing" in err
+    status, out, _ = run(capsys, tmp_path / "routed.csv", "--form", "routed")
+    assert status == 0 and "E_start" in out
+
+
+def test_a_run_without_a_loss_that_others_have_is_named(tmp_path, capsys, monkeypatch):
+    rows = [
+        {"state": "done", "parameters": 9 + i, "tokens": 9 * i + 1, "val_loss": 3.0}
+        for i in range(9)
+    ]
+    del rows[4]["val_loss"]
+    monkeypatch.setattr(points, "list_runs", lambda folder: rows)
+    status, _, err = run(capsys, tmp_path)
+    assert status == 2 and ":5: val_loss is None" in err
+    monkeypatch.setattr(points, "list_runs", lambda folder: [])
+    status, _, err = run(capsys, tmp_path)
+    assert status == 2 and "has no finished runs" in err
 
 
 def test_one_budget_and_equal_models_are_refused(tmp_path, capsys):

@@ -57,6 +57,7 @@ def test_a_table_of_runs_has_what_differs_and_the_losses(lmx, runs):
         "steps": "3",
         "parameters": f"{metadata['parameters']}",
         "tokens": f"{3 * 8 * 16}",
+        "flops": f"{int(metadata['flops'])}",
         "schedule.peak_lr": "0.5",
         "loss": f"{last['loss']}",
         "validation/nats": f"{last['validation/nats']}",

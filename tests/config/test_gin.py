@@ -14,7 +14,7 @@ import gin
 import pytest
 
 from lmx.config.format import to_gin
-from lmx.config.gin import parse
+from lmx.config.gin import BindingKey, parse
 from lmx.config.registry import configurable
 from lmx.config.resolve import Resolver, from_json, load
 
@@ -184,3 +184,10 @@ def test_a_random_config_round_trips_through_json_and_gin(random_files, seed):
         assert again == config
         assert to_gin(again) == to_gin(config)
         assert pickle.loads(pickle.dumps(config)) == config
+
+
+@pytest.mark.parametrize("name", ["quickstart", "experiments/quickstart.gin"])
+def test_a_shipped_experiment_is_included_by_its_name_from_any_folder(tmp_path, name):
+    file = tmp_path / "mine.gin"
+    file.write_text(f"include '{name}'\nDecoder.depth = 2\n")
+    assert parse([file])[BindingKey((), "Decoder", "depth")].value == 2

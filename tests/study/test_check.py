@@ -65,6 +65,12 @@ def test_few_budgets_and_optima_at_the_edge_are_named(fit):
     assert "at the budgets 1e+18 the lowest loss is at the edge" in edge
 
 
+def test_a_ladder_with_one_ratio_of_tokens_to_parameters_is_named(fit):
+    points = make_points(fit.points.n, 20 * fit.points.n)
+    text = list_warnings(replace(fit, points=points), DECIDED)
+    assert any("can hardly be told apart" in line for line in text)
+
+
 def test_two_conventions_of_flops_are_named(fit):
     c = fit.points.c * np.where(fit.points.n > 1e9, 1.0, 1.3)
     [text] = list_warnings(replace(fit, points=replace(fit.points, c=c)), DECIDED)

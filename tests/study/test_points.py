@@ -51,6 +51,7 @@ def test_columns_and_rows_are_chosen(tmp_path):
         ("n,d\n1,2\n", "needs columns of the loss"),
         ("n,d,loss\n", "has no rows"),
         ("", "needs columns of the loss"),
+        (f"n,d,loss\n1,2,{'3' * 200_000}\n", "is not a CSV file"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(tmp_path, text, message):

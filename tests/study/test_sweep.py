@@ -13,8 +13,16 @@ from lmx.config.registry import ConfigError
 from lmx.config.resolve import load
 from lmx.models.params import train_flops_per_token
 from lmx.run.lock import acquire_lock
+from lmx.run.run_dir import SCHEMA, write_initial_files
 from lmx.study import sweep
-from lmx.study.sweep import CLAIMS, Sweep, SweepRun, list_status, run_sweep
+from lmx.study.sweep import (
+    CLAIMS,
+    Sweep,
+    SweepRun,
+    list_status,
+    read_failure,
+    run_sweep,
+)
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 
@@ -115,11 +123,44 @@ def test_each_budget_of_an_isoflop_sweep_is_met_by_every_model(list_runs):
         ("{'Decoder.depth': (1, 1)}", "depth=1 and depth=1 are the same run"),
         ("{'Decoder.dpth': (1, 2)}", "point dpth=1: .* did you mean 'depth'"),
         ("{'Decoder.depth': (1, -2)}", "point depth=-2: .*from 1 to"),
+        (
+            "{'Experiment.trainable': (\"('h*',)\", \"('h?',)\")}",
+            "have the name",
+        ),
+        ("{'Experiment.seed': ()}", "has no points"),
+        ("{}", "has no points"),
     ],
 )
 def test_a_wrong_point_is_named_before_anything_runs(list_runs, text, message):
     with pytest.raises(ConfigError, match=message):
         list_runs(f"Sweep.points = @Grid()\nGrid.values = {text}")
+
+
+def test_values_that_differ_in_the_last_digit_have_names_of_their_own(list_runs):
+    values = "{'Constant.peak_lr': (0.1000001, 0.1000002)}"
+    runs = list_runs(f"Sweep.points = @Grid()\nGrid.values = {values}")
+    assert [run.name for run in runs] == ["peak_lr=0.1000001", "peak_lr=0.1000002"]
+
+
+@pytest.mark.parametrize("ends", ["(0.0, 0.1)", "(0.1, 0.01)", "(-1, 1)"])
+def test_a_range_without_a_low_and_a_high_end_is_refused(list_runs, ends):
+    ranges = f"{{'Constant.peak_lr': {ends}}}"
+    with pytest.raises(ConfigError, match="Random.ranges .* pairs of a low and a high"):
+        list_runs(
+            f"Sweep.points = @Random()\nRandom.count = 2\nRandom.ranges = {ranges}"
+        )
+
+
+def test_a_ladder_has_the_steps_of_the_settings_that_it_is_crossed_with(list_runs):
+    text = """
+Sweep.points = @CrossProduct()
+CrossProduct.parts = (@Grid(), @Ladder())
+Grid.values = {'RepeatTask.batch_size': (8, 16)}
+"""
+    runs = list_runs(text + LADDER.format("Ladder"))
+    steps = [run.config.fields["steps"] for run in runs]
+    assert steps[0] == pytest.approx(2 * steps[2], abs=1)
+    assert steps[1] == pytest.approx(2 * steps[3], abs=1)
 
 
 def test_lists_that_are_not_equally_long_are_not_zipped(list_runs):
@@ -192,6 +233,7 @@ def test_a_failed_run_is_not_tried_by_other_workers_but_by_a_later_start(
 ):
     failing = Starter({"1": 2, "4": 1})
     assert run_sweep(runs, tmp_path, failing) == 2
+    assert read_failure(tmp_path, "1") == 2 and read_failure(tmp_path, "2") is None
     assert failing.started == [*"012345"]
     again = Starter()
     assert run_sweep(runs, tmp_path, again) == 0
@@ -204,6 +246,22 @@ def test_a_stop_ends_the_worker_and_the_run_is_left_to_others(runs, tmp_path):
     assert stopping.started == ["0", "1"]
     assert run_sweep(runs, tmp_path, again := Starter()) == 0
     assert again.started == [*"12345"]
+
+
+def test_a_folder_of_a_run_with_other_settings_is_refused(list_runs, tmp_path):
+    text = "Sweep.points = @Grid()\nGrid.values = {'Decoder.depth': (1,)}\n"
+    (run,) = list_runs(text)
+    path = tmp_path / "out" / run.name
+    path.mkdir(parents=True)
+    metadata = {"schema": SCHEMA, "run_id": run.config.run_id()}
+    write_initial_files(path, run.config, metadata, None)
+    assert list_status([run], tmp_path / "out")[0]["state"] == "stopped"
+    (other,) = list_runs(text + "Sweep.settings = {'Experiment.steps': 5}")
+    message = "is a run with other settings: name"
+    with pytest.raises(ConfigError, match=message):
+        list_status([other], tmp_path / "out")
+    with pytest.raises(ConfigError, match=message):
+        run_sweep([other], tmp_path / "out", Starter())
 
 
 def test_the_table_has_runs_that_were_not_started(list_runs, tmp_path):

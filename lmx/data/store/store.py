@@ -13,6 +13,7 @@ import functools
 import hashlib
 import itertools
 import json
+import operator
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ def open_store(folder: Path) -> Store:
     manifest = read_manifest(folder)
     try:
         dtype, documents = np.dtype(manifest["dtype"]), manifest["documents"]
-        sizes = [shard["tokens"] for shard in manifest["shards"]]
+        sizes = [operator.index(shard["tokens"]) for shard in manifest["shards"]]
         paths = [folder / format_shard_name(n) for n in range(len(sizes))]
         starts = folder / STARTS_FILE
         expected = [dtype.itemsize * size for size in sizes] + [8 * (documents + 1)]

@@ -215,7 +215,7 @@ class RunWeights:
             frozen = initial.load_frozen()
             check_frozen(frozen, self.checkpoints, self.step)
             for path, value in flatten_params(frozen.params).items():
-                if x := abstract.get(path):
+                if (x := abstract.get(path)) is not None:
                     params[path] = jax.device_put(value.astype(x.dtype), x.sharding)
         return params
 
