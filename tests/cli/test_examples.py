@@ -69,6 +69,7 @@ NAMES = {  # what an example names, and what stands for it here
     "SentencePiece.vocab=8192": "SentencePiece.vocab=280",
     "SentencePiece.model_type=unigram": "SentencePiece.vocab=280",
     "BPE.vocab=2000": "BPE.vocab=265",
+    "Experiment.steps=900": "Experiment.steps=4",
     "800": "1",
     "1200": "2",
     "100": "2",
@@ -225,7 +226,9 @@ def shrink(words, args, tmp_path, llama):
     more = [word for start, x in extra.items() if texts.startswith(start) for word in x]
     words = [word.replace("Mesh.data=32", "Mesh.data=8") for word in words]
     end = len(words) - (words[-1] == "--plan")  # which takes the next word as its value
-    return [*words[:end], *more, *SMALL.get(name, []), *words[end:]]
+    is_small = name == "train" and words[1].startswith(("runs/", "my.gin"))
+    small = ["Mesh.data=1"] if is_small else SMALL.get(name, [])
+    return [*words[:end], *more, *small, *words[end:]]
 
 
 def check_run(example, tmp_path, llama):
