@@ -77,7 +77,7 @@ def test_jax_is_imported_only_when_needed(code):
 
 LEAN = ["einops", "flax", "jax", "jaxtyping", "numpy", "optax"]  # all that a step needs
 BEYOND = ["gin", "orbax", "grain", "sentencepiece", "tqdm", "matplotlib", "chex"]
-BEYOND += ["tensorboardX", "safetensors", "tokenizers"]
+BEYOND += ["tensorboardX", "safetensors", "tokenizers", "scipy"]
 REFUSE = f"""
 import importlib, importlib.abc, pathlib, sys
 
