@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 
 from lmx.study.check import compare, find_outliers
 from lmx.study.fit import Fit, bootstrap, fit_law, profile, sum_huber
-from lmx.study.isoflop import fit_isoflop, fit_power_law
+from lmx.study.isoflop import fit_exponent, fit_isoflop
 from lmx.study.law import Chinchilla
 from lmx.study.points import Points, make_points, read_points
 from lmx.study.report import make_report
@@ -77,8 +77,8 @@ def run_isoflop(file: Path) -> None:
         pairs = zip(COLUMNS, setting.split(","), strict=True)
         law = fit_isoflop(read_points(file, {}, [f"{x}={y}" for x, y in pairs]))
         assert law is not None
-        found = "{:.3f} ({:.3f} to {:.3f})".format(*law.exponent)
-        show(setting, found, f"{published:g}: {law.exponent.value - published:+.3f}")
+        found = "{:.3f} ({:.3f} to {:.3f})".format(*law)
+        show(setting, found, f"{published:g}: {law.value - published:+.3f}")
 
 
 def run_gemstones(file: Path, name: str) -> None:
@@ -119,10 +119,10 @@ def run_spectral(points: Path, table: Path) -> None:
     for line in published:
         some = [row for row in rows if all(row[key] == line[key] for key in keys)]
         x = [float(row["ffn_hidden_dim"]) for row in some]
-        law = fit_power_law(x, [float(row["value"]) for row in some])
+        law = fit_exponent(x, [float(row["value"]) for row in some])
         assert law is not None
         wanted = [float(line[x]) for x in ("beta", "beta_lower", "beta_upper")]
-        worst = max(worst, float(np.abs(np.subtract(law.exponent, wanted)).max()))
+        worst = max(worst, float(np.abs(np.subtract(law, wanted)).max()))
     found = f"off by at most {worst:.1e}"
     show(f"{len(published)} spectral slopes and t intervals", found, "published")
 

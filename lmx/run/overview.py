@@ -48,11 +48,14 @@ def _read_run(path: Path) -> tuple[Row, Row, Row]:
         "running": is_being_written(path),
         "stopped": True,
     }
-    row["state"] = next(state for state, holds in states.items() if holds)
-    row |= {"step": last.get("step", 0), "steps": config.fields.get("steps", 0)}
-    row |= {"parameters": metadata.get("parameters", 0)}
-    row |= {"tokens": last.get("tokens_seen", 0)}
-    row |= {"flops": int(metadata.get("flops", 0))}
+    row |= {
+        "state": next(state for state, holds in states.items() if holds),
+        "step": last.get("step", 0),
+        "steps": config.fields.get("steps", 0),
+        "parameters": metadata.get("parameters", 0),
+        "tokens": last.get("tokens_seen", 0),
+        "flops": int(metadata.get("flops", 0)),
+    }
     names = ("loss", *find_losses(last).values())
     losses = {name: last[name] for name in names if name in last}
     return row, {name: format_value(x) for name, x in config.flatten()}, losses

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from multiprocessing import get_context
 from typing import Any, NamedTuple
@@ -71,7 +71,7 @@ class Fit:
     params: Float[np.ndarray, "P"]
     delta: float
     objectives: tuple[float, ...] = ()
-    pinned: Mapping[str, float] | None = None
+    pinned: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def residuals(self) -> Float[np.ndarray, "points"]:
@@ -97,9 +97,7 @@ class Fit:
     def free(self) -> np.ndarray:
         """The indices of parameters that were fitted."""
         names = self.law.names()
-        return np.array(
-            [i for i, x in enumerate(names) if x not in (self.pinned or {})]
-        )
+        return np.array([i for i, x in enumerate(names) if x not in self.pinned])
 
     def jacobian(self, points: Points) -> Float[np.ndarray, "points free"]:
         """Derivatives of the log loss by the fitted parameters."""
@@ -144,15 +142,17 @@ def fit_law(
     pinned: Mapping[str, float] | None = None,
 ) -> Fit:
     """The fit of a law, the best from several starts."""
+    pinned = pinned or {}
     require(delta > 0, f"delta is {delta}, and must be above 0.")
     names = law.names()
     known = ("E", *law.shapes) if "E" in names else (*law.shapes,)
-    for name in pinned or {}:
+    for name, value in pinned.items():
         message = f"{name} cannot be pinned: one of {', '.join(known)} can."
         require(name in known, message)
+        require(value > 0, f"{name} is pinned to {value}, and must be above 0.")
     fits = []
     for start in law.list_starts(points)[:STARTS]:
-        for name, value in (pinned or {}).items():
+        for name, value in pinned.items():
             start[names.index(name)] = math.log(value) if name == "E" else value
         fits.append(refine(Fit(law, points, start, delta, (), pinned)))
     best = min(fits, key=lambda fit: fit.objective)
@@ -225,18 +225,15 @@ def _draw(fit: Fit, seed: np.random.SeedSequence) -> np.ndarray:
     return refine(replace(fit, points=drawn), ROUGH).params
 
 
-def estimate(
-    fit: Fit, samples: np.ndarray, quantity: Quantity, level: float = 0.95
-) -> Estimate:
-    """A quantity of the law, with the percentile interval of bootstrap samples."""
-    tails = (50 * (1 - level), 50 * (1 + level))
+def estimate(fit: Fit, samples: np.ndarray, quantity: Quantity) -> Estimate:
+    """A quantity of the law, with the 95% percentile interval of bootstrap samples."""
     with np.errstate(all="ignore"):
-        low, high = np.nanpercentile(quantity(samples), tails)
+        low, high = np.nanpercentile(quantity(samples), (2.5, 97.5))
     return Estimate(float(quantity(fit.params)), float(low), float(high))
 
 
-def profile(fit: Fit, quantity: Quantity, level: float = 0.95) -> Estimate:
-    """A quantity of the law, with the interval of its profile likelihood.
+def profile(fit: Fit, quantity: Quantity) -> Estimate:
+    """A quantity of the law, with the 95% interval of its profile likelihood.
 
     Its ends are where the likelihood ratio to the best fit has the quantile of F(1,
     points - parameters). Bates and Watts 1988, Nonlinear Regression Analysis, 6.1.
@@ -247,7 +244,7 @@ def profile(fit: Fit, quantity: Quantity, level: float = 0.95) -> Estimate:
     if not 0 < error < math.inf:
         return Estimate(value, -math.inf, math.inf)
     degrees = len(fit.points) - len(fit.free)
-    wanted = float(stats.t.ppf((1 + level) / 2, degrees))
+    wanted = float(stats.t.ppf(0.975, degrees))
     direction = fit.covariance @ gradient / error**2  # of the parameters, per unit
     constraint = Constraint(quantity, value, PENALTY * fit.deviation / error)
     ends = [

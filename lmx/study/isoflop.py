@@ -25,7 +25,6 @@ class Parabola(NamedTuple):
         log_n, loss: where its minimum is.
         low, high: log N of the smallest and the largest model of the budget.
         coefficients: highest power first.
-        residuals: of the loss, at the points of the window.
     """
 
     c: float
@@ -34,7 +33,6 @@ class Parabola(NamedTuple):
     low: float
     high: float
     coefficients: np.ndarray
-    residuals: np.ndarray
 
     @property
     def at_edge(self) -> bool:
@@ -42,32 +40,17 @@ class Parabola(NamedTuple):
         return not self.low < self.log_n < self.high
 
 
-class PowerLaw(NamedTuple):
-    """y = k x^exponent, with 95% intervals of the exponent and of log k."""
+def fit_exponent(x: Values, y: Values) -> Estimate | None:
+    """The slope of log y over log x by least squares, with its 95% t interval.
 
-    exponent: Estimate
-    log_k: Estimate
-
-    def predict(self, x: float) -> float:
-        """The y of an x."""
-        return float(np.exp(self.log_k.value + self.exponent.value * np.log(x)))
-
-
-def fit_power_law(x: Values, y: Values) -> PowerLaw | None:
-    """Least squares of log y over log x, with t intervals; None for under 3 values."""
+    None for under three values of x.
+    """
     log_x, log_y = np.log(x), np.log(y)
     if len(np.unique(log_x)) < 3:
         return None
     line: Any = stats.linregress(log_x, log_y)
-    quantile = float(stats.t.ppf(0.975, len(log_x) - 2))
-    slope, intercept = (
-        Estimate(*(float(value + side * quantile * error) for side in (0, -1, 1)))
-        for value, error in (
-            (line.slope, line.stderr),
-            (line.intercept, line.intercept_stderr),
-        )
-    )
-    return PowerLaw(slope, intercept)
+    half = line.stderr * stats.t.ppf(0.975, len(log_x) - 2)
+    return Estimate(*(float(line.slope + side * half) for side in (0, -1, 1)))
 
 
 def fit_parabolas(points: Points) -> list[Parabola]:
@@ -90,7 +73,6 @@ def _fit_parabola(points: Points) -> Parabola | None:
     x, y = log_n[window], points.loss[window]
     middle = float(x.mean())
     a, b, c = coefficients = np.polyfit(x - middle, y, 2)
-    residuals = np.polyval(coefficients, x - middle) - y
     if a <= 0:  # no minimum: beyond the lowest end
         vertex = -np.inf if y[0] < y[-1] else np.inf
         lowest = float(y.min())
@@ -99,13 +81,13 @@ def _fit_parabola(points: Points) -> Parabola | None:
     shifted = np.poly1d(coefficients)(np.poly1d([1.0, -middle])).coefficients
     budget = float(np.median(points.c))
     ends = float(log_n[0]), float(log_n[-1])
-    return Parabola(budget, float(vertex), lowest, *ends, shifted, residuals)
+    return Parabola(budget, float(vertex), lowest, *ends, shifted)
 
 
-def fit_isoflop(points: Points) -> PowerLaw | None:
-    """Compute-optimal N by the minima of the parabolas (approach 2)."""
+def fit_isoflop(points: Points) -> Estimate | None:
+    """The exponent of optimal N over C, by the parabolas' minima (approach 2)."""
     inside = [x for x in fit_parabolas(points) if not x.at_edge]
-    return fit_power_law([x.c for x in inside], np.exp([x.log_n for x in inside]))
+    return fit_exponent([x.c for x in inside], np.exp([x.log_n for x in inside]))
 
 
 def find_frontier(points: Points) -> Points:
@@ -115,7 +97,7 @@ def find_frontier(points: Points) -> Points:
     return points.select(points.loss < before)
 
 
-def fit_frontier(points: Points) -> PowerLaw | None:
-    """Compute-optimal N by the sizes on the frontier (approach 1)."""
+def fit_frontier(points: Points) -> Estimate | None:
+    """The exponent of optimal N over C, by the sizes on the frontier (approach 1)."""
     best = find_frontier(points)
-    return fit_power_law(best.c, best.n)
+    return fit_exponent(best.c, best.n)

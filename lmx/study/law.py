@@ -36,7 +36,6 @@ class Law(ABC):
     c0: float
 
     title: ClassVar[str]
-    has_optimum: ClassVar[bool] = False  # of N and D at a budget
     varies: ClassVar[tuple[str, ...]]  # fields of `Points` that must not be all equal
     coefficients: ClassVar[tuple[str, ...]]
     shapes: ClassVar[Mapping[str, np.ndarray]]  # and the values that fits start with
@@ -84,6 +83,8 @@ class Law(ABC):
         """The vector of published parameters: the inverse of `report`."""
         values = self._require_all(published)
         count = len(self.coefficients)
+        is_valid = (values[:count] > 0).all()
+        require(is_valid, f"{', '.join(self.coefficients)} must be above 0.")
         shape = [*values[count:]]
         return np.array([*(np.log(values[:count]) - self.offsets(shape)), *shape])
 
@@ -105,9 +106,12 @@ class Law(ABC):
         terms = zip(logs, self.log_terms(logs, shape, points), strict=True)
         return self.power(shape) * np.log(sum(np.exp(a + b) for a, b in terms))
 
-    def log_optimal_n(self, params: np.ndarray, log_nd: float) -> np.ndarray:
-        """The log of the N of the lowest loss, [...], where log(N D) is given."""
-        raise NotImplementedError
+    def log_optimal_n(self, params: np.ndarray, log_nd: float) -> Any:
+        """The log of the N of the lowest loss, [...], where log(N D) is given.
+
+        None if the law does not say which N and D are optimal.
+        """
+        del params, log_nd
 
     def _split(self, params: np.ndarray) -> tuple[Shape, Shape]:
         values = list(np.moveaxis(np.asarray(params), -1, 0)[..., None])
@@ -144,7 +148,6 @@ class Chinchilla(Law):
     """
 
     title = "L = E + A / N^alpha + B / D^beta"
-    has_optimum = True
     varies = ("n", "d", "c")
     coefficients = ("E", "A", "B")
     shapes = {"alpha": EXPONENTS, "beta": EXPONENTS}
@@ -154,7 +157,7 @@ class Chinchilla(Law):
         n, d = np.log(points.n) - self.n0, np.log(points.d) - self.d0
         return 0.0 * n, -alpha * n, -beta * d
 
-    def log_optimal_n(self, params: np.ndarray, log_nd: float) -> np.ndarray:
+    def log_optimal_n(self, params: np.ndarray, log_nd: float) -> Any:
         _, a, b, alpha, beta = np.moveaxis(params, -1, 0)
         d = log_nd - self.n0 - self.d0
         return self.n0 + _balance(a, alpha, b, beta, d)
@@ -181,7 +184,6 @@ class Kaplan(Law):
     """
 
     title = "L = ((Nc / N)^(alpha_N / alpha_D) + Dc / D)^alpha_D"
-    has_optimum = True
     varies = ("n", "d", "c")
     coefficients = ("Nc", "Dc")
     shapes = {"alpha_N": EXPONENTS / 4, "alpha_D": EXPONENTS / 4}
@@ -194,7 +196,7 @@ class Kaplan(Law):
         n, d = np.log(points.n) - self.n0, np.log(points.d) - self.d0
         return -alpha_n / alpha_d * n, -d
 
-    def log_optimal_n(self, params: np.ndarray, log_nd: float) -> np.ndarray:
+    def log_optimal_n(self, params: np.ndarray, log_nd: float) -> Any:
         n, d, alpha_n, alpha_d = np.moveaxis(params, -1, 0)
         log_nd = log_nd - self.n0 - self.d0
         return self.n0 + _balance(n, alpha_n / alpha_d, d, 1.0, log_nd)
@@ -239,7 +241,6 @@ class RepeatedData(Chinchilla):
     """
 
     title = "L = E + A / N'^alpha + B / D'^beta"
-    has_optimum = False  # it depends on the unique tokens
     shapes = {**Chinchilla.shapes, "R_D": REPEATS, "R_N": REPEATS}
 
     @classmethod
@@ -247,6 +248,9 @@ class RepeatedData(Chinchilla):
         message = f"{cls.title} needs runs with fewer unique tokens than tokens: name"
         require((points.d > SAME * points.unique).any(), f"{message} their column.")
         return super().build(points)
+
+    def log_optimal_n(self, params: np.ndarray, log_nd: float) -> Any:
+        return None  # it depends on the unique tokens
 
     def log_terms(self, logs: Shape, shape: Shape, points: Points) -> Sequence[Any]:
         alpha, beta, r_d, r_n = shape

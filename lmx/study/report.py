@@ -30,7 +30,7 @@ from lmx.study.fit import (
     estimate,
     profile,
 )
-from lmx.study.isoflop import PowerLaw, fit_frontier, fit_isoflop, fit_parabolas
+from lmx.study.isoflop import fit_frontier, fit_isoflop, fit_parabolas
 from lmx.study.points import make_points
 
 HEADER = ("", "value", "95% (likelihood)", "95% (bootstrap)")
@@ -84,7 +84,7 @@ class FitReport:
     parameters: Mapping[str, Measured]
     optima: Sequence[Optimum]
     predictions: Sequence[Prediction]
-    exponents: Mapping[str, PowerLaw | None]
+    exponents: Mapping[str, Estimate | None]
     backtests: Sequence[Backtest]
     next_runs: Sequence[NextRun]
     warnings: Sequence[str]
@@ -103,14 +103,15 @@ def make_report(
     parameters = {
         name: _measure_parameter(fit, samples, name)
         for name in law.report(fit.params)
-        if name not in (fit.pinned or {})
+        if name not in fit.pinned
     }
     largest = float(points.c.max())
-    budgets = (budgets or (largest, 10 * largest)) if law.has_optimum else ()
+    has_optimum = law.log_optimal_n(fit.params, 0.0) is not None
+    budgets = (budgets or (largest, 10 * largest)) if has_optimum else ()
     optima = [_find_optimum(fit, samples, c) for c in budgets]
     target = partial(_optimal_loss, fit, 10 * largest)
     suggested = []
-    if law.has_optimum:
+    if has_optimum:
         gradient = differentiate(target, fit.params, fit.free)
         suggested = suggest_runs(fit, gradient, largest)
     exponents = {"frontier": fit_frontier(points), "isoFLOP": fit_isoflop(points)}
@@ -121,7 +122,7 @@ def make_report(
         parameters,
         optima,
         [_predict(fit, samples, n, d) for n, d in runs],
-        exponents if law.has_optimum else {},
+        exponents if has_optimum else {},
         [test for test in tests if test],
         suggested,
         list_warnings(fit, asymptote),
@@ -186,11 +187,11 @@ def to_json(report: FitReport, comparison: Comparison | None) -> dict[str, Any]:
             "delta": fit.delta,
             "objective": fit.objective,
             "deviation": fit.deviation,
-            "pinned": fit.pinned or {},
+            "pinned": fit.pinned,
             "parameters": report.parameters,
             "optima": report.optima,
             "predictions": report.predictions,
-            "exponents": {x: y and y.exponent for x, y in report.exponents.items()},
+            "exponents": report.exponents,
             "backtests": report.backtests,
             "next_runs": report.next_runs,
             "outliers": fit.points.rows[find_outliers(fit)].tolist(),
@@ -225,20 +226,18 @@ def format_report(report: FitReport, comparison: Comparison | None) -> str:
         )
     if comparison:
         sections.append(_format_comparison(comparison))
-    if report.backtests:
-        lines = [
-            f"without the largest {x.held_out}: {x.points} points, error {x.error:.2%},"
-            f" bias {x.bias:+.2%}, {x.covered:.0%} within their 95% intervals"
-            for x in report.backtests
-        ]
-        sections.append("\n".join(("Backtest", *lines)))
-    if report.next_runs:
-        lines = [
-            f"N {x.n:.3g}, D {x.d:.3g}: interval of the loss at ten times the largest"
-            f" budget x {x.factor:.2f}"
-            for x in report.next_runs
-        ]
-        sections.append("\n".join(("Next runs, each with those before", *lines)))
+    tests = [
+        f"without the largest {x.held_out}: {x.points} points, error {x.error:.2%},"
+        f" bias {x.bias:+.2%}, {x.covered:.0%} within their 95% intervals"
+        for x in report.backtests
+    ]
+    runs = [
+        f"N {x.n:.3g}, D {x.d:.3g}: interval of the loss at ten times the largest"
+        f" budget x {x.factor:.2f}"
+        for x in report.next_runs
+    ]
+    lists = {"Backtest": tests, "Next runs, each with those before": runs}
+    sections += ["\n".join((title, *x)) for title, x in lists.items() if x]
     sections += [f"warning: {warning}" for warning in report.warnings]
     return "\n\n".join(sections)
 
@@ -258,8 +257,8 @@ def _format_optima(report: FitReport) -> str:
 
 def _format_exponents(report: FitReport) -> str:
     rows = [
-        (name, *(f"{x:.3f}" for x in law.exponent)) if law else (name, "-", "-", "-")
-        for name, law in report.exponents.items()
+        (name, *(f"{x:.3f}" for x in found)) if found else (name, "-", "-", "-")
+        for name, found in report.exponents.items()
     ]
     if "a" in report.parameters:
         rows.append(("law", *(f"{x:.3f}" for x in report.parameters["a"].likelihood)))
@@ -282,7 +281,7 @@ def _format_comparison(comparison: Comparison) -> str:
 
 
 def plot_fit(report: FitReport, file: Path) -> None:
-    """Writes isoFLOP parabolas, the frontier, residuals and the likelihood of E."""
+    """Writes isoFLOP parabolas, the frontier, residuals and intervals as a PNG."""
     from matplotlib.figure import Figure
 
     points, fit = report.fit.points, report.fit

@@ -6,8 +6,11 @@ import re
 import numpy as np
 import pytest
 
+from lmx.cli.fit import FIELDS, FORMS
 from lmx.cli.main import main
 from lmx.study import points
+from lmx.study.law import LAWS
+from lmx.study.points import COLUMNS
 from tests.study.test_check import TRUTH, make_ladder
 from tests.study.test_law import draw_points
 
@@ -88,9 +91,16 @@ def test_the_finished_runs_of_a_folder_are_points(tmp_path, capsys, monkeypatch)
     assert json.loads(out)["points"] == 40
 
 
+def test_every_law_can_be_named():
+    assert FORMS == tuple(LAWS)
+    assert FIELDS.keys() == COLUMNS.keys()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--pin", "E=-1"], "E is pinned to -1.0, and must be above 0"),
+        (["--against", "E=-1,A=1,B=1,alpha=1,beta=1"], "E, A, B must be above 0"),
         (["--predict", "1e9"], "--predict: '1e9' must be 2 numbers with a comma"),
         (["--budget", "-1"], "--budget: '-1' must be a number, above 0"),
         (["--pin", "E"], "--pin: 'E' must be NAME=VALUE"),
