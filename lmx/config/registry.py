@@ -62,6 +62,11 @@ def at_least(least: int) -> Range:
     return Range(f"{least} or more, and finite", lambda x: least <= x < math.inf)
 
 
+def multiple_of(number: int) -> Range:
+    """The positive multiples of a number, as a range beside a type."""
+    return Range(f"a multiple of {number}", lambda x: x > 0 and x % number == 0)
+
+
 SCALARS = (bool, int, float, str, NoneType)
 UNIONS = (Union, UnionType)
 

@@ -17,6 +17,7 @@ from lmx.core.console import print_line
 from lmx.core.rendezvous import EXIT_RESTART
 from lmx.faulttest.kill_point import TIMED, KillPoint
 from lmx.run.jsonl import read_jsonl
+from lmx.run.run_dir import read_metrics
 from lmx.train.experiment import Experiment
 
 POLL_INTERVAL = 0.05  # seconds
@@ -95,6 +96,7 @@ class RunAttempt:
     command: list[str]
     statuses: list[int]
     traces: list[list[dict[str, Any]]]  # events of each process, as in `injector`
+    metrics: list[dict[str, Any]]  # lines of metrics.jsonl at its end
     started: float  # seconds of a monotonic clock, as `ended`
     ended: float
 
@@ -172,6 +174,7 @@ def run_attempt(
         command=["lmx", *command],
         statuses=[member.returncode for member in group],
         traces=[read_jsonl(folder / f"{n}.jsonl") for n in range(len(group))],
+        metrics=list(read_metrics(scenario.folder / run)),
         started=started,
         ended=time.monotonic(),
     )
@@ -224,11 +227,15 @@ def _wait(group: Sequence[subprocess.Popen]) -> None:
 
 def _check_statuses(attempt: RunAttempt, folder: Path) -> None:
     point, statuses = attempt.kill_point, attempt.statuses
-    finished = [0] * len(statuses)
-    expected = [EXIT_RESTART] * (len(statuses) - 1) + [SIGKILLED] if point else finished
-    if statuses == expected or (point and point.kind in TIMED and statuses == finished):
+    expected = [0] * len(statuses)
+    if point:
+        expected = [EXIT_RESTART] * (len(statuses) - 1) + [SIGKILLED]
+    may_finish = point is not None and point.kind in TIMED
+    pairs = enumerate(zip(statuses, expected, strict=True))
+    wrong = [i for i, (a, b) in pairs if a != b and not (may_finish and a == 0)]
+    if not wrong:
         return
-    index = next(i for i, status in enumerate(statuses) if status != expected[i])
+    index = wrong[0]
     log = (folder / f"{index}.log").read_text().strip().splitlines()
     tail = "\n  ".join(log[-LOG_LINES:])
     raise UnexpectedExitError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from lmx.faulttest.process_group import RunAttempt, Scenario
 from lmx.run.goodput import total_seconds
-from lmx.run.run_dir import RunDir, read_ledger, read_metrics
+from lmx.run.run_dir import RunDir, read_ledger
 from lmx.train.checkpoint.compare import diff_checkpoints
 from lmx.train.checkpoint.manager import CheckpointDir
 from lmx.train.checkpoint.reader import CheckpointReader
@@ -18,7 +18,8 @@ TIMING_METRICS = ("seconds", "tokens_per_second", "mfu")  # they differ in every
 MAX_SHOWN = 5  # differences of one kind in a report
 LABELS = {
     "losses": "losses of steps",
-    "metrics": "logged values",
+    "metrics": "logged values at every kill",
+    "final_metrics": "logged values at the end",
     "batches": "batches",
     "hooks": "hooks that ran when due",
     "state": "tensors of parameters and optimizer",
@@ -38,23 +39,23 @@ def compare_runs(
     only names and shapes must be equal.
     """
     run, experiment = attempts[0].run, scenario.experiment
-    metrics, expected = (
-        select_metrics(read_metrics(path), rtol) for path in (run, baseline.run)
-    )
-    started = next(a.started for a in attempts if a.start_step is not None)
+    metrics = [select_metrics(attempt.metrics, rtol) for attempt in attempts]
+    expected = select_metrics(baseline.metrics, rtol)
     checks = {
-        "losses": compare([a.losses for a in attempts], baseline.losses, rtol),
-        "metrics": compare([metrics], expected, rtol),
-        "batches": compare([a.batches for a in attempts], baseline.batches),
-        "hooks": compare([read_hooks(run)], read_hooks(baseline.run)),
+        "losses": ([a.losses for a in attempts], baseline.losses, rtol),
+        "metrics": (metrics, expected, rtol),
+        "final_metrics": (metrics[-1:], expected, rtol),
+        "batches": ([a.batches for a in attempts], baseline.batches),
+        "hooks": ([read_hooks(run)], read_hooks(baseline.run)),
     }
-    optional = ("metrics", "hooks")  # of which a run may have none
+    optional = [name for name in checks if name not in ("losses", "batches")]
+    started = next(a.started for a in attempts if a.start_step is not None)
     return {
         "attempts": [attempt.to_json() for attempt in attempts],
         **{
-            name: part
-            for name, part in checks.items()
-            if part["compared"] or part["absent"] or name not in optional
+            name: compare(*check)
+            for name, check in checks.items()
+            if check[1] or name not in optional
         },
         "state": compare_states(run, baseline.run, experiment.steps, rtol),
         "replayed": count_replayed(attempts, experiment.checkpoint.every),
@@ -117,15 +118,16 @@ def compare_states(a: Path, b: Path, step: int, rtol: float) -> dict[str, Any]:
     diffs = list(diff_checkpoints(*readers))
     unequal = [diff for diff in diffs if diff.status != "equal"]
     close = [diff for diff in unequal if rtol and diff.distance is not None]
-    differ = [f"{d.tensor}: {d.status}" for d in unequal if d not in close]
     params = [diff for diff in close if diff.tensor.startswith("params.")]
+    worst = max(params, default=None, key=lambda d: d.relative or d.distance or 0.0)
+    differ = [f"{d.tensor}: {d.status}" for d in unequal if d not in close]
     norm = math.hypot(*(diff.norm or 0.0 for diff in params))
     return {
         "passed": bool(diffs) and not differ and not damaged,
         "compared": len(diffs),
-        "largest_error": math.hypot(*(d.distance or 0.0 for d in params))
-        / (norm or 1.0),
-        "at": "all parameters",
+        "distance": math.hypot(*(d.distance or 0.0 for d in params)) / (norm or 1.0),
+        "largest_error": worst.relative or worst.distance if worst else 0.0,
+        "at": worst.tensor if worst else None,
         "differ": [*damaged, *differ][:MAX_SHOWN],
         "absent": [],
     }

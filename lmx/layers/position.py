@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lmx.config.registry import (
     NonNegative,
     Positive,
-    Range,
+    at_least,
     check_argument,
     configurable,
 )
@@ -125,7 +125,7 @@ class CoPE(nnx.Module, RelativePosition):
         head_dim: int,
         init: Init,
         *,
-        limit: Annotated[int, Range("2 or more", lambda x: x >= 2)] = 64,
+        limit: Annotated[int, at_least(2)] = 64,
     ):
         sizes = dict(H=head_dim, I=limit)  # shared by all heads
         self.table = init.weight("HI", sizes, in_dims="H", out_dims="I")

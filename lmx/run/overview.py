@@ -21,10 +21,10 @@ Row = dict[str, Any]
 def list_runs(folder: Path) -> list[Row]:
     """The runs in a folder, at any depth: one row each, with the names as keys.
 
-    First run, state, step, steps, parameters, tokens so far and
-    FLOPs of all steps; then the settings that
-    are not the same in all runs, by their paths; then the last losses, by their names.
-    `state` is done, running, stopped or imported, or why the run cannot be read.
+    First run, state, step, steps, parameters, tokens so far and FLOPs of all steps;
+    then the settings that are not the same in all runs, by their paths; then the last
+    losses, by their names. `state` is done, running, stopped or imported, or why the
+    run cannot be read.
     """
     runs = [_read_run(path) for path in sorted(f.parent for f in folder.rglob(CONFIG))]
     shown = _find_differing([settings for _, settings, _ in runs if settings])

@@ -83,7 +83,7 @@ def check(folder: Path, runs: list[dict], kills: int) -> None:
     statuses = [a["statuses"] for run in runs for a in run["attempts"] if a["killed"]]
     assert statuses == [[-9]] * kills
     for number, run in enumerate(runs, start=1):
-        for name in ("losses", "metrics", "batches", "hooks"):
+        for name in ("losses", "metrics", "final_metrics", "batches", "hooks"):
             assert run[name]["passed"], (name, run[name])
         for name in ("state", "replayed"):
             assert run[name]["passed"], (name, run[name])
@@ -156,4 +156,4 @@ def test_a_faulttest_kills_at_every_kind_of_point_and_on_other_meshes(cpu, tmp_p
     assert "2 processes" in topologies[1] and "1 process of 4" in topologies[2]
     assert other["attempts"][1]["statuses"] == [75, -9]
     assert other["losses"]["largest_error"] <= other["losses"]["rtol"] == 1e-4
-    assert other["metrics"]["compared"] == 8 and other["state"]["largest_error"] < 1e-3
+    assert other["final_metrics"]["compared"] == 8 and other["state"]["distance"] < 1e-3

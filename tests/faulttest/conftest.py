@@ -20,6 +20,7 @@ def attempt():
             command=[],
             statuses=[0],
             traces=[list(trace) for trace in traces],
+            metrics=[],
             started=0.0,
             ended=1.0,
         )

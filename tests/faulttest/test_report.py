@@ -78,12 +78,13 @@ def test_states_are_compared_tensor_by_tensor_and_verified_on_disk(tmp_path):
         manager.wait()
     a, same, close = (tmp_path / name for name in ("a", "same", "near"))
     found = compare_states(same, a, 3, 0.0)
-    assert found["passed"] and (found["compared"], found["largest_error"]) == (2, 0.0)
+    assert found["passed"] and (found["compared"], found["distance"]) == (2, 0.0)
     found = compare_states(close, a, 3, 0.0)
     assert not found["passed"] and found["differ"] == ["params.w: differs"]
     found = compare_states(close, a, 3, 1e-4)
-    assert found["passed"]
-    assert found["largest_error"] == pytest.approx(1e-3, rel=0.01)
+    assert found["passed"] and found["at"] == "params.w"
+    assert found["distance"] == pytest.approx(1e-3, rel=0.01)
+    assert found["distance"] == pytest.approx(found["largest_error"])
     flip(a / "checkpoints" / "00000003", "params.w")
     found = compare_states(same, a, 3, 0.0)
     assert (
@@ -155,7 +156,7 @@ GOOD = {
         "attempts": [ATTEMPT | {"killed": None}],
         "losses": equal(24) | NEAR,
         "batches": equal(24),
-        "state": equal(39) | {"largest_error": 2e-7, "at": "all parameters"},
+        "state": equal(39) | {"largest_error": 2e-7, "at": "params.w"},
         **REST,
     },
     "refused": ["2 processes: embed is not divided\nmore"],
@@ -172,7 +173,7 @@ def test_a_report_has_the_numbers_of_all_that_passed():
         "  ok: 1 steps repeated after 1 kills",
         "  timing: 3.0 of 3.1 s: start 2.0, step 1.0",
         "equal: 24 losses of steps, largest relative error 3.0e-07 at 7 (tolerance 0.0",
-        "largest relative error 2.0e-07 at all parameters\n",
+        "largest relative error 2.0e-07 at params.w\n",
         "refused: 2 processes: embed is not divided\n",
     ):
         assert part in text

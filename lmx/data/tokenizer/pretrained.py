@@ -163,8 +163,8 @@ class PretrainedTokenizer(TokenizerFile):
             " @Tiktoken().",
         )
         tokenizer = _load_files({names[path.suffix]: data})
-        for text in filter(None, (self.bos, self.eos)):
-            is_known = tokenizer.token_to_id(text) is not None
+        for text in (self.bos, self.eos):
+            is_known = text is None or tokenizer.token_to_id(text) is not None
             require(is_known, f"the file has no token {text!r}.")
         bos, eos = _find_token(tokenizer, self.bos), _find_token(tokenizer, self.eos)
         return replace(

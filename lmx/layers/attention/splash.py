@@ -12,13 +12,12 @@ from einops import rearrange
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jaxtyping import Array
 
-from lmx.config.registry import Range, configurable
+from lmx.config.registry import configurable, multiple_of
 from lmx.core import partitioning
 from lmx.layers.attention.backend import AttentionBackend, log_once
 from lmx.layers.attention.ring import RingAttention
 
 LANES = 128  # of a TPU's vector unit
-WHOLE_LANES = Range(f"a multiple of {LANES}", lambda x: x > 0 and x % LANES == 0)
 
 
 @configurable
@@ -31,7 +30,7 @@ class SplashAttention(AttentionBackend):
     `block` is a multiple of 128 tokens; short rows use smaller blocks.
     """
 
-    block: Annotated[int, WHOLE_LANES] = 512
+    block: Annotated[int, multiple_of(LANES)] = 512
     supports = frozenset(("sink", "logit_cap", "value_dim"))
     platforms, dtypes = ("tpu",), ("bfloat16", "float16", "float32")
     sharded_length = False

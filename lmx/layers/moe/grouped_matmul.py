@@ -10,10 +10,8 @@ import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int
 
-from lmx.config.registry import Range, configurable
+from lmx.config.registry import configurable, multiple_of
 from lmx.core import partitioning
-
-TILES = Range("a multiple of 128", lambda x: x > 0 and x % 128 == 0)
 
 
 class GroupedMatmul(ABC):
@@ -94,7 +92,7 @@ class Megablox(GroupedMatmul):
     Gale et al. 2022, arXiv:2211.15841.
     """
 
-    tile: Annotated[int, TILES] = 128
+    tile: Annotated[int, multiple_of(128)] = 128
     platforms, dtypes, check_vma = ("tpu",), ("bfloat16", "float32"), False
 
     def __call__(self, x, w, sizes):

@@ -2,13 +2,19 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from lmx.config.registry import Fraction, NonNegative, Range, configurable, require
+from lmx.config.registry import (
+    Fraction,
+    NonNegative,
+    PositiveFraction,
+    configurable,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +86,7 @@ class WSD(Schedule):
     Hu et al. 2024, arXiv:2404.06395, section 4.
     """
 
-    # Of the steps after warmup.
-    decay_fraction: Annotated[float, Range("in (0, 1]", lambda x: 0 < x <= 1)] = 0.2
+    decay_fraction: PositiveFraction[float] = 0.2  # of the steps after warmup
     final_fraction: Fraction[float] = 0.0
 
     def scale(self, progress: Float[Array, ""]) -> Float[Array, ""]:
