@@ -13,8 +13,9 @@ from lmx.cli.plan import predict
 from lmx.core.console import format_table
 
 if TYPE_CHECKING:
-    from lmx.study.sweep import SweepRun
+    from lmx.study.sweep import Start, SweepRun
 
+RESTARTS = {"--restarts": option("of each run, where that may help", int, 3, "N")}
 _OUT = {"--out": option("the folder of its runs (sweeps/NAME)", Path, metavar="DIR")}
 
 
@@ -34,7 +35,7 @@ def plan(args: argparse.Namespace) -> Output:
       lmx sweep plan sweep.gin
       lmx sweep plan sweep.gin --on v5e-8 "Grid.values={'Experiment.seed': (0, 1)}"
     """
-    _, runs = _load(args)
+    runs = _load(args)
     rows = [{"run": run.name, **_plan_run(run, args.on)} for run in runs]
     summed = [name for name in rows[0] if name not in ("run", "N", "N without vocab")]
     total = {name: sum(row[name] for row in rows) for name in summed}
@@ -68,7 +69,7 @@ def _plan_run(run: "SweepRun", machine: str) -> dict[str, Any]:
     "sweep run",
     "SWEEP.gin",
     "train the runs of a sweep, also by several workers",
-    {**_OUT, "--restarts": option("of each run, where that may help", int, 3, "N")},
+    {**_OUT, **RESTARTS},
     takes_overrides=True,
 )
 def run(args: argparse.Namespace) -> int:
@@ -82,27 +83,26 @@ def run(args: argparse.Namespace) -> int:
       lmx sweep run sweep.gin
       lmx sweep run sweep.gin --out /shared/rates
     """
-    from lmx.cli.supervise import Supervisor
     from lmx.study.sweep import run_sweep
 
-    sweep, runs = _load(args)
+    runs = _load(args)
+    return run_sweep(runs, _choose_folder(args), make_start(args))
+
+
+def make_start(args: argparse.Namespace) -> "Start":
+    """Trains a run in a process of its own, with restarts as `args` says."""
+    from lmx.cli.supervise import Supervisor
+
     imports = [word for module in args.imports for word in ("--import", module)]
 
     def start(run: "SweepRun", path: Path, pass_fds: Sequence[int]) -> int:
-        words = [
-            "train",
-            sweep.experiment,
-            *run.overrides,
-            "--run",
-            f"{path}",
-            *imports,
-        ]
+        words = ["train", *run.arguments, "--run", f"{path}", *imports]
         command = [sys.executable, "-m", "lmx.cli.main", *words]
         supervisor = Supervisor(command, path, args.restarts, pass_fds)
         status, received = supervisor(), supervisor.received_signal
         return 128 + received if received else status
 
-    return run_sweep(runs, _choose_folder(args), start)
+    return start
 
 
 @Command(
@@ -122,14 +122,13 @@ def status(args: argparse.Namespace) -> Output:
     from lmx.cli.runs.overview import format_rows
     from lmx.study.sweep import list_status
 
-    _, runs = _load(args)
+    runs = _load(args)
     rows = list_status(runs, _choose_folder(args))
     return Output(format_rows(rows), rows)
 
 
-def _load(args: argparse.Namespace) -> tuple:
-    sweep = load_root(args, "Sweep").build()
-    return sweep, sweep.list_runs()
+def _load(args: argparse.Namespace) -> list["SweepRun"]:
+    return load_root(args, "Sweep").build().list_runs()
 
 
 def _choose_folder(args: argparse.Namespace) -> Path:

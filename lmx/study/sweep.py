@@ -234,7 +234,8 @@ class Sweep:
             require(other is name, f"{message}: drop one.")
             taken = any(run.name == name for run in runs)
             require(not taken, f"two points have the name {name}: change a value.")
-            runs.append(SweepRun(name, _format({**base, **settings}), config))
+            arguments = [self.experiment, *_format({**base, **settings})]
+            runs.append(SweepRun(name, arguments, config))
         return runs
 
     def _resolve(self, settings: Settings) -> Config[Experiment]:
@@ -245,7 +246,7 @@ class SweepRun(NamedTuple):
     """One run of a sweep."""
 
     name: str  # of its folder
-    overrides: list[str]
+    arguments: list[str]  # of `lmx train`: an experiment and overrides
     config: Config[Experiment]
 
 

@@ -54,7 +54,7 @@ Grid.values = {
     ]
     assert runs[3].config.fields["schedule"].fields["peak_lr"] == 0.02
     assert runs[3].config.fields["optimizer"].name == "muon"
-    assert all(run.overrides[0] == "Mesh.data=1" for run in runs)
+    assert all(run.arguments[1] == "Mesh.data=1" for run in runs)
     assert len({run.config.run_id() for run in runs}) == 4
 
 
