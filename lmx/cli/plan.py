@@ -25,6 +25,7 @@ LOCAL = "local"  # the devices of this machine
         "--prices": option(
             "US dollars per hour, as in v5p = 4.2", Path, metavar="FILE"
         ),
+        "--tensors": {"action": "store_true", "help": "also list every tensor"},
         "--png": option("also plot the prediction", Path, metavar="FILE"),
     },
     takes_overrides=True,
@@ -34,7 +35,8 @@ def plan(args: argparse.Namespace) -> Output:
 
     Needs neither the machine nor the data. For TPUs the training step is compiled
     (`pip install 'lmx[tpu]'`), which takes minutes; for GPUs, and with --analytic, the
-    prediction is arithmetic only. --search varies mesh, remat and microbatches.
+    prediction is arithmetic only. The verdict comes first: whether it fits, and if not,
+    what would. --search varies mesh, remat and microbatches.
 
       lmx plan families/llama2_70b 'Attention.backend=@SplashAttention()' --on v5p-128
       lmx plan families/llama3_8b Mesh.fsdp=256 --on v5e-256 --analytic
@@ -56,12 +58,12 @@ def plan(args: argparse.Namespace) -> Output:
         best = [compile_forecast(config, each, args.imports) for each in best]
         best.sort(key=lambda each: (not each.fits, each.seconds.step))
     forecast = best[0] if best else base
-    fixes = {} if forecast.fits else search.suggest(forecast)
+    fixes = search.suggest(config, forecast)
     if args.png:
         report.plot_forecast(forecast, args.png)
-    text = report.format_report(forecast, fixes)
+    text = report.format_report(forecast, fixes, args.tensors)
     if args.search:
-        text = f"{report.format_ranking(base, best)}\n\n{text}"
+        text = f"{text}\n\n{report.format_ranking(base, best)}"
     describe = search.format_overrides
     data = {
         **forecast.to_json(),

@@ -151,8 +151,8 @@ def _check_plan(config: Config, machine: str) -> bool:
 
     forecast = predict(config, machine)
     if not forecast.fits:
-        verdict = report.format_verdict(forecast, search.suggest(forecast))
-        print(verdict, file=sys.stderr)
+        fixes = search.suggest(config, forecast)
+        print(report.format_verdict(forecast, fixes), file=sys.stderr)
     return forecast.fits
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lmx.core.console import format_table
 from lmx.plan.forecast import Forecast
-from lmx.plan.search import format_overrides
+from lmx.plan.search import FUSED, format_overrides
 from lmx.plan.topology import GIB
 
 ANALYTIC = """\
@@ -15,30 +15,31 @@ masked tokens unless its backend holds all logits; other matmuls at 81% of it; f
 in TF32 on GPUs and as fast as bfloat16 on TPUs; gathers of weights overlap with other
 work, on GPUs also sums of gradients, and nothing over `tensor` and `expert`; one
 document per row. Left out: ring attention over `context`, bubbles of `stage`, models
-that a loss runs, dropout, host work and stragglers."""
-# In place of a backend that holds the logits of all pairs of tokens.
-FUSED = "SplashAttention (TPU), CuDNNAttention (GPU) or RingAttention"
+that a loss runs, dropout, compilation, evaluation, saves, host work, stragglers."""
 COMPILED = """\
 Memory, cycles and collectives are those of the compiler for this step; nothing was run.
 Assumptions: attention kernels, whose cycles it does not estimate, reach 50% of the
 peak; collectives reach the bandwidth of the links, and are exposed unless the compiler
-spreads them over other work. Left out: host work and stragglers."""
+spreads them over other work. Left out: compilation, evaluation, saves, host work and
+stragglers."""
 
 
-def format_report(forecast: Forecast, better: dict[str, Forecast]) -> str:
-    """The whole report, the verdict last."""
+def format_report(
+    forecast: Forecast, better: dict[str, Forecast], list_tensors: bool = False
+) -> str:
+    """The whole report, the verdict first."""
     case, machine = forecast.case, forecast.case.machine
     idle = machine.devices - case.devices
     parts = [
+        format_verdict(forecast, better),
         f"{machine.name}: {machine.devices:,} devices in {machine.groups} group(s)"
         f"{f', {idle} of them idle' if idle else ''}; {forecast.settings}",
-        _format_tensors(forecast),
+        *([_format_tensors(forecast)] if list_tensors else ()),
         _format_memory(forecast),
         _format_collectives(forecast),
         _format_speed(forecast),
         f"{forecast.method}.\n{COMPILED if forecast.compile_cost else ANALYTIC}",
         *(f"Kernel {name} is counted as 0 s." for name in forecast.untimed_kernels),
-        format_verdict(forecast, better),
     ]
     return "\n\n".join(parts)
 
@@ -60,20 +61,31 @@ def format_ranking(forecast: Forecast, best: Sequence[Forecast]) -> str:
 
 
 def format_verdict(forecast: Forecast, better: dict[str, Forecast]) -> str:
-    """Whether it fits, and the settings with which it would."""
-    used, has = forecast.memory.total / GIB, forecast.case.machine.chip.memory / GIB
+    """Whether it fits, what takes most memory, and the settings with which it would."""
+    machine, parts = forecast.case.machine, forecast.memory.parts
+    used, has = forecast.memory.total / GIB, machine.chip.memory / GIB
+    largest = max(parts, key=lambda name: parts[name])
+    most = f"the largest part is {largest} ({parts[largest] / GIB:.1f})"
     if forecast.fits:
-        return f"fits: {used:.1f} of {has:.1f} GiB a device"
-    lines = [f"does not fit: {used:.1f} GiB a device, which has {has:.1f}"]
+        return (
+            f"fits {machine.name}: {used:.1f} of {has:.1f} GiB a device {most};"
+            f" {forecast.seconds.step:.3g} s a step"
+        )
+    lines = [
+        f"does not fit {machine.name}: {used:.1f} GiB a device, which has {has:.1f},"
+        f" {most}"
+    ]
+    if parts.get("attention logits", 0.0) > GIB:
+        backends = " or ".join(FUSED[machine.chip.platform])
+        cause = "attention holds the logits of all pairs of tokens"
+        lines.append(f"  {cause}: {backends} holds none")
+    if parts.get("logits", 0.0) > GIB:
+        lines.append("  the loss holds all logits: NextToken.chunk=1024 holds fewer")
     for name, each in better.items():
         step = f"{each.memory.total / GIB:.1f} GiB, {each.seconds.step:.3g} s a step"
         lines.append(f"  {name}: {format_overrides(forecast, each)} fits ({step})")
-    if forecast.memory.parts.get("attention logits", 0.0) > GIB:
-        lines.append(
-            f"  attention holds logits of all pairs of tokens; {FUSED} does not"
-        )
     if not better:
-        lines.append("  no settings were found that fit: make the model smaller")
+        lines.append("  no mesh, remat and microbatches fit: make the model smaller")
     return "\n".join(lines)
 
 

@@ -1,12 +1,17 @@
 """Search for the fastest settings on a machine, and for settings that fit."""
 
+import contextlib
 import dataclasses
 import itertools
+import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
+from lmx.config.resolve import from_json
+from lmx.config.value import Config
 from lmx.models.remat import Remat
-from lmx.plan.case import Case
+from lmx.plan.case import Case, build_case
 from lmx.plan.forecast import Forecast, make_forecast
 from lmx.plan.roofline import count_expert_traffic
 from lmx.plan.topology import Machine
@@ -14,6 +19,13 @@ from lmx.plan.topology import Machine
 TENSOR_SIZES = (1, 2, 4, 8)  # within one host
 MAX_DOUBLINGS = 8  # of a machine, in search of a larger one
 MICROBATCHES = (1, 2, 4, 8)
+UNFUSED = r"@(Reference|XLA)Attention\(\)"  # they hold logits of all pairs of tokens
+# Backends that do not, the fastest first; the last one runs wherever attention does.
+FUSED = {
+    "tpu": ("SplashAttention", "RingAttention"),
+    "gpu": ("CuDNNAttention", "RingAttention"),
+    "cpu": ("RingAttention",),
+}
 
 
 def rank_settings(forecast: Forecast) -> list[Forecast]:
@@ -64,19 +76,33 @@ def _list_powers(limit: int) -> list[int]:
     return [2**n for n in range(limit.bit_length()) if limit % 2**n == 0]
 
 
-def suggest(forecast: Forecast) -> dict[str, Forecast]:
-    """The first change of each kind that makes a forecast fit, analytically.
+def fuse_attention(config: Config, case: Case) -> Case:
+    """The case without logits of all pairs of tokens, if a backend allows it."""
+    for name in FUSED[case.machine.chip.platform]:
+        with contextlib.suppress(ValueError):
+            fused = from_json(re.sub(UNFUSED, f"@{name}()", config.to_json()))
+            planned = build_case(fused.build(), case.machine)
+            return dataclasses.replace(case, model=planned.model)
+    return case
 
-    On the same machine: recomputing more, more microbatches, sharding over all devices,
-    and these together; if none fits, the smallest larger machine on which they do.
+
+def suggest(config: Config, forecast: Forecast) -> dict[str, Forecast]:
+    """The first change of each kind with which an experiment fits, analytically.
+
+    On the same machine: fused attention, which all others include; recomputing more,
+    more microbatches, sharding over all devices, and these together; if none fits, the
+    smallest larger machine on which they do.
     """
-    case = forecast.case
+    if forecast.fits:
+        return {}
+    case = fuse_attention(config, forecast.case)
     mesh, shard = [case.sizes], [case.sizes, *_list_shardings(case)]
     remat: list[Remat] = [case.remat]
     recompute: list[Remat] = [case.remat, "keep_none"]
     parts = [case.microbatches]
     split = [case.microbatches * n for n in _list_powers(case.sequences)]
     variants = {
+        "fused attention": [case],
         "recompute": _list_variants(case, mesh, recompute, parts),
         "split the batch": _list_variants(case, mesh, remat, split),
         "shard": _list_variants(case, shard, remat, parts),
@@ -134,7 +160,11 @@ def _list_larger(case: Case, microbatches: Sequence[int]) -> Iterator[Case]:
 def format_overrides(forecast: Forecast, better: Forecast) -> str:
     """The command-line arguments that change one forecast into the other."""
     old, new = (_list_settings(each.case) for each in (forecast, better))
-    words = [f"{name}={value}" for name, value in new.items() if value != old[name]]
+    words = [
+        shlex.quote(f"{name}={value}")
+        for name, value in new.items()
+        if value != old[name]
+    ]
     if better.case.machine != forecast.case.machine:
         words.insert(0, f"--on {better.case.machine.name}")
     return " ".join(words)
@@ -143,5 +173,10 @@ def format_overrides(forecast: Forecast, better: Forecast) -> str:
 def _list_settings(case: Case) -> dict[str, Any]:
     """The settings that a search changes, by their names in a config."""
     sizes = {f"Mesh.{axis}": n for axis, n in case.sizes.items() if axis != "data"}
+    layers = [block.attention for block, _ in case.model.stack.kinds()]
+    backends = {
+        f"{type(layer).__name__}.backend": f"@{type(layer.backend).__name__}()"
+        for layer in layers
+    }
     other = {"Decoder.remat": case.remat, "Experiment.microbatches": case.microbatches}
-    return sizes | other
+    return backends | sizes | other

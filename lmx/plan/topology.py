@@ -21,6 +21,7 @@ class Chip:
     """One kind of device, as its maker specifies it.
 
     Attributes:
+        platform: as jax names it.
         flops: dense FLOP/s in its compute dtype.
         memory: bytes.
         bandwidth: bytes/s between a chip and its memory.
@@ -36,6 +37,7 @@ class Chip:
             2026-11-21: cloud.google.com/tpu/pricing, and providers of GPU servers.
     """
 
+    platform: str
     flops: float
     memory: float
     bandwidth: float
@@ -56,6 +58,7 @@ class Chip:
 # NVIDIA H100 SXM data sheet: 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways, half as many
 # FLOP/s in TF32; DGX H100: 400 Gbit/s of network for each.
 _H100 = Chip(
+    platform="gpu",
     flops=PEAK_FLOPS["NVIDIA H100 80GB HBM3"],
     memory=80e9,
     bandwidth=3.35e12,
@@ -72,6 +75,7 @@ CHIPS = {
     # cloud.google.com/tpu/docs/v6e, its column v5e: 1600 Gbit/s of links, 6.4 Tbit/s of
     # network for a pod of 256.
     "v5e": Chip(
+        platform="tpu",
         flops=PEAK_FLOPS["TPU v5e"],
         memory=16 * GIB,
         bandwidth=800e9,
@@ -85,6 +89,7 @@ CHIPS = {
     # cloud.google.com/tpu/docs/v5p: 1200 GB/s of links, both ways; 50 Gbit/s of
     # network; 6144 chips for the largest job. Names count its two cores.
     "v5p": Chip(
+        platform="tpu",
         flops=PEAK_FLOPS["TPU v5p"],
         memory=95 * GIB,
         bandwidth=2765e9,
@@ -98,6 +103,7 @@ CHIPS = {
     ),
     # cloud.google.com/tpu/docs/v6e: 3200 Gbit/s of links, 25.6 Tbit/s for a pod of 256.
     "v6e": Chip(
+        platform="tpu",
         flops=PEAK_FLOPS["TPU v6e"],
         memory=32 * GIB,
         bandwidth=1600e9,
@@ -121,6 +127,7 @@ CHIPS = {
     # Two cores of an AMD EPYC with 24 GiB: 130 GFLOP/s of float32 measured with XLA;
     # the bandwidths are a guess of what such a share of a machine has.
     "cpu": Chip(
+        platform="cpu",
         flops=130e9,
         memory=24 * GIB,
         bandwidth=20e9,

@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from lmx import load_experiment
 from lmx.plan import memory, search
 from lmx.plan.forecast import make_forecast
+from lmx.plan.report import format_verdict
 from lmx.plan.roofline import count_flops, list_collectives
-from tests.plan.conftest import MOE
+from tests.plan.conftest import MOE, TINY
 
 D, L, V, T, F = 16, 2, 8, 16, 32
 LAYER = D * 16 + 2 * D * 8 + 16 * D + 3 * D * F  # q; k and v; out; gate, up and down
@@ -137,10 +139,32 @@ def test_cost_is_steps_times_time_times_price(make_case):
     assert forecast.mfu == pytest.approx(ideal / forecast.seconds.step)
 
 
+@pytest.mark.parametrize(
+    ("on", "words", "backend"),
+    [
+        ("v5e-8", (), "SplashAttention"),
+        ("h100-8", ("Attention.head_dim=8",), "CuDNNAttention"),
+        ("h100-8", ("Attention.logit_cap=20.0",), "RingAttention"),  # not by cuDNN
+        ("cpu", ("Mesh.data=1",), "RingAttention"),
+    ],
+)
+def test_a_backend_that_holds_no_logits_is_suggested(make_case, on, words, backend):
+    words = (*words, "RepeatTask.batch_size=8", "RepeatTask.sequence_length=65536")
+    forecast = make_forecast(make_case(*words, on=on), 1.0)
+    better = search.suggest(load_experiment(TINY, words), forecast)
+    assert better and not forecast.fits
+    for each in better.values():
+        text = search.format_overrides(forecast, each)
+        assert f"'Attention.backend=@{backend}()'" in text
+    first, cause, *_ = format_verdict(forecast, better).splitlines()
+    assert f"does not fit {on}" in first and "the largest part is" in first
+    assert "attention" in cause and backend in cause
+
+
 def test_suggestions_fit_and_name_the_settings(make_case):
     words = ("Decoder.width=8192", "SwiGLU.hidden=16384", "Decoder.depth=16")
     forecast = make_forecast(make_case(*words), 1.0)
-    better = search.suggest(forecast)
+    better = search.suggest(load_experiment(TINY, words), forecast)
     assert not forecast.fits and better
     for each in better.values():
         assert each.fits and search.format_overrides(forecast, each)
@@ -177,17 +201,18 @@ def test_a_forecast_is_json(make_case):
 
 
 def test_suggestions_scale_with_the_memory_that_a_compiler_needs(make_case):
-    forecast = make_forecast(
-        make_case("Mesh.fsdp=2", "Mesh.data=4", "RepeatTask.batch_size=64"), 1.0
-    )
+    words = ("Mesh.fsdp=2", "Mesh.data=4", "RepeatTask.batch_size=64")
+    config = load_experiment(TINY, words)
+    forecast = make_forecast(make_case(*words), 1.0)
     has = forecast.case.machine.chip.memory
     compiled = dataclasses.replace(
         forecast, memory=memory.MemoryUse({"compiled": 1.2 * has}, {"": {}})
     )
     more = 1.2 * has / forecast.memory.total
-    for each in search.suggest(compiled).values():
+    better = search.suggest(config, compiled)
+    for each in better.values():
         assert each.memory.total * more <= has
-    assert search.suggest(compiled)
+    assert better
 
 
 def test_experts_are_not_gathered_and_all_other_weights_are(make_case):
