@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lmx.evals.perplexity import evaluate
     from lmx.infer.text import generate
     from lmx.models.hf.api import load_hf, save_hf
+    from lmx.run.overview import read_runs
     from lmx.train.checkpoint.restore import restore
     from lmx.train.experiment import load_experiment
 
@@ -18,6 +19,7 @@ __all__ = [
     "generate",
     "load_experiment",
     "load_hf",
+    "read_runs",
     "restore",
     "save_hf",
     "train_run",
@@ -28,6 +30,7 @@ _MODULES = {  # imported when they are used, so that `import lmx` imports no jax
     "generate": "lmx.infer.text",
     "load_experiment": "lmx.train.experiment",
     "load_hf": "lmx.models.hf.api",
+    "read_runs": "lmx.run.overview",
     "restore": "lmx.train.checkpoint.restore",
     "save_hf": "lmx.models.hf.api",
     "train_run": "lmx.analysis.nonfinite",

@@ -48,10 +48,12 @@ def plan(args: argparse.Namespace) -> Output:
 
 
 def _plan_run(run: "SweepRun", machine: str) -> dict[str, Any]:
+    from lmx.models.params import VOCAB
+
     forecast = predict(run.config, machine)
     case, flops = forecast.case, forecast.flops
     sizes = {x.name: math.prod(x.shape) for x in case.tensors("params")}
-    inner = [n for x, n in sizes.items() if not x.startswith(("embedding", "head"))]
+    inner = [n for x, n in sizes.items() if not x.startswith(VOCAB)]
     tokens = case.steps * case.tokens
     return {
         "N": sum(sizes.values()),

@@ -14,6 +14,7 @@ from lmx.layers.linear import TiedLMHead
 from lmx.models.decoder import Decoder
 
 MAX_NAMES_SHOWN = 8  # in a message
+VOCAB = ("embedding", "head")  # parts whose size depends on the vocabulary
 
 
 def flatten_params(

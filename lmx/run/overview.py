@@ -1,11 +1,14 @@
 """A table of runs: their states, their settings that differ, and their losses."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmx.config.registry import ConfigError
 from lmx.config.value import format_value
+from lmx.data.optional import import_optional
+from lmx.run.goodput import total_seconds
 from lmx.run.lock import is_being_written
 from lmx.run.run_dir import (
     CONFIG,
@@ -15,16 +18,19 @@ from lmx.run.run_dir import (
     read_metadata,
 )
 
+if TYPE_CHECKING:
+    import pandas
+
 Row = dict[str, Any]
 
 
 def list_runs(folder: Path) -> list[Row]:
     """The runs in a folder, at any depth: one row each, with the names as keys.
 
-    First run, state, step, steps, parameters, tokens so far and FLOPs of all steps;
-    then the settings that are not the same in all runs, by their paths; then the last
-    losses, by their names. `state` is done, running, stopped or imported, or why the
-    run cannot be read.
+    First run, state, step, steps, parameters (and without embedding and head), tokens
+    so far, FLOPs of all steps, and seconds of all attempts; then the settings that are
+    not the same in all runs, by their paths; then the last losses, by their names.
+    `state` is done, running, stopped or imported, or why the run cannot be read.
     """
     runs = [_read_run(path) for path in sorted(f.parent for f in folder.rglob(CONFIG))]
     shown = _find_differing([settings for _, settings, _ in runs if settings])
@@ -32,6 +38,20 @@ def list_runs(folder: Path) -> list[Row]:
         row | {name: settings[name] for name in shown if name in settings} | losses
         for row, settings, losses in runs
     ]
+
+
+def read_runs(folder: str | Path) -> "pandas.DataFrame":
+    """The rows of `list_runs` as a pandas frame, with the numbers of settings as such.
+
+    Needs pandas: pip install 'lmx[data]'.
+    """
+    pandas = import_optional("pandas", "data", "for a frame of runs")
+    frame = pandas.DataFrame(list_runs(Path(folder)))
+    for name in frame.columns[2:]:
+        if frame[name].dtype.kind == "O":
+            with contextlib.suppress(ValueError, TypeError):  # not all are numbers
+                frame[name] = frame[name].astype(float)
+    return frame
 
 
 def _read_run(path: Path) -> tuple[Row, Row, Row]:
@@ -53,8 +73,10 @@ def _read_run(path: Path) -> tuple[Row, Row, Row]:
         "step": last.get("step", 0),
         "steps": config.fields.get("steps", 0),
         "parameters": metadata.get("parameters", 0),
+        "non_embedding_parameters": metadata.get("non_embedding_parameters", 0),
         "tokens": last.get("tokens_seen", 0),
         "flops": int(metadata.get("flops", 0)),
+        "seconds": sum(n for x, n in total_seconds(path).items() if x != "down"),
     }
     names = ("loss", *find_losses(last).values())
     losses = {name: last[name] for name in names if name in last}

@@ -113,13 +113,16 @@ class RunContext(StepProgram):
         """Fields for the metadata of the run."""
         state = self.abstract_state()
         count, trained = (
-            sum(leaf.size for leaf in jax.tree.leaves(params))
-            for params in (state.all_params, state.params)
+            sum(leaf.size for leaf in jax.tree.leaves(tree))
+            for tree in (state.all_params, state.params)
         )
+        named = params.flatten_params(state.all_params)
+        inner = [x.size for n, x in named.items() if not n.startswith(params.VOCAB)]
         return {
             "seed": self.seed,
             "data": dict(self.data.info.fingerprint),
             "parameters": count,
+            "non_embedding_parameters": sum(inner),
             **({"trained_parameters": trained} if trained != count else {}),
             "tokens": self.batch_schedule.count_tokens(self.steps),
             "flops": self.count_flops(self.steps),

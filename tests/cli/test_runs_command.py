@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 
+import pandas
 import pytest
 from matplotlib.figure import Figure
 
-from lmx import restore
+from lmx import read_runs, restore
 from lmx.cli.supervise import newest_step
 from lmx.run.plots import plot_run
 from lmx.run.run_dir import RunDir, read_last_metrics, read_metadata
@@ -56,17 +58,48 @@ def test_a_table_of_runs_has_what_differs_and_the_losses(lmx, runs):
         "step": "3",
         "steps": "3",
         "parameters": f"{metadata['parameters']}",
+        "non_embedding_parameters": f"{metadata['non_embedding_parameters']}",
         "tokens": f"{3 * 8 * 16}",
         "flops": f"{int(metadata['flops'])}",
+        "seconds": rows["done"]["seconds"],  # its copies have the same times
         "schedule.peak_lr": "0.5",
         "loss": f"{last['loss']}",
         "validation/nats": f"{last['validation/nats']}",
     }
     assert rows["done"]["schedule.peak_lr"] == "0.01"
+    seconds = metadata["seconds"]
+    spent = sum(seconds.values()) - seconds.get("down", 0.0)
+    assert float(rows["done"]["seconds"]) == pytest.approx(spent, rel=0.05)
     status, text, _ = lmx("runs", f"{runs}")
     assert status == 0 and f"{last['validation/nats']:.4f}" in text
     status, _, err = lmx("runs", f"{runs / 'nothing'}")
     assert status == 2 and "has no runs" in err
+
+
+def test_a_frame_of_runs_and_parquet_have_the_numbers_of_the_csv(lmx, runs, tmp_path):
+    log = runs / "stopped" / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 3, "loss": "NaN"}\n')
+    metadata = json.loads((runs / "done" / "metadata.json").read_text())
+    metadata["flops"] = 1e25  # beyond 64 bits
+    (runs / "done" / "metadata.json").write_text(json.dumps(metadata))
+    file = tmp_path / "runs.parquet"
+    status, out, _ = lmx("runs", f"{runs}", "--csv", "--parquet", f"{file}")
+    expected = pandas.read_csv(io.StringIO(out))
+    assert status == 0
+    for frame in (read_runs(runs), pandas.read_parquet(file)):
+        pandas.testing.assert_frame_equal(frame, expected, check_dtype=False)
+        kinds = {name: frame[name].dtype.kind for name in frame}
+        assert kinds["schedule.peak_lr"] == kinds["loss"] == kinds["flops"] == "f"
+
+
+@pytest.mark.parametrize("missing", ["pandas", "pyarrow"])
+def test_without_pandas_the_extra_that_has_it_is_named(
+    lmx, runs, tmp_path, monkeypatch, missing
+):
+    monkeypatch.setitem(sys.modules, missing, None)
+    status, _, err = lmx("runs", f"{runs}", "--parquet", f"{tmp_path / 'x'}")
+    assert status == 2 and f"{missing} is needed" in err
+    assert "pip install 'lmx[data]'" in err and not (tmp_path / "x").exists()
 
 
 def test_a_folder_that_is_no_step_disturbs_no_command(lmx, trained, tmp_path):

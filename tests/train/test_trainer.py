@@ -65,6 +65,7 @@ def test_the_metadata_describe_the_environment_and_the_result(finished, tiny):
     assert metadata["parameters"] == sum(
         leaf.size for leaf in jax.tree.leaves(lmx.restore(finished).params)
     )
+    assert metadata["parameters"] - metadata["non_embedding_parameters"] == 2 * 8 * 16
 
 
 def test_the_time_of_a_step_is_waiting_for_data_and_computing(finished):
