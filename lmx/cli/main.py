@@ -8,7 +8,16 @@ from typing import Any
 
 from lmx.cli import config, data, fit, hf, plan, sweep, train
 from lmx.cli.command import RAW, Command, Parser
-from lmx.cli.runs import ckpt, eval, faulttest, generate, inspect, overview, replay
+from lmx.cli.runs import (
+    ckpt,
+    eval,
+    faulttest,
+    generate,
+    inspect,
+    overview,
+    replay,
+    report,
+)
 from lmx.core.console import print_line, protect_output
 
 _ABOUT = """\
@@ -22,6 +31,7 @@ Language models in JAX. An experiment is a .gin config; a run is a folder.
   lmx config show quickstart                       every setting, and what set it
   lmx plan gpt2_124m --on v5e-16                   whether it fits, speed and cost
   lmx fit points.csv                               a scaling law, with intervals
+  lmx report sweeps/rate                           a page of tables, curves and fits
   lmx inspect runs/quickstart-... --step 100       the batch and losses of one step
   lmx faulttest quickstart --steps 60              kills it, and shows nothing is lost
   lmx import hf Llama-3.2-1B runs/llama            a Hugging Face model as a run
@@ -40,7 +50,7 @@ _GROUPS = {
 }
 _MODULES = (
     train, generate, eval, overview, config, data, plan, sweep, fit, hf, ckpt, inspect,
-    replay, faulttest,
+    replay, report, faulttest,
 )  # fmt: skip
 _OBJECTS = [thing for module in _MODULES for thing in vars(module).values()]
 COMMANDS = tuple(thing for thing in _OBJECTS if isinstance(thing, Command))

@@ -20,7 +20,7 @@ COLUMNS = {
     "n": ("n", "params", "parameters", "model size"),
     "d": ("d", "tokens"),
     "c": ("c", "flops", "compute", "training flop"),
-    "loss": ("validation/loss", "val_loss", "loss"),
+    "loss": ("validation/nats", "validation/loss", "val_loss", "loss"),
     "unique": ("unique", "unique_tokens"),
     "experts": ("experts",),
 }
