@@ -31,13 +31,16 @@ def plan(args: argparse.Namespace) -> Output:
 
     FLOPs are of the whole run, in three conventions: 6 per active weight and token;
     with attention to the whole sequence, as in MFU; with attention to earlier tokens.
+    D counts all tokens that a model has seen. The other columns count the steps before
+    a branch begins once: as those of its trunk.
 
       lmx sweep plan sweep.gin
       lmx sweep plan sweep.gin --on v5e-8 "Grid.values={'Experiment.seed': (0, 1)}"
     """
     runs = _load(args)
     rows = [{"run": run.name, **_plan_run(run, args.on)} for run in runs]
-    summed = [name for name in rows[0] if name not in ("run", "N", "N without vocab")]
+    sizes = ("run", "N", "N without vocab", "D")
+    summed = [name for name in rows[0] if name not in sizes]
     total = {name: sum(row[name] for row in rows) for name in summed}
     last = {**dict.fromkeys(rows[0], ""), "run": f"{len(rows)} runs", **total}
     table = [
@@ -54,16 +57,18 @@ def _plan_run(run: "SweepRun", machine: str) -> dict[str, Any]:
     case, flops = forecast.case, forecast.flops
     sizes = {x.name: math.prod(x.shape) for x in case.tensors("params")}
     inner = [n for x, n in sizes.items() if not x.startswith(VOCAB)]
-    tokens = case.steps * case.tokens
+    own = (case.steps - run.first_step) / case.steps
+    tokens = (case.steps - run.first_step) * case.tokens
     return {
         "N": sum(sizes.values()),
         "N without vocab": sum(inner),
+        "D": case.steps * case.tokens,
         "tokens": tokens,
         "FLOPs": tokens * flops.weights,
         "with attention": tokens * flops.attention,
         "causal": tokens * flops.causal,
-        "hours": forecast.hours,
-        "dollars": forecast.dollars,
+        "hours": own * forecast.hours,
+        "dollars": own * forecast.dollars,
     }
 
 

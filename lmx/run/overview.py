@@ -28,7 +28,8 @@ def list_runs(folder: Path) -> list[Row]:
     """The runs in a folder, at any depth: one row each, with the names as keys.
 
     First run, state, step, steps, parameters (and without embedding and head), tokens
-    so far, FLOPs of all steps, and seconds of all attempts; then the settings that are
+    so far, FLOPs of all steps, FLOPs of its own steps (which leave out those of a run
+    whose state it began with), and seconds of all attempts; then the settings that are
     not the same in all runs, by their paths; then the last losses, by their names.
     `state` is done, running, stopped or imported, or why the run cannot be read.
     """
@@ -76,6 +77,7 @@ def _read_run(path: Path) -> tuple[Row, Row, Row]:
         "non_embedding_parameters": metadata.get("non_embedding_parameters", 0),
         "tokens": last.get("tokens_seen", 0),
         "flops": int(metadata.get("flops", 0)),
+        "own_flops": int(metadata.get("own_flops", 0)),
         "seconds": sum(n for x, n in total_seconds(path).items() if x != "down"),
     }
     names = ("loss", *find_losses(last).values())

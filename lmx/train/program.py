@@ -109,8 +109,8 @@ class RunContext(StepProgram):
             start=0.0,
         )
 
-    def describe(self) -> dict[str, Any]:
-        """Fields for the metadata of the run."""
+    def describe(self, first_step: int = 0) -> dict[str, Any]:
+        """Fields for the metadata of the run, which begins at that step."""
         state = self.abstract_state()
         count, trained = (
             sum(leaf.size for leaf in jax.tree.leaves(tree))
@@ -126,6 +126,7 @@ class RunContext(StepProgram):
             **({"trained_parameters": trained} if trained != count else {}),
             "tokens": self.batch_schedule.count_tokens(self.steps),
             "flops": self.count_flops(self.steps),
+            "own_flops": self.count_flops(self.steps) - self.count_flops(first_step),
             "mesh": mesh_axes(self.mesh),
         }
 

@@ -86,7 +86,7 @@ class Trainer:
         timeout = self.experiment.hang_timeout
         recorded = distributed.broadcast_from_leader(lambda: read_init_from(path))
         initial = InitialState(self.experiment.init_from, self.run, recorded)
-        facts = self.run.describe() | initial.facts
+        facts = self.run.describe(initial.first_step) | initial.facts
         metadata = initial_metadata(self.name, self.config, facts)
         with (
             closing(self._claim_dir(path, metadata)) as run_dir,
@@ -99,13 +99,14 @@ class Trainer:
                 policy.max_failures,
                 origin={name: metadata[name] for name in ORIGIN},
                 run_ids=read_run_ids(run_dir.path),
+                always_keep=policy.at,
             )
             finished = distributed.broadcast_from_leader(lambda: run_dir.finished)
             if finished and checkpoints.list_steps()[-1:] == [self.run.steps]:
                 return run_dir
             state = self._restore(checkpoints, initial)
             try:
-                self._train(run_dir, checkpoints, state)
+                self._train(run_dir, checkpoints, state, facts["own_flops"])
             finally:
                 self.timing.switch("stop")
                 if distributed.is_leader():
@@ -147,9 +148,13 @@ class Trainer:
             return state
 
     def _train(
-        self, run_dir: RunDir, checkpoints: CheckpointManager, state: TrainState
+        self,
+        run_dir: RunDir,
+        checkpoints: CheckpointManager,
+        state: TrainState,
+        flops: float,
     ) -> None:
-        """Trains from the state to the last step."""
+        """Trains from the state to the last step; the run takes `flops` in all."""
         run, timing, step = self.run, self.timing, int(state.step)
         run_dir.truncate_after(step)
         timing.start_attempt(run_dir, step)
@@ -188,7 +193,6 @@ class Trainer:
             log.flush()
             require_written(run_dir)
             timing.record(run.steps)
-            flops = run.count_flops(run.steps)
             final = final_metadata(run_dir.path, flops, run.mesh.size)
             run_dir.update_metadata(**final)
 

@@ -61,6 +61,7 @@ def test_a_table_of_runs_has_what_differs_and_the_losses(lmx, runs):
         "non_embedding_parameters": f"{metadata['non_embedding_parameters']}",
         "tokens": f"{3 * 8 * 16}",
         "flops": f"{int(metadata['flops'])}",
+        "own_flops": f"{int(metadata['flops'])}",
         "seconds": rows["done"]["seconds"],  # its copies have the same times
         "schedule.peak_lr": "0.5",
         "loss": f"{last['loss']}",

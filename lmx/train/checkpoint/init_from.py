@@ -239,6 +239,12 @@ class InitialState:
             moved = recorded.get("path") != init_from.path
             self.facts["init_from"] = self._opened[1] if moved else recorded
 
+    @property
+    def first_step(self) -> int:
+        """The step at which the run begins: 0, or that of the state it takes."""
+        takes_state = self.init_from and self.init_from.take == "state"
+        return self.facts["init_from"]["step"] if takes_state else 0
+
     def load(self) -> TrainState:
         """The state, sharded."""
         if self.init_from is None:

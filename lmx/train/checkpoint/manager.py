@@ -78,9 +78,12 @@ class CheckpointDir:
         paths = (self.folder / name for name in names)
         self.step_path(step).rename(next(path for path in paths if not path.exists()))
 
-    def prune(self, keep: int) -> None:
-        """Removes all but the newest checkpoints, and no folder that is none."""
-        for step in self.list_steps()[:-keep]:
+    def prune(self, keep: int, always: Sequence[int] = ()) -> None:
+        """Removes all but the newest checkpoints, and no folder that is none.
+
+        Those of the steps `always` stay, and do not count.
+        """
+        for step in [x for x in self.list_steps() if x not in always][:-keep]:
             if (self.step_path(step) / METADATA).is_file():
                 remove_dir(self.step_path(step))
 
@@ -128,8 +131,10 @@ class CheckpointManager:
         max_failures: int = 3,
         origin: Mapping[str, Any] | None = None,
         run_ids: Sequence[str] | None = None,
+        always_keep: Sequence[int] = (),
     ):
         self.folder, self.run_ids = folder.absolute(), run_ids
+        self.always_keep = always_keep
         self.keep, self.max_failures = keep, max_failures
         self.directory = CheckpointDir(self.folder)
         self.lineage = [{**(origin or {}), "parent": None}]
@@ -257,7 +262,7 @@ class CheckpointManager:
             faults = _find_mismatches(reader, [sums for _, sums in reports])
             error = "\n".join(map(str, faults)) or None
         if error is None:
-            self.directory.prune(self.keep)
+            self.directory.prune(self.keep, self.always_keep)
         self.directory.clean()
         if error and step in self.directory.list_steps():
             self.directory.quarantine(step)

@@ -19,13 +19,15 @@ class CheckpointPolicy:
     """How often a run saves a checkpoint, and how many it keeps.
 
     Attributes:
-        keep: number of newest checkpoints to keep.
+        at: further steps to save at, whose checkpoints are always kept.
+        keep: number of newest checkpoints to keep beside those.
         max_failures: saves that fail in a row before the run ends with status 75.
         damaged: what to do if the newest checkpoint is damaged. `quarantine`: rename
             it, and resume from the one before; `refuse`: do not start.
     """
 
     every: Positive[int] = 1000  # steps
+    at: Positive[tuple[int, ...]] = ()
     keep: Positive[int] = 2
     max_failures: Positive[int] = 3
     damaged: Literal["quarantine", "refuse"] = "quarantine"
@@ -50,7 +52,7 @@ class CheckpointPolicy:
                 checkpoints.save(step, state.trained)
 
         is_due = every_steps(self.every, steps)
-        return Hook(call=save, is_due=is_due)
+        return Hook(call=save, is_due=lambda step: step in self.at or is_due(step))
 
 
 def require_written(run_dir: RunDir) -> None:

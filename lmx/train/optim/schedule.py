@@ -1,5 +1,6 @@
 """Learning rate schedules."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,11 @@ class WSD(Schedule):
 
     decay_fraction: PositiveFraction[float] = 0.2  # of the steps after warmup
     final_fraction: Fraction[float] = 0.0
+
+    def find_decay(self, steps: int) -> int:
+        """How many of `steps` updates have the peak rate, or that of the warmup."""
+        stable = (1 - self.decay_fraction) * (steps - self.warmup_steps)
+        return self.warmup_steps + math.floor(stable)
 
     def scale(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         left = jnp.minimum((1 - progress) / self.decay_fraction, 1.0)
