@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-comp
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test processes faults soak meshes style parity plan package docs \
-  nightly bench constraints clean
+  wandb nightly bench constraints clean
 .NOTPARALLEL:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make style        ruff, pyright, import order and the size budget'
 	@echo 'make parity       compare with Hugging Face transformers, in .venv-parity'
 	@echo 'make plan         compile a training step for TPUs, without a TPU'
+	@echo 'make wandb        run the tests that need the library of Weights & Biases'
 	@echo 'make package      build sdist and wheel, install the wheel and run quickstart'
 	@echo 'make docs         regenerate docs/commands.md and docs/tree.md'
 	@echo 'make nightly      run the slow tests, then all tests on every Python found'
@@ -111,9 +112,21 @@ FOUND = for v in $(VERSIONS); do \
     if "$$p" -c 'import ensurepip' 2>/dev/null; then echo "$$p"; break; fi; \
   done; done
 
+# The library of Weights & Biases, which is as large as all else, has a folder of its own.
+WANDB := 0.31.0
+WITH_WANDB := .venv-wandb/.wandb-$(WANDB)
+
+$(WITH_WANDB): $(VENV)/.dev
+	@echo "Installing wandb into .venv-wandb ..."
+	@rm -rf .venv-wandb; $(PIP) --constraint constraints.txt --target .venv-wandb \
+	  wandb==$(WANDB) && touch $@
+
+wandb: $(VENV)/.dev $(WITH_WANDB)
+	@PYTHONPATH=.venv-wandb $(BIN)/python -m pytest -q -m wandb tests/run/test_wandb.py
+
 # pytest exits with 5 where it finds no test.
-nightly: $(VENV)/.dev $(LIBTPU)
-	@$(BIN)/python -m pytest -q -m 'nightly and not tpu' || [ $$? -eq 5 ]
+nightly: $(VENV)/.dev $(LIBTPU) wandb
+	@$(BIN)/python -m pytest -q -m 'nightly and not tpu and not wandb' || [ $$? -eq 5 ]
 	@$(ON_TPU) -m 'tpu and nightly'
 	@set -e; for python in $$($(FOUND)); do version=$${python##*python}; \
 	  [ -e $(BIN)/python$$version ] || $(MAKE) --no-print-directory test \

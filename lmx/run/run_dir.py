@@ -3,6 +3,7 @@
 import glob
 import json
 import math
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lmx.run.jsonl import JsonlWriter, read_jsonl
 from lmx.run.lock import LOCK, Lease, Lock, acquire_lock
 from lmx.run.tensorboard import TensorBoardWriter
 from lmx.run.user_code import CODE, diff_digests, load_recorded_config, save_sources
+from lmx.run.wandb import WandB, WandBWriter
 
 SCHEMA = 4  # version of all files; increased when older readers would fail
 METRICS, LEDGER, TIMING = "metrics.jsonl", "ledger.jsonl", "timing.jsonl"
@@ -44,7 +46,8 @@ class RunDir:
         names = (METRICS, LEDGER, TIMING) if writable else ()
         self.path, self.writable = path, writable
         self._writers = {name: JsonlWriter(path / name) for name in names}
-        self._board: TensorBoardWriter | None = None
+        self._sinks: list[TensorBoardWriter | WandBWriter] = []
+        self.wandb: WandB | None = None  # where metrics are sent as well
         self.evaluated: dict[str, float] = {}  # the newest loss of each evaluation
         self._lock: Lock | Lease | None = None
 
@@ -110,7 +113,14 @@ class RunDir:
             self._writers[name].truncate(lambda row: row["step"] <= step, size)
         self._writers[TIMING].truncate(lambda row: True)
         self._update_evaluated(read_last_metrics(self.path))
-        self._board = TensorBoardWriter(self.path, step + 1)
+        self._sinks = [TensorBoardWriter(self.path, step + 1)]
+        if self.wandb:
+            metadata = {"wandb_id": secrets.token_hex(8)} | read_metadata(self.path)
+            self.update_metadata(**metadata)
+            settings = dict(read_config(self.path).flatten())
+            settings |= {name: metadata.get(name) for name in ("commit", "devices")}
+            run_id = metadata["wandb_id"]
+            self._sinks += [WandBWriter(self.wandb, self.path, run_id, settings)]
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Appends a line to that file; one that cannot be written now stays pending."""
@@ -143,12 +153,12 @@ class RunDir:
         return None
 
     def log_metrics(self, step: int, values: Values) -> None:
-        """Appends a line of metrics, and passes them to TensorBoard."""
+        """Appends a line of metrics, and passes them to TensorBoard and W&B."""
         line = {name: encode_non_finite(value) for name, value in values.items()}
         self.append(METRICS, {"step": step} | line)
         self._update_evaluated(values)
-        if self._board:
-            self._board.add(step, values)
+        for sink in self._sinks:
+            sink.add(step, values)
 
     def _update_evaluated(self, values: Mapping[str, Any]) -> None:
         numbers = {n: x for n, x in values.items() if isinstance(x, int | float)}
@@ -170,8 +180,8 @@ class RunDir:
     def close(self) -> None:
         for writer in self._writers.values():
             writer.close()
-        if self._board:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()
         if self._lock:
             self._lock.release()
             self._lock = None

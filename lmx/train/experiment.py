@@ -21,6 +21,7 @@ from lmx.data.dataset import DatasetConfig, RolloutDataset
 from lmx.models.decoder import Decoder
 from lmx.models.params import flatten_params
 from lmx.models.remat import check_offload
+from lmx.run.wandb import WandB
 from lmx.train.checkpoint.init_from import InitFrom
 from lmx.train.checkpoint.policy import CheckpointPolicy
 from lmx.train.diloco import DiLoCo
@@ -56,6 +57,7 @@ class Experiment:
         init_from: the weights to begin with; None: random ones.
         local_sgd: how replicas synchronize; None: in every step.
         guard: what to do at a step with non-finite numbers or a loss spike.
+        wandb: where metrics are sent beside the files of the run.
         log_every: steps between two lines of metrics.
         hang_timeout: seconds for one step, save, evaluation or compilation; a process
             that takes longer exits.
@@ -77,6 +79,7 @@ class Experiment:
     microbatches: Execution[Positive[int]] = 1
     hooks: Execution[tuple[HookConfig, ...]] = ()
     checkpoint: Execution[CheckpointPolicy] = CheckpointPolicy()
+    wandb: Execution[WandB | None] = None
     log_every: Execution[Positive[int]] = 10
     hang_timeout: Execution[Positive[float]] = 1800.0
 

@@ -77,6 +77,8 @@ class Trainer:
         with explain_errors(config):
             self.experiment = config.build()
             self.run = self.experiment.open()
+            if self.experiment.wandb:
+                self.experiment.wandb.check()
             configs = unique_names(self.experiment.hooks)
             self.hooks = {name: hook.build(self.run) for name, hook in configs.items()}
         _check_same_data(self.run)
@@ -156,6 +158,7 @@ class Trainer:
     ) -> None:
         """Trains from the state to the last step; the run takes `flops` in all."""
         run, timing, step = self.run, self.timing, int(state.step)
+        run_dir.wandb = self.experiment.wandb
         run_dir.truncate_after(step)
         timing.start_attempt(run_dir, step)
         skipped = load_skipped(run_dir.path)

@@ -84,6 +84,7 @@ NEVER_RUN = {  # by a part of the example
     "X.gin Mesh.fsdp=8": "SLURM or Kubernetes",
     "--restarts 20": "starts processes: tests/cli/test_supervise.py runs it",
     "@RayExecutor()": "a Ray cluster",
+    "@WandB()": "a library of its own: tests/run/test_wandb.py runs it",
     "lmx sweep run": "starts processes: tests/faults/test_sweep.py runs it",
     "lmx faulttest": "minutes: tests/faults/test_soak.py runs it",
 }
