@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lmx.config.registry import require
-from lmx.run.user_code import import_modules
 
 Options = Mapping[str, Mapping[str, Any]]  # arguments of `add_argument` by flag
 
@@ -107,6 +106,8 @@ class Command:
 
     def execute(self, args: argparse.Namespace) -> int:
         """Runs it and prints its result or its error. Returns the exit status."""
+        from lmx.run.user_code import import_modules  # `lmx --help` needs no hashes
+
         try:
             self.split_words(args)
             import_modules(args.imports)

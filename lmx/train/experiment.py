@@ -114,7 +114,7 @@ class Experiment:
         rules = dict(RULES) | dict(self.rules)
         mesh = self.mesh.build(devices, rules)
         check_offload(model.stack.remat, mesh.devices.flat[0].platform)
-        owned = nnx.eval_shape(lambda: self.loss.frozen(self.model(nnx.Rngs(0))))
+        owned = nnx.eval_shape(self.loss.frozen, model)
         shardings = sharding.shardings(jax.eval_shape(init), mesh, rules)
         return StepProgram(
             model=model,

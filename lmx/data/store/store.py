@@ -146,9 +146,10 @@ class MappedShards(Sequence[np.ndarray]):
 
     def _map(self, number: int) -> np.ndarray:
         path = self._paths[number]
-        if not path.stat().st_size:  # an empty file cannot be mapped
+        size = path.stat().st_size // self._dtype.itemsize
+        if not size:  # an empty file cannot be mapped
             return np.empty(0, self._dtype)
-        return np.asarray(np.memmap(path, self._dtype, mode="r"))
+        return np.asarray(np.memmap(path, self._dtype, mode="r", shape=(size,)))
 
 
 def open_store(folder: Path) -> Store:
@@ -266,7 +267,7 @@ def _verify_file(path: Path, expected: dict[str, Any]) -> Iterator[StoreDamageEr
     sizes = (min(BLOCK_BYTES, size - n) for n in range(0, size, BLOCK_BYTES))
     try:
         with path.open("rb") as file:
-            found = compute_checksum(map(file.read, sizes))
+            found = compute_checksum(itertools.takewhile(len, map(file.read, sizes)))
     except OSError as error:
         yield StoreDamageError(f"{path}: {error.strerror}")
         return

@@ -1,5 +1,6 @@
 """Reading and verification of token stores."""
 
+import json
 import os
 import pickle
 import shutil
@@ -177,6 +178,22 @@ def test_a_missing_shard_is_refused(folder):
         open_store(folder)
     (damage,) = verify(folder)
     assert "No such file" in f"{damage}"
+
+
+def test_a_file_with_bytes_behind_its_end_is_read_without_them(folder):
+    """As many as are no whole token."""
+    expected = open_store(folder).read(0, 100).tolist()
+    with (folder / format_shard_name(0)).open("ab") as file:
+        file.write(b"x")
+    assert open_store(folder).read(0, 100).tolist() == expected
+
+
+def test_a_size_beyond_all_files_is_refused_at_once(folder):
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    manifest["records"]["bytes"] = 2**70
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=f"{SHARDS_FILE} ends at byte"):
+        open_store(folder)
 
 
 @pytest.mark.parametrize(
