@@ -28,8 +28,8 @@ def capture(
     A tap in layers is given by layer: `capture(...)[1]["block.out"][3]`. What `replace`
     has for a name is used in place of the value, and recorded: an array, or a function
     of the value, for all layers, or as `{layer: ...}` for some. Attention is computed
-    by `ReferenceAttention` if `attention.probs` are asked for. Other layers and other
-    arrays do not compile again; other functions do.
+    by `ReferenceAttention` if `attention.logits` or `.probs` are asked for. Other
+    layers and other arrays do not compile again; other functions do.
     """
     require(not isinstance(names, str), f"give a list of names: [{names!r}].")
     rules = [

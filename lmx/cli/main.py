@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lmx.cli import config, data, fit, hf, plan, sweep, train
+from lmx.cli import config, data, hf, plan, sweep, train
 from lmx.cli.command import RAW, Command, Parser
 from lmx.cli.runs import (
     ckpt,
@@ -18,6 +18,7 @@ from lmx.cli.runs import (
     replay,
     report,
 )
+from lmx.cli.study import coord_check, fit
 from lmx.core.console import print_line, protect_output
 
 _ABOUT = """\
@@ -49,8 +50,8 @@ _GROUPS = {
     "export": "a run as a model of another library",
 }
 _MODULES = (
-    train, generate, eval, overview, config, data, plan, sweep, fit, hf, ckpt, inspect,
-    replay, report, faulttest,
+    train, generate, eval, overview, config, data, plan, sweep, fit, coord_check, hf,
+    ckpt, inspect, replay, report, faulttest,
 )  # fmt: skip
 _OBJECTS = [thing for module in _MODULES for thing in vars(module).values()]
 COMMANDS = tuple(thing for thing in _OBJECTS if isinstance(thing, Command))

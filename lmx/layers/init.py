@@ -142,6 +142,7 @@ class Init:
             axes=dims.logical(letters),
             in_dims=dims.logical(in_dims),
             out_dims=dims.logical(out_dims),
+            role=role,
         )
 
     def full(self, letters: str, sizes: Mapping[str, int], value: float) -> nnx.Param:

@@ -88,6 +88,7 @@ class Decoder(nnx.Module):
         self.mtp = mtp and mtp(width, params, layers[-1], norm)
         self.vocab, self.logit_cap, self.dropout = vocab, logit_cap, dropout
         self.embed_scale, self.precision = embed_scale, precision
+        self.initializer = init
 
     def __call__(
         self,

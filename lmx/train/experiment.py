@@ -28,6 +28,7 @@ from lmx.train.diloco import DiLoCo
 from lmx.train.guard.nonfinite import AbortOnNonFinite, Guard
 from lmx.train.hook import HookConfig
 from lmx.train.loss import Loss, NextToken
+from lmx.train.optim.parametrization import MuP
 from lmx.train.optim.schedule import Schedule
 from lmx.train.program import (
     RunContext,
@@ -52,6 +53,8 @@ class Experiment:
         rules: mesh axes of each logical axis, where they differ from `RULES`.
         microbatches: equal parts of a batch that are processed one after the other, to
             save memory; the gradient is that of the whole batch.
+        parametrization: how initial weights and rates follow from those of a smaller
+            model; None: they do not.
         trainable: patterns of names of parameters, as in `*.norm.*`. Others are frozen:
             they have no gradient and no optimizer state, and no checkpoint holds them.
         init_from: the weights to begin with; None: random ones.
@@ -69,6 +72,7 @@ class Experiment:
     schedule: Schedule
     steps: Positive[int]
     loss: Loss = NextToken()
+    parametrization: MuP | None = None
     trainable: tuple[str, ...] = ("*",)
     init_from: InitFrom | None = None
     local_sgd: DiLoCo | None = None
@@ -88,12 +92,28 @@ class Experiment:
         self.optimizer(self.schedule.build(self.steps))
         return nnx.eval_shape(lambda: self.model(nnx.Rngs(0)))
 
+    def init_model(self, rngs: nnx.Rngs) -> Decoder:
+        """The model with initial weights."""
+        if self.parametrization is None:
+            return self.model(rngs)
+        return self.parametrization.init(self.model, rngs)
+
+    def build_optimizer(self) -> optax.GradientTransformation:
+        """The optimizer of the parameters of the model."""
+        schedule = self.schedule.build(self.steps)
+        if self.parametrization is None:
+            return self.optimizer(schedule)
+        tokens = self.data.schedule.truncate(self.steps).count_tokens(self.steps)
+        return self.parametrization.build_optimizer(
+            self.optimizer, schedule, self.abstract_model(), tokens, self.steps
+        )
+
     def make_init(self) -> Callable[..., TrainState]:
         """Makes the state of step 0; given parameters by path, with those."""
         init = partial(
             init_state,
-            self.model,
-            self.optimizer(self.schedule.build(self.steps)),
+            self.init_model,
+            self.build_optimizer(),
             self.seed,
             trainable=self.trainable,
             loss=self.loss,
@@ -104,8 +124,7 @@ class Experiment:
     def build_program(self, devices: Sequence[Any]) -> StepProgram:
         """The step on these devices, which need not be local. Reads no data."""
         model = self.abstract_model()
-        schedule = self.schedule.build(self.steps)
-        optimizer = self.optimizer(schedule)
+        schedule, optimizer = self.schedule.build(self.steps), self.build_optimizer()
         graph, params = nnx.split(model)
         self._check_trainable(flatten_params(params))
         init, step = self.make_init(), self.guard.wrap_step(train_step)

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from lmx.cli.fit import FIELDS, FORMS
 from lmx.cli.main import main
+from lmx.cli.study.fit import FIELDS, FORMS
 from lmx.study import points
 from lmx.study.law import LAWS
 from lmx.study.points import COLUMNS

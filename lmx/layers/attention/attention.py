@@ -55,11 +55,11 @@ class SelfAttention(nnx.Module):
         """The change of `x`, and the updated cache."""
 
     def run_backend(self, *inputs: Any, **options: Any) -> Float[Array, "B T N J"]:
-        """The result of `backend`, or of the reference if its probabilities are tapped.
+        """The result of `backend`, or of the reference if what others skip is tapped.
 
-        Other backends do not store them.
+        Other backends do not store logits and probabilities.
         """
-        asked = is_asked("attention.probs")
+        asked = is_asked("attention.probs") or is_asked("attention.logits")
         return (ReferenceAttention() if asked else self.backend)(*inputs, **options)
 
     @abstractmethod

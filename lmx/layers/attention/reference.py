@@ -46,19 +46,20 @@ def attend(
         logits_BKGTS = soft_cap(logits_BKGTS, logit_cap)
     if modify_logits is not None:
         logits_BKGTS = modify_logits(logits_BKGTS)
+    logits_BKGTS = _tap("attention.logits", logits_BKGTS)
     logits_BKGTS = jnp.where(mask[:, None, None], logits_BKGTS, MASKED)
-    probs_BKGTS = _tap_probs(softmax(logits_BKGTS, sink)).astype(v.dtype)
+    probs_BKGTS = _tap("attention.probs", softmax(logits_BKGTS, sink)).astype(v.dtype)
     if dropout is not None:
         probs_BKGTS = dropout(probs_BKGTS)
     out_BTKGJ = jnp.einsum("BKGTS,BSKJ->BTKGJ", probs_BKGTS, v)
     return rearrange(out_BTKGJ, "B T K G J -> B T (K G) J")
 
 
-def _tap_probs(probs: Float[Array, "B K G T S"]) -> Float[Array, "B K G T S"]:
-    if not is_asked("attention.probs"):
-        return probs
-    probs_BNTS = rearrange(probs, "B K G T S -> B (K G) T S")
-    return tap("attention.probs", probs_BNTS).reshape(probs.shape)
+def _tap(name: str, values: Float[Array, "B K G T S"]) -> Float[Array, "B K G T S"]:
+    if not is_asked(name):
+        return values
+    values_BNTS = rearrange(values, "B K G T S -> B (K G) T S")
+    return tap(name, values_BNTS).reshape(values.shape)
 
 
 def softmax(

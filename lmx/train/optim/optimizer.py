@@ -7,7 +7,8 @@ them, but not to scales and offsets. `clip` is the largest global gradient norm.
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxtyping import PyTree
 
 from lmx.config.registry import NonNegative, Positive, Rate, configurable
 from lmx.core.sharding import is_variable
+from lmx.train.optim.parametrization import NO_TRANSFER, Transfer, is_hidden_matrix
 
 
 def matrix_mask(params: PyTree) -> PyTree:
@@ -23,13 +25,17 @@ def matrix_mask(params: PyTree) -> PyTree:
     return jax.tree.map(lambda p: bool(p.in_dims), params, is_leaf=is_variable)
 
 
-def _with_clipping(clip: float | None, *parts: Any) -> optax.GradientTransformation:
-    return optax.chain(*([optax.clip_by_global_norm(clip)] if clip else []), *parts)
+def _with_clipping(
+    clip: float | None, *parts: Any, transfer: Transfer = NO_TRANSFER
+) -> optax.GradientTransformation:
+    norm = [optax.clip_by_global_norm(clip)] if clip else []
+    return transfer.fold(optax.chain(*norm, *parts))
 
 
 @configurable
 def adamw(
     learning_rate: optax.Schedule,
+    transfer: Transfer = NO_TRANSFER,
     *,
     b1: Rate[float] = 0.9,
     b2: Rate[float] = 0.95,
@@ -38,10 +44,11 @@ def adamw(
     clip: Positive[float | None] = 1.0,
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay. Loshchilov, Hutter 2017, arXiv:1711.05101."""
+    b1, b2 = map(transfer.beta, (b1, b2))
     adam = optax.adamw(
         learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=matrix_mask
     )
-    return _with_clipping(clip, adam)
+    return _with_clipping(clip, transfer.adam(adam), transfer=transfer)
 
 
 @configurable
@@ -94,7 +101,9 @@ def sgd(
 @configurable
 def muon(
     learning_rate: optax.Schedule,
+    transfer: Transfer = NO_TRANSFER,
     *,
+    scaling: Literal["max", "spectral", "rms"] = "max",
     beta: Rate[float] = 0.95,
     weight_decay: NonNegative[float] = 0.0,
     embed_lr_scale: NonNegative[float] = 1.0,
@@ -108,8 +117,11 @@ def muon(
     """Muon for hidden matrices, Adam for all other parameters.
 
     Each kind of the others has its own multiple of the learning rate. The root mean
-    square of an orthogonalized update is sqrt(max(1, out / in)) / sqrt(max(in, out)).
-    Jordan 2024, "Muon: an optimizer for hidden layers in neural networks".
+    square of an orthogonalized update is 1 / sqrt(max(in, out)), and `scaling` its
+    factor: `max` sqrt(max(1, out / in)) (Jordan 2024, "Muon: an optimizer for hidden
+    layers in neural networks"), `spectral` sqrt(out / in), with which one rate serves
+    all widths (Qiu et al. 2025, arXiv:2512.05620), or `rms` 0.2 sqrt(max(in, out)) as
+    of Adam (Liu et al. 2025, arXiv:2502.16982).
     """
 
     def lr_scale(p: Any) -> float:
@@ -117,9 +129,10 @@ def muon(
             return norm_lr_scale
         return head_lr_scale if "vocab" in p.out_dims else embed_lr_scale
 
+    shape_scale = partial(_shape_scale, scaling)
     orthogonal = optax.chain(
         optax.contrib.scale_by_muon(beta=beta, weight_dimension_numbers=_dimensions),
-        _scale_params(_shape_scale),
+        _scale_params(shape_scale),
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -131,20 +144,20 @@ def muon(
     )
     return _with_clipping(
         clip,
-        optax.masked(orthogonal, hidden_matrix_mask),
-        optax.masked(
-            adam, lambda p: jax.tree.map(operator.not_, hidden_matrix_mask(p))
-        ),
+        optax.masked(transfer.muon(orthogonal, shape_scale), hidden_matrix_mask),
+        optax.masked(transfer.adam(adam), _other_mask),
+        transfer=transfer,
     )
 
 
 def hidden_matrix_mask(params: PyTree) -> PyTree:
     """True for matrices but embeddings and the head."""
 
-    def is_hidden(p: Any) -> bool:
-        return bool(p.in_dims) and "vocab" not in p.axes and "length" not in p.axes
+    return jax.tree.map(is_hidden_matrix, params, is_leaf=is_variable)
 
-    return jax.tree.map(is_hidden, params, is_leaf=is_variable)
+
+def _other_mask(params: PyTree) -> PyTree:
+    return jax.tree.map(operator.not_, hidden_matrix_mask(params))
 
 
 def _dimensions(params: PyTree) -> PyTree:
@@ -160,13 +173,15 @@ def _dimensions(params: PyTree) -> PyTree:
     return jax.tree.map(matrix, params, is_leaf=is_variable)
 
 
-def _shape_scale(p: Any) -> float:
-    """sqrt(max(1, out / in))."""
-    out, contracted = (
+def _shape_scale(scaling: str, p: Any) -> float:
+    """The factor of Muon's update of a matrix."""
+    into, out = (
         math.prod(p.shape[p.axes.index(a)] for a in axes)
-        for axes in (p.out_dims, p.in_dims)
+        for axes in (p.in_dims, p.out_dims)
     )
-    return max(1.0, out / contracted) ** 0.5
+    ratio = out / into
+    scales = {"max": max(1.0, ratio) ** 0.5, "spectral": ratio**0.5}
+    return scales.get(scaling, 0.2 * max(into, out) ** 0.5)
 
 
 def _scale_params(factor: Callable[[Any], float]) -> optax.GradientTransformation:
