@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 
 from lmx.core.precision import Precision
+from tests.models.conftest import VARIANTS
 
 pytestmark = pytest.mark.usefixtures("exact")
 
 V, PADS, CAPACITY = 11, (0, 2), 8
+# One variant for each kind of cache, and one with experts.
+KINDS = ("pre rope dense conv", "pre window sink", "pre latent", "pre infini")
+KINDS += ("pre learned moe",)
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, V, (2, 8)), "int32")
 
 
@@ -86,6 +90,10 @@ def test_packed_documents_are_cached_like_a_full_forward(model, read):
     np.testing.assert_allclose(logits[unpadded], want[unpadded], atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [x if x in KINDS else pytest.param(x, marks=pytest.mark.nightly) for x in VARIANTS],
+)
 def test_cached_equals_full_in_float32(make, variant):
     """All tokens one by one."""
     model = make(variant, precision=Precision(params="float32", compute="float32"))
