@@ -18,7 +18,7 @@ from lmx.cli.runs import (
     replay,
     report,
 )
-from lmx.cli.study import coord_check, fit
+from lmx.cli.study import compare, coord_check, fit
 from lmx.core.console import print_line, protect_output
 
 _ABOUT = """\
@@ -33,6 +33,7 @@ Language models in JAX. An experiment is a .gin config; a run is a folder.
   lmx plan gpt2_124m --on v5e-16                   whether it fits, speed and cost
   lmx fit points.csv                               a scaling law, with intervals
   lmx report sweeps/rate                           a page of tables, curves and fits
+  lmx compare A.gin B.gin                          which is better, over several seeds
   lmx inspect runs/quickstart-... --step 100       the batch and losses of one step
   lmx faulttest quickstart --steps 60              kills it, and shows nothing is lost
   lmx import hf Llama-3.2-1B runs/llama            a Hugging Face model as a run
@@ -50,8 +51,8 @@ _GROUPS = {
     "export": "a run as a model of another library",
 }
 _MODULES = (
-    train, generate, eval, overview, config, data, plan, sweep, fit, coord_check, hf,
-    ckpt, inspect, replay, report, faulttest,
+    train, generate, eval, overview, config, data, plan, sweep, compare, fit,
+    coord_check, hf, ckpt, inspect, replay, report, faulttest,
 )  # fmt: skip
 _OBJECTS = [thing for module in _MODULES for thing in vars(module).values()]
 COMMANDS = tuple(thing for thing in _OBJECTS if isinstance(thing, Command))

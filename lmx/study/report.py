@@ -165,22 +165,23 @@ def _predict(fit: Fit, samples: np.ndarray, n: float, d: float) -> Prediction:
     return Prediction(n, d, log_loss.map(math.exp), run)
 
 
+def to_plain(value: Any) -> Any:
+    """Named tuples as dicts, for JSON; infinite ends of intervals are None."""
+    if isinstance(value, Measured):
+        return to_plain(value.to_json())
+    if hasattr(value, "_asdict"):
+        return to_plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {name: to_plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def to_json(report: FitReport, comparison: Comparison | None) -> dict[str, Any]:
-    """All of a report as JSON data; infinite ends of intervals are None."""
+    """All of a report as JSON data."""
     fit = report.fit
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, Measured):
-            return convert(value.to_json())
-        if hasattr(value, "_asdict"):
-            return convert(value._asdict())
-        if isinstance(value, Mapping):
-            return {name: convert(item) for name, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [convert(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return convert(
+    return to_plain(
         {
             "law": fit.law.title,
             "points": len(fit.points),

@@ -86,6 +86,7 @@ NEVER_RUN = {  # by a part of the example
     "--restarts 20": "starts processes: tests/cli/test_supervise.py runs it",
     "@RayExecutor()": "a Ray cluster",
     "@WandB()": "a library of its own: tests/run/test_wandb.py runs it",
+    "lmx compare": "starts processes: tests/study/test_comparison.py runs it",
     "lmx sweep run": "starts processes: tests/faults/test_sweep.py runs it",
     "lmx faulttest": "minutes: tests/faults/test_soak.py runs it",
 }
