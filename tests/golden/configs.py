@@ -18,7 +18,9 @@ from lmx.config.value import Config, format_value, iter_fields, map_nodes, to_js
 from lmx.models import params
 
 ROOT, GOLDEN = Path(__file__).parents[2], Path(__file__).parent
-EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.gin"))
+CONFIGS = sorted((ROOT / "experiments").rglob("*.gin"))
+SWEEPS = [path for path in CONFIGS if path.parent.name == "sweeps"]
+EXPERIMENTS = [path for path in CONFIGS if path not in SWEEPS]
 DEFAULTS = GOLDEN / "defaults.txt"
 
 

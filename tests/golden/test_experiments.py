@@ -8,8 +8,10 @@ from lmx.config.value import diff
 from lmx.models.hf.family import extract_math_config, load_families
 from lmx.train.experiment import Experiment
 from tests.golden.configs import (
+    CONFIGS,
     DEFAULTS,
     EXPERIMENTS,
+    SWEEPS,
     format_defaults,
     format_experiment,
     get_golden_path,
@@ -40,11 +42,12 @@ for_all = pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.ste
 for_families = pytest.mark.parametrize("path", FAMILIES, ids=lambda path: path.stem)
 
 
-@for_all
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_an_experiment_begins_with_a_question_and_an_expected_result(path):
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# ") and lines[0].endswith("?")
-    for start in ("    lmx train", "Expect  ", "Cost    ", "Result  "):
+    command = "sweep run" if path in SWEEPS else "train"
+    for start in (f"    lmx {command}", "Expect  ", "Cost    ", "Result  "):
         assert any(line.startswith(f"# {start}") for line in lines), start
 
 

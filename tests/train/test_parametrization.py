@@ -146,7 +146,11 @@ def test_folded_weights_are_the_papers_multipliers_of_activations(tiny):
 
 @pytest.mark.parametrize(
     "overrides",
-    [[], MUON, [*MOE, "MoE.hidden=24", *TIED, *MUON]],
+    [
+        [],
+        pytest.param(MUON, marks=pytest.mark.nightly),
+        pytest.param([*MOE, "MoE.hidden=24", *TIED, *MUON], marks=pytest.mark.nightly),
+    ],
     ids=["adamw", "muon", "experts and a tied head"],
 )
 def test_at_the_size_of_the_base_training_is_the_same_to_the_bit(tiny, overrides):
@@ -213,6 +217,7 @@ def test_an_optimizer_of_a_users_own_takes_part(tiny):
     np.testing.assert_allclose(np.abs(change), 1, rtol=1e-3)
 
 
+@pytest.mark.nightly
 def test_duration_and_batch_size_follow_the_sde_rules(tiny):
     # 8 x 16 tokens a batch, 10 steps: 4 times the base's batch, 16 times its tokens.
     options = ["CompleteP.base_batch=32", "CompleteP.base_tokens=80"]

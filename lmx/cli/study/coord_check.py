@@ -22,8 +22,8 @@ def sizes(text: str) -> list[int]:
     "CONFIG",
     "whether a model learns alike in all widths and depths",
     {
-        "--widths": option("of the model (five over 16x)", sizes, (), "W,W,..."),
-        "--depths": option("(five over 16x with CompleteP)", sizes, (), "L,L,..."),
+        "--widths": option("of the model (five over 16x)", sizes, None, "W,W,..."),
+        "--depths": option("(five over 16x with CompleteP)", sizes, None, "L,L,..."),
         "--grow": option("with the width", default="heads")
         | {"choices": ("heads", "head_dim")},
         "--steps": option("of training", int, 10),

@@ -46,8 +46,8 @@ def attend(
         logits_BKGTS = soft_cap(logits_BKGTS, logit_cap)
     if modify_logits is not None:
         logits_BKGTS = modify_logits(logits_BKGTS)
-    logits_BKGTS = _tap("attention.logits", logits_BKGTS)
     logits_BKGTS = jnp.where(mask[:, None, None], logits_BKGTS, MASKED)
+    logits_BKGTS = _tap("attention.logits", logits_BKGTS)
     probs_BKGTS = _tap("attention.probs", softmax(logits_BKGTS, sink)).astype(v.dtype)
     if dropout is not None:
         probs_BKGTS = dropout(probs_BKGTS)

@@ -5,12 +5,12 @@ pass is folded into a weight: W' = c W is stored, and its optimizer sees W = W' 
 gradient c dL/dW', and steps of W. Models thus run, are saved and are exported as usual.
 """
 
-import functools
 import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -23,7 +23,6 @@ from lmx.config.value import Factory
 from lmx.core.console import print_line
 from lmx.core.sharding import is_variable
 from lmx.layers.attention.attention import Attention
-from lmx.layers.attention.infini import InfiniAttention
 from lmx.layers.attention.mla import MLA
 from lmx.layers.linear import TiedLMHead
 from lmx.layers.norm import OffsetRMSNorm
@@ -32,8 +31,8 @@ from lmx.models.decoder import Decoder
 from lmx.models.params import flatten_params
 
 FINITE = {"vocab", "length", "experts", "reach"}  # logical axes that are no widths
-DURATION_EXPONENT = -0.3  # Bergsma et al. 2025, arXiv:2505.13738
-_warn_once = functools.cache(print_line)
+DURATION_EXPONENT = -0.3  # -0.32 of Bjorck et al. 2024, arXiv:2409.19913, rounded
+_warn_once = cache(print_line)
 
 
 class ParamRule(NamedTuple):
@@ -44,7 +43,7 @@ class ParamRule(NamedTuple):
         multiplier: of the weight in the forward pass, folded into the stored one.
         lr, weight_decay, eps: of Adam; decay is per unit of learning rate.
         muon_lr: of Muon.
-        origin: the stored value stands for `origin` plus itself.
+        shift: added to initial values.
     """
 
     init: float = 1.0
@@ -53,7 +52,7 @@ class ParamRule(NamedTuple):
     weight_decay: float = 1.0
     eps: float = 1.0
     muon_lr: float = 1.0
-    origin: float = 0.0
+    shift: float = 0.0
 
 
 class ParamPair(NamedTuple):
@@ -84,6 +83,11 @@ class Transfer:
 
     def beta(self, beta: float) -> float:
         """The decay of a mean over steps: of the same mean over tokens."""
+        require(
+            self.batch * (1 - beta) < 1,
+            f"batches of {self.batch:.3g} times base_batch are too large for a mean"
+            f" with decay {beta}: use smaller ones.",
+        )
         return beta if self.batch == 1 else 1 - self.batch * (1 - beta)
 
     def adam(self, optimizer: optax.GradientTransformation) -> Any:
@@ -134,7 +138,7 @@ class Transfer:
         to_updates: Callable[[ParamRule], float] = lambda _: 1.0,
     ) -> optax.GradientTransformation:
         def scale(factor: Callable[[ParamRule], float], tree: PyTree) -> PyTree:
-            return self.map(lambda rule, x: multiply(x, factor(rule)), tree)
+            return self.map(lambda rule, x: x * factor(rule), tree)
 
         def update(updates, state, params=None):
             updates, params = scale(to_grads, updates), scale(to_params, params)
@@ -158,11 +162,6 @@ class Transfer:
 NO_TRANSFER = Transfer({}, {})
 
 
-def multiply(x: jax.Array, factor: float) -> jax.Array:
-    """`x * factor`; the same array if that is 1."""
-    return x if factor == 1 else x * factor
-
-
 def is_hidden_matrix(p: Any) -> bool:
     """Whether it is a matrix, but no embedding and no head."""
     return bool(p.in_dims) and "vocab" not in p.axes and "length" not in p.axes
@@ -183,7 +182,7 @@ class MuP:
     Attributes:
         base: the model for which the hyper-parameters were tuned, with any depth.
         base_tokens: tokens of its training; rates then are x (tokens / those)^-0.3
-            (Bergsma et al. 2025, arXiv:2505.13738).
+            (Bjorck et al. 2024, arXiv:2409.19913).
         base_batch: tokens of its batches; with k times as many AdamW then has rate and
             weight decay x sqrt(k), 1 - b1 and 1 - b2 x k, and eps x 1 / sqrt(k)
             (Malladi et al. 2022, arXiv:2205.10287).
@@ -224,21 +223,17 @@ class MuP:
         """A model with the initial weights of this parametrization."""
         model = build_model(rngs)
         graph, params = nnx.split(model)
-
-        def scale(rule: ParamRule, x: jax.Array) -> jax.Array:
-            if rule.origin:
-                return rule.multiplier * (x + rule.origin) - rule.origin
-            return multiply(x, rule.init * rule.multiplier)
-
-        return nnx.merge(graph, self.compare(model).map(scale, params))
+        scaled = self.compare(model).map(
+            lambda rule, x: x * (rule.init * rule.multiplier) + rule.shift, params
+        )
+        return nnx.merge(graph, scaled)
 
     def compare(self, model: Decoder) -> Transfer:
         """The rules of all parameters of a model, which may be abstract, by path."""
         depth = model.stack.depth
         base = nnx.eval_shape(lambda: self.base(nnx.Rngs(0), depth=depth))
-        base_depth = depth
-        if self.scales_depth:
-            base_depth = nnx.eval_shape(lambda: self.base(nnx.Rngs(0))).stack.depth
+        own = self.base if self.scales_depth else partial(self.base, depth=depth)
+        base_depth = nnx.eval_shape(lambda: own(nnx.Rngs(0))).stack.depth
         new, old = (
             flatten_params(nnx.split(x)[1], is_leaf=is_variable) for x in (model, base)
         )
@@ -255,19 +250,19 @@ class MuP:
             **_fold_attention(model, base, pairs),
             **dict.fromkeys(_list_branch_ends(model, pairs), base_depth / depth),
         }
-        origins = {
+        gains = {  # of 1 + offset
             ".".join(map(str, (*path, "offset")))
             for path, module in nnx.iter_modules(model)
             if isinstance(module, OffsetRMSNorm)
         }
         rules = {}
         for path, pair in pairs.items():
-            std = _std(model, pair.param, depth)
+            std, factor = _std(model, pair.param, depth), multipliers.get(path, 1.0)
             init = _std(base, pair.base, base_depth) / std if std else 1.0
             rules[path] = _make_rule(pair, init)._replace(
-                multiplier=multipliers.get(path, 1.0),
+                multiplier=factor,
                 eps=(base_depth / depth if path.startswith("stack.") else 1) / width,
-                origin=1.0 if path in origins else 0.0,
+                shift=factor - 1 if path in gains else 0.0,
             )
         return Transfer(rules, pairs)
 
@@ -338,9 +333,9 @@ def _fold_attention(
         base_scale = base_size**-0.5 if base_scale is None else base_scale
         factor = base_scale * (base_size / size) / scale
         require(
-            factor == 1 or not isinstance(attention, InfiniAttention),
-            "the memory of InfiniAttention is not linear in the queries: give the base"
-            f" model head_dim = {size} too.",
+            factor == 1 or type(attention) in (Attention, MLA),
+            f"{type(attention).__name__} has no rule for the scale of queries: give the"
+            f" base model head_dim = {size} too.",
         )
         normed = getattr(attention, "q_norm", None)
         ends = f"{prefix}.q_norm." if normed else weight.removesuffix("w")
