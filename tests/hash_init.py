@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmx.config.registry import configurable
 from lmx.layers.init import FanIn
 
+HASHED = "Decoder.init=@HashInit()"  # as an override
 
+
+@configurable
 @dataclass(frozen=True, kw_only=True)
 class HashInit(FanIn):
     """`FanIn`, but uniform, and without a program of random numbers for each shape."""

@@ -1,21 +1,24 @@
 """`lmx config show | explain | diff | tree | list`: read a config and run nothing."""
 
 import argparse
+import contextlib
 import inspect
 import re
-import sys
 from typing import Any
 
 from lmx.cli.command import Command, Output
 from lmx.cli.load import load_config
 from lmx.config.coerce import find_choices, name_kind, split_kind
 from lmx.config.format import draw_tree, show
+from lmx.config.names import find_synonyms
 from lmx.config.registry import (
     REQUIRED,
+    ConfigError,
     config_fields,
     find,
     find_declarations,
     find_experiments,
+    find_owners,
     format_type,
     import_all,
     is_known,
@@ -31,13 +34,13 @@ from lmx.config.value import (
     format_value,
     to_jsonable,
 )
-from lmx.core.console import format_table
+from lmx.core.console import format_table, print_once
 
 
 def _resolve(name: str, args: argparse.Namespace) -> Config:
     config = load_config(name, args.overrides)
     for note in config.unused_bindings:
-        print("note:", note, file=sys.stderr)
+        print_once(f"note: {note}")
     return config
 
 
@@ -158,13 +161,15 @@ def list_names(args: argparse.Namespace) -> Output:
     """The classes and functions that a config can name, by module.
 
     With a name, its parameters with types, ranges, defaults and documentation. With a
-    parameter or a type, what can stand there. `experiments` lists the experiments that
+    parameter or a type, what can stand there; with the bare name of a parameter, here
+    or in other frameworks, whose it is. `experiments` lists the experiments that
     ship with lmx and the question that each one answers.
 
       lmx config list
       lmx config list Attention
       lmx config list Decoder.mlp
       lmx config list FeedForward
+      lmx config list learning_rate
       lmx config list experiments
     """
     name, *_ = (*args.names, "")
@@ -176,6 +181,8 @@ def list_names(args: argparse.Namespace) -> Output:
         modules = {name: found[0] for name, found in find_declarations().items()}
         rows = sorted(modules.items(), key=lambda row: row[::-1])
         return Output(format_table(("name", "module"), rows, 2), modules)
+    with contextlib.suppress(ConfigError):
+        find(name, "config list")  # may import it
     if is_known(name):
         return _list_parameters(name)
     kinds = _find_kinds(name)
@@ -184,7 +191,7 @@ def list_names(args: argparse.Namespace) -> Output:
         for choice, thing in find_choices(*kinds).items()
     }
     if not rows:
-        find(name, "config list")  # raises
+        return _list_owners(name)
     return Output(format_table(("choice", "what it is"), rows.items(), 2), rows)
 
 
@@ -204,7 +211,30 @@ def _find_kinds(name: str) -> list[Any]:
     return [fields[name]]
 
 
+def _list_owners(name: str) -> Output:
+    """The parameters of that name, or of the one that it means elsewhere."""
+    owners = [x for own in (name, *find_synonyms(name)) for x in find_owners(own)]
+    if not owners:
+        find(name, "config list")  # raises
+    kinds = {owner.partition(".")[0] for owner in owners}
+    rows = [x for kind in sorted(kinds) for x in _read_parameters(kind)]
+    return _format_parameters([row for row in rows if row[0] in owners])
+
+
 def _list_parameters(name: str) -> Output:
+    about = f"{inspect.getdoc(find(name, 'config list'))}".split("\n\nAttributes:")[0]
+    text, rows, _ = _format_parameters(_read_parameters(name))
+    return Output(f"{about}\n\n{text}", rows)
+
+
+def _format_parameters(rows: list[tuple[str, ...]]) -> Output:
+    table = format_table(("parameter", "type", "default"), [x[:3] for x in rows], 3)
+    lines = [table, "", *(f"{row[0]}: {row[3]}" for row in rows if row[3])]
+    return Output("\n".join(lines).rstrip(), rows)
+
+
+def _read_parameters(name: str) -> list[tuple[str, ...]]:
+    """Label, type with ranges, default and documentation of each parameter."""
     thing, rows = find(name, "config list"), []
     docs = _read_docs(thing)
     for parameter, field in config_fields(thing).items():
@@ -216,10 +246,7 @@ def _list_parameters(name: str) -> Output:
             value = Resolver({}).resolve_default(field.default, (), "default")
             default = format_value(value)
         rows.append((f"{name}.{parameter}", kind, default, docs.get(parameter, "")))
-    about = f"{inspect.getdoc(thing)}".split("\n\nAttributes:")[0]
-    table = format_table(("parameter", "type", "default"), [x[:3] for x in rows], 3)
-    lines = [about, "", table, "", *(f"{row[0]}: {row[3]}" for row in rows if row[3])]
-    return Output("\n".join(lines).rstrip(), rows)
+    return rows
 
 
 def _read_docs(thing: Any) -> dict[str, str]:

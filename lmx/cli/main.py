@@ -31,6 +31,7 @@ Language models in JAX. An experiment is a .gin config; a run is a folder.
   lmx runs                                         a table of the runs in runs/
   lmx config show quickstart                       every setting, and what set it
   lmx plan gpt2_124m --on v5e-16                   whether it fits, speed and cost
+  lmx sweep run sweep.gin                          one experiment at many points
   lmx fit points.csv                               a scaling law, with intervals
   lmx report sweeps/rate                           a page of tables, curves and fits
   lmx compare A.gin B.gin                          which is better, over several seeds
@@ -70,7 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
             examples = [
                 re.findall("^  lmx .*", text, re.MULTILINE)[0] for text in texts
             ]
-            about = "\n".join((f"lmx {group}: {_GROUPS[group]}\n", *examples))
+            more = f"\n`lmx {group} COMMAND --help` has more examples."
+            about = "\n".join((f"lmx {group}: {_GROUPS[group]}\n", *examples, more))
             parser_of_group = groups[""].add_parser(
                 group, help=_GROUPS[group], description=about, formatter_class=RAW
             )

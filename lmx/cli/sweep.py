@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lmx.cli.command import Command, Output, option
 from lmx.cli.load import load_root
 from lmx.cli.plan import predict
+from lmx.config.registry import ConfigError
 from lmx.core.console import format_table
 
 if TYPE_CHECKING:
@@ -29,13 +30,21 @@ _OUT = {"--out": option("the folder of its runs (sweeps/NAME)", Path, metavar="D
 def plan(args: argparse.Namespace) -> Output:
     """Lists the runs of a sweep: parameters, tokens, FLOPs, hours and cost of each.
 
-    FLOPs are of the whole run, in three conventions: 6 per active weight and token;
-    with attention to the whole sequence, as in MFU; with attention to earlier tokens.
-    D counts all tokens that a model has seen. The other columns count the steps before
-    a branch begins once: as those of its trunk.
+    A sweep is a config such as
+
+      Sweep.experiment = 'quickstart'
+      Sweep.points = @Grid()
+      Grid.values = {'WSD.peak_lr': (0.01, 0.02), 'Decoder.depth': (2, 4)}
+
+    Hours and cost are those of `lmx plan --on MACHINE --analytic`, by default on a CPU:
+    of training steps alone, one run after another. FLOPs are of the whole run, in three
+    conventions: 6 per active weight and token; with attention to the whole sequence, as
+    in MFU; with attention to earlier tokens. D counts all tokens that a model has seen.
+    The other columns count the steps before a branch begins once: as those of its
+    trunk.
 
       lmx sweep plan sweep.gin
-      lmx sweep plan sweep.gin --on v5e-8 "Grid.values={'Experiment.seed': (0, 1)}"
+      lmx sweep plan sweep.gin --on v5e-1 "Grid.values={'Experiment.seed': (0, 1)}"
     """
     runs = _load(args)
     rows = [{"run": run.name, **_plan_run(run, args.on)} for run in runs]
@@ -47,7 +56,13 @@ def plan(args: argparse.Namespace) -> Output:
         [f"{x:.4g}" if type(x) is float else x for x in row.values()]
         for row in (*rows, last)
     ]
-    return Output(format_table(list(last), table), {"runs": rows, "total": total})
+    text = (
+        f"Hours and dollars are of training steps on {args.on}, one run after another,"
+        " without compilation, evaluation and saves.\n\n"
+        f"{format_table(list(last), table)}\n\nnext: lmx sweep run {args.names[0]}"
+    )
+    data = {"runs": rows, "total": total, "machine": args.on}
+    return Output(text, data)
 
 
 def _plan_run(run: "SweepRun", machine: str) -> dict[str, Any]:
@@ -93,7 +108,10 @@ def run(args: argparse.Namespace) -> int:
     from lmx.study.sweep import run_sweep
 
     runs = _load(args)
-    return run_sweep(runs, _choose_folder(args), make_start(args))
+    folder = _choose_folder(args)
+    if not (worst := run_sweep(runs, folder, make_start(args))):
+        print(f"all {len(runs)} runs are done; next: lmx report {folder}")
+    return worst
 
 
 def make_start(args: argparse.Namespace) -> "Start":
@@ -135,7 +153,11 @@ def status(args: argparse.Namespace) -> Output:
 
 
 def _load(args: argparse.Namespace) -> list["SweepRun"]:
-    return load_root(args, "Sweep").build().list_runs()
+    try:
+        return load_root(args, "Sweep").build().list_runs()
+    except ConfigError as error:
+        hint = ": settings of all runs are in Sweep.settings={'Name.parameter': value}"
+        raise ConfigError(f"{error}{hint * ('@Sweep() uses' in f'{error}')}") from error
 
 
 def _choose_folder(args: argparse.Namespace) -> Path:

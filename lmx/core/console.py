@@ -1,6 +1,7 @@
 """Progress bars and lines on stderr, and tables of text."""
 
 import contextlib
+import functools
 import io
 import os
 import sys
@@ -35,6 +36,12 @@ def print_line(text: str, file: Any = None) -> None:
 
     with contextlib.suppress(*WRITE_ERRORS):
         tqdm.write(text, file=file or sys.stderr)
+
+
+@functools.cache
+def print_once(text: str) -> None:
+    """Prints a line on stderr the first time in this process."""
+    print_line(text)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import socket
 import sys
@@ -215,7 +216,8 @@ def _accept(
         del peers[old]
     connection.settimeout(HANDSHAKE_TIMEOUT)
     try:
-        peer = _identify(_receive(connection), [me, *peers.values()])
+        handshake = _receive(connection, HANDSHAKE_TIMEOUT)
+        peer = _identify(handshake, [me, *peers.values()])
     except ConfigError as error:
         reason = f"a connection from {host}: {f'{error}'[:300]}"
         if reason not in refusals:
@@ -331,13 +333,22 @@ def _send(connection: socket.socket, **message: Any) -> None:
         connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _receive(connection: socket.socket) -> dict[str, Any]:
-    """The next JSON object; empty if the connection is closed or invalid.
+def _receive(connection: socket.socket, timeout: float = math.inf) -> dict[str, Any]:
+    """The next JSON object; empty if the connection is closed, late or invalid.
 
-    Reads unbuffered, so that `wait` sees what follows.
+    Reads unbuffered, so that `wait` sees what follows. The timeout is of the whole
+    object; that of the connection, of each byte.
     """
+    deadline, line = time.monotonic() + timeout, b""
     try:
-        message = json.loads(connection.makefile("rb", 0).readline(2**16))
+        while (
+            not line.endswith(b"\n")
+            and len(line) < 2**16
+            and time.monotonic() < deadline
+            and (byte := connection.recv(1))
+        ):
+            line += byte
+        message = json.loads(line)
     except (OSError, ValueError, RecursionError):
         return {}
     return message if isinstance(message, dict) else {}

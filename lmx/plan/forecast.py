@@ -1,5 +1,6 @@
 """Predicted memory, time and cost of a case."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -119,8 +120,13 @@ class Forecast:
 
 
 def make_forecast(case: Case, price: float) -> Forecast:
-    """The analytic forecast of a case, at a price of a chip for an hour."""
+    """The analytic forecast of a case, at a price of a chip for an hour.
+
+    What a loss owns, such as a teacher, runs forward: 2 FLOPs per element and token.
+    """
     flops = count_flops(case.model, case.sequence_length, case.remat)
+    frozen = sum(math.prod(tensor.shape) for tensor in case.tensors("frozen.loss"))
+    flops = flops._replace(executed=flops.executed + 2 * frozen)
     collectives, memory = tuple(list_collectives(case)), estimate_memory(case)
     return Forecast(
         method="Analytic",

@@ -14,8 +14,9 @@ Nothing was compiled or run. Assumptions: attention at 50% of the peak, which sk
 masked tokens unless its backend holds all logits; other matmuls at 81% of it; float32
 in TF32 on GPUs and as fast as bfloat16 on TPUs; gathers of weights overlap with other
 work, on GPUs also sums of gradients, and nothing over `tensor` and `expert`; one
-document per row. Left out: ring attention over `context`, bubbles of `stage`, models
-that a loss runs, dropout, compilation, evaluation, saves, host work, stragglers."""
+document per row. Left out: ring attention over `context`, bubbles of `stage`,
+attention of models that a loss runs, dropout, compilation, evaluation, saves, host
+work and stragglers."""
 COMPILED = """\
 Memory, cycles and collectives are those of the compiler for this step; nothing was run.
 Assumptions: attention kernels, whose cycles it does not estimate, reach 50% of the
@@ -75,12 +76,12 @@ def format_verdict(forecast: Forecast, better: dict[str, Forecast]) -> str:
         f"does not fit {machine.name}: {used:.1f} GiB a device, which has {has:.1f},"
         f" {most}"
     ]
-    if parts.get("attention logits", 0.0) > GIB:
-        backends = " or ".join(FUSED[machine.chip.platform])
-        cause = "attention holds the logits of all pairs of tokens"
-        lines.append(f"  {cause}: {backends} holds none")
-    if parts.get("logits", 0.0) > GIB:
-        lines.append("  the loss holds all logits: NextToken.chunk=1024 holds fewer")
+    backends = " or ".join(FUSED[machine.chip.platform])
+    causes = {
+        "attention logits": f"attention holds all pairs of tokens: {backends} does not",
+        "logits": "the loss holds all logits: NextToken.chunk=1024 holds fewer",
+    }
+    lines += [f"  {causes[x]}" for x in causes if parts.get(x, 0.0) > GIB]
     for name, each in better.items():
         step = f"{each.memory.total / GIB:.1f} GiB, {each.seconds.step:.3g} s a step"
         lines.append(f"  {name}: {format_overrides(forecast, each)} fits ({step})")

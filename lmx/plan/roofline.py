@@ -36,7 +36,8 @@ class Flops(NamedTuple):
         attention: with attention to all tokens, as in the MFU of `lmx train`.
             Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
         causal: with attention to earlier tokens only.
-        executed: as `causal`, with recomputation in the backward pass.
+        executed: as `causal`, with recomputation in the backward pass, and with the
+            forward pass of what a loss owns.
         executed_attention: the part of `executed` in attention kernels.
     """
 

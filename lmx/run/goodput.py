@@ -128,15 +128,12 @@ class TimeAccounting:
 
 def read_timing(path: Path) -> list[dict[str, Any]]:
     """The lines of `timing.jsonl` of a run, but those with values of wrong kinds."""
-    return [row for row in read_jsonl(path / TIMING) if _has_kinds(row)]
-
-
-def _has_kinds(row: dict[str, Any]) -> bool:
-    try:
-        check_kinds(row, KINDS, TIMING)
-    except ConfigError:
-        return False
-    return True
+    rows = []
+    for row in read_jsonl(path / TIMING):
+        with contextlib.suppress(ConfigError):
+            check_kinds(row, KINDS, TIMING)
+            rows.append(row)
+    return rows
 
 
 def record_death(path: Path, pid: int, status: int) -> None:

@@ -1,13 +1,12 @@
 """Append-only JSON Lines files; no kill and no full disk leaves a partial line."""
 
-import functools
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmx.core.console import print_line
+from lmx.core.console import print_line, print_once
 from lmx.core.files import write_atomic
 
 
@@ -79,7 +78,9 @@ def read_jsonl(path: Path, size: int | None = None) -> list[dict[str, Any]]:
     """
     rows, damaged = _parse(path, size)
     if damaged:
-        _report(path, len(damaged))
+        print_once(
+            f"warning: {path} has {len(damaged)} damaged lines, which are left out."
+        )
     return rows
 
 
@@ -99,8 +100,3 @@ def _parse(path: Path, size: int | None) -> tuple[list[dict[str, Any]], list[byt
         else:
             damaged.append(line)
     return rows, damaged
-
-
-@functools.cache
-def _report(path: Path, count: int) -> None:
-    print_line(f"warning: {path} has {count} damaged lines, which are left out.")

@@ -276,7 +276,8 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
         return parse_object((path / name).read_bytes(), path / name)
     except FileNotFoundError:
-        others = sorted(path.parent.glob(f"{glob.escape(path.name)}-*/{CONFIG}"))
+        start = glob.escape(path.name.removesuffix("-..."))  # as docs shorten it
+        others = sorted(path.parent.glob(f"{start}-*/{CONFIG}"))
         near = "".join(f" Did you mean {file.parent}?" for file in others[:1])
         raise ConfigError(f"{path} is not a run: it has no {name}.{near}") from None
     except OSError as error:

@@ -6,7 +6,6 @@ and configs of it can be opened without the flag until these change.
 """
 
 import ast
-import functools
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -19,7 +18,7 @@ from lmx.config import registry
 from lmx.config.registry import ConfigError, find, is_known
 from lmx.config.resolve import from_json
 from lmx.config.value import Config, walk
-from lmx.core.console import print_line, warn_on_error
+from lmx.core.console import print_once, warn_on_error
 from lmx.core.files import create_dir_once, get_cache_dir, get_cache_path
 
 CODE = "code"  # the folder of a run that keeps the source of user modules
@@ -66,13 +65,10 @@ def load_recorded_config(
         raise ConfigError(f"{error}{hint if missing else ''}") from error
     for name in diff_digests(modules, digest_modules(config)):
         if name in modules:
-            _note(f"note: {name} has changed since the run of {source} was trained")
+            print_once(
+                f"note: {name} has changed since the run of {source} was trained"
+            )
     return config
-
-
-@functools.cache
-def _note(text: str) -> None:
-    print_line(text)
 
 
 def diff_digests(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

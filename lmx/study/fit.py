@@ -23,7 +23,7 @@ STARTS = 4  # fits from different starts, of which the best counts
 STEP = 1e-30  # imaginary, of derivatives
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 EXACT, ROUGH = 1e-13, 1e-7  # relative tolerances: of a fit, and of one of many
-TINY = 1e-30
+TINY, HUGE = 1e-30, 1e300
 PARALLEL = 100  # draws from which on processes pay
 PENALTY = 300.0  # in standard errors
 MAX_STEPS = 12  # of the search of the end of an interval
@@ -228,7 +228,8 @@ def _draw(fit: Fit, seed: np.random.SeedSequence) -> np.ndarray:
 def estimate(fit: Fit, samples: np.ndarray, quantity: Quantity) -> Estimate:
     """A quantity of the law, with the 95% percentile interval of bootstrap samples."""
     with np.errstate(all="ignore"):
-        low, high = np.nanpercentile(quantity(samples), (2.5, 97.5))
+        values = np.clip(quantity(samples), -HUGE, HUGE)  # infinities have no middle
+        low, high = np.nanpercentile(values, (2.5, 97.5))
     return Estimate(float(quantity(fit.params)), float(low), float(high))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ COLUMNS = {
     "unique": ("unique", "unique_tokens"),
     "experts": ("experts",),
 }
+SEPARATORS = ",;\t"  # of columns; the one that the header has most of
+NUMBER = re.compile(r"\s*[-+.]?\d[\d.eE+-]*\s*")
 BUDGET_GAP = 0.1  # between the logs of budgets that are not the same
 
 
@@ -91,8 +94,9 @@ def read_points(
 ) -> Points:
     """The points of a CSV file with a header, or of the finished runs in a folder.
 
-    In the rows with COLUMN=VALUE. `columns` are those of fields of `Points`; others are
-    found by `COLUMNS`. Two of n, d and c imply the third by C = 6 N D.
+    In the rows with COLUMN=VALUE. Commas, semicolons or tabs separate the columns of a
+    file. `columns` are those of fields of `Points`; others are found by `COLUMNS`. Two
+    of n, d and c imply the third by C = 6 N D.
     """
     if path.is_dir():
         done = [row for row in list_runs(path) if row["state"] == "done"]
@@ -120,10 +124,22 @@ def read_points(
 
 def _read_csv(path: Path) -> tuple[Sequence[str], list[tuple[int, dict[str, Any]]]]:
     """The header, and each row with its line number."""
+    message = (
+        f"{path} is a config: name the folder of its runs, as in sweeps/{path.stem}"
+    )
+    require(path.suffix != ".gin", message)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            return table.fieldnames or [], [(table.line_num, row) for row in table]
+            first = file.readline()
+            file.seek(0)
+            table = csv.DictReader(file, delimiter=max(SEPARATORS, key=first.count))
+            header = table.fieldnames or []
+            require(
+                not any(map(NUMBER.fullmatch, header)),
+                f"{path}:1: {first.strip()!r} has numbers, and must name the columns:"
+                " add a line such as n,d,loss before it.",
+            )
+            return header, [(table.line_num, row) for row in table]
     except (csv.Error, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a CSV file: {error}") from None
     except FileNotFoundError:
@@ -145,7 +161,7 @@ def _find_columns(
     if "loss" not in found or len({"n", "d", "c"} & found.keys()) < 2:
         raise ConfigError(
             f"{path} needs columns of the loss and of two of N, D and C: name them, as"
-            f" in --n COLUMN --d COLUMN --loss COLUMN. {_list(header)}"
+            f" in --n COLUMN --d COLUMN --loss COLUMN; {_list(header)}"
         )
     return found
 
@@ -159,6 +175,8 @@ def _parse(path: Path, line: int, row: Mapping[str, Any], column: str) -> float:
         value = float(row.get(column) or "nan")
     except (TypeError, ValueError):
         value = math.nan
-    message = f"{path}:{line}: {column} is {row.get(column)!r}, and must be above 0."
+    message = (
+        f"{path}:{line}: {column} is {row.get(column)!r}, and must be a number above 0."
+    )
     require(0 < value < math.inf, message)
     return value

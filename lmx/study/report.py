@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmx.config.registry import require
 from lmx.core.console import format_table
 from lmx.core.files import open_atomic
 from lmx.study.check import (
@@ -31,7 +32,7 @@ from lmx.study.fit import (
     profile,
 )
 from lmx.study.isoflop import fit_frontier, fit_isoflop, fit_parabolas
-from lmx.study.points import make_points
+from lmx.study.points import FLOPS, make_points
 
 HEADER = ("", "value", "95% (likelihood)", "95% (bootstrap)")
 
@@ -68,10 +69,14 @@ class Optimum(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The loss of a run, and the 95% interval of a single run with its noise."""
+    """The loss of a run, and the 95% interval of a single run with its noise.
 
-    n: float
-    d: float
+    N and D are None where the law is of C alone.
+    """
+
+    n: float | None
+    d: float | None
+    c: float
     loss: Measured
     run: Estimate
 
@@ -107,8 +112,15 @@ def make_report(
     }
     largest = float(points.c.max())
     has_optimum = law.log_optimal_n(fit.params, 0.0) is not None
-    budgets = (budgets or (largest, 10 * largest)) if has_optimum else ()
-    optima = [_find_optimum(fit, samples, c) for c in budgets]
+    require(
+        has_optimum or "n" not in law.varies or not budgets,
+        f"{law.title} does not say which N and D are optimal for a budget: give N and D"
+        " with --predict.",
+    )
+    budgets = budgets or (largest, 10 * largest)
+    optima = [_find_optimum(fit, samples, c) for c in budgets if has_optimum]
+    asked = [(n, d, FLOPS * n * d) for n, d in runs]
+    asked += [(None, None, c) for c in budgets if "n" not in law.varies]
     target = partial(_optimal_loss, fit, 10 * largest)
     suggested = []
     if has_optimum:
@@ -121,7 +133,7 @@ def make_report(
         fit,
         parameters,
         optima,
-        [_predict(fit, samples, n, d) for n, d in runs],
+        [_predict(fit, samples, *each) for each in asked],
         exponents if has_optimum else {},
         [test for test in tests if test],
         suggested,
@@ -157,12 +169,14 @@ def _find_optimum(fit: Fit, samples: np.ndarray, c: float) -> Optimum:
     return Optimum(c, n, math.exp(log_nd) / n.likelihood.value, loss)
 
 
-def _predict(fit: Fit, samples: np.ndarray, n: float, d: float) -> Prediction:
-    point = make_points(np.array([n]), np.array([d]))
+def _predict(
+    fit: Fit, samples: np.ndarray, n: float | None, d: float | None, c: float
+) -> Prediction:
+    point = make_points(np.array([n or 1.0]), np.array([d or 1.0]), c=[c])
     log_loss = _measure(fit, samples, lambda p: fit.law.log_loss(p, point)[..., 0])
     value, error = log_loss.likelihood.value, float(prediction_error(fit, point)[0])
     run = Estimate(value, value - error, value + error).map(math.exp)
-    return Prediction(n, d, log_loss.map(math.exp), run)
+    return Prediction(n, d, c, log_loss.map(math.exp), run)
 
 
 def to_plain(value: Any) -> Any:
@@ -219,10 +233,11 @@ def format_report(report: FitReport, comparison: Comparison | None) -> str:
         sections.append(_format_optima(report))
     if report.exponents:
         sections.append(_format_exponents(report))
-    for n, d, loss, run in report.predictions:
+    for n, d, c, loss, run in report.predictions:
         value, *intervals = loss.format(5)
+        given = f"C {c:.4g}" if n is None else f"N {n:.4g}, D {d:.4g}"
         sections.append(
-            f"N {n:.4g}, D {d:.4g}: loss {value}; the law {intervals[0]} (likelihood),"
+            f"{given}: loss {value}; the law {intervals[0]} (likelihood),"
             f" {intervals[1]} (bootstrap); a single run {run.low:.5g} to {run.high:.5g}"
         )
     if comparison:
@@ -289,8 +304,16 @@ def plot_fit(report: FitReport, file: Path) -> None:
     figure = Figure(figsize=(12, 9), layout="constrained", dpi=120)
     (top, right), (bottom, corner) = figure.subplots(2, 2)
     colors = {"c": np.log10(points.c), "cmap": "viridis", "s": 12}
-    top.scatter(points.n, points.loss, **colors)
-    for parabola in fit_parabolas(points):
+    parabolas = fit_parabolas(points)
+    runs = top.scatter(points.n, points.loss, **colors)
+    budgets = [points.c[points.budgets == x].max() for x in set(points.budgets)]
+    some = [math.log10(c) for c in sorted(budgets)[:: -(-len(budgets) // 8)]]
+    handles, labels = runs.legend_elements(num=some, fmt="C = $10^{{{x:.1f}}}$")
+    if parabolas:
+        handles += top.plot([], [], "k-", [], [], "r*")
+        labels += ["fitted curve", "optimum"]
+    top.legend(handles, labels, fontsize="small")
+    for parabola in parabolas:
         x = np.linspace(parabola.low, parabola.high, 50)
         top.plot(np.exp(x), np.polyval(parabola.coefficients, x), "k-", linewidth=0.6)
         if not parabola.at_edge:
@@ -298,7 +321,7 @@ def plot_fit(report: FitReport, file: Path) -> None:
     top.set(xscale="log", xlabel="N, parameters", ylabel="loss", title="budgets")
     low, high = np.quantile(points.loss, (0, 0.98))
     top.set_ylim(low - 0.05 * (high - low), high)
-    right.scatter(points.c, points.loss, s=8, color="gray")
+    right.scatter(points.c, points.loss, s=8, color="gray", label="runs")
     if report.optima:
         c = np.geomspace(points.c.min(), max(x.c for x in report.optima), 50)
         best = [math.exp(_optimal_loss(fit, x, fit.params)) for x in c]

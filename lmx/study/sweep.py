@@ -2,6 +2,7 @@
 
 import re
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,13 +137,14 @@ def run_sweep(runs: Sequence[SweepRun], folder: Path, start: Start) -> int:
     ended. The run of a worker that dies is resumed by another one; one that fails is
     tried by one worker only. A branch waits for the checkpoint of its trunk.
     """
-    began, left, worst = time.time(), list(runs), 0
+    left, worst = list(runs), 0
     for run in runs:
         _check_same(run, folder / run.name)
+    marks = {run.name: _read_mark(folder, run.name) for run in runs}
     while left:
         waiting = []
         for run in left:
-            status = _try_run(run, folder, start, began)
+            status = _try_run(run, folder, start, marks)
             if status in STOPPED:
                 return status
             waiting += [run] if status is None else []
@@ -153,8 +155,10 @@ def run_sweep(runs: Sequence[SweepRun], folder: Path, start: Start) -> int:
     return worst
 
 
-def _try_run(run: SweepRun, folder: Path, start: Start, began: float) -> int | None:
-    """Its status; None while another process has it."""
+def _try_run(
+    run: SweepRun, folder: Path, start: Start, marks: Mapping[str, str]
+) -> int | None:
+    """Its status; None while another process has it. `marks` are of old failures."""
     path, claim = folder / run.name, folder / CLAIMS / run.name
     if is_done(path):
         return 0
@@ -165,7 +169,7 @@ def _try_run(run: SweepRun, folder: Path, start: Start, began: float) -> int | N
         if run.first_step not in checkpoints.list_steps():
             if is_over:
                 print_line(f"{run.name}: {trunk} has no checkpoint {run.first_step}")
-            return 2 if is_over else _read_new_failure(folder, run.trunk, began)
+            return 2 if is_over else _read_new_failure(folder, run.trunk, marks)
         path_of_trunk = f"InitFrom.path={str(trunk)!r}"
         run = run._replace(arguments=[*run.arguments, path_of_trunk])
     claim.mkdir(parents=True, exist_ok=True)
@@ -174,30 +178,37 @@ def _try_run(run: SweepRun, folder: Path, start: Start, began: float) -> int | N
     except ConfigError:
         return None
     try:
-        if status := _read_new_failure(folder, run.name, began):
+        if status := _read_new_failure(folder, run.name, marks):
             return status
         if is_done(path):
             return 0
         print_line(f"{run.name}: {path}")
         status = start(run, path, [lock.file] if isinstance(lock, Lock) else [])
         if status and status not in STOPPED:
-            write_atomic(claim / FAILED, f"{status}".encode())
+            write_atomic(claim / FAILED, f"{status} {uuid.uuid4()}".encode())
         return status
     finally:
         lock.release()
 
 
-def _read_new_failure(folder: Path, name: str, began: float) -> int | None:
-    status, file = read_failure(folder, name), folder / CLAIMS / name / FAILED
-    return status if status and file.stat().st_mtime > began else None
+def _read_new_failure(folder: Path, name: str, marks: Mapping[str, str]) -> int | None:
+    """By the content of the mark, not by its time: clocks of file servers differ."""
+    is_new = _read_mark(folder, name) != marks.get(name)
+    return read_failure(folder, name) if is_new else None
 
 
 def read_failure(folder: Path, name: str) -> int | None:
     """The exit status with which a run failed last; None if it did not."""
+    status = _read_mark(folder, name).partition(" ")[0]
+    return int(status) if status.isdecimal() else None
+
+
+def _read_mark(folder: Path, name: str) -> str:
+    """The status of a failure and what tells it from others; empty if it did not."""
     try:
-        return int((folder / CLAIMS / name / FAILED).read_text())
-    except (OSError, ValueError):
-        return None
+        return (folder / CLAIMS / name / FAILED).read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def list_status(runs: Sequence[SweepRun], folder: Path) -> list[Row]:

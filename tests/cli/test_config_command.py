@@ -134,6 +134,22 @@ def test_list_shows_what_can_stand_in_a_place_with_one_line_each(lmx):
     assert "@Evaluate()" in json.loads(lmx("list", "HookConfig", "--json")[1])
 
 
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [
+        ("lr", "WSD.peak_lr"),
+        ("dim", "Decoder.width"),
+        ("n_layers", "Decoder.depth"),
+        ("peak_lr", "Cosine.peak_lr"),
+    ],
+)
+def test_list_shows_whose_a_parameter_is_by_its_names_elsewhere_too(lmx, name, owner):
+    status, out, _ = lmx("list", name)
+    assert status == 0 and owner in out and out.startswith("parameter ")
+    rows = json.loads(lmx("list", name, "--json")[1])
+    assert owner in [row[0] for row in rows] and all(len(row) == 4 for row in rows)
+
+
 def test_list_shows_ranges_and_the_documentation_of_bases(lmx):
     out = lmx("list", "Attention")[1]
     assert "float; 0 or more, and below 1" in out

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from lmx.cli.main import main
 from lmx.cli.study.fit import FIELDS, FORMS
@@ -52,7 +53,23 @@ def test_the_report_has_the_parameters_the_points_were_made_with(table, capsys):
     assert report["warnings"] == []
 
 
-def test_the_text_names_outliers_which_an_option_drops(table, tmp_path, capsys):
+@pytest.fixture
+def legends(monkeypatch):
+    """The texts of each legend that is drawn."""
+    drawn, draw = [], Axes.legend
+
+    def record(axes, *args, **kwargs):
+        legend = draw(axes, *args, **kwargs)
+        drawn.append([text.get_text() for text in legend.get_texts()])
+        return legend
+
+    monkeypatch.setattr(Axes, "legend", record)
+    return drawn
+
+
+def test_the_text_names_outliers_which_an_option_drops(
+    table, tmp_path, capsys, legends
+):
     image = tmp_path / "fit.png"
     against = ",".join(f"{name}={value}" for name, value in TRUTH.items())
     status, out, _ = run(capsys, table, "--png", image, "--against", against)
@@ -60,6 +77,9 @@ def test_the_text_names_outliers_which_an_option_drops(table, tmp_path, capsys):
     assert "2 outliers" in out and "rows 43 (loss 9.000), 42 (loss 9.000)" in out
     assert "within the joint 95% region" in out
     assert image.read_bytes().startswith(b"\x89PNG")
+    (legend, *_) = legends
+    assert len(legend) == 7 + 2  # budgets; fitted curve and optimum
+    assert legend[0] == "C = $10^{18.0}$" and legend[-2:] == ["fitted curve", "optimum"]
     status, out, _ = run(capsys, table, "--drop-outliers")
     assert "40 runs" in out and "outliers" not in out
     for section in ("alpha", "optimal N", "isoFLOP", "Backtest", "Next runs"):
@@ -76,6 +96,21 @@ def test_the_compute_form_fits_the_frontier_with_a_pinned_asymptote(table, capsy
     gamma = TRUTH["alpha"] * TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
     assert report["parameters"]["gamma"]["value"] == pytest.approx(gamma, abs=0.01)
     assert report["points"] < 40
+
+
+def test_the_compute_form_predicts_the_loss_of_a_budget(table, capsys):
+    words = (table, "--where", "set=a", "--form", "compute", "--pin", "E=1.69")
+    _, out, _ = run(capsys, *words, "--budget", "1e22", "--json")
+    (found,) = json.loads(out)["predictions"]
+    assert found["c"] == 1e22 and found["n"] is found["d"] is None
+    # the lowest loss of E + A / N^alpha + B / D^beta, on a grid of N
+    n = np.geomspace(1e6, 1e14, 10_000)
+    losses = TRUTH["E"] + 406.4 / n**0.34 + 410.7 / (1e22 / 6 / n) ** 0.28
+    assert found["loss"]["value"] == pytest.approx(losses.min(), rel=0.01)
+    assert found["run"]["low"] < losses.min() < found["run"]["high"]
+    assert found["loss"]["low"] < found["loss"]["value"] < found["loss"]["high"]
+    status, out, _ = run(capsys, *words)  # the largest budget, and ten times it
+    assert status == 0 and "C 1e+21: loss " in out and "C 1e+22: loss " in out
 
 
 def test_the_finished_runs_of_a_folder_are_points(tmp_path, capsys, monkeypatch):
@@ -134,6 +169,9 @@ def test_a_law_of_experts_has_a_report(tmp_path, capsys):
     words = ("--form", "routed", "--against", "a=-0.082,b=-0.1,c=0.009,d=1.1")
     status, _, err = run(capsys, tmp_path / "routed.csv", *words)
     assert status == 2 and "E_start, E_max is missing" in err
+    words = ("--form", "routed", "--budget", "1e21")
+    status, _, err = run(capsys, tmp_path / "routed.csv", *words)
+    assert status == 2 and "does not say which N and D are optimal for a budget" in err
     status, out, _ = run(capsys, tmp_path / "routed.csv", "--form", "routed")
     assert status == 0 and "E_start" in out
 

@@ -32,6 +32,7 @@ FILES = {
     "docs/thesis.tex": b"my only copy",
     "broken/experiment.json": b"{",
     "broken/metadata.json": b"{",
+    "sweep.gin": b"Sweep.experiment = 'tiny.gin'\nSweep.points = @Grid()\n",
     "lost.gin": b"include 'gone.gin'\n",
     "bare.gin": b"Experiment.steps = 3\n",
     "binary.gin": b"\xff\xfe\x00",
@@ -271,6 +272,21 @@ def test_a_run_that_cannot_start_is_refused(lmx, listed, words, cause, cure):
     before = listed()
     check(lmx("train", *words), cause, cure)
     assert listed() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "config", "other"),
+    [
+        ("train", "sweep.gin", "lmx sweep run sweep.gin"),
+        ("config show", "sweep.gin", "lmx sweep run sweep.gin"),
+        ("sweep run", "tiny.gin", "lmx train tiny.gin"),
+        ("sweep plan", "echo.gin", "lmx train echo.gin"),
+    ],
+)
+def test_a_config_of_another_root_is_refused_with_its_command(
+    lmx, listed, command, config, other
+):
+    check(lmx(*command.split(), config), f"{config} is a config of @", other)
 
 
 def test_the_folder_of_another_experiment_is_refused(lmx, listed, work):

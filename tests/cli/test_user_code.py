@@ -124,6 +124,11 @@ def test_a_module_named_once_is_imported_without_the_flag(inside, lmx):
     assert "GatedAttention" in lmx("config", "show", "run")[1]
 
 
+def test_a_module_named_once_is_listed_without_the_flag(inside, lmx):
+    status, out, _ = lmx("config", "list", "GatedAttention")
+    assert status == 0 and "GatedAttention.heads" in out
+
+
 @pytest.mark.parametrize("changed", [MODULE, "constants"])
 def test_a_module_that_was_not_named_is_not_imported(inside, lmx, changed):
     (inside / f"{changed}.py").write_text("raise SystemExit('imported')\n")

@@ -1,9 +1,11 @@
 """Startup rendezvous and joint exit of several processes."""
 
+import contextlib
 import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -156,6 +158,28 @@ def test_strangers_are_refused_and_logged_once_and_the_leader_waits_on(start, ad
     assert (status, out) == (0, ["left"])
     for line, reason in zip(stderr.splitlines(), messages, strict=True):
         assert "warning: refused a connection from " in line and reason in line
+
+
+def test_a_handshake_sent_byte_by_byte_is_refused_at_its_deadline(address, monkeypatch):
+    """Each byte comes in time, and all of them would take 10 s."""
+    monkeypatch.setattr("lmx.core.rendezvous.HANDSHAKE_TIMEOUT", 0.3)
+    host, port = address.split(":")
+    start = time.monotonic()
+
+    def trickle():
+        wait_for_listener(address)
+        with socket.create_connection((host, int(port))) as stranger:
+            with contextlib.suppress(OSError):
+                while time.monotonic() < start + 10:
+                    stranger.sendall(b" ")
+                    time.sleep(0.05)
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    with pytest.raises(PeerLostError, match="Refused: a connection from "):
+        Rendezvous.join(ProcessInfo(0, 2, address), {}, 0.6)
+    assert time.monotonic() - start < 5.0
+    thread.join(20)
 
 
 def test_processes_that_disagree_are_refused_on_both_sides(start, address):

@@ -14,6 +14,7 @@ from lmx.data.store.store import Store
 from lmx.data.tokenizer.base import ByteTokenizer, CharTokenizer
 from lmx.evals.documents import Scorer, SlidingWindow, find_training_length
 from lmx.models.trained_model import TrainedModel
+from tests.hash_init import HASHED
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 TEXT = "né bottles of beer on the wall, and no more bottles of beer"
@@ -25,7 +26,7 @@ SIZES = [
 def trained(codec, *words):
     """An untrained model as a run."""
     vocab = [f"Decoder.vocab={codec.vocab}", f"RepeatTask.vocab={codec.vocab}"]
-    config = lmx.load_experiment(TINY, [*vocab, *words])
+    config = lmx.load_experiment(TINY, [HASHED, *vocab, *words])
     graph, params = nnx.split(config.build().model(nnx.Rngs(0)))
     return TrainedModel(config, 0, graph, params, codec)
 

@@ -17,6 +17,7 @@ from lmx.run.goodput import TimeAccounting
 from lmx.run.run_dir import RunDir, read_last_metrics
 from lmx.train.hook import HookRunner
 from lmx.train.loop import train
+from tests.hash_init import HASHED
 
 PAGES = Path(__file__).parents[2] / "experiments"
 PAGE, GRAMMAR = PAGES / "markov.gin", PAGES / "grammar.gin"
@@ -86,7 +87,7 @@ def test_deeper_grammars_are_learned(trained, language, share):
 
 
 def test_scores_of_rows_are_sums_of_token_logprobs():
-    experiment = lmx.load_experiment(PAGE, ONE).build()
+    experiment = lmx.load_experiment(PAGE, [HASHED, *ONE]).build()
     run = experiment.open()
     assert isinstance(source := experiment.data, Markov)
     model, batch = run.init().params, run.data.batch_at(0, 0)

@@ -26,6 +26,7 @@ from lmx.infer.generate import Generator, encode_prompt
 from lmx.run.goodput import TimeAccounting
 from lmx.run.run_dir import RunDir, read_last_metrics, read_metrics
 from lmx.train.hook import HookRunner
+from tests.hash_init import HASHED
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.gin"
 LINES = "".join(f"{n} é bottles of beer on the wall\n" for n in range(60))
@@ -37,6 +38,7 @@ WORDS = [
     "TextDataset.batch_size=8",
     "Text.holdout=@HoldoutTail()",
     "Decoder.vocab=258",
+    HASHED,
     "Experiment.steps=4",
     "Mesh.data=2",
     "Experiment.hooks=[@Evaluate(), @CompressionBaseline(), @Sample()]",

@@ -195,6 +195,17 @@ def test_float32_products_have_a_peak_of_their_own(make_case, on, rate):
     assert wide.seconds.memory >= narrow.seconds.memory
 
 
+def test_a_teacher_runs_forward(make_case):
+    words = ("Experiment.data=@Tempered()", "Tempered.source=@RepeatTask()")
+    teacher = ("Experiment.loss=@Distill()", "Distill.teacher=@Decoder")
+    alone, taught = (
+        make_forecast(make_case(*words, *more), 1.0) for more in ((), teacher)
+    )
+    assert taught.flops.executed - alone.flops.executed == 2 * NUMBERS
+    assert taught.flops.weights == alone.flops.weights
+    assert taught.seconds.compute > alone.seconds.compute
+
+
 def test_a_forecast_is_json(make_case):
     found = json.loads(json.dumps(make_forecast(make_case(), 1.0).to_json()))
     assert found["method"] == "Analytic" and found["mesh"]["data"] == 8

@@ -13,6 +13,7 @@ from lmx.run.run_dir import (
     RunDir,
     read_config,
     read_last_metrics,
+    read_metadata,
     read_metrics,
 )
 
@@ -128,6 +129,13 @@ def test_an_unreadable_file_is_named(claim, name):
     (path / name).write_text("{")
     with pytest.raises(ConfigError, match=f"{name} is not JSON.*restore it"):
         claim()
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart-..."])
+def test_a_name_without_its_id_suggests_the_run(claim, tmp_path, name):
+    run = claim(path="quickstart-0123").path
+    with pytest.raises(ConfigError, match=f"is not a run: .* Did you mean {run}"):
+        read_metadata(tmp_path / name)
 
 
 def test_runs_of_another_schema_are_refused(claim):

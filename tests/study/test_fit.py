@@ -52,6 +52,16 @@ def test_the_interval_of_an_exponent_ends_where_fits_with_it_pinned_are_rejected
         assert ratio == pytest.approx(limit, rel=0.03)
 
 
+def test_an_interval_ends_at_zero_where_bootstrap_fits_have_a_coefficient_of_zero(
+    noisy,
+):
+    samples = np.tile(noisy.params, (100, 1))
+    samples[:3, 0] = -1e4  # the log of E
+    found = estimate(noisy, samples, lambda p: np.log(noisy.law.report(p)["E"]))
+    value = float(noisy.law.report(noisy.params)["E"])
+    assert np.exp(found) == pytest.approx([value, 0.0, value])
+
+
 def test_intervals_of_a_linear_law_are_those_of_least_squares():
     points = draw_points("routed")
     noise = NOISE * np.random.default_rng(1).normal(size=80)

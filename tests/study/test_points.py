@@ -28,6 +28,14 @@ def test_the_third_of_n_d_and_c_is_implied(tmp_path, header):
     assert sorted((points.n[0], points.d[0])) == [10, 20]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_columns_are_separated_by_what_the_header_has_most_of(tmp_path, separator):
+    rows = [["n", "d", '"loss, in nats"'], ["1e6", "2e7", "5.92"]]
+    file = write(tmp_path, "\n".join(map(separator.join, rows)))
+    points = read_points(file, {"loss": "loss, in nats"})
+    assert (points.n, points.d, points.loss) == (1e6, 2e7, 5.92)
+
+
 def test_columns_and_rows_are_chosen(tmp_path):
     text = "set,size,seen,N,loss\nx,10,20,1,3\ny,11,21,1,4\nx,12,22,1,5\n"
     file = write(tmp_path, text)
@@ -49,6 +57,8 @@ def test_columns_and_rows_are_chosen(tmp_path):
         ("n,d,loss\n1,x,3\n", ":2: d is 'x'"),
         ("n,loss\n1,2\n", "two of N, D and C: name them.*columns are 'n', 'loss'"),
         ("n,d\n1,2\n", "needs columns of the loss"),
+        ("1e6;2e7;5.92\n4e6;8e7;4.57\n", ":1: '1e6;2e7;5.92' has numbers, and must"),
+        ("n;d;loss\n1;2;3,5\n", ":2: loss is '3,5', and must be a number"),
         ("n,d,loss\n", "has no rows"),
         ("", "needs columns of the loss"),
         (f"n,d,loss\n1,2,{'3' * 200_000}\n", "is not a CSV file"),
@@ -57,6 +67,11 @@ def test_columns_and_rows_are_chosen(tmp_path):
 def test_a_table_that_cannot_be_used_is_refused(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         read_points(write(tmp_path, text), {})
+
+
+def test_a_config_in_place_of_a_folder_is_refused_with_that_folder(tmp_path):
+    with pytest.raises(ConfigError, match="is a config: name the folder.* sweeps/rate"):
+        read_points(tmp_path / "rate.gin", {})
 
 
 def test_columns_that_do_not_exist_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Points of sweeps, and workers that share their runs."""
 
 import math
+import os
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from lmx.run.run_dir import SCHEMA, write_initial_files
 from lmx.study import sweep
 from lmx.study.sweep import (
     CLAIMS,
+    FAILED,
     Sweep,
     SweepRun,
     list_status,
@@ -238,6 +240,28 @@ def test_a_failed_run_is_not_tried_by_other_workers_but_by_a_later_start(
     again = Starter()
     assert run_sweep(runs, tmp_path, again) == 0
     assert again.started == ["1", "4"]
+
+
+@pytest.mark.parametrize("seconds", [-1e6, 1e6])
+def test_failures_are_told_apart_though_the_clock_of_the_files_is_wrong(
+    runs, tmp_path, seconds
+):
+    mark, now = tmp_path / CLAIMS / "1" / FAILED, time.time()
+
+    def fail():
+        assert run_sweep(runs[1:2], tmp_path, Starter({"1": 2})) == 2
+        os.utime(mark, (now + seconds, now + seconds))
+
+    class Worker(Starter):
+        def __call__(self, run, path, pass_fds):
+            if run.name == "0":
+                fail()  # of another worker, meanwhile
+            return super().__call__(run, path, pass_fds)
+
+    assert run_sweep(runs[:2], tmp_path, worker := Worker()) == 2
+    assert worker.started == ["0"]
+    assert run_sweep(runs[:2], tmp_path, later := Starter()) == 0
+    assert later.started == ["1"]
 
 
 def test_a_stop_ends_the_worker_and_the_run_is_left_to_others(runs, tmp_path):

@@ -23,6 +23,7 @@ from lmx.models.mtp import MultiTokenPrediction
 from lmx.train.loss import MultiToken, NextToken
 from lmx.train.program import batch_shardings
 from lmx.train.step import compute_gradients
+from tests.hash_init import HashInit
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -61,6 +62,7 @@ def make_model(compute, **options: Any):
         depth=1,
         attention=partial(Attention, heads=2, kv_heads=2, head_dim=8),
         precision=precision,
+        init=HashInit(),
         **model,
     )
 

@@ -17,6 +17,7 @@ from lmx.core.batch import Batch
 from lmx.core.sharding import RULES, Mesh
 from lmx.train.program import batch_shardings
 from lmx.train.step import StepConfig, accumulate_gradients
+from tests.hash_init import HASHED
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -69,7 +70,8 @@ def sums_of(tiny):
     @functools.cache
     def sums_of(kind, layout, parts, width):
         overrides = [f"Precision.{of}=float64" for of in ("params", "compute")]
-        page = tiny("Decoder.precision=@Precision()", *overrides, kind=kind).build()
+        overrides += [HASHED, "Decoder.precision=@Precision()"]
+        page = tiny(*overrides, kind=kind).build()
         graph, params = nnx.split(page.model(nnx.Rngs(0)))
         rate = page.schedule.build(1)
         recipe = StepConfig(graph, page.loss, page.optimizer(rate), rate, 0, parts)

@@ -18,6 +18,7 @@ from lmx.run.run_dir import read_metrics
 from lmx.train.checkpoint.digest import flatten_by_path
 from lmx.train.checkpoint.reader import CheckpointReader
 from lmx.train.trainer import RunOptions, train_run
+from tests.hash_init import HASHED
 from tests.train import own_loss
 
 assert own_loss.Distill  # which configs name
@@ -82,7 +83,7 @@ def step_twice(config):
     return *states, metrics
 
 
-SGD = ["Experiment.optimizer=@sgd", "sgd.clip=None", ONE]
+SGD = ["Experiment.optimizer=@sgd", "sgd.clip=None", HASHED, ONE]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_the_trained_part_moves_as_if_the_others_had_a_gradient_of_zero(tiny, st
 
 
 def test_a_teacher_is_an_argument_of_the_step_and_not_changed(tiny):
-    config = tiny(*DISTILL, ONE)
+    config = tiny(*DISTILL, HASHED, ONE)
     before, _, after, metrics = step_twice(config)
     chex.assert_trees_all_equal(before.frozen, after.frozen)
     experiment = config.build()

@@ -23,11 +23,12 @@ from lmx.train.step import (
     compute_norms,
     train_step,
 )
+from tests.hash_init import HASHED
 
 
 def opened(tiny, kind, *overrides, parts=1):
     """A step config, parameters, an unevenly weighted batch and its keys."""
-    experiment = tiny(*overrides, kind=kind).build()
+    experiment = tiny(HASHED, *overrides, kind=kind).build()
     graph, params = nnx.split(experiment.model(nnx.Rngs(0)))
     rate = experiment.schedule.build(10)
     recipe = StepConfig(
@@ -98,7 +99,8 @@ def test_a_step_in_microbatches_equals_the_step(tiny, x64):
 
 
 def test_dropout_depends_on_the_step_only(tiny):
-    run = tiny("Mesh.data=1", "Constant.peak_lr=0.0", kind="dropout").build().open()
+    words = (HASHED, "Mesh.data=1", "Constant.peak_lr=0.0")
+    run = tiny(*words, kind="dropout").build().open()
     batch = run.put_batch(run.data.batch_at(0, 0))
     state, first = run.step(run.init(), batch)
     _, second = run.step(state, batch)
@@ -139,7 +141,7 @@ def test_a_model_learns_the_repeat_task_and_compiles_once(tiny):
 
 
 def test_norms_agree_with_numpy_in_total_and_by_layer(tiny):
-    params = nnx.split(tiny().build().model(nnx.Rngs(0)))[1]
+    params = nnx.split(tiny(HASHED).build().model(nnx.Rngs(0)))[1]
     whole, layers = compute_norms("param", params).values()
     square, by_layer = 0.0, np.zeros(2)
     for path, leaf in jax.tree.flatten_with_path(params)[0]:

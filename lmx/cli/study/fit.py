@@ -20,7 +20,7 @@ FIELDS = {
 REPEATABLE = {
     "--where": ("COLUMN=VALUE", "only rows with this value"),
     "--pin": ("NAME=VALUE", "do not fit E or an exponent"),
-    "--budget": ("C", "the optimum for these FLOPs"),
+    "--budget": ("C", "the optimum, or the loss, for these FLOPs"),
     "--predict": ("N,D", "the loss of a run"),
     "--against": ("NAME=VALUE,...", "hold given parameters against the fit"),
 }
@@ -51,11 +51,12 @@ REPEATABLE = {
 def fit(args: argparse.Namespace) -> Output:
     """Fits a scaling law to the runs in a folder, or to a table of runs.
 
-    A CSV file needs columns of the loss and of two of parameters N, tokens D and FLOPs
-    C; the third is then by C = 6 N D. Of a folder, the finished runs count. Prints the
-    parameters, compute-optimal N and D, three ways to the exponent of N over C, a test
-    on the largest runs, the next runs that would help most, and what is doubtful. Each
-    interval is of 95%: of the profile likelihood, and of the bootstrap.
+    A CSV file needs a header such as n,d,loss: columns of the loss and of two of
+    parameters N, tokens D and FLOPs C; the third is then by C = 6 N D. Of a folder, the
+    finished runs count. Prints the parameters, compute-optimal N and D, three ways to
+    the exponent of N over C, a test on the largest runs, the next runs that would help
+    most, and what is doubtful. Each interval is of 95%: of the profile likelihood, and
+    of the bootstrap.
 
       lmx fit points.csv
       lmx fit sweeps/ladder
@@ -65,8 +66,7 @@ def fit(args: argparse.Namespace) -> Output:
       lmx fit points.csv --against E=1.69,A=406.4,B=410.7,alpha=0.34,beta=0.28
 
     Forms: chinchilla (E + A / N^alpha + B / D^beta), kaplan, compute (E + A / C^gamma,
-    of the runs that no cheaper one beats), repeated (data that are repeated), routed
-    (mixtures of experts).
+    of the runs that no cheaper one beats), repeated (repeated data), routed (experts).
     """
     from lmx.study.check import compare, find_outliers
     from lmx.study.fit import fit_law
@@ -75,8 +75,8 @@ def fit(args: argparse.Namespace) -> Output:
     from lmx.study.points import read_points
     from lmx.study.report import format_report, make_report, plot_fit, to_json
 
-    columns = {name: getattr(args, name) for name in FIELDS}
-    points = read_points(Path(args.names[0]), columns, args.where)
+    path, columns = Path(args.names[0]), {name: getattr(args, name) for name in FIELDS}
+    points = read_points(path, columns, args.where)
     points = find_frontier(points) if args.form == "compute" else points
     pinned = _parse_pairs("--pin", args.pin)
     best = fit_law(LAWS[args.form].build(points), points, args.delta, pinned)
@@ -95,7 +95,9 @@ def fit(args: argparse.Namespace) -> Output:
     if args.png:
         with warn_on_error(f"plot {args.png}"):
             plot_fit(report, args.png)
-    return Output(format_report(report, comparison), to_json(report, comparison))
+    more = f"\n\nnext: lmx report {path}" * path.is_dir()
+    text = format_report(report, comparison) + more
+    return Output(text, to_json(report, comparison))
 
 
 def _parse_pairs(flag: str, pairs: Sequence[str]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from lmx.data.sampling.packing import (
     slice_stream,
 )
 from lmx.train.loss import sum_cross_entropy
+from tests.hash_init import HASHED
 
 PACKINGS = pytest.mark.parametrize(
     "packing", [ConcatAndSplit(), BestFitPacking()], ids=str
@@ -101,7 +102,7 @@ def test_best_fit_refuses_orders_that_slice_a_stream(make_store, make_dataset, o
 def test_documents_of_one_row_do_not_see_each_other(make_store, make_dataset):
     """The loss of packed rows is that of the documents, each in a row of its own."""
     config = lmx.load_experiment(
-        "tests/train/tiny.gin", ["Decoder.vocab=600", "RepeatTask.vocab=600"]
+        "tests/train/tiny.gin", [HASHED, "Decoder.vocab=600", "RepeatTask.vocab=600"]
     )
     graph, params = nnx.split(config.build().model(nnx.Rngs(0)))
 
