@@ -27,13 +27,9 @@ MAX_POINTS = 200  # of a curve
 TOP = 0.95  # the quantile of losses at the upper end of a chart
 SPAN = 1.001  # the least ratio of the ends of an axis
 WIDTH, HEIGHT, LEFT, BOTTOM = 480, 280, 45, 30  # of a chart
+# The other columns are settings and losses.
 FACTS = ("run", "state", "step", "steps", "parameters", "non_embedding_parameters")
-FACTS += (
-    "tokens",
-    "flops",
-    "own_flops",
-    "seconds",
-)  # the other columns are settings and losses
+FACTS += ("tokens", "flops", "own_flops", "seconds")
 
 _PAGE = """\
 <!doctype html>
