@@ -116,14 +116,19 @@ def test_the_compute_form_predicts_the_loss_of_a_budget(table, capsys):
 def test_the_finished_runs_of_a_folder_are_points(tmp_path, capsys, monkeypatch):
     made = make_ladder()
     rows = [
-        {"run": f"{i}", "state": "done", "parameters": n, "tokens": d, "loss": loss}
+        {
+            **{"run": f"{i}", "state": "done", "parameters": n, "tokens": d},
+            **{"loss": 9.0, "validation/nats": loss},  # of the last batch, and of all
+        }
         for i, (n, d, loss) in enumerate(zip(made.n, made.d, made.loss, strict=True))
     ]
     rows.append({"run": "40", "state": "running", "parameters": 9, "tokens": 9})
     monkeypatch.setattr(points, "list_runs", lambda folder: rows)
     status, out, _ = run(capsys, tmp_path, "--json")
     assert status == 0
-    assert json.loads(out)["points"] == 40
+    report = json.loads(out)
+    assert report["points"] == 40
+    assert report["parameters"]["E"]["value"] == pytest.approx(TRUTH["E"], rel=0.02)
 
 
 def test_every_law_can_be_named():
