@@ -78,7 +78,7 @@ def main():
         varied = ("peak_lr", "seed", "Sweep")
         name = ",".join(x for x in run.name.split(",") if not x.startswith(varied))
         config = lmx.load_experiment(
-            sweep.experiment, [*run.overrides, *args.overrides]
+            sweep.experiment, [*run.arguments[1:], *args.overrides]
         )
         groups[name].append(config)
     curves = {}

@@ -35,6 +35,7 @@ from lmx.train.optim.schedule import Constant
 from lmx.train.step import StepConfig, TrainState, train_step
 
 BOUND = 0.05  # of the slope of a change
+ALL = -1  # in place of a step: the mean of the slopes of all
 TAPS = ("embed", "attention.logits", "block.mid", "block.out", "router.logits")
 # The products of random weights in them, and in their change, vanish with the width as
 # 1 / sqrt(m) under muP; what is learned takes some steps to exceed them: growth fails.
@@ -56,16 +57,16 @@ class Slope(NamedTuple):
 
     size: str
     name: str
-    step: int  # 0: the initial value; else the change after so many steps
+    step: int  # 0: the initial value; else the change after so many, or `ALL`
     value: float
     low: float
     high: float
 
     @property
     def passes(self) -> bool:
-        """Whether the interval reaches into the bounds; initial values have none."""
+        """Whether the mean over steps, in its interval, can be within the bounds."""
         may_shrink = self.name in RANDOM_AT_FIRST or self.high >= -BOUND
-        judged = self.step > 0 or self.name == DECAY
+        judged = self.step == ALL or self.name == DECAY
         return not judged or (self.low <= BOUND and may_shrink)
 
 
@@ -80,14 +81,17 @@ class CoordCheck(NamedTuple):
         """Those of all quantities and steps, but for quantities that are zero."""
         found = []
         for name, sizes in self.measured.items():
-            for step in range(sizes.shape[2]):
-                if (sizes[:, :, step] > 0).all():
-                    y = np.log2(sizes[:, :, step])
-                    slopes = np.polyfit(np.log2(self.values), y, 1)[0]
-                    half = stats.t.ppf(0.975, len(slopes) - 1) * stats.sem(slopes)
-                    mean = slopes.mean()
-                    ends = mean - half, mean + half
-                    found.append(Slope(self.size, name, step, mean, *ends))
+            lines = {
+                step: np.polyfit(np.log2(self.values), np.log2(sizes[:, :, step]), 1)[0]
+                for step in range(sizes.shape[2])
+                if (sizes[:, :, step] > 0).all()
+            }
+            if changes := [slopes for step, slopes in lines.items() if step]:
+                lines[ALL] = np.mean(changes, axis=0)
+            for step, slopes in lines.items():
+                half = stats.t.ppf(0.975, len(slopes) - 1) * stats.sem(slopes)
+                ends = slopes.mean() - half, slopes.mean() + half
+                found.append(Slope(self.size, name, step, slopes.mean(), *ends))
         return found
 
 
@@ -264,14 +268,14 @@ def format_check(checks: Sequence[CoordCheck]) -> str:
         rows = [
             (
                 name,
-                "initial value" if step == 0 and name != DECAY else f"step {step}",
+                {0: "initial value", ALL: "all steps"}.get(step, f"step {step}"),
                 f"{value:+.3f}",
                 f"{low:+.3f} to {high:+.3f}",
                 "" if slope.passes else "FAIL",
             )
             for slope in check.slopes()
             for _, name, step, value, low, high in [slope]
-            if step & (step - 1) == 0 or not slope.passes
+            if step & (step - 1) == 0 or step == ALL
         ]
         title = f"{check.size} {', '.join(map(str, check.values))}"
         header = ("quantity", "change after", "slope", "95%", "")
