@@ -8,7 +8,7 @@ import collections
 import pathlib
 import sys
 
-STATEMENTS, LINES, FUNCTION = 15_840, 32_250, 50
+STATEMENTS, LINES, FUNCTION = 16_830, 34_220, 50
 ROOT = pathlib.Path(__file__).parents[1] / "lmx"
 
 
