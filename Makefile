@@ -8,13 +8,14 @@ VERSIONS := 3.11 3.12 3.13
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test processes faults soak meshes style parity plan package docs \
+.PHONY: help demo test study processes faults soak meshes style parity plan package docs \
   wandb nightly bench constraints clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo         train a small model on this machine, and see what it learned'
 	@echo 'make test         run the tests'
+	@echo 'make study        train several models, and compare them'
 	@echo 'make processes    train in several real processes and compare with one process'
 	@echo 'make faults       inject faults into real runs (kills, full disks, lost peers)'
 	@echo 'make soak         kill a run a hundred times'
@@ -35,12 +36,15 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile \
-	  -m 'not nightly and not processes and not faults and not meshes and not tpu'
+	  -m 'not (nightly or study or processes or faults or meshes or tpu)'
 
 # Only files with that word are collected; the tests of a file stay on one worker. Those
 # that wait for timeouts of processes have a third; long files come before short ones.
 MARKED = $(BIN)/python -m pytest -q -n 2 --dist loadfile -m '$@ and not nightly' \
   $$(grep -rlw --include='test_*.py' $@ tests | sort -r)
+
+study: $(VENV)/.dev
+	@$(MARKED)
 
 processes: $(VENV)/.dev
 	@$(MARKED)

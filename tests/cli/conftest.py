@@ -11,6 +11,7 @@ import pytest
 
 import lmx as library
 from lmx.cli.main import main
+from lmx.core.console import print_once
 from lmx.evals import documents
 from lmx.infer import beam, text
 
@@ -51,6 +52,7 @@ def lmx(capsys):
     """Runs a command in this process; returns its exit status, output and errors."""
 
     def lmx(*words):
+        print_once.cache_clear()  # a command is a process of its own elsewhere
         with pytest.raises(SystemExit) as stop:
             main(words)
         return (stop.value.code, *capsys.readouterr())

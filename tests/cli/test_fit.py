@@ -157,6 +157,7 @@ def test_what_is_wrong_is_named(table, capsys, words, message):
     assert re.search(message, err), err
 
 
+@pytest.mark.study
 def test_the_few_points_of_the_docs_have_a_report_with_undecided_ends(tmp_path, capsys):
     rows = ["n,d,loss", "1e6,2e7,5.92", "1e6,2e8,5.02", "4e6,8e7,4.57", "4e6,8e8,3.96"]
     rows += ["16e6,3e8,3.78", "16e6,3e9,3.31", "64e6,1e9,3.16"]

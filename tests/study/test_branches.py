@@ -66,7 +66,7 @@ def start(run, path, pass_fds):
     return 0
 
 
-@pytest.mark.faults
+@pytest.mark.study
 def test_a_branch_ends_with_the_bits_of_a_run_of_its_own_and_is_counted_once(
     parse, tmp_path
 ):

@@ -111,6 +111,7 @@ def test_fewer_seeds_than_a_verdict_needs_are_counted(write_run, tmp_path, capsy
     assert "validation/nats: cannot tell" in out and "model.depth  1  2" in out
 
 
+@pytest.mark.study
 def test_tensors_that_begin_with_equal_values_are_those_of_the_built_models(config):
     def make(experiment):
         model = experiment.model(nnx.Rngs(params=rng.key(0, "params")))

@@ -118,6 +118,7 @@ def test_slopes_and_intervals_are_those_of_a_line_through_each_seed():
     np.testing.assert_allclose(slope[3:], [0.2, 0.2 - half, 0.2 + half], rtol=1e-6)
 
 
+@pytest.mark.study
 def test_a_decoder_passes_and_a_mistake_fails_at_three_widths():
     options = {"widths": (32, 64, 256), "depths": (), "steps": 2}
     assert not check("MuP", **options)

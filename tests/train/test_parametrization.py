@@ -87,6 +87,7 @@ def test_initial_weights_are_those_of_the_papers_table(tiny):
         np.testing.assert_allclose(found[name], plain[name] * factor, rtol=1e-6)
 
 
+@pytest.mark.study
 def test_steps_are_those_of_adamw_in_numpy_with_the_papers_table(tiny):
     b1, b2, eps, rate = 0.9, 0.95, 1e-3, 0.01
     config = tiny(*BASE, *LARGE, *TIED[1:], *DECAY, f"adamw.eps={eps}")
@@ -125,6 +126,7 @@ MOE_BASE = [x for x in BASE if "SwiGLU" not in x]
 MOE_BASE += ["base/Decoder.mlp=@base/MoE", "base/MoE.hidden=8"]
 
 
+@pytest.mark.study
 def test_folded_weights_are_the_papers_multipliers_of_activations(tiny):
     tied = [*MOE, "MoE.hidden=24", *MOE_BASE, *LARGE[:5], *TIED]
     tied += ["Attention.qk_norm=@RMSNorm"]
@@ -144,6 +146,7 @@ def test_folded_weights_are_the_papers_multipliers_of_activations(tiny):
     np.testing.assert_allclose(model(tokens), wanted, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.study
 @pytest.mark.parametrize(
     "overrides",
     [
